@@ -1,0 +1,161 @@
+/* libdsv2: models.
+ *
+ * A model is opened once and shared: it never changes afterwards, and any number of threads and sessions may use it
+ * at the same time. It owns its threads and the memory pool from which its sessions take pages.
+ *
+ *     dsv2_model *model;
+ *     if (dsv2_model_open("DeepSeek-V2-Lite-Chat", NULL, &model) != DSV2_OK)
+ *         fprintf(stderr, "%s\n", dsv2_last_error());
+ *     ...
+ *     dsv2_model_close(model);
+ */
+#ifndef DSV2_MODEL_H
+#define DSV2_MODEL_H
+
+#include <dsv2/error.h>
+
+DSV2_BEGIN_DECLS
+
+typedef struct dsv2_model dsv2_model;
+
+/* What a progress report is about. */
+typedef enum dsv2_phase {
+    DSV2_PHASE_OPEN = 1,   /* opening a model; done and total count tensors */
+    DSV2_PHASE_PROMPT = 2, /* feeding tokens; done and total count token-layers: tokens times layers */
+    DSV2_PHASE_PACK = 3,   /* writing a pack; done and total count bytes of weights */
+    DSV2_PHASE_VERIFY = 4, /* checking checksums; done and total count bytes */
+    DSV2_PHASE_SAVE = 5,   /* writing a snapshot; done and total count tokens */
+    DSV2_PHASE_RESTORE = 6 /* reading a snapshot; done and total count tokens */
+} dsv2_phase;
+
+/* Called now and then from the thread that made the call, never from another, with done <= total, done never falling,
+ * and done == total once at the end. Returning non-zero cancels the call: it returns DSV2_ERROR_CANCELLED and nothing
+ * has changed. The callback must not call back into the same session and must not throw or longjmp. */
+typedef int (*dsv2_progress_fn)(void *user, dsv2_phase phase, uint64_t done, uint64_t total);
+
+typedef enum dsv2_log_level { DSV2_LOG_WARNING = 1, DSV2_LOG_INFO = 2 } dsv2_log_level;
+
+/* Remarks that are no errors (a field of the configuration that is ignored, the kernels that were chosen). `message` is
+ * UTF-8, one line, valid during the call. Called from the thread that made the call. */
+typedef void (*dsv2_log_fn)(void *user, dsv2_log_level level, const char *message);
+
+/* Element type of weights, as stored or as asked for. Values are part of the binary interface. */
+typedef enum dsv2_weight_type {
+    DSV2_WEIGHTS_AS_STORED = 0,
+    DSV2_WEIGHTS_F32 = 1,
+    DSV2_WEIGHTS_F16 = 2,
+    DSV2_WEIGHTS_BF16 = 3,
+    DSV2_WEIGHTS_F8_E4M3 = 4,
+    DSV2_WEIGHTS_Q8_0 = 5,
+    DSV2_WEIGHTS_Q6_K = 6,
+    DSV2_WEIGHTS_Q5_K = 7,
+    DSV2_WEIGHTS_Q4_K = 8,
+    DSV2_WEIGHTS_Q4_0 = 9,
+    DSV2_WEIGHTS_MIXED = 10 /* in dsv2_model_info only: tensors of several types */
+} dsv2_weight_type;
+
+/* Set struct_size to sizeof(dsv2_model_options) and everything else to zero for the defaults. A larger struct_size than
+ * the library knows is accepted if the unknown rest is zero; a smaller one leaves the missing fields at their defaults. */
+typedef struct dsv2_model_options {
+    size_t struct_size;
+    uint32_t n_threads;             /* worker threads, the caller's included; 0: the process's CPU affinity and cgroup quota
+                                     * decide; at most 1024 */
+    dsv2_weight_type weight_type;   /* DSV2_WEIGHTS_AS_STORED, or a type to convert matrices to while opening */
+    const char *kernels;            /* NULL or "auto": the best for this processor; "c", "avx2" or "avx512": exactly that set,
+                                     * DSV2_ERROR_UNSUPPORTED where the processor lacks it. For tests and comparisons. */
+    uint64_t cache_memory_limit;    /* bytes that the KV pages of all sessions together may take; 0: no limit */
+    dsv2_progress_fn progress;      /* may be NULL */
+    void *progress_user;
+    dsv2_log_fn log;                /* may be NULL; kept until the model is closed */
+    void *log_user;
+} dsv2_model_options;
+
+/* Opens a model.
+ *   path     UTF-8. Found by content: a folder with config.json and safetensors files (one, or several with or without
+ *            model.safetensors.index.json) and, if there, tokenizer.json; or a file that is a GGUF or a .dsv2 pack.
+ *   options  NULL for the defaults. Read during the call only (but see `log`).
+ *   model    receives the handle; the caller closes it with dsv2_model_close.
+ * Files are mapped, not read, where their layout allows, and must not be changed while the model is open: a change of
+ * size is noticed before each pass and answered with DSV2_ERROR_IO.
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED (the message names the field or
+ * tensor and its value) or _CANCELLED. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model);
+
+/* Closes a model and frees all it owns. NULL is allowed. The handle stays valid for the sessions that are still open:
+ * what they need is freed with the last of them. Any thread; no other call may use the handle afterwards. */
+DSV2_API void dsv2_model_close(dsv2_model *model);
+
+/* The facts about an open model. Set struct_size before the call; names are those of the published config.json. */
+typedef struct dsv2_model_info {
+    size_t struct_size;
+    uint64_t parameters;            /* all weights */
+    uint64_t parameters_activated;  /* weights used for one token: shared and chosen experts, no unused ones */
+    uint64_t weight_bytes;          /* size of the weights as held, mapped or copied */
+    uint64_t bytes_copied;          /* the part of weight_bytes that had to be copied or converted */
+    dsv2_weight_type weight_type;   /* of the matrices, DSV2_WEIGHTS_MIXED if several */
+    uint32_t vocab_size;
+    uint32_t hidden_size;
+    uint32_t intermediate_size;
+    uint32_t moe_intermediate_size;
+    uint32_t num_hidden_layers;
+    uint32_t num_attention_heads;
+    uint32_t n_shared_experts;
+    uint32_t n_routed_experts;      /* 0: a dense model */
+    uint32_t num_experts_per_tok;
+    uint32_t n_group;
+    uint32_t topk_group;
+    uint32_t first_k_dense_replace;
+    uint32_t moe_layer_freq;
+    uint32_t q_lora_rank;           /* 0: queries are not compressed */
+    uint32_t kv_lora_rank;
+    uint32_t qk_nope_head_dim;
+    uint32_t qk_rope_head_dim;
+    uint32_t v_head_dim;
+    uint32_t max_position_embeddings; /* context length, tokens */
+    uint32_t n_threads;             /* threads the model uses */
+    int32_t bos_token_id;           /* -1: none */
+    int32_t eos_token_id;           /* -1: none */
+    char architecture[32];          /* "deepseek_v2" or "deepseek_v3" */
+    char topk_method[32];           /* "greedy", "group_limited_greedy", "noaux_tc", or "" for a dense model */
+    char scoring_func[16];          /* "softmax" or "sigmoid" */
+    char container[16];             /* "safetensors", "gguf" or "pack" */
+    char kernels[16];               /* kernel set in use: "c", "avx2", "avx512" */
+    uint64_t fingerprint;           /* digest of hyper-parameters and weights' identity; equal for equal models */
+} dsv2_model_info;
+
+/* Fills *info. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info);
+
+/* Memory used by the model's sessions. Set struct_size before the call. */
+typedef struct dsv2_memory_info {
+    size_t struct_size;
+    uint64_t pages_in_use;     /* pages referenced by at least one session; a shared page counts once */
+    uint64_t page_bytes_in_use;
+    uint64_t page_bytes_limit; /* 0: none */
+    uint64_t scratch_bytes;    /* working memory of passes, kept between calls */
+} dsv2_memory_info;
+
+/* Fills *info. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *info);
+
+/* Options of dsv2_model_pack; struct_size as in dsv2_model_options. */
+typedef struct dsv2_pack_options {
+    size_t struct_size;
+    dsv2_weight_type weight_type; /* DSV2_WEIGHTS_AS_STORED keeps each tensor's precision */
+    uint32_t n_threads;           /* as in dsv2_model_options */
+    dsv2_progress_fn progress;
+    void *progress_user;
+} dsv2_pack_options;
+
+/* Writes the model at `path` as one .dsv2 file with weights in the kernels' own layout. The file appears under its name
+ * only when whole. Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED, _CANCELLED.
+ * This version: DSV2_ERROR_UNSUPPORTED always. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv2_pack_options *options);
+
+/* Reads the pack at `path` through and checks every checksum. Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY,
+ * _IO, _FORMAT (the message names the damaged section), _UNSUPPORTED (not a pack) or _CANCELLED.
+ * This version: DSV2_ERROR_UNSUPPORTED always. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress, void *progress_user);
+
+DSV2_END_DECLS
+#endif

@@ -1,0 +1,135 @@
+/* libdsv2: sessions. A session is one sequence of tokens: its latent KV cache, its last logits, its sampler.
+ *
+ *     dsv2_session *session;
+ *     dsv2_session_open(model, NULL, &session);
+ *     dsv2_session_feed(session, prompt, n_prompt);
+ *     for (int i = 0; i < 100; i++) {
+ *         int32_t token;
+ *         dsv2_session_sample(session, &token);
+ *         if (token == eos) break;
+ *         ... show it ...
+ *         dsv2_session_feed(session, &token, 1);
+ *     }
+ *     dsv2_session_close(session);
+ *
+ * Thread rules: a session is used by one call at a time, from any thread; a second call meanwhile returns DSV2_ERROR_BUSY
+ * and changes nothing. dsv2_session_cancel alone may be called while another call runs. Sessions of one model are
+ * independent of each other. A session's logits are the same bits whatever the number of threads and whichever other
+ * sessions work at the same time or share its dsv2_step.
+ * Whenever a call fails the session is as it was before the call.
+ */
+#ifndef DSV2_SESSION_H
+#define DSV2_SESSION_H
+
+#include <dsv2/model.h>
+#include <dsv2/sampling.h>
+
+DSV2_BEGIN_DECLS
+
+typedef struct dsv2_session dsv2_session;
+
+/* Element type of the latent KV cache. Values are part of the binary interface. */
+typedef enum dsv2_cache_type {
+    DSV2_CACHE_DEFAULT = 0,
+    DSV2_CACHE_F32 = 1,
+    DSV2_CACHE_F16 = 2,
+    DSV2_CACHE_Q8 = 3, /* this version: DSV2_ERROR_UNSUPPORTED */
+    DSV2_CACHE_Q6 = 4  /* this version: DSV2_ERROR_UNSUPPORTED */
+} dsv2_cache_type;
+
+/* The form in which attention is computed. Both give the same logits up to rounding; AUTO takes the cheaper one for the
+ * number of tokens fed and the length they attend to. The others are for tests. */
+typedef enum dsv2_attention {
+    DSV2_ATTENTION_AUTO = 0,
+    DSV2_ATTENTION_ABSORBED = 1,
+    DSV2_ATTENTION_EXPANDED = 2
+} dsv2_attention;
+
+/* struct_size as in dsv2_model_options; zero everywhere else for the defaults. */
+typedef struct dsv2_session_options {
+    size_t struct_size;
+    uint32_t max_length;         /* tokens; 0: the model's context length, which it must not exceed */
+    dsv2_cache_type cache_type;  /* DSV2_CACHE_DEFAULT: f16 */
+    dsv2_attention attention;
+    dsv2_progress_fn progress;   /* of feed and step, DSV2_PHASE_PROMPT; may be NULL; kept until the session is closed */
+    void *progress_user;
+} dsv2_session_options;
+
+/* Opens an empty session. No memory is taken for tokens before they are fed. The caller closes *session.
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY or _UNSUPPORTED. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_open(dsv2_model *model, const dsv2_session_options *options,
+                                                         dsv2_session **session);
+
+/* Closes a session and gives its pages back. NULL is allowed. No other call may use the handle at the time or later. */
+DSV2_API void dsv2_session_close(dsv2_session *session);
+
+/* Appends n tokens (n >= 1) and computes the logits of the last one. Long inputs go through in chunks by themselves.
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT (an id outside the vocabulary: the message tells its index), _FULL, _MEMORY, _IO,
+ * _BUSY or _CANCELLED. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_feed(dsv2_session *session, const int32_t *tokens, size_t n);
+
+/* Draws the next token from the logits, as dsv2_session_set_sampling says, and stores it in *token. The token is not
+ * appended: the host feeds it, or stops. Advances the session's random numbers, unless greedy.
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE (nothing was fed), _MEMORY or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_sample(dsv2_session *session, int32_t *token);
+
+/* Sets how to draw; the session starts with dsv2_sampling_defaults. The structure and its biases are copied.
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT (the message names field and value), _MEMORY or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling *sampling);
+
+/* The logits of the last token: *logits points to vocab_size floats owned by the session, valid until its next feed,
+ * step, truncate, restore or close. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_logits(dsv2_session *session, const float **logits);
+
+/* The k most likely next tokens with their log probabilities, most likely first, into top[k]; of equals the smaller id
+ * first. k is at most the vocabulary size. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE, _MEMORY or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_top_tokens(dsv2_session *session, size_t k, dsv2_token_probability *top);
+
+/* The log probability of one token as the next. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_log_probability(dsv2_session *session, int32_t token, float *log_probability);
+
+/* The number of tokens in the session, in *n. Returns DSV2_OK, DSV2_ERROR_ARGUMENT or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_length(dsv2_session *session, size_t *n);
+
+/* Copies the session's tokens into tokens[capacity]; *n receives their number, always. With capacity 0 it only counts.
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _BUFFER or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_tokens(dsv2_session *session, int32_t *tokens, size_t capacity, size_t *n);
+
+/* Rewinds to the first n tokens (n <= length). Unless n is the present length the session then has no logits until it is
+ * fed again: to get those of token n, truncate to n - 1 and feed it.
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_truncate(dsv2_session *session, size_t n);
+
+/* A new session with the first n tokens of this one (n <= length), its options, sampler and random state, and its logits if
+ * n is the present length. Pages are shared and copied when one of the two writes to them. The caller closes *copy.
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_fork(dsv2_session *session, size_t n, dsv2_session **copy);
+
+/* Makes the call that is now at work on the session return DSV2_ERROR_CANCELLED, within about one layer's time; if none is,
+ * nothing happens (a later call is not cancelled). Any thread, at any time between open and close; also from a signal
+ * handler of the host. NULL is allowed. */
+DSV2_API void dsv2_session_cancel(dsv2_session *session);
+
+/* The bytes that one token takes in this session's cache, in *bytes. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_bytes_per_token(const dsv2_session *session, uint64_t *bytes);
+
+/* One session's part in a dsv2_step. Set struct_size in every item; all must be equal. */
+typedef struct dsv2_step_item {
+    size_t struct_size;
+    dsv2_session *session; /* each session at most once in a step, all of the same model */
+    const int32_t *tokens; /* n_tokens >= 1 ids to append */
+    size_t n_tokens;
+    float *logits;         /* NULL, or room for n_tokens rows of vocab_size floats: the logits of every token. The caller's;
+                            * contents undefined unless the item's status is DSV2_OK */
+    dsv2_status status;    /* out: what became of this item */
+} dsv2_step_item;
+
+/* One pass over many sessions' tokens: what dsv2_session_feed does for each, faster together, with the same bits.
+ * If the arguments, memory or files are at fault nothing changes in any session and every status says so. A cancelled
+ * session alone is as before, its item's status DSV2_ERROR_CANCELLED; the others go on. The sessions' progress callbacks are
+ * called for each of them. Returns DSV2_OK if every item succeeded, otherwise the first failing item's status:
+ * DSV2_ERROR_ARGUMENT, _FULL, _MEMORY, _IO, _BUSY, _MISMATCH (a session of another model) or _CANCELLED. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items);
+
+DSV2_END_DECLS
+#endif

@@ -1,0 +1,138 @@
+#include "base/base.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Opens a regular file and learns its size. O_NONBLOCK: a FIFO in place of a file must not hang the host. */
+static dsv2_status open_regular(const char *path, int *fd, uint64_t *size)
+{
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (*fd < 0)
+        return dsv2_fail_io(path, "open");
+    struct stat status;
+    dsv2_status result;
+    if (fstat(*fd, &status) != 0)
+        result = dsv2_fail_io(path, "stat");
+    else if (!S_ISREG(status.st_mode))
+        result = dsv2_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
+    else {
+        *size = (uint64_t)status.st_size;
+        return DSV2_OK;
+    }
+    close(*fd);
+    *fd = -1;
+    return result;
+}
+
+dsv2_status dsv2_file_map(const char *path, dsv2_file *file)
+{
+    *file = (dsv2_file){.fd = -1};
+    dsv2_status status = open_regular(path, &file->fd, &file->size);
+    if (status != DSV2_OK)
+        return status;
+    file->path = dsv2_copy_string(path);
+    if (file->path == NULL) {
+        status = dsv2_fail_memory("a path", strlen(path) + 1);
+        goto fail;
+    }
+    if (file->size > 0) {
+        void *data = file->size > SIZE_MAX ? MAP_FAILED : mmap(NULL, (size_t)file->size, PROT_READ, MAP_SHARED, file->fd, 0);
+        if (data == MAP_FAILED) {
+            status = dsv2_fail_io(path, "map");
+            goto fail;
+        }
+        file->data = data;
+    }
+    return DSV2_OK;
+fail:
+    dsv2_file_unmap(file);
+    return status;
+}
+
+void dsv2_file_unmap(dsv2_file *file)
+{
+    if (file->data != NULL)
+        munmap((void *)(uintptr_t)file->data, (size_t)file->size);
+    if (file->fd >= 0)
+        close(file->fd);
+    dsv2_free(file->path);
+    *file = (dsv2_file){.fd = -1};
+}
+
+dsv2_status dsv2_file_check(const dsv2_file *file)
+{
+    struct stat status;
+    if (fstat(file->fd, &status) != 0)
+        return dsv2_fail_io(file->path, "stat");
+    if ((uint64_t)status.st_size != file->size)
+        return dsv2_fail(DSV2_ERROR_IO, "%s: was %llu bytes when opened and is %lld now: the file was changed while in use; open "
+                         "the model again", file->path, (unsigned long long)file->size, (long long)status.st_size);
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_file_read(const char *path, uint64_t limit, char **data, size_t *size)
+{
+    int fd;
+    uint64_t expected;
+    dsv2_status status = open_regular(path, &fd, &expected);
+    if (status != DSV2_OK)
+        return status;
+    char *buffer = NULL;
+    if (expected > limit) {
+        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: %llu bytes, expected at most %llu", path, (unsigned long long)expected,
+                           (unsigned long long)limit);
+        goto done;
+    }
+    buffer = dsv2_new((size_t)expected + 1, 1);
+    if (buffer == NULL) {
+        status = dsv2_fail_memory(path, (size_t)expected + 1);
+        goto done;
+    }
+    size_t got = 0;
+    while (got < expected) {
+        ssize_t n = read(fd, buffer + got, (size_t)expected - got);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            status = dsv2_fail_io(path, "read");
+            goto done;
+        }
+        if (n == 0)
+            break; /* it shrank meanwhile: what there is, is the file */
+        got += (size_t)n;
+    }
+    *data = buffer;
+    *size = got;
+    buffer = NULL;
+done:
+    dsv2_free(buffer);
+    close(fd);
+    return status;
+}
+
+char *dsv2_path_join(const char *folder, const char *name)
+{
+    size_t a = strlen(folder), b = strlen(name);
+    char *path = dsv2_new(a + b + 2, 1);
+    if (path == NULL)
+        return NULL;
+    snprintf(path, a + b + 2, "%s%s%s", folder, a > 0 && folder[a - 1] == '/' ? "" : "/", name);
+    return path;
+}
+
+bool dsv2_is_folder(const char *path)
+{
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+bool dsv2_is_file(const char *path)
+{
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISREG(status.st_mode);
+}

@@ -1,0 +1,16 @@
+#include "base/base.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+void dsv2_log(const dsv2_logger *logger, dsv2_log_level level, const char *format, ...)
+{
+    if (logger == NULL || logger->log == NULL)
+        return;
+    char message[1024];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    logger->log(logger->user, level, message);
+}

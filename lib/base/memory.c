@@ -1,0 +1,64 @@
+#include "base/base.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum {
+    CACHE_LINE = 64,
+    HUGE_PAGE = 2 << 20,
+};
+
+void *dsv2_new(size_t count, size_t size)
+{
+    /* calloc checks the product; an empty array still gets an address of its own, so that NULL always means failure. */
+    return calloc(count > 0 ? count : 1, size);
+}
+
+void *dsv2_new_aligned(size_t count, size_t size)
+{
+    uint64_t bytes;
+    if (!dsv2_mul(count, size, &bytes) || bytes > SIZE_MAX - HUGE_PAGE)
+        return NULL;
+    size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE;
+    void *memory;
+    if (posix_memalign(&memory, alignment, bytes > 0 ? (size_t)bytes : 1) != 0)
+        return NULL;
+    if (alignment == HUGE_PAGE)
+        (void)madvise(memory, (size_t)bytes & ~(size_t)(HUGE_PAGE - 1), MADV_HUGEPAGE); /* a wish; the rest works without */
+    return memory;
+}
+
+bool dsv2_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size)
+{
+    if (needed <= *capacity)
+        return true;
+    void *array;
+    memcpy(&array, array_pointer, sizeof array);
+    size_t grown = *capacity < 16 ? 16 : *capacity;
+    while (grown < needed) {
+        if (grown > SIZE_MAX / 2)
+            return false;
+        grown *= 2;
+    }
+    uint64_t bytes;
+    if (!dsv2_mul(grown, size, &bytes) || bytes > PTRDIFF_MAX)
+        return false;
+    array = realloc(array, (size_t)bytes);
+    if (array == NULL)
+        return false;
+    memcpy(array_pointer, &array, sizeof array);
+    *capacity = grown;
+    return true;
+}
+
+void dsv2_free(void *memory) { free(memory); }
+
+char *dsv2_copy_string(const char *string)
+{
+    size_t size = strlen(string) + 1;
+    char *copy = dsv2_new(size, 1);
+    if (copy != NULL)
+        memcpy(copy, string, size);
+    return copy;
+}

@@ -1,0 +1,69 @@
+#include "base/base.h"
+
+#include <string.h>
+
+uint16_t dsv2_load_u16(const void *bytes)
+{
+    const uint8_t *b = bytes;
+    return (uint16_t)(b[0] | b[1] << 8);
+}
+
+uint32_t dsv2_load_u32(const void *bytes)
+{
+    const uint8_t *b = bytes;
+    return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
+}
+
+uint64_t dsv2_load_u64(const void *bytes)
+{
+    return (uint64_t)dsv2_load_u32(bytes) | (uint64_t)dsv2_load_u32((const uint8_t *)bytes + 4) << 32;
+}
+
+static float from_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static uint32_t to_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+float dsv2_bf16_to_f32(uint16_t bits) { return from_bits((uint32_t)bits << 16); }
+
+uint16_t dsv2_f32_to_bf16(float value)
+{
+    uint32_t bits = to_bits(value);
+    if ((bits & 0x7fffffff) > 0x7f800000)
+        return (uint16_t)(bits >> 16 | 0x40); /* rounding could turn a NaN into infinity */
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float dsv2_f16_to_f32(uint16_t half)
+{
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 0x1f, mantissa = half & 0x3ff;
+    if (exponent == 0x1f)
+        return from_bits(sign | 0x7f800000 | mantissa << 13);
+    if (exponent == 0) /* subnormal: mantissa * 2^-24, exact in float */
+        return from_bits(sign | to_bits((float)mantissa * 0x1p-24f));
+    return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+
+uint16_t dsv2_f32_to_f16(float value)
+{
+    uint32_t bits = to_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000)
+        return (uint16_t)(sign | 0x7e00);
+    if (magnitude >= 0x477ff000) /* 65520 and more round to infinity */
+        return (uint16_t)(sign | 0x7c00);
+    if (magnitude < 0x38800000) { /* under 2^-14: adding 1/2 leaves the subnormal's bits at the end, rounded to nearest even */
+        uint32_t shifted = to_bits(from_bits(magnitude) + 0.5f);
+        return (uint16_t)(sign | (shifted - to_bits(0.5f)));
+    }
+    magnitude += 0xfff + (magnitude >> 13 & 1);
+    return (uint16_t)(sign | (magnitude - 0x38000000) >> 13);
+}

@@ -1,0 +1,240 @@
+#include "base/base.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A spin of this many pauses is some tens of microseconds: longer than the gaps between the regions of one pass, shorter
+ * than anybody notices. */
+enum { SPINS = 2000 };
+
+struct dsv2_pool {
+    unsigned n_threads; /* the caller's included */
+    unsigned n_started;
+    pthread_t *threads;
+    pthread_mutex_t region; /* held for the length of one region */
+
+    /* The region at work. Written by the caller before `generation` grows, read by workers after they saw it grow. */
+    dsv2_task_fn fn;
+    void *context;
+    size_t n_tasks;
+    _Atomic size_t next;         /* the next task to hand out */
+    _Atomic unsigned working;    /* workers that have not finished this region */
+    _Atomic uint32_t generation; /* regions begun */
+
+    /* Sleeping: `lock` guards the two conditions, the counts say whether anybody has to be woken. */
+    pthread_mutex_t lock;
+    pthread_cond_t wake, done;
+    _Atomic unsigned sleepers;
+    _Atomic bool caller_sleeps;
+    _Atomic bool stop;
+};
+
+typedef struct worker {
+    dsv2_pool *pool;
+    unsigned thread;
+} worker;
+
+static void pause_cpu(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void work(dsv2_pool *pool, unsigned thread)
+{
+    size_t n_tasks = pool->n_tasks;
+    for (;;) {
+        size_t task = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
+        if (task >= n_tasks)
+            return;
+        pool->fn(pool->context, task, thread);
+    }
+}
+
+/* Returns when the generation is no longer `seen`, or at stop. */
+static void wait_for_region(dsv2_pool *pool, uint32_t seen)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&pool->generation, memory_order_acquire) != seen)
+            return;
+        pause_cpu();
+    }
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (atomic_load(&pool->generation) == seen)
+        pthread_cond_wait(&pool->wake, &pool->lock);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static void *worker_main(void *argument)
+{
+    worker self = *(worker *)argument;
+    free(argument);
+    dsv2_pool *pool = self.pool;
+    for (uint32_t seen = 0;; seen++) {
+        wait_for_region(pool, seen);
+        if (atomic_load_explicit(&pool->stop, memory_order_acquire))
+            return NULL;
+        work(pool, self.thread);
+        if (atomic_fetch_sub(&pool->working, 1) == 1 && atomic_load(&pool->caller_sleeps)) {
+            pthread_mutex_lock(&pool->lock);
+            pthread_cond_signal(&pool->done);
+            pthread_mutex_unlock(&pool->lock);
+        }
+    }
+}
+
+static void begin_region(dsv2_pool *pool)
+{
+    atomic_fetch_add(&pool->generation, 1);
+    if (atomic_load(&pool->sleepers) > 0) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+static void wait_for_workers(dsv2_pool *pool)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&pool->working, memory_order_acquire) == 0)
+            return;
+        pause_cpu();
+    }
+    pthread_mutex_lock(&pool->lock);
+    atomic_store(&pool->caller_sleeps, true);
+    while (atomic_load(&pool->working) > 0)
+        pthread_cond_wait(&pool->done, &pool->lock);
+    atomic_store(&pool->caller_sleeps, false);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+void dsv2_pool_run(dsv2_pool *pool, dsv2_task_fn fn, void *context, size_t n_tasks)
+{
+    if (pool->n_threads == 1 || n_tasks <= 1) {
+        for (size_t task = 0; task < n_tasks; task++)
+            fn(context, task, 0);
+        return;
+    }
+    pthread_mutex_lock(&pool->region);
+    pool->fn = fn;
+    pool->context = context;
+    pool->n_tasks = n_tasks;
+    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool->working, pool->n_threads - 1, memory_order_relaxed);
+    begin_region(pool);
+    work(pool, 0);
+    wait_for_workers(pool);
+    pthread_mutex_unlock(&pool->region);
+}
+
+unsigned dsv2_pool_threads(const dsv2_pool *pool) { return pool->n_threads; }
+
+/* Starts one worker with every signal blocked. */
+static bool start_worker(dsv2_pool *pool, unsigned thread)
+{
+    worker *argument = malloc(sizeof *argument);
+    if (argument == NULL)
+        return false;
+    *argument = (worker){pool, thread};
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    bool started = pthread_create(&pool->threads[thread - 1], NULL, worker_main, argument) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!started)
+        free(argument);
+    return started;
+}
+
+dsv2_status dsv2_pool_create(unsigned n_threads, dsv2_pool **out)
+{
+    dsv2_pool *pool = dsv2_new(1, sizeof *pool);
+    if (pool == NULL)
+        return dsv2_fail_memory("the thread pool", sizeof *pool);
+    pool->n_threads = n_threads;
+    pthread_mutex_init(&pool->region, NULL);
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pthread_cond_init(&pool->done, NULL);
+    pool->threads = dsv2_new(n_threads, sizeof *pool->threads);
+    if (pool->threads == NULL) {
+        dsv2_pool_destroy(pool);
+        return dsv2_fail_memory("the thread pool", n_threads * sizeof *pool->threads);
+    }
+    for (unsigned thread = 1; thread < n_threads; thread++) {
+        if (!start_worker(pool, thread)) {
+            dsv2_pool_destroy(pool);
+            return dsv2_fail(DSV2_ERROR_MEMORY, "cannot start thread %u of %u", thread + 1, n_threads);
+        }
+        pool->n_started++;
+    }
+    *out = pool;
+    return DSV2_OK;
+}
+
+void dsv2_pool_destroy(dsv2_pool *pool)
+{
+    if (pool == NULL)
+        return;
+    atomic_store_explicit(&pool->stop, true, memory_order_release);
+    begin_region(pool);
+    for (unsigned i = 0; i < pool->n_started; i++)
+        pthread_join(pool->threads[i], NULL);
+    pthread_cond_destroy(&pool->done);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->lock);
+    pthread_mutex_destroy(&pool->region);
+    dsv2_free(pool->threads);
+    dsv2_free(pool);
+}
+
+/* CPUs by the cgroup's quota, rounded up; 0 if there is none to be found. Version 2 has "max 100000" or "QUOTA PERIOD" in
+ * one file, version 1 has two files. Inside a container the group's own folder is mounted at the top. */
+static unsigned cgroup_quota(void)
+{
+    long long quota = -1, period = 0;
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
+    if (file != NULL) {
+        if (fscanf(file, "%lld %lld", &quota, &period) != 2)
+            quota = -1;
+        fclose(file);
+    } else {
+        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re");
+        if (file != NULL) {
+            if (fscanf(file, "%lld", &quota) != 1)
+                quota = -1;
+            fclose(file);
+        }
+        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re");
+        if (file != NULL) {
+            if (fscanf(file, "%lld", &period) != 1)
+                period = 0;
+            fclose(file);
+        }
+    }
+    if (quota <= 0 || period <= 0)
+        return 0;
+    long long cpus = quota / period + (quota % period != 0);
+    return cpus > 1024 ? 1024 : (unsigned)cpus;
+}
+
+unsigned dsv2_default_threads(void)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    unsigned cpus = 1;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0)
+        cpus = (unsigned)CPU_COUNT(&set);
+    unsigned quota = cgroup_quota();
+    return quota > 0 && quota < cpus ? quota : cpus;
+}

@@ -1,0 +1,84 @@
+/* kernels: the arithmetic. One table of function pointers; c/ is the reference, x86/ the fast ones. No other room asks what
+ * the processor can do.
+ *
+ * Promise kept by every kernel: a row's result depends on that row alone. How many rows there are, where a row stands among
+ * them and how the output rows are split over tasks change no bit of it. So each output is summed in one fixed order. */
+#ifndef DSV2_LIB_KERNELS_H
+#define DSV2_LIB_KERNELS_H
+
+#include "base/base.h"
+
+/* Element types of weights, as files hold them. */
+typedef enum dsv2_type {
+    DSV2_TYPE_F32 = 0,
+    DSV2_TYPE_F16,
+    DSV2_TYPE_BF16,
+    DSV2_TYPE_F8_E4M3, /* with a float scale per block, see dsv2_matrix */
+    DSV2_TYPE_COUNT
+} dsv2_type;
+
+const char *dsv2_type_name(dsv2_type type);
+
+/* Bytes of `cols` consecutive elements; 0 if cols is no multiple of the type's block. */
+size_t dsv2_type_row_bytes(dsv2_type type, uint64_t cols);
+
+/* A weight matrix W of a linear map y = W x. */
+typedef struct dsv2_matrix {
+    uint32_t rows, cols; /* outputs, inputs */
+    dsv2_type type;
+    const void *data;    /* row-major, each row row_bytes after the one before; not owned */
+    size_t row_bytes;
+    /* F8_E4M3 only: element (r, c) is multiplied by scales[r / scale_rows * scale_stride + c / scale_cols]. */
+    const float *scales;
+    uint32_t scale_rows, scale_cols, scale_stride;
+} dsv2_matrix;
+
+typedef struct dsv2_kernels {
+    const char *name; /* "c", "avx2", "avx512" */
+
+    /* out[i * out_stride + j] = sum_c x[i][c] * w[j][c], for i < m and j < n, c < k. x: m pointers to rows of k floats (so that
+     * rows can be gathered); w: n rows of k elements, w_stride bytes apart. Any m, n, k >= 1; no alignment asked for. */
+    void (*matmul[DSV2_TYPE_COUNT])(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
+                                    size_t n, size_t k); /* F32, F16, BF16; NULL where a type has none */
+
+    /* n consecutive elements to float: exact. NULL for F8_E4M3's scales are not applied here. */
+    void (*to_f32[DSV2_TYPE_COUNT])(float *out, const void *in, size_t n);
+
+    /* n floats to F16, nearest, ties to even. */
+    void (*f32_to_f16)(uint16_t *out, const float *in, size_t n);
+
+    /* out[i * out_stride + j] = out[i * out_stride + j] * keep[i] + sum_t p[i * p_stride + t] * v[t * v_stride + j], i < m, t < n,
+     * j < k: the softmax-weighted sum of attention, with the rescaling of its online form. Terms are added in order of t. */
+    void (*weighted_sum)(float *out, size_t out_stride, const float *keep, const float *p, size_t p_stride, size_t m, const float *v,
+                         size_t v_stride, size_t n, size_t k);
+
+    /* out = x / sqrt(mean(x^2) + epsilon) * weight, n elements; out may be x. */
+    void (*rms_norm)(float *out, const float *x, const float *weight, float epsilon, size_t n);
+
+    /* x[t] = exp(x[t] - max) for t < n, with max >= all x[t]; returns the sum, added in a fixed order. -INFINITY gives 0. */
+    float (*exp_sum)(float *x, float max, size_t n);
+
+    /* gate[j] = silu(gate[j]) * up[j], silu(z) = z / (1 + exp(-z)); n elements. */
+    void (*swiglu)(float *gate, const float *up, size_t n);
+
+    /* out[j] += scale * x[j], n elements. */
+    void (*add_scaled)(float *out, const float *x, float scale, size_t n);
+
+    /* The largest of n >= 1 floats; NaN is not looked for. */
+    float (*max)(const float *x, size_t n);
+} dsv2_kernels;
+
+/* The table by name; NULL or "auto" gives the best that this processor and operating system run.
+ * Fails with DSV2_ERROR_ARGUMENT (no such set) or _UNSUPPORTED (not on this processor). */
+dsv2_status dsv2_kernels_select(const char *name, const dsv2_kernels **kernels);
+
+/* Rows n0 to n1 - 1 of y = W x for m rows x: out[i * out_stride + j - n0]. Takes the type's own kernel, or unpacks some rows of
+ * W at a time into `scratch` (dsv2_matmul_scratch(W) floats, may be 0) and multiplies those. */
+void dsv2_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const dsv2_matrix *w,
+                 uint32_t n0, uint32_t n1, float *scratch);
+size_t dsv2_matmul_scratch(const dsv2_matrix *w);
+
+/* One row of a matrix as floats: the embedding of a token. */
+void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t row, float *out);
+
+#endif

@@ -10,9 +10,19 @@
  *   scale_exp2(v, n)                v * 2^n for v in [0.5, 2), n integral and in [-152, 129], rounded once
  *   add4(a, b, c, d)                the four vectors' sums as one __m128
  *   max_lanes(v)
- * The accumulators of a block are arrays: loops over them have constant bounds and are unrolled into registers. */
+ * The sums of a block are arrays: loops over them have constant bounds and are unrolled, so that they live in registers. */
+
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+/* Says that a vector is used from a register: left alone, gcc reads it from memory again for each use. */
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
 
 enum {
+    ONE_X_W_ROWS = 8, /* rows of weights read side by side for a single row of activations: as many sums hide the latency */
     X_ROWS = 3,     /* rows of activations in a block of matmul: 8 x 3 sums leave 8 of 32 registers, 4 x 3 leave 4 of 16 */
     K_CHUNK = 512,  /* columns of an unpacked panel of weights: W_ROWS * 2 KiB stay in the first-level cache */
     M_BLOCK = 48,   /* rows of activations that use a panel, a multiple of X_ROWS; few enough to stay in the second level */
@@ -66,39 +76,51 @@ INLINE void add_products(vec *sums, const float *const *x, size_t x_at, size_t n
                          size_t n, dsv2_type type)
 {
     vec s[W_ROWS * X_ROWS];
+    UNROLL
     for (size_t a = 0; a < n_w * n_x; a++)
         s[a] = sums[a];
     const float *rows[X_ROWS];
+    UNROLL
     for (size_t i = 0; i < n_x; i++)
         rows[i] = x[i] + x_at;
     size_t c = 0;
     for (; c + LANES <= n; c += LANES) {
         vec values[X_ROWS];
+        UNROLL
         for (size_t i = 0; i < n_x; i++)
             values[i] = load(rows[i] + c);
+        UNROLL
         for (size_t j = 0; j < n_w; j++) {
             vec weights = load_type(type, w + j * w_stride + c * type_bytes(type));
+            IN_REGISTER(weights);
+            UNROLL
             for (size_t i = 0; i < n_x; i++)
                 s[j * n_x + i] = fmadd(values[i], weights, s[j * n_x + i]);
         }
     }
     if (c < n) {
         vec values[X_ROWS];
+        UNROLL
         for (size_t i = 0; i < n_x; i++)
             values[i] = load_first(rows[i] + c, n - c);
+        UNROLL
         for (size_t j = 0; j < n_w; j++) {
             vec weights = load_type_first(type, w + j * w_stride + c * type_bytes(type), n - c);
+            UNROLL
             for (size_t i = 0; i < n_x; i++)
                 s[j * n_x + i] = fmadd(values[i], weights, s[j * n_x + i]);
         }
     }
+    UNROLL
     for (size_t a = 0; a < n_w * n_x; a++)
         sums[a] = s[a];
 }
 
 INLINE void store_sums(float *out, size_t out_stride, const vec *sums, size_t n_x, size_t n_w)
 {
+    UNROLL
     for (size_t i = 0; i < n_x; i++)
+        UNROLL
         for (size_t j = 0; j < n_w; j += 4) {
             float *at = out + i * out_stride + j;
             if (n_w == 1) {
@@ -115,6 +137,7 @@ INLINE void block_direct(float *out, size_t out_stride, const float *const *x, s
                          size_t n_w, size_t k, dsv2_type type)
 {
     vec sums[W_ROWS * X_ROWS];
+    UNROLL
     for (size_t a = 0; a < n_w * n_x; a++)
         sums[a] = zero();
     add_products(sums, x, 0, n_x, w, w_stride, n_w, k, type);
@@ -122,11 +145,11 @@ INLINE void block_direct(float *out, size_t out_stride, const float *const *x, s
 }
 
 INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w, size_t w_stride,
-                          size_t n, size_t k, dsv2_type type)
+                          size_t n_w, size_t n, size_t k, dsv2_type type)
 {
     size_t j = 0;
-    for (; j + W_ROWS <= n; j += W_ROWS)
-        block_direct(out + j, out_stride, x, n_x, w + j * w_stride, w_stride, W_ROWS, k, type);
+    for (; j + n_w <= n; j += n_w)
+        block_direct(out + j, out_stride, x, n_x, w + j * w_stride, w_stride, n_w, k, type);
     for (; j < n; j++)
         block_direct(out + j, out_stride, x, n_x, w + j * w_stride, w_stride, 1, k, type);
 }
@@ -162,6 +185,7 @@ INLINE void block_panel(float *out, size_t out_stride, const float *const *x, si
         sums[a] = zero();
     for (size_t c = 0; c < k; c += K_CHUNK) {
         size_t n = k - c < K_CHUNK ? k - c : K_CHUNK;
+        UNROLL
         for (size_t j = 0; j < n_w; j++)
             unpack(panel + j * K_CHUNK, w + j * w_stride + c * type_bytes(type), n, type);
         chunk(sums, x, c, m, panel, n_w, n);
@@ -176,15 +200,15 @@ INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t 
                    size_t k, dsv2_type type)
 {
     if (m == 1) {
-        matmul_direct(out, out_stride, x, 1, w, w_stride, n, k, type);
+        matmul_direct(out, out_stride, x, 1, w, w_stride, ONE_X_W_ROWS, n, k, type);
         return;
     }
     if (m == 2) {
-        matmul_direct(out, out_stride, x, 2, w, w_stride, n, k, type);
+        matmul_direct(out, out_stride, x, 2, w, w_stride, W_ROWS, n, k, type);
         return;
     }
     if (m == 3) {
-        matmul_direct(out, out_stride, x, 3, w, w_stride, n, k, type);
+        matmul_direct(out, out_stride, x, 3, w, w_stride, W_ROWS, n, k, type);
         return;
     }
     for (size_t i = 0; i < m; i += M_BLOCK) {
@@ -222,24 +246,31 @@ INLINE void sum_block(float *out, size_t out_stride, const float *keep, const fl
                       const float *v, size_t v_stride, size_t n, size_t n_vecs, size_t last)
 {
     vec sums[SUM_ROWS * SUM_VECS];
+    UNROLL
     for (size_t i = 0; i < n_rows; i++)
+        UNROLL
         for (size_t a = 0; a < n_vecs; a++) {
             const float *at = out + i * out_stride + a * LANES;
             sums[i * n_vecs + a] = mul(last == LANES ? load(at) : load_first(at, last), splat(keep[i]));
         }
     for (size_t t = 0; t < n; t++) {
         vec values[SUM_VECS];
+        UNROLL
         for (size_t a = 0; a < n_vecs; a++) {
             const float *at = v + t * v_stride + a * LANES;
             values[a] = last == LANES ? load(at) : load_first(at, last);
         }
+        UNROLL
         for (size_t i = 0; i < n_rows; i++) {
             vec weight = splat(p[i * p_stride + t]);
+            UNROLL
             for (size_t a = 0; a < n_vecs; a++)
                 sums[i * n_vecs + a] = fmadd(weight, values[a], sums[i * n_vecs + a]);
         }
     }
+    UNROLL
     for (size_t i = 0; i < n_rows; i++)
+        UNROLL
         for (size_t a = 0; a < n_vecs; a++) {
             float *at = out + i * out_stride + a * LANES;
             if (last == LANES)

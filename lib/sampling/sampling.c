@@ -168,6 +168,22 @@ static uint64_t median_of_three(uint64_t a, uint64_t b, uint64_t c)
     return c < low ? low : c > high ? high : c;
 }
 
+/* A pivot for [begin, end). What is looked for is mostly among the few likeliest: as long as nothing before `begin` has been ruled
+ * in, the likeliest of some samples cuts a long range at once to about a 16th; the median of three halves what is left. */
+static uint64_t pick_pivot(const dsv2_candidate *c, size_t begin, size_t end, dsv2_random *random)
+{
+    enum { LONG_RANGE = 512, SAMPLES = 16 };
+    uint64_t keys[SAMPLES];
+    bool long_range = begin == 0 && end > LONG_RANGE;
+    int n = long_range ? SAMPLES : 3;
+    uint64_t likeliest = 0;
+    for (int i = 0; i < n; i++) {
+        keys[i] = c[begin + dsv2_random_below(random, end - begin)].key;
+        likeliest = keys[i] > likeliest ? keys[i] : likeliest;
+    }
+    return long_range ? likeliest : median_of_three(keys[0], keys[1], keys[2]);
+}
+
 /* Puts the fewest most likely candidates whose weights reach `target` at the front, the last of them (the least likely)
  * at the end of these, and returns how many they are. 1 <= target <= the sum of all weights. A quickselect by weight, in linear
  * time on average; pivots are picked pseudo-randomly so that no order of logits is slow. */
@@ -176,10 +192,7 @@ static size_t select_weight(dsv2_candidate *c, size_t n, uint64_t target)
     size_t begin = 0, end = n; /* the boundary candidate is in [begin, end); `target` counts from begin on */
     dsv2_random random = {{1, 2, 3, 4}};
     while (end - begin > 1) {
-        size_t length = end - begin;
-        uint64_t pivot = median_of_three(c[begin + dsv2_random_below(&random, length)].key,
-                                         c[begin + dsv2_random_below(&random, length)].key,
-                                         c[begin + dsv2_random_below(&random, length)].key);
+        uint64_t pivot = pick_pivot(c, begin, end, &random);
         /* Likelier than the pivot to the front, without a branch: which way a comparison goes cannot be foretold. */
         size_t middle = begin, pivot_at = begin;
         uint64_t before = 0;
@@ -208,13 +221,14 @@ static size_t select_weight(dsv2_candidate *c, size_t n, uint64_t target)
 
 /* ---- probabilities ---- */
 
-/* e^x for x <= 0, by additions and multiplications alone: libm's last bits differ between machines. Relative error < 2^-50. */
+/* e^x for x <= 0, by additions and multiplications alone: libm's last bits differ between machines. Relative error < 2^-50 down to
+ * e^-700, which stands for everything smaller, and for NaN. No branch, so that the compiler can do several at once. */
 static double exp_negative(double x)
 {
-    if (!(x > -700))
-        return 0;
+    x = x > -700 ? x : -700;
     const double log2_e = 1.4426950408889634, ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
-    int32_t k = (int32_t)(x * log2_e - 0.5); /* truncation rounds up towards zero: k is x / ln 2 to the nearest */
+    const double shift = 0x1.8p52; /* adding it rounds to an integer, which is then the low bits of the sum */
+    double shifted = x * log2_e + shift, k = shifted - shift;
     double r = (x - k * ln2_high) - k * ln2_low; /* |r| <= ln 2 / 2 */
     double r2 = r * r, r4 = r2 * r2;
     /* Taylor's series to r^12, in pairs so that the additions need not wait for each other. */
@@ -222,22 +236,37 @@ static double exp_negative(double x)
     double p1 = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040));
     double p2 = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800));
     double p = p0 + r4 * (p1 + r4 * (p2 + r4 * (1.0 / 479001600)));
-    uint64_t power = (uint64_t)(1023 + k) << 52;
+    uint64_t power;
+    memcpy(&power, &shifted, sizeof power);
+    power = (power + 1023) << 52;
     double scale;
     memcpy(&scale, &power, sizeof scale);
     return p * scale;
 }
 
 /* Difference of a logit from the largest; of two infinities 0. */
-static double below_max(float logit, float max) { return logit == max ? 0.0 : (double)logit - (double)max; }
+static double below_max(float logit, float max)
+{
+    double difference = (double)logit - (double)max;
+    return logit == max ? 0.0 : difference;
+}
 
 /* Weights of the candidates, softmax(logit / temperature) scaled so that the likeliest has `one`; returns their sum. */
 static uint64_t weigh(dsv2_candidate *c, size_t n, float max, float temperature, uint64_t one)
 {
+    enum { BLOCK = 128 };
+    double x[BLOCK];
     uint64_t total = 0;
-    for (size_t i = 0; i < n; i++) {
-        c[i].weight = (uint64_t)(exp_negative(below_max(key_logit(c[i].key), max) / (double)temperature) * (double)one + 0.5);
-        total += c[i].weight;
+    for (size_t start = 0; start < n; start += BLOCK) {
+        size_t length = n - start < BLOCK ? n - start : BLOCK;
+        for (size_t i = 0; i < length; i++)
+            x[i] = below_max(key_logit(c[start + i].key), max) / (double)temperature;
+        for (size_t i = 0; i < length; i++)
+            x[i] = exp_negative(x[i]) * (double)one + 0.5;
+        for (size_t i = 0; i < length; i++) {
+            c[start + i].weight = (uint64_t)x[i];
+            total += c[start + i].weight;
+        }
     }
     return total;
 }
@@ -343,9 +372,15 @@ double dsv2_log_sum_exp(const float *logits, uint32_t vocab_size)
         max = logits[i] > max ? logits[i] : max;
     if (max == -INFINITY)
         return -INFINITY;
-    double sum = 0;
-    for (uint32_t i = 0; i < vocab_size; i++)
-        sum += exp_negative(below_max(logits[i], max)); /* 0 for NaN */
+    enum { BLOCK = 128 };
+    double x[BLOCK], sum = 0;
+    for (uint32_t start = 0; start < vocab_size; start += BLOCK) {
+        uint32_t length = vocab_size - start < BLOCK ? vocab_size - start : BLOCK;
+        for (uint32_t i = 0; i < length; i++)
+            x[i] = exp_negative(below_max(logits[start + i], max));
+        for (uint32_t i = 0; i < length; i++)
+            sum += x[i];
+    }
     return (double)max + log(sum);
 }
 

@@ -350,6 +350,7 @@ START_TEST(deep_json_is_refused)
 {
     enum { DEPTH = 200000 };
     char *text = malloc(DEPTH + 6);
+    ck_assert_ptr_nonnull(text);
     memcpy(text, "{\"a\":", 5);
     memset(text + 5, '[', DEPTH);
     text[5 + DEPTH] = '\0';

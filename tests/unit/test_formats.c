@@ -223,6 +223,7 @@ START_TEST(deep_json_is_refused)
 {
     enum { DEPTH = 200000 };
     char *header = malloc(DEPTH + 16);
+    ck_assert_ptr_nonnull(header);
     memcpy(header, "{\"w\":", 5);
     memset(header + 5, '[', DEPTH);
     header[5 + DEPTH] = '\0';

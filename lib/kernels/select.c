@@ -1,15 +1,25 @@
 #include "kernels/tables.h"
 
 #include <string.h>
+#ifdef DSV2_KERNELS_X86
+#include <cpuid.h>
+#endif
 
 /* __builtin_cpu_supports also asks whether the operating system keeps the wide registers (XGETBV). */
 static bool runs_c(void) { return true; }
 
 #ifdef DSV2_KERNELS_X86
+/* clang 14 knows no "f16c". */
+static bool has_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
+
 static bool runs_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 static bool runs_avx512(void)

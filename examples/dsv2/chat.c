@@ -202,7 +202,7 @@ static int run(int argc, char **argv)
         return EXIT_FAILED;
     conversation c = {.tokenizer = need_tokenizer(model, path), .info = model_info(model), .system = system};
     status = EXIT_FAILED;
-    if (c.tokenizer != NULL && (c.session = open_session(model, DSV2_ATTENTION_AUTO)) != NULL) {
+    if (c.tokenizer != NULL && (c.session = open_session(model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO)) != NULL) {
         status = set_sampling(c.session, &sampling);
         if (status == EXIT_OK)
             status = talk(&c);

@@ -82,7 +82,7 @@ int finish_output(void);
 dsv2_model *open_model(const char *path, const model_settings *settings);
 
 /* A session of the model whose long feeds show their progress; NULL after saying why not. */
-dsv2_session *open_session(dsv2_model *model, dsv2_attention attention);
+dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention);
 
 dsv2_model_info model_info(const dsv2_model *model);
 

@@ -49,7 +49,7 @@ static int generate(const char *path, const model_settings *settings, const samp
     dsv2_model_info info = model_info(model);
     const dsv2_tokenizer *tokenizer = need_tokenizer(model, path);
     size_t n;
-    if (tokenizer == NULL || (session = open_session(model, DSV2_ATTENTION_AUTO)) == NULL ||
+    if (tokenizer == NULL || (session = open_session(model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO)) == NULL ||
         (tokens = encode_text(tokenizer, prompt, strlen(prompt), DSV2_ENCODE_BOS, &n)) == NULL)
         goto done;
     status = set_sampling(session, sampling);

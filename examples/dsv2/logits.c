@@ -83,7 +83,7 @@ static int run(int argc, char **argv)
     char *text = read_all(tokens_file, &size);
     int32_t *ids = text != NULL ? parse_ids(tokens_file, text, size, &n) : NULL;
     dsv2_model *model = ids != NULL ? open_model(path, &settings) : NULL;
-    dsv2_session *session = model != NULL ? open_session(model, attention) : NULL;
+    dsv2_session *session = model != NULL ? open_session(model, DSV2_CACHE_F32, attention) : NULL;
     status = session != NULL ? write_logits(model, session, ids, n, chunk, output) : EXIT_FAILED;
     dsv2_session_close(session);
     dsv2_model_close(model);
@@ -97,6 +97,7 @@ const command command_logits = {
     "MODEL --tokens-file FILE --output FILE [OPTION...]",
     "Writes the logits after each of the given tokens.",
     "The output is one row for each token, as wide as the vocabulary, of little-endian float32. The ids are\n"
-    "taken as they are: nothing is put before them.",
+    "taken as they are: nothing is put before them. The cache keeps float32, so that nothing is rounded that need\n"
+    "not be.",
     run,
 };

@@ -98,6 +98,7 @@ char *dsv2_path_join(const char *folder, const char *name);
 
 bool dsv2_is_folder(const char *path);
 bool dsv2_is_file(const char *path);
+bool dsv2_exists(const char *path); /* as anything, a link to nothing included */
 
 /* ---- threads (threads.c) ---- */
 

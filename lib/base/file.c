@@ -136,3 +136,9 @@ bool dsv2_is_file(const char *path)
     struct stat status;
     return stat(path, &status) == 0 && S_ISREG(status.st_mode);
 }
+
+bool dsv2_exists(const char *path)
+{
+    struct stat status;
+    return lstat(path, &status) == 0;
+}

@@ -30,12 +30,19 @@ dsv2_status dsv2_safetensors_open_file(const char *path, const dsv2_logger *logg
 
 void dsv2_container_close(dsv2_container *container);
 
-/* The tensor of this name; NULL if there is none. */
+/* The tensor of this name; NULL if there is none, or if its element type is not one of dsv2_type. */
 const dsv2_tensor *dsv2_container_find(const dsv2_container *container, const char *name);
 
-/* All tensors, sorted by name. */
+/* The same where the tensor has to be there: DSV2_ERROR_FORMAT if it is missing, DSV2_ERROR_UNSUPPORTED, naming the type, if
+ * it is there with an element type that this library does not read. */
+dsv2_status dsv2_container_require(const dsv2_container *container, const char *name, const dsv2_tensor **tensor);
+
+/* All tensors of readable types, sorted by name (strcmp). */
 size_t dsv2_container_count(const dsv2_container *container);
 const dsv2_tensor *dsv2_container_tensor(const dsv2_container *container, size_t index);
+
+/* What was opened: "safetensors" or "gguf". */
+const char *dsv2_container_kind(const dsv2_container *container);
 
 /* DSV2_ERROR_IO if any file's size has changed since it was mapped. */
 dsv2_status dsv2_container_check(const dsv2_container *container);

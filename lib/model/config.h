@@ -44,6 +44,9 @@ typedef struct dsv2_config {
     uint32_t n_shared_experts, n_routed_experts, num_experts_per_tok; /* n_routed_experts 0: a dense model */
     uint32_t n_group, topk_group;                                     /* 1 and 1 where routing is not limited */
     uint32_t first_k_dense_replace, moe_layer_freq;
+    /* Chosen scores are divided by their sum if norm_topk_prob (only with more than one expert a token: the published code
+     * leaves a single one alone, and so does this field), then multiplied by routed_scaling_factor. The published code of V2,
+     * unlike V3's, does not scale what it has normalised: then the factor is 1 here, whatever the file says. */
     float routed_scaling_factor;
     bool norm_topk_prob;
     dsv2_topk_method topk_method;
@@ -56,12 +59,16 @@ typedef struct dsv2_config {
     bool attention_bias; /* q_a_proj, kv_a_proj_with_mqa and o_proj have biases, as in DeepSeek's code */
     bool tie_word_embeddings;
     bool rope_pairs_split; /* the rope rows of q and kv_a are stored as halves (i, i + d/2) rather than interleaved pairs */
-    int32_t bos_token_id, eos_token_id; /* -1: none */
+    uint32_t fp8_block_rows, fp8_block_cols; /* F8_E4M3 weights have a scale per such block; 0: no such weights */
+    int32_t bos_token_id, eos_token_id; /* -1: none; the first where the file has a list */
 } dsv2_config;
 
 /* From the text of a config.json. `path` is for messages, which name field and value. Fields that cannot change the result
  * are ignored; a field that could, with a value that this library does not implement, is DSV2_ERROR_UNSUPPORTED. */
 dsv2_status dsv2_config_from_json(const char *path, const char *json, size_t size, const dsv2_logger *logger, dsv2_config *config);
+
+/* Whether groups, experts and chosen experts go together; for the readers of configurations. */
+dsv2_status dsv2_config_check_experts(const char *path, const dsv2_config *config);
 
 /* True if the layer's feed-forward part is a mixture of experts. */
 bool dsv2_config_is_moe(const dsv2_config *config, uint32_t layer);

@@ -1,0 +1,166 @@
+#include "cache/cache.h"
+
+#include <string.h>
+
+dsv2_status dsv2_cache_shape_init(dsv2_cache_shape *shape, dsv2_cache_type type, uint32_t n_layers, uint32_t kv_lora_rank,
+                                  uint32_t qk_rope_head_dim)
+{
+    size_t elements = (size_t)kv_lora_rank + qk_rope_head_dim, row_bytes;
+    switch (type) {
+    case DSV2_CACHE_F32: row_bytes = elements * sizeof(float); break;
+    case DSV2_CACHE_DEFAULT: type = DSV2_CACHE_F16; /* fall through */
+    case DSV2_CACHE_F16: row_bytes = elements * sizeof(uint16_t); break;
+    case DSV2_CACHE_Q8:
+    case DSV2_CACHE_Q6: return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "cache_type %d: this version has f32 and f16 caches only", (int)type);
+    default: return dsv2_fail(DSV2_ERROR_ARGUMENT, "cache_type is %d, expected a dsv2_cache_type", (int)type);
+    }
+    *shape = (dsv2_cache_shape){
+        .type = type,
+        .n_layers = n_layers,
+        .kv_lora_rank = kv_lora_rank,
+        .qk_rope_head_dim = qk_rope_head_dim,
+        .row_bytes = row_bytes,
+        .layer_bytes = row_bytes * DSV2_PAGE_TOKENS,
+        .page_bytes = row_bytes * DSV2_PAGE_TOKENS * n_layers,
+    };
+    return DSV2_OK;
+}
+
+void dsv2_cache_encode_row(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const float *row, uint8_t *stored)
+{
+    size_t elements = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
+    if (shape->type == DSV2_CACHE_F32)
+        memcpy(stored, row, elements * sizeof(float));
+    else
+        kernels->f32_to_f16((uint16_t *)(void *)stored, row, elements);
+}
+
+void dsv2_cache_decode_rows(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n, float *rows)
+{
+    size_t elements = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
+    kernels->to_f32[shape->type == DSV2_CACHE_F32 ? DSV2_TYPE_F32 : DSV2_TYPE_F16](rows, stored, n * elements);
+}
+
+void dsv2_page_pool_init(dsv2_page_pool *pool, uint64_t bytes_limit)
+{
+    *pool = (dsv2_page_pool){.bytes_limit = bytes_limit};
+    pthread_mutex_init(&pool->lock, NULL);
+}
+
+void dsv2_page_pool_destroy(dsv2_page_pool *pool) { pthread_mutex_destroy(&pool->lock); }
+
+static void account(dsv2_page_pool *pool, size_t bytes, bool taken)
+{
+    pthread_mutex_lock(&pool->lock);
+    pool->bytes_in_use = taken ? pool->bytes_in_use + bytes : pool->bytes_in_use - bytes;
+    pool->pages_in_use = taken ? pool->pages_in_use + 1 : pool->pages_in_use - 1;
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static dsv2_status page_new(dsv2_page_pool *pool, size_t bytes, dsv2_page **out)
+{
+    pthread_mutex_lock(&pool->lock);
+    uint64_t in_use = pool->bytes_in_use;
+    bool fits = pool->bytes_limit == 0 || (in_use <= pool->bytes_limit && bytes <= pool->bytes_limit - in_use);
+    if (fits) {
+        pool->bytes_in_use += bytes;
+        pool->pages_in_use++;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    if (!fits)
+        return dsv2_fail(DSV2_ERROR_MEMORY, "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
+                         (unsigned long long)in_use, bytes, (unsigned long long)pool->bytes_limit);
+    dsv2_page *page = dsv2_new(1, sizeof *page);
+    uint8_t *data = page == NULL ? NULL : dsv2_new_aligned(bytes, 1);
+    if (data == NULL) {
+        dsv2_free(page);
+        account(pool, bytes, false);
+        return dsv2_fail_memory("a KV page", bytes);
+    }
+    atomic_init(&page->references, 1);
+    page->data = data;
+    *out = page;
+    return DSV2_OK;
+}
+
+static void page_release(dsv2_page_pool *pool, size_t bytes, dsv2_page *page)
+{
+    if (atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel) != 1)
+        return;
+    dsv2_free(page->data);
+    dsv2_free(page);
+    account(pool, bytes, false);
+}
+
+void dsv2_cache_init(dsv2_cache *cache, dsv2_page_pool *pool, const dsv2_cache_shape *shape)
+{
+    *cache = (dsv2_cache){.pool = pool, .shape = *shape};
+}
+
+void dsv2_cache_destroy(dsv2_cache *cache)
+{
+    dsv2_cache_truncate(cache, 0);
+    dsv2_free(cache->pages);
+    cache->pages = NULL;
+    cache->capacity = 0;
+}
+
+/* Gives the cache a copy of its own of a page that others share: the rows of its first n_tokens tokens. */
+static dsv2_status own_page(dsv2_cache *cache, size_t index, size_t n_tokens)
+{
+    const dsv2_cache_shape *shape = &cache->shape;
+    dsv2_page *shared = cache->pages[index], *own;
+    dsv2_status status = page_new(cache->pool, shape->page_bytes, &own);
+    if (status != DSV2_OK)
+        return status;
+    for (uint32_t layer = 0; layer < shape->n_layers; layer++)
+        memcpy(own->data + layer * shape->layer_bytes, shared->data + layer * shape->layer_bytes, n_tokens * shape->row_bytes);
+    cache->pages[index] = own;
+    page_release(cache->pool, shape->page_bytes, shared);
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_cache_reserve(dsv2_cache *cache, size_t first, size_t n)
+{
+    size_t before = cache->n_pages, needed = (first + n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS;
+    if (!dsv2_grow(&cache->pages, &cache->capacity, needed, sizeof *cache->pages))
+        return dsv2_fail_memory("the list of KV pages", needed * sizeof *cache->pages);
+    dsv2_status status = DSV2_OK;
+    while (status == DSV2_OK && cache->n_pages < needed) {
+        status = page_new(cache->pool, cache->shape.page_bytes, &cache->pages[cache->n_pages]);
+        if (status == DSV2_OK)
+            cache->n_pages++;
+    }
+    /* Pages that were there already and will be written to. Only the first can hold rows worth keeping. */
+    for (size_t i = first / DSV2_PAGE_TOKENS; status == DSV2_OK && i < before && i < needed; i++)
+        if (atomic_load_explicit(&cache->pages[i]->references, memory_order_acquire) > 1)
+            status = own_page(cache, i, i == first / DSV2_PAGE_TOKENS ? first % DSV2_PAGE_TOKENS : 0);
+    if (status != DSV2_OK)
+        dsv2_cache_truncate(cache, before * DSV2_PAGE_TOKENS);
+    return status;
+}
+
+void dsv2_cache_truncate(dsv2_cache *cache, size_t n)
+{
+    size_t keep = (n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS;
+    while (cache->n_pages > keep)
+        page_release(cache->pool, cache->shape.page_bytes, cache->pages[--cache->n_pages]);
+}
+
+dsv2_status dsv2_cache_share(const dsv2_cache *cache, size_t n, dsv2_cache *copy)
+{
+    size_t n_pages = (n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS;
+    if (!dsv2_grow(&copy->pages, &copy->capacity, n_pages, sizeof *copy->pages))
+        return dsv2_fail_memory("the list of KV pages", n_pages * sizeof *copy->pages);
+    for (size_t i = 0; i < n_pages; i++) {
+        atomic_fetch_add_explicit(&cache->pages[i]->references, 1, memory_order_relaxed);
+        copy->pages[i] = cache->pages[i];
+    }
+    copy->n_pages = n_pages;
+    return DSV2_OK;
+}
+
+uint8_t *dsv2_cache_rows(const dsv2_cache *cache, uint32_t layer, size_t page)
+{
+    return cache->pages[page]->data + layer * cache->shape.layer_bytes;
+}

@@ -1,0 +1,79 @@
+/* cache: the paged latent KV cache. A page holds, for every layer, the rows of DSV2_PAGE_TOKENS consecutive tokens; a row is one
+ * token's latent c^KV (kv_lora_rank elements, after its norm) and its rotated k^R (qk_rope_head_dim elements), and nothing else is
+ * ever kept of a token (section 2.1.2 of the report). Pages are counted references from a pool that all sessions of a model
+ * share: a fork shares them, and who writes to a shared page first copies it.
+ * May include: base, kernels. */
+#ifndef DSV2_LIB_CACHE_H
+#define DSV2_LIB_CACHE_H
+
+#include "base/base.h"
+#include "kernels/kernels.h"
+
+#include <dsv2/session.h>
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* With 64 tokens a page of V2-Lite at 16 bits is 1.99 MB, just under one huge page; and 64 rows of floats are the tile that
+ * attention works on, small enough for a core's second-level cache. */
+enum { DSV2_PAGE_TOKENS = 64 };
+
+/* What rows and pages of one model and element type look like. */
+typedef struct dsv2_cache_shape {
+    dsv2_cache_type type; /* never DSV2_CACHE_DEFAULT */
+    uint32_t n_layers, kv_lora_rank, qk_rope_head_dim;
+    size_t row_bytes;   /* of one token in one layer */
+    size_t layer_bytes; /* of one layer in a page: DSV2_PAGE_TOKENS rows */
+    size_t page_bytes;
+} dsv2_cache_shape;
+
+/* DSV2_ERROR_UNSUPPORTED for an element type that is not there. */
+dsv2_status dsv2_cache_shape_init(dsv2_cache_shape *shape, dsv2_cache_type type, uint32_t n_layers, uint32_t kv_lora_rank,
+                                  uint32_t qk_rope_head_dim);
+
+/* One row to its stored form: kv_lora_rank + qk_rope_head_dim floats in, row_bytes out. */
+void dsv2_cache_encode_row(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const float *row, uint8_t *stored);
+
+/* n consecutive stored rows to floats, kv_lora_rank + qk_rope_head_dim each. */
+void dsv2_cache_decode_rows(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n, float *rows);
+
+/* Accounts for the pages of all sessions of a model. */
+typedef struct dsv2_page_pool {
+    pthread_mutex_t lock;
+    uint64_t bytes_limit; /* 0: none */
+    uint64_t bytes_in_use, pages_in_use;
+} dsv2_page_pool;
+
+void dsv2_page_pool_init(dsv2_page_pool *pool, uint64_t bytes_limit);
+void dsv2_page_pool_destroy(dsv2_page_pool *pool);
+
+typedef struct dsv2_page {
+    _Atomic uint32_t references;
+    uint8_t *data; /* page_bytes: layer by layer, each DSV2_PAGE_TOKENS rows */
+} dsv2_page;
+
+/* One session's pages, in order of position. */
+typedef struct dsv2_cache {
+    dsv2_page_pool *pool;
+    dsv2_cache_shape shape;
+    dsv2_page **pages;
+    size_t n_pages, capacity;
+} dsv2_cache;
+
+void dsv2_cache_init(dsv2_cache *cache, dsv2_page_pool *pool, const dsv2_cache_shape *shape);
+void dsv2_cache_destroy(dsv2_cache *cache);
+
+/* Makes the rows of positions first to first + n - 1 writable: adds pages, copies a shared one that holds `first`. Rows before
+ * `first` keep their contents. On failure the cache holds what it held. */
+dsv2_status dsv2_cache_reserve(dsv2_cache *cache, size_t first, size_t n);
+
+/* Gives back the pages that no position below n needs. */
+void dsv2_cache_truncate(dsv2_cache *cache, size_t n);
+
+/* Makes `copy` (initialised, empty, of the same pool and shape) share the pages of the first n positions. */
+dsv2_status dsv2_cache_share(const dsv2_cache *cache, size_t n, dsv2_cache *copy);
+
+/* The stored rows of one layer in one page. Write only positions that were reserved. */
+uint8_t *dsv2_cache_rows(const dsv2_cache *cache, uint32_t layer, size_t page);
+
+#endif

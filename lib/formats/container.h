@@ -1,0 +1,43 @@
+/* What the readers of this room share: how a container is built up. Only for lib/formats. */
+#ifndef DSV2_LIB_FORMATS_CONTAINER_H
+#define DSV2_LIB_FORMATS_CONTAINER_H
+
+#include "formats/formats.h"
+
+/* A tensor that is in the file but whose elements this library does not read. Checkpoints may hold such (position ids,
+ * counters); only one that the model needs is an error. */
+typedef struct dsv2_other_tensor {
+    char *name, *type;
+    uint32_t n_dims;
+    const char *path;
+} dsv2_other_tensor;
+
+struct dsv2_container {
+    const char *kind;
+    char *path; /* the folder or file that was opened */
+    dsv2_file *files;
+    size_t n_files;
+    dsv2_tensor *tensors; /* sorted by name once dsv2_container_finish has run; names are owned */
+    size_t n_tensors, tensors_capacity;
+    dsv2_other_tensor *others; /* likewise */
+    size_t n_others, others_capacity;
+};
+
+/* An empty container with room for n_files files, none of them open yet. NULL without memory, and the message is set. */
+dsv2_container *dsv2_container_create(const char *kind, const char *path, size_t n_files);
+
+/* Each copies the names. DSV2_ERROR_MEMORY is the only failure. */
+dsv2_status dsv2_container_add(dsv2_container *container, const dsv2_tensor *tensor);
+dsv2_status dsv2_container_add_other(dsv2_container *container, const char *name, const char *type, uint32_t n_dims,
+                                     const char *path);
+
+/* Sorts, and refuses names that are there twice. */
+dsv2_status dsv2_container_finish(dsv2_container *container);
+
+/* The tensor that is there with a type not read, or NULL. After dsv2_container_finish. */
+const dsv2_other_tensor *dsv2_container_find_other(const dsv2_container *container, const char *name);
+
+/* Bytes of a tensor's elements. False if a product wraps, or a row is no whole number of the type's blocks. */
+bool dsv2_tensor_bytes(dsv2_type type, const uint64_t *dims, uint32_t n_dims, uint64_t *bytes);
+
+#endif

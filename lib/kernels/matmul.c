@@ -1,0 +1,61 @@
+#include "kernels/kernels.h"
+
+/* Rows of W that are unpacked together: enough for the F32 kernel's widest block, few enough to stay in cache. */
+enum { UNPACK_ROWS = 16 };
+
+/* n elements of E4M3 as floats without their scales. Shifted to half precision's place, an E4M3 number (subnormals too) reads
+ * 2^-8 of its value, since the exponents' biases are 7 and 15; only its two NaNs have no such twin. */
+static void unpack_e4m3(const dsv2_kernels *kernels, float *out, const uint8_t *in, size_t n)
+{
+    enum { CHUNK = 256 };
+    uint16_t halves[CHUNK];
+    for (size_t c = 0; c < n; c += CHUNK) {
+        size_t length = n - c < CHUNK ? n - c : CHUNK;
+        for (size_t i = 0; i < length; i++) {
+            uint32_t bits = in[c + i];
+            halves[i] = (bits & 0x7f) == 0x7f ? 0x7e00 : (uint16_t)((bits & 0x80) << 8 | (bits & 0x7f) << 7);
+        }
+        kernels->to_f32[DSV2_TYPE_F16](out + c, halves, length);
+        for (size_t i = 0; i < length; i++)
+            out[c + i] *= 256.0f;
+    }
+}
+
+void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t row, float *out)
+{
+    const uint8_t *data = (const uint8_t *)w->data + (size_t)row * w->row_bytes;
+    if (w->type != DSV2_TYPE_F8_E4M3) {
+        kernels->to_f32[w->type](out, data, w->cols);
+        return;
+    }
+    unpack_e4m3(kernels, out, data, w->cols);
+    const float *scales = w->scales + (size_t)(row / w->scale_rows) * w->scale_stride;
+    for (uint32_t c0 = 0, block = 0; c0 < w->cols; block++) {
+        uint32_t c1 = w->cols - c0 > w->scale_cols ? c0 + w->scale_cols : w->cols;
+        for (uint32_t c = c0; c < c1; c++)
+            out[c] *= scales[block];
+        c0 = c1;
+    }
+}
+
+size_t dsv2_matmul_scratch(const dsv2_matrix *w)
+{
+    return w->type == DSV2_TYPE_F8_E4M3 ? (size_t)UNPACK_ROWS * w->cols : 0;
+}
+
+void dsv2_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const dsv2_matrix *w,
+                 uint32_t n0, uint32_t n1, float *scratch)
+{
+    if (kernels->matmul[w->type] != NULL) {
+        const uint8_t *rows = (const uint8_t *)w->data + (size_t)n0 * w->row_bytes;
+        kernels->matmul[w->type](out, out_stride, x, m, rows, w->row_bytes, n1 - n0, w->cols);
+        return;
+    }
+    size_t row_bytes = (size_t)w->cols * sizeof *scratch;
+    for (uint32_t j = n0; j < n1; j += UNPACK_ROWS) {
+        uint32_t n = n1 - j < UNPACK_ROWS ? n1 - j : UNPACK_ROWS;
+        for (uint32_t r = 0; r < n; r++)
+            dsv2_matrix_row(kernels, w, j + r, scratch + (size_t)r * w->cols);
+        kernels->matmul[DSV2_TYPE_F32](out + (j - n0), out_stride, x, m, scratch, row_bytes, n, w->cols);
+    }
+}

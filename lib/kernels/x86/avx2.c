@@ -1,0 +1,88 @@
+/* AVX2, FMA, F16C. */
+#include "kernels/tables.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef __m256 vec;
+
+enum { LANES = 8, W_ROWS = 4, SUM_VECS = 2 };
+
+INLINE __m256i first(size_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* There is no masked load of 16-bit elements: the first n of eight go through memory of our own. */
+INLINE __m128i load_halves_first(const void *p, size_t n)
+{
+    uint16_t halves[8] = {0};
+    for (size_t i = 0; i < n; i++)
+        memcpy(halves + i, (const uint8_t *)p + 2 * i, 2);
+    return _mm_loadu_si128((const __m128i *)halves);
+}
+
+INLINE vec load(const void *p) { return _mm256_loadu_ps(p); }
+INLINE vec load_first(const void *p, size_t n) { return _mm256_maskload_ps(p, first(n)); }
+INLINE void store(float *p, vec v) { _mm256_storeu_ps(p, v); }
+INLINE void store_first(float *p, vec v, size_t n) { _mm256_maskstore_ps(p, first(n), v); }
+
+INLINE vec load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+INLINE vec load_f16_first(const void *p, size_t n) { return _mm256_cvtph_ps(load_halves_first(p, n)); }
+INLINE void store_f16(uint16_t *p, vec v)
+{
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE void store_f16_first(uint16_t *p, vec v, size_t n)
+{
+    uint16_t halves[8];
+    store_f16(halves, v);
+    memcpy(p, halves, n * sizeof *p);
+}
+
+INLINE vec from_bf16(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
+INLINE vec load_bf16(const void *p) { return from_bf16(_mm_loadu_si128(p)); }
+INLINE vec load_bf16_first(const void *p, size_t n) { return from_bf16(load_halves_first(p, n)); }
+
+INLINE vec splat(float value) { return _mm256_set1_ps(value); }
+INLINE vec zero(void) { return _mm256_setzero_ps(); }
+INLINE vec add(vec a, vec b) { return _mm256_add_ps(a, b); }
+INLINE vec sub(vec a, vec b) { return _mm256_sub_ps(a, b); }
+INLINE vec mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+INLINE vec divide(vec a, vec b) { return _mm256_div_ps(a, b); }
+INLINE vec fmadd(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE vec min(vec a, vec b) { return _mm256_min_ps(a, b); }
+INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
+INLINE vec round_even(vec v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+INLINE vec exp2_of(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
+
+/* In two steps, since 2^n alone may be subnormal or infinite; the first is exact. */
+INLINE vec scale_exp2(vec v, vec n)
+{
+    __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+    return mul(mul(v, exp2_of(half)), exp2_of(_mm256_sub_epi32(whole, half)));
+}
+
+INLINE __m128 add4(vec a, vec b, vec c, vec d)
+{
+    __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)); /* a b a b, a b a b */
+    __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    __m256 abcd = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+    return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+}
+
+INLINE float max_lanes(vec v)
+{
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    m = _mm_max_ss(m, _mm_movehdup_ps(m));
+    return _mm_cvtss_f32(m);
+}
+
+#include "kernels/x86/vector_kernels.h"
+
+const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS};

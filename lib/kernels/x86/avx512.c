@@ -1,0 +1,58 @@
+/* AVX-512 F, BW, DQ, VL. */
+#include "kernels/tables.h"
+
+#include <immintrin.h>
+#include <math.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef __m512 vec;
+
+enum { LANES = 16, W_ROWS = 8, SUM_VECS = 4 };
+
+INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1); }
+
+INLINE vec load(const void *p) { return _mm512_loadu_ps(p); }
+INLINE vec load_first(const void *p, size_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
+INLINE void store(float *p, vec v) { _mm512_storeu_ps(p, v); }
+INLINE void store_first(float *p, vec v, size_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
+
+INLINE vec load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+INLINE vec load_f16_first(const void *p, size_t n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
+INLINE __m256i to_f16(vec v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE void store_f16(uint16_t *p, vec v) { _mm256_storeu_si256((__m256i *)p, to_f16(v)); }
+INLINE void store_f16_first(uint16_t *p, vec v, size_t n) { _mm256_mask_storeu_epi16(p, first(n), to_f16(v)); }
+
+INLINE vec from_bf16(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
+INLINE vec load_bf16(const void *p) { return from_bf16(_mm256_loadu_si256(p)); }
+INLINE vec load_bf16_first(const void *p, size_t n) { return from_bf16(_mm256_maskz_loadu_epi16(first(n), p)); }
+
+INLINE vec splat(float value) { return _mm512_set1_ps(value); }
+INLINE vec zero(void) { return _mm512_setzero_ps(); }
+INLINE vec add(vec a, vec b) { return _mm512_add_ps(a, b); }
+INLINE vec sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+INLINE vec mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+INLINE vec divide(vec a, vec b) { return _mm512_div_ps(a, b); }
+INLINE vec fmadd(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE vec min(vec a, vec b) { return _mm512_min_ps(a, b); }
+INLINE vec max(vec a, vec b) { return _mm512_max_ps(a, b); }
+INLINE vec round_even(vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE vec scale_exp2(vec v, vec n) { return _mm512_scalef_ps(v, n); }
+
+INLINE __m256 add_halves(vec v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
+
+INLINE __m128 add4(vec a, vec b, vec c, vec d)
+{
+    __m256 a8 = add_halves(a), b8 = add_halves(b), c8 = add_halves(c), d8 = add_halves(d);
+    __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a8, b8), _mm256_unpackhi_ps(a8, b8)); /* a b a b, a b a b */
+    __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c8, d8), _mm256_unpackhi_ps(c8, d8));
+    __m256 abcd = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+    return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+}
+
+INLINE float max_lanes(vec v) { return _mm512_reduce_max_ps(v); }
+
+#include "kernels/x86/vector_kernels.h"
+
+const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS};

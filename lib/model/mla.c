@@ -1,0 +1,492 @@
+/* Multi-head Latent Attention (section 2.1 of the report, in full in its appendix C).
+ *
+ * Only c^KV and k^R of a token are in the cache. From there two ways lead to the same attention:
+ *   absorbed  q^C . k^C = q^C . (W^UK c) = ((W^UK)^T q^C) . c: a query is brought into the latent space once and then meets the
+ *             cached rows as they are, all heads sharing each; the weighted sum of latents goes through W^UV at the end.
+ *   expanded  k^C = W^UK c and v^C = W^UV c are made for a tile of tokens and one head, used by all query rows, and dropped.
+ * A query row costs less in the expanded form, a tile of context costs less in the absorbed one: see is_expanded.
+ *
+ * Both walk over the context a page at a time with the online softmax (Milakov and Gimelshein, arXiv 1805.02867): a running
+ * maximum, sum and weighted sum, rescaled when the maximum grows. Every query's result depends on the order of tiles alone. */
+#include "model/pass.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct mla {
+    dsv2_pass *pass;
+    const dsv2_mla_weights *weights;
+    uint32_t layer;
+} mla;
+
+/* ---- queries, latents and the cache: Eqs. 37-43 ---- */
+
+/* One row: norm of c^KV, rotation of k^R and q^R, and the row's way into the cache. Queries take the softmax scale on here. */
+static void position_row(void *context, size_t row, unsigned thread)
+{
+    (void)thread;
+    const mla *a = context;
+    dsv2_pass *pass = a->pass;
+    const dsv2_model *model = pass->model;
+    const dsv2_config *config = &model->config;
+    uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
+
+    float *kv_a = pass->kv_a + row * (lora + rope);
+    model->kernels->rms_norm(kv_a, kv_a, a->weights->kv_a_norm, config->rms_norm_eps, lora);
+    dsv2_rope_rotate(pass, (uint32_t)row, kv_a + lora);
+    const dsv2_cache *cache = pass->sequences[pass->row_sequence[row]].cache;
+    size_t position = pass->row_position[row];
+    dsv2_cache_encode_row(&cache->shape, model->kernels, kv_a,
+                          dsv2_cache_rows(cache, a->layer, position / DSV2_PAGE_TOKENS) + position % DSV2_PAGE_TOKENS * cache->shape.row_bytes);
+
+    for (uint32_t head = 0; head < config->num_attention_heads; head++) {
+        float *q = pass->q + (row * config->num_attention_heads + head) * (nope + rope);
+        dsv2_rope_rotate(pass, (uint32_t)row, q + nope);
+        for (uint32_t i = 0; i < nope + rope; i++)
+            q[i] *= model->softmax_scale;
+    }
+}
+
+static void queries_and_latents(mla *a)
+{
+    dsv2_pass *pass = a->pass;
+    const dsv2_mla_weights *w = a->weights;
+    const dsv2_config *config = &pass->model->config;
+    uint32_t hidden = config->hidden_size, q_lora = config->q_lora_rank, m = pass->n_rows;
+    if (q_lora == 0) {
+        dsv2_linear(pass, &w->q_proj, NULL, pass->normed, hidden, m, pass->q, w->q_proj.rows);
+    } else {
+        dsv2_linear(pass, &w->q_a_proj, w->q_a_bias, pass->normed, hidden, m, pass->q_a, q_lora);
+        dsv2_norm_rows(pass, w->q_a_norm, pass->q_a, q_lora, q_lora, m, pass->q_a, q_lora);
+        dsv2_linear(pass, &w->q_b_proj, NULL, pass->q_a, q_lora, m, pass->q, w->q_b_proj.rows);
+    }
+    dsv2_linear(pass, &w->kv_a_proj, w->kv_a_bias, pass->normed, hidden, m, pass->kv_a, w->kv_a_proj.rows);
+    dsv2_pool_run(pass->model->pool, position_row, a, m);
+}
+
+/* ---- the online softmax ---- */
+
+/* Takes n scores of a query into its running maximum and sum; scores become weights, `visible` to n - 1 zero. Returns the factor
+ * by which what was summed so far has to shrink. */
+static float take_scores(const dsv2_kernels *kernels, float *scores, size_t visible, size_t n, float *running_max, float *running_sum)
+{
+    float keep = 1.0f;
+    if (visible > 0) {
+        float max = kernels->max(scores, visible);
+        max = max > *running_max ? max : *running_max;
+        keep = *running_max == -INFINITY ? 0.0f : expf(*running_max - max);
+        *running_sum = *running_sum * keep + kernels->exp_sum(scores, max, visible);
+        *running_max = max;
+    }
+    memset(scores + visible, 0, (n - visible) * sizeof *scores);
+    return keep;
+}
+
+/* How many of n tokens from `first` on the query at `position` may see. */
+static size_t visible_tokens(size_t position, size_t first, size_t n)
+{
+    if (position < first)
+        return 0;
+    return position - first + 1 < n ? position - first + 1 : n;
+}
+
+/* ---- the absorbed form ---- */
+
+/* Calls fn for every run of at most DSV2_QUERY_BLOCK consecutive rows in the absorbed form. */
+static void for_absorbed_rows(mla *a, uint32_t head, unsigned thread, void (*fn)(mla *, uint32_t head, uint32_t row, uint32_t n, unsigned))
+{
+    const dsv2_pass *pass = a->pass;
+    for (uint32_t row = 0; row < pass->n_rows;) {
+        uint32_t n = 0;
+        while (n < DSV2_QUERY_BLOCK && row + n < pass->n_rows && !pass->sequences[pass->row_sequence[row + n]].expanded)
+            n++;
+        if (n > 0)
+            fn(a, head, row, n, thread);
+        row += n > 0 ? n : 1;
+    }
+}
+
+/* (W^UK)^T q^C, and q^R behind it. */
+static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread)
+{
+    dsv2_pass *pass = a->pass;
+    const dsv2_config *config = &pass->model->config;
+    uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
+    uint32_t n_heads = config->num_attention_heads;
+    const float *q[DSV2_QUERY_BLOCK];
+    float *out = pass->absorbed + ((size_t)row * n_heads + head) * (lora + rope);
+    size_t stride = (size_t)n_heads * (lora + rope);
+    for (uint32_t i = 0; i < n; i++) {
+        q[i] = pass->q + ((size_t)(row + i) * n_heads + head) * (nope + rope);
+        memcpy(out + i * stride + lora, q[i] + nope, rope * sizeof *out);
+    }
+    dsv2_matmul(pass->model->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
+                dsv2_thread_scratch(pass, thread));
+}
+
+/* o = W^UV (weighted sum of latents). */
+static void value_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread)
+{
+    dsv2_pass *pass = a->pass;
+    const dsv2_config *config = &pass->model->config;
+    uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
+    uint32_t n_heads = config->num_attention_heads, v_dim = config->v_head_dim;
+    const float *latent[DSV2_QUERY_BLOCK];
+    for (uint32_t i = 0; i < n; i++)
+        latent[i] = pass->absorbed + ((size_t)(row + i) * n_heads + head) * (lora + rope);
+    uint32_t first = head * (nope + v_dim) + nope;
+    dsv2_matmul(pass->model->kernels, pass->heads_out + ((size_t)row * n_heads + head) * v_dim, (size_t)n_heads * v_dim, latent, n,
+                &a->weights->kv_b_proj, first, first + v_dim, dsv2_thread_scratch(pass, thread));
+}
+
+static void absorb_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, absorb_rows); }
+static void value_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, value_rows); }
+
+/* Working memory of one thread: a tile of cached rows as floats, scores, and sums of a block of queries. */
+typedef struct attend_scratch {
+    float *tile;   /* [DSV2_PAGE_TOKENS][lora + rope] */
+    float *scores; /* [DSV2_QUERY_BLOCK][DSV2_PAGE_TOKENS] */
+    float *sums;   /* [DSV2_QUERY_BLOCK][lora]: of the present span */
+    float *total;  /* [DSV2_QUERY_BLOCK][lora]: of all spans so far */
+} attend_scratch;
+
+static size_t attend_scratch_floats(const dsv2_config *config)
+{
+    return (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim) + (size_t)DSV2_QUERY_BLOCK * DSV2_PAGE_TOKENS +
+           2 * (size_t)DSV2_QUERY_BLOCK * config->kv_lora_rank;
+}
+
+static attend_scratch attend_scratch_of(const dsv2_pass *pass, unsigned thread)
+{
+    const dsv2_config *config = &pass->model->config;
+    attend_scratch s;
+    s.tile = dsv2_thread_scratch(pass, thread);
+    s.scores = s.tile + (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
+    s.sums = s.scores + (size_t)DSV2_QUERY_BLOCK * DSV2_PAGE_TOKENS;
+    s.total = s.sums + (size_t)DSV2_QUERY_BLOCK * config->kv_lora_rank;
+    return s;
+}
+
+/* The query vectors that a task takes together: some rows of one sequence times some heads. */
+typedef struct queries {
+    uint32_t first_row, n_rows, first_head, n_heads;
+} queries;
+
+/* The context from token `first` to `end` - 1, at most one span: sums[i] = sum_t exp(s_it - max[i]) c_t, sum[i] its weights. */
+static void attend_span(const mla *a, const dsv2_sequence *sequence, queries block, size_t first, size_t end,
+                        const attend_scratch *scratch, float *sums, float *max, float *sum)
+{
+    dsv2_pass *pass = a->pass;
+    const dsv2_config *config = &pass->model->config;
+    const dsv2_kernels *kernels = pass->model->kernels;
+    const dsv2_cache *cache = sequence->cache;
+    uint32_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim, n_queries = block.n_rows * block.n_heads;
+    const float *q[DSV2_QUERY_BLOCK];
+    for (uint32_t i = 0; i < n_queries; i++) {
+        uint32_t row = block.first_row + i / block.n_heads, head = block.first_head + i % block.n_heads;
+        q[i] = pass->absorbed + ((size_t)row * config->num_attention_heads + head) * width;
+        max[i] = -INFINITY;
+        sum[i] = 0;
+    }
+    memset(sums, 0, (size_t)n_queries * lora * sizeof *sums);
+    size_t last_position = pass->row_position[block.first_row + block.n_rows - 1];
+    if (end > last_position + 1)
+        end = last_position + 1;
+    for (size_t t = first; t < end; t += DSV2_PAGE_TOKENS) {
+        size_t n = end - t < DSV2_PAGE_TOKENS ? end - t : DSV2_PAGE_TOKENS;
+        dsv2_cache_decode_rows(&cache->shape, kernels, dsv2_cache_rows(cache, a->layer, t / DSV2_PAGE_TOKENS), n, scratch->tile);
+        kernels->matmul[DSV2_TYPE_F32](scratch->scores, DSV2_PAGE_TOKENS, q, n_queries, scratch->tile, width * sizeof(float), n, width);
+        float keep[DSV2_QUERY_BLOCK];
+        for (uint32_t i = 0; i < n_queries; i++) {
+            size_t visible = visible_tokens(pass->row_position[block.first_row + i / block.n_heads], t, n);
+            keep[i] = take_scores(kernels, scratch->scores + (size_t)i * DSV2_PAGE_TOKENS, visible, n, &max[i], &sum[i]);
+        }
+        kernels->weighted_sum(sums, lora, keep, scratch->scores, DSV2_PAGE_TOKENS, n_queries, scratch->tile, width, n, lora);
+    }
+}
+
+/* Takes one span's sums of one query into its total: the same arithmetic whichever thread summed the span, and when. */
+static void merge_span(float *total, float *total_max, float *total_sum, const float *sums, float max, float sum, uint32_t n)
+{
+    if (max == -INFINITY)
+        return; /* the query sees nothing of this span */
+    float largest = max > *total_max ? max : *total_max;
+    float keep = *total_max == -INFINITY ? 0.0f : expf(*total_max - largest), take = expf(max - largest);
+    for (uint32_t j = 0; j < n; j++)
+        total[j] = total[j] * keep + sums[j] * take;
+    *total_sum = *total_sum * keep + sum * take;
+    *total_max = largest;
+}
+
+/* The query's softmax-weighted latent, over what was its query vector. */
+static void finish_query(const mla *a, uint32_t row, uint32_t head, const float *total, float total_sum)
+{
+    const dsv2_config *config = &a->pass->model->config;
+    uint32_t lora = config->kv_lora_rank;
+    float *out = a->pass->absorbed + ((size_t)row * config->num_attention_heads + head) * (lora + config->qk_rope_head_dim);
+    float scale = 1.0f / total_sum;
+    for (uint32_t j = 0; j < lora; j++)
+        out[j] = total[j] * scale;
+}
+
+static size_t span_count(size_t position) { return position / DSV2_SPAN_TOKENS + 1; }
+
+/* A block of queries over its whole context. */
+static void attend_block(mla *a, const dsv2_sequence *sequence, queries block, unsigned thread)
+{
+    dsv2_pass *pass = a->pass;
+    uint32_t lora = pass->model->config.kv_lora_rank, n_queries = block.n_rows * block.n_heads;
+    attend_scratch scratch = attend_scratch_of(pass, thread);
+    float max[DSV2_QUERY_BLOCK], sum[DSV2_QUERY_BLOCK], total_max[DSV2_QUERY_BLOCK], total_sum[DSV2_QUERY_BLOCK];
+    for (uint32_t i = 0; i < n_queries; i++) {
+        total_max[i] = -INFINITY;
+        total_sum[i] = 0;
+    }
+    memset(scratch.total, 0, (size_t)n_queries * lora * sizeof *scratch.total);
+    size_t n_spans = span_count(pass->row_position[block.first_row + block.n_rows - 1]);
+    for (size_t span = 0; span < n_spans; span++) {
+        attend_span(a, sequence, block, span * DSV2_SPAN_TOKENS, (span + 1) * DSV2_SPAN_TOKENS, &scratch, scratch.sums, max, sum);
+        for (uint32_t i = 0; i < n_queries; i++)
+            merge_span(scratch.total + (size_t)i * lora, &total_max[i], &total_sum[i], scratch.sums + (size_t)i * lora, max[i], sum[i], lora);
+    }
+    for (uint32_t i = 0; i < n_queries; i++)
+        finish_query(a, block.first_row + i / block.n_heads, block.first_head + i % block.n_heads, scratch.total + (size_t)i * lora,
+                     total_sum[i]);
+}
+
+/* One span of a block, its sums kept until all spans are there. */
+static void attend_partial(mla *a, const dsv2_sequence *sequence, const dsv2_attend_task *task, unsigned thread)
+{
+    dsv2_pass *pass = a->pass;
+    attend_scratch scratch = attend_scratch_of(pass, thread);
+    queries block = {task->first_row, task->n_rows, task->first_head, task->n_heads};
+    attend_span(a, sequence, block, task->span * DSV2_SPAN_TOKENS, (task->span + 1) * DSV2_SPAN_TOKENS, &scratch,
+                pass->span_out + task->first_partial * pass->model->config.kv_lora_rank, pass->span_max + task->first_partial,
+                pass->span_sum + task->first_partial);
+}
+
+static void attend_task(void *context, size_t index, unsigned thread)
+{
+    mla *a = context;
+    const dsv2_attend_task *task = &a->pass->attend_tasks[index];
+    const dsv2_sequence *sequence = &a->pass->sequences[a->pass->row_sequence[task->first_row]];
+    if (task->span == DSV2_ALL_SPANS)
+        attend_block(a, sequence, (queries){task->first_row, task->n_rows, task->first_head, task->n_heads}, thread);
+    else
+        attend_partial(a, sequence, task, thread);
+}
+
+/* The tasks of a block's first span begin a run of n_spans tasks: merges them for every query. */
+static void merge_task(void *context, size_t index, unsigned thread)
+{
+    mla *a = context;
+    dsv2_pass *pass = a->pass;
+    const dsv2_attend_task *task = &pass->attend_tasks[index];
+    if (task->span != 0)
+        return;
+    uint32_t lora = pass->model->config.kv_lora_rank, n_queries = task->n_rows * task->n_heads;
+    float *total = attend_scratch_of(pass, thread).total;
+    for (uint32_t i = 0; i < n_queries; i++) {
+        float max = -INFINITY, sum = 0;
+        memset(total, 0, lora * sizeof *total);
+        for (size_t span = 0; span < task->n_spans; span++) {
+            size_t partial = task[span].first_partial + i;
+            merge_span(total, &max, &sum, pass->span_out + partial * lora, pass->span_max[partial], pass->span_sum[partial], lora);
+        }
+        finish_query(a, task->first_row + i / task->n_heads, task->first_head + i % task->n_heads, total, sum);
+    }
+}
+
+/* Cuts the absorbed sequences into blocks of queries; and these, where there are too few to keep the threads busy, into spans. */
+static size_t plan_absorbed(dsv2_pass *pass, bool split)
+{
+    uint32_t n_heads = pass->model->config.num_attention_heads;
+    uint32_t block_heads = n_heads < DSV2_QUERY_BLOCK ? n_heads : DSV2_QUERY_BLOCK;
+    uint32_t block_rows = n_heads < DSV2_QUERY_BLOCK ? DSV2_QUERY_BLOCK / n_heads : 1;
+    size_t n_tasks = 0, n_partials = 0;
+    for (size_t s = 0; s < pass->n_sequences; s++) {
+        const dsv2_sequence *sequence = &pass->sequences[s];
+        if (sequence->expanded)
+            continue;
+        for (uint32_t row = 0; row < sequence->n_rows; row += block_rows) {
+            for (uint32_t head = 0; head < n_heads; head += block_heads) {
+                dsv2_attend_task task = {
+                    .first_row = sequence->first_row + row,
+                    .n_rows = sequence->n_rows - row < block_rows ? sequence->n_rows - row : block_rows,
+                    .first_head = head,
+                    .n_heads = n_heads - head < block_heads ? n_heads - head : block_heads,
+                    .span = DSV2_ALL_SPANS,
+                };
+                if (!split) {
+                    pass->attend_tasks[n_tasks++] = task;
+                    continue;
+                }
+                task.n_spans = span_count(pass->row_position[task.first_row + task.n_rows - 1]);
+                for (task.span = 0; task.span < task.n_spans; task.span++) {
+                    task.first_partial = n_partials;
+                    n_partials += (size_t)task.n_rows * task.n_heads;
+                    pass->attend_tasks[n_tasks++] = task;
+                }
+            }
+        }
+    }
+    return n_tasks;
+}
+
+static void attend_absorbed(mla *a)
+{
+    dsv2_pass *pass = a->pass;
+    const dsv2_config *config = &pass->model->config;
+    size_t n_rows = 0, longest = 0;
+    for (uint32_t row = 0; row < pass->n_rows; row++) {
+        if (pass->sequences[pass->row_sequence[row]].expanded)
+            continue;
+        n_rows++;
+        longest = pass->row_position[row] > longest ? pass->row_position[row] : longest;
+    }
+    if (n_rows == 0)
+        return;
+    dsv2_pool_run(pass->model->pool, absorb_task, a, config->num_attention_heads);
+    size_t n_tasks = plan_absorbed(pass, false), n_threads = dsv2_pool_threads(pass->model->pool);
+    bool split = n_tasks < 4 * n_threads && n_rows * config->num_attention_heads * span_count(longest) <= pass->max_partials;
+    if (split)
+        n_tasks = plan_absorbed(pass, true);
+    dsv2_pool_run(pass->model->pool, attend_task, a, n_tasks);
+    if (split)
+        dsv2_pool_run(pass->model->pool, merge_task, a, n_tasks);
+    dsv2_pool_run(pass->model->pool, value_task, a, config->num_attention_heads);
+}
+
+/* ---- the expanded form ---- */
+
+typedef struct expanded {
+    mla *a;
+    const dsv2_sequence *sequence;
+} expanded;
+
+/* Working memory of one thread, behind what dsv2_matmul wants. */
+typedef struct expand_scratch {
+    float *matmul;
+    float *tile;   /* [DSV2_PAGE_TOKENS][lora + rope] */
+    float *keys;   /* [DSV2_PAGE_TOKENS][nope + rope]: k^C and k^R */
+    float *values; /* [DSV2_PAGE_TOKENS][v] */
+    float *scores; /* [DSV2_PASS_ROWS][DSV2_PAGE_TOKENS] */
+    float *max, *sum, *keep; /* [DSV2_PASS_ROWS] */
+} expand_scratch;
+
+static size_t expand_scratch_floats(const dsv2_config *config)
+{
+    return (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_nope_head_dim + 2 * (size_t)config->qk_rope_head_dim +
+                                       config->v_head_dim) +
+           (size_t)DSV2_PASS_ROWS * (DSV2_PAGE_TOKENS + 3);
+}
+
+static expand_scratch expand_scratch_of(const dsv2_pass *pass, const dsv2_mla_weights *weights, unsigned thread)
+{
+    const dsv2_config *config = &pass->model->config;
+    expand_scratch s;
+    s.matmul = dsv2_thread_scratch(pass, thread);
+    s.tile = s.matmul + dsv2_matmul_scratch(&weights->kv_b_proj);
+    s.keys = s.tile + (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
+    s.values = s.keys + (size_t)DSV2_PAGE_TOKENS * (config->qk_nope_head_dim + config->qk_rope_head_dim);
+    s.scores = s.values + (size_t)DSV2_PAGE_TOKENS * config->v_head_dim;
+    s.max = s.scores + (size_t)DSV2_PASS_ROWS * DSV2_PAGE_TOKENS;
+    s.sum = s.max + DSV2_PASS_ROWS;
+    s.keep = s.sum + DSV2_PASS_ROWS;
+    return s;
+}
+
+/* k^C = W^UK c (Eq. 42), with k^R behind it, and v^C = W^UV c (Eq. 45), of one head for n tokens. */
+static void expand_tile(const mla *a, uint32_t head, size_t n, const expand_scratch *s)
+{
+    const dsv2_model *model = a->pass->model;
+    const dsv2_config *config = &model->config;
+    uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim, v_dim = config->v_head_dim;
+    const float *latents[DSV2_PAGE_TOKENS];
+    for (size_t t = 0; t < n; t++) {
+        latents[t] = s->tile + t * (lora + rope);
+        memcpy(s->keys + t * (nope + rope) + nope, latents[t] + lora, rope * sizeof(float));
+    }
+    uint32_t first = head * (nope + v_dim);
+    dsv2_matmul(model->kernels, s->keys, nope + rope, latents, n, &a->weights->kv_b_proj, first, first + nope, s->matmul);
+    dsv2_matmul(model->kernels, s->values, v_dim, latents, n, &a->weights->kv_b_proj, first + nope, first + nope + v_dim, s->matmul);
+}
+
+/* All rows of a sequence for one head (Eqs. 46, 47). */
+static void expanded_task(void *context, size_t head, unsigned thread)
+{
+    const expanded *e = context;
+    const mla *a = e->a;
+    dsv2_pass *pass = a->pass;
+    const dsv2_sequence *sequence = e->sequence;
+    const dsv2_config *config = &pass->model->config;
+    const dsv2_kernels *kernels = pass->model->kernels;
+    uint32_t width = config->qk_nope_head_dim + config->qk_rope_head_dim, v_dim = config->v_head_dim, n_rows = sequence->n_rows;
+    expand_scratch s = expand_scratch_of(pass, a->weights, thread);
+    size_t q_stride = (size_t)config->num_attention_heads * width, out_stride = (size_t)config->num_attention_heads * v_dim;
+    const float *q[DSV2_PASS_ROWS];
+    float *out = pass->heads_out + sequence->first_row * out_stride + head * v_dim;
+    for (uint32_t i = 0; i < n_rows; i++) {
+        q[i] = pass->q + (sequence->first_row + i) * q_stride + head * width;
+        s.max[i] = -INFINITY;
+        s.sum[i] = 0;
+        memset(out + i * out_stride, 0, v_dim * sizeof *out);
+    }
+    size_t end = sequence->first_position + n_rows;
+    for (size_t t = 0; t < end; t += DSV2_PAGE_TOKENS) {
+        size_t n = end - t < DSV2_PAGE_TOKENS ? end - t : DSV2_PAGE_TOKENS;
+        dsv2_cache_decode_rows(&sequence->cache->shape, kernels, dsv2_cache_rows(sequence->cache, a->layer, t / DSV2_PAGE_TOKENS), n, s.tile);
+        expand_tile(a, (uint32_t)head, n, &s);
+        /* Rows before the tile see nothing of it. */
+        uint32_t first = t > sequence->first_position ? (uint32_t)(t - sequence->first_position) : 0;
+        kernels->matmul[DSV2_TYPE_F32](s.scores, DSV2_PAGE_TOKENS, q + first, n_rows - first, s.keys, width * sizeof(float), n, width);
+        for (uint32_t i = first; i < n_rows; i++)
+            s.keep[i] = take_scores(kernels, s.scores + (size_t)(i - first) * DSV2_PAGE_TOKENS,
+                                    visible_tokens(sequence->first_position + i, t, n), n, &s.max[i], &s.sum[i]);
+        kernels->weighted_sum(out + first * out_stride, out_stride, s.keep + first, s.scores, DSV2_PAGE_TOKENS, n_rows - first, s.values,
+                              v_dim, n, v_dim);
+    }
+    for (uint32_t i = 0; i < n_rows; i++)
+        for (uint32_t j = 0; j < v_dim; j++)
+            out[i * out_stride + j] /= s.sum[i];
+}
+
+/* Which form costs fewer multiplications for n rows at the end of a context of `total` tokens, per head:
+ *   absorbed: each row through W^UK and W^UV once, then 2 lora + rope for every token it sees
+ *   expanded: each token of the context through W^UK and W^UV once, then nope + rope + v for every token a row sees
+ * Asked of a sequence's own rows alone, so that its bits do not depend on its companions. */
+static bool is_expanded(const dsv2_config *config, const dsv2_sequence *sequence)
+{
+    if (sequence->attention != DSV2_ATTENTION_AUTO)
+        return sequence->attention == DSV2_ATTENTION_EXPANDED;
+    double n = sequence->n_rows, total = (double)sequence->first_position + n, seen = n * ((double)sequence->first_position + n / 2);
+    double lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim, v = config->v_head_dim;
+    double absorbed = n * lora * (nope + v) + seen * (2 * lora + rope);
+    double expanded_cost = total * lora * (nope + v) + seen * (nope + rope + v);
+    return expanded_cost < absorbed;
+}
+
+void dsv2_mla_choose_form(const dsv2_model *model, dsv2_sequence *sequence) { sequence->expanded = is_expanded(&model->config, sequence); }
+
+size_t dsv2_mla_scratch(const dsv2_model *model)
+{
+    size_t absorbed = attend_scratch_floats(&model->config), expand = expand_scratch_floats(&model->config);
+    return absorbed > expand ? absorbed : expand;
+}
+
+void dsv2_mla(dsv2_pass *pass, uint32_t layer)
+{
+    const dsv2_mla_weights *weights = &pass->model->layers[layer].mla;
+    const dsv2_config *config = &pass->model->config;
+    mla a = {pass, weights, layer};
+    queries_and_latents(&a);
+    attend_absorbed(&a);
+    for (size_t s = 0; s < pass->n_sequences; s++) {
+        if (!pass->sequences[s].expanded)
+            continue;
+        expanded e = {&a, &pass->sequences[s]};
+        dsv2_pool_run(pass->model->pool, expanded_task, &e, config->num_attention_heads);
+    }
+    dsv2_linear(pass, &weights->o_proj, weights->o_bias, pass->heads_out, weights->o_proj.cols, pass->n_rows, pass->block_out,
+                config->hidden_size);
+}

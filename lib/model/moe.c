@@ -1,0 +1,75 @@
+/* DeepSeekMoE (section 2.2.1, Eqs. 20-22): h' = u + sum of shared experts + sum of gated routed experts. Rows are grouped by expert
+ * over the whole pass, so that an expert's weights are read once for all its rows. */
+#include "model/pass.h"
+
+#include <string.h>
+
+/* Sorts the (row, chosen expert) pairs by expert, rows in order within each, and makes a job of every expert that was chosen. */
+static void group_by_expert(dsv2_pass *pass, const dsv2_moe_weights *moe)
+{
+    const dsv2_config *config = &pass->model->config;
+    uint32_t n_experts = config->n_routed_experts, top_k = config->num_experts_per_tok, n_pairs = pass->n_rows * top_k;
+    uint32_t *next = pass->expert_rows;
+    memset(next, 0, (n_experts + 1) * sizeof *next);
+    for (uint32_t pair = 0; pair < n_pairs; pair++)
+        next[pass->routes.experts[pair] + 1]++;
+    for (uint32_t e = 0; e < n_experts; e++) {
+        uint32_t n = next[e + 1], first = next[e];
+        next[e + 1] += first;
+        if (n > 0)
+            pass->ffn_jobs[pass->n_ffn_jobs++] = (dsv2_ffn_job){
+                .weights = &moe->experts[e],
+                .n_rows = n,
+                .first_input = first,
+                .first_hidden = (size_t)first * config->moe_intermediate_size,
+                .first_output = (size_t)first * config->hidden_size,
+            };
+    }
+    for (uint32_t pair = 0; pair < n_pairs; pair++) {
+        uint32_t slot = next[pass->routes.experts[pair]]++;
+        pass->pair_slot[pair] = slot;
+        pass->ffn_inputs[slot] = pass->normed + (size_t)(pair / top_k) * config->hidden_size;
+    }
+}
+
+/* The shared experts take every row; they go first, being the largest job. Their slots come after the pairs'. */
+static void add_shared(dsv2_pass *pass, const dsv2_moe_weights *moe)
+{
+    const dsv2_config *config = &pass->model->config;
+    uint32_t first = pass->n_rows * config->num_experts_per_tok;
+    for (uint32_t row = 0; row < pass->n_rows; row++)
+        pass->ffn_inputs[first + row] = pass->normed + (size_t)row * config->hidden_size;
+    pass->ffn_jobs[pass->n_ffn_jobs++] = (dsv2_ffn_job){
+        .weights = &moe->shared,
+        .n_rows = pass->n_rows,
+        .first_input = first,
+        .first_hidden = (size_t)first * config->moe_intermediate_size,
+        .first_output = (size_t)first * config->hidden_size,
+    };
+}
+
+static void combine_row(void *context, size_t row, unsigned thread)
+{
+    (void)thread;
+    dsv2_pass *pass = context;
+    const dsv2_config *config = &pass->model->config;
+    uint32_t hidden = config->hidden_size, top_k = config->num_experts_per_tok;
+    float *out = pass->block_out + row * hidden;
+    memset(out, 0, hidden * sizeof *out);
+    for (uint32_t k = 0; k < top_k; k++)
+        pass->model->kernels->add_scaled(out, pass->ffn_output + (size_t)pass->pair_slot[row * top_k + k] * hidden,
+                                         pass->routes.gates[row * top_k + k], hidden);
+    if (config->n_shared_experts > 0)
+        pass->model->kernels->add_scaled(out, pass->ffn_output + ((size_t)pass->n_rows * top_k + row) * hidden, 1.0f, hidden);
+}
+
+void dsv2_moe(dsv2_pass *pass, const dsv2_moe_weights *moe)
+{
+    dsv2_route(pass, moe);
+    pass->n_ffn_jobs = 0;
+    if (pass->model->config.n_shared_experts > 0)
+        add_shared(pass, moe);
+    group_by_expert(pass, moe);
+    dsv2_ffn_run(pass);
+    dsv2_pool_run(pass->model->pool, combine_row, pass, pass->n_rows);
+}

@@ -1,0 +1,218 @@
+/* Working memory of passes: one block, laid out once for a number of rows and a length of context, and kept for the next call. */
+#include "model/pass.h"
+
+#include <string.h>
+
+/* Single spans of attention are kept for at most this many query vectors: 134 MB with a latent of 512. */
+enum { MAX_PARTIALS = 65536 };
+
+/* Hands out parts of a block; with `memory` NULL it only adds up. */
+typedef struct carver {
+    uint8_t *memory;
+    uint64_t used;
+    bool fits; /* no sum has wrapped */
+} carver;
+
+static void *carve(carver *c, uint64_t count, uint64_t size)
+{
+    uint64_t bytes, end;
+    if (!dsv2_mul(count, size, &bytes) || !dsv2_add(bytes, 63, &bytes) || !dsv2_add(c->used, bytes & ~(uint64_t)63, &end))
+        c->fits = false;
+    if (!c->fits)
+        return NULL;
+    void *part = c->memory == NULL ? NULL : c->memory + c->used;
+    c->used = end;
+    return part;
+}
+
+static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
+
+/* The most that dsv2_matmul asks for with any of the model's matrices. */
+static size_t matmul_scratch(const dsv2_model *model)
+{
+    size_t floats = dsv2_matmul_scratch(&model->lm_head);
+    for (uint32_t l = 0; l < model->config.num_hidden_layers; l++) {
+        const dsv2_layer *layer = &model->layers[l];
+        const dsv2_mla_weights *mla = &layer->mla;
+        const dsv2_matrix *matrices[] = {
+            &mla->q_proj, &mla->q_a_proj, &mla->q_b_proj, &mla->kv_a_proj, &mla->kv_b_proj, &mla->k_up_transposed, &mla->o_proj,
+            &layer->ffn.gate, &layer->ffn.up, &layer->ffn.down,
+            &layer->moe.gate, &layer->moe.shared.gate, &layer->moe.shared.up, &layer->moe.shared.down,
+        };
+        for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
+            floats = max_of(floats, dsv2_matmul_scratch(matrices[i])); /* of a matrix that is not there: 0 */
+        for (uint32_t e = 0; layer->is_moe && e < model->config.n_routed_experts; e++) {
+            const dsv2_ffn_weights *expert = &layer->moe.experts[e];
+            floats = max_of(floats, max_of(dsv2_matmul_scratch(&expert->gate),
+                                           max_of(dsv2_matmul_scratch(&expert->up), dsv2_matmul_scratch(&expert->down))));
+        }
+    }
+    return floats;
+}
+
+static uint32_t task_count(uint32_t rows) { return (rows + DSV2_TASK_ROWS - 1) / DSV2_TASK_ROWS; }
+
+static void lay_out_ffn(dsv2_pass *pass, carver *c)
+{
+    const dsv2_config *config = &pass->model->config;
+    uint64_t m = pass->max_rows, n_experts = config->n_routed_experts, top_k = config->num_experts_per_tok;
+    uint64_t hidden_floats = m * config->intermediate_size, slots = m, n_jobs = 1;
+    uint64_t n_slices = max_of(task_count(config->intermediate_size), task_count(config->hidden_size));
+    if (n_experts > 0) {
+        uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size;
+        slots = m * (top_k + 1);
+        n_jobs = n_experts + 1;
+        hidden_floats = max_of(hidden_floats, m * (top_k * config->moe_intermediate_size + shared));
+        n_slices = max_of(n_slices, task_count((uint32_t)shared) + task_count(config->hidden_size) +
+                                        n_experts * max_of(task_count(config->moe_intermediate_size), task_count(config->hidden_size)));
+        pass->routes.scores = carve(c, m * n_experts, sizeof(float));
+        pass->routes.experts = carve(c, m * top_k, sizeof(uint32_t));
+        pass->routes.gates = carve(c, m * top_k, sizeof(float));
+        pass->routes.groups = carve(c, m, sizeof(uint64_t));
+        pass->expert_rows = carve(c, n_experts + 1, sizeof(uint32_t));
+        pass->pair_slot = carve(c, m * top_k, sizeof(uint32_t));
+        pass->ffn_output = carve(c, slots * config->hidden_size, sizeof(float));
+    }
+    pass->ffn_inputs = carve(c, slots, sizeof(float *));
+    pass->ffn_hidden_rows = carve(c, slots, sizeof(float *));
+    pass->ffn_hidden = carve(c, hidden_floats, sizeof(float));
+    pass->ffn_jobs = carve(c, n_jobs, sizeof(dsv2_ffn_job));
+    pass->ffn_slices = carve(c, n_slices, sizeof(dsv2_ffn_slice));
+}
+
+static void lay_out_attention(dsv2_pass *pass, carver *c)
+{
+    const dsv2_config *config = &pass->model->config;
+    uint64_t m = pass->max_rows, n_heads = config->num_attention_heads, n_threads = dsv2_pool_threads(pass->model->pool);
+    uint64_t width = (uint64_t)config->kv_lora_rank + config->qk_rope_head_dim;
+    pass->q = carve(c, m * n_heads * (config->qk_nope_head_dim + config->qk_rope_head_dim), sizeof(float));
+    pass->q_a = carve(c, m * config->q_lora_rank, sizeof(float));
+    pass->kv_a = carve(c, m * width, sizeof(float));
+    pass->rope_cos = carve(c, m * config->qk_rope_head_dim / 2, sizeof(float));
+    pass->rope_sin = carve(c, m * config->qk_rope_head_dim / 2, sizeof(float));
+    pass->absorbed = carve(c, m * n_heads * width, sizeof(float));
+    pass->heads_out = carve(c, m * n_heads * config->v_head_dim, sizeof(float));
+
+    /* Only few rows are cut into spans: fewer blocks than four for each thread. */
+    uint64_t n_spans = pass->max_position / DSV2_SPAN_TOKENS + 1;
+    uint64_t block_rows = n_heads < DSV2_QUERY_BLOCK ? DSV2_QUERY_BLOCK / n_heads : 1, split_rows = 4 * n_threads * block_rows;
+    uint64_t partials = (m < split_rows ? m : split_rows) * n_heads * n_spans;
+    pass->max_partials = partials < MAX_PARTIALS ? partials : MAX_PARTIALS;
+    uint64_t whole_tasks = m * ((n_heads + DSV2_QUERY_BLOCK - 1) / DSV2_QUERY_BLOCK), span_tasks = 4 * n_threads * n_spans;
+    pass->attend_tasks = carve(c, max_of(whole_tasks, span_tasks < pass->max_partials ? span_tasks : pass->max_partials),
+                               sizeof(dsv2_attend_task));
+    pass->span_out = carve(c, pass->max_partials * config->kv_lora_rank, sizeof(float));
+    pass->span_max = carve(c, pass->max_partials, sizeof(float));
+    pass->span_sum = carve(c, pass->max_partials, sizeof(float));
+}
+
+static void lay_out(dsv2_pass *pass, carver *c)
+{
+    const dsv2_config *config = &pass->model->config;
+    uint64_t m = pass->max_rows;
+    pass->row_sequence = carve(c, m, sizeof(uint32_t));
+    pass->row_position = carve(c, m, sizeof(size_t));
+    pass->row_pointers = carve(c, m, sizeof(float *));
+    pass->hidden = carve(c, m * config->hidden_size, sizeof(float));
+    pass->normed = carve(c, m * config->hidden_size, sizeof(float));
+    pass->block_out = carve(c, m * config->hidden_size, sizeof(float));
+    lay_out_attention(pass, c);
+    lay_out_ffn(pass, c);
+    pass->logit_rows = carve(c, m, sizeof(uint32_t));
+    pass->logits = carve(c, (m < DSV2_LOGIT_ROWS ? m : DSV2_LOGIT_ROWS) * config->vocab_size, sizeof(float));
+    size_t ffn_scratch = (size_t)DSV2_PASS_ROWS * DSV2_TASK_ROWS;
+    pass->thread_scratch_floats = (matmul_scratch(pass->model) + max_of(dsv2_mla_scratch(pass->model), ffn_scratch) + 15) & ~(size_t)15;
+    pass->thread_scratch = carve(c, (uint64_t)pass->thread_scratch_floats * dsv2_pool_threads(pass->model->pool), sizeof(float));
+}
+
+float *dsv2_thread_scratch(const dsv2_pass *pass, unsigned thread)
+{
+    return pass->thread_scratch + (size_t)thread * pass->thread_scratch_floats;
+}
+
+static void pass_free(dsv2_pass *pass)
+{
+    atomic_fetch_sub(&pass->model->scratch_bytes, pass->memory_bytes);
+    dsv2_free(pass->memory);
+    dsv2_free(pass);
+}
+
+static dsv2_status pass_new(dsv2_model *model, uint32_t n_rows, size_t max_position, dsv2_pass **out)
+{
+    dsv2_pass *pass = dsv2_new(1, sizeof *pass);
+    if (pass == NULL)
+        return dsv2_fail_memory("a pass", sizeof *pass);
+    pass->model = model;
+    pass->max_rows = n_rows;
+    pass->max_position = max_position;
+    carver c = {.fits = true};
+    lay_out(pass, &c);
+    c.memory = c.fits && c.used <= PTRDIFF_MAX ? dsv2_new_aligned((size_t)c.used, 1) : NULL;
+    if (c.memory == NULL) {
+        dsv2_free(pass);
+        return dsv2_fail_memory("working memory", (size_t)c.used);
+    }
+    pass->memory = c.memory;
+    pass->memory_bytes = (size_t)c.used;
+    c.used = 0;
+    lay_out(pass, &c);
+    atomic_fetch_add(&model->scratch_bytes, pass->memory_bytes);
+    *out = pass;
+    return DSV2_OK;
+}
+
+/* Rounded up, so that a conversation that grows does not ask for a little more at every token. */
+static uint32_t round_rows(uint32_t n)
+{
+    uint32_t rounded = 1;
+    while (rounded < n)
+        rounded *= 2;
+    return rounded;
+}
+
+static size_t round_position(size_t n) { return n + (DSV2_SPAN_TOKENS * 8 - n % (DSV2_SPAN_TOKENS * 8)); }
+
+dsv2_status dsv2_pass_acquire(dsv2_model *model, uint32_t n_rows, size_t max_position, dsv2_pass **out)
+{
+    pthread_mutex_lock(&model->passes_lock);
+    dsv2_pass *pass = model->idle_passes;
+    if (pass != NULL)
+        model->idle_passes = pass->next;
+    pthread_mutex_unlock(&model->passes_lock);
+    if (pass != NULL && pass->max_rows >= n_rows && pass->max_position >= max_position) {
+        *out = pass;
+        return DSV2_OK;
+    }
+    n_rows = round_rows(n_rows);
+    max_position = round_position(max_position);
+    dsv2_pass *larger;
+    if (pass == NULL)
+        return pass_new(model, n_rows, max_position, out);
+    n_rows = n_rows > pass->max_rows ? n_rows : pass->max_rows;
+    max_position = max_position > pass->max_position ? max_position : pass->max_position;
+    dsv2_status status = pass_new(model, n_rows, max_position, &larger);
+    if (status != DSV2_OK) {
+        dsv2_pass_release(model, pass);
+        return status;
+    }
+    pass_free(pass);
+    *out = larger;
+    return DSV2_OK;
+}
+
+void dsv2_pass_release(dsv2_model *model, dsv2_pass *pass)
+{
+    pthread_mutex_lock(&model->passes_lock);
+    pass->next = model->idle_passes;
+    model->idle_passes = pass;
+    pthread_mutex_unlock(&model->passes_lock);
+}
+
+void dsv2_passes_free(dsv2_model *model)
+{
+    while (model->idle_passes != NULL) {
+        dsv2_pass *pass = model->idle_passes;
+        model->idle_passes = pass->next;
+        pass_free(pass);
+    }
+}

@@ -1,0 +1,143 @@
+/* What one forward pass works on. Inside the model room only. m: rows in the pass. */
+#ifndef DSV2_LIB_MODEL_PASS_H
+#define DSV2_LIB_MODEL_PASS_H
+
+#include "model/model.h"
+
+/* Rows of weights that one task of a parallel region multiplies: small enough to share out evenly, large enough to pay. */
+enum { DSV2_TASK_ROWS = 64 };
+
+/* Attention in the absorbed form goes over the context in spans of this many pages, each summed by itself and merged in order,
+ * so that spans can be shared out over threads without changing a bit of the result. */
+enum { DSV2_SPAN_PAGES = 8, DSV2_SPAN_TOKENS = DSV2_SPAN_PAGES * DSV2_PAGE_TOKENS };
+
+/* Query vectors that one attention task takes through a tile together. */
+enum { DSV2_QUERY_BLOCK = 64 };
+
+/* Rows of logits computed at a time when every token's are asked for. */
+enum { DSV2_LOGIT_ROWS = 32 };
+
+/* The routers' choices for all rows. */
+typedef struct dsv2_routes {
+    float *scores;     /* [m][n_routed_experts]: affinities s_(i,t) */
+    uint32_t *experts; /* [m][num_experts_per_tok], by falling score as chosen */
+    float *gates;      /* [m][num_experts_per_tok], as multiplied into the experts' outputs */
+    uint64_t *groups;  /* [m]: bit g set if group g was kept; all n_group bits if routing is not limited */
+} dsv2_routes;
+
+/* One SwiGLU network applied to some rows: an item of dsv2_ffn_run's work. */
+typedef struct dsv2_ffn_job {
+    const dsv2_ffn_weights *weights;
+    uint32_t n_rows;      /* rows of input, */
+    uint32_t first_input; /* which are pass->ffn_inputs[first_input ...] */
+    size_t first_hidden;  /* floats into ffn_hidden: n_rows x intermediate */
+    size_t first_output;  /* floats into ffn_output: n_rows x hidden_size */
+} dsv2_ffn_job;
+
+/* A slice of one job's weights: a task. */
+typedef struct dsv2_ffn_slice {
+    uint32_t job, first, end;
+} dsv2_ffn_slice;
+
+/* Some query vectors of one sequence, rows times heads, and a part of their context. */
+typedef struct dsv2_attend_task {
+    uint32_t first_row, n_rows, first_head, n_heads;
+    size_t span; /* or DSV2_ALL_SPANS */
+    size_t n_spans, first_partial; /* for single spans: how many the block has, and where this one's sums go */
+} dsv2_attend_task;
+
+#define DSV2_ALL_SPANS SIZE_MAX
+
+struct dsv2_pass {
+    dsv2_model *model;
+    dsv2_pass *next; /* in the model's store */
+
+    /* What it has room for. */
+    uint32_t max_rows;
+    size_t max_position;
+    uint8_t *memory;
+    size_t memory_bytes;
+
+    /* The pass at work. */
+    dsv2_sequence *sequences;
+    size_t n_sequences;
+    uint32_t n_rows;
+    uint32_t *row_sequence;  /* [m]: index of the row's sequence */
+    size_t *row_position;    /* [m]: position in that session */
+
+    /* Rows, m of each. */
+    float *hidden;     /* [hidden_size]: the residual stream h */
+    float *normed;     /* [hidden_size]: input of the next block, after its norm */
+    float *block_out;  /* [hidden_size]: output of attention or feed-forward, before it is added */
+    float *q;          /* [n_heads][nope + rope]: queries; rope part rotated in place */
+    float *q_a;        /* [q_lora_rank]: c^Q */
+    float *kv_a;       /* [kv_lora_rank + rope]: c^KV and k^R */
+    float *rope_cos, *rope_sin; /* [rope / 2] */
+    float *absorbed;   /* [n_heads][kv_lora_rank + rope]: q^C W^UK and q^R; afterwards the weighted sum of latents */
+    float *heads_out;  /* [n_heads][v_head_dim]: o before W^O */
+
+    dsv2_attend_task *attend_tasks;
+    /* Sums of attention over single spans, see mla.c: max_partials query vectors times spans fit. */
+    float *span_out, *span_max, *span_sum;
+    size_t max_partials;
+
+    dsv2_routes routes;
+    uint32_t *expert_rows; /* counts, then first row per expert: n_routed_experts + 1 */
+    uint32_t *pair_slot;   /* [m][num_experts_per_tok]: where in the grouped order the pair went */
+    const float **ffn_inputs; /* [m * (top_k + 1)]: rows of `normed`, grouped by job */
+    const float **ffn_hidden_rows; /* the same slots: rows of ffn_hidden */
+    float *ffn_hidden, *ffn_output;
+    dsv2_ffn_job *ffn_jobs;
+    dsv2_ffn_slice *ffn_slices;
+    uint32_t n_ffn_jobs;
+
+    float *logits; /* [DSV2_LOGIT_ROWS][vocab_size] */
+    uint32_t *logit_rows; /* [m]: rows whose logits are wanted */
+
+    const float **row_pointers; /* [m], for linear maps */
+    float *thread_scratch;      /* n_threads of thread_scratch_floats */
+    size_t thread_scratch_floats;
+};
+
+/* out[i] = W x[i] (+ bias) for m rows, over all threads; x[i] is x + i * x_stride. */
+void dsv2_linear(dsv2_pass *pass, const dsv2_matrix *w, const float *bias, const float *x, size_t x_stride, size_t m, float *out,
+                 size_t out_stride);
+
+/* out[i] = RMSNorm(x[i]) for m rows of n elements. */
+void dsv2_norm_rows(dsv2_pass *pass, const float *weight, const float *x, size_t x_stride, size_t n, size_t m, float *out,
+                    size_t out_stride);
+
+/* pass.c: the working memory of one thread, thread_scratch_floats floats. */
+float *dsv2_thread_scratch(const dsv2_pass *pass, unsigned thread);
+
+/* rope.c */
+dsv2_status dsv2_rope_init(dsv2_model *model);
+void dsv2_rope_tables(dsv2_pass *pass);
+/* Rotates the rope part x (qk_rope_head_dim elements, interleaved pairs) of one row. */
+void dsv2_rope_rotate(const dsv2_pass *pass, uint32_t row, float *x);
+
+/* Frees all idle working memory. */
+void dsv2_passes_free(dsv2_model *model);
+
+/* mla.c: block_out = attention(normed), writing the rows' latents to their caches. */
+void dsv2_mla(dsv2_pass *pass, uint32_t layer);
+/* Floats of scratch that a thread needs for it, besides dsv2_matmul's. */
+size_t dsv2_mla_scratch(const dsv2_model *model);
+/* Sets sequence->expanded. */
+void dsv2_mla_choose_form(const dsv2_model *model, dsv2_sequence *sequence);
+
+/* ffn.c: every job's network on its rows: ffn_output = W_down (silu(W_gate x) * W_up x). */
+void dsv2_ffn_run(dsv2_pass *pass);
+/* block_out = the dense layer's network on `normed`. */
+void dsv2_ffn_dense(dsv2_pass *pass, const dsv2_ffn_weights *weights);
+
+/* router.c: fills pass->routes from `normed`. */
+void dsv2_route(dsv2_pass *pass, const dsv2_moe_weights *moe);
+
+/* moe.c: block_out = shared experts + gated routed experts of `normed`. */
+void dsv2_moe(dsv2_pass *pass, const dsv2_moe_weights *moe);
+
+/* weights.c: binds every tensor; messages name tensor, shape found and shape expected. */
+dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options);
+
+#endif

@@ -1,0 +1,79 @@
+/* Rotary position embedding and YaRN (section 3.1.4 of the report; Peng et al., arXiv 2309.00071). */
+#include "model/pass.h"
+
+#include <math.h>
+
+/* m(s, a) of YaRN: how much attention has to be sharpened for a context s times as long. */
+static float yarn_mscale(float scale, float mscale) { return scale <= 1.0f ? 1.0f : 0.1f * mscale * logf(scale) + 1.0f; }
+
+/* The dimension whose wavelength makes `rotations` turns over the original context. */
+static double correction_dim(double rotations, double dim, double base, double original_context)
+{
+    return dim * log(original_context / (rotations * 2.0 * 3.14159265358979323846)) / (2.0 * log(base));
+}
+
+dsv2_status dsv2_rope_init(dsv2_model *model)
+{
+    const dsv2_config *config = &model->config;
+    const dsv2_yarn *yarn = &config->yarn;
+    uint32_t dim = config->qk_rope_head_dim, half = dim / 2;
+    model->rope_frequency = dsv2_new(half, sizeof *model->rope_frequency);
+    if (model->rope_frequency == NULL)
+        return dsv2_fail_memory("RoPE frequencies", half * sizeof *model->rope_frequency);
+    model->rope_scale = 1.0f;
+    model->softmax_scale = 1.0f / sqrtf((float)(config->qk_nope_head_dim + dim));
+    for (uint32_t i = 0; i < half; i++)
+        model->rope_frequency[i] = 1.0f / powf(config->rope_theta, 2.0f * (float)i / (float)dim);
+    if (!yarn->enabled)
+        return DSV2_OK;
+
+    /* Fast dimensions keep their frequency, slow ones are stretched by the factor, with a ramp between. */
+    double low = floor(correction_dim(yarn->beta_fast, dim, config->rope_theta, yarn->original_max_position_embeddings));
+    double high = ceil(correction_dim(yarn->beta_slow, dim, config->rope_theta, yarn->original_max_position_embeddings));
+    low = low < 0 ? 0 : low;
+    high = high > dim - 1 ? dim - 1 : high;
+    if (low == high)
+        high += 0.001; /* no division by zero */
+    for (uint32_t i = 0; i < half; i++) {
+        float ramp = (float)(((double)i - low) / (high - low));
+        ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
+        float extrapolated = model->rope_frequency[i], interpolated = extrapolated / yarn->factor;
+        model->rope_frequency[i] = interpolated * ramp + extrapolated * (1.0f - ramp);
+    }
+    /* The two corrections: of cos and sin, and of the softmax. */
+    model->rope_scale = yarn_mscale(yarn->factor, yarn->mscale) / yarn_mscale(yarn->factor, yarn->mscale_all_dim);
+    if (yarn->mscale_all_dim != 0) {
+        float mscale = yarn_mscale(yarn->factor, yarn->mscale_all_dim);
+        model->softmax_scale *= mscale * mscale;
+    }
+    return DSV2_OK;
+}
+
+static void rope_row(void *context, size_t row, unsigned thread)
+{
+    (void)thread;
+    dsv2_pass *pass = context;
+    const dsv2_model *model = pass->model;
+    uint32_t half = model->config.qk_rope_head_dim / 2;
+    for (uint32_t i = 0; i < half; i++) {
+        float angle = (float)pass->row_position[row] * model->rope_frequency[i];
+        pass->rope_cos[row * half + i] = cosf(angle) * model->rope_scale;
+        pass->rope_sin[row * half + i] = sinf(angle) * model->rope_scale;
+    }
+}
+
+void dsv2_rope_tables(dsv2_pass *pass) { dsv2_pool_run(pass->model->pool, rope_row, pass, pass->n_rows); }
+
+void dsv2_rope_rotate(const dsv2_pass *pass, uint32_t row, float *x)
+{
+    const dsv2_config *config = &pass->model->config;
+    uint32_t half = config->qk_rope_head_dim / 2;
+    const float *cos = pass->rope_cos + (size_t)row * half, *sin = pass->rope_sin + (size_t)row * half;
+    /* Pairs are (2i, 2i + 1), or in some files (i, i + half); q and k are ordered alike, so that their product is the same. */
+    uint32_t step = config->rope_pairs_split ? 1 : 2, other = config->rope_pairs_split ? half : 1;
+    for (uint32_t i = 0; i < half; i++) {
+        float a = x[step * i], b = x[step * i + other];
+        x[step * i] = a * cos[i] - b * sin[i];
+        x[step * i + other] = a * sin[i] + b * cos[i];
+    }
+}

@@ -82,8 +82,8 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_sample(dsv2_session *session
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling *sampling);
 
 /* The logits of the last token: *logits points to vocab_size floats owned by the session. They are those of this call until
- * the session's next feed, step, truncate or restore, which may overwrite them; the address is the same for every call on the
- * session and may be read, whatever it then holds, until the session is closed. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE or _BUSY. */
+ * the session's next feed, step, truncate or restore, which may overwrite them; the memory may be read, whatever it then
+ * holds, until the session is closed. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE or _BUSY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_logits(dsv2_session *session, const float **logits);
 
 /* The k most likely next tokens with their log probabilities, most likely first, into top[k]; of equals the smaller id

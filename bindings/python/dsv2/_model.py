@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import ClosedError
+from ._ffi import ffi
 from ._native import (
     Call,
     check,

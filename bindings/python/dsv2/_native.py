@@ -13,10 +13,10 @@ import logging
 import operator
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from ._errors import ArgumentError, Status, error
 from ._ffi import ffi
@@ -77,14 +77,14 @@ def make(kind: str) -> Any:
 
 
 @functools.cache
-def _field_types(cls: type) -> dict[str, Any]:
+def _field_types(cls: Hashable) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
 def record(cls: type[T], structure: Any) -> T:
     """Make the dataclass whose fields have the names of the structure's."""
     values = {}
-    for name, kind in _field_types(cls).items():
+    for name, kind in _field_types(cast(Hashable, cls)).items():
         value = getattr(structure, name)
         values[name] = ffi.string(value).decode() if kind is str else kind(value)
     return cls(**values)

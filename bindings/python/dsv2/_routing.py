@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import Status
-from ._native import check, ffi, lib, make, record
+from ._ffi import ffi
+from ._native import check, lib, make, record
 from ._types import Balance, RoutingInfo
 
 if TYPE_CHECKING:

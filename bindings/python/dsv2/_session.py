@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import ClosedError, Status, UnsupportedError
+from ._ffi import ffi
 from ._model import Model
 from ._native import (
     Call,
     ask,
     check,
-    ffi,
     keep_alive,
     lib,
     make,
@@ -196,8 +196,8 @@ class Session:
     ) -> Iterator[int]:
         """Feed a prompt, then draw tokens, until the end-of-sequence token (which is neither given nor fed) or `max_tokens`.
 
-        The work begins when the first token is asked for. The session holds every token that was given, also if the loop over
-        them is left early.
+        The work begins when the first token is asked for. A token that is given is in the session already, so the loop over
+        them can be left at any time.
 
         Args:
             prompt: text (after the beginning-of-sequence token if the session is empty) or ids; None or "" goes on where the
@@ -215,17 +215,13 @@ class Session:
             self.set_sampling(sampling)
         if prompt is not None and len(prompt) > 0:
             self.feed(prompt, progress=progress)
-        token, ids = ffi.new("int32_t *"), ffi.new("int32_t[1]")
+        token = ffi.new("int32_t *")
         for _ in range(max_tokens):
             check(lib.dsv2_session_sample(self._open(), token))
             if token[0] == eos:
                 return
-            ids[0] = token[0]
-            try:
-                yield token[0]
-            finally:
-                if self._ptr is not None:
-                    check(lib.dsv2_session_feed(self._watched(False), ids, 1))
+            check(lib.dsv2_session_feed(self._watched(False), token, 1))
+            yield token[0]
 
     def generate(
         self,

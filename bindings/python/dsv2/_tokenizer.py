@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from ._errors import ArgumentError, ClosedError, Status, UnsupportedError
-from ._native import ask, check, ffi, keep_alive, lib, make, path_bytes, record, token_array
+from ._ffi import ffi
+from ._native import ask, check, keep_alive, lib, make, path_bytes, record, token_array
 from ._types import StrPath, TokenizerInfo
 
 
@@ -106,7 +107,7 @@ class Tokenizer:
             )
         )
 
-    def decode_bytes(self, tokens: Iterable[int], *, special: bool = False) -> bytes:
+    def decode_bytes(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
         """Decode tokens to the bytes that they stand for, which may be part of a UTF-8 character.
 
         Args:
@@ -115,12 +116,12 @@ class Tokenizer:
 
         """
         ptr = self._open()
-        ids, n_ids = token_array(tokens if isinstance(tokens, Sequence) or hasattr(tokens, "dtype") else list(tokens))
+        ids, n_ids = token_array(tokens)
         flags = lib.DSV2_DECODE_SPECIAL if special else 0
         text = ask(lambda buffer, room, n: lib.dsv2_tokenizer_decode(ptr, ids, n_ids, flags, buffer, room, n), "char")
         return bytes(ffi.buffer(text))
 
-    def decode(self, tokens: Iterable[int], *, special: bool = False, errors: str = "replace") -> str:
+    def decode(self, tokens: Sequence[int], *, special: bool = False, errors: str = "replace") -> str:
         """Decode tokens to text; `errors` is as in ``bytes.decode``."""
         return self.decode_bytes(tokens, special=special).decode("utf-8", errors)
 

@@ -82,7 +82,7 @@ dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, cons
     dsv2_describe_tokenizer(tokenizer, &info);
     if (token < 0 || (uint32_t)token >= info.vocab_size)
         return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: token is %d, expected 0 to %u", __func__, token, info.vocab_size - 1);
-    dsv2_span bytes = dsv2_get_token(tokenizer, token);
+    dsv2_text bytes = dsv2_get_token(tokenizer, token);
     *text = bytes.data;
     *size = bytes.size;
     return DSV2_OK;
@@ -126,6 +126,6 @@ dsv2_status dsv2_fim_encode(const dsv2_tokenizer *tokenizer, const char *prefix,
     if ((prefix == NULL && prefix_size > 0) || (suffix == NULL && suffix_size > 0))
         return null_argument(__func__, prefix == NULL && prefix_size > 0 ? "prefix" : "suffix");
     dsv2_ids ids = {0};
-    status = dsv2_fim(tokenizer, (dsv2_span){prefix, prefix_size}, (dsv2_span){suffix, suffix_size}, &ids);
+    status = dsv2_fim(tokenizer, (dsv2_text){prefix, prefix_size}, (dsv2_text){suffix, suffix_size}, &ids);
     return give(&ids, status, tokens, capacity, n_tokens);
 }

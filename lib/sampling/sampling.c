@@ -330,8 +330,8 @@ static size_t drop_unlikely(dsv2_candidate *c, size_t n, float min_p, uint64_t o
     return kept;
 }
 
-dsv2_status dsv2_sampler_draw(dsv2_sampler *sampler, const float *logits, uint32_t vocab_size, const int32_t *tokens, size_t n_tokens,
-                              dsv2_candidate *scratch, int32_t *token)
+dsv2_status dsv2_sampler_draw(dsv2_sampler *sampler, const float *logits, uint32_t vocab_size, const int32_t *tokens,
+                              size_t n_tokens, dsv2_candidate *scratch, int32_t *token)
 {
     const dsv2_sampling *p = &sampler->params;
     dsv2_candidate *c = scratch;

@@ -53,8 +53,8 @@ void dsv2_sampler_free(dsv2_sampler *sampler);
 /* Draws a token from vocab_size logits. tokens: the n_tokens of the session, all in the vocabulary, for the penalties. scratch:
  * vocab_size candidates, contents undefined before and after. NaN logits count as -INFINITY.
  * Returns DSV2_OK or DSV2_ERROR_STATE (no token has a logit above -INFINITY); then the random numbers have not moved. */
-dsv2_status dsv2_sampler_draw(dsv2_sampler *sampler, const float *logits, uint32_t vocab_size, const int32_t *tokens, size_t n_tokens,
-                              dsv2_candidate *scratch, int32_t *token);
+dsv2_status dsv2_sampler_draw(dsv2_sampler *sampler, const float *logits, uint32_t vocab_size, const int32_t *tokens,
+                              size_t n_tokens, dsv2_candidate *scratch, int32_t *token);
 
 /* ---- log probabilities ---- */
 

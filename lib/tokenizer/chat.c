@@ -112,7 +112,7 @@ dsv2_status dsv2_chat(const dsv2_tokenizer *t, const dsv2_message *messages, siz
     return p.status;
 }
 
-dsv2_status dsv2_fim(const dsv2_tokenizer *t, dsv2_span prefix, dsv2_span suffix, dsv2_ids *out)
+dsv2_status dsv2_fim(const dsv2_tokenizer *t, dsv2_text prefix, dsv2_text suffix, dsv2_ids *out)
 {
     if (t->fim_begin < 0 || t->fim_hole < 0 || t->fim_end < 0)
         return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no tokens for filling in the middle "

@@ -16,7 +16,7 @@ enum { MAX_FILE = 256 << 20 };
 typedef struct reader {
     const char *path;
     const json_t *root, *model;
-    dsv2_span *texts, *merges;
+    dsv2_text *texts, *merges;
     uint8_t *kinds;
     size_t n_tokens;
 } reader;
@@ -96,7 +96,7 @@ static dsv2_status read_added_token(reader *r, size_t index, const json_t *token
     static const char *const refused[] = {"single_word", "lstrip", "rstrip"};
     const json_t *content = json_object_get(token, "content");
     size_t id = (size_t)json_integer_value(json_object_get(token, "id"));
-    dsv2_span text = {json_string_value(content), json_string_length(content)};
+    dsv2_text text = {json_string_value(content), json_string_length(content)};
     char field[64];
     snprintf(field, sizeof field, "added_tokens[%zu]", index);
     dsv2_status status;
@@ -149,7 +149,7 @@ static dsv2_status read_tokens(reader *r)
         if (r->kinds[id] != 0)
             return dsv2_fail(DSV2_ERROR_FORMAT, "%s: model.vocab gives id %zu to both \"%.200s\" and \"%.200s\"", r->path, id,
                              r->texts[id].data, key);
-        r->texts[id] = (dsv2_span){key, length};
+        r->texts[id] = (dsv2_text){key, length};
         r->kinds[id] = DSV2_TOKEN_LETTERS;
     }
     json_array_foreach(added, index, value)
@@ -161,7 +161,7 @@ static dsv2_status read_tokens(reader *r)
 /* ---- merges ---- */
 
 /* "a b" or ["a", "b"]. */
-static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge, dsv2_span parts[2])
+static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge, dsv2_text parts[2])
 {
     if (json_is_string(merge)) {
         const char *text = json_string_value(merge);
@@ -170,8 +170,8 @@ static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge
         if (space == NULL || memchr(space + 1, ' ', size - (size_t)(space - text) - 1) != NULL)
             return dsv2_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is \"%.200s\", expected two tokens with a space between",
                              r->path, index, text);
-        parts[0] = (dsv2_span){text, (size_t)(space - text)};
-        parts[1] = (dsv2_span){space + 1, size - parts[0].size - 1};
+        parts[0] = (dsv2_text){text, (size_t)(space - text)};
+        parts[1] = (dsv2_text){space + 1, size - parts[0].size - 1};
         return DSV2_OK;
     }
     if (!json_is_array(merge) || json_array_size(merge) != 2 || !json_is_string(json_array_get(merge, 0)) ||
@@ -179,7 +179,7 @@ static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is %s, expected \"a b\" or [\"a\", \"b\"]", r->path, index,
                          dsv2_json_kind(merge));
     for (size_t i = 0; i < 2; i++)
-        parts[i] = (dsv2_span){json_string_value(json_array_get(merge, i)), json_string_length(json_array_get(merge, i))};
+        parts[i] = (dsv2_text){json_string_value(json_array_get(merge, i)), json_string_length(json_array_get(merge, i))};
     return DSV2_OK;
 }
 

@@ -104,7 +104,7 @@ dsv2_status dsv2_translate_pattern(const char *path, const char *pattern, size_t
 dsv2_status dsv2_add_split(dsv2_tokenizer *tokenizer, const char *pattern, size_t size);
 
 /* Adds the stages known by this name. */
-dsv2_status dsv2_add_named_stages(dsv2_tokenizer *tokenizer, dsv2_span name);
+dsv2_status dsv2_add_named_stages(dsv2_tokenizer *tokenizer, dsv2_text name);
 
 /* GPT-2's own expression: what ByteLevel does with use_regex. */
 dsv2_status dsv2_add_gpt2_stage(dsv2_tokenizer *tokenizer);

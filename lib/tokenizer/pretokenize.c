@@ -117,7 +117,7 @@ static dsv2_status add_all(dsv2_tokenizer *t, const char *const *expressions)
 
 dsv2_status dsv2_add_gpt2_stage(dsv2_tokenizer *t) { return add_all(t, gpt2); }
 
-dsv2_status dsv2_add_named_stages(dsv2_tokenizer *t, dsv2_span name)
+dsv2_status dsv2_add_named_stages(dsv2_tokenizer *t, dsv2_text name)
 {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (name.size == strlen(known[i].name) && memcmp(name.data, known[i].name, name.size) == 0)

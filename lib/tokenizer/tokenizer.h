@@ -11,12 +11,6 @@
 
 #include <dsv2/tokenizer.h>
 
-/* Bytes of somebody else, not terminated. */
-typedef struct dsv2_span {
-    const char *data;
-    size_t size;
-} dsv2_span;
-
 /* What an id is; 0: the vocabulary leaves it empty. */
 enum {
     DSV2_TOKEN_LETTERS = 1, /* of the BPE model, its bytes spelled in GPT-2's alphabet: "Ġthe" */
@@ -32,13 +26,13 @@ enum { DSV2_MAX_TOKENS = 1 << 20 };
 typedef struct dsv2_vocabulary {
     const char *path;         /* for messages */
     size_t n_tokens;          /* ids are 0 to n_tokens - 1 */
-    const dsv2_span *texts;   /* [n_tokens] */
+    const dsv2_text *texts;   /* [n_tokens] */
     const uint8_t *kinds;     /* [n_tokens], DSV2_TOKEN_* or-ed */
     size_t n_merges;
-    const dsv2_span *merges;  /* [n_merges][2]: left and right, best first */
+    const dsv2_text *merges;  /* [n_merges][2]: left and right, best first */
     bool ignore_merges;       /* a piece that is a token is that token, whatever the merges say */
-    dsv2_span pre;            /* the pre-tokenizer's name, e.g. "deepseek-llm" (tokenizer.ggml.pre) */
-    dsv2_span chat_template;  /* size 0: none */
+    dsv2_text pre;            /* the pre-tokenizer's name, e.g. "deepseek-llm" (tokenizer.ggml.pre) */
+    dsv2_text chat_template;  /* size 0: none */
     int32_t bos_token_id;     /* -1: go by the well-known names */
     int32_t eos_token_id;
 } dsv2_vocabulary;
@@ -70,9 +64,9 @@ dsv2_status dsv2_encode(const dsv2_tokenizer *tokenizer, const char *text, size_
 dsv2_status dsv2_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags, char *text,
                         size_t capacity, size_t *size);
 dsv2_status dsv2_chat(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n, size_t first, dsv2_ids *out);
-dsv2_status dsv2_fim(const dsv2_tokenizer *tokenizer, dsv2_span prefix, dsv2_span suffix, dsv2_ids *out);
+dsv2_status dsv2_fim(const dsv2_tokenizer *tokenizer, dsv2_text prefix, dsv2_text suffix, dsv2_ids *out);
 int32_t dsv2_find_token(const dsv2_tokenizer *tokenizer, const char *text, size_t size);
-dsv2_span dsv2_get_token(const dsv2_tokenizer *tokenizer, int32_t token);
+dsv2_text dsv2_get_token(const dsv2_tokenizer *tokenizer, int32_t token);
 void dsv2_describe_tokenizer(const dsv2_tokenizer *tokenizer, dsv2_tokenizer_info *info);
 
 #endif

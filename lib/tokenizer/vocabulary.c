@@ -26,7 +26,7 @@ static void make_alphabet(int16_t bytes[LETTERS])
 }
 
 /* Writes the bytes that a spelling stands for, at most as many as it has itself; false if it is not in the alphabet. */
-static bool spell_out(const int16_t alphabet[LETTERS], dsv2_span spelling, char *bytes, size_t *size)
+static bool spell_out(const int16_t alphabet[LETTERS], dsv2_text spelling, char *bytes, size_t *size)
 {
     size_t n = 0;
     for (size_t i = 0; i < spelling.size;) {
@@ -129,9 +129,9 @@ int32_t dsv2_find_token(const dsv2_tokenizer *t, const char *text, size_t size)
     return id >= 0 ? id : dsv2_find_model_token(t, text, size);
 }
 
-dsv2_span dsv2_get_token(const dsv2_tokenizer *t, int32_t token)
+dsv2_text dsv2_get_token(const dsv2_tokenizer *t, int32_t token)
 {
-    return (dsv2_span){t->texts + t->tokens[token].offset, t->tokens[token].size};
+    return (dsv2_text){t->texts + t->tokens[token].offset, t->tokens[token].size};
 }
 
 /* Copies texts, spelled out, and decides what each token is. */
@@ -139,7 +139,7 @@ static dsv2_status copy_tokens(dsv2_tokenizer *t, const dsv2_vocabulary *v, cons
 {
     uint64_t total = 0;
     for (size_t id = 0; id < v->n_tokens; id++) {
-        const dsv2_span *text = &v->texts[id];
+        const dsv2_text *text = &v->texts[id];
         if ((v->kinds[id] & DSV2_TOKEN_ADDED) != 0 && (text->size == 0 || text->size > DSV2_MAX_ADDED_SIZE))
             return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: added token %zu has %zu bytes, expected 1 to %d", v->path, id, text->size,
                              DSV2_MAX_ADDED_SIZE);
@@ -153,7 +153,7 @@ static dsv2_status copy_tokens(dsv2_tokenizer *t, const dsv2_vocabulary *v, cons
     t->n_tokens = (uint32_t)v->n_tokens;
     size_t used = 0;
     for (size_t id = 0; id < v->n_tokens; id++) {
-        dsv2_span text = v->texts[id];
+        dsv2_text text = v->texts[id];
         uint32_t kind = v->kinds[id];
         size_t size = 0;
         char *bytes = t->texts + used;
@@ -264,7 +264,7 @@ static dsv2_status bind_bytes(dsv2_tokenizer *t, const int16_t alphabet[LETTERS]
 }
 
 /* The bytes of a merge's left or right part and its token, whether in the alphabet or not. */
-static dsv2_status find_part(dsv2_tokenizer *t, const int16_t alphabet[LETTERS], size_t merge, dsv2_span part, char *bytes,
+static dsv2_status find_part(dsv2_tokenizer *t, const int16_t alphabet[LETTERS], size_t merge, dsv2_text part, char *bytes,
                              size_t *size, int32_t *id)
 {
     bool letters = spell_out(alphabet, part, bytes, size);

@@ -203,7 +203,7 @@ START_TEST(draws_follow_the_distribution_of_a_plain_implementation)
     for (int i = 0; i < DRAWS; i++)
         counts[draw(&sampler, logits, VOCAB, history, n_history)]++;
     for (int i = 0; i < VOCAB; i++) {
-        ck_assert_msg(counts[i] == 0 || p[i] > 0, "%s: token %d was drawn %zu times, but is filtered out", cases[_i].name, i, counts[i]);
+        ck_assert_msg(counts[i] == 0 || p[i] > 0, "%s: token %d was drawn, but is filtered out", cases[_i].name, i);
         ck_assert_msg(counts[i] > 0 || p[i] * DRAWS < 30, "%s: token %d has probability %g, but was never drawn", cases[_i].name, i,
                       p[i]);
     }
@@ -375,7 +375,8 @@ START_TEST(a_large_vocabulary_is_drawn_from_like_a_small_one)
         sum += counts[i] > 0 ? p[i] : 0;
     }
     double statistic = chi_square(p, counts, LARGE_VOCAB, 300, &freedom);
-    ck_assert_msg(statistic < (double)freedom + 4 * sqrt(2 * (double)freedom) + 8, "chi-square %g, %zu degrees", statistic, freedom);
+    double bound = (double)freedom + 4 * sqrt(2 * (double)freedom) + 8;
+    ck_assert_msg(statistic < bound, "chi-square %g with %zu degrees of freedom, expected under %g", statistic, freedom, bound);
     ck_assert_double_gt(sum, 0);
     free(logits);
     free(p);

@@ -72,6 +72,9 @@ static void walk_moe(walk *w, uint32_t l, dsv2_moe_weights *moe)
 {
     const dsv2_config *c = &w->model->config;
     matrix(w, c->n_routed_experts, c->hidden_size, &moe->gate, "model.layers.%u.mlp.gate.weight", l);
+    /* Only now, when the router's matrix has shown that the file is large enough for so many. */
+    if (w->status == DSV2_OK && moe->experts == NULL)
+        w->status = dsv2_experts_allocate(w->model, moe);
     if (c->topk_method == DSV2_TOPK_NOAUX_TC)
         vector(w, c->n_routed_experts, &moe->score_bias, "model.layers.%u.mlp.gate.e_score_correction_bias", l);
     if (c->n_shared_experts > 0)

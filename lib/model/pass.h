@@ -149,6 +149,9 @@ typedef struct dsv2_weights_visitor {
 
 dsv2_status dsv2_weights_walk(dsv2_model *model, const dsv2_weights_visitor *visitor);
 
+/* weights.c: room for a layer's experts, freed with the model. */
+dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe);
+
 /* weights.c: binds every tensor; messages name tensor, shape found and shape expected. */
 dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options);
 

@@ -239,16 +239,16 @@ static dsv2_status allocate(dsv2_model *model)
     model->layers = keep(model, dsv2_new(config->num_hidden_layers, sizeof *model->layers));
     if (model->layers == NULL)
         return dsv2_fail_memory("the layers", config->num_hidden_layers * sizeof *model->layers);
-    for (uint32_t l = 0; l < config->num_hidden_layers; l++) {
-        dsv2_layer *layer = &model->layers[l];
-        layer->is_moe = dsv2_config_is_moe(config, l);
-        if (!layer->is_moe)
-            continue;
-        layer->moe.experts = keep(model, dsv2_new(config->n_routed_experts, sizeof *layer->moe.experts));
-        if (layer->moe.experts == NULL)
-            return dsv2_fail_memory("the experts", config->n_routed_experts * sizeof *layer->moe.experts);
-    }
+    for (uint32_t l = 0; l < config->num_hidden_layers; l++)
+        model->layers[l].is_moe = dsv2_config_is_moe(config, l);
     return DSV2_OK;
+}
+
+dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe)
+{
+    size_t n = model->config.n_routed_experts;
+    moe->experts = keep(model, dsv2_new(n, sizeof *moe->experts));
+    return moe->experts != NULL ? DSV2_OK : dsv2_fail_memory("the experts", n * sizeof *moe->experts);
 }
 
 dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options)

@@ -451,16 +451,10 @@ static const json_t *find_template(const json_t *config)
     return template;
 }
 
-static dsv2_status read_config(const char *path, dsv2_tokenizer *t)
+dsv2_status dsv2_tokenizer_configure(dsv2_tokenizer *t, const char *path, const char *json, size_t size)
 {
-    char *text;
-    size_t size;
     json_t *config;
-    dsv2_status status = dsv2_file_read(path, MAX_FILE, &text, &size);
-    if (status != DSV2_OK)
-        return status;
-    status = dsv2_json_parse(path, text, size, &config);
-    dsv2_free(text);
+    dsv2_status status = dsv2_json_parse(path, json, size, &config);
     if (status != DSV2_OK)
         return status;
     int32_t bos = -1, eos = -1;
@@ -496,8 +490,8 @@ dsv2_status dsv2_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer)
 {
     bool folder = dsv2_is_folder(path);
     char *json_path = folder ? dsv2_path_join(path, "tokenizer.json") : dsv2_copy_string(path);
-    char *beside = config_path(path, folder), *text = NULL;
-    size_t size;
+    char *beside = config_path(path, folder), *text = NULL, *config = NULL;
+    size_t size, config_size;
     dsv2_tokenizer *t = NULL;
     dsv2_status status;
     if (json_path == NULL || beside == NULL) {
@@ -507,12 +501,14 @@ dsv2_status dsv2_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer)
     if ((status = dsv2_file_read(json_path, MAX_FILE, &text, &size)) != DSV2_OK ||
         (status = dsv2_tokenizer_from_json(json_path, text, size, &t)) != DSV2_OK)
         goto done;
-    if (dsv2_is_file(beside) && (status = read_config(beside, t)) != DSV2_OK)
+    if (dsv2_is_file(beside) && ((status = dsv2_file_read(beside, MAX_FILE, &config, &config_size)) != DSV2_OK ||
+                                 (status = dsv2_tokenizer_configure(t, beside, config, config_size)) != DSV2_OK))
         goto done;
     *tokenizer = t;
     t = NULL;
 done:
     dsv2_tokenizer_destroy(t);
+    dsv2_free(config);
     dsv2_free(text);
     dsv2_free(beside);
     dsv2_free(json_path);

@@ -37,6 +37,7 @@ void dsv2_container_close(dsv2_container *container)
         dsv2_file_unmap(&container->files[i]);
     dsv2_free(container->tensors);
     dsv2_free(container->others);
+    dsv2_free(container->values);
     dsv2_free(container->files);
     dsv2_free(container->path);
     dsv2_free(container);

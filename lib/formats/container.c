@@ -35,6 +35,7 @@ void dsv2_container_close(dsv2_container *container)
     }
     for (size_t i = 0; i < container->n_files; i++)
         dsv2_file_unmap(&container->files[i]);
+    dsv2_free(container->texts);
     dsv2_free(container->tensors);
     dsv2_free(container->others);
     dsv2_free(container->values);

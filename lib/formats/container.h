@@ -33,6 +33,8 @@ struct dsv2_container {
     size_t n_others, others_capacity;
     dsv2_gguf_value *values; /* sorted by key */
     size_t n_values;
+    char *texts; /* packs: the unpacked block of texts */
+    size_t texts_size;
 };
 
 /* An empty container with room for n_files files, none of them open yet. NULL without memory, and the message is set. */

@@ -17,6 +17,7 @@ typedef struct dsv2_tensor {
     const void *data;      /* n_bytes inside a mapped file; may be unaligned */
     uint64_t n_bytes;      /* equals the product of dims in elements of type: checked */
     const char *path;      /* of the file, for messages */
+    uint64_t checksum;     /* of the data, in packs */
 } dsv2_tensor;
 
 typedef struct dsv2_container dsv2_container;
@@ -57,12 +58,7 @@ dsv2_status dsv2_gguf_u32(const dsv2_container *container, const char *key, uint
 dsv2_status dsv2_gguf_f32(const dsv2_container *container, const char *key, float *value);    /* of either float type */
 dsv2_status dsv2_gguf_bool(const dsv2_container *container, const char *key, bool *value);
 
-/* Text inside the mapped file, not terminated. */
-typedef struct dsv2_text {
-    const char *text;
-    size_t size;
-} dsv2_text;
-
+/* Texts lie in the mapped file. */
 dsv2_status dsv2_gguf_string(const dsv2_container *container, const char *key, dsv2_text *value);
 
 /* *values is an array for the caller to dsv2_free; what it points to belongs to the container. */

@@ -364,6 +364,7 @@ END_TEST
 int main(void)
 {
     TCase *tests = tcase_create("config.json");
+    tcase_set_timeout(tests, 60);
     tcase_add_test(tests, published_models_are_read);
     tcase_add_test(tests, layers_are_mixtures_as_in_the_published_code);
     tcase_add_test(tests, fields_that_change_the_result_are_honoured);

@@ -132,7 +132,7 @@ static dsv2_status take_name(cursor *c, const char *what, dsv2_text *name)
 {
     uint64_t at = c->at;
     dsv2_status status = take_string(c, what, name);
-    if (status == DSV2_OK && (name->size == 0 || name->size > MAX_NAME || memchr(name->bytes, '\0', name->size) != NULL))
+    if (status == DSV2_OK && (name->size == 0 || name->size > MAX_NAME || memchr(name->data, '\0', name->size) != NULL))
         status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s at byte %llu has %zu bytes, expected 1 to %d, none of them zero",
                            c->file->path, what, (unsigned long long)at, name->size, MAX_NAME);
     return status;
@@ -177,10 +177,10 @@ static dsv2_status take_value(cursor *c, dsv2_gguf_value *value)
     dsv2_status status = take_name(c, "a key", &key);
     if (status != DSV2_OK)
         return status;
-    value->key = key.bytes;
+    value->key = key.data;
     value->key_size = key.size;
     char what[224];
-    snprintf(what, sizeof what, "value of %.*s", shown(key.size), key.bytes);
+    snprintf(what, sizeof what, "value of %.*s", shown(key.size), key.data);
     status = take_u32(c, what, &value->type);
     if (status != DSV2_OK)
         return status;
@@ -193,7 +193,7 @@ static dsv2_status take_value(cursor *c, dsv2_gguf_value *value)
         dsv2_text text;
         status = take_string(c, what, &text);
         if (status == DSV2_OK) {
-            value->data = (const uint8_t *)text.bytes;
+            value->data = (const uint8_t *)text.data;
             value->count = value->size = text.size;
         }
         return status;
@@ -395,7 +395,7 @@ static dsv2_status take_info(cursor *c, info *tensor)
     if (status != DSV2_OK)
         return status;
     char what[224];
-    snprintf(what, sizeof what, "tensor %.*s", shown(tensor->name.size), tensor->name.bytes);
+    snprintf(what, sizeof what, "tensor %.*s", shown(tensor->name.size), tensor->name.data);
     status = take_u32(c, what, &tensor->n_dims);
     if (status != DSV2_OK)
         return status;
@@ -422,14 +422,14 @@ static dsv2_status info_bytes(const dsv2_file *file, const info *tensor, uint64_
     if (cols % block != 0)
         return dsv2_fail(DSV2_ERROR_FORMAT,
                          "%s: tensor %.*s has rows of %llu elements, expected a multiple of %u, the block size of %s", file->path,
-                         shown(tensor->name.size), tensor->name.bytes, (unsigned long long)cols, (unsigned)block,
+                         shown(tensor->name.size), tensor->name.data, (unsigned long long)cols, (unsigned)block,
                          tensor_types[tensor->type].name);
     bool fits = true;
     for (uint32_t i = 0; i + 1 < tensor->n_dims; i++)
         fits = fits && dsv2_mul(elements, tensor->dims[i], &elements);
     if (!fits || !dsv2_mul(elements, tensor_types[tensor->type].bytes, bytes))
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s has dimensions whose product is beyond 64 bits", file->path,
-                         shown(tensor->name.size), tensor->name.bytes);
+                         shown(tensor->name.size), tensor->name.data);
     return DSV2_OK;
 }
 
@@ -443,14 +443,14 @@ static dsv2_status add_tensor(dsv2_container *container, const dsv2_file *file, 
         return status;
     if (from->offset % alignment != 0)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s has offset %llu, expected a multiple of the alignment, %llu",
-                         file->path, shown(from->name.size), from->name.bytes, (unsigned long long)from->offset,
+                         file->path, shown(from->name.size), from->name.data, (unsigned long long)from->offset,
                          (unsigned long long)alignment);
     uint64_t end;
     if (!dsv2_add(data_begin, from->offset, &where->begin) || !dsv2_add(where->begin, bytes, &end) || end > file->size)
         return dsv2_fail(DSV2_ERROR_FORMAT,
                          "%s: tensor %.*s has offset %llu and %llu bytes, which is beyond the file's end: the file is cut "
                          "or damaged",
-                         file->path, shown(from->name.size), from->name.bytes, (unsigned long long)from->offset,
+                         file->path, shown(from->name.size), from->name.data, (unsigned long long)from->offset,
                          (unsigned long long)bytes);
     where->end = end;
     where->name = from->name;
@@ -458,7 +458,7 @@ static dsv2_status add_tensor(dsv2_container *container, const dsv2_file *file, 
     char *name = dsv2_new(from->name.size + 1, 1);
     if (name == NULL)
         return dsv2_fail_memory("a tensor's name", from->name.size + 1);
-    memcpy(name, from->name.bytes, from->name.size);
+    memcpy(name, from->name.data, from->name.size);
     bool known = from->type < sizeof tensor_types / sizeof *tensor_types;
     if (known && tensor_types[from->type].type != NOT_READ) {
         dsv2_tensor tensor = {.name = name,
@@ -493,8 +493,8 @@ static dsv2_status check_overlap(const dsv2_file *file, extent *extents, size_t 
     for (size_t i = 1; i < n; i++)
         if (extents[i].begin < extents[i - 1].end)
             return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s begins inside tensor %.*s", file->path,
-                             shown(extents[i].name.size), extents[i].name.bytes, shown(extents[i - 1].name.size),
-                             extents[i - 1].name.bytes);
+                             shown(extents[i].name.size), extents[i].name.data, shown(extents[i - 1].name.size),
+                             extents[i - 1].name.data);
     return DSV2_OK;
 }
 

@@ -376,13 +376,14 @@ static dsv2_status read_quantization(const reader *r, dsv2_config *config)
     const json_t *block = get(&inner, "weight_block_size");
     if (!json_is_array(block) || json_array_size(block) != 2)
         return fail_kind(&inner, "weight_block_size", json_object_get(inner.root, "weight_block_size"), "an array of 2 integers");
+    uint32_t *sizes[2] = {&config->fp8_block_rows, &config->fp8_block_cols};
     for (size_t i = 0; i < 2; i++) {
         const json_t *size = json_array_get(block, i);
         if (!json_is_integer(size) || json_integer_value(size) < 1 || json_integer_value(size) > DSV2_MAX_DIM)
             return dsv2_fail(DSV2_ERROR_FORMAT,
                              "%s: quantization_config.weight_block_size holds %s (%lld), expected integers from 1 to %d", r->path,
                              dsv2_json_kind(size), (long long)json_integer_value(size), DSV2_MAX_DIM);
-        config->weight_block_size[i] = (uint32_t)json_integer_value(size);
+        *sizes[i] = (uint32_t)json_integer_value(size);
     }
     return DSV2_OK;
 }

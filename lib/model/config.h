@@ -59,7 +59,7 @@ typedef struct dsv2_config {
     bool attention_bias; /* q_a_proj, kv_a_proj_with_mqa and o_proj have biases, as in DeepSeek's code */
     bool tie_word_embeddings;
     bool rope_pairs_split; /* the rope rows of q and kv_a are stored as halves (i, i + d/2) rather than interleaved pairs */
-    uint32_t weight_block_size[2]; /* rows and columns of F8_E4M3 weights that share a scale; 0: no such weights */
+    uint32_t fp8_block_rows, fp8_block_cols; /* F8_E4M3 weights have a scale per such block; 0: no such weights */
     int32_t bos_token_id, eos_token_id; /* -1: none; the first where the file has a list */
 } dsv2_config;
 

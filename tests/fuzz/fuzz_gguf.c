@@ -34,7 +34,7 @@ static void read_values(const dsv2_container *container)
         if (dsv2_gguf_bool(container, keys[i], &flag) == DSV2_OK)
             sum += flag;
         if (dsv2_gguf_string(container, keys[i], &text) == DSV2_OK)
-            read_bytes(text.bytes, text.size);
+            read_bytes(text.data, text.size);
         if (dsv2_gguf_array(container, keys[i], DSV2_GGUF_U8, &array, &n) == DSV2_OK)
             read_bytes(array, n);
         if (dsv2_gguf_array(container, keys[i], DSV2_GGUF_I32, &array, &n) == DSV2_OK ||
@@ -42,7 +42,7 @@ static void read_values(const dsv2_container *container)
             read_bytes(array, 4 * n);
         if (dsv2_gguf_strings(container, keys[i], &texts, &n) == DSV2_OK) {
             for (size_t j = 0; j < n; j++)
-                read_bytes(texts[j].bytes, texts[j].size);
+                read_bytes(texts[j].data, texts[j].size);
             dsv2_free(texts);
         }
     }

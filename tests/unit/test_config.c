@@ -110,7 +110,7 @@ START_TEST(published_models_are_read)
     ck_assert_uint_eq(c.yarn.original_max_position_embeddings, 4096);
     ck_assert_int_eq(c.bos_token_id, 100000);
     ck_assert_int_eq(c.eos_token_id, 100001);
-    ck_assert_uint_eq(c.weight_block_size[0], 0);
+    ck_assert_uint_eq(c.fp8_block_rows, 0);
 
     c = read_changed(full_changes, NULL);
     ck_assert_uint_eq(c.q_lora_rank, 1536);
@@ -124,8 +124,8 @@ START_TEST(published_models_are_read)
     ck_assert_int_eq(c.topk_method, DSV2_TOPK_NOAUX_TC);
     ck_assert_int_eq(c.scoring_func, DSV2_SCORING_SIGMOID);
     ck_assert_uint_eq(c.num_hidden_layers, 61);
-    ck_assert_uint_eq(c.weight_block_size[0], 128);
-    ck_assert_uint_eq(c.weight_block_size[1], 64);
+    ck_assert_uint_eq(c.fp8_block_rows, 128);
+    ck_assert_uint_eq(c.fp8_block_cols, 64);
 }
 END_TEST
 
@@ -364,7 +364,6 @@ END_TEST
 int main(void)
 {
     TCase *tests = tcase_create("config.json");
-    tcase_set_timeout(tests, 60);
     tcase_add_test(tests, published_models_are_read);
     tcase_add_test(tests, layers_are_mixtures_as_in_the_published_code);
     tcase_add_test(tests, fields_that_change_the_result_are_honoured);

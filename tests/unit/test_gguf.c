@@ -208,7 +208,7 @@ START_TEST(metadata_is_given_by_key_and_type)
     ck_assert(dsv2_gguf_f32(c, "f32", &real) == DSV2_OK && real == 1.5f);
     ck_assert(dsv2_gguf_f32(c, "f64", &real) == DSV2_OK && real == 0.25f);
     ck_assert(dsv2_gguf_bool(c, "true", &flag) == DSV2_OK && flag);
-    ck_assert(dsv2_gguf_string(c, "text", &text) == DSV2_OK && text.size == 5 && memcmp(text.bytes, "words", 5) == 0);
+    ck_assert(dsv2_gguf_string(c, "text", &text) == DSV2_OK && text.size == 5 && memcmp(text.data, "words", 5) == 0);
     ck_assert(dsv2_gguf_array(c, "bytes", DSV2_GGUF_U8, &array, &n) == DSV2_OK && n == 3 && memcmp(array, "\1\2\3", 3) == 0);
     ck_assert(dsv2_gguf_array(c, "ints", DSV2_GGUF_I32, &array, &n) == DSV2_OK && n == 2 &&
               dsv2_load_u32((const char *)array + 4) == 6);
@@ -221,7 +221,7 @@ START_TEST(metadata_is_given_by_key_and_type)
     c = open_good("b.gguf");
     dsv2_text *texts;
     ck_assert_int_eq(dsv2_gguf_strings(c, "list", &texts, &n), DSV2_OK);
-    ck_assert(n == 2 && texts[0].size == 1 && texts[0].bytes[0] == 'x' && texts[1].size == 2 && memcmp(texts[1].bytes, "yz", 2) == 0);
+    ck_assert(n == 2 && texts[0].size == 1 && texts[0].data[0] == 'x' && texts[1].size == 2 && memcmp(texts[1].data, "yz", 2) == 0);
     dsv2_free(texts);
     dsv2_container_close(c);
 }

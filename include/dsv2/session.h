@@ -74,7 +74,7 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_feed(dsv2_session *session, 
 
 /* Draws the next token from the logits, as dsv2_session_set_sampling says, and stores it in *token. The token is not
  * appended: the host feeds it, or stops. Advances the session's random numbers, unless greedy.
- * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE (nothing was fed), _MEMORY or _BUSY. */
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE (nothing was fed, or every token has a logit of -INFINITY), _MEMORY or _BUSY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_sample(dsv2_session *session, int32_t *token);
 
 /* Sets how to draw; the session starts with dsv2_sampling_defaults. The structure and its biases are copied.

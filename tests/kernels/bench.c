@@ -1,0 +1,312 @@
+/* Each round measures the machine's bounds, then every kernel once; a ratio is taken inside its round, and medians over the
+ * rounds are printed. One thread throughout. */
+#include "kernels/bench.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+#ifdef HAVE_OPENBLAS
+#include <cblas.h>
+#endif
+
+enum { ROUNDS = 15, MAX_LINES = 64, STREAM_BYTES = 192 << 20 };
+
+/* This thread's own time: what others run on the machine meanwhile slows the caches and the memory, but is not counted. */
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* ---- the machine's bounds ---- */
+
+static volatile float keep_float;
+static volatile int keep_int;
+
+#ifdef __x86_64__
+enum { CHAINS = 12, LOOPS = 100000 };
+
+__attribute__((target("avx2,fma"))) static double fma_rate_avx2(void)
+{
+    __m256 sums[CHAINS], x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(1e-3f);
+    for (int c = 0; c < CHAINS; c++)
+        sums[c] = _mm256_setzero_ps();
+    double start = seconds();
+    for (int i = 0; i < LOOPS; i++)
+        for (int c = 0; c < CHAINS; c++) {
+            sums[c] = _mm256_fmadd_ps(sums[c], x, y);
+            __asm__ volatile("" : "+x"(sums[c]));
+        }
+    double time = seconds() - start;
+    for (int c = 0; c < CHAINS; c++)
+        keep_float = _mm256_cvtss_f32(sums[c]);
+    return 2.0 * 8 * CHAINS * LOOPS / time;
+}
+
+__attribute__((target("avx512f"))) static double fma_rate_avx512(void)
+{
+    __m512 sums[CHAINS], x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
+    for (int c = 0; c < CHAINS; c++)
+        sums[c] = _mm512_setzero_ps();
+    double start = seconds();
+    for (int i = 0; i < LOOPS; i++)
+        for (int c = 0; c < CHAINS; c++) {
+            sums[c] = _mm512_fmadd_ps(sums[c], x, y);
+            __asm__ volatile("" : "+v"(sums[c]));
+        }
+    double time = seconds() - start;
+    for (int c = 0; c < CHAINS; c++)
+        keep_float = _mm512_cvtss_f32(sums[c]);
+    return 2.0 * 16 * CHAINS * LOOPS / time;
+}
+
+__attribute__((target("avx512f,avx512vnni"))) static double int8_rate_vnni(void)
+{
+    __m512i sums[CHAINS], x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(-2);
+    for (int c = 0; c < CHAINS; c++)
+        sums[c] = _mm512_setzero_si512();
+    double start = seconds();
+    for (int i = 0; i < LOOPS; i++)
+        for (int c = 0; c < CHAINS; c++) {
+            sums[c] = _mm512_dpbusd_epi32(sums[c], x, y);
+            __asm__ volatile("" : "+v"(sums[c]));
+        }
+    double time = seconds() - start;
+    for (int c = 0; c < CHAINS; c++)
+        keep_int = _mm512_cvtsi512_si32(sums[c]);
+    return 2.0 * 64 * CHAINS * LOOPS / time;
+}
+
+/* 8-bit products without VNNI: pairs to 16 bits, those to 32, added. */
+__attribute__((target("avx2"))) static double int8_rate_avx2(void)
+{
+    __m256i sums[CHAINS], x = _mm256_set1_epi8(3), y = _mm256_set1_epi8(-2), one = _mm256_set1_epi16(1);
+    for (int c = 0; c < CHAINS; c++)
+        sums[c] = _mm256_setzero_si256();
+    double start = seconds();
+    for (int i = 0; i < LOOPS; i++)
+        for (int c = 0; c < CHAINS; c++) {
+            __m256i pairs = _mm256_maddubs_epi16(x, y);
+            __asm__ volatile("" : "+x"(pairs));
+            sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(pairs, one));
+            __asm__ volatile("" : "+x"(sums[c]));
+        }
+    double time = seconds() - start;
+    for (int c = 0; c < CHAINS; c++)
+        keep_int = _mm256_cvtsi256_si32(sums[c]);
+    return 2.0 * 32 * CHAINS * LOOPS / time;
+}
+
+__attribute__((target("avx2"))) static double read_bandwidth(const void *memory, size_t bytes)
+{
+    const __m256i *at = memory;
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+    double start = seconds();
+    for (size_t i = 0; i < bytes / sizeof *at; i += 4) {
+        a = _mm256_xor_si256(a, _mm256_load_si256(at + i));
+        b = _mm256_xor_si256(b, _mm256_load_si256(at + i + 1));
+        c = _mm256_xor_si256(c, _mm256_load_si256(at + i + 2));
+        d = _mm256_xor_si256(d, _mm256_load_si256(at + i + 3));
+    }
+    double time = seconds() - start;
+    keep_int = _mm256_cvtsi256_si32(_mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d)));
+    return (double)bytes / time;
+}
+
+typedef struct bounds {
+    double flops, int8, bytes; /* a second */
+} bounds;
+
+static bounds measure_bounds(const void *memory)
+{
+    __builtin_cpu_init();
+    bool wide = __builtin_cpu_supports("avx512f"), vnni = wide && __builtin_cpu_supports("avx512vnni");
+    return (bounds){
+        wide ? fma_rate_avx512() : __builtin_cpu_supports("fma") ? fma_rate_avx2() : 0,
+        vnni ? int8_rate_vnni() : __builtin_cpu_supports("avx2") ? int8_rate_avx2() : 0,
+        __builtin_cpu_supports("avx2") ? read_bandwidth(memory, STREAM_BYTES) : 0,
+    };
+}
+#else
+typedef struct bounds {
+    double flops, int8, bytes;
+} bounds;
+
+static bounds measure_bounds(const void *memory)
+{
+    (void)memory;
+    return (bounds){0, 0, 0};
+}
+#endif
+
+/* ---- what is timed ---- */
+
+typedef enum bound { FLOPS, INT8, BYTES } bound;
+static const char *const bound_names[] = {"fp32 FMA", "int8", "bandwidth"};
+
+typedef struct line {
+    char name[80];
+    bound bound;
+    double work; /* operations or bytes of one run */
+    double rates[ROUNDS], shares[ROUNDS], to_peer[ROUNDS];
+    bool has_peer;
+} line;
+
+static line lines[MAX_LINES];
+static int n_lines;
+
+/* Operands, large enough for every shape below. */
+enum { MAX_M = 512, MAX_K = 2048, MATRIX_N = 128, VECTOR_N = 16384 };
+static float *x, *w, *out;
+static uint16_t *w16;
+static const float *x_rows[MAX_M];
+
+static line *next_line(int round, int *at, const char *name, const char *set, bound bound, double work)
+{
+    line *l = &lines[(*at)++];
+    if (round == 0) {
+        snprintf(l->name, sizeof l->name, "%-8s %s", set, name);
+        l->bound = bound;
+        l->work = work;
+        n_lines = *at;
+    }
+    return l;
+}
+
+static void record(line *l, int round, double time, const bounds *b)
+{
+    double limit = l->bound == FLOPS ? b->flops : l->bound == INT8 ? b->int8 : b->bytes;
+    l->rates[round] = l->work / time;
+    l->shares[round] = limit > 0 ? l->rates[round] / limit : 0;
+}
+
+static double time_matmul(const dsv2_kernels *kernels, dsv2_type type, size_t m, size_t n, size_t k)
+{
+    const void *weights = type == DSV2_TYPE_F32 ? (const void *)w : w16;
+    double start = seconds();
+    kernels->matmul[type](out, n, x_rows, m, weights, k * (type == DSV2_TYPE_F32 ? 4 : 2), n, k);
+    return seconds() - start;
+}
+
+#ifdef HAVE_OPENBLAS
+static double time_openblas(size_t m, size_t n, size_t k)
+{
+    double start = seconds();
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)m, (int)n, (int)k, 1, x, (int)k, w, (int)k, 0, out, (int)n);
+    return seconds() - start;
+}
+#endif
+
+static void round_of_set(const dsv2_kernels *kernels, int round, int *at, const bounds *b)
+{
+    static const dsv2_type types[] = {DSV2_TYPE_F32, DSV2_TYPE_BF16, DSV2_TYPE_F16};
+    static const size_t ms[] = {512, 32, 4};
+    char name[64];
+    for (size_t t = 0; t < 3; t++) {
+        for (size_t s = 0; s < 3; s++) {
+            snprintf(name, sizeof name, "matmul %s, %zu rows", dsv2_type_name(types[t]), ms[s]);
+            line *l = next_line(round, at, name, kernels->name, FLOPS, 2.0 * (double)ms[s] * MATRIX_N * MAX_K);
+            record(l, round, time_matmul(kernels, types[t], ms[s], MATRIX_N, MAX_K), b);
+#ifdef HAVE_OPENBLAS
+            if (types[t] == DSV2_TYPE_F32) {
+                l->has_peer = true;
+                l->to_peer[round] = l->rates[round] * time_openblas(ms[s], MATRIX_N, MAX_K) / l->work;
+            }
+#endif
+        }
+        snprintf(name, sizeof name, "matmul %s, 1 row", dsv2_type_name(types[t]));
+        double bytes = (types[t] == DSV2_TYPE_F32 ? 4.0 : 2.0) * VECTOR_N * MAX_K;
+        line *l = next_line(round, at, name, kernels->name, BYTES, bytes);
+        record(l, round, time_matmul(kernels, types[t], 1, VECTOR_N, MAX_K), b);
+    }
+    enum { HEADS = 16, TILE = 256, LATENT = 512 };
+    line *l = next_line(round, at, "weighted_sum, 16 rows of 512 over 256", kernels->name, FLOPS, 2.0 * HEADS * TILE * LATENT);
+    double start = seconds();
+    kernels->weighted_sum(out, LATENT, x, w, TILE, HEADS, w + HEADS * TILE, LATENT, TILE, LATENT);
+    record(l, round, seconds() - start, b);
+    enum { SCORES = 16384 };
+    l = next_line(round, at, "exp_sum (shares: of 4 bytes each)", kernels->name, BYTES, 4.0 * SCORES);
+    memcpy(out, w, SCORES * 4);
+    start = seconds();
+    keep_float = kernels->exp_sum(out, 1.0f, SCORES);
+    record(l, round, seconds() - start, b);
+}
+
+static int compare(const void *a, const void *b)
+{
+    double difference = *(const double *)a - *(const double *)b;
+    return difference < 0 ? -1 : difference > 0;
+}
+
+static double median(const double *values)
+{
+    double sorted[ROUNDS];
+    memcpy(sorted, values, sizeof sorted);
+    qsort(sorted, ROUNDS, sizeof *sorted, compare);
+    return sorted[ROUNDS / 2];
+}
+
+static void print_table(const bounds *rounds)
+{
+    double flops[ROUNDS], int8[ROUNDS], bytes[ROUNDS];
+    for (int r = 0; r < ROUNDS; r++) {
+        flops[r] = rounds[r].flops;
+        int8[r] = rounds[r].int8;
+        bytes[r] = rounds[r].bytes;
+    }
+    printf("one thread, medians of %d rounds; bounds: fp32 FMA %.1f GFLOP/s, int8 %.1f GOP/s, bandwidth %.1f GB/s\n", ROUNDS,
+           median(flops) * 1e-9, median(int8) * 1e-9, median(bytes) * 1e-9);
+    printf("%-52s %10s %8s %s\n", "kernel", "G/s", "share", "of (ratio to OpenBLAS, one thread)");
+    for (int i = 0; i < n_lines; i++) {
+        const line *l = &lines[i];
+        printf("%-52s %10.1f %7.0f%% %s", l->name, median(l->rates) * 1e-9, median(l->shares) * 100, bound_names[l->bound]);
+        if (l->has_peer)
+            printf(" (%.2f)", median(l->to_peer));
+        printf("\n");
+    }
+}
+
+int bench_kernels(const dsv2_kernels *const *sets, int n_sets)
+{
+#ifdef HAVE_OPENBLAS
+    openblas_set_num_threads(1); /* this is a program of our own; the library never does so */
+#endif
+    x = dsv2_new_aligned((size_t)MAX_M * MAX_K, sizeof *x);
+    w = dsv2_new_aligned((size_t)VECTOR_N * MAX_K, sizeof *w);
+    w16 = dsv2_new_aligned((size_t)VECTOR_N * MAX_K, sizeof *w16);
+    out = dsv2_new_aligned((size_t)MAX_M * VECTOR_N, sizeof *out);
+    void *stream = dsv2_new_aligned(STREAM_BYTES, 1);
+    if (x == NULL || w == NULL || w16 == NULL || out == NULL || stream == NULL) {
+        printf("no memory\n");
+        return 1;
+    }
+    memset(stream, 1, STREAM_BYTES);
+    memset(out, 0, (size_t)MAX_M * VECTOR_N * sizeof *out);
+    for (size_t i = 0; i < (size_t)MAX_M * MAX_K; i++)
+        x[i] = (float)(i * 7919 % 2001) * 1e-3f - 1;
+    for (size_t i = 0; i < (size_t)VECTOR_N * MAX_K; i++) {
+        w[i] = (float)(i * 104729 % 2001) * 1e-3f - 1;
+        w16[i] = dsv2_f32_to_f16(w[i]); /* as BF16 these are other numbers, and as good */
+    }
+    for (size_t i = 0; i < MAX_M; i++)
+        x_rows[i] = x + i * MAX_K;
+    bounds rounds[ROUNDS];
+    for (int round = 0; round < ROUNDS; round++) {
+        rounds[round] = measure_bounds(stream);
+        int at = 0;
+        for (int s = 0; s < n_sets; s++)
+            round_of_set(sets[s], round, &at, &rounds[round]);
+    }
+    print_table(rounds);
+    dsv2_free(x);
+    dsv2_free(w);
+    dsv2_free(w16);
+    dsv2_free(out);
+    dsv2_free(stream);
+    return 0;
+}

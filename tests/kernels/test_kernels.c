@@ -1,0 +1,617 @@
+/* Every kernel of every set that this processor runs, against the C reference: edge shapes, operands that end where memory
+ * ends, hostile values, and the promise that a row's bits depend on that row alone. With --bench, times instead (bench.c). */
+#include "kernels/bench.h"
+#include "kernels/kernels.h"
+
+#include <check.h>
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static const char *const set_names[] = {"c", "avx2", "avx512"}; /* the best last */
+enum { N_NAMES = sizeof set_names / sizeof *set_names };
+
+static const dsv2_kernels *sets[N_NAMES], *reference; /* those that this processor runs */
+static int n_sets;
+
+static bool find_sets(void)
+{
+    printf("kernel sets:");
+    for (int i = 0; i < N_NAMES; i++) {
+        dsv2_status status = dsv2_kernels_select(set_names[i], &sets[n_sets]);
+        if (status == DSV2_OK)
+            n_sets++;
+        else if (status != DSV2_ERROR_UNSUPPORTED)
+            return false;
+        printf(" %s%s", set_names[i], status == DSV2_OK ? "" : " (not run: this processor lacks it)");
+    }
+    printf("\n");
+    fflush(stdout);
+    reference = sets[0];
+    return n_sets > 0;
+}
+
+/* ---- operands ---- */
+
+/* An array whose last byte is the last that may be touched. */
+typedef struct guarded {
+    void *data;
+    void *map;
+    size_t map_bytes;
+} guarded;
+
+static guarded guard(size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (bytes + page - 1) / page * page;
+    guarded g = {.map_bytes = body + page};
+    g.map = mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(g.map, MAP_FAILED);
+    ck_assert_int_eq(mprotect((char *)g.map + body, page, PROT_NONE), 0);
+    g.data = (char *)g.map + body - bytes;
+    return g;
+}
+
+static void unguard(guarded g) { munmap(g.map, g.map_bytes); }
+
+static uint64_t random_state = 1;
+
+static uint32_t random_bits(void)
+{
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(random_state >> 33) ^ (uint32_t)(random_state >> 60);
+}
+
+static float random_float(void) { return (float)((int32_t)(random_bits() % 2000001) - 1000000) * 1e-6f; }
+
+typedef enum values { ZEROS, UNIFORM, LARGE, SUBNORMAL, MIXED, ONE_INFINITY, N_VALUES } values;
+static const char *const value_names[] = {"zeros", "uniform", "large", "subnormal", "mixed magnitudes", "one infinity"};
+
+/* Values that all element types hold, more or less. */
+static void fill(float *x, size_t n, values kind)
+{
+    for (size_t i = 0; i < n; i++) {
+        float value = random_float();
+        switch (kind) {
+        case ZEROS: x[i] = 0; break;
+        case LARGE: x[i] = value < 0 ? -60000.0f : 60000.0f; break;
+        case SUBNORMAL: x[i] = value * 3e-39f; break;
+        case MIXED: x[i] = ldexpf(value, (int)(random_bits() % 24) - 12); break;
+        default: x[i] = value;
+        }
+    }
+    if (kind == ONE_INFINITY)
+        x[random_bits() % n] = INFINITY;
+}
+
+static size_t element_bytes(dsv2_type type) { return type == DSV2_TYPE_F32 ? 4 : 2; }
+
+static void store_as(dsv2_type type, void *out, const float *in, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint16_t half = type == DSV2_TYPE_F16 ? dsv2_f32_to_f16(in[i]) : dsv2_f32_to_bf16(in[i]);
+        if (type == DSV2_TYPE_F32)
+            memcpy((char *)out + 4 * i, in + i, 4);
+        else
+            memcpy((char *)out + 2 * i, &half, 2);
+    }
+}
+
+/* Equal but for `tolerance`; infinities and NaN match their like. */
+static bool near(float a, float b, double tolerance)
+{
+    if (isnan(a) || isnan(b))
+        return isnan(a) && isnan(b);
+    if (isinf(a) || isinf(b))
+        return a == b;
+    return fabs((double)a - (double)b) <= tolerance;
+}
+
+/* What two orders of summing n products may differ by. */
+static double sum_tolerance(size_t n, double sum_of_magnitudes)
+{
+    return (double)n * sum_of_magnitudes * (double)FLT_EPSILON + (double)n * 1.5e-45;
+}
+
+static const dsv2_type plain_types[] = {DSV2_TYPE_F32, DSV2_TYPE_F16, DSV2_TYPE_BF16};
+
+/* ---- matrix products ---- */
+
+typedef struct product {
+    size_t m, n, k, w_stride, out_stride;
+    dsv2_type type;
+    guarded w;
+    guarded *rows; /* each row of x guarded on its own */
+    const float **x;
+    float *out;
+} product;
+
+static product new_product(dsv2_type type, size_t m, size_t n, size_t k, size_t gap, values kind)
+{
+    product p = {.m = m, .n = n, .k = k, .type = type, .out_stride = n + 3};
+    p.w_stride = k * element_bytes(type) + gap; /* an odd gap leaves rows at any alignment */
+    p.w = guard((n - 1) * p.w_stride + k * element_bytes(type));
+    float *row = malloc(k * sizeof *row);
+    for (size_t j = 0; j < n; j++) {
+        fill(row, k, kind == ONE_INFINITY ? UNIFORM : kind);
+        store_as(type, (char *)p.w.data + j * p.w_stride, row, k);
+    }
+    free(row);
+    p.rows = malloc(m * sizeof *p.rows);
+    p.x = malloc(m * sizeof *p.x);
+    for (size_t i = 0; i < m; i++) {
+        p.rows[i] = guard(k * sizeof(float));
+        fill(p.rows[i].data, k, kind);
+        p.x[i] = p.rows[i].data;
+    }
+    p.out = malloc(m * p.out_stride * sizeof *p.out);
+    return p;
+}
+
+static void free_product(product *p)
+{
+    for (size_t i = 0; i < p->m; i++)
+        unguard(p->rows[i]);
+    unguard(p->w);
+    free(p->rows);
+    free((void *)p->x);
+    free(p->out);
+}
+
+static void weights_of(const product *p, size_t row, float *out)
+{
+    reference->to_f32[p->type](out, (const char *)p->w.data + row * p->w_stride, p->k);
+}
+
+static void check_product(const dsv2_kernels *kernels, const product *p, const char *what)
+{
+    for (size_t i = 0; i < p->m * p->out_stride; i++)
+        p->out[i] = 12345.0f;
+    kernels->matmul[p->type](p->out, p->out_stride, p->x, p->m, p->w.data, p->w_stride, p->n, p->k);
+    float *w = malloc(p->k * sizeof *w);
+    for (size_t j = 0; j < p->n; j++) {
+        weights_of(p, j, w);
+        for (size_t i = 0; i < p->m; i++) {
+            double sum = 0, magnitudes = 0;
+            for (size_t c = 0; c < p->k; c++) {
+                sum += (double)p->x[i][c] * (double)w[c];
+                magnitudes += fabs((double)p->x[i][c] * (double)w[c]);
+            }
+            float got = p->out[i * p->out_stride + j];
+            ck_assert_msg(near(got, (float)sum, sum_tolerance(p->k, magnitudes)),
+                          "%s matmul %s, %s, m %zu n %zu k %zu: output (%zu, %zu) is %.9g, expected %.9g", kernels->name,
+                          dsv2_type_name(p->type), what, p->m, p->n, p->k, i, j, (double)got, sum);
+        }
+    }
+    for (size_t i = 0; i < p->m; i++)
+        for (size_t j = p->n; j < p->out_stride; j++)
+            ck_assert_msg(p->out[i * p->out_stride + j] == 12345.0f, "%s matmul %s wrote beside its output", kernels->name,
+                          dsv2_type_name(p->type));
+    free(w);
+}
+
+static const struct { size_t m, n, k; } product_shapes[] = {
+    {1, 1, 1}, {1, 2, 3}, {1, 3, 5}, {2, 5, 7}, {3, 7, 8}, {5, 8, 15}, {4, 9, 16}, {7, 4, 17}, {1, 17, 31}, {2, 8, 33},
+    {3, 16, 64}, {6, 3, 100}, {4, 11, 513}, {49, 10, 40}, {50, 9, 511}, {100, 4, 65}, {97, 13, 9}, {8, 1, 1100}, {1, 33, 1024},
+};
+
+START_TEST(matmul_agrees_with_exact_sums)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t t = 0; t < 3; t++)
+        for (size_t s = 0; s < sizeof product_shapes / sizeof *product_shapes; s++)
+            for (values kind = 0; kind < N_VALUES; kind++) {
+                if (product_shapes[s].m > 10 && kind != MIXED) /* many guarded rows take the system long */
+                    continue;
+                product p = new_product(plain_types[t], product_shapes[s].m, product_shapes[s].n, product_shapes[s].k, s % 4, kind);
+                check_product(kernels, &p, value_names[kind]);
+                free_product(&p);
+            }
+}
+END_TEST
+
+/* Any part of a product, computed by itself, has the bits that it has in the whole. */
+START_TEST(matmul_rows_have_the_same_bits_alone_and_in_company)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t t = 0; t < 3; t++)
+        for (size_t s = 0; s < sizeof product_shapes / sizeof *product_shapes; s++) {
+            product p = new_product(plain_types[t], product_shapes[s].m, product_shapes[s].n, product_shapes[s].k, 0, MIXED);
+            kernels->matmul[p.type](p.out, p.out_stride, p.x, p.m, p.w.data, p.w_stride, p.n, p.k);
+            float *part = malloc(p.m * p.n * sizeof *part);
+            for (int trial = 0; trial < 12; trial++) {
+                size_t i0 = random_bits() % p.m, i1 = i0 + 1 + random_bits() % (p.m - i0);
+                size_t j0 = random_bits() % p.n, j1 = j0 + 1 + random_bits() % (p.n - j0);
+                const char *w = (const char *)p.w.data + j0 * p.w_stride;
+                kernels->matmul[p.type](part, j1 - j0, p.x + i0, i1 - i0, w, p.w_stride, j1 - j0, p.k);
+                for (size_t i = i0; i < i1; i++)
+                    ck_assert_msg(memcmp(part + (i - i0) * (j1 - j0), p.out + i * p.out_stride + j0, (j1 - j0) * 4) == 0,
+                                  "%s matmul %s, m %zu n %zu k %zu: row %zu differs when rows %zu to %zu and columns %zu to %zu "
+                                  "are computed by themselves",
+                                  kernels->name, dsv2_type_name(p.type), p.m, p.n, p.k, i, i0, i1 - 1, j0, j1 - 1);
+            }
+            free(part);
+            free_product(&p);
+        }
+}
+END_TEST
+
+/* ---- matrices with block scales ---- */
+
+/* E4M3 by its definition: 1 sign, 4 exponent (bias 7), 3 mantissa bits; no infinities; all ones is NaN. */
+static float e4m3_by_definition(unsigned code)
+{
+    int exponent = (int)(code >> 3 & 15), mantissa = (int)(code & 7);
+    if ((code & 0x7f) == 0x7f)
+        return NAN;
+    float magnitude = exponent == 0 ? ldexpf((float)mantissa, -9) : ldexpf((float)(8 + mantissa), exponent - 10);
+    return code & 0x80 ? -magnitude : magnitude;
+}
+
+START_TEST(e4m3_rows_are_exact_with_their_block_scales)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    enum { ROWS = 5, COLS = 300, SCALE_ROWS = 2, SCALE_COLS = 128, STRIDE = 4 };
+    guarded g = guard((size_t)ROWS * COLS);
+    uint8_t *codes = g.data;
+    for (size_t i = 0; i < (size_t)ROWS * COLS; i++)
+        codes[i] = (uint8_t)(i * 7 + i / 256);
+    float scales[3 * STRIDE];
+    for (size_t i = 0; i < 3 * STRIDE; i++)
+        scales[i] = 0.37f + (float)i;
+    dsv2_matrix w = {ROWS, COLS, DSV2_TYPE_F8_E4M3, codes, COLS, scales, SCALE_ROWS, SCALE_COLS, STRIDE};
+    for (uint32_t r = 0; r < ROWS; r++) {
+        float row[COLS];
+        dsv2_matrix_row(kernels, &w, r, row);
+        for (size_t c = 0; c < COLS; c++) {
+            float expected = e4m3_by_definition(codes[r * COLS + c]) * scales[r / SCALE_ROWS * STRIDE + c / SCALE_COLS];
+            ck_assert_msg(near(row[c], expected, 0), "%s: E4M3 code %#x at (%u, %zu) is %.9g, expected %.9g", kernels->name,
+                          codes[r * COLS + c], r, c, (double)row[c], (double)expected);
+        }
+    }
+    unguard(g);
+}
+END_TEST
+
+START_TEST(matmul_of_e4m3_is_that_of_its_rows_as_floats_for_any_split)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    enum { M = 3, ROWS = 37, COLS = 129 };
+    uint8_t codes[ROWS * COLS];
+    for (size_t i = 0; i < sizeof codes; i++)
+        codes[i] = (uint8_t)(random_bits() % 0x7f | (random_bits() & 0x80));
+    float scales[1 * 2] = {0.01f, 3.0f};
+    dsv2_matrix w = {ROWS, COLS, DSV2_TYPE_F8_E4M3, codes, COLS, scales, 128, 128, 2};
+    float x[M][COLS], rows[ROWS][COLS], expected[M][ROWS];
+    const float *x_rows[M] = {x[0], x[1], x[2]};
+    fill(x[0], (size_t)M * COLS, UNIFORM);
+    for (uint32_t r = 0; r < ROWS; r++)
+        dsv2_matrix_row(kernels, &w, r, rows[r]);
+    kernels->matmul[DSV2_TYPE_F32](expected[0], ROWS, x_rows, M, rows, sizeof rows[0], ROWS, COLS);
+    float *scratch = malloc(dsv2_matmul_scratch(&w) * sizeof *scratch);
+    for (uint32_t n0 = 0; n0 < ROWS; n0 += 5)
+        for (uint32_t n1 = n0 + 1; n1 <= ROWS; n1 += 7) {
+            float part[M][ROWS];
+            dsv2_matmul(kernels, part[0], ROWS, x_rows, M, &w, n0, n1, scratch);
+            for (size_t i = 0; i < M; i++)
+                ck_assert_mem_eq(part[i], expected[i] + n0, (n1 - n0) * sizeof(float));
+        }
+    free(scratch);
+}
+END_TEST
+
+START_TEST(matrix_row_and_matmul_take_plain_types_in_place)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t t = 0; t < 3; t++) {
+        product p = new_product(plain_types[t], 2, 9, 50, 0, UNIFORM);
+        dsv2_matrix w = {.rows = 9, .cols = 50, .type = p.type, .data = p.w.data, .row_bytes = p.w_stride};
+        ck_assert_uint_eq(dsv2_matmul_scratch(&w), 0);
+        float row[50], expected[50], out[2 * 9];
+        weights_of(&p, 8, expected);
+        dsv2_matrix_row(kernels, &w, 8, row);
+        ck_assert_mem_eq(row, expected, sizeof row);
+        kernels->matmul[p.type](p.out, p.out_stride, p.x, p.m, p.w.data, p.w_stride, p.n, p.k);
+        dsv2_matmul(kernels, out, 4, p.x, 2, &w, 5, 9, NULL);
+        for (size_t i = 0; i < 2; i++)
+            ck_assert_mem_eq(out + i * 4, p.out + i * p.out_stride + 5, 4 * sizeof(float));
+        free_product(&p);
+    }
+}
+END_TEST
+
+/* ---- conversions ---- */
+
+START_TEST(every_half_converts_exactly)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t t = 1; t < 3; t++)
+        for (uint32_t first = 0; first < 65536;) {
+            size_t n = 1 + random_bits() % 70;
+            n = n > 65536 - first ? 65536 - first : n;
+            guarded in = guard(2 * n), out = guard(4 * n);
+            for (size_t i = 0; i < n; i++)
+                ((uint16_t *)in.data)[i] = (uint16_t)(first + i);
+            kernels->to_f32[plain_types[t]](out.data, in.data, n);
+            for (size_t i = 0; i < n; i++) {
+                uint16_t half = (uint16_t)(first + i);
+                float expected = t == 1 ? dsv2_f16_to_f32(half) : dsv2_bf16_to_f32(half);
+                ck_assert_msg(near(((float *)out.data)[i], expected, 0), "%s: %s %#x is %.9g, expected %.9g", kernels->name,
+                              dsv2_type_name(plain_types[t]), half, (double)((float *)out.data)[i], (double)expected);
+            }
+            unguard(in);
+            unguard(out);
+            first += (uint32_t)n;
+        }
+}
+END_TEST
+
+START_TEST(floats_round_to_halves_as_the_reference_does)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (uint32_t half = 0; half < 0x7c00; half += 1 + random_bits() % 5) {
+        float low = dsv2_f16_to_f32((uint16_t)half), high = dsv2_f16_to_f32((uint16_t)(half + 1));
+        float middle = isinf(high) ? 65520.0f : (low + high) / 2;
+        float in[6] = {low, middle, nextafterf(middle, 0), nextafterf(middle, INFINITY), -middle, -low};
+        for (size_t n = 1; n <= 6; n++) {
+            guarded source = guard(n * 4), out = guard(n * 2);
+            memcpy(source.data, in + 6 - n, n * 4);
+            kernels->f32_to_f16(out.data, source.data, n);
+            for (size_t i = 0; i < n; i++)
+                ck_assert_msg(((uint16_t *)out.data)[i] == dsv2_f32_to_f16(in[6 - n + i]), "%s: %.9g is %#x, expected %#x",
+                              kernels->name, (double)in[6 - n + i], ((uint16_t *)out.data)[i], dsv2_f32_to_f16(in[6 - n + i]));
+            unguard(source);
+            unguard(out);
+        }
+    }
+    float special[33] = {INFINITY, -INFINITY, NAN, FLT_MAX, -FLT_MAX, FLT_MIN, 1e-45f, 65519.9f, -65520.0f};
+    uint16_t out[33], expected[33];
+    kernels->f32_to_f16(out, special, 33);
+    reference->f32_to_f16(expected, special, 33);
+    ck_assert((out[2] & 0x7c00) == 0x7c00 && (out[2] & 0x3ff) != 0);
+    out[2] = expected[2];
+    ck_assert_mem_eq(out, expected, sizeof out);
+}
+END_TEST
+
+/* ---- attention and rows ---- */
+
+static const size_t lengths[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 512, 1000};
+enum { N_LENGTHS = sizeof lengths / sizeof *lengths };
+
+START_TEST(weighted_sum_agrees_with_the_reference_and_rows_stand_alone)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t l = 0; l < N_LENGTHS; l++)
+        for (size_t m = 1; m <= 9; m++)
+            for (values kind = 0; kind < ONE_INFINITY; kind++) {
+                size_t k = lengths[l], n = lengths[(l + m) % N_LENGTHS] % 70 + 1, v_stride = k + l % 3, p_stride = n + m % 2;
+                guarded v = guard(((n - 1) * v_stride + k) * 4), p = guard(((m - 1) * p_stride + n) * 4), keep = guard(m * 4);
+                fill(v.data, (n - 1) * v_stride + k, kind);
+                fill(p.data, (m - 1) * p_stride + n, kind == LARGE ? UNIFORM : kind);
+                fill(keep.data, m, UNIFORM);
+                guarded out = guard(m * k * 4);
+                float *before = malloc(m * k * 4), *expected = malloc(m * k * 4), *alone = malloc(k * 4);
+                fill(before, m * k, kind);
+                memcpy(out.data, before, m * k * 4);
+                memcpy(expected, before, m * k * 4);
+                kernels->weighted_sum(out.data, k, keep.data, p.data, p_stride, m, v.data, v_stride, n, k);
+                reference->weighted_sum(expected, k, keep.data, p.data, p_stride, m, v.data, v_stride, n, k);
+                for (size_t i = 0; i < m; i++) {
+                    for (size_t j = 0; j < k; j++) {
+                        double magnitudes = fabs((double)before[i * k + j] * (double)((float *)keep.data)[i]);
+                        for (size_t t = 0; t < n; t++)
+                            magnitudes += fabs((double)((float *)p.data)[i * p_stride + t] * (double)((float *)v.data)[t * v_stride + j]);
+                        ck_assert_msg(near(((float *)out.data)[i * k + j], expected[i * k + j], sum_tolerance(n + 1, magnitudes)),
+                                      "%s weighted_sum, %s, m %zu n %zu k %zu: (%zu, %zu) is %.9g, expected %.9g", kernels->name,
+                                      value_names[kind], m, n, k, i, j, (double)((float *)out.data)[i * k + j],
+                                      (double)expected[i * k + j]);
+                    }
+                    memcpy(alone, before + i * k, k * 4);
+                    kernels->weighted_sum(alone, k, (float *)keep.data + i, (float *)p.data + i * p_stride, p_stride, 1, v.data,
+                                          v_stride, n, k);
+                    ck_assert_mem_eq(alone, (float *)out.data + i * k, k * 4);
+                }
+                free(before);
+                free(expected);
+                free(alone);
+                unguard(v);
+                unguard(p);
+                unguard(keep);
+                unguard(out);
+            }
+}
+END_TEST
+
+START_TEST(rms_norm_agrees_with_exact_sums_also_in_place)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t l = 0; l < N_LENGTHS; l++)
+        for (values kind = 0; kind < ONE_INFINITY; kind++) {
+            size_t n = lengths[l];
+            guarded x = guard(n * 4), weight = guard(n * 4), out = guard(n * 4);
+            fill(x.data, n, kind);
+            fill(weight.data, n, MIXED);
+            double squares = 0;
+            for (size_t i = 0; i < n; i++)
+                squares += (double)((float *)x.data)[i] * (double)((float *)x.data)[i];
+            double scale = 1 / sqrt(squares / (double)n + (double)1e-6f);
+            kernels->rms_norm(out.data, x.data, weight.data, 1e-6f, n);
+            for (size_t i = 0; i < n; i++) {
+                double expected = (double)((float *)x.data)[i] * scale * (double)((float *)weight.data)[i];
+                ck_assert_msg(near(((float *)out.data)[i], (float)expected, fabs(expected) * 2e-6 + 1e-44),
+                              "%s rms_norm, %s, n %zu: element %zu is %.9g, expected %.9g", kernels->name, value_names[kind], n, i,
+                              (double)((float *)out.data)[i], expected);
+            }
+            kernels->rms_norm(x.data, x.data, weight.data, 1e-6f, n);
+            ck_assert_mem_eq(x.data, out.data, n * 4);
+            unguard(x);
+            unguard(weight);
+            unguard(out);
+        }
+}
+END_TEST
+
+START_TEST(exp_is_right_to_two_ulp_over_its_range)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    enum { N = 37 };
+    for (double start = -120; start < 0; start += 0.05) {
+        float x[N], in[N];
+        for (size_t i = 0; i < N; i++)
+            x[i] = in[i] = 3.0f + (float)(start + (double)random_bits() * 0x1p-32 * 0.05);
+        double sum = 0, exact_sum = 0;
+        float got = kernels->exp_sum(x, 3.0f, N);
+        for (size_t i = 0; i < N; i++) {
+            double exact = exp((double)(in[i] - 3.0f));
+            double ulp = fmax(ldexp(1, ilogb(exact) - 23), 1.5e-45);
+            ck_assert_msg(fabs((double)x[i] - exact) <= 2 * ulp, "%s: exp(%.9g) is %.9g, expected %.9g", kernels->name,
+                          (double)(in[i] - 3.0f), (double)x[i], exact);
+            sum += (double)x[i];
+            exact_sum += exact;
+        }
+        ck_assert(fabs((double)got - sum) <= sum * 1e-5 + 1e-43);
+    }
+}
+END_TEST
+
+START_TEST(exp_sum_takes_any_length_and_infinities)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t l = 0; l < N_LENGTHS; l++) {
+        size_t n = lengths[l];
+        guarded x = guard(n * 4);
+        float *values_in = x.data, *expected = malloc(n * 4);
+        for (size_t i = 0; i < n; i++)
+            values_in[i] = expected[i] = i % 3 == 1 ? -INFINITY : 10 * random_float() - 10;
+        float sum = kernels->exp_sum(values_in, 0.5f, n), expected_sum = reference->exp_sum(expected, 0.5f, n);
+        ck_assert(near(sum, expected_sum, (double)expected_sum * 1e-6 * (double)n));
+        for (size_t i = 0; i < n; i++) {
+            if (i % 3 == 1)
+                ck_assert(values_in[i] == 0.0f);
+            ck_assert(near(values_in[i], expected[i], (double)expected[i] * 4e-7));
+        }
+        free(expected);
+        unguard(x);
+    }
+}
+END_TEST
+
+START_TEST(swiglu_agrees_with_its_definition)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t l = 0; l < N_LENGTHS; l++) {
+        size_t n = lengths[l];
+        guarded gate = guard(n * 4), up = guard(n * 4);
+        float *g = gate.data, *u = up.data, *before = malloc(n * 4);
+        for (size_t i = 0; i < n; i++) {
+            g[i] = before[i] = i % 7 == 0 ? -200.0f : i % 7 == 1 ? 150.0f : i % 7 == 2 ? 0.0f : 20 * random_float();
+            u[i] = random_float();
+        }
+        kernels->swiglu(g, u, n);
+        for (size_t i = 0; i < n; i++) {
+            double z = (double)before[i], expected = z / (1 + exp(-z)) * (double)u[i];
+            ck_assert_msg(near(g[i], (float)expected, fabs(expected) * 1e-6 + 1e-36), "%s swiglu: %.9g, expected %.9g (gate %.9g)",
+                          kernels->name, (double)g[i], expected, z);
+        }
+        free(before);
+        unguard(gate);
+        unguard(up);
+    }
+}
+END_TEST
+
+START_TEST(add_scaled_and_max_agree_with_the_reference)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t l = 0; l < N_LENGTHS; l++)
+        for (values kind = 0; kind < N_VALUES; kind++) {
+            size_t n = lengths[l];
+            guarded x = guard(n * 4), out = guard(n * 4);
+            fill(x.data, n, kind);
+            fill(out.data, n, kind == ONE_INFINITY ? UNIFORM : kind);
+            float *expected = malloc(n * 4);
+            memcpy(expected, out.data, n * 4);
+            kernels->add_scaled(out.data, x.data, 0.3f, n);
+            for (size_t i = 0; i < n; i++) {
+                double exact = (double)expected[i] + (double)0.3f * (double)((float *)x.data)[i];
+                double magnitude = fabs((double)expected[i]) + fabs((double)((float *)x.data)[i]);
+                ck_assert(near(((float *)out.data)[i], (float)exact, magnitude * 2e-7 + 1e-44));
+            }
+            float largest = reference->max(x.data, n);
+            ck_assert(kernels->max(x.data, n) == largest);
+            /* the largest, wherever it stands; the others far below zero */
+            for (size_t i = 0; i < n; i++)
+                ((float *)x.data)[i] = -FLT_MAX;
+            ((float *)x.data)[(l * 7 + kind) % n] = -1.0f;
+            ck_assert(kernels->max(x.data, n) == -1.0f);
+            free(expected);
+            unguard(x);
+            unguard(out);
+        }
+}
+END_TEST
+
+/* ---- choosing ---- */
+
+START_TEST(sets_are_found_by_name_and_the_best_by_default)
+{
+    const dsv2_kernels *kernels = NULL, *automatic = NULL;
+    ck_assert_int_eq(dsv2_kernels_select("c", &kernels), DSV2_OK);
+    ck_assert_str_eq(kernels->name, "c");
+    ck_assert_int_eq(dsv2_kernels_select(NULL, &automatic), DSV2_OK);
+    ck_assert_int_eq(dsv2_kernels_select("auto", &kernels), DSV2_OK);
+    ck_assert_ptr_eq(kernels, automatic);
+    ck_assert_ptr_eq(automatic, sets[n_sets - 1]);
+    ck_assert_int_eq(dsv2_kernels_select("sse9", &kernels), DSV2_ERROR_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "sse9"));
+}
+END_TEST
+
+START_TEST(type_sizes_are_checked)
+{
+    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_F32, 5), 20);
+    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_BF16, 5), 10);
+    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_F8_E4M3, 5), 5);
+    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_F32, UINT64_MAX / 2), 0);
+    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_COUNT, 32), 0);
+    ck_assert_str_eq(dsv2_type_name(DSV2_TYPE_F16), "F16");
+    ck_assert_str_eq(dsv2_type_name(DSV2_TYPE_COUNT), "unknown");
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    if (!find_sets())
+        return 1;
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0)
+        return bench_kernels(sets, n_sets);
+    Suite *suite = suite_create("kernels");
+    TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set");
+    tcase_add_test(choosing, sets_are_found_by_name_and_the_best_by_default);
+    tcase_add_test(choosing, type_sizes_are_checked);
+    tcase_set_timeout(each, 300);
+    tcase_add_loop_test(each, matmul_agrees_with_exact_sums, 0, n_sets);
+    tcase_add_loop_test(each, matmul_rows_have_the_same_bits_alone_and_in_company, 0, n_sets);
+    tcase_add_loop_test(each, e4m3_rows_are_exact_with_their_block_scales, 0, n_sets);
+    tcase_add_loop_test(each, matmul_of_e4m3_is_that_of_its_rows_as_floats_for_any_split, 0, n_sets);
+    tcase_add_loop_test(each, matrix_row_and_matmul_take_plain_types_in_place, 0, n_sets);
+    tcase_add_loop_test(each, every_half_converts_exactly, 0, n_sets);
+    tcase_add_loop_test(each, floats_round_to_halves_as_the_reference_does, 0, n_sets);
+    tcase_add_loop_test(each, weighted_sum_agrees_with_the_reference_and_rows_stand_alone, 0, n_sets);
+    tcase_add_loop_test(each, rms_norm_agrees_with_exact_sums_also_in_place, 0, n_sets);
+    tcase_add_loop_test(each, exp_is_right_to_two_ulp_over_its_range, 0, n_sets);
+    tcase_add_loop_test(each, exp_sum_takes_any_length_and_infinities, 0, n_sets);
+    tcase_add_loop_test(each, swiglu_agrees_with_its_definition, 0, n_sets);
+    tcase_add_loop_test(each, add_scaled_and_max_agree_with_the_reference, 0, n_sets);
+    suite_add_tcase(suite, choosing);
+    suite_add_tcase(suite, each);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}

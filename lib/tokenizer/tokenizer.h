@@ -11,12 +11,6 @@
 
 #include <dsv2/tokenizer.h>
 
-/* Bytes of somebody else, not terminated. */
-typedef struct dsv2_text {
-    const char *data;
-    size_t size;
-} dsv2_text;
-
 /* What an id is; 0: the vocabulary leaves it empty. */
 enum {
     DSV2_TOKEN_LETTERS = 1, /* of the BPE model, its bytes spelled in GPT-2's alphabet: "Ġthe" */

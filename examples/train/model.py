@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-BLOCK = 64  # rows; see MoE.places
+BLOCK = 32  # rows; see MoE.places
 SHORT = 512  # up to this length plain products are faster on a CPU than its fused attention
 
 

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
@@ -99,12 +100,23 @@ class Run:
         self.folder = pathlib.Path(a.run)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        # Started by torchrun, each process takes its share of every batch. On a CPU two processes of one thread each
+        # beat one of two threads: they meet once a step, not at the end of each of its thousands of small loops.
+        self.rank, self.ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.ranks > 1:
+            if self.device == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if self.device == "cuda" else "gloo")
         if a.threads:
             torch.set_num_threads(a.threads)
         torch.manual_seed(a.seed)
         config = Config(**(json.loads(pathlib.Path(a.config).read_text()) if a.config else {}))
         texts = [data.read_text(path) for path in a.text]
+        if self.rank > 0:
+            dist.barrier()  # until the first process has made the tokenizer
         tokenizer = tokenizer_of(self.folder, texts, config.vocab_size)
+        if self.rank == 0 and self.ranks > 1:
+            dist.barrier()
         self.boundary = tokenizer.token_to_id(data.BOUNDARY)
         self.stream = data.encode_stories(tokenizer, texts)
         if a.held_out:
@@ -126,6 +138,8 @@ class Run:
         self.log({"event": "start", "step": self.step, "stream": len(self.stream), "config": dataclasses.asdict(config)})
 
     def save(self, path: pathlib.Path) -> None:
+        if self.rank > 0:
+            return
         names = ("step", "tokens", "seconds", "context", "epoch", "cursor")
         state = {name: getattr(self, name) for name in names}
         weights = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -141,6 +155,8 @@ class Run:
             setattr(self, name, value)
 
     def log(self, line: dict) -> None:
+        if self.rank > 0:
+            return
         with open(self.folder / "log.jsonl", "a") as f:
             f.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
@@ -183,7 +199,8 @@ class Run:
         return loss, (balance * self.alphas).sum(), balance, loads
 
     def train_step(self) -> dict:
-        inputs, targets = (torch.from_numpy(x).to(self.device) for x in self.windows.next())
+        share = slice(self.rank, None, self.ranks)
+        inputs, targets = (torch.from_numpy(x[share]).to(self.device) for x in self.windows.next())
         self.epoch, self.cursor = self.windows.epoch, self.windows.cursor
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
@@ -191,16 +208,35 @@ class Run:
         with self.autocast():
             loss, extra, balance, loads = self.forward(inputs, targets, self.cos, self.sin)
         (loss + extra).backward()
+        loss, balance, loads = self.meet(loss.detach(), balance.detach(), loads)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        self.tokens += inputs.numel()
+        self.tokens += self.windows.batch * self.context
         self.average.update(self.model, self.step)
-        return {"loss": loss.item(), "norm": norm.item(), "lr": rate, "balance": balance.detach(), "loads": loads}
+        return {"loss": loss.item(), "norm": norm.item(), "lr": rate, "balance": balance, "loads": loads}
+
+    def meet(self, *figures: torch.Tensor) -> list[torch.Tensor]:
+        """Average gradients, clock and figures over the processes, so that all of them go on alike."""
+        now = time.monotonic()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        if self.ranks == 1:
+            return list(figures)
+        clock = torch.tensor(self.seconds, device=self.device)
+        parts = [p.grad for p in self.model.parameters()] + [clock, *(x.float() for x in figures)]
+        flat = torch.cat([x.flatten() for x in parts])
+        dist.all_reduce(flat)
+        flat /= self.ranks
+        for part, mean in zip(parts, flat.split([x.numel() for x in parts]), strict=True):
+            part.copy_(mean.view_as(part))
+        self.seconds = clock.item()
+        return parts[-len(figures) :]
 
     def measure(self) -> None:
         """The averaged weights on every fourth held-out window of the current context."""
+        if not self.a.held_out or self.rank > 0:
+            return
         trained = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self.average.weights)
         with self.autocast():
@@ -225,19 +261,16 @@ class Run:
     def run(self) -> None:
         last_save = last_eval = self.seconds
         first_step = self.step
+        self.clock = time.monotonic()
         sums: list[dict] = []
         while self.progress() < 1:
-            began = time.monotonic()
             self.enter_stage()
             sums.append(self.train_step())
-            self.seconds += time.monotonic() - began
             if self.step % self.a.log_every == 0:
                 self.log(self.summary(sums))
                 sums = []
-            if self.a.held_out and self.seconds - last_eval > self.a.eval_every:
-                began = time.monotonic()
+            if self.seconds - last_eval > self.a.eval_every:
                 self.measure()
-                self.seconds += time.monotonic() - began
                 last_eval = self.seconds
             if self.seconds - last_save > self.a.save_every:
                 self.save(self.checkpoint)
@@ -245,8 +278,9 @@ class Run:
             if self.a.stop_after_steps and self.step - first_step >= self.a.stop_after_steps:
                 break
         self.save(self.checkpoint)
-        if self.a.held_out:
-            self.measure()
+        self.measure()
+        if self.ranks > 1:
+            dist.destroy_process_group()
 
     def summary(self, sums: list[dict]) -> dict:
         loads = sum(s["loads"] for s in sums).double()

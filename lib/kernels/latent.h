@@ -79,10 +79,10 @@ static inline void latent_split_pairs(float *restrict low_out, float *restrict h
                                       unsigned top_shift, size_t m)
 {
     for (size_t j = 0; j < m; j++) {
-        uint32_t code = low[j] | (uint32_t)(middle[j] >> middle_shift & 3) << 8 | (uint32_t)(top[j] >> top_shift & 1) << 10;
-        uint32_t high = code * 1457 >> 16;
-        low_out[j] = (float)((int32_t)(code - high * DSV2_PAIR_LEVELS) - DSV2_PAIR_LEVELS / 2);
-        high_out[j] = (float)((int32_t)high - DSV2_PAIR_LEVELS / 2);
+        uint16_t code = (uint16_t)(low[j] | (uint16_t)(middle[j] >> middle_shift & 3) << 8 | (uint16_t)(top[j] >> top_shift & 1) << 10);
+        uint16_t high = (uint16_t)((uint32_t)code * 1457u >> 16);
+        low_out[j] = (float)(int16_t)(code - high * DSV2_PAIR_LEVELS - DSV2_PAIR_LEVELS / 2);
+        high_out[j] = (float)(int16_t)(high - DSV2_PAIR_LEVELS / 2);
     }
 }
 

@@ -57,6 +57,12 @@ void dsv2_free(void *memory);
 
 char *dsv2_copy_string(const char *string);
 
+/* Bytes of somebody else, not terminated. */
+typedef struct dsv2_text {
+    const char *data;
+    size_t size;
+} dsv2_text;
+
 /* ---- checked arithmetic (inline: one instruction and a branch) ---- */
 
 /* *out = a op b; false if it does not fit. */

@@ -11,12 +11,6 @@
 
 #include <dsv2/tokenizer.h>
 
-/* Bytes of somebody else, not terminated. */
-typedef struct dsv2_text {
-    const char *data;
-    size_t size;
-} dsv2_text;
-
 /* What an id is; 0: the vocabulary leaves it empty. */
 enum {
     DSV2_TOKEN_LETTERS = 1, /* of the BPE model, its bytes spelled in GPT-2's alphabet: "Ġthe" */
@@ -52,6 +46,9 @@ dsv2_status dsv2_tokenizer_from_json(const char *path, const char *json, size_t 
 dsv2_status dsv2_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer);
 
 void dsv2_tokenizer_destroy(dsv2_tokenizer *tokenizer);
+
+/* Takes the special tokens and the chat form from the text of a tokenizer_config.json. */
+dsv2_status dsv2_tokenizer_configure(dsv2_tokenizer *tokenizer, const char *path, const char *json, size_t size);
 
 /* Sets the ids that config.json gives (-1: keep what the tokenizer itself says). An id outside the vocabulary is kept out. */
 void dsv2_tokenizer_set_special(dsv2_tokenizer *tokenizer, int32_t bos_token_id, int32_t eos_token_id);

@@ -1,5 +1,7 @@
 /* Makes chosen allocations fail. Link oom.c into a test program: its malloc, calloc, realloc and their kin then serve the whole
  * process, the libraries it uses included. */
+/* Makes chosen allocations fail. Link oom.c into a test program: its malloc, calloc, realloc and their kin, mmap and pthread_create
+ * then serve the whole process, the libraries it uses included. */
 #ifndef DSV2_TESTS_OOM_H
 #define DSV2_TESTS_OOM_H
 
@@ -7,6 +9,7 @@
 #include <stddef.h>
 
 /* False where another allocator is in the way (sanitizers, valgrind): then nothing below has an effect, and a program does not
+/* False where another allocator is in the way (valgrind, TSan, clang's sanitizers; gcc's ASan is not): then nothing below has an effect, and a program does not
  * register the tests that need it. */
 bool oom_available(void);
 
@@ -17,6 +20,7 @@ void oom_arm(size_t nth, bool all_after);
 bool oom_disarm(void);
 
 /* Blocks allocated and not freed. */
+/* Blocks and mappings made and not given back. */
 long oom_live(void);
 
 #endif

@@ -1,11 +1,13 @@
 /* formats: where weights come from. Every container gives the same view: tensors by name, each typed, shaped, checked to lie
  * inside its file. Names and shapes are as the file has them; what they mean is the model room's business.
- * May include: base, kernels (for element types). */
+ * May include: base, kernels (for element types), tokenizer (to make one of a GGUF's vocabulary). */
 #ifndef DSV2_LIB_FORMATS_H
 #define DSV2_LIB_FORMATS_H
 
 #include "base/base.h"
 #include "kernels/kernels.h"
+
+#include <dsv2/tokenizer.h>
 
 enum { DSV2_TENSOR_MAX_DIMS = 4 };
 
@@ -71,6 +73,10 @@ dsv2_status dsv2_gguf_strings(const dsv2_container *container, const char *key, 
 typedef enum dsv2_gguf_element { DSV2_GGUF_U8, DSV2_GGUF_I32, DSV2_GGUF_F32 } dsv2_gguf_element;
 dsv2_status dsv2_gguf_array(const dsv2_container *container, const char *key, dsv2_gguf_element element, const void **values,
                             size_t *n);
+
+/* The tokenizer of a GGUF's vocabulary; *tokenizer is NULL if it has none. DSV2_ERROR_UNSUPPORTED if it is not byte-level BPE
+ * with a pre-tokenizer that is known. */
+dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer);
 
 /* ---- all ---- */
 

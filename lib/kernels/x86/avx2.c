@@ -1,4 +1,5 @@
 /* AVX2, FMA, F16C. */
+#include "kernels/latent.h"
 #include "kernels/tables.h"
 
 #include <immintrin.h>
@@ -85,4 +86,4 @@ INLINE float max_lanes(vec v)
 
 #include "kernels/x86/vector_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS};
+const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, LATENT_KERNELS};

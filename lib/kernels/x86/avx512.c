@@ -1,4 +1,5 @@
 /* AVX-512 F, BW, DQ, VL. */
+#include "kernels/latent.h"
 #include "kernels/tables.h"
 
 #include <immintrin.h>
@@ -55,4 +56,4 @@ INLINE float max_lanes(vec v) { return _mm512_reduce_max_ps(v); }
 
 #include "kernels/x86/vector_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS};
+const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, LATENT_KERNELS};

@@ -38,7 +38,9 @@ def main(program: str, path: str) -> None:
             text.append(python_run(model, text=True))
     fastest = min(c)
     print(f"microseconds per token: C {fastest:.1f}", end="")
-    print(f", Python's tokens {min(tokens):.1f} ({min(tokens) - fastest:+.1f}), Python's text {min(text):.1f} ({min(text) - fastest:+.1f})")
+    print(
+        f", Python's tokens {min(tokens):.1f} ({min(tokens) - fastest:+.1f}), Python's text {min(text):.1f} ({min(text) - fastest:+.1f})"
+    )
 
 
 main(*sys.argv[1:])

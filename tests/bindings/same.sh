@@ -2,13 +2,11 @@
 # The same prompt, seed and options give the same tokens from C and from another language, the same snapshot byte for byte, and
 # each restores the other's. Usage: same.sh C_PROGRAM COMMAND... (both as tests/bindings/same.c)
 set -eu
-data=$(cd "$(dirname "$0")/../data" && pwd)
 c=$1
 shift
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/model"
-cp "$data"/goldens/lite/* "$data"/bytes/* "$work/model"
+"$(dirname "$0")/model.sh" "$work/model"
 
 "$c" "$work/model" fresh "$work/c.snapshot" > "$work/c.tokens"
 "$@" "$work/model" fresh "$work/other.snapshot" > "$work/other.tokens"

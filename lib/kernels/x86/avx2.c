@@ -9,7 +9,7 @@
 
 typedef __m256 vec;
 
-enum { LANES = 8, W_ROWS = 4, SUM_VECS = 2 };
+enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2 };
 
 INLINE __m256i first(size_t n)
 {

@@ -9,7 +9,7 @@
 
 typedef __m512 vec;
 
-enum { LANES = 16, W_ROWS = 8, SUM_VECS = 4 };
+enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2 };
 
 INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1); }
 

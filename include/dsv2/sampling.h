@@ -12,7 +12,7 @@ typedef struct dsv2_logit_bias {
     float bias;
 } dsv2_logit_bias;
 
-/* How dsv2_session_sample draws. The steps are taken in the order of the fields:
+/* How dsv2_session_sample draws. A NaN logit counts as -INFINITY. The steps are taken in the order of the fields:
  * bias, penalties, temperature, top-k, top-p, min-p, draw.
  * Start from dsv2_sampling_defaults, which sets struct_size. */
 typedef struct dsv2_sampling {

@@ -51,7 +51,7 @@ typedef struct dsv2_session_options {
     uint32_t max_length;         /* tokens; 0: the model's context length, which it must not exceed */
     dsv2_cache_type cache_type;  /* DSV2_CACHE_DEFAULT: f16 */
     dsv2_attention attention;
-    dsv2_progress_fn progress;   /* of feed and step, DSV2_PHASE_PROMPT; may be NULL; kept until the session is closed */
+    dsv2_progress_fn progress;   /* of feed and step, DSV2_PHASE_PROMPT; may be NULL; as dsv2_session_set_progress sets it */
     void *progress_user;
 } dsv2_session_options;
 
@@ -63,6 +63,10 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_open(dsv2_model *model, cons
 /* Closes a session and gives its pages back. NULL is allowed. No other call may use the handle at the time or later. */
 DSV2_API void dsv2_session_close(dsv2_session *session);
 
+/* Sets, or with NULL removes, the progress callback of the session's feeds and steps: from now on, until it is set anew or the
+ * session is closed. Returns DSV2_OK, DSV2_ERROR_ARGUMENT or _BUSY. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_set_progress(dsv2_session *session, dsv2_progress_fn progress, void *progress_user);
+
 /* Appends n tokens (n >= 1) and computes the logits of the last one. Long inputs go through in chunks by themselves.
  * Returns DSV2_OK, DSV2_ERROR_ARGUMENT (an id outside the vocabulary: the message tells its index), _FULL, _MEMORY, _IO,
  * _BUSY or _CANCELLED. */
@@ -70,15 +74,16 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_feed(dsv2_session *session, 
 
 /* Draws the next token from the logits, as dsv2_session_set_sampling says, and stores it in *token. The token is not
  * appended: the host feeds it, or stops. Advances the session's random numbers, unless greedy.
- * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE (nothing was fed), _MEMORY or _BUSY. */
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE (nothing was fed, or every token has a logit of -INFINITY), _MEMORY or _BUSY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_sample(dsv2_session *session, int32_t *token);
 
 /* Sets how to draw; the session starts with dsv2_sampling_defaults. The structure and its biases are copied.
  * Returns DSV2_OK, DSV2_ERROR_ARGUMENT (the message names field and value), _MEMORY or _BUSY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling *sampling);
 
-/* The logits of the last token: *logits points to vocab_size floats owned by the session, valid until its next feed,
- * step, truncate, restore or close. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE or _BUSY. */
+/* The logits of the last token: *logits points to vocab_size floats owned by the session. They are those of this call until
+ * the session's next feed, step, truncate or restore, which may overwrite them; the memory may be read, whatever it then
+ * holds, until the session is closed. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _STATE or _BUSY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_logits(dsv2_session *session, const float **logits);
 
 /* The k most likely next tokens with their log probabilities, most likely first, into top[k]; of equals the smaller id
@@ -101,7 +106,7 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_tokens(dsv2_session *session
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_truncate(dsv2_session *session, size_t n);
 
 /* A new session with the first n tokens of this one (n <= length), its options, sampler and random state, and its logits if
- * n is the present length. Pages are shared and copied when one of the two writes to them. The caller closes *copy.
+ * n is the present length. Callbacks are not taken over: the copy has none until they are set. Pages are shared and copied when one of the two writes to them. The caller closes *copy.
  * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY or _BUSY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_fork(dsv2_session *session, size_t n, dsv2_session **copy);
 

@@ -57,6 +57,12 @@ void dsv2_free(void *memory);
 
 char *dsv2_copy_string(const char *string);
 
+/* Bytes of somebody else, not terminated. */
+typedef struct dsv2_text {
+    const char *data;
+    size_t size;
+} dsv2_text;
+
 /* ---- checked arithmetic (inline: one instruction and a branch) ---- */
 
 /* *out = a op b; false if it does not fit. */
@@ -99,6 +105,30 @@ char *dsv2_path_join(const char *folder, const char *name);
 bool dsv2_is_folder(const char *path);
 bool dsv2_is_file(const char *path);
 bool dsv2_exists(const char *path); /* as anything, a link to nothing included */
+
+/* ---- files that appear only when whole (write.c) ---- */
+
+/* A file being written under a temporary name in the folder of the one that it will become. */
+typedef struct dsv2_writer {
+    int fd;
+    char *path, *temporary;
+    uint64_t size; /* bytes appended so far */
+} dsv2_writer;
+
+dsv2_status dsv2_writer_open(const char *path, dsv2_writer *writer);
+
+/* Appends, or writes over bytes that were appended before. */
+dsv2_status dsv2_writer_append(dsv2_writer *writer, const void *data, size_t size);
+dsv2_status dsv2_writer_replace(dsv2_writer *writer, uint64_t offset, const void *data, size_t size);
+
+/* Flushes to disk, renames, flushes the folder; then the writer is closed. On failure the file of that name is the old one. */
+dsv2_status dsv2_writer_commit(dsv2_writer *writer);
+
+/* Drops an open writer and its temporary file; nothing for one that is closed. */
+void dsv2_writer_abort(dsv2_writer *writer);
+
+/* Flushes the folder that holds `path`, so that a rename in it lasts. */
+dsv2_status dsv2_sync_folder(const char *path);
 
 /* ---- threads (threads.c) ---- */
 

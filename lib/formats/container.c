@@ -35,6 +35,7 @@ void dsv2_container_close(dsv2_container *container)
     }
     for (size_t i = 0; i < container->n_files; i++)
         dsv2_file_unmap(&container->files[i]);
+    dsv2_free(container->texts);
     dsv2_free(container->tensors);
     dsv2_free(container->others);
     dsv2_free(container->files);
@@ -108,8 +109,7 @@ dsv2_status dsv2_container_finish(dsv2_container *container)
 const dsv2_tensor *dsv2_container_find(const dsv2_container *container, const char *name)
 {
     dsv2_tensor key = {.name = name};
-    return container->n_tensors == 0 ? NULL
-                                     : bsearch(&key, container->tensors, container->n_tensors, sizeof key, compare_tensors);
+    return container->n_tensors == 0 ? NULL : bsearch(&key, container->tensors, container->n_tensors, sizeof key, compare_tensors);
 }
 
 const dsv2_other_tensor *dsv2_container_find_other(const dsv2_container *container, const char *name)
@@ -126,8 +126,9 @@ dsv2_status dsv2_container_require(const dsv2_container *container, const char *
     const dsv2_other_tensor *other = dsv2_container_find_other(container, name);
     if (other == NULL)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is missing", container->path, name);
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has element type %s and %u dimensions, which this library does not read",
-                     other->path, name, other->type, (unsigned)other->n_dims);
+    return dsv2_fail(DSV2_ERROR_UNSUPPORTED,
+                     "%s: tensor %s has element type %s and %u dimensions, which this library does not read", other->path, name,
+                     other->type, (unsigned)other->n_dims);
 }
 
 size_t dsv2_container_count(const dsv2_container *container) { return container->n_tensors; }

@@ -21,6 +21,8 @@ struct dsv2_container {
     size_t n_tensors, tensors_capacity;
     dsv2_other_tensor *others; /* likewise */
     size_t n_others, others_capacity;
+    char *texts; /* packs: the unpacked block of texts */
+    size_t texts_size;
 };
 
 /* An empty container with room for n_files files, none of them open yet. NULL without memory, and the message is set. */

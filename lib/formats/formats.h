@@ -17,6 +17,7 @@ typedef struct dsv2_tensor {
     const void *data;      /* n_bytes inside a mapped file; may be unaligned */
     uint64_t n_bytes;      /* equals the product of dims in elements of type: checked */
     const char *path;      /* of the file, for messages */
+    uint64_t checksum;     /* of the data, in packs */
 } dsv2_tensor;
 
 typedef struct dsv2_container dsv2_container;

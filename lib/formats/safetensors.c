@@ -31,8 +31,8 @@ typedef struct extent {
 static dsv2_status read_u64(const dsv2_file *file, const char *tensor, const char *field, const json_t *value, uint64_t *out)
 {
     if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: %s holds %s, expected integers of at least 0", file->path, tensor, field,
-                         json_is_integer(value) ? "a negative integer" : dsv2_json_kind(value));
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: %s holds %s, expected integers of at least 0", file->path, tensor,
+                         field, json_is_integer(value) ? "a negative integer" : dsv2_json_kind(value));
     *out = (uint64_t)json_integer_value(value);
     return DSV2_OK;
 }
@@ -40,7 +40,8 @@ static dsv2_status read_u64(const dsv2_file *file, const char *tensor, const cha
 static dsv2_status read_shape(const dsv2_file *file, const char *name, const json_t *shape, dsv2_tensor *tensor)
 {
     if (!json_is_array(shape))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: shape is %s, expected an array", file->path, name, dsv2_json_kind(shape));
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: shape is %s, expected an array", file->path, name,
+                         dsv2_json_kind(shape));
     size_t n = json_array_size(shape);
     for (size_t i = 0; i < n; i++) {
         uint64_t dim = 0;
@@ -65,9 +66,11 @@ static dsv2_status read_extent(const dsv2_file *file, const char *name, const js
     if (status != DSV2_OK)
         return status;
     if (out->begin > out->end || out->end > data_size)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets are %llu to %llu, expected a range within the file's %llu bytes "
-                         "of data: the file is cut or damaged", file->path, name, (unsigned long long)out->begin,
-                         (unsigned long long)out->end, (unsigned long long)data_size);
+        return dsv2_fail(DSV2_ERROR_FORMAT,
+                         "%s: tensor %s: data_offsets are %llu to %llu, expected a range within the file's %llu bytes "
+                         "of data: the file is cut or damaged",
+                         file->path, name, (unsigned long long)out->begin, (unsigned long long)out->end,
+                         (unsigned long long)data_size);
     out->name = name;
     return DSV2_OK;
 }
@@ -80,7 +83,8 @@ static dsv2_status read_tensor(dsv2_container *container, const dsv2_file *file,
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is %s, expected an object", file->path, name, dsv2_json_kind(entry));
     const json_t *dtype = json_object_get(entry, "dtype");
     if (!json_is_string(dtype))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: dtype is %s, expected a string", file->path, name, dsv2_json_kind(dtype));
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: dtype is %s, expected a string", file->path, name,
+                         dsv2_json_kind(dtype));
     dsv2_tensor tensor = {.name = name, .path = file->path};
     dsv2_status status = read_shape(file, name, json_object_get(entry, "shape"), &tensor);
     if (status == DSV2_OK)
@@ -116,8 +120,9 @@ static dsv2_status check_extents(const dsv2_file *file, extent *extents, size_t 
     uint64_t end = 0;
     for (size_t i = 0; i < n; i++) {
         if (extents[i].begin != end)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s",
-                             file->path, extents[i].name, (unsigned long long)extents[i].begin, (unsigned long long)end,
+            return dsv2_fail(DSV2_ERROR_FORMAT,
+                             "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s", file->path,
+                             extents[i].name, (unsigned long long)extents[i].begin, (unsigned long long)end,
                              extents[i].begin < end ? "overlaps another" : "leaves a hole");
         end = extents[i].end;
     }
@@ -156,12 +161,14 @@ static dsv2_status open_file(dsv2_container *container, dsv2_file *file, const c
     if (status != DSV2_OK)
         return status;
     if (file->size < LENGTH_BYTES)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: header length: the file has %llu bytes, expected at least %d: not a safetensors file",
-                         path, (unsigned long long)file->size, LENGTH_BYTES);
+        return dsv2_fail(DSV2_ERROR_FORMAT,
+                         "%s: header length: the file has %llu bytes, expected at least %d: not a safetensors file", path,
+                         (unsigned long long)file->size, LENGTH_BYTES);
     uint64_t length = dsv2_load_u64(file->data);
     if (length > file->size - LENGTH_BYTES || length > HEADER_LIMIT)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file",
-                         path, (unsigned long long)length,
+        return dsv2_fail(DSV2_ERROR_FORMAT,
+                         "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,
+                         (unsigned long long)length,
                          (unsigned long long)(file->size - LENGTH_BYTES < HEADER_LIMIT ? file->size - LENGTH_BYTES : HEADER_LIMIT));
     json_t *header;
     status = dsv2_json_parse(path, (const char *)file->data + LENGTH_BYTES, (size_t)length, &header);
@@ -230,8 +237,9 @@ static dsv2_status list_index(const char *path, json_t *map, file_list *list)
     json_t *value;
     json_object_foreach(map, name, value) {
         if (!json_is_string(value) || !is_plain_name(json_string_value(value)))
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path,
-                             name, json_is_string(value) ? json_string_value(value) : dsv2_json_kind(value));
+            return dsv2_fail(DSV2_ERROR_FORMAT,
+                             "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path, name,
+                             json_is_string(value) ? json_string_value(value) : dsv2_json_kind(value));
         const char *file = json_string_value(value);
         /* Neighbours mostly share a file, so this keeps the list short; the rest of the doubles go after sorting. */
         if (list->n > 0 && strcmp(list->names[list->n - 1], file) == 0)

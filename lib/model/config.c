@@ -139,8 +139,9 @@ static dsv2_status read_attention(const reader *r, dsv2_config *config)
     if (status != DSV2_OK)
         return status;
     if (kv_heads != config->num_attention_heads)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: num_key_value_heads is %u, this library runs as many as num_attention_heads, %u",
-                         r->path, (unsigned)kv_heads, (unsigned)config->num_attention_heads);
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED,
+                         "%s: num_key_value_heads is %u, this library runs as many as num_attention_heads, %u", r->path,
+                         (unsigned)kv_heads, (unsigned)config->num_attention_heads);
     bool interleave = true;
     status = read_bool(r, "attention_bias", false, &config->attention_bias);
     if (status == DSV2_OK)
@@ -183,7 +184,8 @@ static dsv2_status read_yarn(const reader *r, dsv2_yarn *yarn)
     yarn->enabled = true;
     dsv2_status status = read_float(r, "factor", 1, 1e6, NAN, &yarn->factor);
     if (status == DSV2_OK)
-        status = read_u32(r, "original_max_position_embeddings", 1, DSV2_MAX_CONTEXT, 4096, &yarn->original_max_position_embeddings);
+        status =
+            read_u32(r, "original_max_position_embeddings", 1, DSV2_MAX_CONTEXT, 4096, &yarn->original_max_position_embeddings);
     if (status == DSV2_OK)
         status = read_float(r, "beta_fast", 1e-6, 1e6, 32, &yarn->beta_fast);
     if (status == DSV2_OK)
@@ -196,8 +198,9 @@ static dsv2_status read_yarn(const reader *r, dsv2_yarn *yarn)
         return status;
     /* Additions of newer transformers versions: DeepSeek's code does not know them, and they would change every position. */
     if (get(r, "attention_factor") != NULL)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %sattention_factor is set, this library derives it from mscale and mscale_all_dim",
-                         r->path, r->scope);
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED,
+                         "%s: %sattention_factor is set, this library derives it from mscale and mscale_all_dim", r->path,
+                         r->scope);
     bool truncate;
     status = read_bool(r, "truncate", true, &truncate);
     if (status == DSV2_OK && !truncate)
@@ -210,8 +213,12 @@ static dsv2_status read_rope(const reader *r, const dsv2_logger *logger, dsv2_co
 {
     /* The correction range divides by the logarithm of the base. */
     const double min_theta = 1.001, max_theta = 1e12;
-    config->yarn = (dsv2_yarn){.factor = 1, .original_max_position_embeddings = config->max_position_embeddings, .beta_fast = 32,
-                               .beta_slow = 1, .mscale = 1, .mscale_all_dim = 0};
+    config->yarn = (dsv2_yarn){.factor = 1,
+                               .original_max_position_embeddings = config->max_position_embeddings,
+                               .beta_fast = 32,
+                               .beta_slow = 1,
+                               .mscale = 1,
+                               .mscale_all_dim = 0};
     dsv2_status status = read_float(r, "rope_theta", min_theta, max_theta, 10000, &config->rope_theta);
     if (status != DSV2_OK)
         return status;
@@ -328,8 +335,8 @@ static dsv2_status read_experts(const reader *r, dsv2_config *config)
             return status;
     }
     if ((uint64_t)config->n_shared_experts * config->moe_intermediate_size > DSV2_MAX_DIM)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: n_shared_experts times moe_intermediate_size is %llu, expected at most %d", r->path,
-                         (unsigned long long)config->n_shared_experts * config->moe_intermediate_size, DSV2_MAX_DIM);
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: n_shared_experts times moe_intermediate_size is %llu, expected at most %d",
+                         r->path, (unsigned long long)config->n_shared_experts * config->moe_intermediate_size, DSV2_MAX_DIM);
     status = read_routing_names(r, config);
     if (status == DSV2_OK)
         status = read_groups(r, config);
@@ -373,15 +380,17 @@ static dsv2_status read_quantization(const reader *r, dsv2_config *config)
     for (size_t i = 0; i < 2; i++) {
         const json_t *size = json_array_get(block, i);
         if (!json_is_integer(size) || json_integer_value(size) < 1 || json_integer_value(size) > DSV2_MAX_DIM)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: quantization_config.weight_block_size holds %s (%lld), expected integers from 1 to %d",
-                             r->path, dsv2_json_kind(size), (long long)json_integer_value(size), DSV2_MAX_DIM);
+            return dsv2_fail(DSV2_ERROR_FORMAT,
+                             "%s: quantization_config.weight_block_size holds %s (%lld), expected integers from 1 to %d", r->path,
+                             dsv2_json_kind(size), (long long)json_integer_value(size), DSV2_MAX_DIM);
         *sizes[i] = (uint32_t)json_integer_value(size);
     }
     return DSV2_OK;
 }
 
 /* An id, null, or a list of ids of which the first counts. */
-static dsv2_status read_token_id(const reader *r, const char *name, const dsv2_logger *logger, const dsv2_config *config, int32_t *out)
+static dsv2_status read_token_id(const reader *r, const char *name, const dsv2_logger *logger, const dsv2_config *config,
+                                 int32_t *out)
 {
     const json_t *value = get(r, name);
     *out = -1;

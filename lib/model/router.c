@@ -100,11 +100,7 @@ static void route_row(void *context, size_t row, unsigned thread)
         gates[k] = scores[i];
         sum += scores[i];
     }
-    /* In DeepSeek-V2's code gates are normalised or scaled, in DeepSeek-V3's normalised and scaled. */
-    bool normalise = config->norm_topk_prob && top_k > 1;
-    float scale = normalise ? 1.0f / (sum + 1e-20f) : 1.0f;
-    if (!normalise || config->is_v3)
-        scale *= config->routed_scaling_factor;
+    float scale = config->routed_scaling_factor / (config->norm_topk_prob ? sum + 1e-20f : 1.0f);
     for (uint32_t k = 0; k < top_k; k++)
         gates[k] *= scale;
 }

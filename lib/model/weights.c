@@ -117,7 +117,7 @@ static dsv2_status bind_vector(binder *binder, const char *name, uint32_t n, con
 static dsv2_status bind_scales(binder *binder, const dsv2_tensor *tensor, dsv2_matrix *matrix)
 {
     const dsv2_config *config = &binder->model->config;
-    uint32_t block_rows = config->weight_block_size[0], block_cols = config->weight_block_size[1];
+    uint32_t block_rows = config->fp8_block_rows, block_cols = config->fp8_block_cols;
     if (block_rows == 0 || block_cols == 0)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
                          tensor->path, tensor->name);

@@ -1,5 +1,9 @@
 /* tokenizer: byte-level BPE, pre-tokenizers, chat and fill-in-the-middle prompts. The public functions of <dsv2/tokenizer.h> are
- * in api/tokenizer.c; they check arguments and call these. May include: base, formats (a GGUF's vocabulary). */
+ * in api/tokenizer.c; they check arguments and call these. May include: base.
+ *
+ * The way of a text: added tokens are cut out (encode.c), what is left between them is split by the expressions of the
+ * pre-tokenizer (pretokenize.c, translated for PCRE2 by pattern.c), and each piece's bytes are merged (bpe.c). A tokenizer is
+ * made from a vocabulary (vocabulary.c), which json.c reads from a tokenizer.json and the formats room from a GGUF. */
 #ifndef DSV2_LIB_TOKENIZER_H
 #define DSV2_LIB_TOKENIZER_H
 
@@ -7,15 +11,62 @@
 
 #include <dsv2/tokenizer.h>
 
+/* What an id is; 0: the vocabulary leaves it empty. */
+enum {
+    DSV2_TOKEN_LETTERS = 1, /* of the BPE model, its bytes spelled in GPT-2's alphabet: "Ġthe" */
+    DSV2_TOKEN_ADDED = 2,   /* matched in the text itself, spelled as it is; beside LETTERS if the model has it too */
+    DSV2_TOKEN_SPECIAL = 4, /* with ADDED: only the host may write it */
+    DSV2_TOKEN_EARLY = 8    /* with ADDED: matched before those without (Hugging Face's "normalized": false) */
+};
+
+/* Ids and ranks are small enough for 32 bits, and a vocabulary for memory: the largest published ones have 300,000 tokens. */
+enum { DSV2_MAX_TOKENS = 1 << 20 };
+
+/* A vocabulary as a file gives it. Everything is the maker's; the tokenizer copies what it keeps. */
+typedef struct dsv2_vocabulary {
+    const char *path;         /* for messages */
+    size_t n_tokens;          /* ids are 0 to n_tokens - 1 */
+    const dsv2_text *texts;   /* [n_tokens] */
+    const uint8_t *kinds;     /* [n_tokens], DSV2_TOKEN_* or-ed */
+    size_t n_merges;
+    const dsv2_text *merges;  /* [n_merges][2]: left and right, best first */
+    bool ignore_merges;       /* a piece that is a token is that token, whatever the merges say */
+    dsv2_text pre;            /* the pre-tokenizer's name, e.g. "deepseek-llm" (tokenizer.ggml.pre) */
+    dsv2_text chat_template;  /* size 0: none */
+    int32_t bos_token_id;     /* -1: go by the well-known names */
+    int32_t eos_token_id;
+} dsv2_vocabulary;
+
+dsv2_status dsv2_tokenizer_from_vocabulary(const dsv2_vocabulary *vocabulary, dsv2_tokenizer **tokenizer);
+
 /* From the text of a tokenizer.json; `path` is for messages. */
 dsv2_status dsv2_tokenizer_from_json(const char *path, const char *json, size_t size, dsv2_tokenizer **tokenizer);
 
-/* From a path as dsv2_tokenizer_open takes it. */
+/* From a tokenizer.json, or a folder that holds one, with the tokenizer_config.json beside it if there is one. */
 dsv2_status dsv2_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer);
 
 void dsv2_tokenizer_destroy(dsv2_tokenizer *tokenizer);
 
-/* Sets the ids that config.json gives (-1: keep what the tokenizer itself says). */
+/* Sets the ids that config.json gives (-1: keep what the tokenizer itself says). An id outside the vocabulary is kept out. */
 void dsv2_tokenizer_set_special(dsv2_tokenizer *tokenizer, int32_t bos_token_id, int32_t eos_token_id);
+
+/* Whether an added token of this spelling is taken as special whatever its file says: <|...|> and <｜...｜>. DeepSeek's files
+ * leave <｜User｜> and <｜fim▁hole｜> unmarked, and text that spells them must not become them. */
+bool dsv2_looks_special(const char *text, size_t size);
+
+/* The bodies of the public functions of the same names, arguments checked. They append to a growing array. */
+typedef struct dsv2_ids {
+    int32_t *ids;
+    size_t n, capacity;
+} dsv2_ids;
+
+dsv2_status dsv2_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags, dsv2_ids *out);
+dsv2_status dsv2_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags, char *text,
+                        size_t capacity, size_t *size);
+dsv2_status dsv2_chat(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n, size_t first, dsv2_ids *out);
+dsv2_status dsv2_fim(const dsv2_tokenizer *tokenizer, dsv2_text prefix, dsv2_text suffix, dsv2_ids *out);
+int32_t dsv2_find_token(const dsv2_tokenizer *tokenizer, const char *text, size_t size);
+dsv2_text dsv2_get_token(const dsv2_tokenizer *tokenizer, int32_t token);
+void dsv2_describe_tokenizer(const dsv2_tokenizer *tokenizer, dsv2_tokenizer_info *info);
 
 #endif

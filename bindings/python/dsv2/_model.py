@@ -1,0 +1,200 @@
+"""Models: weights and configuration, opened once and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import ClosedError
+from ._ffi import ffi
+from ._native import (
+    Call,
+    check,
+    ffi,
+    lib,
+    log_callback,
+    make,
+    path_bytes,
+    progress_callback,
+    record,
+    token_array,
+)
+from ._routing import Routing
+from ._tokenizer import Tokenizer
+from ._types import Attention, CacheType, MemoryInfo, ModelInfo, Progress, RoutingTokens, StrPath, WeightType
+
+if TYPE_CHECKING:
+    from ._session import Session
+
+
+class Model:
+    """An open model. Any number of threads and sessions may use one at the same time.
+
+    Args:
+        path: a folder with config.json and safetensors files, or a file that is a GGUF or a .dsv2 pack
+        threads: worker threads; 0: what the process is allowed to use
+        weight_type: a type to convert matrices to while opening
+        kernels: "auto", or a set of kernels by name ("c", "avx2", "avx512"), for comparisons
+        cache_memory_limit: bytes that the caches of all sessions together may take; 0: no limit
+        progress: called while tensors are opened
+
+    The library's remarks go to the logger named "dsv2".
+
+    >>> with Model("DeepSeek-V2-Lite-Chat") as model, model.session() as session:
+    ...     for text in session.generate("Once upon a time", max_tokens=50):
+    ...         print(text, end="", flush=True)
+
+    """
+
+    def __init__(
+        self,
+        path: StrPath,
+        *,
+        threads: int = 0,
+        weight_type: WeightType = WeightType.AS_STORED,
+        kernels: str | None = None,
+        cache_memory_limit: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self._ptr: Any = None
+        options = make("dsv2_model_options")
+        options.n_threads = threads
+        options.weight_type = weight_type
+        name = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
+        options.kernels = name
+        options.cache_memory_limit = cache_memory_limit
+        options.progress = progress_callback
+        options.log = log_callback
+        opened = ffi.new("dsv2_model **")
+        with Call(progress) as call:
+            status = lib.dsv2_model_open(path_bytes(path), options, opened)
+            if status == 0:
+                self._ptr = ffi.gc(opened[0], lib.dsv2_model_close)
+            call.check(status)
+        info = make("dsv2_model_info")
+        check(lib.dsv2_model_get_info(self._ptr, info))
+        info_record = record(ModelInfo, info)
+        self._info = info_record
+        self._tokenizer: Tokenizer | None = None
+
+    def _open(self) -> Any:
+        ptr = self._ptr
+        if ptr is None:
+            raise ClosedError("model")
+        return ptr
+
+    def close(self) -> None:
+        """Close the model. What sessions that are still open need is freed with the last of them."""
+        self._open()
+        self._ptr = self._tokenizer = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model was closed."""
+        return self._ptr is None
+
+    def __enter__(self) -> Model:
+        self._open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._ptr = self._tokenizer = None
+
+    def __repr__(self) -> str:
+        info = self._info
+        return f"<dsv2.Model {info.architecture}, {info.parameters / 1e6:.1f} M parameters{', closed' if self.closed else ''}>"
+
+    @property
+    def info(self) -> ModelInfo:
+        """The facts about the model."""
+        return self._info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own tokenizer. Raises UnsupportedError if the checkpoint has none."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer._of_model(self._open())
+        return self._tokenizer
+
+    @property
+    def memory(self) -> MemoryInfo:
+        """Memory used by the model's sessions at this moment."""
+        info = make("dsv2_memory_info")
+        check(lib.dsv2_model_get_memory(self._open(), info))
+        return record(MemoryInfo, info)
+
+    def session(
+        self,
+        *,
+        max_length: int = 0,
+        cache_type: CacheType = CacheType.DEFAULT,
+        attention: Attention = Attention.AUTO,
+    ) -> Session:
+        """Open an empty session; the arguments are those of Session."""
+        from ._session import Session
+
+        return Session(self, max_length=max_length, cache_type=cache_type, attention=attention)
+
+    def step(self, feeds: Sequence[tuple[Session, Sequence[int]]]) -> None:
+        """Feed many sessions in one pass: what ``Session.feed`` does for each, faster together.
+
+        Args:
+            feeds: sessions, each at most once, with the tokens to append to them
+
+        """
+        self._step(feeds, [ffi.NULL] * len(feeds))
+
+    def step_logits(self, feeds: Sequence[tuple[Session, Sequence[int]]]) -> list[npt.NDArray[np.float32]]:
+        """Do a step and return, per session, the logits of every token fed: a row per token, written there by the library."""
+        logits = [np.empty((len(tokens), self._info.vocab_size), np.float32) for _, tokens in feeds]
+        self._step(feeds, [ffi.from_buffer("float[]", rows) for rows in logits])
+        return logits
+
+    def _step(self, feeds: Sequence[tuple[Session, Sequence[int]]], logits: Sequence[Any]) -> None:
+        ptr, alive = self._open(), []
+        items = ffi.new("dsv2_step_item[]", len(feeds))
+        for item, (session, tokens), rows in zip(items, feeds, logits):
+            ids, n_ids = token_array(tokens)
+            session_ptr = session._watched(n_ids > 1)
+            alive.append((session_ptr, ids))
+            item.struct_size = ffi.sizeof("dsv2_step_item")
+            item.session, item.tokens, item.n_tokens, item.logits = session_ptr, ids, n_ids, rows
+        with Call() as call:
+            call.check(lib.dsv2_step(ptr, items, len(feeds)))
+
+    def routing(self, tokens: RoutingTokens = RoutingTokens.ALL) -> Routing:
+        """Copy the counts of expert use of all the model's sessions, closed ones included."""
+        copied = ffi.new("dsv2_routing **")
+        check(lib.dsv2_model_routing(self._open(), tokens, copied))
+        return Routing(copied[0])
+
+    def reset_routing(self) -> None:
+        """Set the model's counts (not those of its sessions) to zero."""
+        check(lib.dsv2_model_routing_reset(self._open()))
+
+
+def pack(
+    path: StrPath,
+    output_path: StrPath,
+    *,
+    weight_type: WeightType = WeightType.AS_STORED,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Write the model at `path` as one .dsv2 file with weights in the kernels' own layout."""
+    options = make("dsv2_pack_options")
+    options.weight_type = weight_type
+    options.n_threads = threads
+    options.progress = progress_callback
+    with Call(progress) as call:
+        call.check(lib.dsv2_model_pack(path_bytes(path), path_bytes(output_path), options))
+
+
+def verify(path: StrPath, *, progress: Progress | None = None) -> None:
+    """Read a pack through and check every checksum; raises FormatError if one is wrong."""
+    with Call(progress) as call:
+        call.check(lib.dsv2_model_verify(path_bytes(path), progress_callback, ffi.NULL))

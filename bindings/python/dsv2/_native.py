@@ -1,0 +1,206 @@
+"""The C library: where it is found, how its answers become exceptions, how it calls back.
+
+Three things make this safe. A handle is a cffi pointer whose destructor closes it, and whoever calls C holds a reference to it,
+so that nothing is freed under a running call, whichever thread closes the object. Callbacks are functions of this module, which
+live as long as the process, and find the call they belong to in a thread-local variable, so C never holds a pointer that Python
+could free. What a callback raises is kept while C returns, and raised again by the call.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+import os
+import threading
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, cast, get_type_hints
+
+from ._errors import ArgumentError, Status, error
+from ._ffi import ffi
+from ._types import LogLevel, Phase, Progress, StrPath
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("dsv2")
+
+
+def _load() -> Any:
+    """Open $DSV2_LIBRARY, or the library that the package carries, or the system's."""
+    carried = Path(__file__).with_name("libdsv2.so.0")
+    path = os.environ.get("DSV2_LIBRARY") or (str(carried) if carried.exists() else "libdsv2.so.0")
+    try:
+        library = ffi.dlopen(path)
+    except OSError as failure:
+        raise ImportError(f"cannot load libdsv2: {failure}") from None
+    needed = library.DSV2_VERSION_MAJOR * 10000 + library.DSV2_VERSION_MINOR * 100 + library.DSV2_VERSION_PATCH
+    if library.dsv2_version_number() < needed:
+        raise ImportError(f"{path} is older than the Python package, which needs number {needed}")
+    return library
+
+
+lib = _load()
+
+
+def library_version() -> str:
+    """Return the version of the library that is running."""
+    return str(ffi.string(lib.dsv2_version_string()).decode())
+
+
+def show_progress(bar: Any) -> Progress:
+    """Make a progress callback that drives a progress bar: tqdm's, or anything with `total`, `n` and `update`.
+
+    >>> with tqdm() as bar:
+    ...     model = Model("DeepSeek-V2-Lite-Chat", progress=show_progress(bar))
+    """
+
+    def progress(_phase: Phase, done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return progress
+
+
+def check(status: int) -> None:
+    """Raise the exception for a status other than DSV2_OK."""
+    if status != 0:
+        raise error(status, ffi.string(lib.dsv2_last_error()).decode("utf-8", "replace"))
+
+
+def make(kind: str) -> Any:
+    """Make a zeroed structure with its struct_size set."""
+    structure = ffi.new(f"{kind} *")
+    structure.struct_size = ffi.sizeof(kind)
+    return structure
+
+
+@functools.cache
+def _field_types(cls: Hashable) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def record(cls: type[T], structure: Any) -> T:
+    """Make the dataclass whose fields have the names of the structure's."""
+    values = {}
+    for name, kind in _field_types(cast(Hashable, cls)).items():
+        value = getattr(structure, name)
+        values[name] = ffi.string(value).decode() if kind is str else kind(value)
+    return cls(**values)
+
+
+def keep_alive(ptr: Any, owner: Any) -> Any:
+    """Return the pointer as one that holds a reference to the owner of what it points to."""
+    return ffi.gc(ptr, functools.partial(_let_go, owner))
+
+
+def _let_go(_owner: Any, _ptr: Any) -> None:
+    """Do nothing: it is being called that matters, since the reference to the owner goes with it."""
+
+
+def path_bytes(path: StrPath) -> bytes:
+    """Encode a path as the library wants it, and refuse one that C would cut short."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ArgumentError(Status.ARGUMENT, "a path contains a NUL character")
+    return encoded
+
+
+def token_array(tokens: Sequence[int]) -> tuple[Any, int]:
+    """Make an int32_t array of any sequence of ids; NumPy arrays of that type are not copied."""
+    if getattr(tokens, "dtype", None) == "int32" and tokens.flags.c_contiguous and tokens.ndim == 1:  # type: ignore[attr-defined]
+        return ffi.from_buffer("int32_t[]", tokens), len(tokens)
+    try:
+        return ffi.new("int32_t[]", list(map(operator.index, tokens))), len(tokens)
+    except OverflowError:
+        raise ArgumentError(Status.ARGUMENT, "a token id does not fit into 32 bits") from None
+
+
+def ask(call: Any, item: str) -> Any:
+    """Ask a function of the form (buffer, capacity, size *) for its size, then for its content."""
+    size = ffi.new("size_t *")
+    check(call(ffi.NULL, 0, size))
+    buffer = ffi.new(f"{item}[]", size[0])
+    if size[0] > 0:
+        check(call(buffer, size[0], size))
+    return buffer
+
+
+class Call:
+    """One call of C that may call back: ``with Call(progress) as call: call.check(lib.dsv2_...)``."""
+
+    def __init__(self, progress: Progress | None = None, stream: Any = None) -> None:
+        self.progress = progress
+        self.stream = stream
+        self.raised: BaseException | None = None
+
+    def __enter__(self) -> Call:
+        self.outer = _current.call
+        _current.call = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        _current.call = self.outer
+
+    def check(self, status: int) -> None:
+        """Raise what a callback raised, or the exception for the status."""
+        if self.raised is not None:
+            raise self.raised
+        check(status)
+
+
+class _Current(threading.local):
+    call: Call | None = None
+
+
+_current = _Current()
+
+
+def _keep(_kind: type[BaseException], value: BaseException, _trace: TracebackType) -> None:
+    """Keep what a callback raised; cffi then answers C with the callback's `error` value, which cancels."""
+    call = _current.call
+    if call is not None and call.raised is None:
+        call.raised = value
+
+
+# KeyboardInterrupt needs no more than this: a pending one is raised as soon as any of these begins to run, even before its
+# first line, and ends up in _keep.
+
+
+@ffi.callback("dsv2_progress_fn", error=1, onerror=_keep)  # type: ignore[untyped-decorator]
+def progress_callback(_user: Any, phase: int, done: int, total: int) -> int:
+    """Report to the current call."""
+    call = _current.call
+    if call is not None and call.progress is not None:
+        call.progress(Phase(phase), done, total)
+    return 0
+
+
+@ffi.callback("dsv2_write_fn", error=1, onerror=_keep)  # type: ignore[untyped-decorator]
+def write_callback(_user: Any, data: Any, size: int) -> int:
+    """Write to the current call's stream, which gets a copy: it may keep what it is given."""
+    stream = _current.call.stream  # type: ignore[union-attr]
+    rest = memoryview(ffi.buffer(data, size)[:])
+    while rest:
+        written = stream.write(rest)
+        rest = rest[len(rest) if written is None else written :]
+    return 0
+
+
+@ffi.callback("dsv2_read_fn", error=1, onerror=_keep)  # type: ignore[untyped-decorator]
+def read_callback(_user: Any, data: Any, size: int, got: Any) -> int:
+    """Read from the current call's stream."""
+    content = _current.call.stream.read(size)  # type: ignore[union-attr]
+    if len(content) > size:
+        raise ValueError(f"read({size}) returned {len(content)} bytes")
+    ffi.memmove(data, content, len(content))
+    got[0] = len(content)
+    return 0
+
+
+@ffi.callback("dsv2_log_fn", onerror=_keep)  # type: ignore[untyped-decorator]
+def log_callback(_user: Any, level: int, message: Any) -> None:
+    """Pass a remark on to the logger named dsv2."""
+    text = ffi.string(message).decode("utf-8", "replace")
+    _logger.log(logging.WARNING if level == LogLevel.WARNING else logging.INFO, "%s", text)

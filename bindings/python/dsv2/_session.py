@@ -1,0 +1,426 @@
+"""Sessions: one sequence of tokens each, with its latent KV cache and its sampler."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import ClosedError, Status, UnsupportedError
+from ._ffi import ffi
+from ._model import Model
+from ._native import (
+    Call,
+    ask,
+    check,
+    keep_alive,
+    lib,
+    make,
+    path_bytes,
+    progress_callback,
+    read_callback,
+    record,
+    token_array,
+    write_callback,
+)
+from ._routing import Routing
+from ._tokenizer import Tokenizer
+from ._types import (
+    Attention,
+    CacheType,
+    Progress,
+    RoutingTokens,
+    Sampling,
+    StrPath,
+    TokenProbability,
+)
+
+
+class Session:
+    """One sequence of tokens. It may be used from any thread, by one at a time: another one meanwhile gets BusyError.
+
+    Args:
+        model: the model; it stays in memory as long as the session is open
+        max_length: tokens; 0: the model's context length
+        cache_type: element type of the latent KV cache
+        attention: for tests
+
+    Whenever a call raises, the session is as it was before, and usable. KeyboardInterrupt stops a prompt on its way.
+
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_length: int = 0,
+        cache_type: CacheType = CacheType.DEFAULT,
+        attention: Attention = Attention.AUTO,
+    ) -> None:
+        self._ptr: Any = None
+        options = make("dsv2_session_options")
+        options.max_length = max_length
+        options.cache_type = cache_type
+        options.attention = attention
+        opened = ffi.new("dsv2_session **")
+        model_ptr = model._open()
+        check(lib.dsv2_session_open(model_ptr, options, opened))
+        try:
+            tokenizer: Tokenizer | None = model.tokenizer
+        except UnsupportedError:
+            tokenizer = None
+        self._start(opened[0], model.info.vocab_size, tokenizer)
+
+    def _start(self, ptr: Any, vocab_size: int, tokenizer: Tokenizer | None) -> None:
+        self._ptr = ffi.gc(ptr, lib.dsv2_session_close)
+        self._vocab_size = vocab_size
+        self._tokenizer = tokenizer
+        self._has_callback = False
+
+    def _open(self) -> Any:
+        ptr = self._ptr
+        if ptr is None:
+            raise ClosedError("session")
+        return ptr
+
+    def close(self) -> None:
+        """Close the session. A call of another thread that is using it ends first; arrays of logits stay readable."""
+        self._open()
+        self._ptr = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session was closed."""
+        return self._ptr is None
+
+    def __enter__(self) -> Session:
+        self._open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._ptr = None
+
+    def __repr__(self) -> str:
+        return f"<dsv2.Session{', closed' if self.closed else ''}>"
+
+    def __len__(self) -> int:
+        n = ffi.new("size_t *")
+        check(lib.dsv2_session_length(self._open(), n))
+        return int(n[0])
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def tokens(self) -> list[int]:
+        """The session's tokens."""
+        ptr = self._open()
+        return list(ask(lambda buffer, room, n: lib.dsv2_session_tokens(ptr, buffer, room, n), "int32_t"))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises UnsupportedError if the checkpoint has none."""
+        if self._tokenizer is None:
+            raise UnsupportedError(Status.UNSUPPORTED, "the checkpoint has no tokenizer")
+        return self._tokenizer
+
+    @property
+    def bytes_per_token(self) -> int:
+        """The bytes that one token takes in the cache."""
+        size = ffi.new("uint64_t *")
+        check(lib.dsv2_session_bytes_per_token(self._open(), size))
+        return int(size[0])
+
+    def _watched(self, wanted: bool) -> Any:
+        """Return the pointer, after making the library call back while it feeds, or not.
+
+        Being called back lets KeyboardInterrupt through, and costs some microseconds a layer: right for prompts, too much for
+        single tokens.
+        """
+        ptr = self._open()
+        if self._has_callback != wanted:
+            check(lib.dsv2_session_set_progress(ptr, progress_callback if wanted else ffi.NULL, ffi.NULL))
+            self._has_callback = wanted
+        return ptr
+
+    def feed(self, tokens: int | Sequence[int], *, progress: Progress | None = None) -> None:
+        """Append a token or several, and compute the logits of the last.
+
+        Args:
+            tokens: an id or a sequence of them; a NumPy array of int32 is not copied
+            progress: called while it works; what it raises cancels the call and is raised again
+
+        """
+        ids, n = token_array([tokens] if isinstance(tokens, (int, np.integer)) else tokens)
+        if n == 1 and progress is None:
+            check(lib.dsv2_session_feed(self._watched(False), ids, 1))
+            return
+        with Call(progress) as call:
+            call.check(lib.dsv2_session_feed(self._watched(True), ids, n))
+
+    def sample(self) -> int:
+        """Draw the next token. It is not appended: feed it, or stop."""
+        token = ffi.new("int32_t *")
+        check(lib.dsv2_session_sample(self._open(), token))
+        return int(token[0])
+
+    def set_sampling(self, sampling: Sampling) -> None:
+        """Set how to draw; a session starts with ``Sampling()``."""
+        plain = ffi.new("dsv2_sampling *")
+        lib.dsv2_sampling_defaults(plain)
+        biases = ffi.new("dsv2_logit_bias[]", list(sampling.logit_bias.items()))
+        plain.logit_bias, plain.n_logit_bias = biases, len(biases)
+        plain.repetition_penalty = sampling.repetition_penalty
+        plain.presence_penalty = sampling.presence_penalty
+        plain.frequency_penalty = sampling.frequency_penalty
+        plain.penalty_window = sampling.penalty_window
+        plain.temperature = sampling.temperature
+        plain.top_k = sampling.top_k
+        plain.top_p = sampling.top_p
+        plain.min_p = sampling.min_p
+        plain.seed = sampling.seed
+        check(lib.dsv2_session_set_sampling(self._open(), plain))
+
+    def generate_tokens(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[int]:
+        """Feed a prompt, then draw tokens, until the end-of-sequence token (which is neither given nor fed) or `max_tokens`.
+
+        The work begins when the first token is asked for. A token that is given is in the session already, so the loop over
+        them can be left at any time.
+
+        Args:
+            prompt: text (after the beginning-of-sequence token if the session is empty) or ids; None or "" goes on where the
+                session stands
+            max_tokens: how many at most
+            sampling: how to draw, the seed included; None: as set before
+            progress: called while the prompt is fed
+
+        """
+        eos = self._tokenizer.eos if self._tokenizer is not None else None
+        if isinstance(prompt, str):
+            first = len(self) == 0
+            prompt = self.tokenizer.encode(prompt, bos=first) if prompt or first else None
+        if sampling is not None:
+            self.set_sampling(sampling)
+        if prompt is not None and len(prompt) > 0:
+            self.feed(prompt, progress=progress)
+        token = ffi.new("int32_t *")
+        for _ in range(max_tokens):
+            check(lib.dsv2_session_sample(self._open(), token))
+            if token[0] == eos:
+                return
+            check(lib.dsv2_session_feed(self._watched(False), token, 1))
+            yield token[0]
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[str]:
+        """Continue a prompt and yield the text as it comes; the arguments are those of `generate_tokens`.
+
+        A piece of text is what one token adds, whole characters only.
+        """
+        piece, decoder = self.tokenizer._piece, codecs.getincrementaldecoder("utf-8")("replace")
+        for token in self.generate_tokens(prompt, max_tokens=max_tokens, sampling=sampling, progress=progress):
+            text = decoder.decode(piece(token))
+            if text:
+                yield text
+        text = decoder.decode(b"", final=True)
+        if text:
+            yield text
+
+    def chat(
+        self,
+        message: str,
+        *,
+        system: str | None = None,
+        max_tokens: int = 1024,
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[str]:
+        """Say something to the model and yield its reply as it comes.
+
+        The conversation is the session: call it again for the next turn, also after a restore, a fork, or a reply that was
+        left early.
+
+        Args:
+            message: the user's words
+            system: instructions for the model, where the session is empty
+            max_tokens: of the reply
+            sampling: how to draw; None: as set before
+            progress: called while the message is fed
+
+        """
+        tokenizer, said = self.tokenizer, self.tokens
+        turn = {"role": "user", "content": message}
+        if not said:
+            before = [{"role": "system", "content": system}] if system is not None else []
+            prompt = tokenizer.encode_chat([*before, turn])
+        else:
+            if system is not None:
+                raise ValueError("a system text can only begin a conversation")
+            # The past is in the session, whatever it was: any two messages stand for it.
+            past = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
+            prompt = tokenizer.encode_chat([*past, turn], first=2)
+            if tokenizer.eos is not None and said[-1] != tokenizer.eos:
+                prompt.insert(0, tokenizer.eos)
+        return self.generate(prompt, max_tokens=max_tokens, sampling=sampling, progress=progress)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Return the logits of the last token, as a read-only view of the library's own memory.
+
+        The view is live: the next feed or restore overwrites what it shows, so copy it to keep it. It stays readable as long
+        as you hold it, even when the session was closed.
+        """
+        ptr, values = self._open(), ffi.new("float const **")
+        check(lib.dsv2_session_logits(ptr, values))
+        memory = ffi.buffer(keep_alive(values[0], ptr), 4 * self._vocab_size)
+        return np.frombuffer(memoryview(memory).toreadonly(), np.float32)
+
+    def top_tokens(self, k: int) -> list[TokenProbability]:
+        """Return the k most likely next tokens, most likely first, with their log probabilities."""
+        ptr = self._open()
+        if not 0 <= k <= self._vocab_size:
+            raise ValueError(f"k is {k}, the vocabulary has {self._vocab_size} tokens")
+        top = ffi.new("dsv2_token_probability[]", k)
+        check(lib.dsv2_session_top_tokens(ptr, k, top))
+        return [TokenProbability(item.token, item.log_probability) for item in top]
+
+    def log_probability(self, token: int) -> float:
+        """Return the log probability of one token as the next."""
+        value = ffi.new("float *")
+        check(lib.dsv2_session_log_probability(self._open(), token, value))
+        return float(value[0])
+
+    def truncate(self, n: int) -> None:
+        """Rewind to the first n tokens. There are no logits then, unless n is the present length, until it is fed again."""
+        check(lib.dsv2_session_truncate(self._open(), n))
+
+    def fork(self, n: int | None = None) -> Session:
+        """Return a new session with the first n tokens of this one (None: all), its sampler and random state.
+
+        Memory is shared until one of the two changes it.
+        """
+        copy = ffi.new("dsv2_session **")
+        check(lib.dsv2_session_fork(self._open(), len(self) if n is None else n, copy))
+        forked = Session.__new__(Session)
+        forked._start(copy[0], self._vocab_size, self._tokenizer)
+        return forked
+
+    def cancel(self) -> None:
+        """Make the call that another thread has at work on the session raise CancelledError; without one, do nothing."""
+        lib.dsv2_session_cancel(self._open())
+
+    def save(
+        self,
+        file: StrPath | BinaryIO,
+        *,
+        append: bool = False,
+        compression_level: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write a snapshot.
+
+        Args:
+            file: a path, whose file is replaced only by a whole one, or a file object open for writing bytes
+            append: add to a snapshot of this session's first tokens only what is new; paths only
+            compression_level: of zstd; 0: the default
+            progress: called while it works
+
+        """
+        options = make("dsv2_save_options")
+        options.append = append
+        options.compression_level = compression_level
+        options.progress = progress_callback
+        if hasattr(file, "write"):
+            with Call(progress, file) as call:
+                call.check(lib.dsv2_session_save_to(self._open(), write_callback, ffi.NULL, options))
+        else:
+            with Call(progress) as call:
+                call.check(lib.dsv2_session_save(self._open(), path_bytes(file), options))
+
+    def restore(
+        self,
+        file: StrPath | BinaryIO,
+        *,
+        prompt: Sequence[int] | None = None,
+        convert: bool = False,
+        progress: Progress | None = None,
+    ) -> int:
+        """Replace what the session holds by what a snapshot holds, and return how many tokens that are.
+
+        Args:
+            file: a path, or a file object open for reading bytes
+            prompt: restore only the longest prefix that the snapshot shares with these ids
+            convert: convert a snapshot of another cache type
+            progress: called while it works
+
+        """
+        options = make("dsv2_restore_options")
+        if prompt is not None:
+            ids, options.n_prompt = token_array(prompt)
+            options.prompt = ids
+        options.convert = convert
+        options.progress = progress_callback
+        reused = ffi.new("size_t *")
+        if hasattr(file, "read"):
+            with Call(progress, file) as call:
+                call.check(lib.dsv2_session_restore_from(self._open(), read_callback, ffi.NULL, options, reused))
+        else:
+            with Call(progress) as call:
+                call.check(lib.dsv2_session_restore(self._open(), path_bytes(file), options, reused))
+        return int(reused[0])
+
+    def routing(self, tokens: RoutingTokens = RoutingTokens.ALL) -> Routing:
+        """Copy the session's counts of expert use."""
+        copied = ffi.new("dsv2_routing **")
+        check(lib.dsv2_session_routing(self._open(), tokens, copied))
+        return Routing(copied[0])
+
+    def reset_routing(self) -> None:
+        """Set the session's counts to zero."""
+        check(lib.dsv2_session_routing_reset(self._open()))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a snapshot's header says.
+
+    Attributes:
+        version: of the file format
+        cache_type: element type of the cache
+        n_tokens: tokens held
+        model_fingerprint: that of the model to which it belongs, as in ModelInfo
+        file_bytes: size of the file
+        latent_bytes: size of the cache before compression
+
+    """
+
+    version: int
+    cache_type: CacheType
+    n_tokens: int
+    model_fingerprint: int
+    file_bytes: int
+    latent_bytes: int
+
+    @classmethod
+    def inspect(cls, path: StrPath) -> Snapshot:
+        """Read the header of the snapshot at `path`, without a model."""
+        info = make("dsv2_snapshot_info")
+        check(lib.dsv2_snapshot_inspect(path_bytes(path), info))
+        return record(cls, info)

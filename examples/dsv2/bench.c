@@ -1,0 +1,185 @@
+/* dsv2 bench: how fast a model runs here. */
+#include "common.h"
+
+#include <stdlib.h>
+
+typedef struct bench {
+    dsv2_model *model;
+    dsv2_session **sessions;
+    dsv2_step_item *items;
+    int32_t *tokens; /* the longest feed, for every session */
+    size_t n_sessions, depth, longest;
+    uint32_t vocab_size;
+    uint64_t random;
+} bench;
+
+/* Tokens per second of each repetition, then in ascending order. */
+typedef struct rates {
+    double *values;
+    size_t n;
+} rates;
+
+/* Numerical Recipes' 64-bit congruential generator: any ids will do, but the same in every run. */
+static int32_t random_token(bench *b)
+{
+    b->random = b->random * 6364136223846793005u + 1442695040888963407u;
+    return (int32_t)((b->random >> 33) % b->vocab_size);
+}
+
+/* Feeds every session n tokens, of its own, in one step. */
+static int step(bench *b, size_t n)
+{
+    for (size_t s = 0; s < b->n_sessions; s++) {
+        int32_t *tokens = b->tokens + s * b->longest;
+        for (size_t i = 0; i < n; i++)
+            tokens[i] = random_token(b);
+        b->items[s] = (dsv2_step_item){sizeof(dsv2_step_item), .session = b->sessions[s], .tokens = tokens, .n_tokens = n};
+    }
+    return dsv2_step(b->model, b->items, b->n_sessions) == DSV2_OK ? EXIT_OK : fail_library();
+}
+
+static int rewind_all(bench *b)
+{
+    for (size_t s = 0; s < b->n_sessions; s++)
+        if (dsv2_session_truncate(b->sessions[s], b->depth) != DSV2_OK)
+            return fail_library();
+    return EXIT_OK;
+}
+
+/* Feeds `steps` times `n` tokens to every session and notes the rate; then every session is as deep as before. */
+static int measure(bench *b, size_t steps, size_t n, double *rate)
+{
+    double start = seconds_now();
+    for (size_t i = 0; i < steps; i++)
+        if (step(b, n) != EXIT_OK)
+            return EXIT_FAILED;
+    *rate = (double)(steps * n * b->n_sessions) / (seconds_now() - start);
+    return rewind_all(b);
+}
+
+static int compare_rates(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(const rates *r)
+{
+    qsort(r->values, r->n, sizeof *r->values, compare_rates);
+    return r->n % 2 == 1 ? r->values[r->n / 2] : (r->values[r->n / 2 - 1] + r->values[r->n / 2]) / 2;
+}
+
+static void print_rates(const char *name, size_t n, rates *r, bool json)
+{
+    double middle = median(r), min = r->values[0], max = r->values[r->n - 1];
+    if (json)
+        printf(", \"%s\": {\"tokens\": %zu, \"tokens_per_second\": {\"median\": %.6g, \"min\": %.6g, \"max\": %.6g}}", name, n,
+               middle, min, max);
+    else
+        printf("%-10s%6zu tokens  %10.2f tokens/s  (%.2f to %.2f)\n", name, n, middle, min, max);
+}
+
+static int open_sessions(bench *b)
+{
+    for (size_t s = 0; s < b->n_sessions; s++)
+        if ((b->sessions[s] = open_session(b->model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO)) == NULL)
+            return EXIT_FAILED;
+    return b->depth > 0 ? step(b, b->depth) : EXIT_OK;
+}
+
+/* Prompts and generation take turns, so that a change in the machine's load meets both. */
+static int measure_all(bench *b, size_t prompt, size_t generate, rates *prompts, rates *generated)
+{
+    for (size_t i = 0; i < prompts->n; i++)
+        if ((prompt > 0 && measure(b, 1, prompt, &prompts->values[i]) != EXIT_OK) ||
+            (generate > 0 && measure(b, generate, 1, &generated->values[i]) != EXIT_OK))
+            return EXIT_FAILED;
+    return EXIT_OK;
+}
+
+static void print_setting(const bench *b, const char *path, double open_seconds, bool json)
+{
+    dsv2_model_info info = model_info(b->model);
+    if (json) {
+        printf("{\"model\": ");
+        print_json_string(path);
+        printf(", \"kernels\": \"%s\", \"threads\": %u, \"sessions\": %zu, \"depth\": %zu, \"open_seconds\": %.6g", info.kernels,
+               info.n_threads, b->n_sessions, b->depth, open_seconds);
+    } else {
+        printf("%s: kernels %s, threads %u, sessions %zu, depth %zu, opened in %.3f s\n", path, info.kernels, info.n_threads,
+               b->n_sessions, b->depth, open_seconds);
+    }
+}
+
+typedef struct bench_settings {
+    uint64_t prompt, generate, depth, sessions, repeat;
+    bool json;
+} bench_settings;
+
+static int run_bench(dsv2_model *model, const char *path, const bench_settings *o, double open_seconds)
+{
+    bench b = {.model = model, .n_sessions = o->sessions, .depth = o->depth, .vocab_size = model_info(model).vocab_size};
+    b.longest = o->prompt > o->depth ? o->prompt : o->depth;
+    b.longest = b.longest > 0 ? b.longest : 1;
+    rates prompts = {calloc(o->repeat, sizeof(double)), o->repeat}, generated = {calloc(o->repeat, sizeof(double)), o->repeat};
+    b.sessions = calloc(b.n_sessions, sizeof *b.sessions);
+    b.items = calloc(b.n_sessions, sizeof *b.items);
+    b.tokens = calloc(b.n_sessions, b.longest * sizeof *b.tokens);
+    int status = EXIT_FAILED;
+    if (prompts.values == NULL || generated.values == NULL || b.sessions == NULL || b.items == NULL || b.tokens == NULL)
+        fail("no memory for %zu sessions of %zu tokens", b.n_sessions, b.longest);
+    else if ((status = open_sessions(&b)) == EXIT_OK)
+        status = measure_all(&b, o->prompt, o->generate, &prompts, &generated);
+    if (status == EXIT_OK) {
+        print_setting(&b, path, open_seconds, o->json);
+        if (o->prompt > 0)
+            print_rates("prompt", o->prompt, &prompts, o->json);
+        if (o->generate > 0)
+            print_rates("generate", o->generate, &generated, o->json);
+        printf("%s", o->json ? "}\n" : "");
+        status = finish_output();
+    }
+    for (size_t s = 0; b.sessions != NULL && s < b.n_sessions; s++)
+        dsv2_session_close(b.sessions[s]);
+    free(b.tokens);
+    free(b.items);
+    free(b.sessions);
+    free(generated.values);
+    free(prompts.values);
+    return status;
+}
+
+static int run(int argc, char **argv)
+{
+    model_settings settings = {0};
+    bench_settings o = {.prompt = 512, .generate = 64, .sessions = 1, .repeat = 5};
+    const char *path;
+    const option_spec options[] = {
+        {"prompt", "N", OPTION_COUNT, &o.prompt, 0, UINT32_MAX, "tokens of the prompt; 0: no such measurement; default 512"},
+        {"generate", "N", OPTION_COUNT, &o.generate, 0, UINT32_MAX, "tokens generated, one at a time; 0: none; default 64"},
+        {"depth", "N", OPTION_COUNT, &o.depth, 0, UINT32_MAX, "tokens that are in each session beforehand; default 0"},
+        {"sessions", "N", OPTION_COUNT, &o.sessions, 1, 65536, "sessions that work side by side, N tokens each; default 1"},
+        {"repeat", "R", OPTION_COUNT, &o.repeat, 1, 100000, "times to measure; default 5"},
+        {"json", NULL, OPTION_FLAG, &o.json, 0, 0, "print a JSON object"},
+        MODEL_OPTIONS(settings),
+    };
+    int status = parse_options(&command_bench, argc, argv, options, sizeof options / sizeof *options, &path, 1);
+    if (status != GO_ON)
+        return status;
+    double start = seconds_now();
+    dsv2_model *model = open_model(path, &settings);
+    if (model == NULL)
+        return EXIT_FAILED;
+    status = run_bench(model, path, &o, seconds_now() - start);
+    dsv2_model_close(model);
+    return status;
+}
+
+const command command_bench = {
+    "bench",
+    "MODEL [OPTION...]",
+    "Measures how fast a model runs.",
+    "Prints tokens per second, of all sessions together: the median of the repetitions, and the least and the\n"
+    "most. Tokens are random ids; drawing from the logits is not measured.",
+    run,
+};

@@ -1,0 +1,222 @@
+/* dsv2 chat: a conversation. */
+#include "common.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* What Ctrl-C must reach. The library installs no handler; this program does. */
+static volatile sig_atomic_t interrupted;
+static dsv2_session *volatile interrupted_session;
+
+static void on_interrupt(int signal_number)
+{
+    (void)signal_number;
+    interrupted = 1;
+    dsv2_session_cancel(interrupted_session);
+}
+
+typedef struct conversation {
+    dsv2_session *session;
+    const dsv2_tokenizer *tokenizer;
+    dsv2_model_info info;
+    const char *system; /* NULL: none */
+    bool started;       /* something was said: BOS and the system message are in */
+    int32_t pending[2]; /* what belongs before the next message: the last token if it was shown but not fed, the end mark */
+    size_t n_pending;
+} conversation;
+
+/* The ids to feed for the user's next message; to be freed; NULL after saying why not. */
+static int32_t *encode_turn(const conversation *c, const char *text, size_t size, size_t *n)
+{
+    /* The past is in the session already: of the messages before the new one only the roles matter. */
+    dsv2_message messages[3] = {{"user", "", 0}, {"assistant", "", 0}, {"user", text, size}};
+    dsv2_message *from = messages;
+    size_t n_messages = 3, first = 2;
+    if (!c->started) {
+        from = &messages[2];
+        n_messages = 1;
+        first = 0;
+        if (c->system != NULL) {
+            messages[1] = (dsv2_message){"system", c->system, strlen(c->system)};
+            from = &messages[1];
+            n_messages = 2;
+        }
+    }
+    if (dsv2_chat_encode(c->tokenizer, from, n_messages, first, NULL, 0, n) != DSV2_OK) {
+        fail_library();
+        return NULL;
+    }
+    int32_t *tokens = malloc((c->n_pending + *n) * sizeof *tokens);
+    if (tokens == NULL) {
+        fail("no memory for %zu tokens", *n);
+        return NULL;
+    }
+    memcpy(tokens, c->pending, c->n_pending * sizeof *tokens);
+    if (dsv2_chat_encode(c->tokenizer, from, n_messages, first, tokens + c->n_pending, *n, n) != DSV2_OK) {
+        fail_library();
+        free(tokens);
+        return NULL;
+    }
+    *n += c->n_pending;
+    return tokens;
+}
+
+/* Draws and shows the reply until it ends, is interrupted, or the context is full. Whatever was shown stays in the conversation. */
+static int reply(conversation *c)
+{
+    text_stream stream = {.tokenizer = c->tokenizer};
+    int status = EXIT_OK;
+    c->n_pending = 0;
+    while (!interrupted) {
+        int32_t token;
+        size_t length;
+        if (dsv2_session_sample(c->session, &token) != DSV2_OK || dsv2_session_length(c->session, &length) != DSV2_OK) {
+            status = fail_library();
+            break;
+        }
+        if (token == c->info.eos_token_id)
+            break;
+        status = stream_token(&stream, token);
+        if (status != EXIT_OK)
+            break;
+        c->pending[0] = token;
+        c->n_pending = 1;
+        if (length == c->info.max_position_embeddings)
+            break; /* the next message will not fit and say so */
+        dsv2_status fed = dsv2_session_feed(c->session, &token, 1);
+        if (fed == DSV2_OK) {
+            c->n_pending = 0;
+        } else if (fed != DSV2_ERROR_CANCELLED) {
+            status = fail_library();
+            break;
+        }
+    }
+    stream_end(&stream);
+    if (c->info.eos_token_id >= 0)
+        c->pending[c->n_pending++] = c->info.eos_token_id;
+    putchar('\n');
+    int written = finish_output();
+    return status != EXIT_OK ? status : written;
+}
+
+/* While a reply is computed system calls go on after Ctrl-C, so that nothing of it is lost; a read that waits for a line must
+ * notice. */
+static void catch_interrupts(bool restart)
+{
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = restart ? SA_RESTART : 0};
+    sigaction(SIGINT, &action, NULL);
+}
+
+static int take_turn(conversation *c, const char *text, size_t size)
+{
+    size_t n;
+    int32_t *tokens = encode_turn(c, text, size, &n);
+    if (tokens == NULL)
+        return EXIT_FAILED;
+    interrupted = 0;
+    interrupted_session = c->session;
+    catch_interrupts(true);
+    dsv2_status fed = dsv2_session_feed(c->session, tokens, n);
+    free(tokens);
+    int status = EXIT_OK;
+    if (fed == DSV2_OK) {
+        c->started = true;
+        status = reply(c);
+    } else if (fed == DSV2_ERROR_CANCELLED) {
+        fprintf(stderr, "(stopped; the message was not read)\n");
+    } else if (fed == DSV2_ERROR_FULL) {
+        fprintf(stderr, "(%s; /reset begins anew)\n", dsv2_last_error());
+    } else {
+        status = fail_library();
+    }
+    interrupted_session = NULL;
+    return status;
+}
+
+/* One line without its end; false at the end of the input. Ctrl-C throws away what was typed. */
+static bool read_line(char **line, size_t *capacity, size_t *size)
+{
+    bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+    catch_interrupts(false);
+    for (;;) {
+        if (terminal) {
+            fputs("> ", stdout);
+            fflush(stdout);
+        }
+        errno = 0;
+        ssize_t got = getline(line, capacity, stdin);
+        if (got >= 0) {
+            *size = (size_t)got - (got > 0 && (*line)[got - 1] == '\n');
+            (*line)[*size] = '\0';
+            return true;
+        }
+        if (errno != EINTR)
+            return false;
+        clearerr(stdin);
+        fputs("\n(Ctrl-D or /exit ends the conversation)\n", stderr);
+    }
+}
+
+static int reset(conversation *c)
+{
+    c->started = false;
+    c->n_pending = 0;
+    return dsv2_session_truncate(c->session, 0) == DSV2_OK ? EXIT_OK : fail_library();
+}
+
+static int talk(conversation *c)
+{
+    char *line = NULL;
+    size_t capacity = 0, size;
+    int status = EXIT_OK;
+    while (status == EXIT_OK && read_line(&line, &capacity, &size)) {
+        if (strcmp(line, "/exit") == 0)
+            break;
+        if (strcmp(line, "/reset") == 0)
+            status = reset(c);
+        else if (size > 0)
+            status = take_turn(c, line, size);
+    }
+    free(line);
+    return status;
+}
+
+static int run(int argc, char **argv)
+{
+    model_settings settings = {0};
+    sampling_settings sampling = default_sampling;
+    const char *path, *system = NULL;
+    const option_spec options[] = {
+        {"system", "TEXT", OPTION_TEXT, &system, 0, 0, "what to tell the model before the conversation"},
+        SAMPLING_OPTIONS(sampling),
+        MODEL_OPTIONS(settings),
+    };
+    int status = parse_options(&command_chat, argc, argv, options, sizeof options / sizeof *options, &path, 1);
+    if (status != GO_ON)
+        return status;
+    dsv2_model *model = open_model(path, &settings);
+    if (model == NULL)
+        return EXIT_FAILED;
+    conversation c = {.tokenizer = need_tokenizer(model, path), .info = model_info(model), .system = system};
+    status = EXIT_FAILED;
+    if (c.tokenizer != NULL && (c.session = open_session(model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO)) != NULL) {
+        status = set_sampling(c.session, &sampling);
+        if (status == EXIT_OK)
+            status = talk(&c);
+    }
+    dsv2_session_close(c.session);
+    dsv2_model_close(model);
+    return status;
+}
+
+const command command_chat = {
+    "chat",
+    "MODEL [OPTION...]",
+    "Talks with a model.",
+    "Each line of standard input is a message. Ctrl-C stops a reply; what was said of it stays in the\n"
+    "conversation. /reset begins anew; /exit, or the end of the input, ends.",
+    run,
+};

@@ -1,0 +1,133 @@
+/* What the subcommands of `dsv2` share: options, messages, progress bars, text that streams. */
+#ifndef DSV2_COMMAND_COMMON_H
+#define DSV2_COMMAND_COMMON_H
+
+#include <dsv2/dsv2.h>
+
+#include <stdbool.h>
+#include <stdio.h>
+
+/* Exit statuses; GO_ON from parse_options says that there is none yet. */
+enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, GO_ON = -1 };
+
+typedef struct command {
+    const char *name;
+    const char *arguments; /* of the usage line */
+    const char *summary;   /* one line */
+    const char *help;      /* more lines, or "" */
+    int (*run)(int argc, char **argv);
+} command;
+
+extern const command command_generate, command_chat, command_tokenize, command_detokenize, command_logits, command_perplexity,
+    command_inspect, command_bench;
+
+/* ---- options ---- */
+
+typedef enum option_type { OPTION_FLAG, OPTION_COUNT, OPTION_NUMBER, OPTION_TEXT } option_type;
+
+/* One "--name ARGUMENT". `value` is a bool, uint64_t, double or const char *, by type; it holds the default. */
+typedef struct option_spec {
+    const char *name, *argument;
+    option_type type;
+    void *value;
+    uint64_t min, max; /* of OPTION_COUNT; max 0: none */
+    const char *help;  /* lines separated by '\n' */
+} option_spec;
+
+/* Reads argv as options and exactly n_operands other words. Prints the help, or what is wrong, and returns the exit status; or
+ * returns GO_ON. */
+int parse_options(const command *self, int argc, char **argv, const option_spec *options, size_t n_options, const char **operands,
+                  size_t n_operands);
+
+/* Options of every command that opens a model. */
+typedef struct model_settings {
+    uint64_t threads;
+    const char *kernels;
+} model_settings;
+
+#define MODEL_OPTIONS(settings)                                                                                                    \
+    {"threads", "N", OPTION_COUNT, &(settings).threads, 0, 1024, "threads to use; 0, the default: as many as the process may"},    \
+    {"kernels", "NAME", OPTION_TEXT, &(settings).kernels, 0, 0, "c, avx2 or avx512; auto, the default: the best that runs here"}
+
+/* Options of commands that draw tokens. */
+typedef struct sampling_settings {
+    double temperature, top_p, min_p, repetition_penalty;
+    uint64_t top_k, seed;
+} sampling_settings;
+
+extern const sampling_settings default_sampling;
+
+#define SAMPLING_OPTIONS(settings)                                                                                                 \
+    {"temperature", "T", OPTION_NUMBER, &(settings).temperature, 0, 0, "0: always the most likely token; default 0.8"},            \
+    {"top-k", "K", OPTION_COUNT, &(settings).top_k, 0, UINT32_MAX, "draw from the K most likely tokens; 0, the default: all"},     \
+    {"top-p", "P", OPTION_NUMBER, &(settings).top_p, 0, 0, "draw from the fewest tokens that reach probability P; default 0.95"},  \
+    {"min-p", "P", OPTION_NUMBER, &(settings).min_p, 0, 0, "drop tokens less likely than P times the likeliest; default 0"},       \
+    {"repetition-penalty", "R", OPTION_NUMBER, &(settings).repetition_penalty, 0, 0,                                               \
+     "make tokens that have occurred less likely; 1, the default: off"},                                                           \
+    {"seed", "S", OPTION_COUNT, &(settings).seed, 0, 0,                                                                            \
+     "random numbers to draw with; default 0. The same command\nwith the same seed gives the same text"}
+
+/* ---- messages: to standard error, "dsv2 COMMAND: MESSAGE" ---- */
+
+int fail(const char *format, ...) DSV2_PRINTF(1, 2);       /* returns EXIT_FAILED */
+int fail_usage(const char *format, ...) DSV2_PRINTF(1, 2); /* returns EXIT_USAGE */
+int fail_library(void);                                    /* the library's last error; EXIT_FAILED */
+
+/* Flushes standard output; EXIT_OK, or says that not all could be written. */
+int finish_output(void);
+
+/* ---- the library ---- */
+
+/* NULL after saying why not. */
+dsv2_model *open_model(const char *path, const model_settings *settings);
+
+/* A session of the model whose long feeds show their progress; NULL after saying why not. */
+dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention);
+
+dsv2_model_info model_info(const dsv2_model *model);
+
+/* The model's tokenizer; NULL after saying that it has none. */
+const dsv2_tokenizer *need_tokenizer(const dsv2_model *model, const char *path);
+
+/* Exit status or EXIT_OK. */
+int set_sampling(dsv2_session *session, const sampling_settings *settings);
+
+/* Encodes into memory that the caller frees; NULL after saying why not. */
+int32_t *encode_text(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags, size_t *n);
+
+/* ---- progress ---- */
+
+/* A bar on standard error if that is a terminal, for what takes longer than a moment; otherwise nothing. */
+typedef struct progress_bar {
+    const char *label;
+    double started, drawn; /* seconds; drawn 0: not on the screen */
+} progress_bar;
+
+void progress_start(progress_bar *bar, const char *label);
+void progress_update(progress_bar *bar, uint64_t done, uint64_t total);
+void progress_end(progress_bar *bar);
+
+double seconds_now(void);
+
+/* ---- text ---- */
+
+/* Writes tokens to standard output as they come, never half a character. */
+typedef struct text_stream {
+    const dsv2_tokenizer *tokenizer;
+    char *buffer; /* bytes held back, then a token's */
+    size_t held, capacity;
+} text_stream;
+
+int stream_token(text_stream *stream, int32_t token); /* exit status or EXIT_OK */
+void stream_end(text_stream *stream);                 /* writes what is held back, frees */
+
+/* Everything from a file, or from standard input if path is NULL; freed by the caller; NULL after saying why not. */
+char *read_all(const char *path, size_t *size);
+
+/* Token ids separated by white space; `name` is for messages. Freed by the caller; NULL after saying what is wrong. */
+int32_t *parse_ids(const char *name, const char *text, size_t size, size_t *n);
+
+/* A string as JSON, with its quotes. Bytes that are no UTF-8 become U+FFFD. */
+void print_json_string(const char *string);
+
+#endif

@@ -1,0 +1,140 @@
+#include "model/model.h"
+
+#include <string.h>
+
+/* The most threads that an option may ask for: above any machine, below what an uninitialised field holds. */
+enum { MAX_THREADS = 1024 };
+
+static dsv2_status check_options(const dsv2_model_options *options)
+{
+    if (options->n_threads > MAX_THREADS)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "n_threads is %u, expected at most %d", options->n_threads, MAX_THREADS);
+    switch (options->weight_type) {
+    case DSV2_WEIGHTS_AS_STORED:
+    case DSV2_WEIGHTS_F32:
+    case DSV2_WEIGHTS_F16:
+    case DSV2_WEIGHTS_BF16: return DSV2_OK;
+    case DSV2_WEIGHTS_F8_E4M3:
+    case DSV2_WEIGHTS_Q8_0:
+    case DSV2_WEIGHTS_Q6_K:
+    case DSV2_WEIGHTS_Q5_K:
+    case DSV2_WEIGHTS_Q4_K:
+    case DSV2_WEIGHTS_Q4_0:
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "weight_type %d: this version converts to f32, f16 and bf16 only",
+                         (int)options->weight_type);
+    case DSV2_WEIGHTS_MIXED: break;
+    }
+    return dsv2_fail(DSV2_ERROR_ARGUMENT, "weight_type is %d, expected a type to convert to", (int)options->weight_type);
+}
+
+dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model)
+{
+    if (path == NULL || model == NULL)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", path == NULL ? "path" : "model");
+    dsv2_model_options known = {.struct_size = sizeof known};
+    dsv2_status status = dsv2_read_options("dsv2_model_options", options, &known, sizeof known, sizeof known);
+    if (status == DSV2_OK)
+        status = check_options(&known);
+    return status == DSV2_OK ? dsv2_model_load(path, &known, model) : status;
+}
+
+void dsv2_model_close(dsv2_model *model) { dsv2_model_release(model); }
+
+const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model) { return model == NULL ? NULL : model->tokenizer; }
+
+static dsv2_weight_type weight_type(const dsv2_model *model)
+{
+    static const dsv2_weight_type types[DSV2_TYPE_COUNT] = {
+        [DSV2_TYPE_F32] = DSV2_WEIGHTS_F32,
+        [DSV2_TYPE_F16] = DSV2_WEIGHTS_F16,
+        [DSV2_TYPE_BF16] = DSV2_WEIGHTS_BF16,
+        [DSV2_TYPE_F8_E4M3] = DSV2_WEIGHTS_F8_E4M3,
+    };
+    dsv2_weight_type found = DSV2_WEIGHTS_AS_STORED;
+    for (int type = 0; type < DSV2_TYPE_COUNT; type++)
+        if (model->types_seen[type])
+            found = found == DSV2_WEIGHTS_AS_STORED && types[type] != 0 ? types[type] : DSV2_WEIGHTS_MIXED;
+    return found;
+}
+
+static const char *topk_method_name(const dsv2_config *config)
+{
+    static const char *const names[] = {"greedy", "group_limited_greedy", "noaux_tc"};
+    return config->n_routed_experts == 0 ? "" : names[config->topk_method];
+}
+
+/* Copies a name into a field of the information, cut to fit. */
+static void set_name(char *field, size_t size, const char *name)
+{
+    size_t length = strlen(name) < size ? strlen(name) : size - 1;
+    memcpy(field, name, length);
+    field[length] = '\0';
+}
+
+dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
+{
+    if (model == NULL)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
+    const dsv2_config *config = &model->config;
+    dsv2_model_info known = {
+        .parameters = model->parameters,
+        .parameters_activated = dsv2_model_parameters_activated(model),
+        .weight_bytes = model->weight_bytes,
+        .bytes_copied = model->bytes_copied,
+        .weight_type = weight_type(model),
+        .vocab_size = config->vocab_size,
+        .hidden_size = config->hidden_size,
+        .intermediate_size = config->intermediate_size,
+        .moe_intermediate_size = config->moe_intermediate_size,
+        .num_hidden_layers = config->num_hidden_layers,
+        .num_attention_heads = config->num_attention_heads,
+        .n_shared_experts = config->n_shared_experts,
+        .n_routed_experts = config->n_routed_experts,
+        .num_experts_per_tok = config->num_experts_per_tok,
+        .n_group = config->n_group,
+        .topk_group = config->topk_group,
+        .first_k_dense_replace = config->first_k_dense_replace,
+        .moe_layer_freq = config->moe_layer_freq,
+        .q_lora_rank = config->q_lora_rank,
+        .kv_lora_rank = config->kv_lora_rank,
+        .qk_nope_head_dim = config->qk_nope_head_dim,
+        .qk_rope_head_dim = config->qk_rope_head_dim,
+        .v_head_dim = config->v_head_dim,
+        .max_position_embeddings = config->max_position_embeddings,
+        .n_threads = dsv2_pool_threads(model->pool),
+        .bos_token_id = config->bos_token_id,
+        .eos_token_id = config->eos_token_id,
+        .fingerprint = model->fingerprint,
+    };
+    set_name(known.architecture, sizeof known.architecture, config->is_v3 ? "deepseek_v3" : "deepseek_v2");
+    set_name(known.topk_method, sizeof known.topk_method, topk_method_name(config));
+    set_name(known.scoring_func, sizeof known.scoring_func, config->scoring_func == DSV2_SCORING_SIGMOID ? "sigmoid" : "softmax");
+    set_name(known.container, sizeof known.container, dsv2_container_kind(model->container));
+    set_name(known.kernels, sizeof known.kernels, model->kernels->name);
+    return dsv2_write_info("dsv2_model_info", info, &known, sizeof known, sizeof known);
+}
+
+dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *info)
+{
+    if (model == NULL)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
+    dsv2_page_pool *pages = &((dsv2_model *)(uintptr_t)model)->pages; /* only its lock is written to */
+    dsv2_memory_info known = {.page_bytes_limit = pages->bytes_limit, .scratch_bytes = atomic_load(&model->scratch_bytes)};
+    pthread_mutex_lock(&pages->lock);
+    known.pages_in_use = pages->pages_in_use;
+    known.page_bytes_in_use = pages->bytes_in_use;
+    pthread_mutex_unlock(&pages->lock);
+    return dsv2_write_info("dsv2_memory_info", info, &known, sizeof known, sizeof known);
+}
+
+dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv2_pack_options *options)
+{
+    (void)path, (void)output_path, (void)options;
+    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "dsv2_model_pack: this version has no packs yet");
+}
+
+dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress, void *progress_user)
+{
+    (void)path, (void)progress, (void)progress_user;
+    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "dsv2_model_verify: this version has no packs yet");
+}

@@ -1,0 +1,131 @@
+/* <dsv2/tokenizer.h>: argument checks; the work is in lib/tokenizer. dsv2_model_tokenizer is in api/model.c. */
+#include "tokenizer/tokenizer.h"
+
+#include <dsv2/tokenizer.h>
+#include <string.h>
+
+static dsv2_status null_argument(const char *function, const char *name)
+{
+    return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: %s is NULL", function, name);
+}
+
+dsv2_status dsv2_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
+{
+    if (path == NULL)
+        return null_argument(__func__, "path");
+    if (tokenizer == NULL)
+        return null_argument(__func__, "tokenizer");
+    return dsv2_tokenizer_load(path, tokenizer);
+}
+
+void dsv2_tokenizer_close(dsv2_tokenizer *tokenizer) { dsv2_tokenizer_destroy(tokenizer); }
+
+/* Hands ids over as every function here does: the length always; the ids if there is room. */
+static dsv2_status give(dsv2_ids *ids, dsv2_status status, int32_t *tokens, size_t capacity, size_t *n_tokens)
+{
+    if (status == DSV2_OK) {
+        *n_tokens = ids->n;
+        if (capacity > 0 && ids->n > capacity)
+            status = dsv2_fail(DSV2_ERROR_BUFFER, "capacity is %zu, expected at least %zu tokens", capacity, ids->n);
+        else if (capacity > 0 && ids->n > 0)
+            memcpy(tokens, ids->ids, ids->n * sizeof *tokens);
+    }
+    dsv2_free(ids->ids);
+    return status;
+}
+
+static dsv2_status check_buffer(const char *function, const dsv2_tokenizer *tokenizer, const void *buffer, size_t capacity,
+                                const size_t *size)
+{
+    if (tokenizer == NULL)
+        return null_argument(function, "tokenizer");
+    if (buffer == NULL && capacity > 0)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: the buffer is NULL and its capacity %zu", function, capacity);
+    if (size == NULL)
+        return null_argument(function, "the place for the length");
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags, int32_t *tokens,
+                                  size_t capacity, size_t *n_tokens)
+{
+    dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
+    if (status != DSV2_OK)
+        return status;
+    if (text == NULL && size > 0)
+        return null_argument(__func__, "text");
+    if ((flags & ~(uint32_t)(DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL)) != 0)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_ENCODE_BOS and DSV2_ENCODE_SPECIAL alone", __func__,
+                         flags);
+    dsv2_ids ids = {0};
+    return give(&ids, dsv2_encode(tokenizer, text, size, flags, &ids), tokens, capacity, n_tokens);
+}
+
+dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags, char *text,
+                                  size_t capacity, size_t *size)
+{
+    dsv2_status status = check_buffer(__func__, tokenizer, text, capacity, size);
+    if (status != DSV2_OK)
+        return status;
+    if (tokens == NULL && n_tokens > 0)
+        return null_argument(__func__, "tokens");
+    if ((flags & ~(uint32_t)DSV2_DECODE_SPECIAL) != 0)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_DECODE_SPECIAL alone", __func__, flags);
+    return dsv2_decode(tokenizer, tokens, n_tokens, flags, text, capacity, size);
+}
+
+dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, const char **text, size_t *size)
+{
+    if (tokenizer == NULL || text == NULL || size == NULL)
+        return null_argument(__func__, tokenizer == NULL ? "tokenizer" : text == NULL ? "text" : "size");
+    dsv2_tokenizer_info info;
+    dsv2_describe_tokenizer(tokenizer, &info);
+    if (token < 0 || (uint32_t)token >= info.vocab_size)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: token is %d, expected 0 to %u", __func__, token, info.vocab_size - 1);
+    dsv2_text bytes = dsv2_get_token(tokenizer, token);
+    *text = bytes.data;
+    *size = bytes.size;
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_tokenizer_get_info(const dsv2_tokenizer *tokenizer, dsv2_tokenizer_info *info)
+{
+    if (tokenizer == NULL)
+        return null_argument(__func__, "tokenizer");
+    dsv2_tokenizer_info known;
+    dsv2_describe_tokenizer(tokenizer, &known);
+    return dsv2_write_info("dsv2_tokenizer_info", info, &known, sizeof known, sizeof known);
+}
+
+dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *text, size_t size, int32_t *token)
+{
+    if (tokenizer == NULL || token == NULL || (text == NULL && size > 0))
+        return null_argument(__func__, tokenizer == NULL ? "tokenizer" : token == NULL ? "token" : "text");
+    *token = dsv2_find_token(tokenizer, text, size);
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n, size_t first, int32_t *tokens,
+                             size_t capacity, size_t *n_tokens)
+{
+    dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
+    if (status != DSV2_OK)
+        return status;
+    if (messages == NULL && n > 0)
+        return null_argument(__func__, "messages");
+    dsv2_ids ids = {0};
+    return give(&ids, dsv2_chat(tokenizer, messages, n, first, &ids), tokens, capacity, n_tokens);
+}
+
+dsv2_status dsv2_fim_encode(const dsv2_tokenizer *tokenizer, const char *prefix, size_t prefix_size, const char *suffix,
+                            size_t suffix_size, int32_t *tokens, size_t capacity, size_t *n_tokens)
+{
+    dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
+    if (status != DSV2_OK)
+        return status;
+    if ((prefix == NULL && prefix_size > 0) || (suffix == NULL && suffix_size > 0))
+        return null_argument(__func__, prefix == NULL && prefix_size > 0 ? "prefix" : "suffix");
+    dsv2_ids ids = {0};
+    status = dsv2_fim(tokenizer, (dsv2_text){prefix, prefix_size}, (dsv2_text){suffix, suffix_size}, &ids);
+    return give(&ids, status, tokens, capacity, n_tokens);
+}

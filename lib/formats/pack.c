@@ -1,0 +1,403 @@
+#include "formats/pack.h"
+#include "formats/container.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+#include <zstd.h>
+
+/* See README.md for what these are. */
+enum {
+    HEADER_BYTES = 128,
+    VERSION = 1,
+    ALIGNMENT = 4096, /* of the weights in the file: whole memory pages, so that every tensor begins on a cache line */
+    TENSOR_ALIGNMENT = 64,
+    MAX_NAME = 256,
+    ENTRY_BYTES = 2 + 1 + 1 + 8 + 8 + 8 + 8, /* of an index entry without its name and dims */
+    MAX_TEXT_BYTES = 256 << 20,              /* both blocks, unpacked: a tokenizer.json has 10 MB at most */
+};
+
+static const char MAGIC[8] = "DSV2PACK";
+
+/* Where a compressed block is. */
+typedef struct block {
+    uint64_t offset, stored, unpacked, checksum; /* checksum: XXH3-64 of the stored bytes */
+} block;
+
+/* Names in the file to element types: numbers of their own, since the enumeration may change. */
+static const struct {
+    uint8_t code;
+    dsv2_type type;
+} type_codes[] = {
+    {1, DSV2_TYPE_F32},
+    {2, DSV2_TYPE_F16},
+    {3, DSV2_TYPE_BF16},
+};
+
+static bool type_of_code(uint8_t code, dsv2_type *type)
+{
+    for (size_t i = 0; i < sizeof type_codes / sizeof *type_codes; i++) {
+        if (type_codes[i].code == code) {
+            *type = type_codes[i].type;
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool code_of_type(dsv2_type type, uint8_t *code)
+{
+    for (size_t i = 0; i < sizeof type_codes / sizeof *type_codes; i++) {
+        if (type_codes[i].type == type) {
+            *code = type_codes[i].code;
+            return true;
+        }
+    }
+    return false;
+}
+
+static void store_u64(uint8_t *bytes, uint64_t value)
+{
+    for (int i = 0; i < 8; i++)
+        bytes[i] = (uint8_t)(value >> 8 * i);
+}
+
+static void store_u32(uint8_t *bytes, uint32_t value)
+{
+    for (int i = 0; i < 4; i++)
+        bytes[i] = (uint8_t)(value >> 8 * i);
+}
+
+bool dsv2_is_pack(const char *path)
+{
+    char magic[sizeof MAGIC];
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return false;
+    bool is = read(fd, magic, sizeof magic) == (ssize_t)sizeof magic && memcmp(magic, MAGIC, sizeof magic) == 0;
+    close(fd);
+    return is;
+}
+
+/* ---- reading ---- */
+
+static block load_block(const uint8_t *bytes)
+{
+    return (block){dsv2_load_u64(bytes), dsv2_load_u64(bytes + 8), dsv2_load_u64(bytes + 16), dsv2_load_u64(bytes + 24)};
+}
+
+/* Checks and unpacks one compressed block of the file; a zero byte follows what is unpacked. */
+static dsv2_status unpack_block(const dsv2_file *file, block b, const char *what, char **out, size_t *size)
+{
+    uint64_t end;
+    if (!dsv2_add(b.offset, b.stored, &end) || end > file->size)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s lies at %llu to %llu, outside the file of %llu bytes", file->path, what,
+                         (unsigned long long)b.offset, (unsigned long long)end, (unsigned long long)file->size);
+    if (XXH3_64bits(file->data + b.offset, (size_t)b.stored) != b.checksum)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: its checksum differs", file->path, what);
+    if (b.unpacked > MAX_TEXT_BYTES)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s unpacks to %llu bytes, expected at most %d", file->path, what,
+                         (unsigned long long)b.unpacked, (int)MAX_TEXT_BYTES);
+    char *data = dsv2_new((size_t)b.unpacked + 1, 1);
+    if (data == NULL)
+        return dsv2_fail_memory(what, (size_t)b.unpacked + 1);
+    size_t got = ZSTD_decompress(data, (size_t)b.unpacked, file->data + b.offset, (size_t)b.stored);
+    if (ZSTD_isError(got) || got != b.unpacked) {
+        dsv2_free(data);
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: %s", file->path, what,
+                         ZSTD_isError(got) ? ZSTD_getErrorName(got) : "its size differs");
+    }
+    *out = data;
+    *size = got;
+    return DSV2_OK;
+}
+
+static dsv2_status bad_entry(const dsv2_file *file, const char *what)
+{
+    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: %s", file->path, what);
+}
+
+/* One entry of the index at *at, which moves behind it. */
+static dsv2_status read_entry(dsv2_container *container, const uint8_t *index, size_t size, size_t *at)
+{
+    const dsv2_file *file = &container->files[0];
+    if (size - *at < ENTRY_BYTES)
+        return bad_entry(file, "an entry is cut");
+    const uint8_t *entry = index + *at;
+    uint16_t name_size = dsv2_load_u16(entry);
+    uint8_t n_dims = entry[3];
+    if (name_size == 0 || name_size >= MAX_NAME || n_dims == 0 || n_dims > DSV2_TENSOR_MAX_DIMS)
+        return bad_entry(file, "a name or a number of dimensions is out of bounds");
+    size_t entry_size = (size_t)ENTRY_BYTES + 8u * n_dims + name_size;
+    if (size - *at < entry_size)
+        return bad_entry(file, "an entry is cut");
+    char name[MAX_NAME];
+    memcpy(name, entry + ENTRY_BYTES + 8u * n_dims, name_size);
+    name[name_size] = '\0';
+    dsv2_tensor tensor = {.name = name, .n_dims = n_dims, .n_bytes = dsv2_load_u64(entry + 12), .path = file->path,
+                          .checksum = dsv2_load_u64(entry + 20)};
+    if (!type_of_code(entry[2], &tensor.type))
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has element type %u, which this version does not know", file->path, name,
+                         entry[2]);
+    for (uint32_t i = 0; i < n_dims; i++)
+        tensor.dims[i] = dsv2_load_u64(entry + ENTRY_BYTES + 8u * i);
+    uint64_t offset = dsv2_load_u64(entry + 4), bytes, end;
+    if (!dsv2_tensor_bytes(tensor.type, tensor.dims, n_dims, &bytes) || bytes != tensor.n_bytes)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has %llu bytes, which its shape and type %s do not give", file->path, name,
+                         (unsigned long long)tensor.n_bytes, dsv2_type_name(tensor.type));
+    if (offset % TENSOR_ALIGNMENT != 0 || !dsv2_add(offset, bytes, &end) || end > file->size)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s lies at %llu, %llu bytes: outside the file or not aligned", file->path, name,
+                         (unsigned long long)offset, (unsigned long long)bytes);
+    tensor.data = file->data + offset;
+    *at += entry_size;
+    return dsv2_container_add(container, &tensor);
+}
+
+dsv2_status dsv2_pack_open(const char *path, dsv2_container **out)
+{
+    dsv2_container *container = dsv2_container_create("pack", path, 1);
+    if (container == NULL)
+        return DSV2_ERROR_MEMORY;
+    char *index = NULL;
+    size_t size, at = 0;
+    dsv2_file *file = &container->files[0];
+    dsv2_status status = dsv2_file_map(path, file);
+    if (status != DSV2_OK)
+        goto done;
+    if (file->size < HEADER_BYTES || memcmp(file->data, MAGIC, sizeof MAGIC) != 0) {
+        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: not a .dsv2 pack, or cut within its header", path);
+        goto done;
+    }
+    if (XXH3_64bits(file->data, HEADER_BYTES - 8) != dsv2_load_u64(file->data + HEADER_BYTES - 8)) {
+        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header is damaged: its checksum differs", path);
+        goto done;
+    }
+    uint32_t version = dsv2_load_u32(file->data + 8);
+    if (version != VERSION) {
+        status = dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pack version %u, this library reads %d: pack the model again", path, version,
+                           VERSION);
+        goto done;
+    }
+    if (dsv2_load_u64(file->data + 16) != file->size) {
+        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: %llu bytes, its header says %llu: the file is cut or has grown", path,
+                           (unsigned long long)file->size, (unsigned long long)dsv2_load_u64(file->data + 16));
+        goto done;
+    }
+    status = unpack_block(file, load_block(file->data + 24), "index", &index, &size);
+    while (status == DSV2_OK && at < size)
+        status = read_entry(container, (const uint8_t *)index, size, &at);
+    if (status == DSV2_OK)
+        status = dsv2_container_finish(container);
+    if (status == DSV2_OK)
+        status = unpack_block(file, load_block(file->data + 56), "block of texts", &container->texts, &container->texts_size);
+done:
+    dsv2_free(index);
+    if (status != DSV2_OK)
+        dsv2_container_close(container);
+    else
+        *out = container;
+    return status;
+}
+
+/* Texts: u32 size of name, u32 zero, u64 size of text, name, text; one after another. */
+enum { TEXT_HEADER = 16 };
+
+void dsv2_pack_text(const dsv2_container *container, const char *name, const char **text, size_t *size)
+{
+    const char *texts = container->texts;
+    *text = NULL;
+    *size = 0;
+    for (size_t at = 0; container->texts_size - at >= TEXT_HEADER;) {
+        uint32_t name_size = dsv2_load_u32(texts + at);
+        uint64_t text_size = dsv2_load_u64(texts + at + 8), left = container->texts_size - at - TEXT_HEADER;
+        if (name_size > left || text_size > left - name_size)
+            return;
+        if (name_size == strlen(name) && memcmp(texts + at + TEXT_HEADER, name, name_size) == 0) {
+            *text = texts + at + TEXT_HEADER + name_size;
+            *size = (size_t)text_size;
+            return;
+        }
+        at += TEXT_HEADER + name_size + (size_t)text_size;
+    }
+}
+
+dsv2_status dsv2_pack_verify(const dsv2_container *container, dsv2_progress_fn progress, void *progress_user)
+{
+    enum { PIECE = 1 << 20 }; /* hashed between two reports */
+    uint64_t total = 0, done = 0;
+    for (size_t i = 0; i < container->n_tensors; i++)
+        total += container->tensors[i].n_bytes;
+    XXH3_state_t *state = XXH3_createState();
+    if (state == NULL)
+        return dsv2_fail_memory("a checksum", 576);
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0; i < container->n_tensors && status == DSV2_OK; i++) {
+        const dsv2_tensor *tensor = &container->tensors[i];
+        XXH3_64bits_reset(state);
+        for (uint64_t at = 0; at < tensor->n_bytes && status == DSV2_OK; at += PIECE) {
+            size_t n = tensor->n_bytes - at < PIECE ? (size_t)(tensor->n_bytes - at) : PIECE;
+            XXH3_64bits_update(state, (const uint8_t *)tensor->data + at, n);
+            done += n;
+            if (progress != NULL && progress(progress_user, DSV2_PHASE_VERIFY, done, total) != 0)
+                status = dsv2_fail(DSV2_ERROR_CANCELLED, "verifying was cancelled by the progress callback");
+        }
+        if (status == DSV2_OK && XXH3_64bits_digest(state) != tensor->checksum)
+            status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is damaged: its checksum differs", tensor->path, tensor->name);
+    }
+    XXH3_freeState(state);
+    return status;
+}
+
+/* ---- writing ---- */
+
+struct dsv2_pack_writer {
+    dsv2_writer file;
+    bool open;
+    uint8_t *index, *texts;
+    size_t index_size, index_capacity, texts_size, texts_capacity;
+    size_t entry;          /* of the tensor being written, in `index` */
+    uint64_t left;         /* bytes of it to come */
+    XXH3_state_t *checksum;
+};
+
+static dsv2_status append_padding(dsv2_writer *file, size_t alignment)
+{
+    static const uint8_t zeros[ALIGNMENT];
+    return dsv2_writer_append(file, zeros, (alignment - file->size % alignment) % alignment);
+}
+
+dsv2_status dsv2_pack_writer_open(const char *path, dsv2_pack_writer **out)
+{
+    dsv2_pack_writer *writer = dsv2_new(1, sizeof *writer);
+    XXH3_state_t *checksum = XXH3_createState();
+    if (writer == NULL || checksum == NULL) {
+        XXH3_freeState(checksum);
+        dsv2_free(writer);
+        return dsv2_fail_memory("a pack", sizeof *writer);
+    }
+    writer->checksum = checksum;
+    static const uint8_t header[HEADER_BYTES];
+    dsv2_status status = dsv2_writer_open(path, &writer->file);
+    writer->open = status == DSV2_OK;
+    if (status == DSV2_OK)
+        status = dsv2_writer_append(&writer->file, header, sizeof header); /* its place; filled in at the end */
+    if (status == DSV2_OK)
+        status = append_padding(&writer->file, ALIGNMENT);
+    if (status != DSV2_OK)
+        dsv2_pack_writer_free(writer);
+    else
+        *out = writer;
+    return status;
+}
+
+dsv2_status dsv2_pack_writer_tensor(dsv2_pack_writer *writer, const char *name, dsv2_type type, const uint64_t *dims, uint32_t n_dims)
+{
+    size_t name_size = strlen(name), entry_size = (size_t)ENTRY_BYTES + 8u * n_dims + name_size;
+    uint8_t code;
+    uint64_t bytes;
+    if (!code_of_type(type, &code) || !dsv2_tensor_bytes(type, dims, n_dims, &bytes) || name_size == 0 || name_size >= MAX_NAME)
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "tensor %s of type %s cannot be packed", name, dsv2_type_name(type));
+    dsv2_status status = append_padding(&writer->file, TENSOR_ALIGNMENT);
+    if (status != DSV2_OK)
+        return status;
+    if (!dsv2_grow(&writer->index, &writer->index_capacity, writer->index_size + entry_size, 1))
+        return dsv2_fail_memory("the index", writer->index_size + entry_size);
+    uint8_t *entry = writer->index + writer->index_size;
+    entry[0] = (uint8_t)name_size;
+    entry[1] = (uint8_t)(name_size >> 8);
+    entry[2] = code;
+    entry[3] = (uint8_t)n_dims;
+    store_u64(entry + 4, writer->file.size);
+    store_u64(entry + 12, bytes);
+    store_u64(entry + 20, 0); /* the checksum comes with the last byte */
+    store_u64(entry + 28, 0); /* reserved */
+    for (uint32_t i = 0; i < n_dims; i++)
+        store_u64(entry + ENTRY_BYTES + 8u * i, dims[i]);
+    memcpy(entry + ENTRY_BYTES + 8u * n_dims, name, name_size);
+    writer->entry = writer->index_size;
+    writer->index_size += entry_size;
+    writer->left = bytes;
+    XXH3_64bits_reset(writer->checksum);
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_pack_writer_data(dsv2_pack_writer *writer, const void *data, size_t size)
+{
+    dsv2_status status = dsv2_writer_append(&writer->file, data, size);
+    if (status != DSV2_OK)
+        return status;
+    XXH3_64bits_update(writer->checksum, data, size);
+    writer->left -= size;
+    if (writer->left == 0)
+        store_u64(writer->index + writer->entry + 20, XXH3_64bits_digest(writer->checksum));
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_pack_writer_text(dsv2_pack_writer *writer, const char *name, const char *text, size_t size)
+{
+    size_t name_size = strlen(name), needed = writer->texts_size + TEXT_HEADER + name_size + size;
+    if (needed > MAX_TEXT_BYTES || !dsv2_grow(&writer->texts, &writer->texts_capacity, needed, 1))
+        return dsv2_fail_memory(name, needed);
+    uint8_t *at = writer->texts + writer->texts_size;
+    store_u32(at, (uint32_t)name_size);
+    store_u32(at + 4, 0);
+    store_u64(at + 8, size);
+    memcpy(at + TEXT_HEADER, name, name_size);
+    memcpy(at + TEXT_HEADER + name_size, text, size);
+    writer->texts_size = needed;
+    return DSV2_OK;
+}
+
+/* Appends a compressed block and describes it in the header. */
+static dsv2_status append_block(dsv2_pack_writer *writer, const uint8_t *data, size_t size, uint8_t *header)
+{
+    enum { LEVEL = 9 }; /* small and written once */
+    size_t capacity = ZSTD_compressBound(size);
+    uint8_t *stored = dsv2_new(capacity, 1);
+    if (stored == NULL)
+        return dsv2_fail_memory("a compressed block", capacity);
+    size_t n = ZSTD_compress(stored, capacity, data, size, LEVEL);
+    dsv2_status status = ZSTD_isError(n) ? dsv2_fail_memory("compression", capacity) : DSV2_OK;
+    if (status == DSV2_OK) {
+        store_u64(header, writer->file.size);
+        store_u64(header + 8, n);
+        store_u64(header + 16, size);
+        store_u64(header + 24, XXH3_64bits(stored, n));
+        status = dsv2_writer_append(&writer->file, stored, n);
+    }
+    dsv2_free(stored);
+    return status;
+}
+
+dsv2_status dsv2_pack_writer_commit(dsv2_pack_writer *writer)
+{
+    uint8_t header[HEADER_BYTES] = {0};
+    memcpy(header, MAGIC, sizeof MAGIC);
+    store_u32(header + 8, VERSION);
+    dsv2_status status = append_block(writer, writer->index, writer->index_size, header + 24);
+    if (status == DSV2_OK)
+        status = append_block(writer, writer->texts, writer->texts_size, header + 56);
+    if (status != DSV2_OK)
+        return status;
+    store_u64(header + 16, writer->file.size);
+    store_u64(header + HEADER_BYTES - 8, XXH3_64bits(header, HEADER_BYTES - 8));
+    status = dsv2_writer_replace(&writer->file, 0, header, sizeof header);
+    if (status != DSV2_OK)
+        return status;
+    writer->open = false;
+    return dsv2_writer_commit(&writer->file);
+}
+
+void dsv2_pack_writer_free(dsv2_pack_writer *writer)
+{
+    if (writer == NULL)
+        return;
+    if (writer->open)
+        dsv2_writer_abort(&writer->file);
+    XXH3_freeState(writer->checksum);
+    dsv2_free(writer->texts);
+    dsv2_free(writer->index);
+    dsv2_free(writer);
+}

@@ -1,0 +1,38 @@
+/* The .dsv2 pack: one file with a model's weights in the kernels' own layout. Described byte by byte in README.md beside this. */
+#ifndef DSV2_LIB_FORMATS_PACK_H
+#define DSV2_LIB_FORMATS_PACK_H
+
+#include "formats/formats.h"
+
+/* True if the file begins as a pack does; false also if it cannot be read. */
+bool dsv2_is_pack(const char *path);
+
+/* Opens a pack: checks header, texts and index with their checksums, and maps the weights, whose checksums dsv2_pack_verify
+ * alone reads. */
+dsv2_status dsv2_pack_open(const char *path, dsv2_container **container);
+
+/* A text kept with the weights ("config.json", "tokenizer.json"): *text belongs to the container; NULL if there is none. */
+void dsv2_pack_text(const dsv2_container *container, const char *name, const char **text, size_t *size);
+
+/* Reads every tensor of an open pack and compares checksums; DSV2_ERROR_FORMAT names the tensor. Calls progress with bytes. */
+dsv2_status dsv2_pack_verify(const dsv2_container *container, dsv2_progress_fn progress, void *progress_user);
+
+/* ---- writing ---- */
+
+typedef struct dsv2_pack_writer dsv2_pack_writer;
+
+dsv2_status dsv2_pack_writer_open(const char *path, dsv2_pack_writer **writer);
+
+/* Begins a tensor; its bytes follow in any number of pieces, dsv2_tensor_bytes of its type and dims in sum. */
+dsv2_status dsv2_pack_writer_tensor(dsv2_pack_writer *writer, const char *name, dsv2_type type, const uint64_t *dims, uint32_t n_dims);
+dsv2_status dsv2_pack_writer_data(dsv2_pack_writer *writer, const void *data, size_t size);
+
+dsv2_status dsv2_pack_writer_text(dsv2_pack_writer *writer, const char *name, const char *text, size_t size);
+
+/* Finishes the file under its name. The writer is to be freed in any case. */
+dsv2_status dsv2_pack_writer_commit(dsv2_pack_writer *writer);
+
+/* Frees the writer; without a commit before it, nothing is left of the file. NULL is allowed. */
+void dsv2_pack_writer_free(dsv2_pack_writer *writer);
+
+#endif

@@ -1,0 +1,133 @@
+#include "model/pass.h"
+
+#include <string.h>
+#include <xxhash.h>
+
+/* A configuration is a page of text; anything far larger is something else. */
+enum { CONFIG_MAX_BYTES = 16 << 20 };
+
+void dsv2_model_retain(dsv2_model *model) { atomic_fetch_add_explicit(&model->references, 1, memory_order_relaxed); }
+
+void dsv2_model_release(dsv2_model *model)
+{
+    if (model == NULL || atomic_fetch_sub_explicit(&model->references, 1, memory_order_acq_rel) != 1)
+        return;
+    dsv2_passes_free(model);
+    dsv2_pool_destroy(model->pool);
+    dsv2_tokenizer_destroy(model->tokenizer);
+    dsv2_container_close(model->container);
+    for (size_t i = 0; i < model->n_owned; i++)
+        dsv2_free(model->owned[i]);
+    dsv2_free(model->owned);
+    dsv2_free(model->rope_frequency);
+    dsv2_page_pool_destroy(&model->pages);
+    pthread_mutex_destroy(&model->passes_lock);
+    dsv2_free(model);
+}
+
+/* A folder as Hugging Face publishes it. */
+static dsv2_status load_folder(dsv2_model *model, const char *path)
+{
+    char *json = NULL, *tokenizer_path = NULL, *config_path = dsv2_path_join(path, "config.json");
+    size_t size;
+    dsv2_status status;
+    if (config_path == NULL)
+        return dsv2_fail_memory("a path", strlen(path));
+    status = dsv2_file_read(config_path, CONFIG_MAX_BYTES, &json, &size);
+    if (status == DSV2_OK)
+        status = dsv2_config_from_json(config_path, json, size, &model->logger, &model->config);
+    if (status == DSV2_OK)
+        status = dsv2_safetensors_open(path, &model->logger, &model->container);
+    if (status != DSV2_OK)
+        goto done;
+    tokenizer_path = dsv2_path_join(path, "tokenizer.json");
+    if (tokenizer_path == NULL)
+        status = dsv2_fail_memory("a path", strlen(path));
+    else if (dsv2_is_file(tokenizer_path))
+        status = dsv2_tokenizer_load(path, &model->tokenizer);
+    else
+        dsv2_log(&model->logger, DSV2_LOG_INFO, "%s: no tokenizer.json: the model runs on token ids only", path);
+done:
+    dsv2_free(tokenizer_path);
+    dsv2_free(json);
+    dsv2_free(config_path);
+    return status;
+}
+
+static dsv2_status load_container(dsv2_model *model, const char *path)
+{
+    if (dsv2_is_folder(path))
+        return load_folder(model, path);
+    dsv2_file file;
+    dsv2_status status = dsv2_file_map(path, &file); /* says why if it is not there */
+    if (status != DSV2_OK)
+        return status;
+    dsv2_file_unmap(&file);
+    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: not a model folder; this version opens folders with config.json and safetensors files",
+                     path);
+}
+
+/* Digest of everything in the configuration that changes a logit. Field by field: a structure's padding holds anything. */
+static uint64_t config_fingerprint(const dsv2_config *c)
+{
+    const uint32_t integers[] = {
+        c->is_v3, c->vocab_size, c->hidden_size, c->intermediate_size, c->moe_intermediate_size, c->num_hidden_layers,
+        c->num_attention_heads, c->n_shared_experts, c->n_routed_experts, c->num_experts_per_tok, c->n_group, c->topk_group,
+        c->first_k_dense_replace, c->moe_layer_freq, c->norm_topk_prob, c->topk_method, c->scoring_func, c->q_lora_rank,
+        c->kv_lora_rank, c->qk_nope_head_dim, c->qk_rope_head_dim, c->v_head_dim, c->yarn.enabled,
+        c->yarn.original_max_position_embeddings, c->attention_bias, c->tie_word_embeddings, c->rope_pairs_split,
+    };
+    const float reals[] = {c->routed_scaling_factor, c->rms_norm_eps, c->rope_theta, c->yarn.factor, c->yarn.beta_fast,
+                           c->yarn.beta_slow, c->yarn.mscale, c->yarn.mscale_all_dim};
+    return XXH3_64bits_withSeed(reals, sizeof reals, XXH3_64bits(integers, sizeof integers));
+}
+
+static dsv2_status start_threads(dsv2_model *model, uint32_t n_threads)
+{
+    return dsv2_pool_create(n_threads > 0 ? n_threads : dsv2_default_threads(), &model->pool);
+}
+
+dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, dsv2_model **out)
+{
+    dsv2_model *model = dsv2_new(1, sizeof *model);
+    if (model == NULL)
+        return dsv2_fail_memory("a model", sizeof *model);
+    atomic_init(&model->references, 1);
+    pthread_mutex_init(&model->passes_lock, NULL);
+    dsv2_page_pool_init(&model->pages, options->cache_memory_limit);
+    model->logger = (dsv2_logger){options->log, options->log_user};
+    dsv2_status status = dsv2_kernels_select(options->kernels, &model->kernels);
+    if (status == DSV2_OK)
+        status = load_container(model, path);
+    if (status == DSV2_OK) {
+        model->fingerprint = config_fingerprint(&model->config);
+        status = dsv2_weights_bind(model, options);
+    }
+    if (status == DSV2_OK)
+        status = dsv2_rope_init(model);
+    if (status == DSV2_OK)
+        status = start_threads(model, options->n_threads);
+    if (status != DSV2_OK) {
+        dsv2_model_release(model);
+        return status;
+    }
+    if (model->tokenizer != NULL)
+        dsv2_tokenizer_set_special(model->tokenizer, model->config.bos_token_id, model->config.eos_token_id);
+    dsv2_log(&model->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path, model->config.num_hidden_layers,
+             model->kernels->name, dsv2_pool_threads(model->pool));
+    *out = model;
+    return DSV2_OK;
+}
+
+/* Weights that one token meets: everything but the experts that it does not choose, and of the embedding one row. */
+uint64_t dsv2_model_parameters_activated(const dsv2_model *model)
+{
+    const dsv2_config *config = &model->config;
+    uint64_t expert = 3 * (uint64_t)config->moe_intermediate_size * config->hidden_size, unused = 0;
+    for (uint32_t l = 0; l < config->num_hidden_layers; l++)
+        if (model->layers[l].is_moe)
+            unused += (config->n_routed_experts - config->num_experts_per_tok) * expert;
+    if (!config->tie_word_embeddings)
+        unused += (uint64_t)(config->vocab_size - 1) * config->hidden_size;
+    return model->parameters - unused;
+}

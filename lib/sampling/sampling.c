@@ -1,0 +1,412 @@
+#include "sampling/sampling.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- parameters ---- */
+
+void dsv2_sampling_defaults(dsv2_sampling *sampling)
+{
+    if (sampling == NULL)
+        return;
+    *sampling = (dsv2_sampling){
+        .struct_size = sizeof *sampling,
+        .repetition_penalty = 1.0f,
+        .temperature = 1.0f,
+        .top_p = 1.0f,
+    };
+}
+
+void dsv2_sampler_init(dsv2_sampler *sampler)
+{
+    dsv2_sampling_defaults(&sampler->params);
+    dsv2_random_seed(&sampler->random, sampler->params.seed);
+}
+
+void dsv2_sampler_free(dsv2_sampler *sampler)
+{
+    dsv2_free((void *)sampler->params.logit_bias);
+    dsv2_sampler_init(sampler);
+}
+
+static int compare_bias(const void *a, const void *b)
+{
+    const dsv2_logit_bias *x = a, *y = b;
+    return (x->token > y->token) - (x->token < y->token);
+}
+
+static dsv2_status check_fields(const dsv2_sampling *s)
+{
+    const struct {
+        const char *name, *expected;
+        float value;
+        bool valid;
+    } fields[] = {
+        {"repetition_penalty", "more than 0", s->repetition_penalty, s->repetition_penalty > 0 && isfinite(s->repetition_penalty)},
+        {"presence_penalty", "a number", s->presence_penalty, isfinite(s->presence_penalty)},
+        {"frequency_penalty", "a number", s->frequency_penalty, isfinite(s->frequency_penalty)},
+        {"temperature", "0 or more", s->temperature, s->temperature >= 0 && isfinite(s->temperature)},
+        {"top_p", "more than 0 and at most 1", s->top_p, s->top_p > 0 && s->top_p <= 1},
+        {"min_p", "0 to 1", s->min_p, s->min_p >= 0 && s->min_p <= 1},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (!fields[i].valid)
+            return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.%s is %g, expected %s", fields[i].name, (double)fields[i].value,
+                             fields[i].expected);
+    return DSV2_OK;
+}
+
+/* A checked copy by ascending token, so that drawing meets each bias in passing. */
+static dsv2_status copy_biases(const dsv2_sampling *s, uint32_t vocab_size, dsv2_logit_bias **copy)
+{
+    *copy = NULL;
+    if (s->n_logit_bias == 0)
+        return DSV2_OK;
+    if (s->logit_bias == NULL)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias is NULL, but n_logit_bias is %zu", s->n_logit_bias);
+    if (s->n_logit_bias > vocab_size)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.n_logit_bias is %zu, more than the %u tokens of the vocabulary",
+                         s->n_logit_bias, vocab_size);
+    for (size_t i = 0; i < s->n_logit_bias; i++) {
+        const dsv2_logit_bias *b = &s->logit_bias[i];
+        if (b->token < 0 || (uint32_t)b->token >= vocab_size)
+            return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias[%zu].token is %d, expected 0 to %u", i, b->token,
+                             vocab_size - 1);
+        if (isnan(b->bias) || b->bias == INFINITY)
+            return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias[%zu].bias is %g, expected a number or -INFINITY", i,
+                             (double)b->bias);
+    }
+    dsv2_logit_bias *sorted = dsv2_new(s->n_logit_bias, sizeof *sorted);
+    if (sorted == NULL)
+        return dsv2_fail_memory("logit biases", s->n_logit_bias * sizeof *sorted);
+    memcpy(sorted, s->logit_bias, s->n_logit_bias * sizeof *sorted);
+    qsort(sorted, s->n_logit_bias, sizeof *sorted, compare_bias);
+    for (size_t i = 1; i < s->n_logit_bias; i++)
+        if (sorted[i].token == sorted[i - 1].token) {
+            int32_t twice = sorted[i].token;
+            dsv2_free(sorted);
+            return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias has token %d twice", twice);
+        }
+    *copy = sorted;
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_sampler_set(dsv2_sampler *sampler, const dsv2_sampling *sampling, uint32_t vocab_size)
+{
+    if (sampling == NULL)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "sampling is NULL");
+    dsv2_sampling params;
+    dsv2_sampling_defaults(&params);
+    dsv2_status status = dsv2_read_options("dsv2_sampling", sampling, &params, sizeof params, sizeof params);
+    if (status != DSV2_OK)
+        return status;
+    status = check_fields(&params);
+    if (status != DSV2_OK)
+        return status;
+    dsv2_logit_bias *biases;
+    status = copy_biases(&params, vocab_size, &biases);
+    if (status != DSV2_OK)
+        return status;
+    dsv2_sampler_free(sampler);
+    sampler->params = params;
+    sampler->params.struct_size = sizeof params;
+    sampler->params.logit_bias = biases;
+    dsv2_random_seed(&sampler->random, params.seed);
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_sampler_copy(dsv2_sampler *to, const dsv2_sampler *from)
+{
+    dsv2_sampler_init(to);
+    size_t n = from->params.n_logit_bias;
+    dsv2_logit_bias *biases = NULL;
+    if (n > 0) {
+        biases = dsv2_new(n, sizeof *biases);
+        if (biases == NULL)
+            return dsv2_fail_memory("logit biases", n * sizeof *biases);
+        memcpy(biases, from->params.logit_bias, n * sizeof *biases);
+    }
+    *to = *from;
+    to->params.logit_bias = biases;
+    return DSV2_OK;
+}
+
+/* ---- candidates ---- */
+
+/* Float bits as an integer that orders like the number; -0 becomes 0 first, so that equal logits compare equal. */
+static uint64_t make_key(float logit, uint32_t token)
+{
+    float x = logit + 0.0f;
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (uint64_t)bits << 32 | (UINT32_MAX - token);
+}
+
+static float key_logit(uint64_t key)
+{
+    uint32_t bits = (uint32_t)(key >> 32);
+    bits = bits >> 31 ? bits & 0x7fffffffu : ~bits;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static int32_t key_token(uint64_t key) { return (int32_t)(UINT32_MAX - (uint32_t)key); }
+
+static void swap(dsv2_candidate *a, dsv2_candidate *b)
+{
+    dsv2_candidate t = *a;
+    *a = *b;
+    *b = t;
+}
+
+static uint64_t median_of_three(uint64_t a, uint64_t b, uint64_t c)
+{
+    uint64_t low = a < b ? a : b, high = a < b ? b : a;
+    return c < low ? low : c > high ? high : c;
+}
+
+/* A pivot for [begin, end). What is looked for is mostly among the few likeliest: as long as nothing before `begin` has been ruled
+ * in, the likeliest of some samples cuts a long range at once to about a 16th; the median of three halves what is left. */
+static uint64_t pick_pivot(const dsv2_candidate *c, size_t begin, size_t end, dsv2_random *random)
+{
+    enum { LONG_RANGE = 512, SAMPLES = 16 };
+    uint64_t keys[SAMPLES];
+    bool long_range = begin == 0 && end > LONG_RANGE;
+    int n = long_range ? SAMPLES : 3;
+    uint64_t likeliest = 0;
+    for (int i = 0; i < n; i++) {
+        keys[i] = c[begin + dsv2_random_below(random, end - begin)].key;
+        likeliest = keys[i] > likeliest ? keys[i] : likeliest;
+    }
+    return long_range ? likeliest : median_of_three(keys[0], keys[1], keys[2]);
+}
+
+/* Puts the fewest most likely candidates whose weights reach `target` at the front, the last of them (the least likely)
+ * at the end of these, and returns how many they are. 1 <= target <= the sum of all weights. A quickselect by weight, in linear
+ * time on average; pivots are picked pseudo-randomly so that no order of logits is slow. */
+static size_t select_weight(dsv2_candidate *c, size_t n, uint64_t target)
+{
+    size_t begin = 0, end = n; /* the boundary candidate is in [begin, end); `target` counts from begin on */
+    dsv2_random random = {{1, 2, 3, 4}};
+    while (end - begin > 1) {
+        uint64_t pivot = pick_pivot(c, begin, end, &random);
+        /* Likelier than the pivot to the front, without a branch: which way a comparison goes cannot be foretold. */
+        size_t middle = begin, pivot_at = begin;
+        uint64_t before = 0;
+        for (size_t i = begin; i < end; i++) {
+            dsv2_candidate candidate = c[i];
+            uint64_t likelier = candidate.key > pivot;
+            pivot_at = pivot_at == middle ? i : pivot_at; /* what stands at `middle` moves to i */
+            pivot_at = candidate.key == pivot ? middle : pivot_at;
+            c[i] = c[middle];
+            c[middle] = candidate;
+            before += candidate.weight & (0 - likelier);
+            middle += likelier;
+        }
+        swap(&c[pivot_at], &c[middle]);
+        if (target <= before) {
+            end = middle;
+        } else if (target <= before + c[middle].weight) {
+            return middle + 1;
+        } else {
+            target -= before + c[middle].weight;
+            begin = middle + 1;
+        }
+    }
+    return begin + 1;
+}
+
+/* ---- probabilities ---- */
+
+/* e^x for x <= 0, by additions and multiplications alone: libm's last bits differ between machines. Relative error < 2^-50 down to
+ * e^-700, which stands for everything smaller, and for NaN. No branch, so that the compiler can do several at once. */
+static double exp_negative(double x)
+{
+    x = x > -700 ? x : -700;
+    const double log2_e = 1.4426950408889634, ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
+    const double shift = 0x1.8p52; /* adding it rounds to an integer, which is then the low bits of the sum */
+    double shifted = x * log2_e + shift, k = shifted - shift;
+    double r = (x - k * ln2_high) - k * ln2_low; /* |r| <= ln 2 / 2 */
+    double r2 = r * r, r4 = r2 * r2;
+    /* Taylor's series to r^12, in pairs so that the additions need not wait for each other. */
+    double p0 = (1 + r) + r2 * (1.0 / 2 + r * (1.0 / 6));
+    double p1 = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040));
+    double p2 = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800));
+    double p = p0 + r4 * (p1 + r4 * (p2 + r4 * (1.0 / 479001600)));
+    uint64_t power;
+    memcpy(&power, &shifted, sizeof power);
+    power = (power + 1023) << 52;
+    double scale;
+    memcpy(&scale, &power, sizeof scale);
+    return p * scale;
+}
+
+/* Difference of a logit from the largest; of two infinities 0. */
+static double below_max(float logit, float max)
+{
+    double difference = (double)logit - (double)max;
+    return logit == max ? 0.0 : difference;
+}
+
+/* Weights of the candidates, softmax(logit / temperature) scaled so that the likeliest has `one`; returns their sum. */
+static uint64_t weigh(dsv2_candidate *c, size_t n, float max, float temperature, uint64_t one)
+{
+    enum { BLOCK = 128 };
+    double x[BLOCK];
+    uint64_t total = 0;
+    for (size_t start = 0; start < n; start += BLOCK) {
+        size_t length = n - start < BLOCK ? n - start : BLOCK;
+        for (size_t i = 0; i < length; i++)
+            x[i] = below_max(key_logit(c[start + i].key), max) / (double)temperature;
+        for (size_t i = 0; i < length; i++)
+            x[i] = exp_negative(x[i]) * (double)one + 0.5;
+        for (size_t i = 0; i < length; i++) {
+            c[start + i].weight = (uint64_t)x[i];
+            total += c[start + i].weight;
+        }
+    }
+    return total;
+}
+
+/* The largest weight such that vocab_size of them do not overflow. */
+static uint64_t weight_one(uint32_t vocab_size)
+{
+    uint64_t one = (uint64_t)1 << 62;
+    while (one > UINT64_MAX / 2 / vocab_size)
+        one >>= 1;
+    return one;
+}
+
+/* A logit of a token that occurs `count` times in the window, with penalties. */
+static float penalise(const dsv2_sampling *p, float x, uint64_t count)
+{
+    x = x > 0 ? x / p->repetition_penalty : x * p->repetition_penalty;
+    return x - p->presence_penalty - p->frequency_penalty * (float)count;
+}
+
+/* Candidates: every token whose logit, after bias and penalties, is above -INFINITY. Returns their number; *best is the key of
+ * the likeliest. */
+static size_t gather(const dsv2_sampling *p, const float *logits, uint32_t vocab_size, const int32_t *tokens, size_t n_tokens,
+                     dsv2_candidate *c, uint64_t *best)
+{
+    bool penalties = p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
+    if (penalties) { /* until a candidate is made, its weight is the token's count */
+        for (uint32_t token = 0; token < vocab_size; token++)
+            c[token].weight = 0;
+        size_t window = p->penalty_window > 0 && p->penalty_window < n_tokens ? p->penalty_window : n_tokens;
+        for (size_t i = n_tokens - window; i < n_tokens; i++)
+            c[tokens[i]].weight++;
+    }
+    size_t n = 0, next_bias = 0;
+    *best = 0;
+    for (uint32_t token = 0; token < vocab_size; token++) {
+        float x = logits[token];
+        if (next_bias < p->n_logit_bias && (uint32_t)p->logit_bias[next_bias].token == token)
+            x += p->logit_bias[next_bias++].bias;
+        if (penalties && c[token].weight > 0)
+            x = penalise(p, x, c[token].weight);
+        if (!(x > -INFINITY)) /* NaN too */
+            continue;
+        c[n].key = make_key(x, token); /* n <= token: no count that is still needed is overwritten */
+        *best = c[n].key > *best ? c[n].key : *best;
+        n++;
+    }
+    return n;
+}
+
+/* Keeps the candidates at least min_p times as likely as the likeliest; returns their number. */
+static size_t drop_unlikely(dsv2_candidate *c, size_t n, float min_p, uint64_t one, uint64_t *total)
+{
+    size_t kept = 0;
+    *total = 0;
+    for (size_t i = 0; i < n; i++)
+        if ((double)c[i].weight >= (double)min_p * (double)one) {
+            *total += c[i].weight;
+            c[kept++] = c[i];
+        }
+    return kept;
+}
+
+dsv2_status dsv2_sampler_draw(dsv2_sampler *sampler, const float *logits, uint32_t vocab_size, const int32_t *tokens,
+                              size_t n_tokens, dsv2_candidate *scratch, int32_t *token)
+{
+    const dsv2_sampling *p = &sampler->params;
+    dsv2_candidate *c = scratch;
+    uint64_t best;
+    size_t n = gather(p, logits, vocab_size, tokens, n_tokens, c, &best);
+    if (n == 0)
+        return dsv2_fail(DSV2_ERROR_STATE, "no token can be drawn: all %u logits, with %zu biases, are -infinity or not a number",
+                         vocab_size, p->n_logit_bias);
+    if (p->temperature == 0) {
+        *token = key_token(best);
+        return DSV2_OK;
+    }
+    if (p->top_k > 0 && p->top_k < n) {
+        for (size_t i = 0; i < n; i++)
+            c[i].weight = 1;
+        n = select_weight(c, n, p->top_k);
+    }
+    uint64_t one = weight_one(vocab_size);
+    uint64_t total = weigh(c, n, key_logit(best), p->temperature, one);
+    if (p->top_p < 1) {
+        uint64_t target = (uint64_t)ceil((double)p->top_p * (double)total);
+        n = select_weight(c, n, target < total ? target : total);
+    }
+    if (p->top_p < 1 || p->min_p > 0)
+        n = drop_unlikely(c, n, p->min_p, one, &total);
+    /* The candidates laid end to end, likeliest first; the one that a random point falls into. */
+    n = select_weight(c, n, dsv2_random_below(&sampler->random, total) + 1);
+    *token = key_token(c[n - 1].key);
+    return DSV2_OK;
+}
+
+/* ---- log probabilities ---- */
+
+double dsv2_log_sum_exp(const float *logits, uint32_t vocab_size)
+{
+    float max = -INFINITY;
+    for (uint32_t i = 0; i < vocab_size; i++)
+        max = logits[i] > max ? logits[i] : max;
+    if (max == -INFINITY)
+        return -INFINITY;
+    enum { BLOCK = 128 };
+    double x[BLOCK], sum = 0;
+    for (uint32_t start = 0; start < vocab_size; start += BLOCK) {
+        uint32_t length = vocab_size - start < BLOCK ? vocab_size - start : BLOCK;
+        for (uint32_t i = 0; i < length; i++)
+            x[i] = exp_negative(below_max(logits[start + i], max));
+        for (uint32_t i = 0; i < length; i++)
+            sum += x[i];
+    }
+    return (double)max + log(sum);
+}
+
+float dsv2_log_probability(float logit, double log_sum_exp)
+{
+    if (!(logit > -INFINITY))
+        return -INFINITY;
+    /* With an infinite logit among them the finite ones have probability 0. */
+    return isinf(log_sum_exp) && isinf(logit) ? 0.0f : (float)((double)logit - log_sum_exp);
+}
+
+static int compare_likelier_first(const void *a, const void *b)
+{
+    uint64_t x = ((const dsv2_candidate *)a)->key, y = ((const dsv2_candidate *)b)->key;
+    return (x < y) - (x > y);
+}
+
+void dsv2_top_tokens(const float *logits, uint32_t vocab_size, size_t k, dsv2_candidate *scratch, dsv2_token_probability *top)
+{
+    if (k == 0)
+        return;
+    for (uint32_t token = 0; token < vocab_size; token++)
+        scratch[token] = (dsv2_candidate){make_key(isnan(logits[token]) ? -INFINITY : logits[token], token), 1};
+    size_t n = select_weight(scratch, vocab_size, k);
+    qsort(scratch, n, sizeof *scratch, compare_likelier_first);
+    double log_sum = dsv2_log_sum_exp(logits, vocab_size);
+    for (size_t i = 0; i < n; i++)
+        top[i] = (dsv2_token_probability){key_token(scratch[i].key), dsv2_log_probability(key_logit(scratch[i].key), log_sum)};
+}

@@ -1,0 +1,119 @@
+#include "session/session.h"
+
+#include <string.h>
+
+dsv2_status dsv2_session_create(dsv2_model *model, const dsv2_session_options *options, dsv2_session **out)
+{
+    const dsv2_config *config = &model->config;
+    dsv2_cache_shape shape;
+    dsv2_status status = dsv2_cache_shape_init(&shape, options->cache_type, config->num_hidden_layers, config->kv_lora_rank,
+                                               config->qk_rope_head_dim);
+    if (status != DSV2_OK)
+        return status;
+    if (options->max_length > config->max_position_embeddings)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "max_length is %u, the model's context length is %u", options->max_length,
+                         config->max_position_embeddings);
+    dsv2_session *session = dsv2_new(1, sizeof *session);
+    float *logits = dsv2_new(config->vocab_size, sizeof *logits), *next_logits = dsv2_new(config->vocab_size, sizeof *next_logits);
+    if (session == NULL || logits == NULL || next_logits == NULL) {
+        dsv2_free(next_logits);
+        dsv2_free(logits);
+        dsv2_free(session);
+        return dsv2_fail_memory("a session", sizeof *session + 2 * config->vocab_size * sizeof *logits);
+    }
+    dsv2_model_retain(model);
+    session->model = model;
+    session->max_length = options->max_length > 0 ? options->max_length : config->max_position_embeddings;
+    session->attention = options->attention;
+    session->progress = options->progress;
+    session->progress_user = options->progress_user;
+    session->logits = logits;
+    session->next_logits = next_logits;
+    dsv2_cache_init(&session->cache, &model->pages, &shape);
+    dsv2_sampler_init(&session->sampler);
+    *out = session;
+    return DSV2_OK;
+}
+
+void dsv2_session_destroy(dsv2_session *session)
+{
+    if (session == NULL)
+        return;
+    dsv2_sampler_free(&session->sampler);
+    dsv2_cache_destroy(&session->cache);
+    dsv2_free(session->candidates);
+    dsv2_free(session->next_logits);
+    dsv2_free(session->logits);
+    dsv2_free(session->tokens);
+    dsv2_model_release(session->model);
+    dsv2_free(session);
+}
+
+dsv2_status dsv2_session_enter(dsv2_session *session)
+{
+    if (atomic_exchange_explicit(&session->busy, true, memory_order_acquire))
+        return dsv2_fail(DSV2_ERROR_BUSY, "the session is in use by another call");
+    atomic_store_explicit(&session->cancel, false, memory_order_relaxed);
+    return DSV2_OK;
+}
+
+void dsv2_session_leave(dsv2_session *session) { atomic_store_explicit(&session->busy, false, memory_order_release); }
+
+void dsv2_session_rewind(dsv2_session *session, size_t n)
+{
+    if (n == session->length)
+        return;
+    dsv2_cache_truncate(&session->cache, n);
+    session->length = n;
+    session->has_logits = false;
+}
+
+dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session **out)
+{
+    dsv2_session_options options = {
+        .struct_size = sizeof options,
+        .max_length = session->max_length,
+        .cache_type = session->cache.shape.type,
+        .attention = session->attention,
+        .progress = session->progress,
+        .progress_user = session->progress_user,
+    };
+    dsv2_session *copy;
+    dsv2_status status = dsv2_session_create(session->model, &options, &copy);
+    if (status != DSV2_OK)
+        return status;
+    if (!dsv2_grow(&copy->tokens, &copy->tokens_capacity, n, sizeof *copy->tokens))
+        status = dsv2_fail_memory("tokens", n * sizeof *copy->tokens);
+    if (status == DSV2_OK)
+        status = dsv2_sampler_copy(&copy->sampler, &session->sampler);
+    if (status == DSV2_OK)
+        status = dsv2_cache_share(&session->cache, n, &copy->cache);
+    if (status != DSV2_OK) {
+        dsv2_session_destroy(copy);
+        return status;
+    }
+    if (n > 0)
+        memcpy(copy->tokens, session->tokens, n * sizeof *copy->tokens);
+    copy->length = n;
+    copy->has_logits = session->has_logits && n == session->length;
+    if (copy->has_logits)
+        memcpy(copy->logits, session->logits, session->model->config.vocab_size * sizeof *copy->logits);
+    *out = copy;
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_session_need_logits(const dsv2_session *session)
+{
+    if (session->has_logits)
+        return DSV2_OK;
+    return dsv2_fail(DSV2_ERROR_STATE, "the session has no logits: feed at least one token first%s",
+                     session->length > 0 ? " (after truncate, too)" : "");
+}
+
+dsv2_status dsv2_session_need_candidates(dsv2_session *session)
+{
+    size_t vocab_size = session->model->config.vocab_size;
+    if (session->candidates == NULL)
+        session->candidates = dsv2_new(vocab_size, sizeof *session->candidates);
+    return session->candidates != NULL ? DSV2_OK : dsv2_fail_memory("sampling", vocab_size * sizeof *session->candidates);
+}

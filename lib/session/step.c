@@ -1,0 +1,146 @@
+/* Passes over the tokens of one session or many.
+ *
+ * An item's tokens are cut into chunks of DSV2_PASS_ROWS from its own beginning; a pass takes the next chunk of as many items as
+ * fit. So the rows that go through the layers together never depend on the companions, and neither do the bits. */
+#include "session/session.h"
+
+#include <string.h>
+
+/* One item's progress through a step. */
+typedef struct progress {
+    dsv2_step_item *item;
+    size_t done;        /* tokens that went through all layers */
+    uint64_t reported;  /* token-layers */
+} progress;
+
+static dsv2_status prepare(dsv2_step_item *item)
+{
+    dsv2_session *session = item->session;
+    size_t length = session->length + item->n_tokens;
+    if (!dsv2_grow(&session->tokens, &session->tokens_capacity, length, sizeof *session->tokens))
+        return dsv2_fail_memory("tokens", length * sizeof *session->tokens);
+    return dsv2_cache_reserve(&session->cache, session->length, item->n_tokens);
+}
+
+/* Drops what prepare added: the session is as it was. */
+static void drop(dsv2_step_item *item) { dsv2_cache_truncate(&item->session->cache, item->session->length); }
+
+static void commit(dsv2_step_item *item)
+{
+    dsv2_session *session = item->session;
+    memcpy(session->tokens + session->length, item->tokens, item->n_tokens * sizeof *item->tokens);
+    session->length += item->n_tokens;
+    float *logits = session->logits;
+    session->logits = session->next_logits;
+    session->next_logits = logits;
+    session->has_logits = true;
+}
+
+/* After each layer: another n_rows token-layers are done. */
+static bool stop(void *owner, uint32_t n_rows)
+{
+    progress *p = owner;
+    dsv2_session *session = p->item->session;
+    p->reported += n_rows;
+    uint64_t total = (uint64_t)p->item->n_tokens * session->model->config.num_hidden_layers;
+    if (atomic_load_explicit(&session->cancel, memory_order_relaxed))
+        return true;
+    return session->progress != NULL && session->progress(session->progress_user, DSV2_PHASE_PROMPT, p->reported, total) != 0;
+}
+
+static uint32_t next_chunk(const progress *p)
+{
+    size_t left = p->item->n_tokens - p->done;
+    return left < DSV2_PASS_ROWS ? (uint32_t)left : DSV2_PASS_ROWS;
+}
+
+static bool is_open(const progress *p) { return p->item->status == DSV2_OK && p->done < p->item->n_tokens; }
+
+/* Fills `sequences` with the next chunks, in order of items, as many as a pass takes. */
+static size_t gather(progress *items, size_t n_items, dsv2_sequence *sequences)
+{
+    size_t n_sequences = 0;
+    uint32_t n_rows = 0;
+    for (size_t i = 0; i < n_items; i++) {
+        progress *p = &items[i];
+        if (!is_open(p) || next_chunk(p) > DSV2_PASS_ROWS - n_rows)
+            continue;
+        dsv2_session *session = p->item->session;
+        uint32_t n = next_chunk(p);
+        size_t vocab_size = session->model->config.vocab_size;
+        sequences[n_sequences++] = (dsv2_sequence){
+            .cache = &session->cache,
+            .tokens = p->item->tokens + p->done,
+            .n_rows = n,
+            .first_position = session->length + p->done,
+            .attention = session->attention,
+            .all_logits = p->item->logits == NULL ? NULL : p->item->logits + p->done * vocab_size,
+            .last_logits = p->done + n == p->item->n_tokens ? session->next_logits : NULL,
+            .stop = stop,
+            .owner = p,
+        };
+        n_rows += n;
+    }
+    return n_sequences;
+}
+
+static void run(dsv2_pass *pass, progress *items, size_t n_items, dsv2_sequence *sequences)
+{
+    for (;;) {
+        size_t n_sequences = gather(items, n_items, sequences);
+        if (n_sequences == 0)
+            return;
+        dsv2_decoder_forward(pass, sequences, n_sequences);
+        for (size_t s = 0; s < n_sequences; s++) {
+            progress *p = sequences[s].owner;
+            p->done += sequences[s].n_rows;
+            if (sequences[s].stopped)
+                p->item->status = dsv2_fail(DSV2_ERROR_CANCELLED, "cancelled after %zu of %zu tokens", p->done - sequences[s].n_rows,
+                                            p->item->n_tokens);
+        }
+    }
+}
+
+dsv2_status dsv2_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
+{
+    dsv2_pass *pass = NULL;
+    size_t n_rows = 0, longest = 0, n_prepared = 0, stride = items->struct_size;
+    progress *progress_of = dsv2_new(n_items, sizeof *progress_of);
+    dsv2_sequence *sequences = dsv2_new(n_items, sizeof *sequences);
+    dsv2_status status = DSV2_OK;
+    if (progress_of == NULL || sequences == NULL)
+        status = dsv2_fail_memory("a step", n_items * (sizeof *progress_of + sizeof *sequences));
+    for (size_t i = 0; i < n_items && status == DSV2_OK; i++) {
+        dsv2_step_item *item = (dsv2_step_item *)(void *)((char *)items + i * stride);
+        progress_of[i].item = item;
+        item->status = DSV2_OK;
+        size_t length = item->session->length + item->n_tokens;
+        longest = length > longest ? length : longest;
+        n_rows += n_rows < DSV2_PASS_ROWS ? item->n_tokens < DSV2_PASS_ROWS ? item->n_tokens : DSV2_PASS_ROWS : 0;
+        status = prepare(item);
+        n_prepared += status == DSV2_OK;
+    }
+    if (status == DSV2_OK)
+        status = dsv2_container_check(model->container);
+    if (status == DSV2_OK)
+        status = dsv2_pass_acquire(model, n_rows < DSV2_PASS_ROWS ? (uint32_t)n_rows : DSV2_PASS_ROWS, longest, &pass);
+    if (status == DSV2_OK) {
+        run(pass, progress_of, n_items, sequences);
+        dsv2_pass_release(model, pass);
+    }
+    dsv2_status first = status;
+    for (size_t i = 0; i < n_items; i++) {
+        dsv2_step_item *item = (dsv2_step_item *)(void *)((char *)items + i * stride);
+        if (status != DSV2_OK)
+            item->status = status;
+        if (item->status == DSV2_OK)
+            commit(item);
+        else if (i < n_prepared)
+            drop(item);
+        if (first == DSV2_OK)
+            first = item->status;
+    }
+    dsv2_free(sequences);
+    dsv2_free(progress_of);
+    return first;
+}

@@ -1,0 +1,185 @@
+/* Byte-pair merging of one piece: of all neighbours that have a merge the one of lowest rank is merged, the leftmost of equals,
+ * until none has. Most pieces are words that are a token as they stand, found by one look; short ones are merged in place;
+ * long ones (a megabyte without a space is one piece) in a list with a heap of candidates, in O(n log n). */
+#include "tokenizer/parts.h"
+
+#include <string.h>
+
+enum { SHORT = 48 }; /* bytes: up to here looking through all neighbours is quicker than keeping a heap */
+
+dsv2_status dsv2_push(dsv2_ids *out, int32_t id)
+{
+    if (out->n == out->capacity && !dsv2_grow(&out->ids, &out->capacity, out->n + 1, sizeof *out->ids))
+        return dsv2_fail_memory("token ids", (out->n + 1) * sizeof *out->ids);
+    out->ids[out->n++] = id;
+    return DSV2_OK;
+}
+
+/* Merges what is in ids, in place; returns how many are left. */
+static size_t merge_short(const dsv2_tokenizer *t, uint32_t *ids, size_t n)
+{
+    const dsv2_merge *merges[SHORT]; /* of i and i + 1 */
+    for (size_t i = 0; i + 1 < n; i++)
+        merges[i] = dsv2_find_merge(t, ids[i], ids[i + 1]);
+    while (n > 1) {
+        size_t best = n;
+        uint32_t rank = UINT32_MAX;
+        for (size_t i = 0; i + 1 < n; i++)
+            if (merges[i] != NULL && merges[i]->rank < rank) {
+                rank = merges[i]->rank;
+                best = i;
+            }
+        if (best == n)
+            break;
+        ids[best] = merges[best]->id;
+        memmove(&ids[best + 1], &ids[best + 2], (n - best - 2) * sizeof *ids);
+        if (n - best > 2)
+            memmove(&merges[best + 1], &merges[best + 2], (n - best - 3) * sizeof(dsv2_merge *));
+        n--;
+        if (best > 0)
+            merges[best - 1] = dsv2_find_merge(t, ids[best - 1], ids[best]);
+        if (best + 1 < n)
+            merges[best] = dsv2_find_merge(t, ids[best], ids[best + 1]);
+    }
+    return n;
+}
+
+/* A heap of rank << 32 | position, the least on top. */
+static void heap_up(uint64_t *heap, size_t at)
+{
+    uint64_t entry = heap[at];
+    for (; at > 0 && heap[(at - 1) / 2] > entry; at = (at - 1) / 2)
+        heap[at] = heap[(at - 1) / 2];
+    heap[at] = entry;
+}
+
+static void heap_down(uint64_t *heap, size_t n, size_t at)
+{
+    uint64_t entry = heap[at];
+    for (size_t child; (child = 2 * at + 1) < n; at = child) {
+        child += child + 1 < n && heap[child + 1] < heap[child];
+        if (heap[child] >= entry)
+            break;
+        heap[at] = heap[child];
+    }
+    heap[at] = entry;
+}
+
+/* Looks up the merge of a symbol with its next. */
+static void rate(const dsv2_tokenizer *t, dsv2_symbol *symbols, int32_t at)
+{
+    dsv2_symbol *symbol = &symbols[at];
+    const dsv2_merge *merge = symbol->next < 0 ? NULL : dsv2_find_merge(t, symbol->id, symbols[symbol->next].id);
+    symbol->rank = merge == NULL ? UINT32_MAX : merge->rank;
+    symbol->merged = merge == NULL ? 0 : merge->id;
+}
+
+static uint64_t candidate(const dsv2_symbol *symbols, int32_t at) { return (uint64_t)symbols[at].rank << 32 | (uint32_t)at; }
+
+static dsv2_status merge_long(dsv2_encoder *e, const char *text, size_t size)
+{
+    const dsv2_tokenizer *t = e->tokenizer;
+    /* Each merge takes one entry out and puts two in: never more than 2 * size. */
+    if (!dsv2_grow(&e->symbols, &e->symbols_capacity, size, sizeof *e->symbols) ||
+        !dsv2_grow(&e->heap, &e->heap_capacity, 2 * size, sizeof *e->heap))
+        return dsv2_fail_memory("merging a long piece", size * (sizeof *e->symbols + 2 * sizeof *e->heap));
+    dsv2_symbol *symbols = e->symbols;
+    uint64_t *heap = e->heap;
+    size_t n = 0;
+    for (size_t i = 0; i < size; i++) {
+        symbols[i].id = (uint32_t)t->letter[(uint8_t)text[i]];
+        symbols[i].previous = (int32_t)i - 1;
+        symbols[i].next = i + 1 < size ? (int32_t)i + 1 : -1;
+    }
+    for (size_t i = 0; i < size; i++) {
+        rate(t, symbols, (int32_t)i);
+        if (symbols[i].rank != UINT32_MAX)
+            heap[n++] = candidate(symbols, (int32_t)i);
+    }
+    for (size_t i = n / 2; i-- > 0;)
+        heap_down(heap, n, i);
+    while (n > 0) {
+        uint64_t top = heap[0];
+        heap[0] = heap[--n];
+        if (n > 0)
+            heap_down(heap, n, 0);
+        int32_t at = (int32_t)(uint32_t)top;
+        dsv2_symbol *symbol = &symbols[at];
+        if (symbol->rank != top >> 32)
+            continue; /* it, or its next, was merged meanwhile */
+        dsv2_symbol *next = &symbols[symbol->next];
+        symbol->id = symbol->merged;
+        symbol->next = next->next;
+        next->rank = UINT32_MAX;
+        if (symbol->next >= 0)
+            symbols[symbol->next].previous = at;
+        int32_t changed[2] = {symbol->previous, at};
+        for (unsigned i = 0; i < 2; i++) {
+            if (changed[i] < 0)
+                continue;
+            rate(t, symbols, changed[i]);
+            if (symbols[changed[i]].rank != UINT32_MAX) {
+                heap[n] = candidate(symbols, changed[i]);
+                heap_up(heap, n++);
+            }
+        }
+    }
+    dsv2_status status = DSV2_OK;
+    for (int32_t at = 0; at >= 0 && status == DSV2_OK; at = symbols[at].next)
+        status = dsv2_push(e->out, (int32_t)symbols[at].id);
+    return status;
+}
+
+/* Merges bytes that all have tokens. */
+static dsv2_status encode_letters(dsv2_encoder *e, const char *text, size_t size)
+{
+    if (size > SHORT)
+        return merge_long(e, text, size);
+    uint32_t ids[SHORT];
+    for (size_t i = 0; i < size; i++)
+        ids[i] = (uint32_t)e->tokenizer->letter[(uint8_t)text[i]];
+    size_t n = merge_short(e->tokenizer, ids, size);
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0; i < n && status == DSV2_OK; i++)
+        status = dsv2_push(e->out, (int32_t)ids[i]);
+    return status;
+}
+
+dsv2_status dsv2_encode_piece(dsv2_encoder *e, const char *text, size_t size)
+{
+    const dsv2_tokenizer *t = e->tokenizer;
+    int32_t id = dsv2_find_model_token(t, text, size);
+    if (id >= 0 && (t->tokens[id].kind & DSV2_TOKEN_WHOLE) != 0)
+        return dsv2_push(e->out, id);
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0, begin = 0; i <= size && status == DSV2_OK; i++) {
+        if (i < size && t->letter[(uint8_t)text[i]] >= 0)
+            continue;
+        if (i > begin)
+            status = encode_letters(e, text + begin, i - begin);
+        begin = i + 1;
+        if (i < size && status == DSV2_OK && (status = dsv2_push(e->out, t->escape)) == DSV2_OK)
+            status = dsv2_push(e->out, t->twin[(uint8_t)text[i]]);
+    }
+    return status;
+}
+
+dsv2_status dsv2_mark_whole_tokens(dsv2_tokenizer *t)
+{
+    dsv2_ids ids = {0};
+    dsv2_encoder e = {.tokenizer = t, .out = &ids};
+    dsv2_status status = DSV2_OK;
+    for (uint32_t id = 0; id < t->n_tokens && status == DSV2_OK; id++) {
+        dsv2_token *token = &t->tokens[id];
+        if ((token->kind & DSV2_TOKEN_LETTERS) == 0 || token->size == 0)
+            continue;
+        ids.n = 0;
+        if (!t->ignore_merges)
+            status = encode_letters(&e, t->texts + token->offset, token->size);
+        if (t->ignore_merges || (ids.n == 1 && ids.ids[0] == (int32_t)id))
+            token->kind |= DSV2_TOKEN_WHOLE;
+    }
+    dsv2_encoder_free(&e);
+    dsv2_free(ids.ids);
+    return status;
+}

@@ -1,0 +1,122 @@
+/* A whole text to ids, and ids to bytes.
+ *
+ * Added tokens are cut out first, in two rounds as Hugging Face's library does it: those not "normalized", then the others, each
+ * round taking the leftmost, and of those the longest. What lies between is valid UTF-8, which is split by the pre-tokenizer, or
+ * bytes that are not, whose runs are pieces of their own.
+ *
+ * Twins. DeepSeek's vocabularies have no token for the bytes 0xc0, 0xc1 and 0xf5-0xff, which no UTF-8 text holds, but have added
+ * tokens spelled "ü", "ö" and so on: the letters of the byte alphabet for just these bytes. In a text they match the real ü. So
+ * that ids are the file's, and yet any bytes come back, such a byte is written as two tokens: the one for a lone first byte of a
+ * four-byte character (the escape), then the byte's twin. No other text gives that pair: valid text never ends a piece in a lone
+ * first byte, and where a stray one does stand before an ü, that ü is written by its bytes. */
+#include "tokenizer/parts.h"
+
+#include <string.h>
+
+/* The byte that an added token is the twin of; -1: none. */
+static int twin_of(const dsv2_tokenizer *t, int32_t token)
+{
+    for (int byte = 0; t->n_twins > 0 && byte < 256; byte++)
+        if (t->twin[byte] == token)
+            return byte;
+    return -1;
+}
+
+static dsv2_status encode_bytes(dsv2_encoder *e, const char *text, size_t size)
+{
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0; i < size && status == DSV2_OK;) {
+        size_t n = dsv2_utf8_valid(text + i, size - i);
+        if (n > 0) {
+            status = dsv2_encode_valid(e, text + i, n);
+        } else {
+            do
+                n++;
+            while (i + n < size && dsv2_utf8_length(text + i + n, size - i - n) == 0);
+            status = dsv2_encode_piece(e, text + i, n);
+        }
+        i += n;
+    }
+    return status;
+}
+
+/* Puts an added token that the text spells. */
+static dsv2_status push_added(dsv2_encoder *e, int32_t id)
+{
+    const dsv2_tokenizer *t = e->tokenizer;
+    const dsv2_ids *out = e->out;
+    if (t->n_twins > 0 && out->n > 0 && out->ids[out->n - 1] == t->escape && twin_of(t, id) >= 0)
+        return dsv2_encode_piece(e, t->texts + t->tokens[id].offset, t->tokens[id].size);
+    return dsv2_push(e->out, id);
+}
+
+static dsv2_status cut_added(dsv2_encoder *e, unsigned round, const char *text, size_t size)
+{
+    if (round == 2)
+        return encode_bytes(e, text, size);
+    const dsv2_tokenizer *t = e->tokenizer;
+    const dsv2_added *added = round == 0 ? &t->early : &t->late;
+    bool special = (e->flags & DSV2_ENCODE_SPECIAL) != 0;
+    size_t done = 0;
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0; i < size && added->n > 0 && status == DSV2_OK;) {
+        int32_t id = dsv2_match_added(t, added, special, text + i, size - i);
+        if (id < 0) {
+            i++;
+            continue;
+        }
+        if (i > done)
+            status = cut_added(e, round + 1, text + done, i - done);
+        if (status == DSV2_OK)
+            status = push_added(e, id);
+        i += t->tokens[id].size;
+        done = i;
+    }
+    if (status == DSV2_OK && done < size)
+        status = cut_added(e, round + 1, text + done, size - done);
+    return status;
+}
+
+dsv2_status dsv2_encode(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags, dsv2_ids *out)
+{
+    if (size >= INT32_MAX)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "size is %zu, expected less than 2 GiB", size);
+    dsv2_encoder e = {.tokenizer = t, .out = out, .flags = flags};
+    dsv2_status status = DSV2_OK;
+    if ((flags & DSV2_ENCODE_BOS) != 0 && t->bos >= 0)
+        status = dsv2_push(out, t->bos);
+    if (status == DSV2_OK)
+        status = cut_added(&e, 0, text, size);
+    dsv2_encoder_free(&e);
+    return status;
+}
+
+dsv2_status dsv2_decode(const dsv2_tokenizer *t, const int32_t *tokens, size_t n_tokens, uint32_t flags, char *text,
+                        size_t capacity, size_t *size)
+{
+    for (size_t i = 0; i < n_tokens; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= t->n_tokens)
+            return dsv2_fail(DSV2_ERROR_ARGUMENT, "tokens[%zu] is %d, expected 0 to %u", i, tokens[i], t->n_tokens - 1);
+    /* Twice over: the length first, since nothing is written to a buffer that is too small. */
+    for (unsigned writing = 0; writing < 2; writing++) {
+        uint64_t total = 0;
+        for (size_t i = 0; i < n_tokens; i++) {
+            const dsv2_token *token = &t->tokens[tokens[i]];
+            int byte = tokens[i] == t->escape && i + 1 < n_tokens ? twin_of(t, tokens[i + 1]) : -1;
+            uint64_t n = byte >= 0 ? 1 : (token->kind & DSV2_TOKEN_SPECIAL) != 0 && (flags & DSV2_DECODE_SPECIAL) == 0 ? 0 : token->size;
+            if (writing && byte >= 0)
+                text[total] = (char)byte;
+            else if (writing)
+                memcpy(text + total, t->texts + token->offset, (size_t)n);
+            if (!dsv2_add(total, n, &total) || total > SIZE_MAX)
+                return dsv2_fail(DSV2_ERROR_ARGUMENT, "%zu tokens are more text than memory can hold", n_tokens);
+            i += byte >= 0;
+        }
+        *size = (size_t)total;
+        if (capacity == 0)
+            return DSV2_OK;
+        if (total > capacity)
+            return dsv2_fail(DSV2_ERROR_BUFFER, "capacity is %zu, expected at least %llu bytes", capacity, (unsigned long long)total);
+    }
+    return DSV2_OK;
+}

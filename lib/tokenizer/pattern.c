@@ -1,0 +1,287 @@
+/* Expressions from Oniguruma's syntax (Ruby's), which tokenizer.json files use, to PCRE2's.
+ *
+ * Most is the same in both. What differs is written out (\s is Unicode's White_Space, which PCRE2 widens by U+180E; \w has marks;
+ * \v is one character), and what cannot be, or is rare enough not to be worth it, is refused by name: nested sets, POSIX classes,
+ * options, references, conditions, callouts, script names, anchors other than ^ and $.
+ *
+ * One thing is added. Searching for a+$ in a long run of a's that $ does not follow would try every a in turn and run to the end
+ * from each: quadratic. An alternative that begins with a repeated character cannot match where it could not one character before
+ * in the same run, so it is only tried where a search begins (\G) or no such character precedes. */
+#include "tokenizer/parts.h"
+
+#include <string.h>
+
+#define SPACE "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+#define NO_SPACE                                                                                                                \
+    "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}\\x{200b}-\\x{2027}"             \
+    "\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}"
+#define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+
+typedef struct scanner {
+    const char *pattern;
+    size_t size, at;
+    char *out;
+    size_t used, capacity;
+    const char *refused; /* what the library does not take */
+    bool no_memory;
+} scanner;
+
+static void put(scanner *s, const char *text, size_t size)
+{
+    if (!dsv2_grow(&s->out, &s->capacity, s->used + size, 1)) {
+        s->no_memory = true;
+        return;
+    }
+    memcpy(s->out + s->used, text, size);
+    s->used += size;
+}
+
+static void put_string(scanner *s, const char *string) { put(s, string, strlen(string)); }
+
+static char peek(const scanner *s, size_t ahead) { return s->at + ahead < s->size ? s->pattern[s->at + ahead] : '\0'; }
+
+/* Copies n characters of the pattern. */
+static void copy(scanner *s, size_t n)
+{
+    put(s, s->pattern + s->at, n);
+    s->at += n;
+}
+
+static bool is_digit(char c) { return c >= '0' && c <= '9'; }
+static bool is_hex(char c) { return is_digit(c) || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'); }
+
+/* How many hexadecimal digits there are from `ahead` on, up to `most`. */
+static size_t count_hex(const scanner *s, size_t ahead, size_t most)
+{
+    size_t n = 0;
+    while (n < most && is_hex(peek(s, ahead + n)))
+        n++;
+    return n;
+}
+
+/* \p{L}, \P{Lu}: general categories alone. PCRE2 10.40 and later take script names in another sense than Oniguruma. */
+static void property(scanner *s)
+{
+    size_t letters = 0;
+    char major = peek(s, 3), minor = peek(s, 4);
+    if (peek(s, 2) == '{' && major != '\0' && strchr("CLMNPSZ", major) != NULL)
+        letters = minor == '}' ? 1 : minor >= 'a' && minor <= 'z' && peek(s, 5) == '}' ? 2 : 0;
+    if (letters == 0)
+        s->refused = "a property that is not a general category";
+    else
+        copy(s, 4 + letters);
+}
+
+/* \x41 under 0x80 (beyond, it is a byte to Oniguruma), \x{20ac}, \u20ac. */
+static void code_point(scanner *s)
+{
+    size_t n;
+    if (peek(s, 1) == 'u' && count_hex(s, 2, 4) == 4) {
+        put_string(s, "\\x{");
+        s->at += 2;
+        copy(s, 4);
+        put_string(s, "}");
+    } else if (peek(s, 2) == '{' && (n = count_hex(s, 3, 8)) > 0 && peek(s, 3 + n) == '}') {
+        copy(s, 4 + n);
+    } else if (peek(s, 1) == 'x' && count_hex(s, 2, 2) == 2 && peek(s, 2) < '8') {
+        copy(s, 4);
+    } else {
+        s->refused = "a character number of this form";
+    }
+}
+
+/* What begins with a backslash. Returns whether it stands for a set of characters. */
+static bool escape(scanner *s, bool in_class)
+{
+    char c = peek(s, 1);
+    const char *open = in_class ? "" : "[", *open_not = in_class ? "" : "[^", *close = in_class ? "" : "]";
+    switch (c) {
+    case 's':
+        s->at += 2;
+        put_string(s, open), put_string(s, SPACE), put_string(s, close);
+        return true;
+    case 'S':
+        s->at += 2;
+        put_string(s, open), put_string(s, NO_SPACE), put_string(s, close);
+        return true;
+    case 'w':
+        s->at += 2;
+        put_string(s, open), put_string(s, WORD), put_string(s, close);
+        return true;
+    case 'W':
+        if (in_class) {
+            s->refused = "\\W in a set";
+            return true;
+        }
+        s->at += 2;
+        put_string(s, open_not), put_string(s, WORD), put_string(s, close);
+        return true;
+    case 'd': case 'D':
+        copy(s, 2);
+        return true;
+    case 'p': case 'P':
+        property(s);
+        return true;
+    case 'n': case 'r': case 't': case 'f': case 'a': case 'e':
+        copy(s, 2);
+        return false;
+    case 'v':
+        s->at += 2;
+        put_string(s, "\\x{b}");
+        return false;
+    case 'x': case 'u':
+        code_point(s);
+        return false;
+    default:
+        break;
+    }
+    size_t length = dsv2_utf8_length(s->pattern + s->at + 1, s->size - s->at - 1);
+    if (length > 1) {
+        s->at++; /* PCRE2 would take the backslash too, but need not for ever */
+        copy(s, length);
+    } else if (c > ' ' && c < 0x7f && !is_digit(c) && !(c >= 'a' && c <= 'z') && !(c >= 'A' && c <= 'Z')) {
+        copy(s, 2);
+    } else {
+        s->refused = "this escape";
+    }
+    return false;
+}
+
+static void set(scanner *s)
+{
+    copy(s, peek(s, 1) == '^' ? 2 : 1);
+    if (peek(s, 0) == ']')
+        s->refused = "a set that begins with a bracket";
+    while (s->refused == NULL && s->at < s->size && s->pattern[s->at] != ']') {
+        char c = s->pattern[s->at];
+        if (c == '[' || (c == '&' && peek(s, 1) == '&')) {
+            s->refused = "a set in a set";
+        } else if (c == '\\') {
+            if (escape(s, true) && peek(s, 0) == '-' && peek(s, 1) != ']')
+                s->refused = "a range that begins with a set";
+        } else {
+            copy(s, 1);
+        }
+    }
+    if (s->refused == NULL && s->at == s->size)
+        s->refused = "a set without an end";
+    if (s->refused == NULL)
+        copy(s, 1);
+}
+
+/* {n}, {n,}, {n,m} behind an atom. A sign behind that means other things in Ruby's syntax. */
+static void interval(scanner *s)
+{
+    size_t n = 1;
+    while (is_digit(peek(s, n)))
+        n++;
+    bool good = n > 1, fixed = peek(s, n) != ',';
+    if (!fixed)
+        for (n++; is_digit(peek(s, n));)
+            n++;
+    good = good && peek(s, n) == '}' && n < 12;
+    if (good && (peek(s, n + 1) == '+' || (fixed && peek(s, n + 1) == '?')))
+        good = false;
+    if (good)
+        copy(s, n + 1);
+    else
+        s->refused = "braces of this form";
+}
+
+static void group(scanner *s)
+{
+    static const char *const openings[] = {"(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!", "(?i:"};
+    if (peek(s, 1) != '?' && peek(s, 1) != '*') {
+        copy(s, 1);
+        return;
+    }
+    for (size_t i = 0; i < sizeof openings / sizeof *openings; i++) {
+        size_t length = strlen(openings[i]);
+        if (s->size - s->at >= length && memcmp(s->pattern + s->at, openings[i], length) == 0) {
+            copy(s, length);
+            return;
+        }
+    }
+    s->refused = "a group of this kind";
+}
+
+/* The beginning of an alternative was written from `begin` on: guards it if what comes is its repetition and then more. */
+static void guard(scanner *s, size_t begin)
+{
+    size_t n = 1;
+    if (peek(s, 0) != '+' && peek(s, 0) != '*')
+        return;
+    if (peek(s, 1) == '+' || peek(s, 1) == '?')
+        n++;
+    if (s->at + n == s->size || peek(s, n) == '|')
+        return;
+    static const char before[] = "(?:\\G|(?<!", after[] = "))";
+    size_t atom = s->used - begin, shift = sizeof before - 1 + atom + sizeof after - 1;
+    if (!dsv2_grow(&s->out, &s->capacity, s->used + shift, 1)) {
+        s->no_memory = true;
+        return;
+    }
+    char *out = s->out + begin;
+    memmove(out + shift, out, atom);
+    memcpy(out, before, sizeof before - 1);
+    memcpy(out + sizeof before - 1, out + shift, atom);
+    memcpy(out + sizeof before - 1 + atom, after, sizeof after - 1);
+    s->used += shift;
+}
+
+static void scan(scanner *s)
+{
+    size_t depth = 0;
+    bool alternative = true; /* an alternative of the whole begins here */
+    while (s->at < s->size && s->refused == NULL && !s->no_memory) {
+        char c = s->pattern[s->at];
+        size_t begin = s->used;
+        bool atom = false;
+        if (c == '(') {
+            group(s);
+            depth++;
+        } else if (c == ')') {
+            copy(s, 1);
+            depth -= depth > 0;
+        } else if (c == '[') {
+            set(s);
+            atom = true;
+        } else if (c == '\\') {
+            escape(s, false);
+            atom = true;
+        } else if (c == '{') {
+            interval(s);
+        } else if (strchr("|*+?^$", c) != NULL && c != '\0') {
+            copy(s, 1);
+        } else {
+            size_t length = dsv2_utf8_length(s->pattern + s->at, s->size - s->at);
+            copy(s, length > 0 ? length : 1);
+            atom = true;
+        }
+        if (alternative && atom && s->refused == NULL && !s->no_memory)
+            guard(s, begin);
+        alternative = c == '|' && depth == 0;
+    }
+}
+
+dsv2_status dsv2_translate_pattern(const char *path, const char *pattern, size_t size, char **translated, size_t *translated_size)
+{
+    if (size > DSV2_MAX_PATTERN)
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: an expression of %zu bytes, expected at most %d", path, size,
+                         DSV2_MAX_PATTERN);
+    scanner s = {.pattern = pattern, .size = size};
+    put(&s, "", 0); /* an empty pattern has memory too */
+    scan(&s);
+    if (s.no_memory) {
+        dsv2_free(s.out);
+        return dsv2_fail_memory("an expression", s.used);
+    }
+    if (s.refused != NULL) {
+        dsv2_free(s.out);
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s, at byte %zu, is not supported", path,
+                         (int)(size < 200 ? size : 200), pattern, s.refused, s.at);
+    }
+    *translated = s.out;
+    *translated_size = s.used;
+    return DSV2_OK;
+}

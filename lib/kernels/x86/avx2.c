@@ -12,7 +12,7 @@ typedef __m256 vec;
 typedef __m256i ivec;
 typedef uint32_t lanes __attribute__((vector_size(32)));
 
-enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2, PACKED_ROWS = 4 };
+enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2, PACKED_ROWS = 4, DOT_ROWS = 1 };
 
 INLINE __m256i first(size_t n)
 {
@@ -122,6 +122,13 @@ INLINE ivec dot(dsv2_type type, const ivec *w, const int8_t *x, size_t n)
             sum = g < fit ? four_sums(pairs, 1) : _mm256_add_epi32(sum, four_sums(pairs, 1));
     }
     return sum;
+}
+
+INLINE void dots(dsv2_type type, ivec *d, const ivec *w, const dsv2_x8 *const *x, size_t n_x, size_t at, size_t n)
+{
+    UNROLL
+    for (size_t i = 0; i < n_x; i++)
+        d[i] = dot(type, w, x[i]->q + at, n);
 }
 
 #include "kernels/x86/packed_kernels.h"

@@ -12,7 +12,7 @@ typedef __m512 vec;
 typedef __m512i ivec;
 typedef uint32_t lanes __attribute__((vector_size(64)));
 
-enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PACKED_ROWS = 16 };
+enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PACKED_ROWS = 16, DOT_ROWS = 4 };
 
 INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1); }
 
@@ -68,17 +68,20 @@ INLINE vec fnmadd(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
 
 #include "kernels/x86/vector_kernels.h"
 
-INLINE ivec dot(dsv2_type type, const ivec *w, const int8_t *x, size_t n)
+INLINE void dots(dsv2_type type, ivec *d, const ivec *w, const dsv2_x8 *const *x, size_t n_x, size_t at, size_t n)
 {
     (void)type;
-    ivec sum = _mm512_setzero_si512();
     UNROLL
-    for (size_t g = 0; g < n; g++) {
-        int word;
-        memcpy(&word, x + 4 * g, sizeof word);
-        sum = _mm512_dpbusd_epi32(sum, w[g], _mm512_set1_epi32(word));
-    }
-    return sum;
+    for (size_t i = 0; i < n_x; i++)
+        d[i] = _mm512_setzero_si512();
+    UNROLL
+    for (size_t g = 0; g < n; g++)
+        UNROLL
+        for (size_t i = 0; i < n_x; i++) {
+            int word;
+            memcpy(&word, x[i]->q + at + 4 * g, sizeof word);
+            d[i] = _mm512_dpbusd_epi32(d[i], w[g], _mm512_set1_epi32(word));
+        }
 }
 
 #include "kernels/x86/packed_kernels.h"

@@ -5,8 +5,10 @@
  *   to_floats(v)                signed lanes
  *   floats_of_u8(p) floats_of_s8(p)         LANES bytes
  *   fnmadd(a, b, c)             c - a * b
- *   dot(type, w, x, n)          lane by lane the sum of w[g] times bytes 4g to 4g + 3 of x, g < n; exact
- *   PACKED_ROWS                 rows of activations in a block: their sums and 8 vectors of weights share the registers */
+ *   dots(type, d, w, x, n_x, at, n)   lane by lane d[i] = the sum of w[g] times bytes at + 4g to at + 4g + 3 of x[i]->q, g < n,
+ *                               i < n_x; exact
+ *   PACKED_ROWS                 rows of activations in a block: their sums and 8 vectors of weights share the registers
+ *   DOT_ROWS                    of these, how many go side by side, to hide the latency of their sums */
 
 enum {
     PACKED_M_BLOCK = 192, /* rows of activations that use a group of weights before the next: they stay in the second-level cache */
@@ -153,25 +155,37 @@ INLINE void read_block(dsv2_type type, ivec w[BLOCK_WORDS], const uint8_t *block
 
 /* ---- products ---- */
 
-/* Adds a block's products for n_x rows of activations. The order of these four steps is the sums' order. */
+/* Scales the products of n_x rows with a block, or half a block, and adds them. The order of these steps is the sums' order. */
+INLINE void add_scaled_dots(vec *sums, const dsv2_x8 *const *x, const ivec *d, size_t n_x, size_t sum_at, vec scale, vec minimum)
+{
+    UNROLL
+    for (size_t i = 0; i < n_x; i++) {
+        float sum = sum_at == 0 ? x[i]->sum : x[i]->halves[sum_at - 1];
+        sums[i] = fmadd(mul(to_floats(d[i]), splat(x[i]->scale)), scale, sums[i]);
+        sums[i] = fnmadd(splat(sum), minimum, sums[i]);
+    }
+}
+
+/* Adds the products of block b. `at` is its place in the span. */
 INLINE void add_block(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t b, size_t n_x, const ivec *w, const affine *a,
                       size_t at)
 {
     UNROLL
-    for (size_t i = 0; i < n_x; i++) {
-        const dsv2_x8 *block = x[i] + b;
-        vec scale = splat(block->scale);
+    for (size_t i = 0; i < n_x; i += DOT_ROWS) {
+        size_t n = n_x - i < DOT_ROWS ? n_x - i : DOT_ROWS;
+        const dsv2_x8 *blocks[DOT_ROWS];
+        ivec d[DOT_ROWS];
+        UNROLL
+        for (size_t r = 0; r < n; r++)
+            blocks[r] = x[i + r] + b;
         if (type == DSV2_TYPE_P6) {
-            vec first = mul(to_floats(dot(type, w, block->q, 4)), scale);
-            vec second = mul(to_floats(dot(type, w + 4, block->q + 16, 4)), scale);
-            sums[i] = fmadd(first, a->scales[2 * at], sums[i]);
-            sums[i] = fnmadd(splat(block->halves[0]), a->minima[2 * at], sums[i]);
-            sums[i] = fmadd(second, a->scales[2 * at + 1], sums[i]);
-            sums[i] = fnmadd(splat(block->halves[1]), a->minima[2 * at + 1], sums[i]);
+            dots(type, d, w, blocks, n, 0, 4);
+            add_scaled_dots(sums + i, blocks, d, n, 1, a->scales[2 * at], a->minima[2 * at]);
+            dots(type, d, w + 4, blocks, n, 16, 4);
+            add_scaled_dots(sums + i, blocks, d, n, 2, a->scales[2 * at + 1], a->minima[2 * at + 1]);
         } else {
-            vec product = mul(to_floats(dot(type, w, block->q, BLOCK_WORDS)), scale);
-            sums[i] = fmadd(product, a->scales[at], sums[i]);
-            sums[i] = fnmadd(splat(block->sum), a->minima[at], sums[i]);
+            dots(type, d, w, blocks, n, 0, BLOCK_WORDS);
+            add_scaled_dots(sums + i, blocks, d, n, 0, a->scales[at], a->minima[at]);
         }
     }
 }

@@ -14,6 +14,18 @@ typedef enum dsv2_type {
     DSV2_TYPE_F16,
     DSV2_TYPE_BF16,
     DSV2_TYPE_F8_E4M3, /* with a float scale per block, see dsv2_matrix */
+    DSV2_TYPE_Q8_0,    /* from here on the block types of GGUF files: scales and elements together, 32 or 256 at a time */
+    DSV2_TYPE_Q4_0,
+    DSV2_TYPE_Q4_1,
+    DSV2_TYPE_Q5_0,
+    DSV2_TYPE_Q5_1,
+    DSV2_TYPE_Q2_K,
+    DSV2_TYPE_Q3_K,
+    DSV2_TYPE_Q4_K,
+    DSV2_TYPE_Q5_K,
+    DSV2_TYPE_Q6_K,
+    DSV2_TYPE_IQ4_NL,
+    DSV2_TYPE_IQ4_XS,
     /* Packed: small integers, 16 rows interleaved; README.md has the layout. Bits per weight in brackets. */
     DSV2_TYPE_P4,  /* [4.625] 4 bits, scale and minimum per 32 columns: holds any Q4_K exactly */
     DSV2_TYPE_P5,  /* [5.625] 5 bits, the same: Q5_K */
@@ -55,6 +67,9 @@ typedef struct dsv2_x8 {
     float halves[2]; /* the same of each 16 */
 } dsv2_x8;
 
+/* Two elements of 45 levels, -22 to 22, share 11 bits: 45^2 = 2025 of 2048 codes. */
+enum { DSV2_PAIR_LEVELS = 45 };
+
 typedef struct dsv2_kernels {
     const char *name; /* "c", "avx2", "avx512" */
 
@@ -72,7 +87,8 @@ typedef struct dsv2_kernels {
      * block with an infinity or NaN gets a NaN scale. */
     void (*prepare_row)(dsv2_x8 *out, const float *x, size_t k);
 
-    /* n consecutive elements to float: exact. NULL for F8_E4M3's scales are not applied here. */
+    /* n consecutive elements, whole blocks, to float: exact for the plain types, for block types the format's own product of
+     * scale and integer, rounded as plain C rounds it. NULL for F8_E4M3: its scales are not applied here. */
     void (*to_f32[DSV2_TYPE_COUNT])(float *out, const void *in, size_t n);
 
     /* n floats to F16, nearest, ties to even. */
@@ -97,6 +113,18 @@ typedef struct dsv2_kernels {
 
     /* The largest of n >= 1 floats; NaN is not looked for. */
     float (*max)(const float *x, size_t n);
+
+    /* Rows of the latent KV cache; the same bits from every set. Their layout is in lib/cache/quantise.c. */
+
+    /* The Walsh-Hadamard transform of every `block` elements (a power of two that divides n), divided by sqrt(block): orthogonal,
+     * and its own inverse. */
+    void (*rotate)(float *x, size_t block, size_t n);
+
+    /* out[i] = codes[i] * scale of i's group; a bf16 scale for every `group` elements. */
+    void (*unpack_q8)(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n);
+
+    /* The same for elements of DSV2_PAIR_LEVELS levels, two in 11 bits; n even. */
+    void (*unpack_pairs)(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n);
 } dsv2_kernels;
 
 /* The table by name; NULL or "auto" gives the best that this processor and operating system run.

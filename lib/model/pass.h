@@ -137,6 +137,21 @@ void dsv2_route(dsv2_pass *pass, const dsv2_moe_weights *moe);
 /* moe.c: block_out = shared experts + gated routed experts of `normed`. */
 void dsv2_moe(dsv2_pass *pass, const dsv2_moe_weights *moe);
 
+/* names.c: calls the visitor for every weight that the model's configuration asks for, in the order of the forward pass, until one
+ * call fails. matrix and vector point into the model (whose layers and experts are allocated). */
+enum { DSV2_NAME_SIZE = 128 };
+
+typedef struct dsv2_weights_visitor {
+    dsv2_status (*matrix)(void *context, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix);
+    dsv2_status (*vector)(void *context, const char *name, uint32_t n, const float **vector);
+    void *context;
+} dsv2_weights_visitor;
+
+dsv2_status dsv2_weights_walk(dsv2_model *model, const dsv2_weights_visitor *visitor);
+
+/* weights.c: room for a layer's experts, freed with the model. */
+dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe);
+
 /* weights.c: binds every tensor; messages name tensor, shape found and shape expected. */
 dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options);
 

@@ -1,8 +1,7 @@
-/* Binding: every tensor that the configuration asks for, found by its published name, its type and shape checked, once. After
- * this the forward pass has no checks. */
+/* Binding: every tensor that the configuration asks for (names.c), its type and shape checked, once. After this the forward pass
+ * has no checks. A configuration that asks for more layers or experts than there are tensors fails at the first that is missing. */
 #include "model/pass.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
@@ -14,8 +13,6 @@ typedef struct binder {
     float *row;           /* DSV2_MAX_DIM-bounded: one row of floats, for conversions */
     size_t row_capacity;
 } binder;
-
-enum { NAME_SIZE = 128 };
 
 static void *keep(dsv2_model *model, void *memory)
 {
@@ -121,7 +118,7 @@ static dsv2_status bind_scales(binder *binder, const dsv2_tensor *tensor, dsv2_m
     if (block_rows == 0 || block_cols == 0)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
                          tensor->path, tensor->name);
-    char name[NAME_SIZE + 16];
+    char name[DSV2_NAME_SIZE + 16];
     snprintf(name, sizeof name, "%s_scale_inv", tensor->name);
     uint32_t rows = (matrix->rows + block_rows - 1) / block_rows, cols = (matrix->cols + block_cols - 1) / block_cols;
     uint64_t parameters = binder->model->parameters;
@@ -191,31 +188,6 @@ static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, 
     return status;
 }
 
-/* The same with names made by a format. */
-static dsv2_status bind_vector_at(binder *binder, uint32_t n, const float **out, const char *format, ...) DSV2_PRINTF(4, 5);
-static dsv2_status bind_matrix_at(binder *binder, uint32_t rows, uint32_t cols, dsv2_matrix *matrix, const char *format, ...)
-    DSV2_PRINTF(5, 6);
-
-static dsv2_status bind_vector_at(binder *binder, uint32_t n, const float **out, const char *format, ...)
-{
-    char name[NAME_SIZE];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(name, sizeof name, format, arguments);
-    va_end(arguments);
-    return bind_vector(binder, name, n, out);
-}
-
-static dsv2_status bind_matrix_at(binder *binder, uint32_t rows, uint32_t cols, dsv2_matrix *matrix, const char *format, ...)
-{
-    char name[NAME_SIZE];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(name, sizeof name, format, arguments);
-    va_end(arguments);
-    return bind_matrix(binder, name, rows, cols, matrix);
-}
-
 /* (W^UK)^T by head, in the precision of kv_b_proj: the absorbed form multiplies it with queries (section 2.1.2: W^UK is absorbed
  * into W^Q). Block-scaled types become floats. */
 static dsv2_status transpose_k_up(binder *binder, dsv2_mla_weights *mla)
@@ -250,114 +222,50 @@ static dsv2_status transpose_k_up(binder *binder, dsv2_mla_weights *mla)
     return DSV2_OK;
 }
 
-static dsv2_status bind_mla(binder *binder, uint32_t l, dsv2_mla_weights *mla)
+/* What dsv2_weights_walk asks for, by name, in the order of the forward pass. */
+static dsv2_status visit_matrix(void *context, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
 {
-    const dsv2_config *config = &binder->model->config;
-    uint32_t hidden = config->hidden_size, n_heads = config->num_attention_heads, lora = config->kv_lora_rank;
-    uint32_t q_rows = n_heads * (config->qk_nope_head_dim + config->qk_rope_head_dim);
-    dsv2_status status;
-    if (config->q_lora_rank == 0) {
-        if ((status = bind_matrix_at(binder, q_rows, hidden, &mla->q_proj, "model.layers.%u.self_attn.q_proj.weight", l)) != DSV2_OK)
-            return status;
-    } else {
-        uint32_t q_lora = config->q_lora_rank;
-        if ((status = bind_matrix_at(binder, q_lora, hidden, &mla->q_a_proj, "model.layers.%u.self_attn.q_a_proj.weight", l)) != DSV2_OK ||
-            (status = bind_vector_at(binder, q_lora, &mla->q_a_norm, "model.layers.%u.self_attn.q_a_layernorm.weight", l)) != DSV2_OK ||
-            (status = bind_matrix_at(binder, q_rows, q_lora, &mla->q_b_proj, "model.layers.%u.self_attn.q_b_proj.weight", l)) != DSV2_OK)
-            return status;
-        if (config->attention_bias &&
-            (status = bind_vector_at(binder, q_lora, &mla->q_a_bias, "model.layers.%u.self_attn.q_a_proj.bias", l)) != DSV2_OK)
-            return status;
-    }
-    uint32_t kv_a_rows = lora + config->qk_rope_head_dim, kv_b_rows = n_heads * (config->qk_nope_head_dim + config->v_head_dim);
-    if ((status = bind_matrix_at(binder, kv_a_rows, hidden, &mla->kv_a_proj, "model.layers.%u.self_attn.kv_a_proj_with_mqa.weight",
-                                 l)) != DSV2_OK ||
-        (status = bind_vector_at(binder, lora, &mla->kv_a_norm, "model.layers.%u.self_attn.kv_a_layernorm.weight", l)) != DSV2_OK ||
-        (status = bind_matrix_at(binder, kv_b_rows, lora, &mla->kv_b_proj, "model.layers.%u.self_attn.kv_b_proj.weight", l)) != DSV2_OK ||
-        (status = bind_matrix_at(binder, hidden, n_heads * config->v_head_dim, &mla->o_proj, "model.layers.%u.self_attn.o_proj.weight",
-                                 l)) != DSV2_OK)
-        return status;
-    if (config->attention_bias &&
-        ((status = bind_vector_at(binder, kv_a_rows, &mla->kv_a_bias, "model.layers.%u.self_attn.kv_a_proj_with_mqa.bias", l)) != DSV2_OK ||
-         (status = bind_vector_at(binder, hidden, &mla->o_bias, "model.layers.%u.self_attn.o_proj.bias", l)) != DSV2_OK))
-        return status;
-    return transpose_k_up(binder, mla);
+    return bind_matrix(context, name, rows, cols, matrix);
 }
 
-/* `where`: "mlp", "mlp.shared_experts" or "mlp.experts.E". */
-static dsv2_status bind_ffn(binder *binder, uint32_t l, const char *where, uint32_t intermediate, dsv2_ffn_weights *ffn)
+static dsv2_status visit_vector(void *context, const char *name, uint32_t n, const float **vector)
 {
-    uint32_t hidden = binder->model->config.hidden_size;
-    dsv2_status status;
-    if ((status = bind_matrix_at(binder, intermediate, hidden, &ffn->gate, "model.layers.%u.%s.gate_proj.weight", l, where)) != DSV2_OK ||
-        (status = bind_matrix_at(binder, intermediate, hidden, &ffn->up, "model.layers.%u.%s.up_proj.weight", l, where)) != DSV2_OK)
-        return status;
-    return bind_matrix_at(binder, hidden, intermediate, &ffn->down, "model.layers.%u.%s.down_proj.weight", l, where);
+    return bind_vector(context, name, n, vector);
 }
 
-static dsv2_status bind_moe(binder *binder, uint32_t l, dsv2_moe_weights *moe)
+static dsv2_status allocate(dsv2_model *model)
 {
-    const dsv2_config *config = &binder->model->config;
-    dsv2_status status = bind_matrix_at(binder, config->n_routed_experts, config->hidden_size, &moe->gate, "model.layers.%u.mlp.gate.weight", l);
-    if (status == DSV2_OK && config->topk_method == DSV2_TOPK_NOAUX_TC)
-        status = bind_vector_at(binder, config->n_routed_experts, &moe->score_bias, "model.layers.%u.mlp.gate.e_score_correction_bias", l);
-    if (status == DSV2_OK && config->n_shared_experts > 0)
-        status = bind_ffn(binder, l, "mlp.shared_experts", config->n_shared_experts * config->moe_intermediate_size, &moe->shared);
-    if (status != DSV2_OK)
-        return status;
-    moe->experts = keep(binder->model, dsv2_new(config->n_routed_experts, sizeof *moe->experts));
-    if (moe->experts == NULL)
-        return dsv2_fail_memory("the experts", config->n_routed_experts * sizeof *moe->experts);
-    for (uint32_t e = 0; e < config->n_routed_experts && status == DSV2_OK; e++) {
-        char where[32];
-        snprintf(where, sizeof where, "mlp.experts.%u", e);
-        status = bind_ffn(binder, l, where, config->moe_intermediate_size, &moe->experts[e]);
-    }
-    return status;
-}
-
-static dsv2_status bind_layer(binder *binder, uint32_t l)
-{
-    dsv2_model *model = binder->model;
     const dsv2_config *config = &model->config;
-    dsv2_layer *layer = &model->layers[l];
-    dsv2_status status;
-    if ((status = bind_vector_at(binder, config->hidden_size, &layer->input_norm, "model.layers.%u.input_layernorm.weight", l)) != DSV2_OK ||
-        (status = bind_vector_at(binder, config->hidden_size, &layer->post_attention_norm,
-                                 "model.layers.%u.post_attention_layernorm.weight", l)) != DSV2_OK ||
-        (status = bind_mla(binder, l, &layer->mla)) != DSV2_OK)
-        return status;
-    layer->is_moe = dsv2_config_is_moe(config, l);
-    return layer->is_moe ? bind_moe(binder, l, &layer->moe) : bind_ffn(binder, l, "mlp", config->intermediate_size, &layer->ffn);
+    model->layers = keep(model, dsv2_new(config->num_hidden_layers, sizeof *model->layers));
+    if (model->layers == NULL)
+        return dsv2_fail_memory("the layers", config->num_hidden_layers * sizeof *model->layers);
+    for (uint32_t l = 0; l < config->num_hidden_layers; l++)
+        model->layers[l].is_moe = dsv2_config_is_moe(config, l);
+    return DSV2_OK;
 }
 
-/* A loop over the model's layers must not run longer than the files allow: a configuration that asks for more layers or experts
- * than there are tensors fails at the first that is missing. */
+dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe)
+{
+    size_t n = model->config.n_routed_experts;
+    moe->experts = keep(model, dsv2_new(n, sizeof *moe->experts));
+    return moe->experts != NULL ? DSV2_OK : dsv2_fail_memory("the experts", n * sizeof *moe->experts);
+}
+
 dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options)
 {
-    const dsv2_config *config = &model->config;
     binder binder = {.model = model, .options = options, .total = dsv2_container_count(model->container)};
-    dsv2_status status = bind_matrix(&binder, "model.embed_tokens.weight", config->vocab_size, config->hidden_size, &model->embed_tokens);
-    if (status != DSV2_OK)
-        goto done;
-    if ((status = bind_vector(&binder, "model.norm.weight", config->hidden_size, &model->norm)) != DSV2_OK)
-        goto done;
-    if (config->tie_word_embeddings)
+    const dsv2_weights_visitor visitor = {visit_matrix, visit_vector, &binder};
+    dsv2_status status = allocate(model);
+    if (status == DSV2_OK)
+        status = dsv2_weights_walk(model, &visitor);
+    if (status == DSV2_OK && model->config.tie_word_embeddings)
         model->lm_head = model->embed_tokens;
-    else if ((status = bind_matrix(&binder, "lm_head.weight", config->vocab_size, config->hidden_size, &model->lm_head)) != DSV2_OK)
-        goto done;
-    model->layers = keep(model, dsv2_new(config->num_hidden_layers, sizeof *model->layers));
-    if (model->layers == NULL) {
-        status = dsv2_fail_memory("the layers", config->num_hidden_layers * sizeof *model->layers);
-        goto done;
-    }
-    for (uint32_t l = 0; l < config->num_hidden_layers && status == DSV2_OK; l++)
-        status = bind_layer(&binder, l);
+    for (uint32_t l = 0; l < model->config.num_hidden_layers && status == DSV2_OK; l++)
+        status = transpose_k_up(&binder, &model->layers[l].mla);
     if (status == DSV2_OK && binder.done < binder.total) {
         binder.done = binder.total - 1; /* tensors that the model does not use */
         status = report(&binder);
     }
-done:
     dsv2_free(binder.row);
     return status;
 }

@@ -1,4 +1,5 @@
 /* AVX2, FMA, F16C. */
+#include "kernels/latent.h"
 #include "kernels/packed.h"
 #include "kernels/tables.h"
 
@@ -131,4 +132,4 @@ INLINE ivec dot_total(dsv2_type type, dot_sum d)
 
 #include "kernels/x86/packed_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS};
+const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS, LATENT_KERNELS};

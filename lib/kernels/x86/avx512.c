@@ -1,4 +1,5 @@
 /* AVX-512 F, BW, DQ, VL, VNNI. */
+#include "kernels/latent.h"
 #include "kernels/packed.h"
 #include "kernels/tables.h"
 
@@ -85,4 +86,4 @@ INLINE ivec dot_total(dsv2_type type, dot_sum sum)
 
 #include "kernels/x86/packed_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS};
+const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, LATENT_KERNELS};

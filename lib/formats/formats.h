@@ -36,7 +36,10 @@ void dsv2_container_close(dsv2_container *container);
 /* The tensor of this name; NULL if there is none, or if its element type is not one of dsv2_type. */
 const dsv2_tensor *dsv2_container_find(const dsv2_container *container, const char *name);
 
-/* The same where the tensor has to be there: DSV2_ERROR_FORMAT if it is missing, DSV2_ERROR_UNSUPPORTED, naming the type, if
+/* Whether there is a tensor of this name, of whatever type. */
+bool dsv2_container_has(const dsv2_container *container, const char *name);
+
+/* The same as dsv2_container_find where the tensor has to be there: DSV2_ERROR_FORMAT if it is missing, DSV2_ERROR_UNSUPPORTED, naming the type, if
  * it is there with an element type that this library does not read. */
 dsv2_status dsv2_container_require(const dsv2_container *container, const char *name, const dsv2_tensor **tensor);
 
@@ -79,6 +82,9 @@ dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer 
 
 /* What was opened: "safetensors" or "gguf". */
 const char *dsv2_container_kind(const dsv2_container *container);
+
+/* The path that it was opened by, for messages. */
+const char *dsv2_container_path(const dsv2_container *container);
 
 /* DSV2_ERROR_IO if any file's size has changed since it was mapped. */
 dsv2_status dsv2_container_check(const dsv2_container *container);

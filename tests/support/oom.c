@@ -1,33 +1,32 @@
 #include "support/oom.h"
 
+#include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 
 static atomic_size_t countdown; /* 0: none fails */
 static atomic_bool forever, fired;
 static atomic_long live;
 
+/* gcc's ASan is a shared library: what it allocates with can be found behind this program's functions. Clang's is part of the
+ * program, and TSan does not bear a call before it is ready. */
 #if defined(__has_feature)
 #define HAS_FEATURE(x) __has_feature(x)
 #else
 #define HAS_FEATURE(x) 0
 #endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || HAS_FEATURE(address_sanitizer) || \
-    HAS_FEATURE(thread_sanitizer) || HAS_FEATURE(memory_sanitizer)
+#if defined(__SANITIZE_THREAD__) || HAS_FEATURE(address_sanitizer) || HAS_FEATURE(thread_sanitizer) || HAS_FEATURE(memory_sanitizer)
 #define INTERPOSE 0
 #else
 #define INTERPOSE 1
 #endif
 
 #if INTERPOSE
-/* glibc's own, under the names that it has for programs that replace malloc. Not dlsym: that may itself allocate. */
-void *__libc_malloc(size_t size);
-void *__libc_calloc(size_t count, size_t size);
-void *__libc_realloc(void *memory, size_t size);
-void *__libc_memalign(size_t alignment, size_t size);
-void __libc_free(void *memory);
-
 static bool fails(void)
 {
     size_t left = atomic_load(&countdown);
@@ -49,16 +48,68 @@ static void *count(void *memory)
     return memory;
 }
 
-void *malloc(size_t size) { return fails() ? NULL : count(__libc_malloc(size)); }
-void *calloc(size_t n, size_t size) { return fails() ? NULL : count(__libc_calloc(n, size)); }
-void *memalign(size_t alignment, size_t size) { return fails() ? NULL : count(__libc_memalign(alignment, size)); }
-void *aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+/* `next`: the definition behind this program's. A union, since C casts no object's address to a function's. dlsym may itself ask
+ * calloc for memory: that comes from `early`. */
+static _Thread_local bool looking;
+#define NEXT(name)                                                                                                                     \
+    static union {                                                                                                                     \
+        void *object;                                                                                                                  \
+        __typeof__(&name) call;                                                                                                        \
+    } next;                                                                                                                            \
+    if (next.object == NULL) {                                                                                                         \
+        looking = true;                                                                                                                \
+        next.object = dlsym(RTLD_NEXT, #name);                                                                                         \
+        looking = false;                                                                                                               \
+    }
+
+static _Alignas(16) unsigned char early[4096];
+static atomic_size_t early_used;
+
+static bool is_early(const void *memory)
+{
+    uintptr_t address = (uintptr_t)memory, first = (uintptr_t)early;
+    return address >= first && address < first + sizeof early;
+}
+
+void *malloc(size_t size)
+{
+    NEXT(malloc)
+    return fails() ? NULL : count(next.call(size));
+}
+
+void *calloc(size_t n, size_t size)
+{
+    if (looking) {
+        size_t rounded = (n * size + 15) & ~(size_t)15, used = atomic_fetch_add(&early_used, rounded);
+        return used + rounded <= sizeof early ? early + used : NULL;
+    }
+    NEXT(calloc)
+    return fails() ? NULL : count(next.call(n, size));
+}
+
+int posix_memalign(void **out, size_t alignment, size_t size)
+{
+    NEXT(posix_memalign)
+    if (fails())
+        return ENOMEM;
+    int failure = next.call(out, alignment, size);
+    if (failure == 0)
+        count(*out);
+    return failure;
+}
+
+void *aligned_alloc(size_t alignment, size_t size)
+{
+    NEXT(aligned_alloc)
+    return fails() ? NULL : count(next.call(alignment, size));
+}
 
 void *realloc(void *memory, size_t size)
 {
+    NEXT(realloc)
     if (fails())
         return NULL;
-    void *moved = __libc_realloc(memory, size);
+    void *moved = next.call(memory, size);
     if (memory == NULL)
         count(moved);
     else if (moved == NULL && size == 0)
@@ -66,20 +117,37 @@ void *realloc(void *memory, size_t size)
     return moved;
 }
 
-int posix_memalign(void **out, size_t alignment, size_t size)
-{
-    void *memory = memalign(alignment, size);
-    if (memory == NULL)
-        return ENOMEM;
-    *out = memory;
-    return 0;
-}
-
 void free(void *memory)
 {
-    if (memory != NULL)
+    NEXT(free)
+    if (memory == NULL || is_early(memory))
+        return;
+    atomic_fetch_sub(&live, 1);
+    next.call(memory);
+}
+
+void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+{
+    NEXT(mmap)
+    if (fails())
+        return MAP_FAILED;
+    void *memory = next.call(address, size, protection, flags, fd, offset);
+    return memory == MAP_FAILED ? memory : count(memory);
+}
+
+int munmap(void *address, size_t size)
+{
+    NEXT(munmap)
+    int failure = next.call(address, size);
+    if (failure == 0)
         atomic_fetch_sub(&live, 1);
-    __libc_free(memory);
+    return failure;
+}
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument)
+{
+    NEXT(pthread_create)
+    return fails() ? EAGAIN : next.call(thread, attributes, start, argument);
 }
 #endif
 

@@ -104,6 +104,9 @@ dsv2_status dsv2_file_read(const char *path, uint64_t limit, char **data, size_t
 /* "folder/name", to be freed; NULL without memory. */
 char *dsv2_path_join(const char *folder, const char *name);
 
+/* Whether a regular file begins with these bytes, at most 16; false also if it cannot be read. Allocates nothing. */
+bool dsv2_file_begins(const char *path, const void *magic, size_t size);
+
 bool dsv2_is_folder(const char *path);
 bool dsv2_is_file(const char *path);
 bool dsv2_exists(const char *path); /* as anything, a link to nothing included */

@@ -125,6 +125,19 @@ char *dsv2_path_join(const char *folder, const char *name)
     return path;
 }
 
+bool dsv2_file_begins(const char *path, const void *magic, size_t size)
+{
+    char found[16];
+    if (size > sizeof found || !dsv2_is_file(path))
+        return false;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return false;
+    bool same = read(fd, found, size) == (ssize_t)size && memcmp(found, magic, size) == 0;
+    close(fd);
+    return same;
+}
+
 bool dsv2_is_folder(const char *path)
 {
     struct stat status;

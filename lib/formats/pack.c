@@ -58,16 +58,7 @@ static bool code_of_type(dsv2_type type, uint8_t *code)
     return false;
 }
 
-bool dsv2_is_pack(const char *path)
-{
-    char magic[sizeof MAGIC];
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return false;
-    bool is = read(fd, magic, sizeof magic) == (ssize_t)sizeof magic && memcmp(magic, MAGIC, sizeof magic) == 0;
-    close(fd);
-    return is;
-}
+bool dsv2_is_pack(const char *path) { return dsv2_file_begins(path, MAGIC, sizeof MAGIC); }
 
 /* ---- reading ---- */
 

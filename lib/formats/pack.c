@@ -1,10 +1,8 @@
 #include "formats/pack.h"
 #include "formats/container.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 #include <xxhash.h>
 #include <zstd.h>
 

@@ -427,6 +427,43 @@ class Storage(ToolTest):
             self.assertEqual(saved.read(), data)
 
 
+class Examples(ToolTest):
+    """The programs in examples/ do what `dsv2` does, in fewer lines. They draw with the library's defaults."""
+
+    DEFAULTS = ["--temperature", 1, "--top-p", 1]
+
+    def example(self, name, *arguments):
+        program = os.path.join(os.path.dirname(DSV2), name)
+        run = subprocess.run([program, *arguments], capture_output=True, timeout=TIMEOUT, check=False)
+        self.assertEqual((run.returncode, run.stderr), (0, b""))
+        return run.stdout
+
+    def generated(self, prompt, n):
+        return self.run_well("generate", self.model, "--prompt", prompt, "--max-tokens", n, *self.DEFAULTS)
+
+    def test_hello_continues_a_text(self):
+        self.assertEqual(self.example("hello", self.model, "Once"), self.generated("Once", 50) + b"\n")
+
+    def test_many_sessions_continues_each_text_as_if_alone(self):
+        prompts = ["Once", "The king", "In winter"]
+        expected = b"".join(prompt.encode() + self.generated(prompt, 40) + b"\n\n" for prompt in prompts)
+        self.assertEqual(self.example("many_sessions", self.model, *prompts), expected)
+
+    def test_questions_leave_the_document_as_it_is(self):
+        document, read = "The cat sat on the mat. " * 10, self.path("read")
+        answers = self.example("questions", self.model, self.write("document", document.encode()), "Who?", "Where?", "Who?")
+        self.run_well("generate", self.model, "--prompt", document, "--max-tokens", 0, "--save", read)
+        command = ["generate", self.model, "--restore", read, "--max-tokens", 60, *self.DEFAULTS, "--prompt"]
+        who, where = (q.encode() + self.run_well(*command, q) + b"\n\n" for q in ("Who?", "Where?"))
+        self.assertEqual(answers, who + where + who)
+
+    def test_resume_is_a_chat_in_several_runs(self):
+        file, lines = self.path("resume"), (b"Hello", b"Go on")
+        command = ["chat", self.model, *self.DEFAULTS, "--max-tokens", 100]
+        runs = b"".join(self.example("resume", self.model, file, line.decode()) for line in lines)
+        self.assertEqual(runs, self.run_well(*command, text=b"\n".join(lines)))
+
+
 class Perplexity(ToolTest):
     TEXT = ("The cat sat on the mat; the dog, which had been there before, did not. \u00bd\n" * 6).encode()
 

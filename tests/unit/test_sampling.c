@@ -335,7 +335,7 @@ START_TEST(random_numbers_and_draws_are_those_of_every_other_machine)
         logits[i] = (float)(i * 37 % 101) / 16;
     dsv2_sampling s = {DEFAULTS, .temperature = 0.9f, .top_k = 30, .top_p = 0.9f, .min_p = 0.05f, .seed = 2405};
     dsv2_sampler sampler = make_sampler(&s, 100);
-    static const int32_t expected[8] = {84, 8, 19, 16, 79, 8, 76, 65}; /* computed apart, in Python */
+    static const int32_t expected[8] = {98, 49, 27, 79, 38, 49, 84, 90}; /* computed apart, in Python */
     for (int i = 0; i < 8; i++)
         ck_assert_int_eq(draw(&sampler, logits, 100, NULL, 0), expected[i]);
 }

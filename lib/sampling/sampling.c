@@ -330,8 +330,8 @@ static size_t drop_unlikely(dsv2_candidate *c, size_t n, float min_p, uint64_t o
     return kept;
 }
 
-/* The candidates laid end to end by ascending id: the one that `point`, below the sum of their weights, falls into. By id and not by
- * likelihood, so that logits that differ a little (another kernel set, another cache type) mostly draw the same token still. */
+/* The candidates laid end to end by ascending id: the one that `point`, below the sum of their weights, falls into. By id and
+ * not by likelihood, so that logits that differ a little (another kernel set, another cache type) mostly draw the same token. */
 static int32_t draw(dsv2_candidate *c, size_t n, uint64_t point)
 {
     for (size_t i = 0; i < n; i++)

@@ -59,6 +59,10 @@ static dsv2_status load_gguf(dsv2_model *model, const char *path)
     dsv2_status status = dsv2_gguf_open(path, &model->logger, &model->container);
     if (status == DSV2_OK)
         status = dsv2_config_from_gguf(model->container, &model->logger, &model->config);
+    if (status == DSV2_OK)
+        status = dsv2_gguf_tokenizer(model->container, &model->tokenizer);
+    if (status == DSV2_OK && model->tokenizer == NULL)
+        dsv2_log(&model->logger, DSV2_LOG_INFO, "%s: has no tokenizer: the model runs on token ids only", path);
     return status;
 }
 

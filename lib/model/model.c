@@ -21,6 +21,9 @@ void dsv2_model_release(dsv2_model *model)
     dsv2_free(model->owned);
     dsv2_free(model->rope_frequency);
     dsv2_page_pool_destroy(&model->pages);
+    for (int kind = 0; kind < DSV2_LOAD_KINDS; kind++)
+        dsv2_load_free(&model->loads[kind]);
+    pthread_mutex_destroy(&model->loads_lock);
     pthread_mutex_destroy(&model->passes_lock);
     dsv2_free(model);
 }
@@ -107,6 +110,7 @@ dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options,
         return dsv2_fail_memory("a model", sizeof *model);
     atomic_init(&model->references, 1);
     pthread_mutex_init(&model->passes_lock, NULL);
+    pthread_mutex_init(&model->loads_lock, NULL);
     dsv2_page_pool_init(&model->pages, options->cache_memory_limit);
     model->logger = (dsv2_logger){options->log, options->log_user};
     dsv2_status status = dsv2_kernels_select(options->kernels, &model->kernels);
@@ -118,6 +122,10 @@ dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options,
     }
     if (status == DSV2_OK)
         status = dsv2_rope_init(model);
+    if (status == DSV2_OK)
+        dsv2_load_shape_init(&model->load_shape, &model->config);
+    for (int kind = 0; kind < DSV2_LOAD_KINDS && status == DSV2_OK; kind++)
+        status = dsv2_load_init(&model->loads[kind], &model->load_shape);
     if (status == DSV2_OK)
         status = start_threads(model, options->n_threads);
     if (status != DSV2_OK) {

@@ -17,14 +17,6 @@ enum { DSV2_QUERY_BLOCK = 64 };
 /* Rows of logits computed at a time when every token's are asked for. */
 enum { DSV2_LOGIT_ROWS = 32 };
 
-/* The routers' choices for all rows. */
-typedef struct dsv2_routes {
-    float *scores;     /* [m][n_routed_experts]: affinities s_(i,t) */
-    uint32_t *experts; /* [m][num_experts_per_tok], by falling score as chosen */
-    float *gates;      /* [m][num_experts_per_tok], as multiplied into the experts' outputs */
-    uint64_t *groups;  /* [m]: bit g set if group g was kept; all n_group bits if routing is not limited */
-} dsv2_routes;
-
 /* One SwiGLU network applied to some rows: an item of dsv2_ffn_run's work. */
 typedef struct dsv2_ffn_job {
     const dsv2_ffn_weights *weights;

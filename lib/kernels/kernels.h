@@ -26,13 +26,14 @@ typedef enum dsv2_type {
     DSV2_TYPE_Q6_K,
     DSV2_TYPE_IQ4_NL,
     DSV2_TYPE_IQ4_XS,
-    /* Packed: small integers, 16 rows interleaved; README.md has the layout. Bits per weight in brackets. */
-    DSV2_TYPE_P4,  /* [4.625] 4 bits, scale and minimum per 32 columns: holds any Q4_K exactly */
-    DSV2_TYPE_P5,  /* [5.625] 5 bits, the same: Q5_K */
-    DSV2_TYPE_P6,  /* [6.625] 6 bits, scale per 16 columns: Q6_K */
-    DSV2_TYPE_P8,  /* [8.625] 8 bits, scale per 32 columns: Q8_0 */
-    DSV2_TYPE_P4S, /* [4.625] 4 bits, scale per 32 columns: Q4_0 */
-    DSV2_TYPE_P5S, /* [5.625] 5 bits, the same: Q5_0 */
+    /* Packed: small integers, 16 rows interleaved; README.md has the layout. Bits per weight in brackets, to which come 32 for
+     * each row. */
+    DSV2_TYPE_P4,  /* [4.5] 4 bits, scale and minimum per 32 columns: holds any Q4_K exactly */
+    DSV2_TYPE_P5,  /* [5.5] 5 bits, the same: Q5_K */
+    DSV2_TYPE_P6,  /* [6.5625] 6 bits, scale per 16 columns: Q6_K */
+    DSV2_TYPE_P8,  /* [8.5] 8 bits, scale per 32 columns: Q8_0 */
+    DSV2_TYPE_P4S, /* [4.5] 4 bits, scale per 32 columns: Q4_0 */
+    DSV2_TYPE_P5S, /* [5.5] 5 bits, the same: Q5_0 */
     DSV2_TYPE_COUNT
 } dsv2_type;
 

@@ -9,7 +9,7 @@ enum { HALF_BLOCK = DSV2_PACK_COLS / 2 };
 /* One row of a span before it is put among the others. */
 typedef struct span_row {
     uint8_t q[SPAN_COLS];
-    float scale, minimum;
+    uint16_t scale, minimum; /* F16; P4, P5, the scale also P6 */
     uint8_t sub_scales[SPAN_BLOCKS], sub_minima[SPAN_BLOCKS]; /* P4, P5 */
     int8_t sixteenths[2 * SPAN_BLOCKS];                       /* P6 */
     uint16_t halves[SPAN_BLOCKS];                             /* P8, P4S, P5S */
@@ -27,11 +27,18 @@ static void store_six_bits(uint8_t *bytes, size_t i, unsigned value)
         bytes[part * VECTOR + i - 3 * VECTOR] |= (uint8_t)((value >> 2 * part & 3) << 6);
 }
 
+static void store_half(uint8_t *bytes, uint16_t half)
+{
+    bytes[0] = (uint8_t)half;
+    bytes[1] = (uint8_t)(half >> 8);
+}
+
 static void store_header(dsv2_type type, uint8_t *span, size_t row, const span_row *s)
 {
-    memcpy(span + HEADER_SCALES + 4 * row, &s->scale, sizeof s->scale);
+    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5 || type == DSV2_TYPE_P6)
+        store_half(span + HEADER_SCALES + 2 * row, s->scale);
     if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5)
-        memcpy(span + HEADER_MINIMA + 4 * row, &s->minimum, sizeof s->minimum);
+        store_half(span + HEADER_MINIMA + 2 * row, s->minimum);
     for (size_t b = 0; b < SPAN_BLOCKS; b++) {
         size_t at = b * DSV2_PACK_ROWS + row;
         if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
@@ -41,8 +48,7 @@ static void store_header(dsv2_type type, uint8_t *span, size_t row, const span_r
             span[HEADER_SIXTEENTHS + 2 * b * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b];
             span[HEADER_SIXTEENTHS + (2 * b + 1) * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b + 1];
         } else {
-            span[HEADER_HALVES + 2 * at] = (uint8_t)s->halves[b];
-            span[HEADER_HALVES + 2 * at + 1] = (uint8_t)(s->halves[b] >> 8);
+            store_half(span + HEADER_HALVES + 2 * at, s->halves[b]);
         }
     }
 }
@@ -69,11 +75,15 @@ static void store_row(dsv2_type type, uint8_t *group, size_t span_index, size_t 
     store_header(type, span, row, s);
     for (size_t b = 0; b < n_blocks; b++)
         for (size_t c = 0; c < DSV2_PACK_COLS; c++)
-            store_element(type, span + HEADER + b * dsv2_block_bytes(type), row, c, s->q[b * DSV2_PACK_COLS + c]);
+            store_element(type, span + dsv2_header_bytes(type) + b * dsv2_block_bytes(type), row, c, s->q[b * DSV2_PACK_COLS + c]);
 }
 
+static void store_factor(uint8_t *group, size_t row, float factor) { memcpy(group + 4 * row, &factor, sizeof factor); }
+
 /* ---- rounding ----
- * Rows are brought to a largest magnitude in [1, 2) first, so that no sum of squares overflows or vanishes. */
+ * A row is multiplied by a power of two first, for its largest magnitude to be in [2^13, 2^14): scales in half precision then
+ * neither overflow nor, where it could matter, vanish. */
+enum { ROW_EXPONENT = 13, LEAST_EXPONENT = -149 /* of a float that is not 0 */ };
 
 /* To the nearest integer, as floats, for |v| < 2^22. */
 static float nearest(float v) { return (v + 0x1.8p23f) - 0x1.8p23f; }
@@ -149,11 +159,13 @@ static unsigned limit(float v, unsigned most) { return v > 0 ? v < (float)most ?
 /* A block's whole scale and minimum in units of the span's: the best pair around the wanted one. */
 static void choose_six_bits(const float *x, size_t n, float levels, float scale, float minimum, span_row *s, size_t block)
 {
-    unsigned near_scale = limit(s->scale > 0 ? scale / s->scale : 0, 63), near_minimum = limit(s->minimum > 0 ? minimum / s->minimum : 0, 63);
+    float span_scale = dsv2_f16_to_f32(s->scale), span_minimum = dsv2_f16_to_f32(s->minimum);
+    unsigned near_scale = limit(span_scale > 0 ? scale / span_scale : 0, 63);
+    unsigned near_minimum = limit(span_minimum > 0 ? minimum / span_minimum : 0, 63);
     float best = INFINITY, q[DSV2_PACK_COLS];
     for (unsigned a = near_scale > 0 ? near_scale - 1 : 0; a <= near_scale + 1 && a <= 63; a++)
         for (unsigned m = near_minimum > 0 ? near_minimum - 1 : 0; m <= near_minimum + 1 && m <= 63; m++) {
-            float error = round_affine(x, n, s->scale * (float)a, s->minimum * (float)m, levels, q);
+            float error = round_affine(x, n, span_scale * (float)a, span_minimum * (float)m, levels, q);
             if (error >= best)
                 continue;
             best = error;
@@ -182,23 +194,25 @@ static void fit_span(const float *x, size_t n, span_row *s)
     if (determinant > 1e-6 * aa * bb) { /* w = scale * a - minimum * b */
         double scale = (xa * bb - xb * ab) / determinant, minimum = (xa * ab - xb * aa) / determinant;
         if (scale > 0 && minimum >= 0) {
-            s->scale = (float)scale;
-            s->minimum = (float)minimum;
+            s->scale = dsv2_f32_to_f16((float)scale);
+            s->minimum = dsv2_f32_to_f16((float)minimum);
         }
     } else if (bb == 0 && aa > 0 && xa > 0) {
-        s->scale = (float)(xa / aa);
+        s->scale = dsv2_f32_to_f16((float)(xa / aa));
     }
 }
 
 static void round_span_affine(const float *x, size_t n, float levels, span_row *s)
 {
-    float scales[SPAN_BLOCKS], minima[SPAN_BLOCKS];
+    float scales[SPAN_BLOCKS], minima[SPAN_BLOCKS], largest_scale = 0, largest_minimum = 0;
     size_t blocks = (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
     for (size_t b = 0; b < blocks; b++) {
         search_affine(x + b * DSV2_PACK_COLS, in_block(n, b, DSV2_PACK_COLS), levels, &scales[b], &minima[b]);
-        s->scale = scales[b] / 63 > s->scale ? scales[b] / 63 : s->scale;
-        s->minimum = minima[b] / 63 > s->minimum ? minima[b] / 63 : s->minimum;
+        largest_scale = scales[b] > largest_scale ? scales[b] : largest_scale;
+        largest_minimum = minima[b] > largest_minimum ? minima[b] : largest_minimum;
     }
+    s->scale = dsv2_f32_to_f16(largest_scale / 63);
+    s->minimum = dsv2_f32_to_f16(largest_minimum / 63);
     for (int round = 0; round < 2; round++) {
         if (round > 0)
             fit_span(x, n, s);
@@ -267,17 +281,18 @@ static void round_span_sixteenths(const float *x, size_t n, span_row *s)
         scales[h] = search_symmetric(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), 32, 31);
         largest = fabsf(scales[h]) > largest ? fabsf(scales[h]) : largest;
     }
-    s->scale = largest / 127;
-    for (size_t h = 0; h < halves && largest > 0; h++) {
-        float near_factor = nearest(scales[h] / s->scale), best = INFINITY, q[HALF_BLOCK];
+    s->scale = dsv2_f32_to_f16(largest / 127);
+    float span_scale = dsv2_f16_to_f32(s->scale);
+    for (size_t h = 0; h < halves && span_scale > 0; h++) {
+        float near_factor = nearest(scales[h] / span_scale), best = INFINITY, q[HALF_BLOCK];
         for (float factor = near_factor - 1; factor <= near_factor + 1; factor++) {
-            float error = round_symmetric(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), s->scale * factor, 32, 31, q);
+            float error = round_symmetric(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), span_scale * factor, 32, 31, q);
             if (error < best && fabsf(factor) <= 127) {
                 best = error;
                 s->sixteenths[h] = (int8_t)factor;
             }
         }
-        store_rounded(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), s->scale * (float)s->sixteenths[h], 32, 31, 32,
+        store_rounded(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), span_scale * (float)s->sixteenths[h], 32, 31, 32,
                       s->q + h * HALF_BLOCK);
     }
 }
@@ -286,7 +301,6 @@ static void round_span_halves(dsv2_type type, const float *x, size_t n, span_row
 {
     int zero = dsv2_pack_zero(type);
     float highest = (float)zero - 1, lowest = type == DSV2_TYPE_P8 ? highest : (float)zero;
-    s->scale = 1;
     for (size_t b = 0; b * DSV2_PACK_COLS < n; b++) {
         const float *block = x + b * DSV2_PACK_COLS;
         size_t length = in_block(n, b, DSV2_PACK_COLS);
@@ -295,50 +309,64 @@ static void round_span_halves(dsv2_type type, const float *x, size_t n, span_row
     }
 }
 
-/* Up to 256 columns of a row. */
-static void round_span(dsv2_type type, const float *in, size_t n, span_row *s)
+/* Up to 256 columns of a row that was multiplied by its power of two. */
+static void round_span(dsv2_type type, const float *x, size_t n, span_row *s)
 {
+    enum { NOT_A_NUMBER = 0x7e00 };
     memset(s, 0, sizeof *s);
     memset(s->q, dsv2_pack_zero(type), sizeof s->q);
-    float largest = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (!isfinite(in[i])) {
-            s->scale = s->minimum = NAN;
-            return;
-        }
-        largest = fabsf(in[i]) > largest ? fabsf(in[i]) : largest;
-    }
-    if (largest == 0)
-        return;
-    int exponent = ilogbf(largest);
-    float x[SPAN_COLS], first = ldexpf(1, -exponent / 2), second = ldexpf(1, -exponent - -exponent / 2);
+    bool finite = true;
     for (size_t i = 0; i < n; i++)
-        x[i] = in[i] * first * second;
-    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5)
+        finite = finite && isfinite(x[i]);
+    if (!finite) {
+        s->scale = s->minimum = NOT_A_NUMBER;
+        for (size_t b = 0; b < SPAN_BLOCKS; b++)
+            s->halves[b] = NOT_A_NUMBER;
+    } else if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
         round_span_affine(x, n, type == DSV2_TYPE_P4 ? 15 : 31, s);
-    else if (type == DSV2_TYPE_P6)
+    } else if (type == DSV2_TYPE_P6) {
         round_span_sixteenths(x, n, s);
-    else
+    } else {
         round_span_halves(type, x, n, s);
-    s->scale = ldexpf(s->scale, exponent);
-    s->minimum = ldexpf(s->minimum, exponent);
+    }
+}
+
+/* What the row is divided by for its largest finite magnitude to be in [2^13, 2^14). */
+static int row_exponent(const float *row, size_t cols)
+{
+    float largest = 0;
+    for (size_t c = 0; c < cols; c++)
+        if (isfinite(row[c]) && fabsf(row[c]) > largest)
+            largest = fabsf(row[c]);
+    int exponent = largest > 0 ? ilogbf(largest) - ROW_EXPONENT : 0;
+    return exponent > LEAST_EXPONENT ? exponent : LEAST_EXPONENT;
+}
+
+static void pack_row(dsv2_type type, uint8_t *group, size_t row, const float *in, size_t cols)
+{
+    int exponent = row_exponent(in, cols);
+    /* in two steps, since 2^-exponent may be out of range */
+    float first = ldexpf(1, -exponent / 2), second = ldexpf(1, -exponent - -exponent / 2);
+    store_factor(group, row, ldexpf(1, exponent));
+    for (size_t c = 0; c < cols; c += SPAN_COLS) {
+        span_row s;
+        float x[SPAN_COLS];
+        size_t n = cols - c < SPAN_COLS ? cols - c : SPAN_COLS;
+        for (size_t i = 0; i < n; i++)
+            x[i] = in[c + i] * first * second;
+        round_span(type, x, n, &s);
+        store_row(type, group, c / SPAN_COLS, row, &s, (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS);
+    }
 }
 
 void dsv2_pack_group(dsv2_type type, void *group, const float *const *rows, size_t n_rows, size_t cols)
 {
     memset(group, 0, dsv2_group_bytes(type, cols));
     for (size_t row = 0; row < n_rows; row++)
-        for (size_t c = 0; c < cols; c += SPAN_COLS) {
-            span_row s;
-            size_t n = cols - c < SPAN_COLS ? cols - c : SPAN_COLS;
-            round_span(type, rows[row] + c, n, &s);
-            store_row(type, group, c / SPAN_COLS, row, &s, (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS);
-        }
+        pack_row(type, group, row, rows[row], cols);
 }
 
 /* ---- from files' blocks ---- */
-
-static float half_to_float(const uint8_t *bytes) { return dsv2_f16_to_f32(dsv2_load_u16(bytes)); }
 
 /* Q4_K and Q5_K: 12 bytes with a scale and a minimum of 6 bits for each 32 columns. The first four pairs are the low parts of
  * bytes 0 to 3 and 4 to 7; the last four have their low nibbles in bytes 8 to 11 and their high two bits atop the first. */
@@ -357,8 +385,8 @@ static unsigned nibble_of_256(const uint8_t *bytes, size_t c) { return bytes[c /
 
 static void read_q4_k(const uint8_t *block, span_row *s)
 {
-    s->scale = half_to_float(block);
-    s->minimum = half_to_float(block + 2);
+    s->scale = dsv2_load_u16(block);
+    s->minimum = dsv2_load_u16(block + 2);
     read_sub_scales(block + 4, s);
     for (size_t c = 0; c < SPAN_COLS; c++)
         s->q[c] = (uint8_t)nibble_of_256(block + 16, c);
@@ -366,8 +394,8 @@ static void read_q4_k(const uint8_t *block, span_row *s)
 
 static void read_q5_k(const uint8_t *block, span_row *s)
 {
-    s->scale = half_to_float(block);
-    s->minimum = half_to_float(block + 2);
+    s->scale = dsv2_load_u16(block);
+    s->minimum = dsv2_load_u16(block + 2);
     read_sub_scales(block + 4, s);
     for (size_t c = 0; c < SPAN_COLS; c++) /* bit c / 32 of byte c % 32 is the fifth */
         s->q[c] = (uint8_t)(nibble_of_256(block + 48, c) | (block[16 + c % 32] >> c / 32 & 1u) << 4);
@@ -384,7 +412,7 @@ static void read_q6_k(const uint8_t *block, span_row *s)
     }
     for (size_t h = 0; h < 2 * SPAN_BLOCKS; h++)
         s->sixteenths[h] = (int8_t)scales[h];
-    s->scale = half_to_float(block + 208);
+    s->scale = dsv2_load_u16(block + 208);
 }
 
 /* Blocks of 32: a half float, then the elements. */
@@ -432,6 +460,7 @@ dsv2_type dsv2_packed_twin(dsv2_type type)
 static void repack_row(size_t twin, uint8_t *group, size_t row, const uint8_t *data, size_t cols)
 {
     dsv2_type to = twins[twin].to;
+    store_factor(group, row, 1);
     size_t block_bytes = dsv2_type_row_bytes(twins[twin].from, twins[twin].read_span != NULL ? SPAN_COLS : DSV2_PACK_COLS);
     for (size_t c = 0; c < cols; c += SPAN_COLS) {
         size_t blocks = (cols - c < SPAN_COLS ? cols - c : SPAN_COLS) / DSV2_PACK_COLS;
@@ -441,7 +470,6 @@ static void repack_row(size_t twin, uint8_t *group, size_t row, const uint8_t *d
             twins[twin].read_span(data, &s);
             data += block_bytes;
         } else {
-            s.scale = 1;
             for (size_t b = 0; b < blocks; b++, data += block_bytes)
                 twins[twin].read_block(data, &s, b);
         }

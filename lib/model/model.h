@@ -73,6 +73,7 @@ struct dsv2_model {
     size_t n_owned, owned_capacity;
     uint64_t bytes_copied, weight_bytes, parameters;
     bool types_seen[DSV2_TYPE_COUNT];
+    bool has_packed; /* some matrix is of a packed type: passes need room for rounded rows */
     uint64_t fingerprint;
 
     float *rope_frequency; /* qk_rope_head_dim / 2, radians per token */

@@ -183,6 +183,7 @@ static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, 
         status = convert(binder, name, converted[binder->options->weight_type], matrix);
     if (status == DSV2_OK) {
         binder->model->types_seen[matrix->type] = true;
+        binder->model->has_packed = binder->model->has_packed || dsv2_type_is_packed(matrix->type);
         binder->model->weight_bytes += matrix->row_bytes * rows;
     }
     return status;

@@ -25,6 +25,19 @@ void dsv2_session_cancel(dsv2_session *session)
         atomic_store_explicit(&session->cancel, true, memory_order_relaxed);
 }
 
+dsv2_status dsv2_session_set_progress(dsv2_session *session, dsv2_progress_fn progress, void *progress_user)
+{
+    if (session == NULL)
+        return is_null("session");
+    dsv2_status status = dsv2_session_enter(session);
+    if (status != DSV2_OK)
+        return status;
+    session->progress = progress;
+    session->progress_user = progress_user;
+    dsv2_session_leave(session);
+    return DSV2_OK;
+}
+
 static dsv2_status check_item(const dsv2_step_item *item)
 {
     const dsv2_session *session = item->session;

@@ -38,6 +38,7 @@ void dsv2_container_close(dsv2_container *container)
     dsv2_free(container->texts);
     dsv2_free(container->tensors);
     dsv2_free(container->others);
+    dsv2_free(container->values);
     dsv2_free(container->files);
     dsv2_free(container->path);
     dsv2_free(container);

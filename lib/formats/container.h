@@ -12,6 +12,16 @@ typedef struct dsv2_other_tensor {
     const char *path;
 } dsv2_other_tensor;
 
+/* A metadata entry of a GGUF. */
+typedef struct dsv2_gguf_value {
+    const char *key; /* in the file, key_size bytes */
+    size_t key_size;
+    uint32_t type, element; /* the format's own numbers; element of an array only */
+    uint64_t count;         /* of an array's elements, of a string's bytes, or 1 */
+    const uint8_t *data;    /* in the file */
+    uint64_t size;          /* bytes there */
+} dsv2_gguf_value;
+
 struct dsv2_container {
     const char *kind;
     char *path; /* the folder or file that was opened */
@@ -21,6 +31,8 @@ struct dsv2_container {
     size_t n_tensors, tensors_capacity;
     dsv2_other_tensor *others; /* likewise */
     size_t n_others, others_capacity;
+    dsv2_gguf_value *values; /* sorted by key */
+    size_t n_values;
     char *texts; /* packs: the unpacked block of texts */
     size_t texts_size;
 };

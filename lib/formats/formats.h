@@ -42,6 +42,35 @@ dsv2_status dsv2_container_require(const dsv2_container *container, const char *
 size_t dsv2_container_count(const dsv2_container *container);
 const dsv2_tensor *dsv2_container_tensor(const dsv2_container *container, size_t index);
 
+/* ---- GGUF ---- */
+
+/* Opens a GGUF file, version 2 or 3, and, if it is the first of a split model (NAME-00001-of-0000N.gguf), the others with it.
+ * Dimensions are turned to the outermost first. Every type is known by name; those that dsv2_type lacks count as not read. */
+dsv2_status dsv2_gguf_open(const char *path, const dsv2_logger *logger, dsv2_container **container);
+
+/* True if the file begins as a GGUF does; false also if it cannot be read. */
+bool dsv2_is_gguf(const char *path);
+
+/* The metadata of a GGUF (of its first file), by key. Values are DSV2_ERROR_FORMAT if missing, of another type than asked for
+ * or out of range; the message names file, key, what was found and what was expected. A safetensors container has no keys. */
+bool dsv2_gguf_has(const dsv2_container *container, const char *key);
+dsv2_status dsv2_gguf_u32(const dsv2_container *container, const char *key, uint32_t *value); /* of any integer type */
+dsv2_status dsv2_gguf_f32(const dsv2_container *container, const char *key, float *value);    /* of either float type */
+dsv2_status dsv2_gguf_bool(const dsv2_container *container, const char *key, bool *value);
+
+/* Texts lie in the mapped file. */
+dsv2_status dsv2_gguf_string(const dsv2_container *container, const char *key, dsv2_text *value);
+
+/* *values is an array for the caller to dsv2_free; what it points to belongs to the container. */
+dsv2_status dsv2_gguf_strings(const dsv2_container *container, const char *key, dsv2_text **values, size_t *n);
+
+/* Arrays of fixed-size elements: *values lies in the file, little-endian, at any alignment. */
+typedef enum dsv2_gguf_element { DSV2_GGUF_U8, DSV2_GGUF_I32, DSV2_GGUF_F32 } dsv2_gguf_element;
+dsv2_status dsv2_gguf_array(const dsv2_container *container, const char *key, dsv2_gguf_element element, const void **values,
+                            size_t *n);
+
+/* ---- all ---- */
+
 /* What was opened: "safetensors" or "gguf". */
 const char *dsv2_container_kind(const dsv2_container *container);
 

@@ -14,6 +14,18 @@ typedef enum dsv2_type {
     DSV2_TYPE_F16,
     DSV2_TYPE_BF16,
     DSV2_TYPE_F8_E4M3, /* with a float scale per block, see dsv2_matrix */
+    DSV2_TYPE_Q8_0,    /* from here on the block types of GGUF files: scales and elements together, 32 or 256 at a time */
+    DSV2_TYPE_Q4_0,
+    DSV2_TYPE_Q4_1,
+    DSV2_TYPE_Q5_0,
+    DSV2_TYPE_Q5_1,
+    DSV2_TYPE_Q2_K,
+    DSV2_TYPE_Q3_K,
+    DSV2_TYPE_Q4_K,
+    DSV2_TYPE_Q5_K,
+    DSV2_TYPE_Q6_K,
+    DSV2_TYPE_IQ4_NL,
+    DSV2_TYPE_IQ4_XS,
     DSV2_TYPE_COUNT
 } dsv2_type;
 
@@ -41,7 +53,8 @@ typedef struct dsv2_kernels {
     void (*matmul[DSV2_TYPE_COUNT])(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
                                     size_t n, size_t k); /* F32, F16, BF16; NULL where a type has none */
 
-    /* n consecutive elements to float: exact. NULL for F8_E4M3's scales are not applied here. */
+    /* n consecutive elements, whole blocks, to float: exact for the plain types, for block types the format's own product of
+     * scale and integer, rounded as plain C rounds it. NULL for F8_E4M3: its scales are not applied here. */
     void (*to_f32[DSV2_TYPE_COUNT])(float *out, const void *in, size_t n);
 
     /* n floats to F16, nearest, ties to even. */

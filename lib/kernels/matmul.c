@@ -40,7 +40,8 @@ void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t
 
 size_t dsv2_matmul_scratch(const dsv2_matrix *w)
 {
-    return w->type == DSV2_TYPE_F8_E4M3 ? (size_t)UNPACK_ROWS * w->cols : 0;
+    bool plain = w->type == DSV2_TYPE_F32 || w->type == DSV2_TYPE_F16 || w->type == DSV2_TYPE_BF16; /* which every set multiplies */
+    return plain ? 0 : (size_t)UNPACK_ROWS * w->cols;
 }
 
 void dsv2_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const dsv2_matrix *w,

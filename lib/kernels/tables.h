@@ -2,6 +2,7 @@
 #ifndef DSV2_LIB_KERNELS_TABLES_H
 #define DSV2_LIB_KERNELS_TABLES_H
 
+#include "kernels/c/dequantize.h"
 #include "kernels/kernels.h"
 
 extern const dsv2_kernels dsv2_kernels_c;

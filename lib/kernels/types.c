@@ -10,6 +10,18 @@ static const struct {
     [DSV2_TYPE_F16] = {"F16", 1, 2},
     [DSV2_TYPE_BF16] = {"BF16", 1, 2},
     [DSV2_TYPE_F8_E4M3] = {"F8_E4M3", 1, 1},
+    [DSV2_TYPE_Q8_0] = {"Q8_0", 32, 2 + 32},
+    [DSV2_TYPE_Q4_0] = {"Q4_0", 32, 2 + 16},
+    [DSV2_TYPE_Q4_1] = {"Q4_1", 32, 2 + 2 + 16},
+    [DSV2_TYPE_Q5_0] = {"Q5_0", 32, 2 + 4 + 16},
+    [DSV2_TYPE_Q5_1] = {"Q5_1", 32, 2 + 2 + 4 + 16},
+    [DSV2_TYPE_Q2_K] = {"Q2_K", 256, 16 + 64 + 2 + 2},
+    [DSV2_TYPE_Q3_K] = {"Q3_K", 256, 32 + 64 + 12 + 2},
+    [DSV2_TYPE_Q4_K] = {"Q4_K", 256, 2 + 2 + 12 + 128},
+    [DSV2_TYPE_Q5_K] = {"Q5_K", 256, 2 + 2 + 12 + 32 + 128},
+    [DSV2_TYPE_Q6_K] = {"Q6_K", 256, 128 + 64 + 16 + 2},
+    [DSV2_TYPE_IQ4_NL] = {"IQ4_NL", 32, 2 + 16},
+    [DSV2_TYPE_IQ4_XS] = {"IQ4_XS", 256, 2 + 2 + 4 + 128},
 };
 
 const char *dsv2_type_name(dsv2_type type) { return (unsigned)type < DSV2_TYPE_COUNT ? types[type].name : "unknown"; }

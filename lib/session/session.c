@@ -75,8 +75,6 @@ dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session
         .max_length = session->max_length,
         .cache_type = session->cache.shape.type,
         .attention = session->attention,
-        .progress = session->progress,
-        .progress_user = session->progress_user,
     };
     dsv2_session *copy;
     dsv2_status status = dsv2_session_create(session->model, &options, &copy);

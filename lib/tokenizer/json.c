@@ -4,9 +4,9 @@
  * ByteLevel, models other than byte-level BPE, options that lose text (lstrip, add_prefix_space, "Removed"). byte_fallback and
  * unk_token have nothing to do, since every byte has a token. Truncation, padding and offsets are the caller's business; the
  * post-processor is read for the beginning-of-sequence token alone. */
+#include "base/json.h"
 #include "tokenizer/parts.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -21,15 +21,9 @@ typedef struct reader {
     size_t n_tokens;
 } reader;
 
-static const char *type_name(const json_t *value)
-{
-    static const char *const names[] = {"an object", "an array", "a string", "an integer", "a number", "true", "false", "null"};
-    return value == NULL ? "missing" : names[json_typeof(value)];
-}
-
 static dsv2_status wrong_type(const char *path, const char *field, const json_t *value, const char *expected)
 {
-    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s is %s, expected %s", path, field, type_name(value), expected);
+    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s is %s, expected %s", path, field, dsv2_json_kind(value), expected);
 }
 
 static bool absent(const json_t *value) { return value == NULL || json_is_null(value); }
@@ -41,7 +35,7 @@ static dsv2_status get_bool(const char *path, const char *field, const json_t *o
     *value = absent(member) ? missing : json_is_true(member);
     if (absent(member) || json_is_boolean(member))
         return DSV2_OK;
-    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected true or false", path, field, name, type_name(member));
+    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected true or false", path, field, name, dsv2_json_kind(member));
 }
 
 /* object["type"]; NULL, with a message, if there is none. */
@@ -52,24 +46,8 @@ static const char *get_type(const char *path, const char *field, const json_t *o
         (void)wrong_type(path, field, object, "an object");
     else if (type == NULL)
         (void)dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.type is %s, expected a string", path, field,
-                        type_name(json_object_get(object, "type")));
+                        dsv2_json_kind(json_object_get(object, "type")));
     return type;
-}
-
-static dsv2_status parse(const char *path, const char *text, size_t size, json_t **root)
-{
-    json_error_t error;
-    *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
-    if (*root == NULL && json_error_code(&error) == json_error_out_of_memory)
-        return dsv2_fail_memory(path, size);
-    if (*root == NULL)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: %s", path, error.line, error.column, error.text);
-    if (json_is_object(*root))
-        return DSV2_OK;
-    dsv2_status status = wrong_type(path, "the whole", *root, "an object");
-    json_decref(*root);
-    *root = NULL;
-    return status;
 }
 
 /* ---- tokens ---- */
@@ -78,7 +56,7 @@ static dsv2_status check_id(const reader *r, const char *field, const char *name
 {
     if (!json_is_integer(id))
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %s, expected an integer", r->path, field, name,
-                         type_name(id));
+                         dsv2_json_kind(id));
     if (json_integer_value(id) < 0 || json_integer_value(id) >= DSV2_MAX_TOKENS)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %lld, expected 0 to %d", r->path, field, name,
                          (long long)json_integer_value(id), DSV2_MAX_TOKENS - 1);
@@ -102,7 +80,7 @@ static dsv2_status count_tokens(reader *r, const json_t *vocab, const json_t *ad
         const json_t *content = json_object_get(value, "content"), *number = json_object_get(value, "id");
         if (!json_is_string(content))
             return dsv2_fail(DSV2_ERROR_FORMAT, "%s: added_tokens[%zu].content is %s, expected a string", r->path, index,
-                             type_name(content));
+                             dsv2_json_kind(content));
         if ((status = check_id(r, "added_tokens", json_string_value(content), number)) != DSV2_OK)
             return status;
         size_t id = (size_t)json_integer_value(number);
@@ -199,7 +177,7 @@ static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge
     if (!json_is_array(merge) || json_array_size(merge) != 2 || !json_is_string(json_array_get(merge, 0)) ||
         !json_is_string(json_array_get(merge, 1)))
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is %s, expected \"a b\" or [\"a\", \"b\"]", r->path, index,
-                         type_name(merge));
+                         dsv2_json_kind(merge));
     for (size_t i = 0; i < 2; i++)
         parts[i] = (dsv2_text){json_string_value(json_array_get(merge, i)), json_string_length(json_array_get(merge, i))};
     return DSV2_OK;
@@ -245,7 +223,7 @@ static dsv2_status check_model(const reader *r)
         if (absent(affix) || (json_is_string(affix) && json_string_length(affix) == 0))
             continue;
         return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.%s is %s \"%.100s\", expected null", r->path, affixes[i],
-                         type_name(affix), json_is_string(affix) ? json_string_value(affix) : "");
+                         dsv2_json_kind(affix), json_is_string(affix) ? json_string_value(affix) : "");
     }
     return DSV2_OK;
 }
@@ -264,7 +242,7 @@ static dsv2_status check_part(const char *path, const char *field, const json_t 
         return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" is not supported", path, field, type);
     const json_t *members = json_object_get(part, list);
     if (!json_is_array(members))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected an array", path, field, list, type_name(members));
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected an array", path, field, list, dsv2_json_kind(members));
     size_t index;
     json_t *member;
     json_array_foreach(members, index, member) {
@@ -301,7 +279,7 @@ static dsv2_status add_split(dsv2_tokenizer *t, const char *field, const json_t 
     const json_t *pattern = json_object_get(split, "pattern"), *behavior = json_object_get(split, "behavior");
     const json_t *regex = json_object_get(pattern, "Regex"), *string = json_object_get(pattern, "String");
     if (!json_is_string(behavior))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.behavior is %s, expected a string", t->path, field, type_name(behavior));
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.behavior is %s, expected a string", t->path, field, dsv2_json_kind(behavior));
     if (strcmp(json_string_value(behavior), "Isolated") != 0)
         return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.behavior is \"%.100s\", expected Isolated", t->path, field,
                          json_string_value(behavior));
@@ -311,7 +289,7 @@ static dsv2_status add_split(dsv2_tokenizer *t, const char *field, const json_t 
     if (json_is_string(string))
         return add_literal(t, json_string_value(string), json_string_length(string));
     return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.pattern is %s, expected {\"Regex\": ...} or {\"String\": ...}", t->path, field,
-                     type_name(pattern));
+                     dsv2_json_kind(pattern));
 }
 
 /* One pre-tokenizer; *bytes once ByteLevel was met, behind which nothing may come. */
@@ -428,7 +406,7 @@ static dsv2_status build(reader *r, dsv2_tokenizer **tokenizer)
 dsv2_status dsv2_tokenizer_from_json(const char *path, const char *json, size_t size, dsv2_tokenizer **tokenizer)
 {
     json_t *root;
-    dsv2_status status = parse(path, json, size, &root);
+    dsv2_status status = dsv2_json_parse(path, json, size, &root);
     if (status != DSV2_OK)
         return status;
     reader r = {.path = path, .root = root, .model = json_object_get(root, "model")};
@@ -473,16 +451,10 @@ static const json_t *find_template(const json_t *config)
     return template;
 }
 
-static dsv2_status read_config(const char *path, dsv2_tokenizer *t)
+dsv2_status dsv2_tokenizer_configure(dsv2_tokenizer *t, const char *path, const char *json, size_t size)
 {
-    char *text;
-    size_t size;
     json_t *config;
-    dsv2_status status = dsv2_file_read(path, MAX_FILE, &text, &size);
-    if (status != DSV2_OK)
-        return status;
-    status = parse(path, text, size, &config);
-    dsv2_free(text);
+    dsv2_status status = dsv2_json_parse(path, json, size, &config);
     if (status != DSV2_OK)
         return status;
     int32_t bos = -1, eos = -1;
@@ -518,8 +490,8 @@ dsv2_status dsv2_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer)
 {
     bool folder = dsv2_is_folder(path);
     char *json_path = folder ? dsv2_path_join(path, "tokenizer.json") : dsv2_copy_string(path);
-    char *beside = config_path(path, folder), *text = NULL;
-    size_t size;
+    char *beside = config_path(path, folder), *text = NULL, *config = NULL;
+    size_t size, config_size;
     dsv2_tokenizer *t = NULL;
     dsv2_status status;
     if (json_path == NULL || beside == NULL) {
@@ -529,12 +501,14 @@ dsv2_status dsv2_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer)
     if ((status = dsv2_file_read(json_path, MAX_FILE, &text, &size)) != DSV2_OK ||
         (status = dsv2_tokenizer_from_json(json_path, text, size, &t)) != DSV2_OK)
         goto done;
-    if (dsv2_is_file(beside) && (status = read_config(beside, t)) != DSV2_OK)
+    if (dsv2_is_file(beside) && ((status = dsv2_file_read(beside, MAX_FILE, &config, &config_size)) != DSV2_OK ||
+                                 (status = dsv2_tokenizer_configure(t, beside, config, config_size)) != DSV2_OK))
         goto done;
     *tokenizer = t;
     t = NULL;
 done:
     dsv2_tokenizer_destroy(t);
+    dsv2_free(config);
     dsv2_free(text);
     dsv2_free(beside);
     dsv2_free(json_path);

@@ -47,6 +47,9 @@ dsv2_status dsv2_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer);
 
 void dsv2_tokenizer_destroy(dsv2_tokenizer *tokenizer);
 
+/* Takes the special tokens and the chat form from the text of a tokenizer_config.json. */
+dsv2_status dsv2_tokenizer_configure(dsv2_tokenizer *tokenizer, const char *path, const char *json, size_t size);
+
 /* Sets the ids that config.json gives (-1: keep what the tokenizer itself says). An id outside the vocabulary is kept out. */
 void dsv2_tokenizer_set_special(dsv2_tokenizer *tokenizer, int32_t bos_token_id, int32_t eos_token_id);
 

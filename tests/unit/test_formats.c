@@ -356,6 +356,7 @@ END_TEST
 int main(void)
 {
     TCase *tests = tcase_create("safetensors");
+    tcase_set_timeout(tests, 60);
     tcase_add_checked_fixture(tests, folder_make, folder_remove);
     tcase_add_test(tests, tensors_are_sorted_typed_and_shaped);
     tcase_add_test(tests, only_a_needed_tensor_of_unread_type_is_an_error);

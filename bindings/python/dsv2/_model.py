@@ -14,7 +14,6 @@ from ._ffi import ffi
 from ._native import (
     Call,
     check,
-    ffi,
     lib,
     log_callback,
     make,

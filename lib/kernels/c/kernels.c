@@ -154,7 +154,7 @@ static void add_scaled(float *out, const float *x, float scale, size_t n)
 const dsv2_kernels dsv2_kernels_c = {
     .name = "c",
     .matmul = {[DSV2_TYPE_F32] = matmul_f32, [DSV2_TYPE_F16] = matmul_f16, [DSV2_TYPE_BF16] = matmul_bf16},
-    .to_f32 = {[DSV2_TYPE_F32] = f32_to_f32, [DSV2_TYPE_F16] = f16_to_f32, [DSV2_TYPE_BF16] = bf16_to_f32},
+    .to_f32 = {[DSV2_TYPE_F32] = f32_to_f32, [DSV2_TYPE_F16] = f16_to_f32, [DSV2_TYPE_BF16] = bf16_to_f32, DSV2_DEQUANTIZERS},
     .f32_to_f16 = f32_to_f16,
     .weighted_sum = weighted_sum,
     .rms_norm = rms_norm,

@@ -1,0 +1,45 @@
+/* Safetensors for tests: a reader that takes every element type, apart from the library's own, and a writer. Any failure ends the
+ * test. */
+#ifndef DSV2_TESTS_TENSORS_H
+#define DSV2_TESTS_TENSORS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct test_tensor {
+    char *name;
+    char dtype[12]; /* "F32", "BF16", "I32", ... */
+    size_t n_dims, dims[4], n_bytes;
+    const uint8_t *data;
+} test_tensor;
+
+typedef struct test_tensors {
+    test_tensor *tensors;
+    size_t n, capacity;
+    void **memory; /* what the tensors point into */
+    size_t n_memory;
+} test_tensors;
+
+/* Adds all tensors of one file. */
+void test_tensors_read(test_tensors *tensors, const char *path);
+
+/* NULL if there is none of that name. */
+const test_tensor *test_tensors_find(const test_tensors *tensors, const char *name);
+
+/* The same where it has to be there, with this element type. */
+const test_tensor *test_tensors_need(const test_tensors *tensors, const char *name, const char *dtype);
+
+/* Adds a tensor; `data` was malloc'ed and is freed with the rest. */
+void test_tensors_add(test_tensors *tensors, const char *name, const char *dtype, size_t n_dims, const size_t *dims, void *data,
+                      size_t n_bytes);
+
+void test_tensors_write(const test_tensors *tensors, const char *path);
+void test_tensors_free(test_tensors *tensors);
+
+/* A whole file, a NUL after its end; to be freed. */
+char *test_read_file(const char *path, size_t *size);
+
+/* printf into a buffer that lives until some dozens of later calls of its thread: for names and paths. */
+const char *test_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+#endif

@@ -1,4 +1,5 @@
-/* AVX-512 F, BW, DQ, VL. */
+/* AVX-512 F, BW, DQ, VL, VNNI. */
+#include "kernels/packed.h"
 #include "kernels/tables.h"
 
 #include <immintrin.h>
@@ -8,8 +9,10 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef __m512 vec;
+typedef __m512i ivec;
+typedef uint32_t lanes __attribute__((vector_size(64)));
 
-enum { LANES = 16, W_ROWS = 8, SUM_VECS = 4 };
+enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PACKED_ROWS = 16 };
 
 INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1); }
 
@@ -53,6 +56,31 @@ INLINE __m128 add4(vec a, vec b, vec c, vec d)
 
 INLINE float max_lanes(vec v) { return _mm512_reduce_max_ps(v); }
 
+INLINE ivec load_ints(const void *p) { return _mm512_loadu_si512(p); }
+INLINE ivec and_bits(ivec v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi32(mask)); }
+INLINE ivec or_ints(ivec a, ivec b) { return _mm512_or_si512(a, b); }
+INLINE ivec shift_left(ivec v, size_t n) { return (ivec)((lanes)v << (uint32_t)n); }
+INLINE ivec shift_right(ivec v, size_t n) { return (ivec)((lanes)v >> (uint32_t)n); }
+INLINE vec to_floats(ivec v) { return _mm512_cvtepi32_ps(v); }
+INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+INLINE vec fnmadd(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
+
 #include "kernels/x86/vector_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS};
+INLINE ivec dot(dsv2_type type, const ivec *w, const int8_t *x, size_t n)
+{
+    (void)type;
+    ivec sum = _mm512_setzero_si512();
+    UNROLL
+    for (size_t g = 0; g < n; g++) {
+        int word;
+        memcpy(&word, x + 4 * g, sizeof word);
+        sum = _mm512_dpbusd_epi32(sum, w[g], _mm512_set1_epi32(word));
+    }
+    return sum;
+}
+
+#include "kernels/x86/packed_kernels.h"
+
+const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS};

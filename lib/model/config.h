@@ -70,6 +70,9 @@ dsv2_status dsv2_config_from_json(const char *path, const char *json, size_t siz
 /* Whether groups, experts and chosen experts go together; for the readers of configurations. */
 dsv2_status dsv2_config_check_experts(const char *path, const dsv2_config *config);
 
+/* The other way round: *json (for dsv2_free, terminated) is read back as the same configuration. Element types are not in it. */
+dsv2_status dsv2_config_to_json(const dsv2_config *config, char **json);
+
 /* True if the layer's feed-forward part is a mixture of experts. */
 bool dsv2_config_is_moe(const dsv2_config *config, uint32_t layer);
 

@@ -7,8 +7,8 @@ typedef struct bench {
     dsv2_model *model;
     dsv2_session **sessions;
     dsv2_step_item *items;
-    int32_t *tokens; /* the longest feed, for every session */
-    size_t n_sessions, depth, longest;
+    int32_t *tokens; /* room for a feed of every session */
+    size_t n_sessions, depth, longest; /* longest: tokens of the longest feed */
     uint32_t vocab_size;
     uint64_t random;
 } bench;
@@ -112,9 +112,18 @@ static void print_setting(const bench *b, const char *path, double open_seconds,
 }
 
 typedef struct bench_settings {
-    uint64_t prompt, generate, depth, sessions, repeat;
+    uint64_t prompt, generate; /* NOT_GIVEN: the usual number, or what the model's context leaves room for */
+    uint64_t depth, sessions, repeat;
     bool json;
 } bench_settings;
+
+#define NOT_GIVEN UINT64_MAX
+
+static uint64_t tokens_to_feed(uint64_t given, uint64_t usual, uint64_t depth, uint64_t context)
+{
+    uint64_t room = depth < context ? context - depth : 0;
+    return given != NOT_GIVEN ? given : usual < room ? usual : room;
+}
 
 static int run_bench(dsv2_model *model, const char *path, const bench_settings *o, double open_seconds)
 {
@@ -152,11 +161,11 @@ static int run_bench(dsv2_model *model, const char *path, const bench_settings *
 static int run(int argc, char **argv)
 {
     model_settings settings = {0};
-    bench_settings o = {.prompt = 512, .generate = 64, .sessions = 1, .repeat = 5};
+    bench_settings o = {.prompt = NOT_GIVEN, .generate = NOT_GIVEN, .sessions = 1, .repeat = 5};
     const char *path;
     const option_spec options[] = {
-        {"prompt", "N", OPTION_COUNT, &o.prompt, 0, UINT32_MAX, "tokens of the prompt; 0: no such measurement; default 512"},
-        {"generate", "N", OPTION_COUNT, &o.generate, 0, UINT32_MAX, "tokens generated, one at a time; 0: none; default 64"},
+        {"prompt", "N", OPTION_COUNT, &o.prompt, 0, UINT32_MAX, "tokens of the prompt; default 512, or as many as fit"},
+        {"generate", "N", OPTION_COUNT, &o.generate, 0, UINT32_MAX, "tokens fed one at a time; default 64, or as many as fit"},
         {"depth", "N", OPTION_COUNT, &o.depth, 0, UINT32_MAX, "tokens that are in each session beforehand; default 0"},
         {"sessions", "N", OPTION_COUNT, &o.sessions, 1, 65536, "sessions that work side by side, N tokens each; default 1"},
         {"repeat", "R", OPTION_COUNT, &o.repeat, 1, 100000, "times to measure; default 5"},
@@ -170,7 +179,11 @@ static int run(int argc, char **argv)
     dsv2_model *model = open_model(path, &settings);
     if (model == NULL)
         return EXIT_FAILED;
-    status = run_bench(model, path, &o, seconds_now() - start);
+    double opened = seconds_now() - start;
+    dsv2_model_info info = model_info(model);
+    o.prompt = tokens_to_feed(o.prompt, 512, o.depth, info.max_position_embeddings);
+    o.generate = tokens_to_feed(o.generate, 64, o.depth, info.max_position_embeddings);
+    status = run_bench(model, path, &o, opened);
     dsv2_model_close(model);
     return status;
 }

@@ -2,6 +2,7 @@
 #include "common.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,9 +23,11 @@ typedef struct conversation {
     dsv2_session *session;
     const dsv2_tokenizer *tokenizer;
     dsv2_model_info info;
-    const char *system; /* NULL: none */
-    bool started;       /* something was said: BOS and the system message are in */
-    int32_t pending[2]; /* what belongs before the next message: the last token if it was shown but not fed, the end mark */
+    const char *system;  /* NULL: none */
+    uint64_t max_tokens; /* of a reply */
+    bool terminal;       /* lines are typed: there are prompts, and Ctrl-C stops a reply */
+    bool started;        /* something was said: BOS and the system message are in */
+    int32_t pending[2];  /* what belongs before the next message: the last token if it was shown but not fed, the end mark */
     size_t n_pending;
 } conversation;
 
@@ -64,13 +67,14 @@ static int32_t *encode_turn(const conversation *c, const char *text, size_t size
     return tokens;
 }
 
-/* Draws and shows the reply until it ends, is interrupted, or the context is full. Whatever was shown stays in the conversation. */
+/* Draws and shows the reply until it ends, is long enough or interrupted, or the context is full. Whatever was shown stays in the
+ * conversation. */
 static int reply(conversation *c)
 {
     text_stream stream = {.tokenizer = c->tokenizer};
     int status = EXIT_OK;
     c->n_pending = 0;
-    while (!interrupted) {
+    for (uint64_t i = 0; i < c->max_tokens && !interrupted; i++) {
         int32_t token;
         size_t length;
         if (dsv2_session_sample(c->session, &token) != DSV2_OK || dsv2_session_length(c->session, &length) != DSV2_OK) {
@@ -102,12 +106,13 @@ static int reply(conversation *c)
     return status != EXIT_OK ? status : written;
 }
 
-/* While a reply is computed system calls go on after Ctrl-C, so that nothing of it is lost; a read that waits for a line must
- * notice. */
-static void catch_interrupts(bool restart)
+/* Ctrl-C is held back except while a reply is computed and while a line is waited for, so that it cannot fall in between. */
+static void hold_interrupts(bool hold)
 {
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = restart ? SA_RESTART : 0};
-    sigaction(SIGINT, &action, NULL);
+    sigset_t signals;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &signals, NULL);
 }
 
 static int take_turn(conversation *c, const char *text, size_t size)
@@ -118,7 +123,7 @@ static int take_turn(conversation *c, const char *text, size_t size)
         return EXIT_FAILED;
     interrupted = 0;
     interrupted_session = c->session;
-    catch_interrupts(true);
+    hold_interrupts(false);
     dsv2_status fed = dsv2_session_feed(c->session, tokens, n);
     free(tokens);
     int status = EXIT_OK;
@@ -132,32 +137,36 @@ static int take_turn(conversation *c, const char *text, size_t size)
     } else {
         status = fail_library();
     }
-    interrupted_session = NULL;
+    hold_interrupts(c->terminal);
     return status;
 }
 
-/* One line without its end; false at the end of the input. Ctrl-C throws away what was typed. */
-static bool read_line(char **line, size_t *capacity, size_t *size)
+/* Waits for a line to be typed; false if Ctrl-C comes first. */
+static bool wait_for_line(void)
 {
-    bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
-    catch_interrupts(false);
-    for (;;) {
-        if (terminal) {
-            fputs("> ", stdout);
-            fflush(stdout);
-        }
-        errno = 0;
-        ssize_t got = getline(line, capacity, stdin);
-        if (got >= 0) {
-            *size = (size_t)got - (got > 0 && (*line)[got - 1] == '\n');
-            (*line)[*size] = '\0';
-            return true;
-        }
-        if (errno != EINTR)
-            return false;
-        clearerr(stdin);
-        fputs("\n(Ctrl-D or /exit ends the conversation)\n", stderr);
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    sigset_t signals;
+    sigprocmask(SIG_SETMASK, NULL, &signals);
+    sigdelset(&signals, SIGINT);
+    return ppoll(&input, 1, NULL, &signals) >= 0 || errno != EINTR;
+}
+
+/* One line without its end; false at the end of the input. Ctrl-C throws away what was typed. */
+static bool read_line(const conversation *c, char **line, size_t *capacity, size_t *size)
+{
+    for (bool waiting = c->terminal; waiting;) {
+        fputs("> ", stdout);
+        fflush(stdout);
+        waiting = !wait_for_line();
+        if (waiting)
+            fputs("\n(Ctrl-D or /exit ends the conversation)\n", stderr);
     }
+    ssize_t got = getline(line, capacity, stdin);
+    if (got < 0)
+        return false;
+    *size = (size_t)got - (got > 0 && (*line)[got - 1] == '\n');
+    (*line)[*size] = '\0';
+    return true;
 }
 
 static int reset(conversation *c)
@@ -169,10 +178,16 @@ static int reset(conversation *c)
 
 static int talk(conversation *c)
 {
+    if (c->terminal) {
+        /* What a reply does meanwhile goes on after Ctrl-C, so that nothing of it is lost. */
+        struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
+        hold_interrupts(true);
+        sigaction(SIGINT, &action, NULL);
+    }
     char *line = NULL;
     size_t capacity = 0, size;
     int status = EXIT_OK;
-    while (status == EXIT_OK && read_line(&line, &capacity, &size)) {
+    while (status == EXIT_OK && read_line(c, &line, &capacity, &size)) {
         if (strcmp(line, "/exit") == 0)
             break;
         if (strcmp(line, "/reset") == 0)
@@ -189,8 +204,10 @@ static int run(int argc, char **argv)
     model_settings settings = {0};
     sampling_settings sampling = default_sampling;
     const char *path, *system = NULL;
+    uint64_t max_tokens = UINT64_MAX;
     const option_spec options[] = {
         {"system", "TEXT", OPTION_TEXT, &system, 0, 0, "what to tell the model before the conversation"},
+        {"max-tokens", "N", OPTION_COUNT, &max_tokens, 1, 0, "stop a reply after N tokens; by default the model ends it"},
         SAMPLING_OPTIONS(sampling),
         MODEL_OPTIONS(settings),
     };
@@ -200,7 +217,9 @@ static int run(int argc, char **argv)
     dsv2_model *model = open_model(path, &settings);
     if (model == NULL)
         return EXIT_FAILED;
-    conversation c = {.tokenizer = need_tokenizer(model, path), .info = model_info(model), .system = system};
+    conversation c = {
+        .tokenizer = need_tokenizer(model, path), .info = model_info(model), .system = system, .max_tokens = max_tokens,
+        .terminal = isatty(STDIN_FILENO)};
     status = EXIT_FAILED;
     if (c.tokenizer != NULL && (c.session = open_session(model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO)) != NULL) {
         status = set_sampling(c.session, &sampling);

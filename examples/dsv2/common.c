@@ -139,6 +139,25 @@ int parse_options(const command *self, int argc, char **argv, const option_spec 
     return GO_ON;
 }
 
+static const char *const cache_type_names[] = {
+    [DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
+
+int find_cache_type(const char *name, dsv2_cache_type *type)
+{
+    *type = DSV2_CACHE_DEFAULT;
+    if (name == NULL)
+        return GO_ON;
+    for (int i = DSV2_CACHE_F32; i <= DSV2_CACHE_Q6; i++)
+        if (strcmp(name, cache_type_names[i]) == 0)
+            *type = (dsv2_cache_type)i;
+    return *type != DSV2_CACHE_DEFAULT ? GO_ON : fail_usage("--kv: '%s' is none of f32, f16, q8, q6", name);
+}
+
+const char *cache_type_name(dsv2_cache_type type)
+{
+    return type >= DSV2_CACHE_F32 && type <= DSV2_CACHE_Q6 ? cache_type_names[type] : "unknown";
+}
+
 /* ---- progress ---- */
 
 double seconds_now(void)

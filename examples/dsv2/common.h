@@ -49,6 +49,14 @@ typedef struct model_settings {
     {"threads", "N", OPTION_COUNT, &(settings).threads, 0, 1024, "threads to use; 0, the default: as many as the process may"},    \
     {"kernels", "NAME", OPTION_TEXT, &(settings).kernels, 0, 0, "c, avx2 or avx512; auto, the default: the best that runs here"}
 
+/* --kv: how a session keeps what it has read. */
+#define CACHE_OPTION(name)                                                                                                         \
+    {"kv", "TYPE", OPTION_TEXT, &(name), 0, 0, "how each token's latents are kept: f32, f16, q8 (the default) or q6"}
+
+/* The type of that name, NULL being the default; GO_ON, or says that there is none and returns the exit status. */
+int find_cache_type(const char *name, dsv2_cache_type *type);
+const char *cache_type_name(dsv2_cache_type type);
+
 /* Options of commands that draw tokens. */
 typedef struct sampling_settings {
     double temperature, top_p, min_p, repetition_penalty;

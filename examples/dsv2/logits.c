@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Little-endian float32, whatever this machine is. */
 static bool write_floats(FILE *file, const float *values, size_t n)
@@ -30,6 +31,8 @@ static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t 
         free(logits);
         return fail("%s: cannot open: %s", output, strerror(errno));
     }
+    struct stat facts;
+    bool is_regular = fstat(fileno(file), &facts) == 0 && S_ISREG(facts.st_mode);
     int status = EXIT_OK;
     for (size_t done = 0; done < n && status == EXIT_OK;) {
         size_t count = n - done < chunk ? n - done : chunk;
@@ -42,8 +45,8 @@ static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t 
     }
     if (fclose(file) != 0 && status == EXIT_OK)
         status = fail("%s: cannot write: %s", output, strerror(errno));
-    if (status != EXIT_OK)
-        remove(output);
+    if (status != EXIT_OK && is_regular)
+        remove(output); /* half of the rows are of no use; a device stays where it is */
     free(logits);
     return status;
 }

@@ -55,13 +55,13 @@ static int measure_bytes(const dsv2_tokenizer *tokenizer, const int32_t *tokens,
 
 /* Window by window. `tokens` has room for one token before its first: that is where BOS goes, over the last token of the window
  * before, which has done its work. */
-static int measure_text(dsv2_model *model, const dsv2_tokenizer *tokenizer, int32_t *tokens, size_t n, size_t context, int32_t bos,
-                        measure *m)
+static int measure_text(dsv2_model *model, const dsv2_tokenizer *tokenizer, dsv2_cache_type cache_type, int32_t *tokens, size_t n,
+                        size_t context, int32_t bos, measure *m)
 {
     enum { CHUNK = 128 };
     size_t width = model_info(model).vocab_size;
     float *logits = calloc(CHUNK, width * sizeof *logits);
-    dsv2_session *session = open_session(model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO);
+    dsv2_session *session = open_session(model, cache_type, DSV2_ATTENTION_AUTO);
     int status = session == NULL ? EXIT_FAILED : logits == NULL ? fail("no memory for logits") : EXIT_OK;
     progress_bar bar;
     progress_start(&bar, "Measuring");
@@ -107,7 +107,8 @@ static void print_measure(const char *path, const char *text_path, size_t contex
            exp(nats), nats, bits, m->tokens, m->bytes, m->windows, context);
 }
 
-static int measure_file(dsv2_model *model, const char *path, const char *text_path, uint64_t asked, bool json)
+static int measure_file(dsv2_model *model, const char *path, const char *text_path, dsv2_cache_type cache_type, uint64_t asked,
+                        bool json)
 {
     enum { DEFAULT_CONTEXT = 512 };
     const dsv2_tokenizer *tokenizer = need_tokenizer(model, path);
@@ -129,7 +130,7 @@ static int measure_file(dsv2_model *model, const char *path, const char *text_pa
     int32_t *tokens = encoded != NULL ? malloc((n + 1) * sizeof *tokens) : NULL;
     if (tokens != NULL) {
         memcpy(tokens + 1, encoded, n * sizeof *tokens);
-        status = measure_text(model, tokenizer, tokens + 1, n, context, info.bos_token_id, &m);
+        status = measure_text(model, tokenizer, cache_type, tokens + 1, n, context, info.bos_token_id, &m);
     } else if (encoded != NULL) {
         fail("no memory for %zu tokens", n);
     }
@@ -149,19 +150,23 @@ static int run(int argc, char **argv)
     model_settings settings = {0};
     uint64_t context = 0;
     bool json = false;
-    const char *operands[2];
+    const char *operands[2], *kv = NULL;
+    dsv2_cache_type cache_type;
     const option_spec options[] = {
         {"context", "N", OPTION_COUNT, &context, 1, UINT32_MAX, "tokens of text in a window; default 512, or as many as fit"},
         {"json", NULL, OPTION_FLAG, &json, 0, 0, "print a JSON object"},
+        CACHE_OPTION(kv),
         MODEL_OPTIONS(settings),
     };
     int status = parse_options(&command_perplexity, argc, argv, options, sizeof options / sizeof *options, operands, 2);
+    if (status == GO_ON)
+        status = find_cache_type(kv, &cache_type);
     if (status != GO_ON)
         return status;
     dsv2_model *model = open_model(operands[0], &settings);
     if (model == NULL)
         return EXIT_FAILED;
-    status = measure_file(model, operands[0], operands[1], context, json);
+    status = measure_file(model, operands[0], operands[1], cache_type, context, json);
     dsv2_model_close(model);
     return status;
 }

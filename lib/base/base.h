@@ -69,11 +69,13 @@ typedef struct dsv2_text {
 static inline bool dsv2_add(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
 static inline bool dsv2_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
 
-/* ---- little-endian reads from untrusted bytes, at any alignment ---- */
+/* ---- little-endian numbers in files, at any alignment ---- */
 
 uint16_t dsv2_load_u16(const void *bytes);
 uint32_t dsv2_load_u32(const void *bytes);
 uint64_t dsv2_load_u64(const void *bytes);
+void dsv2_store_u32(void *bytes, uint32_t value);
+void dsv2_store_u64(void *bytes, uint64_t value);
 float dsv2_f16_to_f32(uint16_t half);
 float dsv2_bf16_to_f32(uint16_t bits);
 uint16_t dsv2_f32_to_f16(float value);  /* nearest, ties to even; overflow to infinity */

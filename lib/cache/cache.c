@@ -1,45 +1,7 @@
+/* Pages: taken from the pool, shared, copied by who writes. */
 #include "cache/cache.h"
 
 #include <string.h>
-
-dsv2_status dsv2_cache_shape_init(dsv2_cache_shape *shape, dsv2_cache_type type, uint32_t n_layers, uint32_t kv_lora_rank,
-                                  uint32_t qk_rope_head_dim)
-{
-    size_t elements = (size_t)kv_lora_rank + qk_rope_head_dim, row_bytes;
-    switch (type) {
-    case DSV2_CACHE_F32: row_bytes = elements * sizeof(float); break;
-    case DSV2_CACHE_DEFAULT: type = DSV2_CACHE_F16; /* fall through */
-    case DSV2_CACHE_F16: row_bytes = elements * sizeof(uint16_t); break;
-    case DSV2_CACHE_Q8:
-    case DSV2_CACHE_Q6: return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "cache_type %d: this version has f32 and f16 caches only", (int)type);
-    default: return dsv2_fail(DSV2_ERROR_ARGUMENT, "cache_type is %d, expected a dsv2_cache_type", (int)type);
-    }
-    *shape = (dsv2_cache_shape){
-        .type = type,
-        .n_layers = n_layers,
-        .kv_lora_rank = kv_lora_rank,
-        .qk_rope_head_dim = qk_rope_head_dim,
-        .row_bytes = row_bytes,
-        .layer_bytes = row_bytes * DSV2_PAGE_TOKENS,
-        .page_bytes = row_bytes * DSV2_PAGE_TOKENS * n_layers,
-    };
-    return DSV2_OK;
-}
-
-void dsv2_cache_encode_row(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const float *row, uint8_t *stored)
-{
-    size_t elements = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
-    if (shape->type == DSV2_CACHE_F32)
-        memcpy(stored, row, elements * sizeof(float));
-    else
-        kernels->f32_to_f16((uint16_t *)(void *)stored, row, elements);
-}
-
-void dsv2_cache_decode_rows(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n, float *rows)
-{
-    size_t elements = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
-    kernels->to_f32[shape->type == DSV2_CACHE_F32 ? DSV2_TYPE_F32 : DSV2_TYPE_F16](rows, stored, n * elements);
-}
 
 void dsv2_page_pool_init(dsv2_page_pool *pool, uint64_t bytes_limit)
 {

@@ -22,20 +22,26 @@ enum { DSV2_PAGE_TOKENS = 64 };
 typedef struct dsv2_cache_shape {
     dsv2_cache_type type; /* never DSV2_CACHE_DEFAULT */
     uint32_t n_layers, kv_lora_rank, qk_rope_head_dim;
+    uint32_t rotation;  /* latents are kept rotated in blocks of so many elements; 1: as they are. See dsv2_cache_rotate */
     size_t row_bytes;   /* of one token in one layer */
     size_t layer_bytes; /* of one layer in a page: DSV2_PAGE_TOKENS rows */
     size_t page_bytes;
 } dsv2_cache_shape;
 
-/* DSV2_ERROR_UNSUPPORTED for an element type that is not there. */
+/* DSV2_ERROR_ARGUMENT for a type that there is not. */
 dsv2_status dsv2_cache_shape_init(dsv2_cache_shape *shape, dsv2_cache_type type, uint32_t n_layers, uint32_t kv_lora_rank,
                                   uint32_t qk_rope_head_dim);
 
-/* One row to its stored form: kv_lora_rank + qk_rope_head_dim floats in, row_bytes out. */
-void dsv2_cache_encode_row(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const float *row, uint8_t *stored);
+/* One row to its stored form: kv_lora_rank + qk_rope_head_dim floats in, which are used up, row_bytes out. */
+void dsv2_cache_encode_row(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, float *row, uint8_t *stored);
 
-/* n consecutive stored rows to floats, kv_lora_rank + qk_rope_head_dim each. */
+/* n consecutive stored rows to floats, kv_lora_rank + qk_rope_head_dim each, in the basis that they are kept in. Any bytes
+ * decode to something. */
 void dsv2_cache_decode_rows(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n, float *rows);
+
+/* Takes kv_lora_rank floats into the basis that latents are kept in, or back: the rotation is orthogonal and its own inverse. So
+ * attention may rotate its few queries and results rather than every row: (R q) . (R c) = q . c. */
+void dsv2_cache_rotate(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, float *latent);
 
 /* Accounts for the pages of all sessions of a model. */
 typedef struct dsv2_page_pool {

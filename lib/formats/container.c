@@ -119,6 +119,11 @@ const dsv2_other_tensor *dsv2_container_find_other(const dsv2_container *contain
     return container->n_others == 0 ? NULL : bsearch(&key, container->others, container->n_others, sizeof key, compare_others);
 }
 
+bool dsv2_container_has(const dsv2_container *container, const char *name)
+{
+    return dsv2_container_find(container, name) != NULL || dsv2_container_find_other(container, name) != NULL;
+}
+
 dsv2_status dsv2_container_require(const dsv2_container *container, const char *name, const dsv2_tensor **tensor)
 {
     *tensor = dsv2_container_find(container, name);
@@ -137,6 +142,8 @@ size_t dsv2_container_count(const dsv2_container *container) { return container-
 const dsv2_tensor *dsv2_container_tensor(const dsv2_container *container, size_t index) { return &container->tensors[index]; }
 
 const char *dsv2_container_kind(const dsv2_container *container) { return container->kind; }
+
+const char *dsv2_container_path(const dsv2_container *container) { return container->path; }
 
 dsv2_status dsv2_container_check(const dsv2_container *container)
 {

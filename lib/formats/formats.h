@@ -1,11 +1,13 @@
 /* formats: where weights come from. Every container gives the same view: tensors by name, each typed, shaped, checked to lie
  * inside its file. Names and shapes are as the file has them; what they mean is the model room's business.
- * May include: base, kernels (for element types). */
+ * May include: base, kernels (for element types), tokenizer (to make one of a GGUF's vocabulary). */
 #ifndef DSV2_LIB_FORMATS_H
 #define DSV2_LIB_FORMATS_H
 
 #include "base/base.h"
 #include "kernels/kernels.h"
+
+#include <dsv2/tokenizer.h>
 
 enum { DSV2_TENSOR_MAX_DIMS = 4 };
 
@@ -34,7 +36,10 @@ void dsv2_container_close(dsv2_container *container);
 /* The tensor of this name; NULL if there is none, or if its element type is not one of dsv2_type. */
 const dsv2_tensor *dsv2_container_find(const dsv2_container *container, const char *name);
 
-/* The same where the tensor has to be there: DSV2_ERROR_FORMAT if it is missing, DSV2_ERROR_UNSUPPORTED, naming the type, if
+/* Whether there is a tensor of this name, of whatever type. */
+bool dsv2_container_has(const dsv2_container *container, const char *name);
+
+/* The same as dsv2_container_find where the tensor has to be there: DSV2_ERROR_FORMAT if it is missing, DSV2_ERROR_UNSUPPORTED, naming the type, if
  * it is there with an element type that this library does not read. */
 dsv2_status dsv2_container_require(const dsv2_container *container, const char *name, const dsv2_tensor **tensor);
 
@@ -69,10 +74,17 @@ typedef enum dsv2_gguf_element { DSV2_GGUF_U8, DSV2_GGUF_I32, DSV2_GGUF_F32 } ds
 dsv2_status dsv2_gguf_array(const dsv2_container *container, const char *key, dsv2_gguf_element element, const void **values,
                             size_t *n);
 
+/* The tokenizer of a GGUF's vocabulary; *tokenizer is NULL if it has none. DSV2_ERROR_UNSUPPORTED if it is not byte-level BPE
+ * with a pre-tokenizer that is known. */
+dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer);
+
 /* ---- all ---- */
 
 /* What was opened: "safetensors" or "gguf". */
 const char *dsv2_container_kind(const dsv2_container *container);
+
+/* The path that it was opened by, for messages. */
+const char *dsv2_container_path(const dsv2_container *container);
 
 /* DSV2_ERROR_IO if any file's size has changed since it was mapped. */
 dsv2_status dsv2_container_check(const dsv2_container *container);

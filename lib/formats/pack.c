@@ -58,18 +58,6 @@ static bool code_of_type(dsv2_type type, uint8_t *code)
     return false;
 }
 
-static void store_u64(uint8_t *bytes, uint64_t value)
-{
-    for (int i = 0; i < 8; i++)
-        bytes[i] = (uint8_t)(value >> 8 * i);
-}
-
-static void store_u32(uint8_t *bytes, uint32_t value)
-{
-    for (int i = 0; i < 4; i++)
-        bytes[i] = (uint8_t)(value >> 8 * i);
-}
-
 bool dsv2_is_pack(const char *path)
 {
     char magic[sizeof MAGIC];
@@ -309,12 +297,12 @@ dsv2_status dsv2_pack_writer_tensor(dsv2_pack_writer *writer, const char *name, 
     entry[1] = (uint8_t)(name_size >> 8);
     entry[2] = code;
     entry[3] = (uint8_t)n_dims;
-    store_u64(entry + 4, writer->file.size);
-    store_u64(entry + 12, bytes);
-    store_u64(entry + 20, 0); /* the checksum comes with the last byte */
-    store_u64(entry + 28, 0); /* reserved */
+    dsv2_store_u64(entry + 4, writer->file.size);
+    dsv2_store_u64(entry + 12, bytes);
+    dsv2_store_u64(entry + 20, 0); /* the checksum comes with the last byte */
+    dsv2_store_u64(entry + 28, 0); /* reserved */
     for (uint32_t i = 0; i < n_dims; i++)
-        store_u64(entry + ENTRY_BYTES + 8u * i, dims[i]);
+        dsv2_store_u64(entry + ENTRY_BYTES + 8u * i, dims[i]);
     memcpy(entry + ENTRY_BYTES + 8u * n_dims, name, name_size);
     writer->entry = writer->index_size;
     writer->index_size += entry_size;
@@ -331,7 +319,7 @@ dsv2_status dsv2_pack_writer_data(dsv2_pack_writer *writer, const void *data, si
     XXH3_64bits_update(writer->checksum, data, size);
     writer->left -= size;
     if (writer->left == 0)
-        store_u64(writer->index + writer->entry + 20, XXH3_64bits_digest(writer->checksum));
+        dsv2_store_u64(writer->index + writer->entry + 20, XXH3_64bits_digest(writer->checksum));
     return DSV2_OK;
 }
 
@@ -341,9 +329,9 @@ dsv2_status dsv2_pack_writer_text(dsv2_pack_writer *writer, const char *name, co
     if (needed > MAX_TEXT_BYTES || !dsv2_grow(&writer->texts, &writer->texts_capacity, needed, 1))
         return dsv2_fail_memory(name, needed);
     uint8_t *at = writer->texts + writer->texts_size;
-    store_u32(at, (uint32_t)name_size);
-    store_u32(at + 4, 0);
-    store_u64(at + 8, size);
+    dsv2_store_u32(at, (uint32_t)name_size);
+    dsv2_store_u32(at + 4, 0);
+    dsv2_store_u64(at + 8, size);
     memcpy(at + TEXT_HEADER, name, name_size);
     memcpy(at + TEXT_HEADER + name_size, text, size);
     writer->texts_size = needed;
@@ -361,10 +349,10 @@ static dsv2_status append_block(dsv2_pack_writer *writer, const uint8_t *data, s
     size_t n = ZSTD_compress(stored, capacity, data, size, LEVEL);
     dsv2_status status = ZSTD_isError(n) ? dsv2_fail_memory("compression", capacity) : DSV2_OK;
     if (status == DSV2_OK) {
-        store_u64(header, writer->file.size);
-        store_u64(header + 8, n);
-        store_u64(header + 16, size);
-        store_u64(header + 24, XXH3_64bits(stored, n));
+        dsv2_store_u64(header, writer->file.size);
+        dsv2_store_u64(header + 8, n);
+        dsv2_store_u64(header + 16, size);
+        dsv2_store_u64(header + 24, XXH3_64bits(stored, n));
         status = dsv2_writer_append(&writer->file, stored, n);
     }
     dsv2_free(stored);
@@ -375,14 +363,14 @@ dsv2_status dsv2_pack_writer_commit(dsv2_pack_writer *writer)
 {
     uint8_t header[HEADER_BYTES] = {0};
     memcpy(header, MAGIC, sizeof MAGIC);
-    store_u32(header + 8, VERSION);
+    dsv2_store_u32(header + 8, VERSION);
     dsv2_status status = append_block(writer, writer->index, writer->index_size, header + 24);
     if (status == DSV2_OK)
         status = append_block(writer, writer->texts, writer->texts_size, header + 56);
     if (status != DSV2_OK)
         return status;
-    store_u64(header + 16, writer->file.size);
-    store_u64(header + HEADER_BYTES - 8, XXH3_64bits(header, HEADER_BYTES - 8));
+    dsv2_store_u64(header + 16, writer->file.size);
+    dsv2_store_u64(header + HEADER_BYTES - 8, XXH3_64bits(header, HEADER_BYTES - 8));
     status = dsv2_writer_replace(&writer->file, 0, header, sizeof header);
     if (status != DSV2_OK)
         return status;

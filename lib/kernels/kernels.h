@@ -67,6 +67,9 @@ typedef struct dsv2_x8 {
     float halves[2]; /* the same of each 16 */
 } dsv2_x8;
 
+/* Two elements of 45 levels, -22 to 22, share 11 bits: 45^2 = 2025 of 2048 codes. */
+enum { DSV2_PAIR_LEVELS = 45 };
+
 typedef struct dsv2_kernels {
     const char *name; /* "c", "avx2", "avx512" */
 
@@ -110,6 +113,18 @@ typedef struct dsv2_kernels {
 
     /* The largest of n >= 1 floats; NaN is not looked for. */
     float (*max)(const float *x, size_t n);
+
+    /* Rows of the latent KV cache; the same bits from every set. Their layout is in lib/cache/quantise.c. */
+
+    /* The Walsh-Hadamard transform of every `block` elements (a power of two that divides n), divided by sqrt(block): orthogonal,
+     * and its own inverse. */
+    void (*rotate)(float *x, size_t block, size_t n);
+
+    /* out[i] = codes[i] * scale of i's group; a bf16 scale for every `group` elements. */
+    void (*unpack_q8)(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n);
+
+    /* The same for elements of DSV2_PAIR_LEVELS levels, two in 11 bits; n even. */
+    void (*unpack_pairs)(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n);
 } dsv2_kernels;
 
 /* The table by name; NULL or "auto" gives the best that this processor and operating system run.

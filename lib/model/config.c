@@ -288,8 +288,7 @@ static dsv2_status read_groups(const reader *r, dsv2_config *config)
     return status;
 }
 
-/* What a mixture must be like, wherever its numbers come from. */
-dsv2_status dsv2_config_check_experts(const char *path, const dsv2_config *config)
+dsv2_status dsv2_config_settle_experts(const char *path, dsv2_config *config)
 {
     uint32_t experts = config->n_routed_experts, groups = config->n_group;
     if (experts % groups != 0)
@@ -301,6 +300,14 @@ dsv2_status dsv2_config_check_experts(const char *path, const dsv2_config *confi
     if (config->num_experts_per_tok > config->topk_group * (experts / groups))
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: num_experts_per_tok is %u, but topk_group leaves %u to choose from", path,
                          (unsigned)config->num_experts_per_tok, (unsigned)(config->topk_group * (experts / groups)));
+    uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size; /* the size of their common network */
+    if (shared > DSV2_MAX_DIM)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: n_shared_experts times moe_intermediate_size is %llu, expected at most %d", path,
+                         (unsigned long long)shared, DSV2_MAX_DIM);
+    if (config->num_experts_per_tok == 1)
+        config->norm_topk_prob = false;
+    if (config->norm_topk_prob && !config->is_v3)
+        config->routed_scaling_factor = 1;
     return DSV2_OK;
 }
 
@@ -334,9 +341,6 @@ static dsv2_status read_experts(const reader *r, dsv2_config *config)
         if (status != DSV2_OK)
             return status;
     }
-    if ((uint64_t)config->n_shared_experts * config->moe_intermediate_size > DSV2_MAX_DIM)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: n_shared_experts times moe_intermediate_size is %llu, expected at most %d",
-                         r->path, (unsigned long long)config->n_shared_experts * config->moe_intermediate_size, DSV2_MAX_DIM);
     status = read_routing_names(r, config);
     if (status == DSV2_OK)
         status = read_groups(r, config);
@@ -345,11 +349,7 @@ static dsv2_status read_experts(const reader *r, dsv2_config *config)
     if (status == DSV2_OK)
         status = read_bool(r, "norm_topk_prob", config->is_v3, &config->norm_topk_prob);
     if (status == DSV2_OK)
-        status = dsv2_config_check_experts(r->path, config);
-    if (config->num_experts_per_tok == 1)
-        config->norm_topk_prob = false;
-    if (config->norm_topk_prob && !config->is_v3)
-        config->routed_scaling_factor = 1;
+        status = dsv2_config_settle_experts(r->path, config);
     return status;
 }
 

@@ -67,8 +67,12 @@ typedef struct dsv2_config {
  * are ignored; a field that could, with a value that this library does not implement, is DSV2_ERROR_UNSUPPORTED. */
 dsv2_status dsv2_config_from_json(const char *path, const char *json, size_t size, const dsv2_logger *logger, dsv2_config *config);
 
-/* Whether groups, experts and chosen experts go together; for the readers of configurations. */
-dsv2_status dsv2_config_check_experts(const char *path, const dsv2_config *config);
+/* From the metadata of a GGUF of architecture "deepseek2", as llama.cpp's converter has written it over the years. */
+dsv2_status dsv2_config_from_gguf(const dsv2_container *container, const dsv2_logger *logger, dsv2_config *config);
+
+/* The end of both: checks that groups, experts and chosen experts go together, and brings norm_topk_prob and
+ * routed_scaling_factor, as the file has them, into the form described above. */
+dsv2_status dsv2_config_settle_experts(const char *path, dsv2_config *config);
 
 /* The other way round: *json (for dsv2_free, terminated) is read back as the same configuration. Element types are not in it. */
 dsv2_status dsv2_config_to_json(const dsv2_config *config, char **json);

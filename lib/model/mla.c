@@ -106,7 +106,7 @@ static void for_absorbed_rows(mla *a, uint32_t head, unsigned thread, void (*fn)
     }
 }
 
-/* (W^UK)^T q^C, and q^R behind it. */
+/* (W^UK)^T q^C in the cache's basis, and q^R behind it. */
 static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread)
 {
     dsv2_pass *pass = a->pass;
@@ -122,6 +122,8 @@ static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigne
     }
     dsv2_matmul(pass->model->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
                 dsv2_thread_scratch(pass, thread));
+    for (uint32_t i = 0; i < n; i++)
+        dsv2_cache_rotate(&pass->sequences[pass->row_sequence[row + i]].cache->shape, pass->model->kernels, out + i * stride);
 }
 
 /* o = W^UV (weighted sum of latents). */
@@ -218,7 +220,7 @@ static void merge_span(float *total, float *total_max, float *total_sum, const f
     *total_max = largest;
 }
 
-/* The query's softmax-weighted latent, over what was its query vector. */
+/* The query's softmax-weighted latent, in the model's own basis, over what was its query vector. */
 static void finish_query(const mla *a, uint32_t row, uint32_t head, const float *total, float total_sum)
 {
     const dsv2_config *config = &a->pass->model->config;
@@ -227,6 +229,7 @@ static void finish_query(const mla *a, uint32_t row, uint32_t head, const float 
     float scale = 1.0f / total_sum;
     for (uint32_t j = 0; j < lora; j++)
         out[j] = total[j] * scale;
+    dsv2_cache_rotate(&a->pass->sequences[a->pass->row_sequence[row]].cache->shape, a->pass->model->kernels, out);
 }
 
 static size_t span_count(size_t position) { return position / DSV2_SPAN_TOKENS + 1; }
@@ -436,6 +439,8 @@ static void expanded_task(void *context, size_t head, unsigned thread)
     for (size_t t = 0; t < end; t += DSV2_PAGE_TOKENS) {
         size_t n = end - t < DSV2_PAGE_TOKENS ? end - t : DSV2_PAGE_TOKENS;
         dsv2_cache_decode_rows(&sequence->cache->shape, kernels, dsv2_cache_rows(sequence->cache, a->layer, t / DSV2_PAGE_TOKENS), n, s.tile);
+        for (size_t i = 0; i < n; i++)
+            dsv2_cache_rotate(&sequence->cache->shape, kernels, s.tile + i * (config->kv_lora_rank + config->qk_rope_head_dim));
         expand_tile(a, (uint32_t)head, n, &s);
         /* Rows before the tile see nothing of it. */
         uint32_t first = t > sequence->first_position ? (uint32_t)(t - sequence->first_position) : 0;

@@ -100,6 +100,25 @@ dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session
     return DSV2_OK;
 }
 
+#define EXCHANGE(type, a, b)                                                                                                        \
+    do {                                                                                                                           \
+        type kept = a;                                                                                                             \
+        a = b;                                                                                                                     \
+        b = kept;                                                                                                                  \
+    } while (0)
+
+void dsv2_session_exchange(dsv2_session *session, dsv2_snapshot_content *content, bool sampler_too)
+{
+    EXCHANGE(dsv2_cache, session->cache, content->cache);
+    EXCHANGE(int32_t *, session->tokens, content->tokens);
+    EXCHANGE(size_t, session->tokens_capacity, content->tokens_capacity);
+    EXCHANGE(size_t, session->length, content->n_tokens);
+    EXCHANGE(float *, session->logits, content->logits);
+    EXCHANGE(bool, session->has_logits, content->has_logits);
+    if (sampler_too)
+        EXCHANGE(dsv2_sampler, session->sampler, content->sampler);
+}
+
 dsv2_status dsv2_session_need_logits(const dsv2_session *session)
 {
     if (session->has_logits)

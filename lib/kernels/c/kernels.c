@@ -1,4 +1,5 @@
 /* The reference: plain C, one thing after another. What the other sets are tested against, and what runs elsewhere. */
+#include "kernels/latent.h"
 #include "kernels/packed.h"
 #include "kernels/tables.h"
 
@@ -166,4 +167,5 @@ const dsv2_kernels dsv2_kernels_c = {
     .swiglu = swiglu,
     .add_scaled = add_scaled,
     .max = maximum,
+    LATENT_KERNELS,
 };

@@ -1,4 +1,5 @@
 /* AVX-512 F, BW, DQ, VL, VNNI. */
+#include "kernels/latent.h"
 #include "kernels/packed.h"
 #include "kernels/tables.h"
 
@@ -12,7 +13,7 @@ typedef __m512 vec;
 typedef __m512i ivec;
 typedef uint32_t lanes __attribute__((vector_size(64)));
 
-enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PACKED_ROWS = 16 };
+enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PACKED_ROWS = 6, PACKED_VECS = 2 };
 
 INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1); }
 
@@ -66,21 +67,23 @@ INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm512_cvtepu8_epi3
 INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 INLINE vec fnmadd(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
 
-#include "kernels/x86/vector_kernels.h"
+INLINE ivec splat_int(int word) { return _mm512_set1_epi32(word); }
 
-INLINE ivec dot(dsv2_type type, const ivec *w, const int8_t *x, size_t n)
+typedef ivec dot_sum;
+INLINE dot_sum dot_clear(void) { return _mm512_setzero_si512(); }
+INLINE dot_sum dot_add(dsv2_type type, dot_sum sum, size_t g, ivec w, ivec x)
+{
+    (void)type, (void)g;
+    return _mm512_dpbusd_epi32(sum, w, x);
+}
+INLINE ivec dot_total(dsv2_type type, dot_sum sum)
 {
     (void)type;
-    ivec sum = _mm512_setzero_si512();
-    UNROLL
-    for (size_t g = 0; g < n; g++) {
-        int word;
-        memcpy(&word, x + 4 * g, sizeof word);
-        sum = _mm512_dpbusd_epi32(sum, w[g], _mm512_set1_epi32(word));
-    }
     return sum;
 }
 
+#include "kernels/x86/vector_kernels.h"
+
 #include "kernels/x86/packed_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS};
+const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, LATENT_KERNELS};

@@ -5,8 +5,12 @@
  *   to_floats(v)                signed lanes
  *   floats_of_u8(p) floats_of_s8(p)         LANES bytes
  *   fnmadd(a, b, c)             c - a * b
- *   dot(type, w, x, n)          lane by lane the sum of w[g] times bytes 4g to 4g + 3 of x, g < n; exact
- *   PACKED_ROWS                 rows of activations in a block: their sums and 8 vectors of weights share the registers */
+ *   splat_int(word)             the same 4 bytes in every lane
+ *   dot_sum                     what a sum of products of bytes is kept in: dot_clear(), dot_add(type, sum, g, w, x) for words
+ *                               g = 0, 1, ... in turn, and dot_total(type, sum), lane by lane and exact
+ *   PACKED_ROWS, PACKED_VECS    rows of activations, and vectors of rows of weights, in a block: its sums, in floats and in
+ *                               integers, have to fit into the registers
+ */
 
 enum {
     PACKED_M_BLOCK = 192, /* rows of activations that use a group of weights before the next: they stay in the second-level cache */
@@ -118,118 +122,148 @@ INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t p
     }
 }
 
-/* The 8 words of a block. */
-INLINE void read_block(dsv2_type type, ivec w[BLOCK_WORDS], const uint8_t *block, size_t part)
+/* Word g of a block. */
+INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
 {
-    block += part * PART;
-    if (type == DSV2_TYPE_P8) {
-        UNROLL
-        for (size_t g = 0; g < BLOCK_WORDS; g++)
-            w[g] = load_ints(block + g * VECTOR);
-        return;
-    }
-    UNROLL
-    for (size_t g = 0; g < 4; g++) {
-        ivec both = load_ints(block + g * VECTOR);
-        w[g] = and_bits(both, 0x0f0f0f0f);
-        w[4 + g] = and_bits(shift_right(both, 4), 0x0f0f0f0f);
-    }
+    if (type == DSV2_TYPE_P8)
+        return load_ints(block + g * VECTOR);
+    ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
     if (type == DSV2_TYPE_P5) {
         ivec more = load_ints(block + 4 * VECTOR);
-        UNROLL
-        for (size_t g = 0; g < BLOCK_WORDS; g++)
-            w[g] = or_ints(w[g], and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
+        w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
     }
     if (type == DSV2_TYPE_P6) {
-        ivec more[2] = {load_ints(block + 4 * VECTOR), load_ints(block + 5 * VECTOR)};
-        UNROLL
-        for (size_t g = 0; g < BLOCK_WORDS; g++) {
-            ivec m = more[g / 4];
-            size_t at = 2 * (g % 4);
-            w[g] = or_ints(w[g], and_bits(at < 4 ? shift_left(m, 4 - at) : shift_right(m, at - 4), 0x30303030));
-        }
+        ivec more = load_ints(block + (4 + g / 4) * VECTOR);
+        size_t at = 2 * (g % 4);
+        w = or_ints(w, and_bits(at < 4 ? shift_left(more, 4 - at) : shift_right(more, at - 4), 0x30303030));
     }
+    return w;
 }
 
 /* ---- products ---- */
 
-/* Adds a block's products for n_x rows of activations. The order of these four steps is the sums' order. */
-INLINE void add_block(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t b, size_t n_x, const ivec *w, const affine *a,
+/* Where a block of the product reads: n_v vectors of rows of weights. */
+typedef struct weights {
+    const uint8_t *spans[PACKED_VECS]; /* moved to the vector's lanes */
+    affine affine[PACKED_VECS];
+} weights;
+
+/* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the span. The order of these steps is the
+ * sums' order. */
+INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t n_x, const weights *w, const uint8_t *const *blocks,
+                      size_t n_v, size_t first, size_t n, size_t at)
+{
+    dot_sum d[PACKED_ROWS * PACKED_VECS];
+    UNROLL
+    for (size_t a = 0; a < n_x * n_v; a++)
+        d[a] = dot_clear();
+    UNROLL
+    for (size_t g = 0; g < n; g++) {
+        /* low and high halves of the same bytes one after the other */
+        size_t step = n == BLOCK_WORDS && type != DSV2_TYPE_P8 ? g / 2 + g % 2 * 4 : first + g;
+        ivec words[PACKED_VECS];
+        UNROLL
+        for (size_t v = 0; v < n_v; v++)
+            words[v] = read_word(type, blocks[v], step);
+        UNROLL
+        for (size_t i = 0; i < n_x; i++) {
+            int four;
+            memcpy(&four, x[i]->q + 4 * step, sizeof four);
+            ivec values = splat_int(four);
+            UNROLL
+            for (size_t v = 0; v < n_v; v++)
+                d[i * n_v + v] = dot_add(type, d[i * n_v + v], g, words[v], values);
+        }
+    }
+    UNROLL
+    for (size_t i = 0; i < n_x; i++) {
+        vec scale = splat(x[i]->scale), sum = splat(n == BLOCK_WORDS ? x[i]->sum : x[i]->halves[first / 4]);
+        UNROLL
+        for (size_t v = 0; v < n_v; v++) {
+            vec *s = &sums[i * n_v + v];
+            *s = fmadd(mul(to_floats(dot_total(type, d[i * n_v + v])), scale), w->affine[v].scales[at], *s);
+            *s = fnmadd(sum, w->affine[v].minima[at], *s);
+        }
+    }
+}
+
+INLINE void add_block(dsv2_type type, vec *sums, const dsv2_x8 *const *rows, size_t n_x, const weights *w, size_t n_v, size_t b,
                       size_t at)
 {
+    const uint8_t *blocks[PACKED_VECS];
+    const dsv2_x8 *x[PACKED_ROWS];
     UNROLL
-    for (size_t i = 0; i < n_x; i++) {
-        const dsv2_x8 *block = x[i] + b;
-        vec scale = splat(block->scale);
-        if (type == DSV2_TYPE_P6) {
-            vec first = mul(to_floats(dot(type, w, block->q, 4)), scale);
-            vec second = mul(to_floats(dot(type, w + 4, block->q + 16, 4)), scale);
-            sums[i] = fmadd(first, a->scales[2 * at], sums[i]);
-            sums[i] = fnmadd(splat(block->halves[0]), a->minima[2 * at], sums[i]);
-            sums[i] = fmadd(second, a->scales[2 * at + 1], sums[i]);
-            sums[i] = fnmadd(splat(block->halves[1]), a->minima[2 * at + 1], sums[i]);
-        } else {
-            vec product = mul(to_floats(dot(type, w, block->q, BLOCK_WORDS)), scale);
-            sums[i] = fmadd(product, a->scales[at], sums[i]);
-            sums[i] = fnmadd(splat(block->sum), a->minima[at], sums[i]);
-        }
-    }
-}
-
-/* One part of a group for n_x rows of activations. */
-INLINE void packed_part(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, const uint8_t *group,
-                        size_t part, size_t n, size_t k)
-{
-    vec sums[PACKED_ROWS];
+    for (size_t v = 0; v < n_v; v++)
+        blocks[v] = w->spans[v] + HEADER + at * dsv2_block_bytes(type);
     UNROLL
     for (size_t i = 0; i < n_x; i++)
-        sums[i] = zero();
-    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
-    for (size_t b0 = 0; b0 < blocks; b0 += SPAN_BLOCKS) {
-        const uint8_t *span = dsv2_span(type, group, b0 / SPAN_BLOCKS);
-        size_t n_blocks = blocks - b0 < SPAN_BLOCKS ? blocks - b0 : SPAN_BLOCKS;
-        affine a;
-        read_header(type, &a, span, part);
-        for (size_t b = 0; b < n_blocks; b++) {
-            ivec w[BLOCK_WORDS];
-            read_block(type, w, span + HEADER + b * dsv2_block_bytes(type), part);
-            add_block(type, sums, x, b0 + b, n_x, w, &a, b);
-        }
-    }
-    UNROLL
-    for (size_t i = 0; i < n_x; i++) {
-        if (n >= LANES)
-            store(out + i * out_stride, sums[i]);
-        else
-            store_first(out + i * out_stride, sums[i], n);
+        x[i] = rows[i] + b;
+    if (type == DSV2_TYPE_P6) {
+        add_words(type, sums, x, n_x, w, blocks, n_v, 0, 4, 2 * at);
+        add_words(type, sums, x, n_x, w, blocks, n_v, 4, 4, 2 * at + 1);
+    } else {
+        add_words(type, sums, x, n_x, w, blocks, n_v, 0, BLOCK_WORDS, at);
     }
 }
 
-INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, const uint8_t *group,
-                         size_t n, size_t k)
+/* n_v vectors of rows of weights, of which n rows count, for n_x rows of activations. */
+INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, const uint8_t *groups,
+                         size_t n_v, size_t n, size_t k)
 {
-    for (size_t part = 0; part < DSV2_PACK_ROWS / LANES && part * LANES < n; part++)
-        packed_part(type, out + part * LANES, out_stride, x, n_x, group, part, n - part * LANES, k);
+    vec sums[PACKED_ROWS * PACKED_VECS];
+    UNROLL
+    for (size_t a = 0; a < n_x * n_v; a++)
+        sums[a] = zero();
+    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS, group_bytes = dsv2_group_bytes(type, k);
+    for (size_t b0 = 0; b0 < blocks; b0 += SPAN_BLOCKS) {
+        size_t n_blocks = blocks - b0 < SPAN_BLOCKS ? blocks - b0 : SPAN_BLOCKS;
+        weights w;
+        for (size_t v = 0; v < n_v; v++) {
+            const uint8_t *group = groups + v * LANES / DSV2_PACK_ROWS * group_bytes;
+            size_t part = v % (DSV2_PACK_ROWS / LANES);
+            w.spans[v] = dsv2_span(type, group, b0 / SPAN_BLOCKS) + part * PART;
+            read_header(type, &w.affine[v], w.spans[v] - part * PART, part);
+        }
+        for (size_t b = 0; b < n_blocks; b++)
+            add_block(type, sums, x, n_x, &w, n_v, b0 + b, b);
+    }
+    for (size_t v = 0; v < n_v && v * LANES < n; v++) {
+        size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES;
+        for (size_t i = 0; i < n_x; i++)
+            store_first(out + i * out_stride + v * LANES, sums[i * n_v + v], valid);
+    }
+}
+
+/* All of m rows of activations. */
+INLINE void packed_rows(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *groups,
+                        size_t n_v, size_t n, size_t k)
+{
+    size_t i = 0;
+    for (; m - i >= PACKED_ROWS; i += PACKED_ROWS)
+        packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS, groups, n_v, n, k);
+    for (; PACKED_ROWS > 4 && m - i >= 4; i += 4)
+        packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS > 4 ? 4 : 1, groups, n_v, n, k);
+    for (; m - i >= 2; i += 2)
+        packed_block(type, out + i * out_stride, out_stride, x + i, 2, groups, n_v, n, k);
+    if (i < m)
+        packed_block(type, out + i * out_stride, out_stride, x + i, 1, groups, n_v, n, k);
 }
 
 INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w,
                           size_t n, size_t k)
 {
+    enum { ALL = PACKED_VECS * LANES, ONE_GROUP = DSV2_PACK_ROWS / LANES };
     size_t group_bytes = dsv2_group_bytes(type, k);
-    for (size_t i0 = 0; i0 < m; i0 += PACKED_M_BLOCK) {
-        size_t end = m - i0 < PACKED_M_BLOCK ? m : i0 + PACKED_M_BLOCK;
-        for (size_t j = 0; j < n; j += DSV2_PACK_ROWS) {
-            const uint8_t *group = w + j / DSV2_PACK_ROWS * group_bytes;
-            size_t i = i0, valid = n - j < DSV2_PACK_ROWS ? n - j : DSV2_PACK_ROWS;
-            for (; end - i >= PACKED_ROWS; i += PACKED_ROWS)
-                packed_group(type, out + i * out_stride + j, out_stride, x + i, PACKED_ROWS, group, valid, k);
-            for (; end - i >= 4; i += 4)
-                packed_group(type, out + i * out_stride + j, out_stride, x + i, 4, group, valid, k);
-            for (; end - i >= 2; i += 2)
-                packed_group(type, out + i * out_stride + j, out_stride, x + i, 2, group, valid, k);
-            if (i < end)
-                packed_group(type, out + i * out_stride + j, out_stride, x + i, 1, group, valid, k);
-        }
+    for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
+        size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK, j = 0;
+        float *at = out + i * out_stride;
+        if (rows <= 2) /* bound by memory: one stream */
+            for (; j < n; j += DSV2_PACK_ROWS)
+                packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, ONE_GROUP, n - j, k);
+        for (; j < n && n - j > ALL - DSV2_PACK_ROWS; j += ALL)
+            packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, PACKED_VECS, n - j, k);
+        for (; j < n; j += DSV2_PACK_ROWS)
+            packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, ONE_GROUP, n - j, k);
     }
 }
 

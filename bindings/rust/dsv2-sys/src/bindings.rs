@@ -51,12 +51,7 @@ impl dsv2_phase {
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub struct dsv2_phase(pub ::std::os::raw::c_uint);
 pub type dsv2_progress_fn = ::std::option::Option<
-    unsafe extern "C" fn(
-        user: *mut ::std::os::raw::c_void,
-        phase: dsv2_phase,
-        done: u64,
-        total: u64,
-    ) -> ::std::os::raw::c_int,
+    unsafe extern "C" fn(user: *mut ::std::os::raw::c_void, phase: dsv2_phase, done: u64, total: u64) -> ::std::os::raw::c_int,
 >;
 impl dsv2_log_level {
     pub const DSV2_LOG_WARNING: dsv2_log_level = dsv2_log_level(1);
@@ -66,11 +61,7 @@ impl dsv2_log_level {
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub struct dsv2_log_level(pub ::std::os::raw::c_uint);
 pub type dsv2_log_fn = ::std::option::Option<
-    unsafe extern "C" fn(
-        user: *mut ::std::os::raw::c_void,
-        level: dsv2_log_level,
-        message: *const ::std::os::raw::c_char,
-    ),
+    unsafe extern "C" fn(user: *mut ::std::os::raw::c_void, level: dsv2_log_level, message: *const ::std::os::raw::c_char),
 >;
 impl dsv2_weight_type {
     pub const DSV2_WEIGHTS_AS_STORED: dsv2_weight_type = dsv2_weight_type(0);
@@ -105,16 +96,8 @@ pub struct dsv2_model_options {
 fn bindgen_test_layout_dsv2_model_options() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_model_options> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_model_options>(),
-        64usize,
-        "Size of dsv2_model_options"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_model_options>(),
-        8usize,
-        "Alignment of dsv2_model_options"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_model_options>(), 64usize, "Size of dsv2_model_options");
+    assert_eq!(::std::mem::align_of::<dsv2_model_options>(), 8usize, "Alignment of dsv2_model_options");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -214,16 +197,8 @@ pub struct dsv2_model_info {
 fn bindgen_test_layout_dsv2_model_info() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_model_info> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_model_info>(),
-        256usize,
-        "Size of dsv2_model_info"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_model_info>(),
-        8usize,
-        "Alignment of dsv2_model_info"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_model_info>(), 256usize, "Size of dsv2_model_info");
+    assert_eq!(::std::mem::align_of::<dsv2_model_info>(), 8usize, "Alignment of dsv2_model_info");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -397,8 +372,7 @@ fn bindgen_test_layout_dsv2_model_info() {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_model_get_info(model: *const dsv2_model, info: *mut dsv2_model_info)
-        -> dsv2_status;
+    pub fn dsv2_model_get_info(model: *const dsv2_model, info: *mut dsv2_model_info) -> dsv2_status;
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -413,16 +387,8 @@ pub struct dsv2_memory_info {
 fn bindgen_test_layout_dsv2_memory_info() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_memory_info> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_memory_info>(),
-        40usize,
-        "Size of dsv2_memory_info"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_memory_info>(),
-        8usize,
-        "Alignment of dsv2_memory_info"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_memory_info>(), 40usize, "Size of dsv2_memory_info");
+    assert_eq!(::std::mem::align_of::<dsv2_memory_info>(), 8usize, "Alignment of dsv2_memory_info");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -451,10 +417,7 @@ fn bindgen_test_layout_dsv2_memory_info() {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_model_get_memory(
-        model: *const dsv2_model,
-        info: *mut dsv2_memory_info,
-    ) -> dsv2_status;
+    pub fn dsv2_model_get_memory(model: *const dsv2_model, info: *mut dsv2_memory_info) -> dsv2_status;
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -469,16 +432,8 @@ pub struct dsv2_pack_options {
 fn bindgen_test_layout_dsv2_pack_options() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_pack_options> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_pack_options>(),
-        32usize,
-        "Size of dsv2_pack_options"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_pack_options>(),
-        8usize,
-        "Alignment of dsv2_pack_options"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_pack_options>(), 32usize, "Size of dsv2_pack_options");
+    assert_eq!(::std::mem::align_of::<dsv2_pack_options>(), 8usize, "Alignment of dsv2_pack_options");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -528,10 +483,7 @@ pub struct dsv2_tokenizer {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_tokenizer_open(
-        path: *const ::std::os::raw::c_char,
-        tokenizer: *mut *mut dsv2_tokenizer,
-    ) -> dsv2_status;
+    pub fn dsv2_tokenizer_open(path: *const ::std::os::raw::c_char, tokenizer: *mut *mut dsv2_tokenizer) -> dsv2_status;
 }
 extern "C" {
     pub fn dsv2_tokenizer_close(tokenizer: *mut dsv2_tokenizer);
@@ -606,16 +558,8 @@ pub struct dsv2_tokenizer_info {
 fn bindgen_test_layout_dsv2_tokenizer_info() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_tokenizer_info> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_tokenizer_info>(),
-        56usize,
-        "Size of dsv2_tokenizer_info"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_tokenizer_info>(),
-        8usize,
-        "Alignment of dsv2_tokenizer_info"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_tokenizer_info>(), 56usize, "Size of dsv2_tokenizer_info");
+    assert_eq!(::std::mem::align_of::<dsv2_tokenizer_info>(), 8usize, "Alignment of dsv2_tokenizer_info");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -669,10 +613,7 @@ fn bindgen_test_layout_dsv2_tokenizer_info() {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_tokenizer_get_info(
-        tokenizer: *const dsv2_tokenizer,
-        info: *mut dsv2_tokenizer_info,
-    ) -> dsv2_status;
+    pub fn dsv2_tokenizer_get_info(tokenizer: *const dsv2_tokenizer, info: *mut dsv2_tokenizer_info) -> dsv2_status;
 }
 extern "C" {
     #[must_use]
@@ -694,21 +635,9 @@ pub struct dsv2_message {
 fn bindgen_test_layout_dsv2_message() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_message> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_message>(),
-        24usize,
-        "Size of dsv2_message"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_message>(),
-        8usize,
-        "Alignment of dsv2_message"
-    );
-    assert_eq!(
-        unsafe { ::std::ptr::addr_of!((*ptr).role) as usize - ptr as usize },
-        0usize,
-        "Offset of field: dsv2_message::role"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_message>(), 24usize, "Size of dsv2_message");
+    assert_eq!(::std::mem::align_of::<dsv2_message>(), 8usize, "Alignment of dsv2_message");
+    assert_eq!(unsafe { ::std::ptr::addr_of!((*ptr).role) as usize - ptr as usize }, 0usize, "Offset of field: dsv2_message::role");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).content) as usize - ptr as usize },
         8usize,
@@ -755,16 +684,8 @@ pub struct dsv2_logit_bias {
 fn bindgen_test_layout_dsv2_logit_bias() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_logit_bias> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_logit_bias>(),
-        8usize,
-        "Size of dsv2_logit_bias"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_logit_bias>(),
-        4usize,
-        "Alignment of dsv2_logit_bias"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_logit_bias>(), 8usize, "Size of dsv2_logit_bias");
+    assert_eq!(::std::mem::align_of::<dsv2_logit_bias>(), 4usize, "Alignment of dsv2_logit_bias");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).token) as usize - ptr as usize },
         0usize,
@@ -796,16 +717,8 @@ pub struct dsv2_sampling {
 fn bindgen_test_layout_dsv2_sampling() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_sampling> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_sampling>(),
-        64usize,
-        "Size of dsv2_sampling"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_sampling>(),
-        8usize,
-        "Alignment of dsv2_sampling"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_sampling>(), 64usize, "Size of dsv2_sampling");
+    assert_eq!(::std::mem::align_of::<dsv2_sampling>(), 8usize, "Alignment of dsv2_sampling");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -878,19 +791,10 @@ pub struct dsv2_token_probability {
 }
 #[test]
 fn bindgen_test_layout_dsv2_token_probability() {
-    const UNINIT: ::std::mem::MaybeUninit<dsv2_token_probability> =
-        ::std::mem::MaybeUninit::uninit();
+    const UNINIT: ::std::mem::MaybeUninit<dsv2_token_probability> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_token_probability>(),
-        8usize,
-        "Size of dsv2_token_probability"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_token_probability>(),
-        4usize,
-        "Alignment of dsv2_token_probability"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_token_probability>(), 8usize, "Size of dsv2_token_probability");
+    assert_eq!(::std::mem::align_of::<dsv2_token_probability>(), 4usize, "Alignment of dsv2_token_probability");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).token) as usize - ptr as usize },
         0usize,
@@ -939,16 +843,8 @@ pub struct dsv2_session_options {
 fn bindgen_test_layout_dsv2_session_options() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_session_options> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_session_options>(),
-        40usize,
-        "Size of dsv2_session_options"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_session_options>(),
-        8usize,
-        "Alignment of dsv2_session_options"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_session_options>(), 40usize, "Size of dsv2_session_options");
+    assert_eq!(::std::mem::align_of::<dsv2_session_options>(), 8usize, "Alignment of dsv2_session_options");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -1001,11 +897,7 @@ extern "C" {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_session_feed(
-        session: *mut dsv2_session,
-        tokens: *const i32,
-        n: usize,
-    ) -> dsv2_status;
+    pub fn dsv2_session_feed(session: *mut dsv2_session, tokens: *const i32, n: usize) -> dsv2_status;
 }
 extern "C" {
     #[must_use]
@@ -1013,10 +905,7 @@ extern "C" {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_session_set_sampling(
-        session: *mut dsv2_session,
-        sampling: *const dsv2_sampling,
-    ) -> dsv2_status;
+    pub fn dsv2_session_set_sampling(session: *mut dsv2_session, sampling: *const dsv2_sampling) -> dsv2_status;
 }
 extern "C" {
     #[must_use]
@@ -1024,19 +913,11 @@ extern "C" {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_session_top_tokens(
-        session: *mut dsv2_session,
-        k: usize,
-        top: *mut dsv2_token_probability,
-    ) -> dsv2_status;
+    pub fn dsv2_session_top_tokens(session: *mut dsv2_session, k: usize, top: *mut dsv2_token_probability) -> dsv2_status;
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_session_log_probability(
-        session: *mut dsv2_session,
-        token: i32,
-        log_probability: *mut f32,
-    ) -> dsv2_status;
+    pub fn dsv2_session_log_probability(session: *mut dsv2_session, token: i32, log_probability: *mut f32) -> dsv2_status;
 }
 extern "C" {
     #[must_use]
@@ -1044,12 +925,7 @@ extern "C" {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_session_tokens(
-        session: *mut dsv2_session,
-        tokens: *mut i32,
-        capacity: usize,
-        n: *mut usize,
-    ) -> dsv2_status;
+    pub fn dsv2_session_tokens(session: *mut dsv2_session, tokens: *mut i32, capacity: usize, n: *mut usize) -> dsv2_status;
 }
 extern "C" {
     #[must_use]
@@ -1057,21 +933,14 @@ extern "C" {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_session_fork(
-        session: *mut dsv2_session,
-        n: usize,
-        copy: *mut *mut dsv2_session,
-    ) -> dsv2_status;
+    pub fn dsv2_session_fork(session: *mut dsv2_session, n: usize, copy: *mut *mut dsv2_session) -> dsv2_status;
 }
 extern "C" {
     pub fn dsv2_session_cancel(session: *mut dsv2_session);
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_session_bytes_per_token(
-        session: *const dsv2_session,
-        bytes: *mut u64,
-    ) -> dsv2_status;
+    pub fn dsv2_session_bytes_per_token(session: *const dsv2_session, bytes: *mut u64) -> dsv2_status;
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1087,16 +956,8 @@ pub struct dsv2_step_item {
 fn bindgen_test_layout_dsv2_step_item() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_step_item> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_step_item>(),
-        48usize,
-        "Size of dsv2_step_item"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_step_item>(),
-        8usize,
-        "Alignment of dsv2_step_item"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_step_item>(), 48usize, "Size of dsv2_step_item");
+    assert_eq!(::std::mem::align_of::<dsv2_step_item>(), 8usize, "Alignment of dsv2_step_item");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -1130,11 +991,7 @@ fn bindgen_test_layout_dsv2_step_item() {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_step(
-        model: *mut dsv2_model,
-        items: *mut dsv2_step_item,
-        n_items: usize,
-    ) -> dsv2_status;
+    pub fn dsv2_step(model: *mut dsv2_model, items: *mut dsv2_step_item, n_items: usize) -> dsv2_status;
 }
 pub type dsv2_write_fn = ::std::option::Option<
     unsafe extern "C" fn(
@@ -1164,16 +1021,8 @@ pub struct dsv2_save_options {
 fn bindgen_test_layout_dsv2_save_options() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_save_options> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_save_options>(),
-        32usize,
-        "Size of dsv2_save_options"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_save_options>(),
-        8usize,
-        "Alignment of dsv2_save_options"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_save_options>(), 32usize, "Size of dsv2_save_options");
+    assert_eq!(::std::mem::align_of::<dsv2_save_options>(), 8usize, "Alignment of dsv2_save_options");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -1231,16 +1080,8 @@ pub struct dsv2_restore_options {
 fn bindgen_test_layout_dsv2_restore_options() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_restore_options> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_restore_options>(),
-        48usize,
-        "Size of dsv2_restore_options"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_restore_options>(),
-        8usize,
-        "Alignment of dsv2_restore_options"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_restore_options>(), 48usize, "Size of dsv2_restore_options");
+    assert_eq!(::std::mem::align_of::<dsv2_restore_options>(), 8usize, "Alignment of dsv2_restore_options");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -1306,16 +1147,8 @@ pub struct dsv2_snapshot_info {
 fn bindgen_test_layout_dsv2_snapshot_info() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_snapshot_info> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_snapshot_info>(),
-        48usize,
-        "Size of dsv2_snapshot_info"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_snapshot_info>(),
-        8usize,
-        "Alignment of dsv2_snapshot_info"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_snapshot_info>(), 48usize, "Size of dsv2_snapshot_info");
+    assert_eq!(::std::mem::align_of::<dsv2_snapshot_info>(), 8usize, "Alignment of dsv2_snapshot_info");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -1354,10 +1187,7 @@ fn bindgen_test_layout_dsv2_snapshot_info() {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_snapshot_inspect(
-        path: *const ::std::os::raw::c_char,
-        info: *mut dsv2_snapshot_info,
-    ) -> dsv2_status;
+    pub fn dsv2_snapshot_inspect(path: *const ::std::os::raw::c_char, info: *mut dsv2_snapshot_info) -> dsv2_status;
 }
 #[repr(C)]
 #[derive(Debug)]
@@ -1382,11 +1212,7 @@ extern "C" {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_model_routing(
-        model: *mut dsv2_model,
-        which: dsv2_routing_tokens,
-        routing: *mut *mut dsv2_routing,
-    ) -> dsv2_status;
+    pub fn dsv2_model_routing(model: *mut dsv2_model, which: dsv2_routing_tokens, routing: *mut *mut dsv2_routing) -> dsv2_status;
 }
 extern "C" {
     pub fn dsv2_routing_free(routing: *mut dsv2_routing);
@@ -1418,16 +1244,8 @@ pub struct dsv2_routing_info {
 fn bindgen_test_layout_dsv2_routing_info() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_routing_info> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_routing_info>(),
-        40usize,
-        "Size of dsv2_routing_info"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_routing_info>(),
-        8usize,
-        "Alignment of dsv2_routing_info"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_routing_info>(), 40usize, "Size of dsv2_routing_info");
+    assert_eq!(::std::mem::align_of::<dsv2_routing_info>(), 8usize, "Alignment of dsv2_routing_info");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -1466,10 +1284,7 @@ fn bindgen_test_layout_dsv2_routing_info() {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_routing_get_info(
-        routing: *const dsv2_routing,
-        info: *mut dsv2_routing_info,
-    ) -> dsv2_status;
+    pub fn dsv2_routing_get_info(routing: *const dsv2_routing, info: *mut dsv2_routing_info) -> dsv2_status;
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1482,16 +1297,8 @@ pub struct dsv2_expert_load {
 fn bindgen_test_layout_dsv2_expert_load() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_expert_load> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_expert_load>(),
-        24usize,
-        "Size of dsv2_expert_load"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_expert_load>(),
-        8usize,
-        "Alignment of dsv2_expert_load"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_expert_load>(), 24usize, "Size of dsv2_expert_load");
+    assert_eq!(::std::mem::align_of::<dsv2_expert_load>(), 8usize, "Alignment of dsv2_expert_load");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).chosen) as usize - ptr as usize },
         0usize,
@@ -1510,11 +1317,7 @@ fn bindgen_test_layout_dsv2_expert_load() {
 }
 extern "C" {
     #[must_use]
-    pub fn dsv2_routing_experts(
-        routing: *const dsv2_routing,
-        layer: u32,
-        experts: *mut dsv2_expert_load,
-    ) -> dsv2_status;
+    pub fn dsv2_routing_experts(routing: *const dsv2_routing, layer: u32, experts: *mut dsv2_expert_load) -> dsv2_status;
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -1535,16 +1338,8 @@ pub struct dsv2_routing_balance {
 fn bindgen_test_layout_dsv2_routing_balance() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_routing_balance> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_routing_balance>(),
-        88usize,
-        "Size of dsv2_routing_balance"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_routing_balance>(),
-        8usize,
-        "Alignment of dsv2_routing_balance"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_routing_balance>(), 88usize, "Size of dsv2_routing_balance");
+    assert_eq!(::std::mem::align_of::<dsv2_routing_balance>(), 8usize, "Alignment of dsv2_routing_balance");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
         0usize,
@@ -1625,16 +1420,8 @@ pub struct dsv2_routing_event {
 fn bindgen_test_layout_dsv2_routing_event() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_routing_event> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(
-        ::std::mem::size_of::<dsv2_routing_event>(),
-        40usize,
-        "Size of dsv2_routing_event"
-    );
-    assert_eq!(
-        ::std::mem::align_of::<dsv2_routing_event>(),
-        8usize,
-        "Alignment of dsv2_routing_event"
-    );
+    assert_eq!(::std::mem::size_of::<dsv2_routing_event>(), 40usize, "Size of dsv2_routing_event");
+    assert_eq!(::std::mem::align_of::<dsv2_routing_event>(), 8usize, "Alignment of dsv2_routing_event");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).position) as usize - ptr as usize },
         0usize,
@@ -1666,9 +1453,8 @@ fn bindgen_test_layout_dsv2_routing_event() {
         "Offset of field: dsv2_routing_event::groups"
     );
 }
-pub type dsv2_routing_trace_fn = ::std::option::Option<
-    unsafe extern "C" fn(user: *mut ::std::os::raw::c_void, event: *const dsv2_routing_event),
->;
+pub type dsv2_routing_trace_fn =
+    ::std::option::Option<unsafe extern "C" fn(user: *mut ::std::os::raw::c_void, event: *const dsv2_routing_event)>;
 extern "C" {
     #[must_use]
     pub fn dsv2_session_set_routing_trace(

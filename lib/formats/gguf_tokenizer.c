@@ -1,0 +1,127 @@
+/* The vocabulary inside a GGUF, as llama.cpp's converter writes it for byte-level BPE (tokenizer.ggml.model "gpt2"): tokens in the
+ * byte alphabet, added ones as they are, each with a type; merges as "left right"; the pre-tokenizer by name. */
+#include "formats/container.h"
+#include "tokenizer/tokenizer.h"
+
+#include <string.h>
+
+/* What tokenizer.ggml.token_type says of a token. */
+enum { NORMAL = 1, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE };
+
+static bool is_text(dsv2_text text, const char *string)
+{
+    return text.size == strlen(string) && memcmp(text.data, string, text.size) == 0;
+}
+
+static int shown(dsv2_text text) { return text.size > 200 ? 200 : (int)text.size; }
+
+static dsv2_status read_kinds(const dsv2_container *container, const dsv2_text *texts, size_t n, uint8_t *kinds)
+{
+    static const char key[] = "tokenizer.ggml.token_type";
+    const void *types;
+    size_t n_types;
+    dsv2_status status = dsv2_gguf_array(container, key, DSV2_GGUF_I32, &types, &n_types);
+    if (status != DSV2_OK)
+        return status;
+    if (n_types != n)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s has %zu entries, expected %zu, one a token", container->path, key, n_types, n);
+    for (size_t i = 0; i < n; i++) {
+        switch (dsv2_load_u32((const uint8_t *)types + 4 * i)) {
+        case NORMAL:
+            kinds[i] = DSV2_TOKEN_LETTERS;
+            break;
+        case CONTROL:
+        case UNKNOWN:
+            kinds[i] = DSV2_TOKEN_ADDED | DSV2_TOKEN_SPECIAL | DSV2_TOKEN_EARLY;
+            break;
+        case USER_DEFINED:
+            kinds[i] = DSV2_TOKEN_ADDED | (dsv2_looks_special(texts[i].data, texts[i].size) ? DSV2_TOKEN_SPECIAL : 0);
+            break;
+        case UNUSED: /* "[PAD100015]": fills up to the embedding's rows */
+            kinds[i] = 0;
+            break;
+        default:
+            return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s[%zu] is %d, expected 1 to 5", container->path, key, i,
+                             (int)dsv2_load_u32((const uint8_t *)types + 4 * i));
+        }
+    }
+    return DSV2_OK;
+}
+
+/* "left right", the left at least one byte. */
+static dsv2_status split_merges(const dsv2_container *container, const dsv2_text *merges, size_t n, dsv2_text *parts)
+{
+    for (size_t i = 0; i < n; i++) {
+        dsv2_text merge = merges[i];
+        const char *space = merge.size < 3 ? NULL : memchr(merge.data + 1, ' ', merge.size - 1);
+        if (space == NULL)
+            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tokenizer.ggml.merges[%zu] is \"%.*s\", expected two tokens with a space between",
+                             container->path, i, shown(merge), merge.data);
+        parts[2 * i] = (dsv2_text){merge.data, (size_t)(space - merge.data)};
+        parts[2 * i + 1] = (dsv2_text){space + 1, merge.size - parts[2 * i].size - 1};
+    }
+    return DSV2_OK;
+}
+
+static dsv2_status optional_id(const dsv2_container *container, const char *key, size_t n, int32_t *id)
+{
+    uint32_t value;
+    *id = -1;
+    if (!dsv2_gguf_has(container, key))
+        return DSV2_OK;
+    dsv2_status status = dsv2_gguf_u32(container, key, &value);
+    if (status != DSV2_OK)
+        return status;
+    if (value >= n)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s is %u, expected 0 to %zu", container->path, key, value, n - 1);
+    *id = (int32_t)value;
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer)
+{
+    dsv2_text model, *texts = NULL, *merges = NULL, *parts = NULL;
+    uint8_t *kinds = NULL;
+    dsv2_vocabulary v = {.path = container->path};
+    dsv2_status status;
+    if (!dsv2_gguf_has(container, "tokenizer.ggml.model")) {
+        *tokenizer = NULL;
+        return DSV2_OK;
+    }
+    if ((status = dsv2_gguf_string(container, "tokenizer.ggml.model", &model)) != DSV2_OK)
+        return status;
+    if (is_text(model, "no_vocab")) {
+        *tokenizer = NULL;
+        return DSV2_OK;
+    }
+    if (!is_text(model, "gpt2"))
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tokenizer.ggml.model is \"%.*s\", expected gpt2 (byte-level BPE)",
+                         container->path, shown(model), model.data);
+    if ((status = dsv2_gguf_strings(container, "tokenizer.ggml.tokens", &texts, &v.n_tokens)) != DSV2_OK ||
+        (status = dsv2_gguf_strings(container, "tokenizer.ggml.merges", &merges, &v.n_merges)) != DSV2_OK ||
+        (status = dsv2_gguf_string(container, "tokenizer.ggml.pre", &v.pre)) != DSV2_OK ||
+        (status = optional_id(container, "tokenizer.ggml.bos_token_id", v.n_tokens, &v.bos_token_id)) != DSV2_OK ||
+        (status = optional_id(container, "tokenizer.ggml.eos_token_id", v.n_tokens, &v.eos_token_id)) != DSV2_OK ||
+        (dsv2_gguf_has(container, "tokenizer.chat_template") &&
+         (status = dsv2_gguf_string(container, "tokenizer.chat_template", &v.chat_template)) != DSV2_OK))
+        goto done;
+    kinds = dsv2_new(v.n_tokens, sizeof *kinds);
+    parts = dsv2_new(v.n_merges, 2 * sizeof *parts);
+    if (kinds == NULL || parts == NULL) {
+        status = dsv2_fail_memory("the vocabulary", v.n_tokens + v.n_merges * 2 * sizeof *parts);
+        goto done;
+    }
+    if ((status = read_kinds(container, texts, v.n_tokens, kinds)) != DSV2_OK ||
+        (status = split_merges(container, merges, v.n_merges, parts)) != DSV2_OK)
+        goto done;
+    v.texts = texts;
+    v.kinds = kinds;
+    v.merges = parts;
+    status = dsv2_tokenizer_from_vocabulary(&v, tokenizer);
+done:
+    dsv2_free(parts);
+    dsv2_free(kinds);
+    dsv2_free(merges);
+    dsv2_free(texts);
+    return status;
+}

@@ -1,0 +1,106 @@
+/* The quantised rows of the latent KV cache (lib/cache/quantise.c has their layout): reading them, and their rotation.
+ *
+ * Plain C that each set's file includes, so that the compiler makes vectors of it with that set's instructions. Every result is
+ * one expression of floats or integers whatever the width of a vector: all sets give the same bits. */
+#ifndef DSV2_LIB_KERNELS_LATENT_H
+#define DSV2_LIB_KERNELS_LATENT_H
+
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+static inline float latent_scale(const uint8_t *bf16)
+{
+    uint32_t bits = (uint32_t)bf16[0] << 16 | (uint32_t)bf16[1] << 24;
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return scale;
+}
+
+/* One stage of the transform on 2h elements. */
+static inline void latent_butterfly(float *restrict low, float *restrict high, size_t h)
+{
+    for (size_t j = 0; j < h; j++) {
+        float a = low[j], b = high[j];
+        low[j] = a + b;
+        high[j] = a - b;
+    }
+}
+
+/* Stages 1, 2, 4 and 8 of the transform within each 16 elements: of a square of 16 x 16, turned, they are sums of whole rows. */
+static inline void latent_squares(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i += 256) {
+        float turned[256];
+        for (size_t r = 0; r < 16; r++)
+            for (size_t c = 0; c < 16; c++)
+                turned[c * 16 + r] = x[i + r * 16 + c];
+        for (size_t h = 1; h < 16; h *= 2)
+            for (size_t r = 0; r < 16; r += 2 * h)
+                latent_butterfly(turned + r * 16, turned + (r + h) * 16, h * 16);
+        for (size_t r = 0; r < 16; r++)
+            for (size_t c = 0; c < 16; c++)
+                x[i + r * 16 + c] = turned[c * 16 + r];
+    }
+}
+
+/* The Walsh-Hadamard transform of each block of `block` elements (a power of two that divides n), divided by sqrt(block): its own
+ * inverse. */
+static void latent_rotate(float *x, size_t block, size_t n)
+{
+    size_t h = 1;
+    if (block >= 256) {
+        latent_squares(x, n);
+        h = 16;
+    }
+    for (; h < block; h *= 2)
+        for (size_t i = 0; i < n; i += 2 * h)
+            latent_butterfly(x + i, x + i + h, h);
+    float scale = 1.0f / sqrtf((float)block);
+    for (size_t i = 0; i < n; i++)
+        x[i] *= scale;
+}
+
+static void latent_unpack_q8(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n)
+{
+    for (size_t i = 0; i < n; i += group, scales += 2) {
+        float scale = latent_scale(scales);
+        size_t m = n - i < group ? n - i : group;
+        for (size_t j = 0; j < m; j++)
+            out[i + j] = (float)codes[i + j] * scale;
+    }
+}
+
+/* m pairs: the low byte of a pair's code, then two bits from `middle`, then one from `top`. Code / 45 is the high element. The
+ * division is exact up to 2047. */
+static inline void latent_split_pairs(float *restrict low_out, float *restrict high_out, const uint8_t *restrict low,
+                                      const uint8_t *restrict middle, unsigned middle_shift, const uint8_t *restrict top,
+                                      unsigned top_shift, size_t m)
+{
+    for (size_t j = 0; j < m; j++) {
+        uint16_t code = (uint16_t)(low[j] | (uint16_t)(middle[j] >> middle_shift & 3) << 8 | (uint16_t)(top[j] >> top_shift & 1) << 10);
+        uint16_t high = (uint16_t)((uint32_t)code * 1457u >> 16);
+        low_out[j] = (float)(int16_t)(code - high * DSV2_PAIR_LEVELS - DSV2_PAIR_LEVELS / 2);
+        high_out[j] = (float)(int16_t)(high - DSV2_PAIR_LEVELS / 2);
+    }
+}
+
+static void latent_unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n)
+{
+    size_t half = n / 2, eighth = (half + 7) / 8;
+    const uint8_t *middle = pairs + 8 * eighth, *top = middle + 2 * eighth;
+    for (size_t part = 0, first = 0; first < half; part++, first += eighth)
+        latent_split_pairs(out + first, out + half + first, pairs + first, middle + part % 2 * eighth, (unsigned)(part / 2 * 2), top,
+                           (unsigned)part, half - first < eighth ? half - first : eighth);
+    for (size_t i = 0; i < n; i += group, scales += 2) {
+        float scale = latent_scale(scales);
+        size_t m = n - i < group ? n - i : group;
+        for (size_t j = 0; j < m; j++)
+            out[i + j] *= scale;
+    }
+}
+
+#define LATENT_KERNELS .rotate = latent_rotate, .unpack_q8 = latent_unpack_q8, .unpack_pairs = latent_unpack_pairs
+
+#endif

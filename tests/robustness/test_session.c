@@ -1,0 +1,1005 @@
+/* What a host may do wrong, and what the system may refuse, to models and sessions: a call that fails leaves everything as it was,
+ * shown by the bits that come afterwards; nothing leaks, nothing races. */
+#include <dsv2/dsv2.h>
+
+#include "support/checkpoint.h"
+#include "support/oom.h"
+#include "support/tensors.h"
+
+#include <check.h>
+#include <fcntl.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { VOCAB = 61, CONTEXT = 1300, PAGE = 64 };
+
+static const test_checkpoint shape = {
+    .vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2, .kv_lora_rank = 16,
+    .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16,
+    .n_routed_experts = 6, .num_experts_per_tok = 2, .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 42,
+};
+
+/* The absorbed form, whose bits do not depend on how the tokens were cut. */
+static const dsv2_session_options absorbed = {.struct_size = sizeof absorbed, .attention = DSV2_ATTENTION_ABSORBED};
+
+static char *folder;
+static int32_t tokens[CONTEXT + 1];
+
+static void write_model(void)
+{
+    folder = test_checkpoint_write(&shape);
+    test_random_tokens(7, VOCAB, tokens, CONTEXT + 1);
+}
+
+static void remove_model(void) { test_checkpoint_remove(folder); }
+
+static dsv2_model *open_model(uint32_t n_threads, uint64_t cache_memory_limit)
+{
+    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = n_threads, .cache_memory_limit = cache_memory_limit};
+    dsv2_model *model;
+    ck_assert_msg(dsv2_model_open(folder, &options, &model) == DSV2_OK, "%s", dsv2_last_error());
+    return model;
+}
+
+static dsv2_session *open_session(dsv2_model *model, const dsv2_session_options *options)
+{
+    dsv2_session *session;
+    ck_assert_msg(dsv2_session_open(model, options, &session) == DSV2_OK, "%s", dsv2_last_error());
+    return session;
+}
+
+static void feed(dsv2_session *session, const int32_t *fed, size_t n)
+{
+    ck_assert_msg(dsv2_session_feed(session, fed, n) == DSV2_OK, "%s", dsv2_last_error());
+}
+
+static size_t length_of(dsv2_session *session)
+{
+    size_t n;
+    ck_assert(dsv2_session_length(session, &n) == DSV2_OK);
+    return n;
+}
+
+/* The session holds exactly these tokens, and its logits have the bits that a fresh session's would have. */
+static void assert_holds(dsv2_session *session, dsv2_model *model, const int32_t *held, size_t n)
+{
+    int32_t copy[CONTEXT];
+    size_t length;
+    ck_assert(dsv2_session_tokens(session, copy, CONTEXT, &length) == DSV2_OK);
+    ck_assert_uint_eq(length, n);
+    ck_assert(memcmp(copy, held, n * sizeof *held) == 0);
+    const float *logits, *expected;
+    if (n == 0) {
+        ck_assert(dsv2_session_logits(session, &logits) == DSV2_ERROR_STATE);
+        return;
+    }
+    dsv2_session *fresh = open_session(model, &absorbed);
+    feed(fresh, held, n);
+    ck_assert(dsv2_session_logits(session, &logits) == DSV2_OK && dsv2_session_logits(fresh, &expected) == DSV2_OK);
+    ck_assert(memcmp(logits, expected, VOCAB * sizeof *logits) == 0);
+    dsv2_session_close(fresh);
+}
+
+/* ---- arguments ---- */
+
+#define FAILS_WITH(status, call)                                                                                                       \
+    do {                                                                                                                               \
+        dsv2_status got = (call);                                                                                                      \
+        ck_assert_msg(got == (status), "%s gave %s, expected %s", #call, dsv2_status_name(got), dsv2_status_name(status));              \
+        ck_assert(dsv2_last_error()[0] != 0);                                                                                          \
+    } while (0)
+#define REFUSED(call) FAILS_WITH(DSV2_ERROR_ARGUMENT, call)
+
+START_TEST(null_is_refused_by_every_function)
+{
+    dsv2_model *model = open_model(1, 0), *no_model = NULL;
+    dsv2_session *session = open_session(model, NULL), *no_session = NULL;
+    dsv2_model_info info = {.struct_size = sizeof info};
+    dsv2_memory_info memory = {.struct_size = sizeof memory};
+    dsv2_sampling sampling;
+    dsv2_sampling_defaults(&sampling);
+    dsv2_sampling_defaults(NULL);
+    dsv2_token_probability top;
+    const float *logits;
+    int32_t token;
+    float log_probability;
+    size_t n;
+    uint64_t bytes;
+    feed(session, tokens, 3);
+
+    REFUSED(dsv2_model_open(NULL, NULL, &no_model));
+    REFUSED(dsv2_model_open(folder, NULL, NULL));
+    REFUSED(dsv2_model_get_info(NULL, &info));
+    REFUSED(dsv2_model_get_info(model, NULL));
+    REFUSED(dsv2_model_get_memory(NULL, &memory));
+    REFUSED(dsv2_model_get_memory(model, NULL));
+    ck_assert(dsv2_model_tokenizer(NULL) == NULL);
+    REFUSED(dsv2_session_open(NULL, NULL, &no_session));
+    REFUSED(dsv2_session_open(model, NULL, NULL));
+    REFUSED(dsv2_session_feed(NULL, tokens, 1));
+    REFUSED(dsv2_session_feed(session, NULL, 1));
+    REFUSED(dsv2_session_feed(session, tokens, 0));
+    REFUSED(dsv2_session_sample(NULL, &token));
+    REFUSED(dsv2_session_sample(session, NULL));
+    REFUSED(dsv2_session_set_sampling(NULL, &sampling));
+    REFUSED(dsv2_session_set_sampling(session, NULL));
+    REFUSED(dsv2_session_logits(NULL, &logits));
+    REFUSED(dsv2_session_logits(session, NULL));
+    REFUSED(dsv2_session_top_tokens(NULL, 1, &top));
+    REFUSED(dsv2_session_top_tokens(session, 1, NULL));
+    REFUSED(dsv2_session_top_tokens(session, VOCAB + 1, &top));
+    REFUSED(dsv2_session_log_probability(NULL, 0, &log_probability));
+    REFUSED(dsv2_session_log_probability(session, 0, NULL));
+    REFUSED(dsv2_session_log_probability(session, VOCAB, &log_probability));
+    REFUSED(dsv2_session_log_probability(session, -1, &log_probability));
+    REFUSED(dsv2_session_length(NULL, &n));
+    REFUSED(dsv2_session_length(session, NULL));
+    REFUSED(dsv2_session_tokens(NULL, NULL, 0, &n));
+    REFUSED(dsv2_session_tokens(session, NULL, 1, &n));
+    REFUSED(dsv2_session_tokens(session, &token, 1, NULL));
+    FAILS_WITH(DSV2_ERROR_BUFFER, dsv2_session_tokens(session, &token, 1, &n));
+    ck_assert_uint_eq(n, 3);
+    REFUSED(dsv2_session_truncate(NULL, 0));
+    REFUSED(dsv2_session_truncate(session, 4));
+    REFUSED(dsv2_session_fork(NULL, 0, &no_session));
+    REFUSED(dsv2_session_fork(session, 0, NULL));
+    REFUSED(dsv2_session_fork(session, 4, &no_session));
+    REFUSED(dsv2_session_bytes_per_token(NULL, &bytes));
+    REFUSED(dsv2_session_bytes_per_token(session, NULL));
+    dsv2_session_cancel(NULL);
+    dsv2_session_close(NULL);
+    dsv2_model_close(NULL);
+    dsv2_step_item item = {.struct_size = sizeof item, .session = session, .tokens = tokens, .n_tokens = 1};
+    REFUSED(dsv2_step(NULL, &item, 1));
+    REFUSED(dsv2_step(model, NULL, 1));
+    REFUSED(dsv2_step(model, &item, 0));
+    item.session = NULL;
+    REFUSED(dsv2_step(model, &item, 1));
+    item = (dsv2_step_item){.struct_size = sizeof item, .session = session, .n_tokens = 1};
+    REFUSED(dsv2_step(model, &item, 1));
+
+    ck_assert(no_model == NULL && no_session == NULL);
+    ck_assert_uint_eq(length_of(session), 3);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(wrong_struct_size_is_refused)
+{
+    dsv2_model *model = open_model(1, 0), *no_model;
+    dsv2_session *session = open_session(model, NULL), *no_session;
+    static const size_t sizes[] = {0, 1, sizeof(size_t), (size_t)-1};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizes[i]}, &no_model));
+        REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizes[i]}, &no_session));
+        REFUSED(dsv2_model_get_info(model, &(dsv2_model_info){.struct_size = sizes[i]}));
+        REFUSED(dsv2_model_get_memory(model, &(dsv2_memory_info){.struct_size = sizes[i]}));
+        dsv2_sampling sampling;
+        dsv2_sampling_defaults(&sampling);
+        sampling.struct_size = sizes[i];
+        REFUSED(dsv2_session_set_sampling(session, &sampling));
+        dsv2_step_item item = {.struct_size = sizes[i], .session = session, .tokens = tokens, .n_tokens = 1};
+        REFUSED(dsv2_step(model, &item, 1));
+    }
+    /* Options of a newer host: accepted if what this library does not know is zero. */
+    struct {
+        dsv2_session_options known;
+        uint64_t later[2];
+    } newer = {.known.struct_size = sizeof newer};
+    ck_assert(dsv2_session_open(model, &newer.known, &no_session) == DSV2_OK);
+    dsv2_session_close(no_session);
+    newer.later[1] = 1;
+    REFUSED(dsv2_session_open(model, &newer.known, &no_session));
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(options_out_of_range_are_refused)
+{
+    dsv2_model *model = open_model(1, 0), *no_model;
+    dsv2_session *session;
+    REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .max_length = CONTEXT + 1}, &session));
+    REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .cache_type = 77}, &session));
+    REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .attention = 3}, &session));
+    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 5000}, &no_model));
+    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .kernels = "z80"}, &no_model));
+    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .weight_type = 99}, &no_model));
+    FAILS_WITH(DSV2_ERROR_IO, dsv2_model_open(test_format("%s/nowhere", folder), NULL, &no_model));
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(a_token_outside_the_vocabulary_is_named_and_changes_nothing)
+{
+    dsv2_model *model = open_model(2, 0);
+    dsv2_session *session = open_session(model, &absorbed);
+    static const int32_t wrong[] = {-1, VOCAB, INT32_MAX, INT32_MIN};
+    feed(session, tokens, 5);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        int32_t fed[10];
+        memcpy(fed, tokens + 5, sizeof fed);
+        fed[7] = wrong[i];
+        REFUSED(dsv2_session_feed(session, fed, 10));
+        ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "token 7"));
+        assert_holds(session, model, tokens, 5);
+    }
+    feed(session, tokens + 5, 10);
+    assert_holds(session, model, tokens, 15);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(a_full_session_takes_no_more_and_stays_usable)
+{
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session_options options = absorbed;
+    options.max_length = 100;
+    dsv2_session *session = open_session(model, &options);
+    FAILS_WITH(DSV2_ERROR_FULL, dsv2_session_feed(session, tokens, 101));
+    assert_holds(session, model, tokens, 0);
+    feed(session, tokens, 100);
+    FAILS_WITH(DSV2_ERROR_FULL, dsv2_session_feed(session, tokens + 100, 1));
+    assert_holds(session, model, tokens, 100);
+    ck_assert(dsv2_session_truncate(session, 90) == DSV2_OK);
+    FAILS_WITH(DSV2_ERROR_FULL, dsv2_session_feed(session, tokens + 90, SIZE_MAX));
+    feed(session, tokens + 90, 10);
+    assert_holds(session, model, tokens, 100);
+    dsv2_session_close(session);
+
+    session = open_session(model, &absorbed); /* the whole context of the model */
+    feed(session, tokens, CONTEXT);
+    FAILS_WITH(DSV2_ERROR_FULL, dsv2_session_feed(session, tokens, 1));
+    assert_holds(session, model, tokens, CONTEXT);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+/* ---- busy, cancel, progress ---- */
+
+/* A progress callback that stops the feeding thread at one report until it is let go. */
+typedef struct gate {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    uint64_t stop_at; /* done of the report to stop at */
+    bool waiting, open;
+    int answer;
+    dsv2_session *session;
+    size_t n;
+    dsv2_status status;
+} gate;
+
+static int wait_at_gate(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    gate *g = user;
+    (void)phase, (void)total;
+    if (done != g->stop_at)
+        return 0;
+    pthread_mutex_lock(&g->lock);
+    g->waiting = true;
+    pthread_cond_signal(&g->changed);
+    while (!g->open)
+        pthread_cond_wait(&g->changed, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+    return g->answer;
+}
+
+static void *feed_thread(void *argument)
+{
+    gate *g = argument;
+    g->status = dsv2_session_feed(g->session, tokens + length_of(g->session), g->n);
+    return NULL;
+}
+
+/* Starts feeding n tokens in a thread and returns when it stands at the gate. */
+static pthread_t start_feeding(gate *g, dsv2_session *session, size_t n, uint64_t stop_at)
+{
+    pthread_t thread;
+    g->session = session;
+    g->n = n;
+    g->stop_at = stop_at;
+    g->waiting = g->open = false;
+    ck_assert(pthread_create(&thread, NULL, feed_thread, g) == 0);
+    pthread_mutex_lock(&g->lock);
+    while (!g->waiting)
+        pthread_cond_wait(&g->changed, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+    return thread;
+}
+
+static dsv2_status let_go(gate *g, pthread_t thread)
+{
+    pthread_mutex_lock(&g->lock);
+    g->open = true;
+    pthread_cond_signal(&g->changed);
+    pthread_mutex_unlock(&g->lock);
+    pthread_join(thread, NULL);
+    return g->status;
+}
+
+static dsv2_session *open_gated(dsv2_model *model, gate *g)
+{
+    *g = (gate){.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    dsv2_session_options options = absorbed;
+    options.progress = wait_at_gate;
+    options.progress_user = g;
+    return open_session(model, &options);
+}
+
+START_TEST(a_session_at_work_is_busy_for_everyone_else)
+{
+    dsv2_model *model = open_model(2, 0);
+    gate g;
+    dsv2_session *session = open_gated(model, &g), *copy;
+    feed(session, tokens, 3);
+    pthread_t thread = start_feeding(&g, session, 20, 20);
+    int32_t token;
+    const float *logits;
+    dsv2_token_probability top;
+    float log_probability;
+    size_t n;
+    dsv2_sampling sampling;
+    dsv2_sampling_defaults(&sampling);
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_feed(session, tokens, 1));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_sample(session, &token));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_set_sampling(session, &sampling));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_logits(session, &logits));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_top_tokens(session, 1, &top));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_log_probability(session, 0, &log_probability));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_length(session, &n));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_tokens(session, NULL, 0, &n));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_truncate(session, 0));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_fork(session, 0, &copy));
+    /* In a step it stops the others, too: none has changed, every item says so. */
+    dsv2_session *other = open_session(model, &absorbed);
+    dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = other, .tokens = tokens, .n_tokens = 2},
+                              {.struct_size = sizeof *items, .session = session, .tokens = tokens, .n_tokens = 2}};
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_step(model, items, 2));
+    ck_assert(items[0].status == DSV2_ERROR_BUSY && items[1].status == DSV2_ERROR_BUSY);
+    assert_holds(other, model, tokens, 0);
+    /* The same session twice in one step. */
+    items[1].session = other;
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_step(model, items, 2));
+    ck_assert(let_go(&g, thread) == DSV2_OK);
+    g.stop_at = UINT64_MAX;
+    assert_holds(session, model, tokens, 23);
+    dsv2_session_close(other);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(cancel_from_another_thread_leaves_the_session_as_it_was)
+{
+    dsv2_model *model = open_model(2, 0);
+    gate g;
+    dsv2_session *session = open_gated(model, &g);
+    g.stop_at = UINT64_MAX;
+    dsv2_session_cancel(session); /* nobody at work: nothing happens */
+    feed(session, tokens, 10);
+    dsv2_session_cancel(session);
+    assert_holds(session, model, tokens, 10);
+    static const uint64_t stops[] = {512, 2 * 512, 3 * 512 + 88}; /* after two layers of the first part, and one of the second */
+    for (size_t i = 0; i < 3; i++) {
+        pthread_t thread = start_feeding(&g, session, 600, stops[i]);
+        dsv2_session_cancel(session);
+        ck_assert(let_go(&g, thread) == DSV2_ERROR_CANCELLED);
+        g.stop_at = UINT64_MAX;
+        assert_holds(session, model, tokens, 10);
+    }
+    feed(session, tokens + 10, 600);
+    assert_holds(session, model, tokens, 610);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+typedef struct reports {
+    size_t n, cancel_at; /* the report that answers 1 */
+    uint64_t last, total;
+    dsv2_phase phase;
+} reports;
+
+static int record(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    reports *r = user;
+    ck_assert_int_eq(phase, r->phase);
+    ck_assert_uint_ge(done, r->last);
+    ck_assert_uint_le(done, total);
+    ck_assert(r->n == 0 || total == r->total);
+    r->last = done;
+    r->total = total;
+    return r->n++ == r->cancel_at;
+}
+
+START_TEST(cancel_by_callback_at_every_layer_leaves_the_session_as_it_was)
+{
+    dsv2_model *model = open_model(1, 0);
+    reports r = {.phase = DSV2_PHASE_PROMPT, .cancel_at = SIZE_MAX};
+    dsv2_session_options options = absorbed;
+    options.progress = record;
+    options.progress_user = &r;
+    dsv2_session *session = open_session(model, &options);
+    feed(session, tokens, 70);
+    bool done = false;
+    size_t n_cancelled = 0;
+    for (size_t at = 0; !done; at++) {
+        r = (reports){.phase = DSV2_PHASE_PROMPT, .cancel_at = at};
+        dsv2_status status = dsv2_session_feed(session, tokens + 70, 530);
+        done = status == DSV2_OK;
+        if (done)
+            break;
+        ck_assert_int_eq(status, DSV2_ERROR_CANCELLED);
+        assert_holds(session, model, tokens, 70);
+        n_cancelled++;
+    }
+    ck_assert_uint_eq(n_cancelled, 2 * shape.num_hidden_layers); /* two parts of the input */
+    assert_holds(session, model, tokens, 600);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(progress_never_falls_and_ends_at_the_total)
+{
+    reports opening = {.phase = DSV2_PHASE_OPEN, .cancel_at = SIZE_MAX};
+    dsv2_model_options model_options = {.struct_size = sizeof model_options, .progress = record, .progress_user = &opening};
+    dsv2_model *model;
+    ck_assert(dsv2_model_open(folder, &model_options, &model) == DSV2_OK);
+    ck_assert(opening.n > 0 && opening.last == opening.total);
+    static const size_t lengths[] = {1, 64, 513, 1300};
+    reports r[4];
+    dsv2_step_item items[4];
+    for (size_t i = 0; i < 4; i++) {
+        r[i] = (reports){.phase = DSV2_PHASE_PROMPT, .cancel_at = SIZE_MAX};
+        dsv2_session_options options = {.struct_size = sizeof options, .progress = record, .progress_user = &r[i]};
+        items[i] = (dsv2_step_item){.struct_size = sizeof *items, .session = open_session(model, &options), .tokens = tokens,
+                                    .n_tokens = lengths[i]};
+    }
+    ck_assert(dsv2_step(model, items, 4) == DSV2_OK);
+    for (size_t i = 0; i < 4; i++) {
+        ck_assert_uint_eq(r[i].last, r[i].total);
+        ck_assert_uint_eq(r[i].total, lengths[i] * shape.num_hidden_layers);
+        dsv2_session_close(items[i].session);
+    }
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(a_cancelled_session_does_not_stop_its_companions)
+{
+    dsv2_model *model = open_model(2, 0);
+    reports r = {.phase = DSV2_PHASE_PROMPT, .cancel_at = 1};
+    dsv2_session_options options = absorbed;
+    options.progress = record;
+    options.progress_user = &r;
+    dsv2_session *a = open_session(model, &absorbed), *b = open_session(model, &options), *c = open_session(model, &absorbed);
+    dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = a, .tokens = tokens, .n_tokens = 30},
+                              {.struct_size = sizeof *items, .session = b, .tokens = tokens, .n_tokens = 700},
+                              {.struct_size = sizeof *items, .session = c, .tokens = tokens, .n_tokens = 550}};
+    FAILS_WITH(DSV2_ERROR_CANCELLED, dsv2_step(model, items, 3));
+    ck_assert(items[0].status == DSV2_OK && items[1].status == DSV2_ERROR_CANCELLED && items[2].status == DSV2_OK);
+    assert_holds(a, model, tokens, 30);
+    assert_holds(b, model, tokens, 0);
+    assert_holds(c, model, tokens, 550);
+    dsv2_session_close(a), dsv2_session_close(b), dsv2_session_close(c);
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(opening_can_be_cancelled_at_every_report)
+{
+    long live = 0;
+    bool opened = false;
+    for (size_t at = 0; !opened; at += at < 10 ? 1 : 17) {
+        reports r = {.phase = DSV2_PHASE_OPEN, .cancel_at = at};
+        dsv2_model_options options = {.struct_size = sizeof options, .n_threads = 1, .progress = record, .progress_user = &r};
+        dsv2_model *model = NULL;
+        dsv2_status status = dsv2_model_open(folder, &options, &model);
+        opened = status == DSV2_OK;
+        ck_assert(opened || (status == DSV2_ERROR_CANCELLED && model == NULL));
+        dsv2_model_close(model);
+        if (at == 0)
+            live = oom_live();
+        ck_assert_int_eq(oom_live(), live);
+    }
+}
+END_TEST
+
+/* ---- files ---- */
+
+START_TEST(a_file_that_changes_size_while_open_is_an_error_not_a_signal)
+{
+    dsv2_model *model = open_model(2, 0);
+    dsv2_session *session = open_session(model, &absorbed);
+    feed(session, tokens, 10);
+    const char *path = test_format("%s/model.safetensors", folder);
+    size_t size;
+    char *contents = test_read_file(path, &size);
+    static const long changes[] = {-1, -4096, 1};
+    for (size_t i = 0; i < 3; i++) {
+        ck_assert(truncate(path, (off_t)((long)size + changes[i])) == 0);
+        FAILS_WITH(DSV2_ERROR_IO, dsv2_session_feed(session, tokens + 10, 1));
+        ck_assert_uint_eq(length_of(session), 10);
+        int fd = open(path, O_WRONLY);
+        ck_assert(fd >= 0 && ftruncate(fd, (off_t)size) == 0 && pwrite(fd, contents, size, 0) == (ssize_t)size);
+        close(fd);
+        assert_holds(session, model, tokens, 10);
+    }
+    feed(session, tokens + 10, 5);
+    assert_holds(session, model, tokens, 15);
+    free(contents);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+/* ---- forks and rewinding ---- */
+
+static dsv2_memory_info memory_of(const dsv2_model *model)
+{
+    dsv2_memory_info info = {.struct_size = sizeof info};
+    ck_assert(dsv2_model_get_memory(model, &info) == DSV2_OK);
+    return info;
+}
+
+START_TEST(any_sequence_of_feeds_forks_and_rewinds_gives_the_bits_of_a_fresh_session)
+{
+    enum { N = 5, STEPS = 120, LONGEST = 400 };
+    dsv2_model *model = open_model(1, 0);
+    struct {
+        dsv2_session *session;
+        int32_t tokens[LONGEST];
+        size_t n;
+        bool has_logits;
+    } held[N] = {{.session = open_session(model, &absorbed)}};
+    uint64_t seed = 100 + (uint64_t)_i;
+    for (int step = 0; step < STEPS; step++) {
+        size_t i = (size_t)(test_random(&seed) * N), j = (size_t)(test_random(&seed) * N);
+        double what = test_random(&seed);
+        if (held[i].session == NULL)
+            continue;
+        if (what < 0.5) {
+            size_t n = (size_t)(test_random(&seed) * (test_random(&seed) < 0.3 ? 150 : 4)) + 1;
+            if (held[i].n + n > LONGEST)
+                continue;
+            test_random_tokens(seed, VOCAB, held[i].tokens + held[i].n, n);
+            feed(held[i].session, held[i].tokens + held[i].n, n);
+            held[i].n += n;
+            held[i].has_logits = true;
+        } else if (what < 0.7) {
+            size_t n = (size_t)(test_random(&seed) * (double)(held[i].n + 1));
+            ck_assert(dsv2_session_truncate(held[i].session, n) == DSV2_OK);
+            held[i].has_logits = held[i].has_logits && n == held[i].n;
+            held[i].n = n;
+        } else if (i != j) {
+            size_t n = test_random(&seed) < 0.5 ? held[i].n : (size_t)(test_random(&seed) * (double)(held[i].n + 1));
+            dsv2_session_close(held[j].session);
+            ck_assert(dsv2_session_fork(held[i].session, n, &held[j].session) == DSV2_OK);
+            memcpy(held[j].tokens, held[i].tokens, n * sizeof *held[i].tokens);
+            held[j].has_logits = held[i].has_logits && n == held[i].n;
+            held[j].n = n;
+        }
+        const float *logits;
+        if (held[i].has_logits)
+            assert_holds(held[i].session, model, held[i].tokens, held[i].n);
+        else
+            FAILS_WITH(DSV2_ERROR_STATE, dsv2_session_logits(held[i].session, &logits));
+    }
+    for (size_t i = 0; i < N; i++) {
+        if (held[i].has_logits)
+            assert_holds(held[i].session, model, held[i].tokens, held[i].n);
+        dsv2_session_close(held[i].session);
+    }
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 0);
+    ck_assert_uint_eq(memory_of(model).page_bytes_in_use, 0);
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(a_fork_shares_pages_sampler_and_logits)
+{
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *session = open_session(model, &absorbed), *copy, *part;
+    dsv2_sampling sampling;
+    dsv2_sampling_defaults(&sampling);
+    sampling.temperature = 3;
+    sampling.seed = 9;
+    ck_assert(dsv2_session_set_sampling(session, &sampling) == DSV2_OK);
+    feed(session, tokens, 4 * PAGE + 10);
+    int32_t drawn, same;
+    ck_assert(dsv2_session_sample(session, &drawn) == DSV2_OK);
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 5);
+    ck_assert(dsv2_session_fork(session, 4 * PAGE + 10, &copy) == DSV2_OK && dsv2_session_fork(session, PAGE, &part) == DSV2_OK);
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 5);
+    for (int i = 0; i < 20; i++) {
+        ck_assert(dsv2_session_sample(session, &drawn) == DSV2_OK && dsv2_session_sample(copy, &same) == DSV2_OK);
+        ck_assert_int_eq(drawn, same);
+    }
+    FAILS_WITH(DSV2_ERROR_STATE, dsv2_session_sample(part, &drawn));
+    feed(copy, tokens, 1); /* one page is now its own */
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 6);
+    feed(session, tokens + 4 * PAGE + 10, 1);
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 6);
+    assert_holds(session, model, tokens, 4 * PAGE + 11);
+    dsv2_session_close(session); /* the copies live on without it */
+    feed(part, tokens + PAGE, PAGE);
+    assert_holds(part, model, tokens, 2 * PAGE);
+    dsv2_session_close(part);
+    dsv2_session_close(copy);
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 0);
+    dsv2_model_close(model);
+}
+END_TEST
+
+START_TEST(a_model_closed_first_lives_as_long_as_its_sessions)
+{
+    dsv2_model *model = open_model(2, 0);
+    dsv2_session *session = open_session(model, &absorbed), *copy;
+    dsv2_model_close(model);
+    feed(session, tokens, 20);
+    ck_assert(dsv2_session_fork(session, 20, &copy) == DSV2_OK);
+    dsv2_session_close(session);
+    feed(copy, tokens, 3);
+    dsv2_session_close(copy);
+}
+END_TEST
+
+/* ---- memory ---- */
+
+START_TEST(the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing)
+{
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *probe = open_session(model, &absorbed);
+    uint64_t bytes;
+    ck_assert(dsv2_session_bytes_per_token(probe, &bytes) == DSV2_OK);
+    dsv2_session_close(probe);
+    dsv2_model_close(model);
+
+    model = open_model(1, 3 * PAGE * bytes);
+    dsv2_session *a = open_session(model, &absorbed), *b = open_session(model, &absorbed), *copy;
+    feed(a, tokens, 2 * PAGE - 1);
+    FAILS_WITH(DSV2_ERROR_MEMORY, dsv2_session_feed(b, tokens, PAGE + 1));
+    assert_holds(b, model, tokens, 0);
+    feed(b, tokens, PAGE);
+    FAILS_WITH(DSV2_ERROR_MEMORY, dsv2_session_feed(b, tokens + PAGE, 1));
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 3);
+    /* A fork takes no page until one of the two writes. */
+    ck_assert(dsv2_session_fork(a, 2 * PAGE - 1, &copy) == DSV2_OK);
+    FAILS_WITH(DSV2_ERROR_MEMORY, dsv2_session_feed(a, tokens + 2 * PAGE - 1, 1));
+    ck_assert_uint_eq(memory_of(model).page_bytes_in_use, memory_of(model).page_bytes_limit);
+    dsv2_session_close(b);
+    feed(a, tokens + 2 * PAGE - 1, 1);
+    dsv2_session_close(copy);
+    dsv2_model *unlimited = open_model(1, 0);
+    assert_holds(a, unlimited, tokens, 2 * PAGE);
+    dsv2_model_close(unlimited);
+    dsv2_session_close(a);
+    dsv2_model_close(model);
+}
+END_TEST
+
+/* Whether a call may end so for want of memory. DSV2_ERROR_FORMAT comes out of jansson 2.14 alone, which tells some of its own wants as
+ * syntax errors, and where its buffer for a name cannot grow drops a character of it. */
+static bool is_want_of_memory(dsv2_status status)
+{
+    return status == DSV2_ERROR_MEMORY || (status == DSV2_ERROR_IO && strstr(dsv2_last_error(), "memory") != NULL) ||
+           status == DSV2_ERROR_FORMAT;
+}
+
+/* Calls `work` again and again, each time with a later allocation failing, until none fails any more: after each failure the status
+ * is one that a want of memory may have, and `after` holds. `work` makes no assertions, which allocate themselves. */
+static void fail_every_allocation(dsv2_status (*work)(void *), void (*after)(void *), void *context, bool all_after)
+{
+    for (size_t nth = 1;; nth++) {
+        oom_arm(nth, all_after);
+        dsv2_status status = work(context);
+        bool failed = oom_disarm();
+        if (!failed) {
+            ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
+            ck_assert_msg(nth > 1, "nothing was allocated");
+            return;
+        }
+        if (status != DSV2_OK) {
+            ck_assert_msg(is_want_of_memory(status), "allocation %zu: %s: %s", nth, dsv2_status_name(status), dsv2_last_error());
+            after(context);
+        }
+    }
+}
+
+typedef struct oom_case {
+    dsv2_model *model;
+    dsv2_session *session, *other;
+} oom_case;
+
+static dsv2_status oom_open_model(void *context)
+{
+    (void)context;
+    dsv2_model *model = NULL;
+    dsv2_status status = dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 3}, &model);
+    dsv2_model_close(model);
+    return status != DSV2_OK && model != NULL ? DSV2_ERROR_STATE : status;
+}
+
+static dsv2_status oom_open_session(void *context)
+{
+    oom_case *c = context;
+    dsv2_session *session = NULL;
+    dsv2_status status = dsv2_session_open(c->model, NULL, &session);
+    dsv2_session_close(session);
+    return status;
+}
+
+/* 20 tokens are there; the feed goes into a third page. */
+static dsv2_status oom_feed(void *context)
+{
+    oom_case *c = context;
+    return dsv2_session_feed(c->session, tokens + 20, 2 * PAGE);
+}
+
+static dsv2_status oom_step(void *context)
+{
+    oom_case *c = context;
+    dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = c->session, .tokens = tokens + 20, .n_tokens = 5},
+                              {.struct_size = sizeof *items, .session = c->other, .tokens = tokens + 20, .n_tokens = 3 * PAGE}};
+    dsv2_status status = dsv2_step(c->model, items, 2);
+    return items[0].status == status && items[1].status == status ? status : DSV2_ERROR_STATE;
+}
+
+/* A fork's write to a page that it shares. */
+static dsv2_status oom_write_shared(void *context)
+{
+    oom_case *c = context;
+    return dsv2_session_feed(c->session, tokens + 20, 1);
+}
+
+static dsv2_status oom_sample(void *context)
+{
+    oom_case *c = context;
+    int32_t token;
+    return dsv2_session_sample(c->session, &token);
+}
+
+static dsv2_status oom_top_tokens(void *context)
+{
+    oom_case *c = context;
+    dsv2_token_probability top[5];
+    return dsv2_session_top_tokens(c->session, 5, top);
+}
+
+static dsv2_status oom_set_sampling(void *context)
+{
+    oom_case *c = context;
+    dsv2_sampling sampling;
+    dsv2_sampling_defaults(&sampling);
+    sampling.logit_bias = (dsv2_logit_bias[]){{1, 2.0f}, {3, -INFINITY}};
+    sampling.n_logit_bias = 2;
+    return dsv2_session_set_sampling(c->session, &sampling);
+}
+
+static dsv2_status oom_fork(void *context)
+{
+    oom_case *c = context;
+    dsv2_session *copy = NULL;
+    dsv2_status status = dsv2_session_fork(c->session, 20, &copy);
+    dsv2_session_close(copy);
+    return status;
+}
+
+static void sessions_unchanged(void *context)
+{
+    const oom_case *c = context;
+    assert_holds(c->session, c->model, tokens, 20);
+    if (c->other != NULL)
+        assert_holds(c->other, c->model, tokens, 20);
+}
+
+static void nothing_left(void *live) { ck_assert_int_eq(oom_live(), *(long *)live); }
+
+START_TEST(every_allocation_of_opening_may_fail)
+{
+    dsv2_model_close(open_model(3, 0)); /* what the C library keeps for good, it has now */
+    long live = oom_live();
+    fail_every_allocation(oom_open_model, nothing_left, &live, _i == 1);
+}
+END_TEST
+
+static const struct {
+    const char *name;
+    dsv2_status (*work)(void *);
+    bool needs_other;
+} oom_cases[] = {
+    {"open session", oom_open_session, false}, {"feed", oom_feed, false}, {"step", oom_step, true},
+    {"write to a shared page", oom_write_shared, true}, {"sample", oom_sample, false}, {"top tokens", oom_top_tokens, false},
+    {"set sampling", oom_set_sampling, false}, {"fork", oom_fork, false},
+};
+enum { N_OOM_CASES = sizeof oom_cases / sizeof *oom_cases };
+
+START_TEST(every_allocation_of_a_session_may_fail)
+{
+    dsv2_model_close(open_model(2, 0));
+    long live = oom_live();
+    oom_case c = {.model = open_model(2, 0)};
+    c.session = open_session(c.model, &absorbed);
+    feed(c.session, tokens, 20);
+    if (oom_cases[_i / 2].needs_other)
+        ck_assert(dsv2_session_fork(c.session, 20, &c.other) == DSV2_OK);
+    fail_every_allocation(oom_cases[_i / 2].work, sessions_unchanged, &c, _i % 2 == 1);
+    dsv2_session_close(c.session);
+    dsv2_session_close(c.other);
+    dsv2_model_close(c.model);
+    nothing_left(&live);
+}
+END_TEST
+
+START_TEST(opening_feeding_and_closing_leaves_nothing_behind)
+{
+    long live = 0;
+    for (int round = 0; round < 20; round++) {
+        dsv2_model *model = open_model(2, 0);
+        dsv2_session *session = open_session(model, NULL), *copy;
+        feed(session, tokens, 200);
+        int32_t token;
+        ck_assert(dsv2_session_sample(session, &token) == DSV2_OK);
+        ck_assert(dsv2_session_fork(session, 150, &copy) == DSV2_OK);
+        feed(copy, tokens, 5);
+        dsv2_session_close(session);
+        dsv2_session_close(copy);
+        dsv2_model_close(model);
+        if (round == 0)
+            live = oom_live();
+        ck_assert_int_eq(oom_live(), live);
+    }
+}
+END_TEST
+
+START_TEST(a_session_used_for_long_keeps_its_memory)
+{
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *session = open_session(model, NULL);
+    long live = 0;
+    uint64_t scratch = 0;
+    for (int round = 0; round < 30; round++) {
+        feed(session, tokens, 300);
+        for (int i = 0; i < 5; i++)
+            feed(session, tokens + i, 1);
+        ck_assert(dsv2_session_truncate(session, 0) == DSV2_OK);
+        if (round == 0) {
+            live = oom_live();
+            scratch = memory_of(model).scratch_bytes;
+        }
+        ck_assert_int_eq(oom_live(), live);
+        ck_assert_uint_eq(memory_of(model).scratch_bytes, scratch);
+    }
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+/* ---- many threads ---- */
+
+enum { N_HOSTS = 4, N_ROUNDS = 12 };
+
+typedef struct host {
+    dsv2_model *model;
+    unsigned number;
+    _Atomic bool *stop;
+    dsv2_session *session;
+} host;
+
+/* A session of its own: feeds, samples, forks, rewinds; the bits in the end are those of a session alone. */
+static void *host_thread(void *argument)
+{
+    host *h = argument;
+    for (size_t round = 0; round < N_ROUNDS; round++) {
+        size_t n = 3 + (round * 37 + h->number * 11) % 90;
+        dsv2_session *copy;
+        int32_t token;
+        feed(h->session, tokens, n);
+        ck_assert(dsv2_session_sample(h->session, &token) == DSV2_OK);
+        ck_assert(dsv2_session_fork(h->session, n, &copy) == DSV2_OK);
+        dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = h->session, .tokens = tokens + n, .n_tokens = 1},
+                                  {.struct_size = sizeof *items, .session = copy, .tokens = tokens + n, .n_tokens = 4}};
+        ck_assert_msg(dsv2_step(h->model, items, 2) == DSV2_OK, "%s", dsv2_last_error());
+        assert_holds(h->session, h->model, tokens, n + 1);
+        assert_holds(copy, h->model, tokens, n + 4);
+        dsv2_session_close(copy);
+        ck_assert(dsv2_session_truncate(h->session, 0) == DSV2_OK);
+    }
+    return NULL;
+}
+
+/* Meanwhile: whatever a host may call at any time. */
+static void *onlooker_thread(void *argument)
+{
+    host *h = argument;
+    while (!atomic_load(h->stop)) {
+        memory_of(h->model);
+        dsv2_model_info info = {.struct_size = sizeof info};
+        ck_assert(dsv2_model_get_info(h->model, &info) == DSV2_OK);
+        size_t n;
+        dsv2_status status = dsv2_session_length(h->session, &n);
+        ck_assert(status == DSV2_OK || status == DSV2_ERROR_BUSY);
+        dsv2_session_cancel(h->session);
+    }
+    return NULL;
+}
+
+START_TEST(sessions_of_many_threads_do_not_disturb_each_other)
+{
+    dsv2_model *model = open_model(2, 0);
+    pthread_t threads[N_HOSTS], onlooker;
+    host hosts[N_HOSTS], watched;
+    _Atomic bool stop = false;
+    for (unsigned i = 0; i < N_HOSTS; i++) {
+        hosts[i] = (host){.model = model, .number = i, .session = open_session(model, &absorbed)};
+        ck_assert(pthread_create(&threads[i], NULL, host_thread, &hosts[i]) == 0);
+    }
+    watched = (host){.model = model, .stop = &stop, .session = open_session(model, &absorbed)};
+    ck_assert(pthread_create(&onlooker, NULL, onlooker_thread, &watched) == 0);
+    for (int i = 0; i < 20; i++) { /* fed here, cancelled and asked from the onlooker: it succeeds or says why not */
+        size_t before;
+        while (dsv2_session_length(watched.session, &before) == DSV2_ERROR_BUSY)
+            continue;
+        dsv2_status status = dsv2_session_feed(watched.session, tokens + before, 20);
+        ck_assert_msg(status == DSV2_OK || status == DSV2_ERROR_CANCELLED || status == DSV2_ERROR_BUSY, "%s", dsv2_last_error());
+    }
+    atomic_store(&stop, true);
+    pthread_join(onlooker, NULL);
+    size_t n = length_of(watched.session);
+    ck_assert_uint_eq(n % 20, 0);
+    assert_holds(watched.session, model, tokens, n);
+    dsv2_session_close(watched.session);
+    for (unsigned i = 0; i < N_HOSTS; i++) {
+        pthread_join(threads[i], NULL);
+        dsv2_session_close(hosts[i].session);
+    }
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 0);
+    dsv2_model_close(model);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("session");
+    TCase *tests = tcase_create("session");
+    tcase_set_timeout(tests, 300);
+    tcase_add_unchecked_fixture(tests, write_model, remove_model);
+    tcase_add_test(tests, null_is_refused_by_every_function);
+    tcase_add_test(tests, wrong_struct_size_is_refused);
+    tcase_add_test(tests, options_out_of_range_are_refused);
+    tcase_add_test(tests, a_token_outside_the_vocabulary_is_named_and_changes_nothing);
+    tcase_add_test(tests, a_full_session_takes_no_more_and_stays_usable);
+    tcase_add_test(tests, a_session_at_work_is_busy_for_everyone_else);
+    tcase_add_test(tests, cancel_from_another_thread_leaves_the_session_as_it_was);
+    tcase_add_test(tests, cancel_by_callback_at_every_layer_leaves_the_session_as_it_was);
+    tcase_add_test(tests, progress_never_falls_and_ends_at_the_total);
+    tcase_add_test(tests, a_cancelled_session_does_not_stop_its_companions);
+    tcase_add_test(tests, a_file_that_changes_size_while_open_is_an_error_not_a_signal);
+    tcase_add_loop_test(tests, any_sequence_of_feeds_forks_and_rewinds_gives_the_bits_of_a_fresh_session, 0, 4);
+    tcase_add_test(tests, a_fork_shares_pages_sampler_and_logits);
+    tcase_add_test(tests, a_model_closed_first_lives_as_long_as_its_sessions);
+    tcase_add_test(tests, the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing);
+    tcase_add_test(tests, sessions_of_many_threads_do_not_disturb_each_other);
+    tcase_add_test(tests, opening_can_be_cancelled_at_every_report);
+    if (oom_available()) {
+        tcase_add_loop_test(tests, every_allocation_of_opening_may_fail, 0, 2);
+        tcase_add_loop_test(tests, every_allocation_of_a_session_may_fail, 0, 2 * N_OOM_CASES);
+        tcase_add_test(tests, opening_feeding_and_closing_leaves_nothing_behind);
+        tcase_add_test(tests, a_session_used_for_long_keeps_its_memory);
+    }
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed > 0;
+}

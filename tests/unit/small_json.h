@@ -1,0 +1,21 @@
+/* A small tokenizer.json: the 256 letters of the byte alphabet, id = byte, and what a test puts in. */
+#ifndef DSV2_TESTS_SMALL_JSON_H
+#define DSV2_TESTS_SMALL_JSON_H
+
+/* Each is the text of a member; NULL: as a plain tokenizer has it. */
+typedef struct small_parts {
+    const char *added;         /* the members of added_tokens: {...},{...} */
+    const char *normalizer;    /* null */
+    const char *pre_tokenizer; /* ByteLevel alone, without its expression: every text is one piece */
+    const char *post_processor;
+    const char *decoder;
+    const char *vocab;         /* ,"ab":256 */
+    const char *merges;        /* "a b","c d" */
+    const char *model;         /* more members of model: ,"dropout":null */
+    const char *root;          /* more members of the whole */
+} small_parts;
+
+/* To be freed. */
+char *small_json(const small_parts *parts);
+
+#endif

@@ -89,8 +89,12 @@ struct dsv2_model {
     _Atomic uint64_t scratch_bytes;
 };
 
-/* Opens, with arguments already checked; the public contract is dsv2_model_open's. */
-dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, dsv2_model **model);
+/* Opens, with arguments already checked; the public contract is dsv2_model_open's. as_found: weights are left as the file has
+ * them, for a copy that is written rather than run (dsv2_model_export). */
+dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, bool as_found, dsv2_model **model);
+
+/* Writes the model at `path` as a .dsv2 pack; the public contract is dsv2_model_pack's. */
+dsv2_status dsv2_model_export(const char *path, const char *output_path, const dsv2_pack_options *options);
 
 void dsv2_model_retain(dsv2_model *model);
 void dsv2_model_release(dsv2_model *model);

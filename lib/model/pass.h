@@ -175,6 +175,21 @@ dsv2_gguf_place dsv2_gguf_place_of(const char *name);
 dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe);
 
 /* weights.c: binds every tensor; messages name tensor, shape found and shape expected. */
-dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options);
+dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found);
+
+/* What follows "model.layers.N" in a pack's name of (W^UK)^T. */
+#define DSV2_K_UP_TRANSPOSED ".self_attn.k_up_transposed"
+
+/* packing.c: the type in which to hold the weight of this name that is found as `type`. */
+dsv2_type dsv2_packing_type(dsv2_weight_type weight_type, const char *name, dsv2_type type);
+
+/* Bytes of a matrix. */
+size_t dsv2_matrix_bytes(dsv2_type type, uint32_t rows, uint32_t cols);
+
+/* Writes a matrix as another type to `out`, dsv2_matrix_bytes of it, over all threads. */
+dsv2_status dsv2_matrix_convert(const dsv2_model *model, const char *name, const dsv2_matrix *from, dsv2_type type, void *out);
+
+/* Element i of an array of F32, F16 or BF16. */
+void dsv2_store_element(dsv2_type type, void *data, size_t i, float value);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "base/base.h"
 #include "kernels/kernels.h"
+#include "tokenizer/tokenizer.h"
 
 #include <dsv2/tokenizer.h>
 

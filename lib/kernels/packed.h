@@ -22,24 +22,36 @@ enum {
                                       of bytes i, 64 + i and 128 + i, lowest first */
     /* P6: w = scale * sub_scale * (q - 32) */
     HEADER_SIXTEENTHS = VECTOR,    /* int8 [16][16 rows], one for every 16 columns */
-    /* P8, P4S: w = scale * half * (q - 128 or 8) */
+    /* P8, P4S, P5S: w = scale * half * (q - zero) */
     HEADER_HALVES = VECTOR,        /* F16 [8 blocks][16 rows] */
 };
 
 /* Bytes of a block:
  *   P4, P4S  4 vectors of 4 bits: vector v has word v low, word 4 + v high
- *   P5       these 4, then 1 vector: bit g of byte b of a lane is bit 4 of column 4g + b
+ *   P5, P5S  these 4, then 1 vector: bit g of byte b of a lane is bit 4 of column 4g + b
  *   P6       these 4, then 2 vectors h: bits 2g and 2g + 1 of byte b are bits 4 and 5 of column 16h + 4g + b, g < 4
  *   P8       8 vectors, word by word */
 static inline size_t dsv2_block_bytes(dsv2_type type)
 {
-    return type == DSV2_TYPE_P8 ? 8 * VECTOR : type == DSV2_TYPE_P6 ? 6 * VECTOR : type == DSV2_TYPE_P5 ? 5 * VECTOR : 4 * VECTOR;
+    switch (type) {
+    case DSV2_TYPE_P8: return 8 * VECTOR;
+    case DSV2_TYPE_P6: return 6 * VECTOR;
+    case DSV2_TYPE_P5:
+    case DSV2_TYPE_P5S: return 5 * VECTOR;
+    default: return 4 * VECTOR;
+    }
 }
 
 /* What is subtracted from q; 0 for types with minima. */
 static inline int dsv2_pack_zero(dsv2_type type)
 {
-    return type == DSV2_TYPE_P8 ? 128 : type == DSV2_TYPE_P6 ? 32 : type == DSV2_TYPE_P4S ? 8 : 0;
+    switch (type) {
+    case DSV2_TYPE_P8: return 128;
+    case DSV2_TYPE_P6: return 32;
+    case DSV2_TYPE_P5S: return 16;
+    case DSV2_TYPE_P4S: return 8;
+    default: return 0;
+    }
 }
 
 static inline size_t dsv2_group_bytes(dsv2_type type, size_t cols)
@@ -65,6 +77,7 @@ void dsv2_matmul_p4_c(float *out, size_t out_stride, const dsv2_x8 *const *x, si
 void dsv2_matmul_p5_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 void dsv2_matmul_p6_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 void dsv2_matmul_p8_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void dsv2_matmul_p5s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 void dsv2_matmul_p4s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 
 #endif

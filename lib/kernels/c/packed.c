@@ -52,7 +52,7 @@ static unsigned element(dsv2_type type, const uint8_t *block, size_t row, size_t
         return block[word * VECTOR + lane];
     unsigned q = word < 4 ? block[word * VECTOR + lane] & 15u : block[(word - 4) * VECTOR + lane] >> 4;
     const uint8_t *more = block + 4 * VECTOR;
-    if (type == DSV2_TYPE_P5)
+    if (type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S)
         q |= (more[lane] >> word & 1u) << 4;
     if (type == DSV2_TYPE_P6)
         q |= (more[word / 4 * VECTOR + lane] >> 2 * (word % 4) & 3u) << 4;
@@ -187,4 +187,9 @@ void dsv2_matmul_p8_c(float *out, size_t out_stride, const dsv2_x8 *const *x, si
 void dsv2_matmul_p4s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
     matmul(DSV2_TYPE_P4S, out, out_stride, x, m, w, n, k);
+}
+
+void dsv2_matmul_p5s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+{
+    matmul(DSV2_TYPE_P5S, out, out_stride, x, m, w, n, k);
 }

@@ -128,7 +128,7 @@ INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
     if (type == DSV2_TYPE_P8)
         return load_ints(block + g * VECTOR);
     ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
-    if (type == DSV2_TYPE_P5) {
+    if (type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S) {
         ivec more = load_ints(block + 4 * VECTOR);
         w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
     }
@@ -278,8 +278,9 @@ PACKED_MATMUL(matmul_p5, DSV2_TYPE_P5)
 PACKED_MATMUL(matmul_p6, DSV2_TYPE_P6)
 PACKED_MATMUL(matmul_p8, DSV2_TYPE_P8)
 PACKED_MATMUL(matmul_p4s, DSV2_TYPE_P4S)
+PACKED_MATMUL(matmul_p5s, DSV2_TYPE_P5S)
 
 #define PACKED_KERNELS                                                                                                          \
     .matmul_packed = {[DSV2_TYPE_P4] = matmul_p4, [DSV2_TYPE_P5] = matmul_p5, [DSV2_TYPE_P6] = matmul_p6,                         \
-                      [DSV2_TYPE_P8] = matmul_p8, [DSV2_TYPE_P4S] = matmul_p4s},                                                 \
+                      [DSV2_TYPE_P8] = matmul_p8, [DSV2_TYPE_P4S] = matmul_p4s, [DSV2_TYPE_P5S] = matmul_p5s},                   \
     .prepare_row = prepare_row

@@ -98,6 +98,9 @@ void dsv2_file_unmap(dsv2_file *file);
 /* DSV2_ERROR_IO if the file no longer has the size it was mapped with: touching its pages could then kill the process. */
 dsv2_status dsv2_file_check(const dsv2_file *file);
 
+/* The bytes need not stay in this process's memory; touching them again brings them back. */
+void dsv2_file_forget(const dsv2_file *file, uint64_t offset, uint64_t size);
+
 /* Reads a whole regular file of at most `limit` bytes into *data (dsv2_free'd by the caller, a NUL after the end). */
 dsv2_status dsv2_file_read(const char *path, uint64_t limit, char **data, size_t *size);
 

@@ -64,6 +64,13 @@ void dsv2_file_unmap(dsv2_file *file)
     *file = (dsv2_file){.fd = -1};
 }
 
+void dsv2_file_forget(const dsv2_file *file, uint64_t offset, uint64_t size)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), first = (offset + page - 1) / page * page, end = (offset + size) / page * page;
+    if (first < end)
+        (void)madvise((void *)(uintptr_t)(file->data + first), (size_t)(end - first), MADV_DONTNEED); /* a wish */
+}
+
 dsv2_status dsv2_file_check(const dsv2_file *file)
 {
     struct stat status;

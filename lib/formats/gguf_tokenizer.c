@@ -87,22 +87,18 @@ static dsv2_status optional_id(const dsv2_container *container, const char *key,
     return DSV2_OK;
 }
 
-dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer)
+dsv2_status dsv2_gguf_vocabulary(const dsv2_container *container, dsv2_vocabulary_fn use, void *context)
 {
     dsv2_text model, *texts = NULL, *merges = NULL, *parts = NULL;
     uint8_t *kinds = NULL;
     dsv2_vocabulary v = {.path = container->path};
     dsv2_status status;
-    if (!dsv2_gguf_has(container, "tokenizer.ggml.model")) {
-        *tokenizer = NULL;
+    if (!dsv2_gguf_has(container, "tokenizer.ggml.model"))
         return DSV2_OK;
-    }
     if ((status = dsv2_gguf_string(container, "tokenizer.ggml.model", &model)) != DSV2_OK)
         return status;
-    if (is_text(model, "no_vocab")) {
-        *tokenizer = NULL;
+    if (is_text(model, "no_vocab"))
         return DSV2_OK;
-    }
     if (!is_text(model, "gpt2"))
         return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tokenizer.ggml.model is \"%.*s\", expected gpt2 (byte-level BPE)",
                          container->path, shown(model), model.data);
@@ -126,11 +122,22 @@ dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer 
     v.texts = texts;
     v.kinds = kinds;
     v.merges = parts;
-    status = dsv2_tokenizer_from_vocabulary(&v, tokenizer);
+    status = use(context, &v);
 done:
     dsv2_free(parts);
     dsv2_free(kinds);
     dsv2_free(merges);
     dsv2_free(texts);
     return status;
+}
+
+static dsv2_status make_tokenizer(void *context, const dsv2_vocabulary *vocabulary)
+{
+    return dsv2_tokenizer_from_vocabulary(vocabulary, context);
+}
+
+dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer)
+{
+    *tokenizer = NULL;
+    return dsv2_gguf_vocabulary(container, make_tokenizer, tokenizer);
 }

@@ -74,7 +74,7 @@ def optimizer_of(model: Model, lr: float) -> torch.optim.AdamW:
 
 
 class Average:
-    """A running mean of the weights over the last few hundred steps, which is what is evaluated and exported.
+    """A running mean of the weights over the last few hundred steps, which is what is measured during the run.
 
     The report does not have it; with a budget this short it stands in for the long tail of low learning rates.
     """

@@ -42,12 +42,12 @@ check build-thread --suite threads
 export CC=clang
 build build-clang --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false -Dfuzz=true
 
-# What Check printed, test program by test program; and in which build.
+# Build by build: what was skipped, and Meson's and Check's own summaries.
 for folder in $summaries; do
     echo
-    echo "== $folder: Meson's summary and Check's"
-    sed -n '/^Ok: /,/^Timeout: /p' "$folder/meson-logs/testlog.txt"
-    grep -E '^Running suite|^[0-9]+%: Checks: ' "$folder/meson-logs/testlog.txt"
+    echo "== $folder"
+    sed -n -e '/^skipped: /p' -e '/^Ok: /,/^Timeout: /p' -e '/^Running suite/p' -e '/^[0-9]*%: Checks: /p' \
+        "$folder/meson-logs/testlog.txt"
 done
 if [ -n "$failed" ]; then
     echo

@@ -19,7 +19,7 @@ typedef struct command {
 } command;
 
 extern const command command_generate, command_chat, command_tokenize, command_detokenize, command_logits, command_perplexity,
-    command_inspect, command_bench;
+    command_experts, command_inspect, command_bench;
 
 /* ---- options ---- */
 
@@ -153,7 +153,8 @@ char *read_all(const char *path, size_t *size);
 /* Token ids separated by white space; `name` is for messages. Freed by the caller; NULL after saying what is wrong. */
 int32_t *parse_ids(const char *name, const char *text, size_t size, size_t *n);
 
-/* A string as JSON, with its quotes. Bytes that are no UTF-8 become U+FFFD. */
+/* A string as JSON, with its quotes, to a file or to standard output. Bytes that are no UTF-8 become U+FFFD. */
+void write_json_string(FILE *out, const char *string);
 void print_json_string(const char *string);
 
 #endif

@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import tiny_model
 
 DSV2, GOLDENS = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
-COMMANDS = ["generate", "chat", "tokenize", "detokenize", "logits", "perplexity", "inspect", "bench"]
+COMMANDS = ["generate", "chat", "tokenize", "detokenize", "logits", "perplexity", "experts", "inspect", "bench"]
 TIMEOUT = 120  # seconds, for a machine that is busy or a build with sanitizers; nothing here measures time
 
 

@@ -24,7 +24,8 @@ static int restore(dsv2_session *session, const char *path)
     return status == DSV2_OK ? EXIT_OK : fail_library();
 }
 
-int open_stored_session(dsv2_model *model, const storage_settings *storage, const sampling_settings *sampling, dsv2_session **session)
+int open_stored_session(dsv2_model *model, const storage_settings *storage, const sampling_settings *sampling,
+                        dsv2_session **session)
 {
     dsv2_cache_type type;
     int status = find_cache_type(storage->kv, &type);

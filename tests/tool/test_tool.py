@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import tiny_model
 
 DSV2, GOLDENS = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
-COMMANDS = ["generate", "chat", "tokenize", "detokenize", "logits", "perplexity", "experts", "inspect", "bench"]
+COMMANDS = ["generate", "chat", "tokenize", "detokenize", "logits", "perplexity", "experts", "inspect", "bench", "pack"]
 TIMEOUT = 120  # seconds, for a machine that is busy or a build with sanitizers; nothing here measures time
 
 
@@ -533,6 +533,69 @@ class Inspect(ToolTest):
     def test_any_path_gives_valid_json(self):
         odd = tiny_model.make(os.path.join(GOLDENS, "lite"), self.path('a "quoted"\\ n\n\u00fc'))
         self.assertEqual(json.loads(self.run_well("inspect", odd, "--json"))["path"], odd)
+
+
+class Packs(ToolTest):
+    IDS = [0] + [i * 37 % 382 + 2 for i in range(40)]
+
+    def difference(self, model):
+        """Mean KL divergence of the next token's distribution from the checkpoint's, in nats."""
+
+        def log_softmax(row):
+            top = max(row)
+            total = top + math.log(sum(math.exp(x - top) for x in row))
+            return [x - total for x in row]
+
+        divergence = 0.0
+        for expected, got in zip(self.logits(self.model, self.IDS), self.logits(model, self.IDS)):
+            p, q = log_softmax(expected), log_softmax(got)
+            divergence += sum(math.exp(a) * (a - b) for a, b in zip(p, q))
+        return divergence / len(self.IDS)
+
+    def test_a_pack_is_the_model_in_one_file(self):
+        pack = self.path("stored.dsv2")
+        self.assertEqual(self.run_well("pack", self.model, pack), b"")
+        self.assertEqual(self.logits(pack, self.IDS), self.logits(self.model, self.IDS))
+        model, packed = (json.loads(self.run_well("inspect", path, "--json")) for path in (self.model, pack))
+        self.assertEqual((packed["container"], packed["parameters"]), ("pack", model["parameters"]))
+        command = ["--prompt", "Once", "--max-tokens", 9]
+        self.assertEqual(self.run_well("generate", pack, *command), self.run_well("generate", self.model, *command))
+
+    def test_smaller_types_lose_little_and_less_with_more_bits(self):
+        losses = {}
+        for kind, bound in (("q8_0", 0.01), ("q6_k", 0.02), ("q5_k", 0.05), ("q4_k", 0.2), ("q4_0", 0.2)):
+            with self.subTest(kind):
+                pack = self.path(kind + ".dsv2")
+                self.run_well("pack", self.model, pack, "--type", kind)
+                losses[kind] = self.difference(pack)
+                self.assertLess(losses[kind], bound)
+        self.assertLess(losses["q8_0"], losses["q6_k"])
+        self.assertLess(losses["q6_k"], losses["q4_k"])
+
+    def test_damage_is_found_by_verify(self):
+        pack = self.path("whole.dsv2")
+        self.run_well("pack", self.model, pack)
+        self.assertEqual(self.run_well("inspect", pack, "--verify"), self.run_well("inspect", pack))
+        with open(pack, "rb") as file:
+            data = bytearray(file.read())
+        data[len(data) * 2 // 3] ^= 4
+        result = dsv2("inspect", self.write("damaged.dsv2", data), "--verify")
+        self.assertEqual((result.status, result.out), (1, b""))
+        self.assertIn("damaged.dsv2", result.err)
+        self.assertEqual(dsv2("inspect", self.model, "--verify").status, 1)
+
+    def test_what_cannot_be_packed_is_said(self):
+        for arguments, status, reason in (
+            ([self.model], 2, "expected"),
+            ([self.model, self.path("x"), "--type", "q3_k"], 2, "q3_k"),
+            ([self.path("missing"), self.path("x")], 1, self.path("missing")),
+            ([self.model, os.path.join(self.path("missing"), "x")], 1, self.path("missing")),
+        ):
+            with self.subTest(arguments):
+                result = dsv2("pack", *arguments)
+                self.assertEqual((result.status, result.out), (status, b""))
+                self.assertIn(reason, result.err)
+                self.assertFalse(os.path.exists(self.path("x")))
 
 
 class Bench(ToolTest):

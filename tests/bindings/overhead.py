@@ -12,7 +12,7 @@ import time
 
 import dsv2
 
-TOKENS, RUNS = 1000, 9
+TOKENS, RUNS = 300, 9
 
 
 def python_run(model: dsv2.Model, text: bool) -> float:

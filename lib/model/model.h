@@ -74,6 +74,7 @@ struct dsv2_model {
     size_t n_owned, owned_capacity;
     uint64_t bytes_copied, weight_bytes, parameters;
     bool types_seen[DSV2_TYPE_COUNT];
+    bool has_packed; /* some matrix is of a packed type: passes need room for rounded rows */
     uint64_t fingerprint;
 
     float *rope_frequency; /* qk_rope_head_dim / 2, radians per token */
@@ -93,8 +94,12 @@ struct dsv2_model {
     dsv2_load loads[DSV2_LOAD_KINDS]; /* of all sessions, closed ones included */
 };
 
-/* Opens, with arguments already checked; the public contract is dsv2_model_open's. */
-dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, dsv2_model **model);
+/* Opens, with arguments already checked; the public contract is dsv2_model_open's. as_found: weights are left as the file has
+ * them, for a copy that is written rather than run (dsv2_model_export). */
+dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, bool as_found, dsv2_model **model);
+
+/* Writes the model at `path` as a .dsv2 pack; the public contract is dsv2_model_pack's. */
+dsv2_status dsv2_model_export(const char *path, const char *output_path, const dsv2_pack_options *options);
 
 void dsv2_model_retain(dsv2_model *model);
 void dsv2_model_release(dsv2_model *model);

@@ -673,14 +673,3 @@ dsv2_status dsv2_gguf_open(const char *path, const dsv2_logger *logger, dsv2_con
 }
 
 bool dsv2_is_gguf(const char *path) { return dsv2_file_begins(path, "GGUF", 4); }
-bool dsv2_is_gguf(const char *path)
-{
-    if (!dsv2_is_file(path))
-        return false;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* unlike fopen it needs no memory */
-    if (fd < 0)
-        return false;
-    char magic[4];
-    bool found = pread(fd, magic, sizeof magic, 0) == sizeof magic && memcmp(magic, "GGUF", sizeof magic) == 0;
-    close(fd);
-    return found;

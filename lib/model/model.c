@@ -68,8 +68,8 @@ static dsv2_status load_gguf(dsv2_model *model, const char *path)
     if (status == DSV2_OK && model->tokenizer == NULL)
         dsv2_log(&model->logger, DSV2_LOG_INFO, "%s: has no tokenizer: the model runs on token ids only", path);
     return status;
-    return status == DSV2_OK ? dsv2_gguf_tokenizer(model->container, &model->tokenizer) : status;
 }
+
 static dsv2_status load_pack(dsv2_model *model, const char *path)
 {
     const char *text;
@@ -99,7 +99,8 @@ static dsv2_status load_container(dsv2_model *model, const char *path)
     if (status != DSV2_OK)
         return status;
     dsv2_file_unmap(&file);
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack", path);
+    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack",
+                     path);
 }
 
 /* Digest of everything in the configuration that changes a logit. Field by field: a structure's padding holds anything. */

@@ -3,8 +3,6 @@
  * A snapshot holds a session's tokens, latent KV cache, sampler, random state and logits, checked by checksums. The next
  * token after a restore is, bit for bit, the one that would have come without it. Snapshots belong to one model (its
  * fingerprint is in the header) and are little-endian on every machine.
- *
- * This version: every function here returns DSV2_ERROR_UNSUPPORTED.
  */
 #ifndef DSV2_SNAPSHOT_H
 #define DSV2_SNAPSHOT_H
@@ -22,15 +20,16 @@ typedef int (*dsv2_read_fn)(void *user, void *data, size_t size, size_t *got);
 /* struct_size as in dsv2_model_options. */
 typedef struct dsv2_save_options {
     size_t struct_size;
-    int append;                /* non-zero: if `path` holds a snapshot of the first tokens of this same session, add only what
-                                * is new; a crash meanwhile leaves the former state readable. Otherwise write anew. */
-    int compression_level;     /* zstd level; 0: the default */
+    int append;                /* non-zero: if `path` holds a snapshot of the first tokens of this same session (the same rows
+                                * in its cache, not the same ids alone), add only what is new; a crash meanwhile leaves the former
+                                * state readable. Otherwise write anew. */
+    int compression_level;     /* zstd level; 0: the default, a fast one */
     dsv2_progress_fn progress; /* DSV2_PHASE_SAVE */
     void *progress_user;
 } dsv2_save_options;
 
 /* Saves to a file: written under a temporary name in the same folder, flushed to disk, renamed. Whatever fails, the file
- * of that name is the old one or the new one.
+ * of that name is the old one or the new one. (A process killed meanwhile may leave the temporary file, PATH.XXXXXX.)
  * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _BUSY or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_save(dsv2_session *session, const char *path, const dsv2_save_options *options);
 
@@ -41,8 +40,9 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_save_to(dsv2_session *sessio
 /* struct_size as in dsv2_model_options. */
 typedef struct dsv2_restore_options {
     size_t struct_size;
-    const int32_t *prompt;     /* NULL: restore everything. Otherwise restore the longest prefix that the snapshot's tokens
-                                * share with these n_prompt ids. */
+    const int32_t *prompt;     /* NULL: restore everything. Otherwise restore the longest prefix that the snapshot's tokens share
+                                * with these n_prompt ids, the logits if that is all of the snapshot, and leave the session its
+                                * own sampler. */
     size_t n_prompt;
     int convert;               /* non-zero: a snapshot of another cache type is converted to the session's; otherwise refused */
     dsv2_progress_fn progress; /* DSV2_PHASE_RESTORE */

@@ -69,11 +69,13 @@ typedef struct dsv2_text {
 static inline bool dsv2_add(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
 static inline bool dsv2_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
 
-/* ---- little-endian reads from untrusted bytes, at any alignment ---- */
+/* ---- little-endian numbers in files, at any alignment ---- */
 
 uint16_t dsv2_load_u16(const void *bytes);
 uint32_t dsv2_load_u32(const void *bytes);
 uint64_t dsv2_load_u64(const void *bytes);
+void dsv2_store_u32(void *bytes, uint32_t value);
+void dsv2_store_u64(void *bytes, uint64_t value);
 float dsv2_f16_to_f32(uint16_t half);
 float dsv2_bf16_to_f32(uint16_t bits);
 uint16_t dsv2_f32_to_f16(float value);  /* nearest, ties to even; overflow to infinity */
@@ -96,11 +98,17 @@ void dsv2_file_unmap(dsv2_file *file);
 /* DSV2_ERROR_IO if the file no longer has the size it was mapped with: touching its pages could then kill the process. */
 dsv2_status dsv2_file_check(const dsv2_file *file);
 
+/* The bytes need not stay in this process's memory; touching them again brings them back. */
+void dsv2_file_forget(const dsv2_file *file, uint64_t offset, uint64_t size);
+
 /* Reads a whole regular file of at most `limit` bytes into *data (dsv2_free'd by the caller, a NUL after the end). */
 dsv2_status dsv2_file_read(const char *path, uint64_t limit, char **data, size_t *size);
 
 /* "folder/name", to be freed; NULL without memory. */
 char *dsv2_path_join(const char *folder, const char *name);
+
+/* Whether a regular file begins with these bytes, at most 16; false also if it cannot be read. Allocates nothing. */
+bool dsv2_file_begins(const char *path, const void *magic, size_t size);
 
 bool dsv2_is_folder(const char *path);
 bool dsv2_is_file(const char *path);

@@ -19,6 +19,19 @@ uint64_t dsv2_load_u64(const void *bytes)
     return (uint64_t)dsv2_load_u32(bytes) | (uint64_t)dsv2_load_u32((const uint8_t *)bytes + 4) << 32;
 }
 
+void dsv2_store_u32(void *bytes, uint32_t value)
+{
+    uint8_t *b = bytes;
+    for (int i = 0; i < 4; i++)
+        b[i] = (uint8_t)(value >> 8 * i);
+}
+
+void dsv2_store_u64(void *bytes, uint64_t value)
+{
+    dsv2_store_u32(bytes, (uint32_t)value);
+    dsv2_store_u32((uint8_t *)bytes + 4, (uint32_t)(value >> 32));
+}
+
 static float from_bits(uint32_t bits)
 {
     float value;

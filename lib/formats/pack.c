@@ -1,10 +1,8 @@
 #include "formats/pack.h"
 #include "formats/container.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 #include <xxhash.h>
 #include <zstd.h>
 
@@ -16,7 +14,6 @@ enum {
     TENSOR_ALIGNMENT = 64,
     MAX_NAME = 256,
     ENTRY_BYTES = 2 + 1 + 1 + 8 + 8 + 8 + 8, /* of an index entry without its name and dims */
-    MAX_TEXT_BYTES = 256 << 20,              /* both blocks, unpacked: a tokenizer.json has 10 MB at most */
 };
 
 static const char MAGIC[8] = "DSV2PACK";
@@ -34,6 +31,12 @@ static const struct {
     {1, DSV2_TYPE_F32},
     {2, DSV2_TYPE_F16},
     {3, DSV2_TYPE_BF16},
+    {16, DSV2_TYPE_P4},
+    {17, DSV2_TYPE_P5},
+    {18, DSV2_TYPE_P6},
+    {19, DSV2_TYPE_P8},
+    {20, DSV2_TYPE_P4S},
+    {21, DSV2_TYPE_P5S},
 };
 
 static bool type_of_code(uint8_t code, dsv2_type *type)
@@ -58,28 +61,7 @@ static bool code_of_type(dsv2_type type, uint8_t *code)
     return false;
 }
 
-static void store_u64(uint8_t *bytes, uint64_t value)
-{
-    for (int i = 0; i < 8; i++)
-        bytes[i] = (uint8_t)(value >> 8 * i);
-}
-
-static void store_u32(uint8_t *bytes, uint32_t value)
-{
-    for (int i = 0; i < 4; i++)
-        bytes[i] = (uint8_t)(value >> 8 * i);
-}
-
-bool dsv2_is_pack(const char *path)
-{
-    char magic[sizeof MAGIC];
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return false;
-    bool is = read(fd, magic, sizeof magic) == (ssize_t)sizeof magic && memcmp(magic, MAGIC, sizeof magic) == 0;
-    close(fd);
-    return is;
-}
+bool dsv2_is_pack(const char *path) { return dsv2_file_begins(path, MAGIC, sizeof MAGIC); }
 
 /* ---- reading ---- */
 
@@ -97,9 +79,9 @@ static dsv2_status unpack_block(const dsv2_file *file, block b, const char *what
                          (unsigned long long)b.offset, (unsigned long long)end, (unsigned long long)file->size);
     if (XXH3_64bits(file->data + b.offset, (size_t)b.stored) != b.checksum)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: its checksum differs", file->path, what);
-    if (b.unpacked > MAX_TEXT_BYTES)
+    if (b.unpacked > DSV2_PACK_MAX_TEXT)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s unpacks to %llu bytes, expected at most %d", file->path, what,
-                         (unsigned long long)b.unpacked, (int)MAX_TEXT_BYTES);
+                         (unsigned long long)b.unpacked, (int)DSV2_PACK_MAX_TEXT);
     char *data = dsv2_new((size_t)b.unpacked + 1, 1);
     if (data == NULL)
         return dsv2_fail_memory(what, (size_t)b.unpacked + 1);
@@ -309,12 +291,12 @@ dsv2_status dsv2_pack_writer_tensor(dsv2_pack_writer *writer, const char *name, 
     entry[1] = (uint8_t)(name_size >> 8);
     entry[2] = code;
     entry[3] = (uint8_t)n_dims;
-    store_u64(entry + 4, writer->file.size);
-    store_u64(entry + 12, bytes);
-    store_u64(entry + 20, 0); /* the checksum comes with the last byte */
-    store_u64(entry + 28, 0); /* reserved */
+    dsv2_store_u64(entry + 4, writer->file.size);
+    dsv2_store_u64(entry + 12, bytes);
+    dsv2_store_u64(entry + 20, 0); /* the checksum comes with the last byte */
+    dsv2_store_u64(entry + 28, 0); /* reserved */
     for (uint32_t i = 0; i < n_dims; i++)
-        store_u64(entry + ENTRY_BYTES + 8u * i, dims[i]);
+        dsv2_store_u64(entry + ENTRY_BYTES + 8u * i, dims[i]);
     memcpy(entry + ENTRY_BYTES + 8u * n_dims, name, name_size);
     writer->entry = writer->index_size;
     writer->index_size += entry_size;
@@ -331,19 +313,19 @@ dsv2_status dsv2_pack_writer_data(dsv2_pack_writer *writer, const void *data, si
     XXH3_64bits_update(writer->checksum, data, size);
     writer->left -= size;
     if (writer->left == 0)
-        store_u64(writer->index + writer->entry + 20, XXH3_64bits_digest(writer->checksum));
+        dsv2_store_u64(writer->index + writer->entry + 20, XXH3_64bits_digest(writer->checksum));
     return DSV2_OK;
 }
 
 dsv2_status dsv2_pack_writer_text(dsv2_pack_writer *writer, const char *name, const char *text, size_t size)
 {
     size_t name_size = strlen(name), needed = writer->texts_size + TEXT_HEADER + name_size + size;
-    if (needed > MAX_TEXT_BYTES || !dsv2_grow(&writer->texts, &writer->texts_capacity, needed, 1))
+    if (needed > DSV2_PACK_MAX_TEXT || !dsv2_grow(&writer->texts, &writer->texts_capacity, needed, 1))
         return dsv2_fail_memory(name, needed);
     uint8_t *at = writer->texts + writer->texts_size;
-    store_u32(at, (uint32_t)name_size);
-    store_u32(at + 4, 0);
-    store_u64(at + 8, size);
+    dsv2_store_u32(at, (uint32_t)name_size);
+    dsv2_store_u32(at + 4, 0);
+    dsv2_store_u64(at + 8, size);
     memcpy(at + TEXT_HEADER, name, name_size);
     memcpy(at + TEXT_HEADER + name_size, text, size);
     writer->texts_size = needed;
@@ -361,10 +343,10 @@ static dsv2_status append_block(dsv2_pack_writer *writer, const uint8_t *data, s
     size_t n = ZSTD_compress(stored, capacity, data, size, LEVEL);
     dsv2_status status = ZSTD_isError(n) ? dsv2_fail_memory("compression", capacity) : DSV2_OK;
     if (status == DSV2_OK) {
-        store_u64(header, writer->file.size);
-        store_u64(header + 8, n);
-        store_u64(header + 16, size);
-        store_u64(header + 24, XXH3_64bits(stored, n));
+        dsv2_store_u64(header, writer->file.size);
+        dsv2_store_u64(header + 8, n);
+        dsv2_store_u64(header + 16, size);
+        dsv2_store_u64(header + 24, XXH3_64bits(stored, n));
         status = dsv2_writer_append(&writer->file, stored, n);
     }
     dsv2_free(stored);
@@ -375,14 +357,14 @@ dsv2_status dsv2_pack_writer_commit(dsv2_pack_writer *writer)
 {
     uint8_t header[HEADER_BYTES] = {0};
     memcpy(header, MAGIC, sizeof MAGIC);
-    store_u32(header + 8, VERSION);
+    dsv2_store_u32(header + 8, VERSION);
     dsv2_status status = append_block(writer, writer->index, writer->index_size, header + 24);
     if (status == DSV2_OK)
         status = append_block(writer, writer->texts, writer->texts_size, header + 56);
     if (status != DSV2_OK)
         return status;
-    store_u64(header + 16, writer->file.size);
-    store_u64(header + HEADER_BYTES - 8, XXH3_64bits(header, HEADER_BYTES - 8));
+    dsv2_store_u64(header + 16, writer->file.size);
+    dsv2_store_u64(header + HEADER_BYTES - 8, XXH3_64bits(header, HEADER_BYTES - 8));
     status = dsv2_writer_replace(&writer->file, 0, header, sizeof header);
     if (status != DSV2_OK)
         return status;

@@ -31,6 +31,13 @@ dsv2_status dsv2_session_create(dsv2_model *model, const dsv2_session_options *o
     session->next_logits = next_logits;
     dsv2_cache_init(&session->cache, &model->pages, &shape);
     dsv2_sampler_init(&session->sampler);
+    status = dsv2_load_init(&session->pending, &model->load_shape);
+    for (int kind = 0; kind < DSV2_LOAD_KINDS && status == DSV2_OK; kind++)
+        status = dsv2_load_init(&session->loads[kind], &model->load_shape);
+    if (status != DSV2_OK) {
+        dsv2_session_destroy(session);
+        return status;
+    }
     *out = session;
     return DSV2_OK;
 }
@@ -39,6 +46,9 @@ void dsv2_session_destroy(dsv2_session *session)
 {
     if (session == NULL)
         return;
+    dsv2_load_free(&session->pending);
+    for (int kind = 0; kind < DSV2_LOAD_KINDS; kind++)
+        dsv2_load_free(&session->loads[kind]);
     dsv2_sampler_free(&session->sampler);
     dsv2_cache_destroy(&session->cache);
     dsv2_free(session->candidates);
@@ -98,6 +108,25 @@ dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session
         memcpy(copy->logits, session->logits, session->model->config.vocab_size * sizeof *copy->logits);
     *out = copy;
     return DSV2_OK;
+}
+
+#define EXCHANGE(type, a, b)                                                                                                        \
+    do {                                                                                                                           \
+        type kept = a;                                                                                                             \
+        a = b;                                                                                                                     \
+        b = kept;                                                                                                                  \
+    } while (0)
+
+void dsv2_session_exchange(dsv2_session *session, dsv2_snapshot_content *content, bool sampler_too)
+{
+    EXCHANGE(dsv2_cache, session->cache, content->cache);
+    EXCHANGE(int32_t *, session->tokens, content->tokens);
+    EXCHANGE(size_t, session->tokens_capacity, content->tokens_capacity);
+    EXCHANGE(size_t, session->length, content->n_tokens);
+    EXCHANGE(float *, session->logits, content->logits);
+    EXCHANGE(bool, session->has_logits, content->has_logits);
+    if (sampler_too)
+        EXCHANGE(dsv2_sampler, session->sampler, content->sampler);
 }
 
 dsv2_status dsv2_session_need_logits(const dsv2_session *session)

@@ -1,6 +1,6 @@
 /* session: a conversation. Its tokens, its pages, its sampler; fork, rewind, and passes over one session or many.
  * The public functions are in api/session.c, which checks arguments and takes and leaves the session (busy).
- * May include: base, cache, model, sampling. */
+ * May include: base, cache, model, sampling, snapshot. */
 #ifndef DSV2_LIB_SESSION_H
 #define DSV2_LIB_SESSION_H
 
@@ -8,6 +8,7 @@
 #include "cache/cache.h"
 #include "model/model.h"
 #include "sampling/sampling.h"
+#include "snapshot/snapshot.h"
 
 struct dsv2_session {
     dsv2_model *model; /* a reference */
@@ -26,6 +27,11 @@ struct dsv2_session {
     float *next_logits; /* [vocab_size]: where a pass puts its own until it is sure to succeed */
     bool has_logits;
     dsv2_sampler sampler;
+    /* Expert statistics: of the call at work, which count once it succeeds, and of all that did. */
+    dsv2_load pending, loads[DSV2_LOAD_KINDS];
+    dsv2_routing_trace_fn trace; /* NULL: none */
+    void *trace_user;
+
     dsv2_candidate *candidates; /* [vocab_size], made when first needed */
 };
 
@@ -41,6 +47,9 @@ void dsv2_session_leave(dsv2_session *session);
 
 void dsv2_session_rewind(dsv2_session *session, size_t n);
 dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session **copy);
+
+/* The session takes over what came out of a snapshot, its sampler only if asked for, and the content gets what it had. */
+void dsv2_session_exchange(dsv2_session *session, dsv2_snapshot_content *content, bool sampler_too);
 
 /* DSV2_ERROR_STATE without logits. */
 dsv2_status dsv2_session_need_logits(const dsv2_session *session);

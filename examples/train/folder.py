@@ -120,9 +120,11 @@ def main() -> None:
     run = run.parent if run.is_file() else run
     c = Config(**saved["config"])
     save_folder(saved["average"], c, run / "tokenizer.json", saved["boundary"], folder)
-    print(
-        f"{folder}: step {saved['state']['step']}, {saved['state']['tokens']} tokens, context {c.context * c.rope_factor:.0f}"
-    )
+    total = sum(w.numel() for w in saved["average"].values())
+    routed = sum(w.numel() for name, w in saved["average"].items() if name.endswith(("mlp.gate_up", "mlp.down")))
+    activated = total - routed * (c.n_routed_experts - c.num_experts_per_tok) // c.n_routed_experts
+    seen = "step {step}, {tokens} tokens seen".format(**saved["state"])
+    print(f"{folder}: {seen}, {total} parameters, {activated} activated, context {c.context * c.rope_factor:.0f}")
 
 
 if __name__ == "__main__":

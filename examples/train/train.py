@@ -25,7 +25,7 @@ from model import Config, Model, rope_tables
 def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("text", nargs="+", help="training text, UTF-8, plain or .zst; a line <|endoftext|> ends each story")
-    p.add_argument("--run", required=True, help="folder for the tokenizer, the log and the checkpoint; resumed from")
+    p.add_argument("--folder", required=True, help="folder for the tokenizer, the log and the checkpoint; resumed from")
     p.add_argument("--held-out", help="text to measure on now and then")
     p.add_argument("--config", help="JSON file that overrides fields of model.Config")
     p.add_argument("--tokens", type=float, default=0, help="stop after this many tokens")
@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument(
         "--stop-after-steps", type=int, default=0, help="leave early, with a checkpoint (the schedule is not changed)"
     )
-    p.add_argument("--stages", default="256:0.5,512:0.88,2048:1", help="context:until, with until a share of the budget")
+    p.add_argument("--stages", default="256:0.6,512:0.87,2048:1", help="context:until, with until a share of the budget")
     p.add_argument("--batch-tokens", type=int, default=4096)
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument(
@@ -97,7 +97,7 @@ class Run:
 
     def __init__(self, a: argparse.Namespace):
         self.a = a
-        self.folder = pathlib.Path(a.run)
+        self.folder = pathlib.Path(a.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # Started by torchrun, each process takes its share of every batch. On a CPU two processes of one thread each
@@ -130,6 +130,9 @@ class Run:
         self.seconds = 0.0
         self.context = self.epoch = self.cursor = 0
         self.stages = [(int(c), float(u)) for c, u in (s.split(":") for s in a.stages.split(","))]
+        for context, _ in self.stages:
+            if a.batch_tokens // context % self.ranks or a.batch_tokens < context:
+                raise SystemExit(f"{self.ranks} processes cannot share {a.batch_tokens // context} windows of {context} tokens")
         self.decays = [float(x) for x in a.decay_at.split(",")]
         self.alphas = torch.tensor([float(x) for x in a.alphas.split(",")], device=self.device)
         self.checkpoint = self.folder / "checkpoint.pt"

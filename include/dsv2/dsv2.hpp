@@ -408,8 +408,14 @@ inline void step(const model &model, std::vector<step_item> &items) {
     const dsv2_status status = dsv2_step(model.get(), plain.data(), plain.size());
     for (size_t i = 0; i < items.size(); i++)
         items[i].status = plain[i].status;
+    std::exception_ptr thrown;
     for (const step_item &item : items)
-        item.session->check_callback(DSV2_OK);
+        if (item.session->progress_ && item.session->progress_->thrown) {
+            thrown = item.session->progress_->thrown;
+            item.session->progress_->thrown = nullptr;
+        }
+    if (thrown)
+        std::rethrow_exception(thrown);
     check(status);
 }
 

@@ -49,6 +49,11 @@ static dsv2_weight_type weight_type(const dsv2_model *model)
         [DSV2_TYPE_F16] = DSV2_WEIGHTS_F16,
         [DSV2_TYPE_BF16] = DSV2_WEIGHTS_BF16,
         [DSV2_TYPE_F8_E4M3] = DSV2_WEIGHTS_F8_E4M3,
+        [DSV2_TYPE_Q8_0] = DSV2_WEIGHTS_Q8_0,
+        [DSV2_TYPE_Q6_K] = DSV2_WEIGHTS_Q6_K,
+        [DSV2_TYPE_Q5_K] = DSV2_WEIGHTS_Q5_K,
+        [DSV2_TYPE_Q4_K] = DSV2_WEIGHTS_Q4_K,
+        [DSV2_TYPE_Q4_0] = DSV2_WEIGHTS_Q4_0,
     };
     dsv2_weight_type found = DSV2_WEIGHTS_AS_STORED;
     for (int type = 0; type < DSV2_TYPE_COUNT; type++)

@@ -26,24 +26,46 @@ typedef enum dsv2_type {
     DSV2_TYPE_Q6_K,
     DSV2_TYPE_IQ4_NL,
     DSV2_TYPE_IQ4_XS,
+    /* Packed: small integers, 16 rows interleaved; README.md has the layout. Bits per weight in brackets. */
+    DSV2_TYPE_P4,  /* [4.625] 4 bits, scale and minimum per 32 columns: holds any Q4_K exactly */
+    DSV2_TYPE_P5,  /* [5.625] 5 bits, the same: Q5_K */
+    DSV2_TYPE_P6,  /* [6.625] 6 bits, scale per 16 columns: Q6_K */
+    DSV2_TYPE_P8,  /* [8.625] 8 bits, scale per 32 columns: Q8_0 */
+    DSV2_TYPE_P4S, /* [4.625] 4 bits, scale per 32 columns: Q4_0 */
     DSV2_TYPE_COUNT
 } dsv2_type;
 
+/* Rows of a packed matrix come in groups of so many; the last group is filled up. */
+enum { DSV2_PACK_ROWS = 16 };
+
 const char *dsv2_type_name(dsv2_type type);
 
-/* Bytes of `cols` consecutive elements; 0 if cols is no multiple of the type's block. */
+bool dsv2_type_is_packed(dsv2_type type);
+
+/* Bytes of `cols` consecutive elements; 0 if cols is no multiple of the type's block. Packed types take any cols; theirs is a
+ * row's share of its group. */
 size_t dsv2_type_row_bytes(dsv2_type type, uint64_t cols);
 
 /* A weight matrix W of a linear map y = W x. */
 typedef struct dsv2_matrix {
     uint32_t rows, cols; /* outputs, inputs */
     dsv2_type type;
-    const void *data;    /* row-major, each row row_bytes after the one before; not owned */
+    const void *data;    /* row-major, each row row_bytes after the one before; not owned. Packed: groups of rows, each
+                            DSV2_PACK_ROWS * row_bytes after the one before, row_bytes being dsv2_type_row_bytes(type, cols) */
     size_t row_bytes;
     /* F8_E4M3 only: element (r, c) is multiplied by scales[r / scale_rows * scale_stride + c / scale_cols]. */
     const float *scales;
     uint32_t scale_rows, scale_cols, scale_stride;
 } dsv2_matrix;
+
+/* 32 columns of a row of activations, as the kernels of packed weights take them: x[c] ~ scale * q[c]. */
+enum { DSV2_PACK_COLS = 32 };
+typedef struct dsv2_x8 {
+    int8_t q[DSV2_PACK_COLS]; /* -127 to 127 */
+    float scale;
+    float sum;      /* scale * the sum of q */
+    float halves[2]; /* the same of each 16 */
+} dsv2_x8;
 
 /* Two elements of 45 levels, -22 to 22, share 11 bits: 45^2 = 2025 of 2048 codes. */
 enum { DSV2_PAIR_LEVELS = 45 };
@@ -55,6 +77,15 @@ typedef struct dsv2_kernels {
      * rows can be gathered); w: n rows of k elements, w_stride bytes apart. Any m, n, k >= 1; no alignment asked for. */
     void (*matmul[DSV2_TYPE_COUNT])(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
                                     size_t n, size_t k); /* F32, F16, BF16; NULL where a type has none */
+
+    /* The same for packed types: x: m pointers to prepared rows of ceil(k / 32) blocks; w: ceil(n / 16) groups of rows. NULL for
+     * the others. */
+    void (*matmul_packed[DSV2_TYPE_COUNT])(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n,
+                                           size_t k);
+
+    /* Rounds a row of k floats to 8 bits: ceil(k / 32) blocks, filled up with zeros. The same bits in every set, for finite x. A
+     * block with an infinity or NaN gets a NaN scale. */
+    void (*prepare_row)(dsv2_x8 *out, const float *x, size_t k);
 
     /* n consecutive elements, whole blocks, to float: exact for the plain types, for block types the format's own product of
      * scale and integer, rounded as plain C rounds it. NULL for F8_E4M3: its scales are not applied here. */
@@ -101,10 +132,17 @@ typedef struct dsv2_kernels {
 dsv2_status dsv2_kernels_select(const char *name, const dsv2_kernels **kernels);
 
 /* Rows n0 to n1 - 1 of y = W x for m rows x: out[i * out_stride + j - n0]. Takes the type's own kernel, or unpacks some rows of
- * W at a time into `scratch` (dsv2_matmul_scratch(W) floats, may be 0) and multiplies those. */
+ * W at a time into `scratch` (dsv2_matmul_scratch(W) floats, may be 0) and multiplies those. If W is packed, rows of x are
+ * prepared there: who calls for many ranges of the same W prepares them once and calls dsv2_matmul_prepared, for the same bits. */
 void dsv2_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const dsv2_matrix *w,
                  uint32_t n0, uint32_t n1, float *scratch);
 size_t dsv2_matmul_scratch(const dsv2_matrix *w);
+
+/* The same for a packed W and rows of dsv2_prepared_blocks(W->cols) blocks each, written by prepare_row. Ranges of whole groups
+ * (n0 and n1 multiples of DSV2_PACK_ROWS) are the fast ones. */
+void dsv2_matmul_prepared(const dsv2_kernels *kernels, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m,
+                          const dsv2_matrix *w, uint32_t n0, uint32_t n1);
+size_t dsv2_prepared_blocks(uint32_t cols);
 
 /* One row of a matrix as floats: the embedding of a token. */
 void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t row, float *out);

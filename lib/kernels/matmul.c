@@ -1,7 +1,12 @@
-#include "kernels/kernels.h"
+#include "kernels/packed.h"
+
+#include <string.h>
 
 /* Rows of W that are unpacked together: enough for the F32 kernel's widest block, few enough to stay in cache. */
 enum { UNPACK_ROWS = 16 };
+
+/* Rows of activations that are prepared together for a packed matrix. */
+enum { PREPARE_ROWS = 16 };
 
 /* n elements of E4M3 as floats without their scales. Shifted to half precision's place, an E4M3 number (subnormals too) reads
  * 2^-8 of its value, since the exponents' biases are 7 and 15; only its two NaNs have no such twin. */
@@ -24,6 +29,11 @@ static void unpack_e4m3(const dsv2_kernels *kernels, float *out, const uint8_t *
 void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t row, float *out)
 {
     const uint8_t *data = (const uint8_t *)w->data + (size_t)row * w->row_bytes;
+    if (dsv2_type_is_packed(w->type)) {
+        const uint8_t *group = (const uint8_t *)w->data + (size_t)(row / DSV2_PACK_ROWS) * DSV2_PACK_ROWS * w->row_bytes;
+        dsv2_unpack_row(w->type, group, row % DSV2_PACK_ROWS, out, w->cols);
+        return;
+    }
     if (w->type != DSV2_TYPE_F8_E4M3) {
         kernels->to_f32[w->type](out, data, w->cols);
         return;
@@ -38,8 +48,54 @@ void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t
     }
 }
 
+size_t dsv2_prepared_blocks(uint32_t cols) { return ((size_t)cols + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS; }
+
+/* Rows n0 to n1 - 1, all of one group. */
+static void matmul_part_of_group(const dsv2_kernels *kernels, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m,
+                                 const dsv2_matrix *w, uint32_t n0, uint32_t n1)
+{
+    uint32_t first = n0 / DSV2_PACK_ROWS * DSV2_PACK_ROWS;
+    const uint8_t *group = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
+    for (size_t i = 0; i < m; i++) {
+        float whole[DSV2_PACK_ROWS];
+        kernels->matmul_packed[w->type](whole, DSV2_PACK_ROWS, x + i, 1, group, DSV2_PACK_ROWS, w->cols);
+        memcpy(out + i * out_stride, whole + (n0 - first), (n1 - n0) * sizeof *out);
+    }
+}
+
+void dsv2_matmul_prepared(const dsv2_kernels *kernels, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m,
+                          const dsv2_matrix *w, uint32_t n0, uint32_t n1)
+{
+    uint32_t start = n0 % DSV2_PACK_ROWS;
+    if (start != 0) {
+        uint32_t end = n1 - n0 < DSV2_PACK_ROWS - start ? n1 : n0 + DSV2_PACK_ROWS - start;
+        matmul_part_of_group(kernels, out, out_stride, x, m, w, n0, end);
+        out += end - n0;
+        n0 = end;
+    }
+    if (n0 < n1)
+        kernels->matmul_packed[w->type](out, out_stride, x, m, (const uint8_t *)w->data + (size_t)n0 * w->row_bytes, n1 - n0, w->cols);
+}
+
+static void prepare_and_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m,
+                               const dsv2_matrix *w, uint32_t n0, uint32_t n1, dsv2_x8 *scratch)
+{
+    size_t blocks = dsv2_prepared_blocks(w->cols);
+    for (size_t i0 = 0; i0 < m; i0 += PREPARE_ROWS) {
+        size_t rows = m - i0 < PREPARE_ROWS ? m - i0 : PREPARE_ROWS;
+        const dsv2_x8 *prepared[PREPARE_ROWS];
+        for (size_t i = 0; i < rows; i++) {
+            kernels->prepare_row(scratch + i * blocks, x[i0 + i], w->cols);
+            prepared[i] = scratch + i * blocks;
+        }
+        dsv2_matmul_prepared(kernels, out + i0 * out_stride, out_stride, prepared, rows, w, n0, n1);
+    }
+}
+
 size_t dsv2_matmul_scratch(const dsv2_matrix *w)
 {
+    if (dsv2_type_is_packed(w->type))
+        return PREPARE_ROWS * dsv2_prepared_blocks(w->cols) * (sizeof(dsv2_x8) / sizeof(float));
     bool plain = w->type == DSV2_TYPE_F32 || w->type == DSV2_TYPE_F16 || w->type == DSV2_TYPE_BF16; /* which every set multiplies */
     return plain ? 0 : (size_t)UNPACK_ROWS * w->cols;
 }
@@ -47,6 +103,10 @@ size_t dsv2_matmul_scratch(const dsv2_matrix *w)
 void dsv2_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const dsv2_matrix *w,
                  uint32_t n0, uint32_t n1, float *scratch)
 {
+    if (dsv2_type_is_packed(w->type)) {
+        prepare_and_matmul(kernels, out, out_stride, x, m, w, n0, n1, (dsv2_x8 *)(void *)scratch);
+        return;
+    }
     if (kernels->matmul[w->type] != NULL) {
         const uint8_t *rows = (const uint8_t *)w->data + (size_t)n0 * w->row_bytes;
         kernels->matmul[w->type](out, out_stride, x, m, rows, w->row_bytes, n1 - n0, w->cols);

@@ -8,7 +8,7 @@
 extern const dsv2_kernels dsv2_kernels_c;
 #ifdef DSV2_KERNELS_X86
 extern const dsv2_kernels dsv2_kernels_avx2;   /* AVX2, FMA, F16C */
-extern const dsv2_kernels dsv2_kernels_avx512; /* AVX-512 F, BW, DQ, VL */
+extern const dsv2_kernels dsv2_kernels_avx512; /* AVX-512 F, BW, DQ, VL, VNNI */
 #endif
 
 #endif

@@ -1,4 +1,4 @@
-#include "kernels/kernels.h"
+#include "kernels/packed.h"
 
 /* What a type costs in a file. */
 static const struct {
@@ -22,14 +22,23 @@ static const struct {
     [DSV2_TYPE_Q6_K] = {"Q6_K", 256, 128 + 64 + 16 + 2},
     [DSV2_TYPE_IQ4_NL] = {"IQ4_NL", 32, 2 + 16},
     [DSV2_TYPE_IQ4_XS] = {"IQ4_XS", 256, 2 + 2 + 4 + 128},
+    [DSV2_TYPE_P4] = {"P4", 1, 0}, /* packed: bytes by dsv2_group_bytes */
+    [DSV2_TYPE_P5] = {"P5", 1, 0},
+    [DSV2_TYPE_P6] = {"P6", 1, 0},
+    [DSV2_TYPE_P8] = {"P8", 1, 0},
+    [DSV2_TYPE_P4S] = {"P4S", 1, 0},
 };
 
 const char *dsv2_type_name(dsv2_type type) { return (unsigned)type < DSV2_TYPE_COUNT ? types[type].name : "unknown"; }
+
+bool dsv2_type_is_packed(dsv2_type type) { return (unsigned)type < DSV2_TYPE_COUNT && types[type].bytes == 0; }
 
 size_t dsv2_type_row_bytes(dsv2_type type, uint64_t cols)
 {
     if ((unsigned)type >= DSV2_TYPE_COUNT || cols % types[type].block != 0)
         return 0;
+    if (dsv2_type_is_packed(type))
+        return cols <= UINT32_MAX ? dsv2_group_bytes(type, (size_t)cols) / DSV2_PACK_ROWS : 0;
     uint64_t bytes;
     if (!dsv2_mul(cols / types[type].block, types[type].bytes, &bytes) || bytes > SIZE_MAX)
         return 0;

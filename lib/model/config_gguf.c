@@ -1,5 +1,6 @@
-/* The metadata of a GGUF to dsv2_config. Keys are those of architecture "deepseek2". Two things the files cannot say, since no key
- * exists: moe_layer_freq, which is 1 in all published models, and YaRN's mscale apart from mscale_all_dim, which they have equal. */
+/* The metadata of a GGUF to dsv2_config. Keys are those of architecture "deepseek2". Two things the files cannot say, since no
+ * key exists: moe_layer_freq, which is 1 in all published models, and YaRN's mscale apart from mscale_all_dim, which they have
+ * equal. */
 #include "model/config.h"
 
 #include <stdio.h>
@@ -183,8 +184,8 @@ static dsv2_status read_rope(const dsv2_container *gguf, dsv2_config *config)
 
 enum { GATING_NONE = 0, GATING_SOFTMAX = 1, GATING_SIGMOID = 2 };
 
-/* Which experts may be chosen. Files of before the keys for groups existed are of published models: those with 160 experts keep 3 of 8
- * groups (V2, V2.5, Coder-V2), those with 256 keep 4 of 8 (V3, R1); the others do without. */
+/* Which experts may be chosen. Files of before the keys for groups existed are of published models: those with 160 experts keep 3
+ * of 8 groups (V2, V2.5, Coder-V2), those with 256 keep 4 of 8 (V3, R1); the others do without. */
 static dsv2_status read_groups(const dsv2_container *gguf, const dsv2_logger *logger, dsv2_config *config)
 {
     dsv2_status status = DSV2_OK;

@@ -54,17 +54,26 @@ done:
     return status;
 }
 
+static dsv2_status load_gguf(dsv2_model *model, const char *path)
+{
+    dsv2_status status = dsv2_gguf_open(path, &model->logger, &model->container);
+    if (status == DSV2_OK)
+        status = dsv2_config_from_gguf(model->container, &model->logger, &model->config);
+    return status;
+}
+
 static dsv2_status load_container(dsv2_model *model, const char *path)
 {
     if (dsv2_is_folder(path))
         return load_folder(model, path);
+    if (dsv2_is_gguf(path))
+        return load_gguf(model, path);
     dsv2_file file;
     dsv2_status status = dsv2_file_map(path, &file); /* says why if it is not there */
     if (status != DSV2_OK)
         return status;
     dsv2_file_unmap(&file);
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: not a model folder; this version opens folders with config.json and safetensors files",
-                     path);
+    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: neither a folder with config.json and safetensors files nor a GGUF file", path);
 }
 
 /* Digest of everything in the configuration that changes a logit. Field by field: a structure's padding holds anything. */

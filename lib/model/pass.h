@@ -149,6 +149,16 @@ typedef struct dsv2_weights_visitor {
 
 dsv2_status dsv2_weights_walk(dsv2_model *model, const dsv2_weights_visitor *visitor);
 
+/* names_gguf.c: where a weight of a published name is in a GGUF: a tensor and, for a routed expert's, its number in the outermost
+ * dimension, else -1. `layer` is 0 for weights outside the layers. */
+typedef struct dsv2_gguf_place {
+    char name[DSV2_NAME_SIZE + 16];
+    uint32_t layer;
+    int32_t expert;
+} dsv2_gguf_place;
+
+dsv2_gguf_place dsv2_gguf_place_of(const char *name);
+
 /* weights.c: room for a layer's experts, freed with the model. */
 dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe);
 

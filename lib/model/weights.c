@@ -10,6 +10,7 @@ typedef struct binder {
     dsv2_model *model;
     const dsv2_model_options *options;
     uint64_t done, total; /* tensors, for progress */
+    bool is_gguf;         /* names are the container's own */
     float *row;           /* DSV2_MAX_DIM-bounded: one row of floats, for conversions */
     size_t row_capacity;
 } binder;
@@ -65,46 +66,67 @@ static void shape_text(const dsv2_tensor *tensor, char *text, size_t size)
         snprintf(text + length, size - length, "]");
 }
 
-/* Finds a tensor and checks its shape; cols 0 means a vector of `rows`. */
-static dsv2_status find(binder *binder, const char *name, uint64_t rows, uint64_t cols, const dsv2_tensor **out)
+/* Takes a tensor of the container if its shape is `dims`; `name` is its own there. */
+static dsv2_status find_shaped(binder *binder, const char *name, uint32_t n_dims, const uint64_t *dims, const dsv2_tensor **out)
 {
     const dsv2_tensor *tensor;
     dsv2_status status = dsv2_container_require(binder->model->container, name, &tensor);
     if (status != DSV2_OK)
         return status;
-    bool matches = cols == 0 ? tensor->n_dims == 1 && tensor->dims[0] == rows
-                             : tensor->n_dims == 2 && tensor->dims[0] == rows && tensor->dims[1] == cols;
-    if (!matches) {
-        char shape[96], expected[48];
+    if (tensor->n_dims != n_dims || memcmp(tensor->dims, dims, n_dims * sizeof *dims) != 0) {
+        char shape[96], expected[96];
+        dsv2_tensor wanted = {.n_dims = n_dims};
+        memcpy(wanted.dims, dims, n_dims * sizeof *dims);
         shape_text(tensor, shape, sizeof shape);
-        if (cols == 0)
-            snprintf(expected, sizeof expected, "[%llu]", (unsigned long long)rows);
-        else
-            snprintf(expected, sizeof expected, "[%llu, %llu]", (unsigned long long)rows, (unsigned long long)cols);
+        shape_text(&wanted, expected, sizeof expected);
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has shape %s, the configuration says %s", tensor->path, name, shape,
                          expected);
     }
-    fingerprint(binder->model, tensor);
-    binder->model->parameters += cols == 0 ? rows : rows * cols;
     *out = tensor;
+    return DSV2_OK;
+}
+
+/* The weight of a published name, rows x cols, or a vector of `rows` if cols is 0; in a GGUF it may be a part of a tensor. */
+static dsv2_status find(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_tensor *out)
+{
+    const dsv2_tensor *tensor;
+    dsv2_gguf_place place = {.expert = -1};
+    if (binder->is_gguf) {
+        place = dsv2_gguf_place_of(name);
+        name = place.name;
+    }
+    uint32_t n_dims = (cols > 0 ? 2 : 1) + (place.expert >= 0 ? 1 : 0);
+    const uint64_t dims[] = {binder->model->config.n_routed_experts, rows, cols};
+    dsv2_status status = find_shaped(binder, name, n_dims, place.expert >= 0 ? dims : dims + 1, &tensor);
+    if (status != DSV2_OK)
+        return status;
+    *out = *tensor;
+    if (place.expert >= 0) {
+        out->n_bytes = tensor->n_bytes / dims[0];
+        out->data = (const uint8_t *)tensor->data + out->n_bytes * (uint64_t)place.expert;
+        out->n_dims = 2;
+        memcpy(out->dims, dims + 1, 2 * sizeof *dims);
+    }
+    fingerprint(binder->model, out);
+    binder->model->parameters += cols == 0 ? rows : (uint64_t)rows * cols;
     return report(binder);
 }
 
 /* A vector as floats: norms, biases. */
 static dsv2_status bind_vector(binder *binder, const char *name, uint32_t n, const float **out)
 {
-    const dsv2_tensor *tensor;
+    dsv2_tensor tensor;
     dsv2_status status = find(binder, name, n, 0, &tensor);
     if (status != DSV2_OK)
         return status;
-    if (tensor->type != DSV2_TYPE_F32 && tensor->type != DSV2_TYPE_F16 && tensor->type != DSV2_TYPE_BF16)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32, F16 or BF16", tensor->path, name,
-                         dsv2_type_name(tensor->type));
+    if (tensor.type != DSV2_TYPE_F32 && tensor.type != DSV2_TYPE_F16 && tensor.type != DSV2_TYPE_BF16)
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32, F16 or BF16", tensor.path, tensor.name,
+                         dsv2_type_name(tensor.type));
     void *values;
     status = keep_bytes(binder, name, n * sizeof(float), &values);
     if (status != DSV2_OK)
         return status;
-    binder->model->kernels->to_f32[tensor->type](values, tensor->data, n);
+    binder->model->kernels->to_f32[tensor.type](values, tensor.data, n);
     binder->model->weight_bytes += n * sizeof(float);
     *out = values;
     return DSV2_OK;
@@ -122,24 +144,33 @@ static dsv2_status bind_scales(binder *binder, const dsv2_tensor *tensor, dsv2_m
     snprintf(name, sizeof name, "%s_scale_inv", tensor->name);
     uint32_t rows = (matrix->rows + block_rows - 1) / block_rows, cols = (matrix->cols + block_cols - 1) / block_cols;
     uint64_t parameters = binder->model->parameters;
-    const dsv2_tensor *scales;
+    dsv2_tensor scales;
     dsv2_status status = find(binder, name, rows, cols, &scales);
     if (status != DSV2_OK)
         return status;
     binder->model->parameters = parameters; /* scales are no weights */
-    if (scales->type != DSV2_TYPE_F32)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32", scales->path, name,
-                         dsv2_type_name(scales->type));
+    if (scales.type != DSV2_TYPE_F32)
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32", scales.path, name,
+                         dsv2_type_name(scales.type));
     void *copy; /* a copy, since floats in a file may lie at any address */
     status = keep_bytes(binder, name, (size_t)rows * cols * sizeof(float), &copy);
     if (status != DSV2_OK)
         return status;
-    memcpy(copy, scales->data, (size_t)rows * cols * sizeof(float));
+    memcpy(copy, scales.data, (size_t)rows * cols * sizeof(float));
     matrix->scales = copy;
     matrix->scale_rows = block_rows;
     matrix->scale_cols = block_cols;
     matrix->scale_stride = cols;
     return DSV2_OK;
+}
+
+/* Element i of an array of F32, F16 or BF16. */
+static void store(dsv2_type type, void *data, size_t i, float value)
+{
+    if (type == DSV2_TYPE_F32)
+        ((float *)data)[i] = value;
+    else
+        ((uint16_t *)data)[i] = type == DSV2_TYPE_F16 ? dsv2_f32_to_f16(value) : dsv2_f32_to_bf16(value);
 }
 
 /* Replaces a matrix by a copy with elements of type `to`: F32, F16 or BF16. */
@@ -155,28 +186,100 @@ static dsv2_status convert(binder *binder, const char *name, dsv2_type to, dsv2_
     if (!dsv2_grow(&binder->row, &binder->row_capacity, matrix->cols, sizeof *binder->row))
         return dsv2_fail_memory(name, matrix->cols * sizeof *binder->row);
     for (uint32_t r = 0; r < matrix->rows; r++) {
-        uint8_t *row = (uint8_t *)data + r * row_bytes;
         dsv2_matrix_row(binder->model->kernels, matrix, r, binder->row);
-        if (to == DSV2_TYPE_F32)
-            memcpy(row, binder->row, row_bytes);
-        else
-            for (uint32_t c = 0; c < matrix->cols; c++)
-                ((uint16_t *)(void *)row)[c] = to == DSV2_TYPE_F16 ? dsv2_f32_to_f16(binder->row[c]) : dsv2_f32_to_bf16(binder->row[c]);
+        for (uint32_t c = 0; c < matrix->cols; c++)
+            store(to, data, (size_t)r * matrix->cols + c, binder->row[c]);
     }
     *matrix = (dsv2_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = to, .data = data, .row_bytes = row_bytes};
     return DSV2_OK;
 }
 
-static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+/* Whether a GGUF has a layer's kv_b_proj in two: attn_k_b by head with rows and columns exchanged, and attn_v_b by head. */
+static bool is_split(const binder *binder, uint32_t layer)
 {
-    const dsv2_tensor *tensor;
+    char name[DSV2_NAME_SIZE];
+    snprintf(name, sizeof name, "blk.%u.attn_kv_b.weight", (unsigned)layer);
+    return binder->is_gguf && !dsv2_container_has(binder->model->container, name);
+}
+
+static dsv2_status find_split(binder *binder, uint32_t layer, const dsv2_tensor **k_b, const dsv2_tensor **v_b)
+{
+    const dsv2_config *config = &binder->model->config;
+    const uint64_t k_dims[] = {config->num_attention_heads, config->kv_lora_rank, config->qk_nope_head_dim};
+    const uint64_t v_dims[] = {config->num_attention_heads, config->v_head_dim, config->kv_lora_rank};
+    char name[DSV2_NAME_SIZE];
+    snprintf(name, sizeof name, "blk.%u.attn_k_b.weight", (unsigned)layer);
+    dsv2_status status = find_shaped(binder, name, 3, k_dims, k_b);
+    snprintf(name, sizeof name, "blk.%u.attn_v_b.weight", (unsigned)layer);
+    return status == DSV2_OK ? find_shaped(binder, name, 3, v_dims, v_b) : status;
+}
+
+/* Makes the published kv_b_proj of the two, in their precision: block types become floats. */
+static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix)
+{
+    const dsv2_config *config = &binder->model->config;
+    uint32_t nope = config->qk_nope_head_dim, v_dim = config->v_head_dim, lora = config->kv_lora_rank;
+    uint32_t n_heads = config->num_attention_heads, n_rows = nope + v_dim;
+    const dsv2_tensor *k_b, *v_b;
+    dsv2_status status = find_split(binder, layer, &k_b, &v_b);
+    if (status != DSV2_OK)
+        return status;
+    bool halves = k_b->type == v_b->type && (k_b->type == DSV2_TYPE_F16 || k_b->type == DSV2_TYPE_BF16);
+    dsv2_type type = halves ? k_b->type : DSV2_TYPE_F32;
+    size_t row_bytes = dsv2_type_row_bytes(type, lora);
+    void *data;
+    status = keep_bytes(binder, k_b->name, row_bytes * n_rows * n_heads, &data);
+    if (status != DSV2_OK)
+        return status;
+    uint32_t longest = lora > nope ? lora : nope;
+    if (!dsv2_grow(&binder->row, &binder->row_capacity, longest, sizeof *binder->row))
+        return dsv2_fail_memory(k_b->name, longest * sizeof *binder->row);
+    const dsv2_matrix k = {.rows = n_heads * lora, .cols = nope, .type = k_b->type, .data = k_b->data,
+                           .row_bytes = dsv2_type_row_bytes(k_b->type, nope)};
+    const dsv2_matrix v = {.rows = n_heads * v_dim, .cols = lora, .type = v_b->type, .data = v_b->data,
+                           .row_bytes = dsv2_type_row_bytes(v_b->type, lora)};
+    for (uint32_t head = 0; head < n_heads; head++) {
+        size_t first = (size_t)head * n_rows * lora;
+        for (uint32_t c = 0; c < lora; c++) {
+            dsv2_matrix_row(binder->model->kernels, &k, head * lora + c, binder->row);
+            for (uint32_t i = 0; i < nope; i++)
+                store(type, data, first + (size_t)i * lora + c, binder->row[i]);
+        }
+        for (uint32_t i = 0; i < v_dim; i++) {
+            dsv2_matrix_row(binder->model->kernels, &v, head * v_dim + i, binder->row);
+            for (uint32_t c = 0; c < lora; c++)
+                store(type, data, first + (size_t)(nope + i) * lora + c, binder->row[c]);
+        }
+    }
+    fingerprint(binder->model, k_b);
+    fingerprint(binder->model, v_b);
+    binder->model->parameters += (uint64_t)n_rows * n_heads * lora;
+    *matrix = (dsv2_matrix){.rows = n_rows * n_heads, .cols = lora, .type = type, .data = data, .row_bytes = row_bytes};
+    return report(binder);
+}
+
+/* A matrix as the file has it. */
+static dsv2_status take_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+{
+    static const char kv_b[] = ".self_attn.kv_b_proj.weight";
+    size_t length = strlen(name);
+    if (binder->is_gguf && length >= sizeof kv_b && strcmp(name + length - (sizeof kv_b - 1), kv_b) == 0) {
+        uint32_t layer = dsv2_gguf_place_of(name).layer;
+        if (is_split(binder, layer))
+            return join_kv_b(binder, layer, matrix);
+    }
+    dsv2_tensor tensor;
     dsv2_status status = find(binder, name, rows, cols, &tensor);
     if (status != DSV2_OK)
         return status;
-    *matrix = (dsv2_matrix){.rows = rows, .cols = cols, .type = tensor->type, .data = tensor->data,
-                            .row_bytes = dsv2_type_row_bytes(tensor->type, cols)};
-    if (tensor->type == DSV2_TYPE_F8_E4M3)
-        status = bind_scales(binder, tensor, matrix);
+    *matrix = (dsv2_matrix){.rows = rows, .cols = cols, .type = tensor.type, .data = tensor.data,
+                            .row_bytes = dsv2_type_row_bytes(tensor.type, cols)};
+    return tensor.type == DSV2_TYPE_F8_E4M3 ? bind_scales(binder, &tensor, matrix) : DSV2_OK;
+}
+
+static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+{
+    dsv2_status status = take_matrix(binder, name, rows, cols, matrix);
     static const dsv2_type converted[] = {
         [DSV2_WEIGHTS_F32] = DSV2_TYPE_F32, [DSV2_WEIGHTS_F16] = DSV2_TYPE_F16, [DSV2_WEIGHTS_BF16] = DSV2_TYPE_BF16};
     if (status == DSV2_OK && binder->options->weight_type != DSV2_WEIGHTS_AS_STORED)
@@ -189,11 +292,19 @@ static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, 
 }
 
 /* (W^UK)^T by head, in the precision of kv_b_proj: the absorbed form multiplies it with queries (section 2.1.2: W^UK is absorbed
- * into W^Q). Block-scaled types become floats. */
-static dsv2_status transpose_k_up(binder *binder, dsv2_mla_weights *mla)
+ * into W^Q). Block-scaled types become floats. A GGUF may have just that. */
+static dsv2_status transpose_k_up(binder *binder, uint32_t layer, dsv2_mla_weights *mla)
 {
     const dsv2_config *config = &binder->model->config;
     uint32_t nope = config->qk_nope_head_dim, lora = config->kv_lora_rank, n_heads = config->num_attention_heads;
+    if (binder->options->weight_type == DSV2_WEIGHTS_AS_STORED && is_split(binder, layer)) {
+        const dsv2_tensor *k_b, *v_b;
+        dsv2_status found = find_split(binder, layer, &k_b, &v_b);
+        if (found == DSV2_OK)
+            mla->k_up_transposed = (dsv2_matrix){.rows = n_heads * lora, .cols = nope, .type = k_b->type, .data = k_b->data,
+                                                 .row_bytes = dsv2_type_row_bytes(k_b->type, nope)};
+        return found;
+    }
     const dsv2_matrix *kv_b = &mla->kv_b_proj;
     dsv2_type type = kv_b->type == DSV2_TYPE_F16 || kv_b->type == DSV2_TYPE_BF16 ? kv_b->type : DSV2_TYPE_F32;
     size_t element = dsv2_type_row_bytes(type, 1);
@@ -253,7 +364,8 @@ dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe)
 
 dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options)
 {
-    binder binder = {.model = model, .options = options, .total = dsv2_container_count(model->container)};
+    binder binder = {.model = model, .options = options, .total = dsv2_container_count(model->container),
+                     .is_gguf = strcmp(dsv2_container_kind(model->container), "gguf") == 0};
     const dsv2_weights_visitor visitor = {visit_matrix, visit_vector, &binder};
     dsv2_status status = allocate(model);
     if (status == DSV2_OK)
@@ -261,7 +373,7 @@ dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *optio
     if (status == DSV2_OK && model->config.tie_word_embeddings)
         model->lm_head = model->embed_tokens;
     for (uint32_t l = 0; l < model->config.num_hidden_layers && status == DSV2_OK; l++)
-        status = transpose_k_up(&binder, &model->layers[l].mla);
+        status = transpose_k_up(&binder, l, &model->layers[l].mla);
     if (status == DSV2_OK && binder.done < binder.total) {
         binder.done = binder.total - 1; /* tensors that the model does not use */
         status = report(&binder);

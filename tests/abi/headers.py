@@ -3,6 +3,7 @@
 headers.py c INCLUDE                  prints a C program that prints the layout of all structures and enumerations as JSON
 headers.py rust LAYOUT.json           prints dsv2-sys's tests/layout.rs, which checks the same layout
 headers.py symbols INCLUDE LIBRARY    checks that the library exports the declared functions, no more and no less
+headers.py alone INCLUDE COMPILER...   compiles every header by itself as C++11, without a warning
 headers.py mirrored LAYOUT.json FILE... checks that the files name every enumeration's items and every record's fields
 """
 
@@ -107,6 +108,16 @@ def check_symbols(include, library):
     return declared == exported
 
 
+def compile_alone(include, compiler):
+    flags = ["-std=c++11", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror", "-fsyntax-only", "-x", "c++", "-"]
+    results = []
+    for header in sorted(path.name for path in (Path(include) / "dsv2").glob("*.h*")):
+        source = f"#include <dsv2/{header}>\n#include <dsv2/{header}>\n"
+        results.append(subprocess.run([*compiler, *flags, "-I", include], input=source, text=True, check=False).returncode == 0)
+        print(f"{header}: {'compiles' if results[-1] else 'does not compile'} as C++11")
+    return results and all(results)
+
+
 # The structures that bindings turn into records of their own, field by field.
 RECORDS = [
     "dsv2_model_info", "dsv2_memory_info", "dsv2_tokenizer_info", "dsv2_sampling", "dsv2_snapshot_info", "dsv2_routing_info",
@@ -135,6 +146,8 @@ def main(arguments):
         rust_test(rest[0])
     elif command == "symbols":
         return 0 if check_symbols(*rest) else 1
+    elif command == "alone":
+        return 0 if compile_alone(rest[0], rest[1:]) else 1
     elif command == "mirrored":
         return 0 if check_mirrored(rest[0], rest[1:]) else 1
     else:

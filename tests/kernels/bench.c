@@ -13,7 +13,7 @@
 #include <cblas.h>
 #endif
 
-enum { ROUNDS = 15, MAX_LINES = 64, STREAM_BYTES = 192 << 20 };
+enum { ROUNDS = 15, MAX_LINES = 128, STREAM_BYTES = 192 << 20 };
 
 /* This thread's own time: what others run on the machine meanwhile slows the caches and the memory, but is not counted. */
 static double seconds(void)
@@ -31,18 +31,27 @@ static volatile int keep_int;
 #ifdef __x86_64__
 enum { CHAINS = 12, LOOPS = 100000 };
 
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 12")
+#endif
+
 __attribute__((target("avx2,fma"))) static double fma_rate_avx2(void)
 {
     __m256 sums[CHAINS], x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(1e-3f);
+    UNROLL
     for (int c = 0; c < CHAINS; c++)
         sums[c] = _mm256_setzero_ps();
     double start = seconds();
     for (int i = 0; i < LOOPS; i++)
+        UNROLL
         for (int c = 0; c < CHAINS; c++) {
             sums[c] = _mm256_fmadd_ps(sums[c], x, y);
             __asm__ volatile("" : "+x"(sums[c]));
         }
     double time = seconds() - start;
+    UNROLL
     for (int c = 0; c < CHAINS; c++)
         keep_float = _mm256_cvtss_f32(sums[c]);
     return 2.0 * 8 * CHAINS * LOOPS / time;
@@ -51,15 +60,18 @@ __attribute__((target("avx2,fma"))) static double fma_rate_avx2(void)
 __attribute__((target("avx512f"))) static double fma_rate_avx512(void)
 {
     __m512 sums[CHAINS], x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
+    UNROLL
     for (int c = 0; c < CHAINS; c++)
         sums[c] = _mm512_setzero_ps();
     double start = seconds();
     for (int i = 0; i < LOOPS; i++)
+        UNROLL
         for (int c = 0; c < CHAINS; c++) {
             sums[c] = _mm512_fmadd_ps(sums[c], x, y);
             __asm__ volatile("" : "+v"(sums[c]));
         }
     double time = seconds() - start;
+    UNROLL
     for (int c = 0; c < CHAINS; c++)
         keep_float = _mm512_cvtss_f32(sums[c]);
     return 2.0 * 16 * CHAINS * LOOPS / time;
@@ -68,15 +80,18 @@ __attribute__((target("avx512f"))) static double fma_rate_avx512(void)
 __attribute__((target("avx512f,avx512vnni"))) static double int8_rate_vnni(void)
 {
     __m512i sums[CHAINS], x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(-2);
+    UNROLL
     for (int c = 0; c < CHAINS; c++)
         sums[c] = _mm512_setzero_si512();
     double start = seconds();
     for (int i = 0; i < LOOPS; i++)
+        UNROLL
         for (int c = 0; c < CHAINS; c++) {
             sums[c] = _mm512_dpbusd_epi32(sums[c], x, y);
             __asm__ volatile("" : "+v"(sums[c]));
         }
     double time = seconds() - start;
+    UNROLL
     for (int c = 0; c < CHAINS; c++)
         keep_int = _mm512_cvtsi512_si32(sums[c]);
     return 2.0 * 64 * CHAINS * LOOPS / time;
@@ -86,10 +101,12 @@ __attribute__((target("avx512f,avx512vnni"))) static double int8_rate_vnni(void)
 __attribute__((target("avx2"))) static double int8_rate_avx2(void)
 {
     __m256i sums[CHAINS], x = _mm256_set1_epi8(3), y = _mm256_set1_epi8(-2), one = _mm256_set1_epi16(1);
+    UNROLL
     for (int c = 0; c < CHAINS; c++)
         sums[c] = _mm256_setzero_si256();
     double start = seconds();
     for (int i = 0; i < LOOPS; i++)
+        UNROLL
         for (int c = 0; c < CHAINS; c++) {
             __m256i pairs = _mm256_maddubs_epi16(x, y);
             __asm__ volatile("" : "+x"(pairs));
@@ -97,6 +114,7 @@ __attribute__((target("avx2"))) static double int8_rate_avx2(void)
             __asm__ volatile("" : "+x"(sums[c]));
         }
     double time = seconds() - start;
+    UNROLL
     for (int c = 0; c < CHAINS; c++)
         keep_int = _mm256_cvtsi256_si32(sums[c]);
     return 2.0 * 32 * CHAINS * LOOPS / time;
@@ -165,6 +183,8 @@ enum { MAX_M = 512, MAX_K = 2048, MATRIX_N = 128, VECTOR_N = 16384 };
 static float *x, *w, *out;
 static uint16_t *w16;
 static const float *x_rows[MAX_M];
+static dsv2_x8 *x8;
+static const dsv2_x8 *x8_rows[MAX_M];
 
 static line *next_line(int round, int *at, const char *name, const char *set, bound bound, double work)
 {
@@ -226,14 +246,49 @@ static void round_of_set(const dsv2_kernels *kernels, int round, int *at, const 
     }
     enum { HEADS = 16, TILE = 256, LATENT = 512 };
     line *l = next_line(round, at, "weighted_sum, 16 rows of 512 over 256", kernels->name, FLOPS, 2.0 * HEADS * TILE * LATENT);
-    double start = seconds();
-    kernels->weighted_sum(out, LATENT, x, w, TILE, HEADS, w + HEADS * TILE, LATENT, TILE, LATENT);
+    double start = 0;
+    for (int i = 0; i < 2; i++) { /* the second time from the cache, as a tile is when it has just been unpacked */
+        start = seconds();
+        kernels->weighted_sum(out, LATENT, x, w, TILE, HEADS, w + HEADS * TILE, LATENT, TILE, LATENT);
+    }
     record(l, round, seconds() - start, b);
     enum { SCORES = 16384 };
     l = next_line(round, at, "exp_sum (shares: of 4 bytes each)", kernels->name, BYTES, 4.0 * SCORES);
     memcpy(out, w, SCORES * 4);
     start = seconds();
     keep_float = kernels->exp_sum(out, 1.0f, SCORES);
+    record(l, round, seconds() - start, b);
+}
+
+static const dsv2_type packed_types[] = {DSV2_TYPE_P4, DSV2_TYPE_P4S, DSV2_TYPE_P5, DSV2_TYPE_P6, DSV2_TYPE_P8};
+
+static double time_packed(const dsv2_kernels *kernels, dsv2_type type, size_t m, size_t n)
+{
+    double start = seconds();
+    kernels->matmul_packed[type](out, n, x8_rows, m, w, n, MAX_K);
+    return seconds() - start;
+}
+
+/* What the weights are does not matter here: the floats' bytes will do. */
+static void round_of_packed(const dsv2_kernels *kernels, int round, int *at, const bounds *b)
+{
+    static const size_t ms[] = {512, 32, 4};
+    char name[64];
+    for (size_t t = 0; t < sizeof packed_types / sizeof *packed_types; t++) {
+        dsv2_type type = packed_types[t];
+        for (size_t s = 0; s < 3; s++) {
+            snprintf(name, sizeof name, "matmul %s, %zu rows", dsv2_type_name(type), ms[s]);
+            line *l = next_line(round, at, name, kernels->name, INT8, 2.0 * (double)ms[s] * MATRIX_N * MAX_K);
+            record(l, round, time_packed(kernels, type, ms[s], MATRIX_N), b);
+        }
+        snprintf(name, sizeof name, "matmul %s, 1 row", dsv2_type_name(type));
+        line *l = next_line(round, at, name, kernels->name, BYTES, (double)dsv2_type_row_bytes(type, MAX_K) * VECTOR_N);
+        record(l, round, time_packed(kernels, type, 1, VECTOR_N), b);
+    }
+    line *l = next_line(round, at, "prepare_row", kernels->name, BYTES, 4.0 * MAX_M * MAX_K);
+    double start = seconds();
+    for (size_t i = 0; i < MAX_M; i++)
+        kernels->prepare_row(x8 + i * (MAX_K / DSV2_PACK_COLS), x_rows[i], MAX_K);
     record(l, round, seconds() - start, b);
 }
 
@@ -281,7 +336,8 @@ int bench_kernels(const dsv2_kernels *const *sets, int n_sets)
     w16 = dsv2_new_aligned((size_t)VECTOR_N * MAX_K, sizeof *w16);
     out = dsv2_new_aligned((size_t)MAX_M * VECTOR_N, sizeof *out);
     void *stream = dsv2_new_aligned(STREAM_BYTES, 1);
-    if (x == NULL || w == NULL || w16 == NULL || out == NULL || stream == NULL) {
+    x8 = dsv2_new_aligned((size_t)MAX_M * MAX_K / DSV2_PACK_COLS, sizeof *x8);
+    if (x8 == NULL || x == NULL || w == NULL || w16 == NULL || out == NULL || stream == NULL) {
         printf("no memory\n");
         return 1;
     }
@@ -295,14 +351,20 @@ int bench_kernels(const dsv2_kernels *const *sets, int n_sets)
     }
     for (size_t i = 0; i < MAX_M; i++)
         x_rows[i] = x + i * MAX_K;
+    for (size_t i = 0; i < MAX_M; i++)
+        x8_rows[i] = x8 + i * (MAX_K / DSV2_PACK_COLS);
+    memset(x8, 1, (size_t)MAX_M * MAX_K / DSV2_PACK_COLS * sizeof *x8);
     bounds rounds[ROUNDS];
     for (int round = 0; round < ROUNDS; round++) {
         rounds[round] = measure_bounds(stream);
         int at = 0;
-        for (int s = 0; s < n_sets; s++)
+        for (int s = 0; s < n_sets; s++) {
             round_of_set(sets[s], round, &at, &rounds[round]);
+            if (s > 0) round_of_packed(sets[s], round, &at, &rounds[round]);
+        }
     }
     print_table(rounds);
+    dsv2_free(x8);
     dsv2_free(x);
     dsv2_free(w);
     dsv2_free(w16);

@@ -94,7 +94,7 @@ class Recipe(unittest.TestCase):
     @classmethod
     def train(cls, run: str, *more: object) -> None:
         """60 steps of 512 tokens: plain RoPE at contexts 16 and 32, then YaRN to 64."""
-        a = ["--run", cls.folder / run, "--config", cls.folder / "config.json", "--held-out", cls.folder / "held_out.txt"]
+        a = ["--folder", cls.folder / run, "--config", cls.folder / "config.json", "--held-out", cls.folder / "held_out.txt"]
         a += ["--tokens", 60 * 512, "--batch-tokens", 512, "--stages", "16:0.4,32:0.8,64:1", "--warm-up", 5]
         a += ["--log-every", 5, "--threads", 1, "--fp32", "--eager"]
         run_recipe("train.py", cls.folder / "text.txt", *a, *more)

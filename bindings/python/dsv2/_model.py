@@ -24,7 +24,7 @@ from ._native import (
 )
 from ._routing import Routing
 from ._tokenizer import Tokenizer
-from ._types import Attention, CacheType, MemoryInfo, ModelInfo, Progress, RoutingTokens, StrPath, WeightType
+from ._types import Attention, CacheType, MemoryInfo, ModelInfo, Progress, RoutingTokens, StrPath, TokenIds, WeightType
 
 if TYPE_CHECKING:
     from ._session import Session
@@ -138,7 +138,7 @@ class Model:
 
         return Session(self, max_length=max_length, cache_type=cache_type, attention=attention)
 
-    def step(self, feeds: Sequence[tuple[Session, Sequence[int]]]) -> None:
+    def step(self, feeds: Sequence[tuple[Session, TokenIds]]) -> None:
         """Feed many sessions in one pass: what ``Session.feed`` does for each, faster together.
 
         Args:
@@ -147,13 +147,13 @@ class Model:
         """
         self._step(feeds, [ffi.NULL] * len(feeds))
 
-    def step_logits(self, feeds: Sequence[tuple[Session, Sequence[int]]]) -> list[npt.NDArray[np.float32]]:
+    def step_logits(self, feeds: Sequence[tuple[Session, TokenIds]]) -> list[npt.NDArray[np.float32]]:
         """Do a step and return, per session, the logits of every token fed: a row per token, written there by the library."""
         logits = [np.empty((len(tokens), self._info.vocab_size), np.float32) for _, tokens in feeds]
         self._step(feeds, [ffi.from_buffer("float[]", rows) for rows in logits])
         return logits
 
-    def _step(self, feeds: Sequence[tuple[Session, Sequence[int]]], logits: Sequence[Any]) -> None:
+    def _step(self, feeds: Sequence[tuple[Session, TokenIds]], logits: Sequence[Any]) -> None:
         ptr, alive = self._open(), []
         items = ffi.new("dsv2_step_item[]", len(feeds))
         for item, (session, tokens), rows in zip(items, feeds, logits):

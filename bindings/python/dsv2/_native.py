@@ -13,14 +13,16 @@ import logging
 import operator
 import os
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast, get_type_hints
 
+import numpy as np
+
 from ._errors import ArgumentError, Status, error
 from ._ffi import ffi
-from ._types import LogLevel, Phase, Progress, StrPath
+from ._types import LogLevel, Phase, Progress, StrPath, TokenIds
 
 T = TypeVar("T")
 
@@ -107,9 +109,9 @@ def path_bytes(path: StrPath) -> bytes:
     return encoded
 
 
-def token_array(tokens: Sequence[int]) -> tuple[Any, int]:
+def token_array(tokens: TokenIds) -> tuple[Any, int]:
     """Make an int32_t array of any sequence of ids; NumPy arrays of that type are not copied."""
-    if getattr(tokens, "dtype", None) == "int32" and tokens.flags.c_contiguous and tokens.ndim == 1:  # type: ignore[attr-defined]
+    if isinstance(tokens, np.ndarray) and tokens.dtype == np.int32 and tokens.flags.c_contiguous and tokens.ndim == 1:
         return ffi.from_buffer("int32_t[]", tokens), len(tokens)
     try:
         return ffi.new("int32_t[]", list(map(operator.index, tokens))), len(tokens)

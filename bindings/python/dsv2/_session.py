@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -37,6 +37,7 @@ from ._types import (
     RoutingTokens,
     Sampling,
     StrPath,
+    TokenIds,
     TokenProbability,
 )
 
@@ -148,7 +149,7 @@ class Session:
             self._has_callback = wanted
         return ptr
 
-    def feed(self, tokens: int | Sequence[int], *, progress: Progress | None = None) -> None:
+    def feed(self, tokens: int | TokenIds, *, progress: Progress | None = None) -> None:
         """Append a token or several, and compute the logits of the last.
 
         Args:
@@ -188,7 +189,7 @@ class Session:
 
     def generate_tokens(
         self,
-        prompt: str | Sequence[int] | None = None,
+        prompt: str | TokenIds | None = None,
         *,
         max_tokens: int = 256,
         sampling: Sampling | None = None,
@@ -225,7 +226,7 @@ class Session:
 
     def generate(
         self,
-        prompt: str | Sequence[int] | None = None,
+        prompt: str | TokenIds | None = None,
         *,
         max_tokens: int = 256,
         sampling: Sampling | None = None,
@@ -358,7 +359,7 @@ class Session:
         self,
         file: StrPath | BinaryIO,
         *,
-        prompt: Sequence[int] | None = None,
+        prompt: TokenIds | None = None,
         convert: bool = False,
         progress: Progress | None = None,
     ) -> int:

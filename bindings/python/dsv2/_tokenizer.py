@@ -9,7 +9,7 @@ from typing import Any
 from ._errors import ArgumentError, ClosedError, Status, UnsupportedError
 from ._ffi import ffi
 from ._native import ask, check, keep_alive, lib, make, path_bytes, record, token_array
-from ._types import StrPath, TokenizerInfo
+from ._types import StrPath, TokenIds, TokenizerInfo
 
 
 def _bytes(text: str | bytes) -> bytes:
@@ -107,7 +107,7 @@ class Tokenizer:
             )
         )
 
-    def decode_bytes(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+    def decode_bytes(self, tokens: TokenIds, *, special: bool = False) -> bytes:
         """Decode tokens to the bytes that they stand for, which may be part of a UTF-8 character.
 
         Args:
@@ -121,7 +121,7 @@ class Tokenizer:
         text = ask(lambda buffer, room, n: lib.dsv2_tokenizer_decode(ptr, ids, n_ids, flags, buffer, room, n), "char")
         return bytes(ffi.buffer(text))
 
-    def decode(self, tokens: Sequence[int], *, special: bool = False, errors: str = "replace") -> str:
+    def decode(self, tokens: TokenIds, *, special: bool = False, errors: str = "replace") -> str:
         """Decode tokens to text; `errors` is as in ``bytes.decode``."""
         return self.decode_bytes(tokens, special=special).decode("utf-8", errors)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from os import PathLike
-from typing import Callable, NamedTuple, Union
+from typing import Any, Callable, NamedTuple, Union
+
+import numpy as np
+import numpy.typing as npt
 
 StrPath = Union[str, "PathLike[str]"]
 
@@ -70,6 +73,9 @@ class LogLevel(IntEnum):
     WARNING = 1
     INFO = 2
 
+
+TokenIds = Union[Sequence[int], npt.NDArray[np.integer[Any]]]
+"""Token ids; a NumPy array of int32 is not copied."""
 
 Progress = Callable[[Phase, int, int], object]
 """Called with (phase, done, total) from the thread that made the call. Raise an exception to cancel the call."""

@@ -52,5 +52,7 @@ def test_the_heat_map_has_a_row_per_layer(session: dsv2.Session) -> None:
     session.feed(list(range(50)))
     axes = session.routing().heat_map()
     (image,) = axes.get_images()
-    assert image.get_array().shape == (3, 8)
+    shown = image.get_array()
+    assert shown is not None
+    assert shown.shape == (3, 8)
     pyplot.close("all")

@@ -286,7 +286,14 @@ def test_a_session_used_by_two_threads_raises_and_stays_whole(session: dsv2.Sess
     thread = threading.Thread(target=session.feed, args=(LONG,), kwargs={"progress": report})
     thread.start()
     inside.wait()
-    for call in [lambda: session.feed([1]), session.sample, lambda: session.truncate(0), session.fork, lambda: len(session)]:
+    calls: list[Callable[[], object]] = [
+        lambda: session.feed([1]),
+        session.sample,
+        lambda: session.truncate(0),
+        session.fork,
+        lambda: len(session),
+    ]
+    for call in calls:
         with pytest.raises(dsv2.BusyError):
             call()
     checked.set()
@@ -379,6 +386,6 @@ def test_a_process_may_end_with_everything_open(model_path: Path) -> None:
         "view = session.logits()\n"
         "cycle = [session]; cycle.append(cycle)\n"
     )
-    command = [sys.executable, "-c", program, model_path]
+    command = [sys.executable, "-c", program, str(model_path)]
     ended = subprocess.run(command, cwd=model_path, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

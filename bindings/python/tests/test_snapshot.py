@@ -22,7 +22,8 @@ def test_a_restored_session_goes_on_with_the_same_tokens(model: dsv2.Model, sess
     saved, path = told(session), tmp_path / "conversation"
     session.save(path)
     logits, expected = session.logits().copy(), list(session.generate_tokens(max_tokens=20))
-    for source in [path, str(path), io.BytesIO(saved)]:
+    sources: list[Path | str | io.BytesIO] = [path, str(path), io.BytesIO(saved)]
+    for source in sources:
         with model.session() as other:
             assert other.restore(source) == len(other)
             np.testing.assert_array_equal(other.logits(), logits)

@@ -122,13 +122,9 @@ def test_top_tokens_are_those_of_the_logits(session: dsv2.Session) -> None:
 def test_tokens_may_come_as_any_sequence(model: dsv2.Model) -> None:
     ids = [0, 5, 9, 200]
     all_logits = []
-    for tokens in [
-        ids,
-        tuple(ids),
-        np.array(ids, np.int32),
-        np.array(ids, np.int64),
-        np.array([0, 7, 5, 7, 9, 7, 200], np.int32)[::2],
-    ]:
+    strided = np.array([0, 7, 5, 7, 9, 7, 200], np.int32)[::2]
+    kinds: list[dsv2.TokenIds] = [ids, tuple(ids), np.array(ids, np.int32), np.array(ids, np.int64), strided]
+    for tokens in kinds:
         with model.session() as session:
             session.feed(tokens)
             assert session.tokens == ids

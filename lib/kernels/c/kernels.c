@@ -1,5 +1,6 @@
 /* The reference: plain C, one thing after another. What the other sets are tested against, and what runs elsewhere. */
 #include "kernels/latent.h"
+#include "kernels/packed.h"
 #include "kernels/tables.h"
 
 #include <math.h>
@@ -155,6 +156,9 @@ static void add_scaled(float *out, const float *x, float scale, size_t n)
 const dsv2_kernels dsv2_kernels_c = {
     .name = "c",
     .matmul = {[DSV2_TYPE_F32] = matmul_f32, [DSV2_TYPE_F16] = matmul_f16, [DSV2_TYPE_BF16] = matmul_bf16},
+    .matmul_packed = {[DSV2_TYPE_P4] = dsv2_matmul_p4_c, [DSV2_TYPE_P5] = dsv2_matmul_p5_c, [DSV2_TYPE_P6] = dsv2_matmul_p6_c,
+                      [DSV2_TYPE_P8] = dsv2_matmul_p8_c, [DSV2_TYPE_P4S] = dsv2_matmul_p4s_c},
+    .prepare_row = dsv2_prepare_row_c,
     .to_f32 = {[DSV2_TYPE_F32] = f32_to_f32, [DSV2_TYPE_F16] = f16_to_f32, [DSV2_TYPE_BF16] = bf16_to_f32, DSV2_DEQUANTIZERS},
     .f32_to_f16 = f32_to_f16,
     .weighted_sum = weighted_sum,

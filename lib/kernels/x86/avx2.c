@@ -1,5 +1,6 @@
 /* AVX2, FMA, F16C. */
 #include "kernels/latent.h"
+#include "kernels/packed.h"
 #include "kernels/tables.h"
 
 #include <immintrin.h>
@@ -9,8 +10,10 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef __m256 vec;
+typedef __m256i ivec;
+typedef uint32_t lanes __attribute__((vector_size(32)));
 
-enum { LANES = 8, W_ROWS = 4, SUM_VECS = 2 };
+enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2, PACKED_ROWS = 2, PACKED_VECS = 2 };
 
 INLINE __m256i first(size_t n)
 {
@@ -84,6 +87,49 @@ INLINE float max_lanes(vec v)
     return _mm_cvtss_f32(m);
 }
 
+INLINE ivec load_ints(const void *p) { return _mm256_loadu_si256(p); }
+INLINE ivec and_bits(ivec v, int mask) { return _mm256_and_si256(v, _mm256_set1_epi32(mask)); }
+INLINE ivec or_ints(ivec a, ivec b) { return _mm256_or_si256(a, b); }
+INLINE ivec shift_left(ivec v, size_t n) { return (ivec)((lanes)v << (uint32_t)n); }
+INLINE ivec shift_right(ivec v, size_t n) { return (ivec)((lanes)v >> (uint32_t)n); }
+INLINE vec to_floats(ivec v) { return _mm256_cvtepi32_ps(v); }
+INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+INLINE vec fnmadd(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
+
+INLINE ivec splat_int(int word) { return _mm256_set1_epi32(word); }
+
+INLINE ivec pair_sums(ivec w, ivec x) { return _mm256_maddubs_epi16(w, x); }
+INLINE ivec four_sums(ivec pairs, int factor) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16((short)factor)); }
+
+/* maddubs leaves 16 bits: as many words are added there as surely fit, 8 of 4 bits (8 * 2 * 15 * 127 < 2^15), 4 of 5 bits, 2 of
+ * 6 bits. Bytes of 8 bits are taken apart: their lower 7, and 64 times their highest, which then counts twice. */
+typedef struct dot_sum {
+    ivec sum, pairs;
+} dot_sum;
+
+INLINE dot_sum dot_clear(void) { return (dot_sum){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+INLINE dot_sum dot_add(dsv2_type type, dot_sum d, size_t g, ivec w, ivec x)
+{
+    if (type == DSV2_TYPE_P8) {
+        d.sum = _mm256_add_epi32(d.sum, four_sums(pair_sums(and_bits(w, 0x7f7f7f7f), x), 1));
+        d.sum = _mm256_add_epi32(d.sum, four_sums(pair_sums(and_bits(shift_right(w, 1), 0x40404040), x), 2));
+        return d;
+    }
+    size_t fit = type == DSV2_TYPE_P6 ? 2 : type == DSV2_TYPE_P5 ? 4 : 8;
+    d.pairs = g % fit == 0 ? pair_sums(w, x) : _mm256_add_epi16(d.pairs, pair_sums(w, x));
+    if (g % fit == fit - 1)
+        d.sum = g < fit ? four_sums(d.pairs, 1) : _mm256_add_epi32(d.sum, four_sums(d.pairs, 1));
+    return d;
+}
+INLINE ivec dot_total(dsv2_type type, dot_sum d)
+{
+    (void)type;
+    return d.sum;
+}
+
 #include "kernels/x86/vector_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, LATENT_KERNELS};
+#include "kernels/x86/packed_kernels.h"
+
+const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS, LATENT_KERNELS};

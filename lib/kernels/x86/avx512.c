@@ -1,5 +1,6 @@
-/* AVX-512 F, BW, DQ, VL. */
+/* AVX-512 F, BW, DQ, VL, VNNI. */
 #include "kernels/latent.h"
+#include "kernels/packed.h"
 #include "kernels/tables.h"
 
 #include <immintrin.h>
@@ -9,8 +10,10 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef __m512 vec;
+typedef __m512i ivec;
+typedef uint32_t lanes __attribute__((vector_size(64)));
 
-enum { LANES = 16, W_ROWS = 8, SUM_VECS = 4 };
+enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PACKED_ROWS = 6, PACKED_VECS = 2 };
 
 INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1); }
 
@@ -54,6 +57,33 @@ INLINE __m128 add4(vec a, vec b, vec c, vec d)
 
 INLINE float max_lanes(vec v) { return _mm512_reduce_max_ps(v); }
 
+INLINE ivec load_ints(const void *p) { return _mm512_loadu_si512(p); }
+INLINE ivec and_bits(ivec v, int mask) { return _mm512_and_si512(v, _mm512_set1_epi32(mask)); }
+INLINE ivec or_ints(ivec a, ivec b) { return _mm512_or_si512(a, b); }
+INLINE ivec shift_left(ivec v, size_t n) { return (ivec)((lanes)v << (uint32_t)n); }
+INLINE ivec shift_right(ivec v, size_t n) { return (ivec)((lanes)v >> (uint32_t)n); }
+INLINE vec to_floats(ivec v) { return _mm512_cvtepi32_ps(v); }
+INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+INLINE vec fnmadd(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
+
+INLINE ivec splat_int(int word) { return _mm512_set1_epi32(word); }
+
+typedef ivec dot_sum;
+INLINE dot_sum dot_clear(void) { return _mm512_setzero_si512(); }
+INLINE dot_sum dot_add(dsv2_type type, dot_sum sum, size_t g, ivec w, ivec x)
+{
+    (void)type, (void)g;
+    return _mm512_dpbusd_epi32(sum, w, x);
+}
+INLINE ivec dot_total(dsv2_type type, dot_sum sum)
+{
+    (void)type;
+    return sum;
+}
+
 #include "kernels/x86/vector_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, LATENT_KERNELS};
+#include "kernels/x86/packed_kernels.h"
+
+const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, LATENT_KERNELS};

@@ -1,7 +1,7 @@
 /* The kernels of x86, written once over a vector of floats. An instruction set's file defines the vector and includes this:
  *   vec, LANES                      a vector and its number of floats
  *   W_ROWS                          rows of weights in a block of matmul, a multiple of 4
- *   SUM_VECS                        vectors of columns in a block of weighted_sum
+ *   SUM_ROWS, SUM_VECS              rows, and vectors of columns, in a block of weighted_sum
  *   load(p) store(p, v)             LANES floats, at any alignment
  *   load_first(p, n) store_first(p, v, n)   n <= LANES of them, zeros for the rest; nothing beyond is touched
  *   load_f16 load_f16_first store_f16 store_f16_first load_bf16 load_bf16_first   the same in halves
@@ -26,7 +26,7 @@ enum {
     X_ROWS = 3,     /* rows of activations in a block of matmul: 8 x 3 sums leave 8 of 32 registers, 4 x 3 leave 4 of 16 */
     K_CHUNK = 512,  /* columns of an unpacked panel of weights: W_ROWS * 2 KiB stay in the first-level cache */
     M_BLOCK = 48,   /* rows of activations that use a panel, a multiple of X_ROWS; few enough to stay in the second level */
-    SUM_ROWS = 4,   /* rows in a block of weighted_sum */
+    FEW_ROWS = 4,   /* rows in a block of weighted_sum where there are fewer than SUM_ROWS */
 };
 
 /* Weights of a type that is constant wherever this is inlined. */
@@ -298,6 +298,8 @@ static void weighted_sum(float *out, size_t out_stride, const float *keep, const
     size_t i = 0;
     for (; i + SUM_ROWS <= m; i += SUM_ROWS)
         sum_rows(out + i * out_stride, out_stride, keep + i, p + i * p_stride, p_stride, SUM_ROWS, v, v_stride, n, k);
+    for (; i + FEW_ROWS <= m; i += FEW_ROWS)
+        sum_rows(out + i * out_stride, out_stride, keep + i, p + i * p_stride, p_stride, FEW_ROWS, v, v_stride, n, k);
     for (; i < m; i++)
         sum_rows(out + i * out_stride, out_stride, keep + i, p + i * p_stride, p_stride, 1, v, v_stride, n, k);
 }

@@ -187,7 +187,7 @@ pub(crate) struct StreamRelay<'a, S: ?Sized> {
     pub(crate) failure: Failure,
 }
 
-impl<S: Write> StreamRelay<'_, S> {
+impl<'a, S: Write + 'a> StreamRelay<'a, S> {
     /// # Safety
     /// `user` points to a living relay of this type; `data` to `size` bytes.
     pub(crate) unsafe extern "C" fn write(user: *mut c_void, data: *const c_void, size: usize) -> c_int {
@@ -208,7 +208,7 @@ impl<S: Write> StreamRelay<'_, S> {
     }
 }
 
-impl<S: Read> StreamRelay<'_, S> {
+impl<'a, S: Read + 'a> StreamRelay<'a, S> {
     /// # Safety
     /// `user` points to a living relay of this type; `data` to room for `size` bytes; `got` to a count.
     pub(crate) unsafe extern "C" fn read(user: *mut c_void, data: *mut c_void, size: usize, got: *mut usize) -> c_int {

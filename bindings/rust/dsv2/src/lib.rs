@@ -74,3 +74,7 @@ pub fn library_version() -> &'static str {
     // SAFETY: the library returns a static string.
     unsafe { CStr::from_ptr(sys::dsv2_version_string()) }.to_str().unwrap_or("")
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Builds the wheel, installs it into virtual environments, and tests it there. Exit status 77: skipped, for the reason printed.
+# Usage: test.sh LAYOUT SAME OVERHEAD (the programs of tests/abi and tests/bindings)
+set -eu
+layout=$(realpath "$1") same=$(realpath "$2") overhead=$(realpath "$3")
+cd "$(dirname "$0")"
+tests=$(realpath ../../tests/bindings)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python=${PYTHON:-python3}
+
+skip() {
+    echo "skipped: the tests of the Python package: $1"
+    exit 77
+}
+
+"$python" -m venv "$work/tools" 2>/dev/null || skip "$python with its module venv is missing"
+bin=$work/tools/bin
+"$bin/pip" install -q --disable-pip-version-check -r requirements-test.txt || skip "requirements-test.txt cannot be installed"
+
+echo "== ruff, mypy"
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+
+echo "== the wheel, in a clean environment"
+"$bin/pip" wheel -q --disable-pip-version-check --no-deps --wheel-dir "$work/wheel" .
+"$python" -m venv "$work/clean"
+"$work/clean/bin/pip" install -q --disable-pip-version-check "$work"/wheel/*.whl
+"$tests/model.sh" "$work/model"
+(cd "$work" && clean/bin/python "$OLDPWD/examples/hello.py" model "Once upon a time" > hello.txt && test -s hello.txt)
+
+echo "== pytest, mypy"
+"$bin/pip" install -q --disable-pip-version-check "$work"/wheel/*.whl
+"$bin/mypy" --cache-dir "$work/mypy"
+"$layout" > "$work/layout.json"
+(cd "$work" && MPLBACKEND=Agg DSV2_LAYOUT=$work/layout.json bin=$bin "$bin/pytest" -q -p no:cacheprovider "$OLDPWD/tests")
+
+echo "== the same from C and Python"
+"$tests/same.sh" "$same" "$bin/python" "$tests/same.py"
+"$bin/python" "$tests/overhead.py" "$overhead" "$work/model"

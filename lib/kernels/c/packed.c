@@ -1,0 +1,190 @@
+/* The reference for packed weights. */
+#include "kernels/packed.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- reading a span ---- */
+
+static float load_float(const uint8_t *bytes)
+{
+    float value;
+    memcpy(&value, bytes, sizeof value);
+    return value;
+}
+
+/* One of the 256 numbers of 6 bits. */
+static unsigned six_bits(const uint8_t *bytes, size_t i)
+{
+    if (i < 3 * VECTOR)
+        return bytes[i] & 63u;
+    i -= 3 * VECTOR;
+    return (unsigned)(bytes[i] >> 6 | bytes[VECTOR + i] >> 6 << 2 | bytes[2 * VECTOR + i] >> 6 << 4);
+}
+
+/* What a weight of row `row` and the `half`th 16 columns of block `block` is: scale * q - minimum. */
+static void affine(dsv2_type type, const uint8_t *span, size_t block, size_t half, size_t row, float *scale, float *minimum)
+{
+    float span_scale = load_float(span + HEADER_SCALES + 4 * row);
+    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
+        const uint8_t *numbers = span + HEADER_SIX_BITS;
+        *scale = span_scale * (float)six_bits(numbers, block * DSV2_PACK_ROWS + row);
+        *minimum = load_float(span + HEADER_MINIMA + 4 * row) * (float)six_bits(numbers, (SPAN_BLOCKS + block) * DSV2_PACK_ROWS + row);
+        return;
+    }
+    if (type == DSV2_TYPE_P6)
+        *scale = span_scale * (float)(int8_t)span[HEADER_SIXTEENTHS + (2 * block + half) * DSV2_PACK_ROWS + row];
+    else
+        *scale = span_scale * dsv2_f16_to_f32(dsv2_load_u16(span + HEADER_HALVES + 2 * (block * DSV2_PACK_ROWS + row)));
+    *minimum = *scale * (float)dsv2_pack_zero(type);
+}
+
+static const uint8_t *block_of(dsv2_type type, const uint8_t *span, size_t block)
+{
+    return span + HEADER + block * dsv2_block_bytes(type);
+}
+
+/* q of column c (of 32) of a row. */
+static unsigned element(dsv2_type type, const uint8_t *block, size_t row, size_t c)
+{
+    size_t word = c / 4, lane = 4 * row + c % 4;
+    if (type == DSV2_TYPE_P8)
+        return block[word * VECTOR + lane];
+    unsigned q = word < 4 ? block[word * VECTOR + lane] & 15u : block[(word - 4) * VECTOR + lane] >> 4;
+    const uint8_t *more = block + 4 * VECTOR;
+    if (type == DSV2_TYPE_P5)
+        q |= (more[lane] >> word & 1u) << 4;
+    if (type == DSV2_TYPE_P6)
+        q |= (more[word / 4 * VECTOR + lane] >> 2 * (word % 4) & 3u) << 4;
+    return q;
+}
+
+void dsv2_unpack_row(dsv2_type type, const void *group, size_t row, float *out, size_t cols)
+{
+    int zero = dsv2_pack_zero(type);
+    for (size_t c = 0; c < cols; c += DSV2_PACK_COLS / 2) {
+        const uint8_t *span = dsv2_span(type, group, c / SPAN_COLS);
+        size_t block = c % SPAN_COLS / DSV2_PACK_COLS, first = c % DSV2_PACK_COLS;
+        float scale, minimum;
+        affine(type, span, block, first / 16, row, &scale, &minimum);
+        for (size_t i = 0; i < 16 && c + i < cols; i++) {
+            int q = (int)element(type, block_of(type, span, block), row, first + i) - zero;
+            out[c + i] = zero != 0 ? scale * (float)q : scale * (float)q - minimum;
+        }
+    }
+}
+
+/* ---- products ---- */
+
+void dsv2_prepare_row_c(dsv2_x8 *out, const float *x, size_t k)
+{
+    for (size_t c = 0; c < k; c += DSV2_PACK_COLS, out++) {
+        size_t n = k - c < DSV2_PACK_COLS ? k - c : DSV2_PACK_COLS;
+        uint32_t largest = 0; /* of the bit patterns without signs, which are in the order of the magnitudes, NaN last */
+        for (size_t i = 0; i < n; i++) {
+            uint32_t bits;
+            memcpy(&bits, x + c + i, sizeof bits);
+            bits &= 0x7fffffff;
+            largest = bits > largest ? bits : largest;
+        }
+        float magnitude;
+        memcpy(&magnitude, &largest, sizeof magnitude);
+        memset(out, 0, sizeof *out);
+        if (largest >= 0x7f800000) {
+            out->scale = out->sum = out->halves[0] = out->halves[1] = NAN;
+            continue;
+        }
+        if (magnitude < DSV2_X8_LEAST)
+            continue;
+        float inverse = 127.0f / magnitude;
+        int sums[2] = {0, 0};
+        for (size_t i = 0; i < n; i++) {
+            out->q[i] = (int8_t)nearbyintf(x[c + i] * inverse);
+            sums[i / 16] += out->q[i];
+        }
+        out->scale = magnitude / 127.0f;
+        out->sum = out->scale * (float)(sums[0] + sums[1]);
+        out->halves[0] = out->scale * (float)sums[0];
+        out->halves[1] = out->scale * (float)sums[1];
+    }
+}
+
+/* A block of a group, unpacked: 16 rows of 32 weights, and what they are to be multiplied by. */
+typedef struct unpacked {
+    uint8_t q[DSV2_PACK_ROWS][DSV2_PACK_COLS];
+    float scales[2][DSV2_PACK_ROWS], minima[2][DSV2_PACK_ROWS]; /* of the two halves */
+} unpacked;
+
+static void unpack(dsv2_type type, const uint8_t *span, size_t block, unpacked *u)
+{
+    for (size_t row = 0; row < DSV2_PACK_ROWS; row++) {
+        for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+            u->q[row][c] = (uint8_t)element(type, block_of(type, span, block), row, c);
+        for (size_t half = 0; half < 2; half++)
+            affine(type, span, block, half, row, &u->scales[half][row], &u->minima[half][row]);
+    }
+}
+
+static void add_block(dsv2_type type, float *sums, const dsv2_x8 *x, const unpacked *u)
+{
+    for (size_t row = 0; row < DSV2_PACK_ROWS; row++) {
+        int dots[2] = {0, 0};
+        for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+            dots[c / 16] += u->q[row][c] * x->q[c];
+        if (type == DSV2_TYPE_P6) {
+            for (size_t half = 0; half < 2; half++) {
+                sums[row] += x->scale * (float)dots[half] * u->scales[half][row];
+                sums[row] -= x->halves[half] * u->minima[half][row];
+            }
+        } else {
+            sums[row] += x->scale * (float)(dots[0] + dots[1]) * u->scales[0][row];
+            sums[row] -= x->sum * u->minima[0][row];
+        }
+    }
+}
+
+enum { ROWS = 8 }; /* rows of activations that use a block once it is unpacked */
+
+static void matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w, size_t n,
+                   size_t k)
+{
+    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
+    for (size_t j = 0; j < n; j += DSV2_PACK_ROWS, w += dsv2_group_bytes(type, k))
+        for (size_t i0 = 0; i0 < m; i0 += ROWS) {
+            size_t rows = m - i0 < ROWS ? m - i0 : ROWS, valid = n - j < DSV2_PACK_ROWS ? n - j : DSV2_PACK_ROWS;
+            float sums[ROWS][DSV2_PACK_ROWS] = {{0}};
+            for (size_t b = 0; b < blocks; b++) {
+                unpacked u;
+                unpack(type, dsv2_span(type, w, b / SPAN_BLOCKS), b % SPAN_BLOCKS, &u);
+                for (size_t i = 0; i < rows; i++)
+                    add_block(type, sums[i], x[i0 + i] + b, &u);
+            }
+            for (size_t i = 0; i < rows; i++)
+                memcpy(out + (i0 + i) * out_stride + j, sums[i], valid * sizeof(float));
+        }
+}
+
+void dsv2_matmul_p4_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+{
+    matmul(DSV2_TYPE_P4, out, out_stride, x, m, w, n, k);
+}
+
+void dsv2_matmul_p5_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+{
+    matmul(DSV2_TYPE_P5, out, out_stride, x, m, w, n, k);
+}
+
+void dsv2_matmul_p6_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+{
+    matmul(DSV2_TYPE_P6, out, out_stride, x, m, w, n, k);
+}
+
+void dsv2_matmul_p8_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+{
+    matmul(DSV2_TYPE_P8, out, out_stride, x, m, w, n, k);
+}
+
+void dsv2_matmul_p4s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+{
+    matmul(DSV2_TYPE_P4S, out, out_stride, x, m, w, n, k);
+}

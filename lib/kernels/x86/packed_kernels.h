@@ -1,0 +1,285 @@
+/* The kernels of packed weights for x86, written once; an instruction set's file includes this after vector_kernels.h. Beside
+ * what that one needs it defines:
+ *   ivec                        a vector of LANES 32-bit lanes, 4 bytes each
+ *   load_ints and_bits(v, mask) or_ints shift_left(v, n) shift_right(v, n)   on lanes of 32 bits
+ *   to_floats(v)                signed lanes
+ *   floats_of_u8(p) floats_of_s8(p)         LANES bytes
+ *   fnmadd(a, b, c)             c - a * b
+ *   splat_int(word)             the same 4 bytes in every lane
+ *   dot_sum                     what a sum of products of bytes is kept in: dot_clear(), dot_add(type, sum, g, w, x) for words
+ *                               g = 0, 1, ... in turn, and dot_total(type, sum), lane by lane and exact
+ *   PACKED_ROWS, PACKED_VECS    rows of activations, and vectors of rows of weights, in a block: its sums, in floats and in
+ *                               integers, have to fit into the registers
+ */
+
+enum {
+    PACKED_M_BLOCK = 192, /* rows of activations that use a group of weights before the next: they stay in the second-level cache */
+};
+
+/* ---- activations ---- */
+
+INLINE int sum_lanes(__m128i v)
+{
+    v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
+}
+
+static void prepare_block(dsv2_x8 *out, const float *x)
+{
+    __m256 v[4];
+    __m256i largest = _mm256_setzero_si256(); /* bit patterns without signs are in the order of the magnitudes, NaN last */
+    UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        v[i] = _mm256_loadu_ps(x + 8 * i);
+        largest = _mm256_max_epu32(largest, _mm256_and_si256(_mm256_castps_si256(v[i]), _mm256_set1_epi32(0x7fffffff)));
+    }
+    __m128i m = _mm_max_epu32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
+    float magnitude = _mm_cvtss_f32(_mm_castsi128_ps(m));
+    if ((uint32_t)_mm_cvtsi128_si32(m) >= 0x7f800000) {
+        *out = (dsv2_x8){.scale = NAN, .sum = NAN, .halves = {NAN, NAN}};
+        return;
+    }
+    if (magnitude < DSV2_X8_LEAST) {
+        *out = (dsv2_x8){.scale = 0};
+        return;
+    }
+    __m256 inverse = _mm256_set1_ps(127.0f / magnitude);
+    __m256i q[4];
+    UNROLL
+    for (size_t i = 0; i < 4; i++)
+        q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)out->q, bytes);
+    __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
+    int first = sum_lanes(_mm256_castsi256_si128(sums)), second = sum_lanes(_mm256_extracti128_si256(sums, 1));
+    out->scale = magnitude / 127.0f;
+    out->sum = out->scale * (float)(first + second);
+    out->halves[0] = out->scale * (float)first;
+    out->halves[1] = out->scale * (float)second;
+}
+
+static void prepare_row(dsv2_x8 *out, const float *x, size_t k)
+{
+    for (; k >= DSV2_PACK_COLS; k -= DSV2_PACK_COLS, x += DSV2_PACK_COLS)
+        prepare_block(out++, x);
+    if (k > 0) {
+        float last[DSV2_PACK_COLS] = {0};
+        memcpy(last, x, k * sizeof *x);
+        prepare_block(out, last);
+    }
+}
+
+/* ---- weights ----
+ * A vector of weights has LANES rows: `part` of 16 / LANES says which. */
+
+enum { PART = 4 * LANES }; /* bytes */
+
+/* All 256 numbers of 6 bits of a span. */
+INLINE void unpack_six_bits(uint8_t out[4 * VECTOR], const uint8_t *in)
+{
+    for (size_t at = 0; at < VECTOR; at += 32) {
+        __m256i a = _mm256_loadu_si256((const __m256i *)(in + at)), b = _mm256_loadu_si256((const __m256i *)(in + VECTOR + at));
+        __m256i c = _mm256_loadu_si256((const __m256i *)(in + 2 * VECTOR + at)), low = _mm256_set1_epi8(63);
+        _mm256_store_si256((__m256i *)(out + at), _mm256_and_si256(a, low));
+        _mm256_store_si256((__m256i *)(out + VECTOR + at), _mm256_and_si256(b, low));
+        _mm256_store_si256((__m256i *)(out + 2 * VECTOR + at), _mm256_and_si256(c, low));
+        __m256i high = _mm256_and_si256(_mm256_srli_epi16(a, 6), _mm256_set1_epi8(3));
+        high = _mm256_or_si256(high, _mm256_and_si256(_mm256_srli_epi16(b, 4), _mm256_set1_epi8(12)));
+        high = _mm256_or_si256(high, _mm256_and_si256(_mm256_srli_epi16(c, 2), _mm256_set1_epi8(48)));
+        _mm256_store_si256((__m256i *)(out + 3 * VECTOR + at), high);
+    }
+}
+
+/* A span's scales and minima, for blocks or, in P6, half blocks: a weight is scale * q - minimum. */
+typedef struct affine {
+    vec scales[2 * SPAN_BLOCKS], minima[2 * SPAN_BLOCKS];
+} affine;
+
+INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t part)
+{
+    vec scale = load(span + HEADER_SCALES + part * PART);
+    size_t row = part * LANES;
+    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
+        uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
+        unpack_six_bits(numbers, span + HEADER_SIX_BITS);
+        vec minimum = load(span + HEADER_MINIMA + part * PART);
+        for (size_t b = 0; b < SPAN_BLOCKS; b++) {
+            a->scales[b] = mul(scale, floats_of_u8(numbers + b * DSV2_PACK_ROWS + row));
+            a->minima[b] = mul(minimum, floats_of_u8(numbers + (SPAN_BLOCKS + b) * DSV2_PACK_ROWS + row));
+        }
+        return;
+    }
+    size_t n = type == DSV2_TYPE_P6 ? 2 * SPAN_BLOCKS : SPAN_BLOCKS;
+    vec zero_point = splat((float)dsv2_pack_zero(type));
+    for (size_t b = 0; b < n; b++) {
+        vec factor = type == DSV2_TYPE_P6 ? floats_of_s8(span + HEADER_SIXTEENTHS + b * DSV2_PACK_ROWS + row)
+                                          : load_f16(span + HEADER_HALVES + 2 * (b * DSV2_PACK_ROWS + row));
+        a->scales[b] = mul(scale, factor);
+        a->minima[b] = mul(a->scales[b], zero_point);
+    }
+}
+
+/* Word g of a block. */
+INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
+{
+    if (type == DSV2_TYPE_P8)
+        return load_ints(block + g * VECTOR);
+    ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
+    if (type == DSV2_TYPE_P5) {
+        ivec more = load_ints(block + 4 * VECTOR);
+        w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
+    }
+    if (type == DSV2_TYPE_P6) {
+        ivec more = load_ints(block + (4 + g / 4) * VECTOR);
+        size_t at = 2 * (g % 4);
+        w = or_ints(w, and_bits(at < 4 ? shift_left(more, 4 - at) : shift_right(more, at - 4), 0x30303030));
+    }
+    return w;
+}
+
+/* ---- products ---- */
+
+/* Where a block of the product reads: n_v vectors of rows of weights. */
+typedef struct weights {
+    const uint8_t *spans[PACKED_VECS]; /* moved to the vector's lanes */
+    affine affine[PACKED_VECS];
+} weights;
+
+/* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the span. The order of these steps is the
+ * sums' order. */
+INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t n_x, const weights *w, const uint8_t *const *blocks,
+                      size_t n_v, size_t first, size_t n, size_t at)
+{
+    dot_sum d[PACKED_ROWS * PACKED_VECS];
+    UNROLL
+    for (size_t a = 0; a < n_x * n_v; a++)
+        d[a] = dot_clear();
+    UNROLL
+    for (size_t g = 0; g < n; g++) {
+        /* low and high halves of the same bytes one after the other */
+        size_t step = n == BLOCK_WORDS && type != DSV2_TYPE_P8 ? g / 2 + g % 2 * 4 : first + g;
+        ivec words[PACKED_VECS];
+        UNROLL
+        for (size_t v = 0; v < n_v; v++)
+            words[v] = read_word(type, blocks[v], step);
+        UNROLL
+        for (size_t i = 0; i < n_x; i++) {
+            int four;
+            memcpy(&four, x[i]->q + 4 * step, sizeof four);
+            ivec values = splat_int(four);
+            UNROLL
+            for (size_t v = 0; v < n_v; v++)
+                d[i * n_v + v] = dot_add(type, d[i * n_v + v], g, words[v], values);
+        }
+    }
+    UNROLL
+    for (size_t i = 0; i < n_x; i++) {
+        vec scale = splat(x[i]->scale), sum = splat(n == BLOCK_WORDS ? x[i]->sum : x[i]->halves[first / 4]);
+        UNROLL
+        for (size_t v = 0; v < n_v; v++) {
+            vec *s = &sums[i * n_v + v];
+            *s = fmadd(mul(to_floats(dot_total(type, d[i * n_v + v])), scale), w->affine[v].scales[at], *s);
+            *s = fnmadd(sum, w->affine[v].minima[at], *s);
+        }
+    }
+}
+
+INLINE void add_block(dsv2_type type, vec *sums, const dsv2_x8 *const *rows, size_t n_x, const weights *w, size_t n_v, size_t b,
+                      size_t at)
+{
+    const uint8_t *blocks[PACKED_VECS];
+    const dsv2_x8 *x[PACKED_ROWS];
+    UNROLL
+    for (size_t v = 0; v < n_v; v++)
+        blocks[v] = w->spans[v] + HEADER + at * dsv2_block_bytes(type);
+    UNROLL
+    for (size_t i = 0; i < n_x; i++)
+        x[i] = rows[i] + b;
+    if (type == DSV2_TYPE_P6) {
+        add_words(type, sums, x, n_x, w, blocks, n_v, 0, 4, 2 * at);
+        add_words(type, sums, x, n_x, w, blocks, n_v, 4, 4, 2 * at + 1);
+    } else {
+        add_words(type, sums, x, n_x, w, blocks, n_v, 0, BLOCK_WORDS, at);
+    }
+}
+
+/* n_v vectors of rows of weights, of which n rows count, for n_x rows of activations. */
+INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, const uint8_t *groups,
+                         size_t n_v, size_t n, size_t k)
+{
+    vec sums[PACKED_ROWS * PACKED_VECS];
+    UNROLL
+    for (size_t a = 0; a < n_x * n_v; a++)
+        sums[a] = zero();
+    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS, group_bytes = dsv2_group_bytes(type, k);
+    for (size_t b0 = 0; b0 < blocks; b0 += SPAN_BLOCKS) {
+        size_t n_blocks = blocks - b0 < SPAN_BLOCKS ? blocks - b0 : SPAN_BLOCKS;
+        weights w;
+        for (size_t v = 0; v < n_v; v++) {
+            const uint8_t *group = groups + v * LANES / DSV2_PACK_ROWS * group_bytes;
+            size_t part = v % (DSV2_PACK_ROWS / LANES);
+            w.spans[v] = dsv2_span(type, group, b0 / SPAN_BLOCKS) + part * PART;
+            read_header(type, &w.affine[v], w.spans[v] - part * PART, part);
+        }
+        for (size_t b = 0; b < n_blocks; b++)
+            add_block(type, sums, x, n_x, &w, n_v, b0 + b, b);
+    }
+    for (size_t v = 0; v < n_v && v * LANES < n; v++) {
+        size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES;
+        for (size_t i = 0; i < n_x; i++)
+            store_first(out + i * out_stride + v * LANES, sums[i * n_v + v], valid);
+    }
+}
+
+/* All of m rows of activations. */
+INLINE void packed_rows(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *groups,
+                        size_t n_v, size_t n, size_t k)
+{
+    size_t i = 0;
+    for (; m - i >= PACKED_ROWS; i += PACKED_ROWS)
+        packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS, groups, n_v, n, k);
+    for (; PACKED_ROWS > 4 && m - i >= 4; i += 4)
+        packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS > 4 ? 4 : 1, groups, n_v, n, k);
+    for (; m - i >= 2; i += 2)
+        packed_block(type, out + i * out_stride, out_stride, x + i, 2, groups, n_v, n, k);
+    if (i < m)
+        packed_block(type, out + i * out_stride, out_stride, x + i, 1, groups, n_v, n, k);
+}
+
+INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w,
+                          size_t n, size_t k)
+{
+    enum { ALL = PACKED_VECS * LANES, ONE_GROUP = DSV2_PACK_ROWS / LANES };
+    size_t group_bytes = dsv2_group_bytes(type, k);
+    for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
+        size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK, j = 0;
+        float *at = out + i * out_stride;
+        if (rows <= 2) /* bound by memory: one stream */
+            for (; j < n; j += DSV2_PACK_ROWS)
+                packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, ONE_GROUP, n - j, k);
+        for (; j < n && n - j > ALL - DSV2_PACK_ROWS; j += ALL)
+            packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, PACKED_VECS, n - j, k);
+        for (; j < n; j += DSV2_PACK_ROWS)
+            packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, ONE_GROUP, n - j, k);
+    }
+}
+
+#define PACKED_MATMUL(name, type)                                                                                               \
+    static void name(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)        \
+    {                                                                                                                           \
+        packed_matmul(type, out, out_stride, x, m, w, n, k);                                                                    \
+    }
+
+PACKED_MATMUL(matmul_p4, DSV2_TYPE_P4)
+PACKED_MATMUL(matmul_p5, DSV2_TYPE_P5)
+PACKED_MATMUL(matmul_p6, DSV2_TYPE_P6)
+PACKED_MATMUL(matmul_p8, DSV2_TYPE_P8)
+PACKED_MATMUL(matmul_p4s, DSV2_TYPE_P4S)
+
+#define PACKED_KERNELS                                                                                                          \
+    .matmul_packed = {[DSV2_TYPE_P4] = matmul_p4, [DSV2_TYPE_P5] = matmul_p5, [DSV2_TYPE_P6] = matmul_p6,                         \
+                      [DSV2_TYPE_P8] = matmul_p8, [DSV2_TYPE_P4S] = matmul_p4s},                                                 \
+    .prepare_row = prepare_row

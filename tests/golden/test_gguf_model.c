@@ -1,0 +1,285 @@
+/* Models out of GGUF files, against the checkpoints that they were made of. */
+#include <dsv2/dsv2.h>
+
+#include "support/checkpoint.h"
+#include "support/gguf.h"
+#include "support/tensors.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { N_TOKENS = 80 };
+
+static dsv2_model *open_model(const char *path)
+{
+    dsv2_model *model;
+    ck_assert_msg(dsv2_model_open(path, NULL, &model) == DSV2_OK, "%s", dsv2_last_error());
+    return model;
+}
+
+static dsv2_model_info info_of(const dsv2_model *model)
+{
+    dsv2_model_info info = {.struct_size = sizeof info};
+    ck_assert(dsv2_model_get_info(model, &info) == DSV2_OK);
+    return info;
+}
+
+static float *logits_of(dsv2_model *model, dsv2_attention attention)
+{
+    dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = attention};
+    dsv2_session *session;
+    ck_assert_msg(dsv2_session_open(model, &options, &session) == DSV2_OK, "%s", dsv2_last_error());
+    size_t vocab_size = info_of(model).vocab_size;
+    int32_t tokens[N_TOKENS];
+    test_random_tokens(7, (uint32_t)vocab_size, tokens, N_TOKENS);
+    float *logits = malloc(N_TOKENS * vocab_size * sizeof *logits);
+    ck_assert(logits != NULL);
+    dsv2_step_item item = {
+        .struct_size = sizeof item, .session = session, .tokens = tokens, .n_tokens = N_TOKENS, .logits = logits};
+    ck_assert_msg(dsv2_step(model, &item, 1) == DSV2_OK, "%s", dsv2_last_error());
+    dsv2_session_close(session);
+    return logits;
+}
+
+/* The largest difference between two models' logits; infinite if there is a NaN. */
+static double difference(dsv2_model *a, dsv2_model *b, dsv2_attention attention)
+{
+    size_t n = N_TOKENS * (size_t)info_of(a).vocab_size;
+    ck_assert_uint_eq(info_of(b).vocab_size, info_of(a).vocab_size);
+    float *x = logits_of(a, attention), *y = logits_of(b, attention);
+    double largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = fabs((double)x[i] - y[i]);
+        largest = isnan(d) ? INFINITY : d > largest ? d : largest;
+    }
+    free(x);
+    free(y);
+    return largest;
+}
+
+static void expect_equal(const char *what, const char *folder, const char *gguf)
+{
+    dsv2_model *a = open_model(folder), *b = open_model(gguf);
+    dsv2_model_info x = info_of(a), y = info_of(b);
+    ck_assert_str_eq(y.container, "gguf");
+    ck_assert_str_eq(y.architecture, x.architecture);
+    ck_assert_str_eq(y.topk_method, x.topk_method);
+    ck_assert_str_eq(y.scoring_func, x.scoring_func);
+    ck_assert_uint_eq(y.parameters, x.parameters);
+    ck_assert_uint_eq(y.parameters_activated, x.parameters_activated);
+    ck_assert_uint_eq(y.num_hidden_layers, x.num_hidden_layers);
+    ck_assert_uint_eq(y.n_group, x.n_group);
+    ck_assert_uint_eq(y.topk_group, x.topk_group);
+    ck_assert_uint_eq(y.first_k_dense_replace, x.first_k_dense_replace);
+    for (int attention = DSV2_ATTENTION_ABSORBED; attention <= DSV2_ATTENTION_EXPANDED; attention++) {
+        double off = difference(a, b, (dsv2_attention)attention);
+        ck_assert_msg(off <= 1e-4, "%s, attention %d: off by %g", what, attention, off);
+    }
+    dsv2_model_close(a);
+    dsv2_model_close(b);
+}
+
+static char *temporary_folder(void)
+{
+    const char *parent = getenv("TMPDIR");
+    char *folder = strdup(test_format("%s/dsv2-test-XXXXXX", parent != NULL ? parent : "/tmp"));
+    ck_assert(folder != NULL && mkdtemp(folder) != NULL);
+    return folder;
+}
+
+/* ---- the published checkpoints' likes ---- */
+
+static const struct {
+    const char *golden;
+    test_gguf options;
+} conversions[] = {
+    {"lite", {.type = DSV2_TYPE_BF16}},
+    {"lite", {.type = DSV2_TYPE_BF16, .old = true}},
+    {"lite", {.type = DSV2_TYPE_F32}},
+    {"lite", {.type = DSV2_TYPE_F32, .old = true}},
+    {"lite", {.type = DSV2_TYPE_BF16, .split = true}},
+    {"full", {.type = DSV2_TYPE_BF16}},
+    {"full", {.type = DSV2_TYPE_F32, .split = true}},
+    {"v3", {.type = DSV2_TYPE_BF16}},
+};
+
+START_TEST(a_gguf_gives_the_logits_of_the_checkpoint_it_was_made_of)
+{
+    const test_gguf *options = &conversions[_i].options;
+    char *place = temporary_folder(), path[600], folder[600];
+    snprintf(folder, sizeof folder, "%s/goldens/%s", TEST_DATA, conversions[_i].golden);
+    snprintf(path, sizeof path, "%s/model%s.gguf", place, options->split ? "-00001-of-00002" : "");
+    test_gguf_write(options, folder, path, NULL);
+    expect_equal(conversions[_i].golden, folder, path);
+    test_checkpoint_remove(place);
+}
+END_TEST
+
+/* ---- other shapes ---- */
+
+#define SMALL                                                                                                                      \
+    .vocab_size = 64, .hidden_size = 32, .intermediate_size = 64, .num_hidden_layers = 2, .num_attention_heads = 2,                \
+    .kv_lora_rank = 32, .qk_nope_head_dim = 16, .qk_rope_head_dim = 8, .v_head_dim = 24, .max_position_embeddings = 256
+
+static const struct {
+    test_checkpoint shape;
+    test_gguf options;
+} others[] = {
+    {{.name = "160 experts without group keys",
+      SMALL,
+      .q_lora_rank = 24,
+      .n_routed_experts = 160,
+      .num_experts_per_tok = 6,
+      .moe_intermediate_size = 8,
+      .n_shared_experts = 2,
+      .first_k_dense_replace = 1,
+      .topk_method = "group_limited_greedy",
+      .n_group = 8,
+      .topk_group = 3,
+      .routed_scaling_factor = 16,
+      .seed = 21},
+     {.type = DSV2_TYPE_F32, .old = true}},
+    {{.name = "256 experts of V3's kind without group keys",
+      SMALL,
+      .model_type = "deepseek_v3",
+      .n_routed_experts = 256,
+      .num_experts_per_tok = 8,
+      .moe_intermediate_size = 8,
+      .n_shared_experts = 1,
+      .topk_method = "noaux_tc",
+      .n_group = 8,
+      .topk_group = 4,
+      .routed_scaling_factor = 2.5,
+      .norm_topk_prob = true,
+      .seed = 22},
+     {.type = DSV2_TYPE_F32, .old = true}},
+    {{.name = "F16",
+      SMALL,
+      .n_routed_experts = 4,
+      .num_experts_per_tok = 2,
+      .moe_intermediate_size = 16,
+      .dtype = "F16",
+      .seed = 23},
+     {.type = DSV2_TYPE_F16}},
+    {{.name = "tied embeddings",
+      SMALL,
+      .n_routed_experts = 4,
+      .num_experts_per_tok = 2,
+      .moe_intermediate_size = 16,
+      .n_shared_experts = 1,
+      .tie_word_embeddings = true,
+      .seed = 24},
+     {.type = DSV2_TYPE_BF16}},
+    {{.name = "attention biases",
+      SMALL,
+      .q_lora_rank = 24,
+      .n_routed_experts = 4,
+      .num_experts_per_tok = 2,
+      .moe_intermediate_size = 16,
+      .attention_bias = true,
+      .seed = 25},
+     {.type = DSV2_TYPE_BF16}},
+    {{.name = "normalised gates",
+      SMALL,
+      .n_routed_experts = 4,
+      .num_experts_per_tok = 2,
+      .moe_intermediate_size = 16,
+      .norm_topk_prob = true,
+      .routed_scaling_factor = 3,
+      .seed = 26},
+     {.type = DSV2_TYPE_BF16}},
+    {{.name = "dense", SMALL, .seed = 27}, {.type = DSV2_TYPE_BF16}},
+};
+
+START_TEST(a_gguf_of_another_shape_gives_the_same_logits)
+{
+    char *folder = test_checkpoint_write(&others[_i].shape), *place = temporary_folder(), path[600];
+    snprintf(path, sizeof path, "%s/model.gguf", place);
+    test_gguf_write(&others[_i].options, folder, path, NULL);
+    expect_equal(others[_i].shape.name, folder, path);
+    test_checkpoint_remove(place);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
+/* The test above would not notice if groups made no difference. */
+START_TEST(groups_of_160_experts_matter)
+{
+    test_checkpoint greedy = others[0].shape;
+    greedy.topk_method = "greedy";
+    greedy.n_group = greedy.topk_group = 0;
+    char *folder = test_checkpoint_write(&greedy), *place = temporary_folder(), path[600];
+    snprintf(path, sizeof path, "%s/model.gguf", place);
+    test_gguf_write(&others[0].options, folder, path, NULL);
+    dsv2_model *a = open_model(folder), *b = open_model(path);
+    ck_assert_uint_eq(info_of(b).n_group, 8);
+    ck_assert_uint_eq(info_of(b).topk_group, 3);
+    ck_assert_str_eq(info_of(b).topk_method, "group_limited_greedy");
+    ck_assert_double_gt(difference(a, b, DSV2_ATTENTION_ABSORBED), 0.01);
+    dsv2_model_close(a);
+    dsv2_model_close(b);
+    test_checkpoint_remove(place);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
+/* ---- block types ---- */
+
+static const dsv2_type block_types[] = {DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q4_1,   DSV2_TYPE_Q5_0,
+                                        DSV2_TYPE_Q5_1, DSV2_TYPE_Q2_K, DSV2_TYPE_Q3_K,   DSV2_TYPE_Q4_K,
+                                        DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_IQ4_NL, DSV2_TYPE_IQ4_XS};
+enum { N_TYPES = sizeof block_types / sizeof *block_types };
+
+static const test_checkpoint wide = {.name = "wide",
+                                     .vocab_size = 64,
+                                     .hidden_size = 256,
+                                     .intermediate_size = 256,
+                                     .num_hidden_layers = 2,
+                                     .num_attention_heads = 4,
+                                     .kv_lora_rank = 256,
+                                     .qk_nope_head_dim = 32,
+                                     .qk_rope_head_dim = 16,
+                                     .v_head_dim = 64,
+                                     .max_position_embeddings = 256,
+                                     .n_routed_experts = 3,
+                                     .num_experts_per_tok = 2,
+                                     .moe_intermediate_size = 64,
+                                     .n_shared_experts = 1,
+                                     .first_k_dense_replace = 1,
+                                     .seed = 31};
+
+/* Even cases: kv_b_proj in two; odd ones: in one. */
+START_TEST(quantised_weights_act_as_the_floats_they_stand_for)
+{
+    test_gguf options = {.quantised = true, .type = block_types[_i / 2], .old = _i % 2 == 1, .seed = (uint64_t)_i};
+    char *folder = test_checkpoint_write(&wide), *place = temporary_folder(), *floats = temporary_folder(), path[600];
+    snprintf(path, sizeof path, "%s/model.gguf", place);
+    test_gguf_write(&options, folder, path, floats);
+    expect_equal(dsv2_type_name(options.type), floats, path);
+    test_checkpoint_remove(floats);
+    test_checkpoint_remove(place);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
+int main(void)
+{
+    TCase *tests = tcase_create("gguf models");
+    tcase_set_timeout(tests, 120);
+    tcase_add_loop_test(tests, a_gguf_gives_the_logits_of_the_checkpoint_it_was_made_of, 0,
+                        sizeof conversions / sizeof *conversions);
+    tcase_add_loop_test(tests, a_gguf_of_another_shape_gives_the_same_logits, 0, sizeof others / sizeof *others);
+    tcase_add_test(tests, groups_of_160_experts_matter);
+    tcase_add_loop_test(tests, quantised_weights_act_as_the_floats_they_stand_for, 0, 2 * N_TYPES);
+
+    Suite *suite = suite_create("gguf models");
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -10,6 +10,7 @@ enum { MAX_TEXTS = 16, LENGTH = 40, TEXT_SIZE = 4096 };
 typedef struct story {
     dsv2_session *session;
     int32_t next;
+    int ended;
     char text[TEXT_SIZE];
     size_t size;
 } story;
@@ -35,36 +36,44 @@ static int begin(dsv2_model *model, const char *prompt, story *s)
     return 0;
 }
 
-/* One token for every story. */
-static int step(dsv2_model *model, story *stories, size_t n)
+/* One token for every story that has not ended. */
+static int step(dsv2_model *model, story *stories, size_t n, int32_t end)
 {
     dsv2_step_item items[MAX_TEXTS];
-    for (size_t i = 0; i < n; i++) {
-        if (dsv2_session_sample(stories[i].session, &stories[i].next) != DSV2_OK ||
-            add_token(dsv2_model_tokenizer(model), &stories[i]) != 0)
+    size_t n_items = 0;
+    for (story *s = stories; s < stories + n; s++) {
+        if (s->ended)
+            continue;
+        if (dsv2_session_sample(s->session, &s->next) != DSV2_OK)
             return -1;
-        items[i] = (dsv2_step_item){sizeof items[i], .session = stories[i].session, .tokens = &stories[i].next, .n_tokens = 1};
+        s->ended = s->next == end;
+        if (s->ended)
+            continue;
+        if (add_token(dsv2_model_tokenizer(model), s) != 0)
+            return -1;
+        items[n_items++] = (dsv2_step_item){sizeof items[0], .session = s->session, .tokens = &s->next, .n_tokens = 1};
     }
-    return dsv2_step(model, items, n) == DSV2_OK ? 0 : -1;
+    return n_items == 0 || dsv2_step(model, items, n_items) == DSV2_OK ? 0 : -1;
 }
 
 int main(int argc, char **argv)
 {
     static story stories[MAX_TEXTS];
     dsv2_model *model = NULL;
+    dsv2_model_info info = {.struct_size = sizeof info};
     int status = 1;
     size_t n = (size_t)argc - 2;
     if (argc < 3 || n > MAX_TEXTS) {
         fprintf(stderr, "Usage: many_sessions MODEL TEXT... (%d texts at most)\n", MAX_TEXTS);
         return 2;
     }
-    if (dsv2_model_open(argv[1], NULL, &model) != DSV2_OK)
+    if (dsv2_model_open(argv[1], NULL, &model) != DSV2_OK || dsv2_model_get_info(model, &info) != DSV2_OK)
         goto done;
     for (size_t i = 0; i < n; i++)
         if (begin(model, argv[2 + i], &stories[i]) != 0)
             goto done;
     for (int t = 0; t < LENGTH; t++)
-        if (step(model, stories, n) != 0)
+        if (step(model, stories, n, info.eos_token_id) != 0)
             goto done;
     for (size_t i = 0; i < n; i++)
         printf("%.*s\n\n", (int)stories[i].size, stories[i].text);

@@ -8,7 +8,9 @@ cd "$(dirname "$0")/.."
 . examples/packages.sh
 
 # shellcheck disable=SC2086 # packages are words
-install_packages $BUILD_PACKAGES check clang libclang-rt-14-dev cmake python3
+install_packages $BUILD_PACKAGES check clang libclang-rt-14-dev cmake g++ python3 python3-venv
+# Rust: whatever is there already; else Debian's.
+command -v cargo >/dev/null || install_packages cargo
 
 # build FOLDER OPTION...: compiles, without a word if all is well.
 build() {
@@ -32,12 +34,6 @@ summaries=""
 
 build build-tests
 check build-tests
-for language in bindings/*/; do
-    script=$language/test.sh
-    [ -f "$script" ] || continue
-    echo "== testing $language"
-    sh "$script" "$PWD/build-tests" || failed="$failed $language"
-done
 
 build build-sanitize --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false
 check build-sanitize
@@ -54,6 +50,7 @@ for folder in $summaries; do
     echo "== $folder: Meson's summary and Check's"
     sed -n '/^Ok: /,/^Timeout: /p' "$folder/meson-logs/testlog.txt"
     grep -E '^Running suite|^[0-9]+%: Checks: ' "$folder/meson-logs/testlog.txt"
+    grep -E '^skipped: ' "$folder/meson-logs/testlog.txt" || echo "nothing was skipped"
 done
 if [ -n "$failed" ]; then
     echo

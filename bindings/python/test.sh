@@ -18,7 +18,7 @@ skip() {
 bin=$work/tools/bin
 "$bin/pip" install -q --disable-pip-version-check -r requirements-test.txt || skip "requirements-test.txt cannot be installed"
 
-echo "== ruff, mypy"
+echo "== ruff"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 
@@ -33,7 +33,7 @@ echo "== pytest, mypy"
 "$bin/pip" install -q --disable-pip-version-check "$work"/wheel/*.whl
 "$bin/mypy" --cache-dir "$work/mypy"
 "$layout" > "$work/layout.json"
-(cd "$work" && MPLBACKEND=Agg DSV2_LAYOUT=$work/layout.json bin=$bin "$bin/pytest" -q -p no:cacheprovider "$OLDPWD/tests")
+(cd "$work" && MPLBACKEND=Agg DSV2_LAYOUT=$work/layout.json "$bin/pytest" -q -p no:cacheprovider "$OLDPWD/tests")
 
 echo "== the same from C and Python"
 "$tests/same.sh" "$same" "$bin/python" "$tests/same.py"

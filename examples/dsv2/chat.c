@@ -24,6 +24,7 @@ typedef struct conversation {
     const dsv2_tokenizer *tokenizer;
     dsv2_model_info info;
     const char *system;  /* NULL: none */
+    const char *save;    /* file to keep the conversation in; NULL: none */
     uint64_t max_tokens; /* of a reply */
     bool terminal;       /* lines are typed: there are prompts, and Ctrl-C stops a reply */
     bool started;        /* something was said: BOS and the system message are in */
@@ -115,6 +116,18 @@ static void hold_interrupts(bool hold)
     sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &signals, NULL);
 }
 
+/* What was shown belongs into the session first. */
+static int save(conversation *c)
+{
+    if (c->n_pending > 0) {
+        dsv2_status fed = dsv2_session_feed(c->session, c->pending, c->n_pending);
+        if (fed != DSV2_OK && fed != DSV2_ERROR_FULL)
+            return fail_library();
+        c->n_pending = 0;
+    }
+    return save_session(c->session, c->save);
+}
+
 static int take_turn(conversation *c, const char *text, size_t size)
 {
     size_t n;
@@ -138,7 +151,7 @@ static int take_turn(conversation *c, const char *text, size_t size)
         status = fail_library();
     }
     hold_interrupts(c->terminal);
-    return status;
+    return status == EXIT_OK && c->started && c->save != NULL ? save(c) : status;
 }
 
 /* Waits for a line to be typed; false if Ctrl-C comes first. */
@@ -199,16 +212,41 @@ static int talk(conversation *c)
     return status;
 }
 
+static int chat(dsv2_model *model, const char *path, const storage_settings *storage, const sampling_settings *sampling,
+                conversation *c)
+{
+    size_t length;
+    c->tokenizer = need_tokenizer(model, path);
+    c->info = model_info(model);
+    c->save = storage->save;
+    c->terminal = isatty(STDIN_FILENO);
+    if (c->tokenizer == NULL)
+        return EXIT_FAILED;
+    int status = open_stored_session(model, storage, sampling, &c->session);
+    if (status != EXIT_OK)
+        return status;
+    if (dsv2_session_length(c->session, &length) == DSV2_OK) {
+        c->started = length > 0;
+        status = talk(c);
+    } else {
+        status = fail_library();
+    }
+    dsv2_session_close(c->session);
+    return status;
+}
+
 static int run(int argc, char **argv)
 {
     model_settings settings = {0};
     sampling_settings sampling = default_sampling;
-    const char *path, *system = NULL;
-    uint64_t max_tokens = UINT64_MAX;
+    storage_settings storage = {0};
+    conversation c = {.max_tokens = UINT64_MAX};
+    const char *path;
     const option_spec options[] = {
-        {"system", "TEXT", OPTION_TEXT, &system, 0, 0, "what to tell the model before the conversation"},
-        {"max-tokens", "N", OPTION_COUNT, &max_tokens, 1, 0, "stop a reply after N tokens; by default the model ends it"},
+        {"system", "TEXT", OPTION_TEXT, &c.system, 0, 0, "what to tell the model before the conversation"},
+        {"max-tokens", "N", OPTION_COUNT, &c.max_tokens, 1, 0, "stop a reply after N tokens; by default the model ends it"},
         SAMPLING_OPTIONS(sampling),
+        STORAGE_OPTIONS(storage),
         MODEL_OPTIONS(settings),
     };
     int status = parse_options(&command_chat, argc, argv, options, sizeof options / sizeof *options, &path, 1);
@@ -217,16 +255,7 @@ static int run(int argc, char **argv)
     dsv2_model *model = open_model(path, &settings);
     if (model == NULL)
         return EXIT_FAILED;
-    conversation c = {
-        .tokenizer = need_tokenizer(model, path), .info = model_info(model), .system = system, .max_tokens = max_tokens,
-        .terminal = isatty(STDIN_FILENO)};
-    status = EXIT_FAILED;
-    if (c.tokenizer != NULL && (c.session = open_session(model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO)) != NULL) {
-        status = set_sampling(c.session, &sampling);
-        if (status == EXIT_OK)
-            status = talk(&c);
-    }
-    dsv2_session_close(c.session);
+    status = chat(model, path, &storage, &sampling, &c);
     dsv2_model_close(model);
     return status;
 }
@@ -236,6 +265,7 @@ const command command_chat = {
     "MODEL [OPTION...]",
     "Talks with a model.",
     "Each line of standard input is a message. Ctrl-C stops a reply; what was said of it stays in the\n"
-    "conversation. /reset begins anew; /exit, or the end of the input, ends.",
+    "conversation. /reset begins anew; /exit, or the end of the input, ends. With --save the file is brought\n"
+    "up to date after every reply.",
     run,
 };

@@ -419,20 +419,22 @@ static size_t utf8_length(const unsigned char *s)
     return length;
 }
 
-void print_json_string(const char *string)
+void print_json_string(const char *string) { write_json_string(stdout, string); }
+
+void write_json_string(FILE *out, const char *string)
 {
-    putchar('"');
+    fputc('"', out);
     for (const unsigned char *s = (const unsigned char *)string; *s != '\0';) {
         size_t length = utf8_length(s);
         if (length == 0)
-            fputs("\\ufffd", stdout);
+            fputs("\\ufffd", out);
         else if (*s == '"' || *s == '\\')
-            printf("\\%c", *s);
+            fprintf(out, "\\%c", *s);
         else if (*s < 0x20)
-            printf("\\u%04x", *s);
+            fprintf(out, "\\u%04x", *s);
         else
-            fwrite(s, 1, length, stdout);
+            fwrite(s, 1, length, out);
         s += length > 0 ? length : 1;
     }
-    putchar('"');
+    fputc('"', out);
 }

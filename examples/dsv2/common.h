@@ -19,7 +19,7 @@ typedef struct command {
 } command;
 
 extern const command command_generate, command_chat, command_tokenize, command_detokenize, command_logits, command_perplexity,
-    command_inspect, command_bench;
+    command_experts, command_inspect, command_bench;
 
 /* ---- options ---- */
 
@@ -75,6 +75,17 @@ extern const sampling_settings default_sampling;
     {"seed", "S", OPTION_COUNT, &(settings).seed, 0, 0,                                                                            \
      "random numbers to draw with; default 0. The same command\nwith the same seed gives the same text"}
 
+/* Options of commands whose session can be kept as a file. */
+typedef struct storage_settings {
+    const char *save, *restore, *kv; /* NULL: not given */
+} storage_settings;
+
+#define STORAGE_OPTIONS(settings)                                                                                                  \
+    {"save", "FILE", OPTION_TEXT, &(settings).save, 0, 0, "keep the conversation in FILE"},                                        \
+    {"restore", "FILE", OPTION_TEXT, &(settings).restore, 0, 0,                                                                    \
+     "go on with the conversation in FILE. Tokens are drawn as before,\nunless an option says otherwise"},                         \
+    CACHE_OPTION((settings).kv)
+
 /* ---- messages: to standard error, "dsv2 COMMAND: MESSAGE" ---- */
 
 int fail(const char *format, ...) DSV2_PRINTF(1, 2);       /* returns EXIT_FAILED */
@@ -91,6 +102,13 @@ dsv2_model *open_model(const char *path, const model_settings *settings);
 
 /* A session of the model whose long feeds show their progress; NULL after saying why not. */
 dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention);
+
+/* A session as the options say, restored if asked for, drawing as `sampling` says. EXIT_OK, or the exit status. */
+int open_stored_session(dsv2_model *model, const storage_settings *storage, const sampling_settings *sampling,
+                        dsv2_session **session);
+
+/* Exit status or EXIT_OK. Adds to the file if it holds the conversation's beginning. */
+int save_session(dsv2_session *session, const char *path);
 
 dsv2_model_info model_info(const dsv2_model *model);
 
@@ -135,7 +153,8 @@ char *read_all(const char *path, size_t *size);
 /* Token ids separated by white space; `name` is for messages. Freed by the caller; NULL after saying what is wrong. */
 int32_t *parse_ids(const char *name, const char *text, size_t size, size_t *n);
 
-/* A string as JSON, with its quotes. Bytes that are no UTF-8 become U+FFFD. */
+/* A string as JSON, with its quotes, to a file or to standard output. Bytes that are no UTF-8 become U+FFFD. */
+void write_json_string(FILE *out, const char *string);
 void print_json_string(const char *string);
 
 #endif

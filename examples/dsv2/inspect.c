@@ -1,4 +1,4 @@
-/* dsv2 inspect: what a model is. */
+/* dsv2 inspect: what a model, or a saved conversation, is. */
 #include "common.h"
 
 #include <inttypes.h>
@@ -85,6 +85,24 @@ static int inspect(dsv2_model *model, const char *path, bool json)
     return finish_output();
 }
 
+static int inspect_snapshot(const dsv2_snapshot_info *info, const char *path, bool json)
+{
+    char fingerprint[17];
+    snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, info->model_fingerprint);
+    const fact facts[] = {
+        {"path", path, 0},
+        {"container", "snapshot", 0},
+        {"version", NULL, info->version},
+        {"tokens", NULL, (int64_t)info->n_tokens},
+        {"kv", cache_type_name(info->cache_type), 0},
+        {"file_bytes", NULL, (int64_t)info->file_bytes},
+        {"latent_bytes", NULL, (int64_t)info->latent_bytes},
+        {"model_fingerprint", fingerprint, 0},
+    };
+    print_facts(facts, sizeof facts / sizeof *facts, json);
+    return finish_output();
+}
+
 static int run(int argc, char **argv)
 {
     model_settings settings = {0};
@@ -94,6 +112,9 @@ static int run(int argc, char **argv)
     int status = parse_options(&command_inspect, argc, argv, options, sizeof options / sizeof *options, &path, 1);
     if (status != GO_ON)
         return status;
+    dsv2_snapshot_info snapshot = {.struct_size = sizeof snapshot};
+    if (dsv2_snapshot_inspect(path, &snapshot) == DSV2_OK)
+        return inspect_snapshot(&snapshot, path, json);
     dsv2_model *model = open_model(path, &settings);
     if (model == NULL)
         return EXIT_FAILED;
@@ -103,6 +124,6 @@ static int run(int argc, char **argv)
 }
 
 const command command_inspect = {
-    "inspect", "PATH [--json]", "Prints what a model is: its dimensions, sizes and types.",
+    "inspect", "PATH [--json]", "Prints what a model, or a saved conversation, is: its dimensions, sizes and types.",
     "Names are those of the published config.json.", run,
 };

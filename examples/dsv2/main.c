@@ -5,7 +5,7 @@
 
 static const command *const commands[] = {
     &command_generate, &command_chat,       &command_tokenize, &command_detokenize,
-    &command_logits,   &command_perplexity, &command_inspect,  &command_bench,
+    &command_logits,   &command_perplexity, &command_experts,  &command_inspect, &command_bench,
 };
 
 static void print_commands(FILE *out)

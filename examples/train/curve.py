@@ -23,6 +23,8 @@ def main() -> None:
     held_out = list({line["tokens"]: line for line in log if line.get("event") == "held-out"}.values())
     train.sort(key=lambda line: line["tokens"])
     held_out.sort(key=lambda line: line["tokens"])
+    if not train:
+        raise SystemExit(f"{sys.argv[1]} holds no losses yet")
     last = max(line["tokens"] for line in train)
     low = min(line["loss"] for line in train) - 0.1
     high = min(max(line["loss"] for line in train), 6.0)

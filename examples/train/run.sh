@@ -39,5 +39,5 @@ export MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=8589934592
 for context in 512 2048; do
     "$python" "$here/evaluate.py" "$run/model" "$run/held-out.txt" --context $context
 done
-"$python" "$here/curve.py" "$run/log.jsonl" "$run/model/curve.svg"
 "$python" "$here/sample.py" "$run/model"
+"$python" "$here/curve.py" "$run/log.jsonl" "$run/model/curve.svg"

@@ -148,13 +148,11 @@ typedef struct dsv2_pack_options {
 } dsv2_pack_options;
 
 /* Writes the model at `path` as one .dsv2 file with weights in the kernels' own layout. The file appears under its name
- * only when whole. Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED, _CANCELLED.
- * This version: DSV2_ERROR_UNSUPPORTED always. */
+ * only when whole. Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED, _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv2_pack_options *options);
 
 /* Reads the pack at `path` through and checks every checksum. Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY,
- * _IO, _FORMAT (the message names the damaged section), _UNSUPPORTED (not a pack) or _CANCELLED.
- * This version: DSV2_ERROR_UNSUPPORTED always. */
+ * _IO, _FORMAT (the message names the damaged section), _UNSUPPORTED (not a pack) or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress, void *progress_user);
 
 DSV2_END_DECLS

@@ -1,3 +1,4 @@
+#include "formats/pack.h"
 #include "model/model.h"
 
 #include <string.h>
@@ -5,26 +6,24 @@
 /* The most threads that an option may ask for: above any machine, below what an uninitialised field holds. */
 enum { MAX_THREADS = 1024 };
 
-static dsv2_status check_options(const dsv2_model_options *options)
+static dsv2_status check_type_and_threads(dsv2_weight_type weight_type, uint32_t n_threads)
 {
-    if (options->n_threads > MAX_THREADS)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "n_threads is %u, expected at most %d", options->n_threads, MAX_THREADS);
-    switch (options->weight_type) {
+    if (n_threads > MAX_THREADS)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "n_threads is %u, expected at most %d", n_threads, MAX_THREADS);
+    switch (weight_type) {
     case DSV2_WEIGHTS_AS_STORED:
     case DSV2_WEIGHTS_F32:
     case DSV2_WEIGHTS_F16:
-    case DSV2_WEIGHTS_BF16: return DSV2_OK;
-    case DSV2_WEIGHTS_F8_E4M3:
+    case DSV2_WEIGHTS_BF16:
     case DSV2_WEIGHTS_Q8_0:
     case DSV2_WEIGHTS_Q6_K:
     case DSV2_WEIGHTS_Q5_K:
     case DSV2_WEIGHTS_Q4_K:
-    case DSV2_WEIGHTS_Q4_0:
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "weight_type %d: this version converts to f32, f16 and bf16 only",
-                         (int)options->weight_type);
+    case DSV2_WEIGHTS_Q4_0: return DSV2_OK;
+    case DSV2_WEIGHTS_F8_E4M3: return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "weight_type f8_e4m3 is read from files, not made");
     case DSV2_WEIGHTS_MIXED: break;
     }
-    return dsv2_fail(DSV2_ERROR_ARGUMENT, "weight_type is %d, expected a type to convert to", (int)options->weight_type);
+    return dsv2_fail(DSV2_ERROR_ARGUMENT, "weight_type is %d, expected a type to convert to", (int)weight_type);
 }
 
 dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model)
@@ -34,8 +33,8 @@ dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
     dsv2_model_options known = {.struct_size = sizeof known};
     dsv2_status status = dsv2_read_options("dsv2_model_options", options, &known, sizeof known, sizeof known);
     if (status == DSV2_OK)
-        status = check_options(&known);
-    return status == DSV2_OK ? dsv2_model_load(path, &known, model) : status;
+        status = check_type_and_threads(known.weight_type, known.n_threads);
+    return status == DSV2_OK ? dsv2_model_load(path, &known, false, model) : status;
 }
 
 void dsv2_model_close(dsv2_model *model) { dsv2_model_release(model); }
@@ -49,6 +48,11 @@ static dsv2_weight_type weight_type(const dsv2_model *model)
         [DSV2_TYPE_F16] = DSV2_WEIGHTS_F16,
         [DSV2_TYPE_BF16] = DSV2_WEIGHTS_BF16,
         [DSV2_TYPE_F8_E4M3] = DSV2_WEIGHTS_F8_E4M3,
+        [DSV2_TYPE_P8] = DSV2_WEIGHTS_Q8_0,
+        [DSV2_TYPE_P6] = DSV2_WEIGHTS_Q6_K,
+        [DSV2_TYPE_P5] = DSV2_WEIGHTS_Q5_K,
+        [DSV2_TYPE_P4] = DSV2_WEIGHTS_Q4_K,
+        [DSV2_TYPE_P4S] = DSV2_WEIGHTS_Q4_0,
         [DSV2_TYPE_Q8_0] = DSV2_WEIGHTS_Q8_0,
         [DSV2_TYPE_Q6_K] = DSV2_WEIGHTS_Q6_K,
         [DSV2_TYPE_Q5_K] = DSV2_WEIGHTS_Q5_K,
@@ -134,12 +138,29 @@ dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *inf
 
 dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv2_pack_options *options)
 {
-    (void)path, (void)output_path, (void)options;
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "dsv2_model_pack: this version has no packs yet");
+    if (path == NULL || output_path == NULL)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", path == NULL ? "path" : "output_path");
+    dsv2_pack_options known = {.struct_size = sizeof known};
+    dsv2_status status = dsv2_read_options("dsv2_pack_options", options, &known, sizeof known, sizeof known);
+    if (status == DSV2_OK)
+        status = check_type_and_threads(known.weight_type, known.n_threads);
+    return status == DSV2_OK ? dsv2_model_export(path, output_path, &known) : status;
 }
 
 dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress, void *progress_user)
 {
-    (void)path, (void)progress, (void)progress_user;
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "dsv2_model_verify: this version has no packs yet");
+    if (path == NULL)
+        return dsv2_fail(DSV2_ERROR_ARGUMENT, "path is NULL");
+    if (!dsv2_is_pack(path)) {
+        if (!dsv2_is_file(path) && !dsv2_is_folder(path))
+            return dsv2_fail(DSV2_ERROR_IO, "%s: no such file", path);
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: not a .dsv2 pack; other formats have no checksums", path);
+    }
+    dsv2_container *container;
+    dsv2_status status = dsv2_pack_open(path, &container);
+    if (status != DSV2_OK)
+        return status;
+    status = dsv2_pack_verify(container, progress, progress_user);
+    dsv2_container_close(container);
+    return status;
 }

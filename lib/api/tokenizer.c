@@ -1,5 +1,5 @@
 /* <dsv2/tokenizer.h>: argument checks; the work is in lib/tokenizer. dsv2_model_tokenizer is in api/model.c. */
-#include "formats/formats.h"
+#include "formats/pack.h"
 #include "tokenizer/tokenizer.h"
 
 #include <dsv2/tokenizer.h>
@@ -10,14 +10,15 @@ static dsv2_status null_argument(const char *function, const char *name)
     return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: %s is NULL", function, name);
 }
 
-static dsv2_status open_gguf(const char *path, dsv2_tokenizer **tokenizer)
+/* The tokenizer inside a file that holds weights too. */
+static dsv2_status open_container(const char *path, bool is_pack, dsv2_tokenizer **tokenizer)
 {
     dsv2_container *container;
     dsv2_tokenizer *found = NULL;
-    dsv2_status status = dsv2_gguf_open(path, NULL, &container);
+    dsv2_status status = is_pack ? dsv2_pack_open(path, &container) : dsv2_gguf_open(path, NULL, &container);
     if (status != DSV2_OK)
         return status;
-    status = dsv2_gguf_tokenizer(container, &found);
+    status = is_pack ? dsv2_pack_tokenizer(container, &found) : dsv2_gguf_tokenizer(container, &found);
     dsv2_container_close(container);
     if (status == DSV2_OK && found == NULL)
         status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: has no tokenizer", path);
@@ -32,7 +33,8 @@ dsv2_status dsv2_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
         return null_argument(__func__, "path");
     if (tokenizer == NULL)
         return null_argument(__func__, "tokenizer");
-    return dsv2_is_gguf(path) ? open_gguf(path, tokenizer) : dsv2_tokenizer_load(path, tokenizer);
+    bool is_pack = dsv2_is_pack(path);
+    return is_pack || dsv2_is_gguf(path) ? open_container(path, is_pack, tokenizer) : dsv2_tokenizer_load(path, tokenizer);
 }
 
 void dsv2_tokenizer_close(dsv2_tokenizer *tokenizer) { dsv2_tokenizer_destroy(tokenizer); }

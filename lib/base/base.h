@@ -98,11 +98,17 @@ void dsv2_file_unmap(dsv2_file *file);
 /* DSV2_ERROR_IO if the file no longer has the size it was mapped with: touching its pages could then kill the process. */
 dsv2_status dsv2_file_check(const dsv2_file *file);
 
+/* The bytes need not stay in this process's memory; touching them again brings them back. */
+void dsv2_file_forget(const dsv2_file *file, uint64_t offset, uint64_t size);
+
 /* Reads a whole regular file of at most `limit` bytes into *data (dsv2_free'd by the caller, a NUL after the end). */
 dsv2_status dsv2_file_read(const char *path, uint64_t limit, char **data, size_t *size);
 
 /* "folder/name", to be freed; NULL without memory. */
 char *dsv2_path_join(const char *folder, const char *name);
+
+/* Whether a regular file begins with these bytes, at most 16; false also if it cannot be read. Allocates nothing. */
+bool dsv2_file_begins(const char *path, const void *magic, size_t size);
 
 bool dsv2_is_folder(const char *path);
 bool dsv2_is_file(const char *path);

@@ -64,6 +64,13 @@ void dsv2_file_unmap(dsv2_file *file)
     *file = (dsv2_file){.fd = -1};
 }
 
+void dsv2_file_forget(const dsv2_file *file, uint64_t offset, uint64_t size)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), first = (offset + page - 1) / page * page, end = (offset + size) / page * page;
+    if (first < end)
+        (void)madvise((void *)(uintptr_t)(file->data + first), (size_t)(end - first), MADV_DONTNEED); /* a wish */
+}
+
 dsv2_status dsv2_file_check(const dsv2_file *file)
 {
     struct stat status;
@@ -123,6 +130,19 @@ char *dsv2_path_join(const char *folder, const char *name)
         return NULL;
     snprintf(path, a + b + 2, "%s%s%s", folder, a > 0 && folder[a - 1] == '/' ? "" : "/", name);
     return path;
+}
+
+bool dsv2_file_begins(const char *path, const void *magic, size_t size)
+{
+    char found[16];
+    if (size > sizeof found || !dsv2_is_file(path))
+        return false;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return false;
+    bool same = read(fd, found, size) == (ssize_t)size && memcmp(found, magic, size) == 0;
+    close(fd);
+    return same;
 }
 
 bool dsv2_is_folder(const char *path)

@@ -1,23 +1,91 @@
 #include "base/json.h"
 
+#include <errno.h>
+#include <string.h>
+
+/* jansson 2.14 ignores it when the buffer that holds one token cannot grow, and goes on with a string a byte short. So that no
+ * lack of memory can change what a file says, the text is parsed as the second member of ["xxx...x", TEXT], where the x are as
+ * many as the longest token of the text: the buffer grows there and nowhere else, and the string's length shows if it did. */
+typedef struct source {
+    const char *text;
+    size_t size, at; /* at: in all that is delivered */
+    size_t longest;
+} source;
+
+static bool in_number_or_word(char c)
+{
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '+' || c == '-' || c == '.';
+}
+
+/* A bound on the bytes of any token: strings with their quotes and escapes, numbers and words. */
+static size_t longest_token(const char *text, size_t size)
+{
+    size_t longest = 0, length = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < size; i++) {
+        bool quote = text[i] == '"', begins = quote && !in_string;
+        if (in_string && text[i] == '\\' && i + 1 < size) {
+            length += 2;
+            i++;
+        } else if (begins || (!in_string && !in_number_or_word(text[i]))) {
+            length = 1;
+        } else {
+            length++;
+        }
+        in_string = begins || (in_string && !quote);
+        longest = length > longest ? length : longest;
+    }
+    return longest;
+}
+
+static size_t deliver(void *buffer, size_t size, void *user)
+{
+    static const char before[] = "[\"", between[] = "\",\n", after[] = "\n]";
+    source *s = user;
+    const struct {
+        const char *bytes; /* NULL: x */
+        size_t size;
+    } parts[] = {{before, 2}, {NULL, s->longest}, {between, 3}, {s->text, s->size}, {after, 2}};
+    size_t begin = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; begin += parts[i++].size) {
+        if (s->at >= begin + parts[i].size)
+            continue;
+        size_t from = s->at - begin, n = parts[i].size - from < size ? parts[i].size - from : size;
+        if (parts[i].bytes == NULL)
+            memset(buffer, 'x', n);
+        else
+            memcpy(buffer, parts[i].bytes + from, n);
+        s->at += n;
+        return n;
+    }
+    return 0;
+}
+
 dsv2_status dsv2_json_parse(const char *path, const char *text, size_t size, json_t **object)
 {
     json_error_t error;
-    json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error);
-    if (root == NULL) {
-        /* Most failed allocations inside jansson end the parse without any error text. */
-        if (json_error_code(&error) == json_error_out_of_memory || error.text[0] == '\0')
-            return dsv2_fail_memory("parsed JSON", size);
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", path, error.line, error.column,
-                         error.text);
+    source s = {.text = text, .size = size, .longest = longest_token(text, size)};
+    errno = 0; /* a failed allocation that ends the parse may look like an error of syntax */
+    json_t *both = json_load_callback(deliver, &s, JSON_REJECT_DUPLICATES, &error);
+    if (both == NULL && errno != ENOMEM) {
+        json_t *alone = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error); /* for the error as the text has it */
+        if (alone == NULL && json_error_code(&error) != json_error_out_of_memory)
+            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", path, error.line, error.column,
+                             error.text);
+        json_decref(alone);
     }
-    if (!json_is_object(root)) {
-        dsv2_status status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: is %s, expected a JSON object", path, dsv2_json_kind(root));
-        json_decref(root);
-        return status;
-    }
-    *object = root;
-    return DSV2_OK;
+    dsv2_status status = DSV2_OK;
+    json_t *root = json_array_get(both, 1);
+    if (both == NULL || json_string_length(json_array_get(both, 0)) != s.longest)
+        status = dsv2_fail_memory("parsed JSON", size);
+    else if (json_array_size(both) != 2)
+        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: not valid JSON: there is more behind the first value", path);
+    else if (!json_is_object(root))
+        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: is %s, expected a JSON object", path, dsv2_json_kind(root));
+    else
+        *object = json_incref(root);
+    json_decref(both);
+    return status;
 }
 
 const char *dsv2_json_kind(const json_t *value)

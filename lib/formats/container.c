@@ -161,15 +161,30 @@ bool dsv2_tensor_bytes(dsv2_type type, const uint64_t *dims, uint32_t n_dims, ui
     *bytes = dsv2_type_row_bytes(type, cols);
     if (*bytes == 0 && cols != 0)
         return false;
-    bool empty = cols == 0;
+    bool empty = cols == 0, packed = dsv2_type_is_packed(type);
+    if (packed && n_dims != 2)
+        return false; /* packed are matrices alone */
     for (uint32_t i = 0; i + 1 < n_dims; i++) {
+        uint64_t dim = dims[i];
+        if (packed && !dsv2_add(dim, (DSV2_PACK_ROWS - dim % DSV2_PACK_ROWS) % DSV2_PACK_ROWS, &dim))
+            return false;
         /* An empty tensor's other dimensions are still those of a real one: [2^63, 2^63, 0] is none. */
-        if (dims[i] == 0)
+        if (dim == 0)
             empty = true;
-        else if (!dsv2_mul(*bytes > 0 ? *bytes : 1, dims[i], bytes))
+        else if (!dsv2_mul(*bytes > 0 ? *bytes : 1, dim, bytes))
             return false;
     }
     if (empty)
         *bytes = 0;
     return true;
+}
+
+void dsv2_container_forget(const dsv2_container *container, const void *data, uint64_t size)
+{
+    const uint8_t *begin = data;
+    for (size_t i = 0; i < container->n_files; i++) {
+        const dsv2_file *file = &container->files[i];
+        if (file->data != NULL && begin >= file->data && begin < file->data + file->size)
+            dsv2_file_forget(file, (uint64_t)(begin - file->data), size);
+    }
 }

@@ -6,6 +6,7 @@
 
 #include "base/base.h"
 #include "kernels/kernels.h"
+#include "tokenizer/tokenizer.h"
 
 #include <dsv2/tokenizer.h>
 
@@ -78,6 +79,11 @@ dsv2_status dsv2_gguf_array(const dsv2_container *container, const char *key, ds
  * with a pre-tokenizer that is known. */
 dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer);
 
+/* Calls use with the vocabulary of a GGUF, valid during the call, and returns what it returns; DSV2_OK without a call if the file has
+ * none. */
+typedef dsv2_status (*dsv2_vocabulary_fn)(void *context, const dsv2_vocabulary *vocabulary);
+dsv2_status dsv2_gguf_vocabulary(const dsv2_container *container, dsv2_vocabulary_fn use, void *context);
+
 /* ---- all ---- */
 
 /* What was opened: "safetensors" or "gguf". */
@@ -85,6 +91,10 @@ const char *dsv2_container_kind(const dsv2_container *container);
 
 /* The path that it was opened by, for messages. */
 const char *dsv2_container_path(const dsv2_container *container);
+
+/* Tells the system that `size` bytes at `data`, inside one of the container's files, are not needed soon: they stay readable, but
+ * no longer count as this process's memory. */
+void dsv2_container_forget(const dsv2_container *container, const void *data, uint64_t size);
 
 /* DSV2_ERROR_IO if any file's size has changed since it was mapped. */
 dsv2_status dsv2_container_check(const dsv2_container *container);

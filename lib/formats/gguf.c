@@ -2,9 +2,11 @@
  * checked against what is left of the file before it is used. */
 #include "formats/container.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     HEADER_BYTES = 4 + 4 + 8 + 8,     /* magic, version, tensors, values */
@@ -670,13 +672,4 @@ dsv2_status dsv2_gguf_open(const char *path, const dsv2_logger *logger, dsv2_con
     return DSV2_OK;
 }
 
-bool dsv2_is_gguf(const char *path)
-{
-    FILE *file = dsv2_is_file(path) ? fopen(path, "rbe") : NULL;
-    if (file == NULL)
-        return false;
-    char magic[4];
-    bool found = fread(magic, 1, sizeof magic, file) == sizeof magic && memcmp(magic, "GGUF", sizeof magic) == 0;
-    fclose(file);
-    return found;
-}
+bool dsv2_is_gguf(const char *path) { return dsv2_file_begins(path, "GGUF", 4); }

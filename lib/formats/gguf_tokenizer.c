@@ -3,10 +3,11 @@
 #include "formats/container.h"
 #include "tokenizer/tokenizer.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* What tokenizer.ggml.token_type says of a token. */
-enum { NORMAL = 1, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE };
+enum { NORMAL = 1, UNKNOWN, CONTROL, USER_DEFINED, UNUSED };
 
 static bool is_text(dsv2_text text, const char *string)
 {
@@ -14,6 +15,14 @@ static bool is_text(dsv2_text text, const char *string)
 }
 
 static int shown(dsv2_text text) { return text.size > 200 ? 200 : (int)text.size; }
+
+/* "[PAD100015]" with id 100015: the converter fills up to the embedding's rows. */
+static bool is_padding(dsv2_text text, size_t id)
+{
+    char name[32];
+    snprintf(name, sizeof name, "[PAD%zu]", id);
+    return is_text(text, name);
+}
 
 static dsv2_status read_kinds(const dsv2_container *container, const dsv2_text *texts, size_t n, uint8_t *kinds)
 {
@@ -35,10 +44,10 @@ static dsv2_status read_kinds(const dsv2_container *container, const dsv2_text *
             kinds[i] = DSV2_TOKEN_ADDED | DSV2_TOKEN_SPECIAL | DSV2_TOKEN_EARLY;
             break;
         case USER_DEFINED:
-            kinds[i] = DSV2_TOKEN_ADDED | (dsv2_looks_special(texts[i].data, texts[i].size) ? DSV2_TOKEN_SPECIAL : 0);
+            if (!is_padding(texts[i], i))
+                kinds[i] = DSV2_TOKEN_ADDED | (dsv2_looks_special(texts[i].data, texts[i].size) ? DSV2_TOKEN_SPECIAL : 0);
             break;
-        case UNUSED: /* "[PAD100015]": fills up to the embedding's rows */
-            kinds[i] = 0;
+        case UNUSED:
             break;
         default:
             return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s[%zu] is %d, expected 1 to 5", container->path, key, i,
@@ -78,22 +87,18 @@ static dsv2_status optional_id(const dsv2_container *container, const char *key,
     return DSV2_OK;
 }
 
-dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer)
+dsv2_status dsv2_gguf_vocabulary(const dsv2_container *container, dsv2_vocabulary_fn use, void *context)
 {
     dsv2_text model, *texts = NULL, *merges = NULL, *parts = NULL;
     uint8_t *kinds = NULL;
     dsv2_vocabulary v = {.path = container->path};
     dsv2_status status;
-    if (!dsv2_gguf_has(container, "tokenizer.ggml.model")) {
-        *tokenizer = NULL;
+    if (!dsv2_gguf_has(container, "tokenizer.ggml.model"))
         return DSV2_OK;
-    }
     if ((status = dsv2_gguf_string(container, "tokenizer.ggml.model", &model)) != DSV2_OK)
         return status;
-    if (is_text(model, "no_vocab")) {
-        *tokenizer = NULL;
+    if (is_text(model, "no_vocab"))
         return DSV2_OK;
-    }
     if (!is_text(model, "gpt2"))
         return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tokenizer.ggml.model is \"%.*s\", expected gpt2 (byte-level BPE)",
                          container->path, shown(model), model.data);
@@ -117,11 +122,22 @@ dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer 
     v.texts = texts;
     v.kinds = kinds;
     v.merges = parts;
-    status = dsv2_tokenizer_from_vocabulary(&v, tokenizer);
+    status = use(context, &v);
 done:
     dsv2_free(parts);
     dsv2_free(kinds);
     dsv2_free(merges);
     dsv2_free(texts);
     return status;
+}
+
+static dsv2_status make_tokenizer(void *context, const dsv2_vocabulary *vocabulary)
+{
+    return dsv2_tokenizer_from_vocabulary(vocabulary, context);
+}
+
+dsv2_status dsv2_gguf_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer)
+{
+    *tokenizer = NULL;
+    return dsv2_gguf_vocabulary(container, make_tokenizer, tokenizer);
 }

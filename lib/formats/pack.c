@@ -1,10 +1,8 @@
 #include "formats/pack.h"
 #include "formats/container.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 #include <xxhash.h>
 #include <zstd.h>
 
@@ -16,7 +14,6 @@ enum {
     TENSOR_ALIGNMENT = 64,
     MAX_NAME = 256,
     ENTRY_BYTES = 2 + 1 + 1 + 8 + 8 + 8 + 8, /* of an index entry without its name and dims */
-    MAX_TEXT_BYTES = 256 << 20,              /* both blocks, unpacked: a tokenizer.json has 10 MB at most */
 };
 
 static const char MAGIC[8] = "DSV2PACK";
@@ -34,6 +31,12 @@ static const struct {
     {1, DSV2_TYPE_F32},
     {2, DSV2_TYPE_F16},
     {3, DSV2_TYPE_BF16},
+    {16, DSV2_TYPE_P4},
+    {17, DSV2_TYPE_P5},
+    {18, DSV2_TYPE_P6},
+    {19, DSV2_TYPE_P8},
+    {20, DSV2_TYPE_P4S},
+    {21, DSV2_TYPE_P5S},
 };
 
 static bool type_of_code(uint8_t code, dsv2_type *type)
@@ -58,16 +61,7 @@ static bool code_of_type(dsv2_type type, uint8_t *code)
     return false;
 }
 
-bool dsv2_is_pack(const char *path)
-{
-    char magic[sizeof MAGIC];
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return false;
-    bool is = read(fd, magic, sizeof magic) == (ssize_t)sizeof magic && memcmp(magic, MAGIC, sizeof magic) == 0;
-    close(fd);
-    return is;
-}
+bool dsv2_is_pack(const char *path) { return dsv2_file_begins(path, MAGIC, sizeof MAGIC); }
 
 /* ---- reading ---- */
 
@@ -85,9 +79,9 @@ static dsv2_status unpack_block(const dsv2_file *file, block b, const char *what
                          (unsigned long long)b.offset, (unsigned long long)end, (unsigned long long)file->size);
     if (XXH3_64bits(file->data + b.offset, (size_t)b.stored) != b.checksum)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: its checksum differs", file->path, what);
-    if (b.unpacked > MAX_TEXT_BYTES)
+    if (b.unpacked > DSV2_PACK_MAX_TEXT)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s unpacks to %llu bytes, expected at most %d", file->path, what,
-                         (unsigned long long)b.unpacked, (int)MAX_TEXT_BYTES);
+                         (unsigned long long)b.unpacked, (int)DSV2_PACK_MAX_TEXT);
     char *data = dsv2_new((size_t)b.unpacked + 1, 1);
     if (data == NULL)
         return dsv2_fail_memory(what, (size_t)b.unpacked + 1);
@@ -326,7 +320,7 @@ dsv2_status dsv2_pack_writer_data(dsv2_pack_writer *writer, const void *data, si
 dsv2_status dsv2_pack_writer_text(dsv2_pack_writer *writer, const char *name, const char *text, size_t size)
 {
     size_t name_size = strlen(name), needed = writer->texts_size + TEXT_HEADER + name_size + size;
-    if (needed > MAX_TEXT_BYTES || !dsv2_grow(&writer->texts, &writer->texts_capacity, needed, 1))
+    if (needed > DSV2_PACK_MAX_TEXT || !dsv2_grow(&writer->texts, &writer->texts_capacity, needed, 1))
         return dsv2_fail_memory(name, needed);
     uint8_t *at = writer->texts + writer->texts_size;
     dsv2_store_u32(at, (uint32_t)name_size);

@@ -3,6 +3,10 @@
 #define DSV2_LIB_FORMATS_PACK_H
 
 #include "formats/formats.h"
+#include "tokenizer/tokenizer.h"
+
+/* Both compressed blocks, unpacked: a tokenizer.json has 10 MB at most. */
+enum { DSV2_PACK_MAX_TEXT = 256 << 20 };
 
 /* True if the file begins as a pack does; false also if it cannot be read. */
 bool dsv2_is_pack(const char *path);
@@ -13,6 +17,9 @@ dsv2_status dsv2_pack_open(const char *path, dsv2_container **container);
 
 /* A text kept with the weights ("config.json", "tokenizer.json"): *text belongs to the container; NULL if there is none. */
 void dsv2_pack_text(const dsv2_container *container, const char *name, const char **text, size_t *size);
+
+/* The tokenizer that is in the pack; *tokenizer is NULL if there is none. */
+dsv2_status dsv2_pack_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer);
 
 /* Reads every tensor of an open pack and compares checksums; DSV2_ERROR_FORMAT names the tensor. Calls progress with bytes. */
 dsv2_status dsv2_pack_verify(const dsv2_container *container, dsv2_progress_fn progress, void *progress_user);
@@ -28,6 +35,9 @@ dsv2_status dsv2_pack_writer_tensor(dsv2_pack_writer *writer, const char *name, 
 dsv2_status dsv2_pack_writer_data(dsv2_pack_writer *writer, const void *data, size_t size);
 
 dsv2_status dsv2_pack_writer_text(dsv2_pack_writer *writer, const char *name, const char *text, size_t size);
+
+/* The tokenizer of the container that the weights are taken from, if it has one. */
+dsv2_status dsv2_pack_writer_tokenizer(dsv2_pack_writer *writer, const dsv2_container *from);
 
 /* Finishes the file under its name. The writer is to be freed in any case. */
 dsv2_status dsv2_pack_writer_commit(dsv2_pack_writer *writer);

@@ -26,12 +26,14 @@ typedef enum dsv2_type {
     DSV2_TYPE_Q6_K,
     DSV2_TYPE_IQ4_NL,
     DSV2_TYPE_IQ4_XS,
-    /* Packed: small integers, 16 rows interleaved; README.md has the layout. Bits per weight in brackets. */
-    DSV2_TYPE_P4,  /* [4.625] 4 bits, scale and minimum per 32 columns: holds any Q4_K exactly */
-    DSV2_TYPE_P5,  /* [5.625] 5 bits, the same: Q5_K */
-    DSV2_TYPE_P6,  /* [6.625] 6 bits, scale per 16 columns: Q6_K */
-    DSV2_TYPE_P8,  /* [8.625] 8 bits, scale per 32 columns: Q8_0 */
-    DSV2_TYPE_P4S, /* [4.625] 4 bits, scale per 32 columns: Q4_0 */
+    /* Packed: small integers, 16 rows interleaved; README.md has the layout. Bits per weight in brackets, to which come 32 for
+     * each row. */
+    DSV2_TYPE_P4,  /* [4.5] 4 bits, scale and minimum per 32 columns: holds any Q4_K exactly */
+    DSV2_TYPE_P5,  /* [5.5] 5 bits, the same: Q5_K */
+    DSV2_TYPE_P6,  /* [6.5625] 6 bits, scale per 16 columns: Q6_K */
+    DSV2_TYPE_P8,  /* [8.5] 8 bits, scale per 32 columns: Q8_0 */
+    DSV2_TYPE_P4S, /* [4.5] 4 bits, scale per 32 columns: Q4_0 */
+    DSV2_TYPE_P5S, /* [5.5] 5 bits, the same: Q5_0 */
     DSV2_TYPE_COUNT
 } dsv2_type;
 
@@ -143,6 +145,16 @@ size_t dsv2_matmul_scratch(const dsv2_matrix *w);
 void dsv2_matmul_prepared(const dsv2_kernels *kernels, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m,
                           const dsv2_matrix *w, uint32_t n0, uint32_t n1);
 size_t dsv2_prepared_blocks(uint32_t cols);
+
+/* Writes a group of a packed type (DSV2_PACK_ROWS * row_bytes bytes) from n_rows <= DSV2_PACK_ROWS rows of floats, rounded so
+ * that the squared error is small; missing rows are zeros. 256 columns of a row with an infinity or NaN among them become NaN. */
+void dsv2_pack_group(dsv2_type type, void *group, const float *const *rows, size_t n_rows, size_t cols);
+
+/* The packed type that holds all values of a block type exactly; DSV2_TYPE_COUNT if there is none. */
+dsv2_type dsv2_packed_twin(dsv2_type type);
+
+/* The same from rows of block type `from` into its twin: exact. */
+void dsv2_repack_group(dsv2_type from, void *group, const void *const *rows, size_t n_rows, size_t cols);
 
 /* One row of a matrix as floats: the embedding of a token. */
 void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t row, float *out);

@@ -1,7 +1,8 @@
 /* The layout of packed weights. Private to the room; README.md tells it in words.
  *
- * 16 rows are a group. A group is a run of spans of 256 columns; a span is a header for all of its 256 columns and then blocks
- * of 32 columns, as many as the matrix has. In a block, 64 bytes are a vector of 16 lanes, lane r being 4 bytes of row r. */
+ * 16 rows are a group. A group is 16 floats, one a row, that everything in the row is multiplied by, and then a run of spans of
+ * 256 columns. A span is a header for all of its 256 columns and then blocks of 32 columns, as many as the matrix has. In a block,
+ * 64 bytes are a vector of 16 lanes, lane r being 4 bytes of row r. */
 #ifndef DSV2_LIB_KERNELS_PACKED_H
 #define DSV2_LIB_KERNELS_PACKED_H
 
@@ -13,44 +14,60 @@ enum {
     VECTOR = 4 * DSV2_PACK_ROWS,     /* bytes */
     BLOCK_WORDS = DSV2_PACK_COLS / 4, /* vectors of a block once each weight is a byte: word g has columns 4g to 4g + 3 */
 
-    HEADER = 320, /* bytes, of every type */
-    /* P4, P5: w = scale * sub_scale * q - minimum * sub_minimum */
-    HEADER_SCALES = 0,             /* 16 floats */
-    HEADER_MINIMA = VECTOR,        /* 16 floats */
-    HEADER_SIX_BITS = 2 * VECTOR,  /* 3 vectors with 256 numbers of 6 bits, [2][8 blocks][16 rows]: sub-scales, sub-minima.
-                                      Number i < 192 is the low part of byte i, number 192 + i has its bits in the high parts
-                                      of bytes i, 64 + i and 128 + i, lowest first */
-    /* P6: w = scale * sub_scale * (q - 32) */
-    HEADER_SIXTEENTHS = VECTOR,    /* int8 [16][16 rows], one for every 16 columns */
-    /* P8, P4S: w = scale * half * (q - 128 or 8) */
-    HEADER_HALVES = VECTOR,        /* F16 [8 blocks][16 rows] */
+    GROUP_HEADER = VECTOR, /* 16 floats: powers of two, so that no scale in half precision is too large or too small */
+
+    /* Headers of spans. P4, P5: w = scale * sub_scale * q - minimum * sub_minimum */
+    HEADER_SCALES = 0,           /* F16 [16 rows], also of P6 */
+    HEADER_MINIMA = VECTOR / 2,  /* F16 [16 rows] */
+    HEADER_SIX_BITS = VECTOR,    /* 3 vectors with 256 numbers of 6 bits, [2][8 blocks][16 rows]: sub-scales, sub-minima.
+                                    Number i < 192 is the low part of byte i, number 192 + i has its bits in the high parts
+                                    of bytes i, 64 + i and 128 + i, lowest first */
+    /* P6: w = scale * sixteenth * (q - 32) */
+    HEADER_SIXTEENTHS = VECTOR / 2, /* int8 [16][16 rows], one for every 16 columns */
+    /* P8, P4S, P5S: w = half * (q - zero) */
+    HEADER_HALVES = 0,           /* F16 [8 blocks][16 rows] */
 };
+
+static inline size_t dsv2_header_bytes(dsv2_type type) { return type == DSV2_TYPE_P6 ? HEADER_SIXTEENTHS + 4 * VECTOR : 4 * VECTOR; }
 
 /* Bytes of a block:
  *   P4, P4S  4 vectors of 4 bits: vector v has word v low, word 4 + v high
- *   P5       these 4, then 1 vector: bit g of byte b of a lane is bit 4 of column 4g + b
+ *   P5, P5S  these 4, then 1 vector: bit g of byte b of a lane is bit 4 of column 4g + b
  *   P6       these 4, then 2 vectors h: bits 2g and 2g + 1 of byte b are bits 4 and 5 of column 16h + 4g + b, g < 4
  *   P8       8 vectors, word by word */
 static inline size_t dsv2_block_bytes(dsv2_type type)
 {
-    return type == DSV2_TYPE_P8 ? 8 * VECTOR : type == DSV2_TYPE_P6 ? 6 * VECTOR : type == DSV2_TYPE_P5 ? 5 * VECTOR : 4 * VECTOR;
+    switch (type) {
+    case DSV2_TYPE_P8: return 8 * VECTOR;
+    case DSV2_TYPE_P6: return 6 * VECTOR;
+    case DSV2_TYPE_P5:
+    case DSV2_TYPE_P5S: return 5 * VECTOR;
+    default: return 4 * VECTOR;
+    }
 }
 
 /* What is subtracted from q; 0 for types with minima. */
 static inline int dsv2_pack_zero(dsv2_type type)
 {
-    return type == DSV2_TYPE_P8 ? 128 : type == DSV2_TYPE_P6 ? 32 : type == DSV2_TYPE_P4S ? 8 : 0;
+    switch (type) {
+    case DSV2_TYPE_P8: return 128;
+    case DSV2_TYPE_P6: return 32;
+    case DSV2_TYPE_P5S: return 16;
+    case DSV2_TYPE_P4S: return 8;
+    default: return 0;
+    }
 }
 
 static inline size_t dsv2_group_bytes(dsv2_type type, size_t cols)
 {
-    return (cols + SPAN_COLS - 1) / SPAN_COLS * HEADER + (cols + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS * dsv2_block_bytes(type);
+    return GROUP_HEADER + (cols + SPAN_COLS - 1) / SPAN_COLS * dsv2_header_bytes(type) +
+           (cols + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS * dsv2_block_bytes(type);
 }
 
 /* Span `span` of a group; all spans before it are whole. */
 static inline const uint8_t *dsv2_span(dsv2_type type, const void *group, size_t span)
 {
-    return (const uint8_t *)group + span * (HEADER + SPAN_BLOCKS * dsv2_block_bytes(type));
+    return (const uint8_t *)group + GROUP_HEADER + span * (dsv2_header_bytes(type) + SPAN_BLOCKS * dsv2_block_bytes(type));
 }
 
 /* A block of activations whose largest magnitude is less counts as zeros: 127 over it would overflow. */
@@ -65,6 +82,7 @@ void dsv2_matmul_p4_c(float *out, size_t out_stride, const dsv2_x8 *const *x, si
 void dsv2_matmul_p5_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 void dsv2_matmul_p6_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 void dsv2_matmul_p8_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void dsv2_matmul_p5s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 void dsv2_matmul_p4s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 
 #endif

@@ -74,6 +74,9 @@ dsv2_status dsv2_config_from_gguf(const dsv2_container *container, const dsv2_lo
  * routed_scaling_factor, as the file has them, into the form described above. */
 dsv2_status dsv2_config_settle_experts(const char *path, dsv2_config *config);
 
+/* The other way round: *json (for dsv2_free, terminated) is read back as the same configuration. Element types are not in it. */
+dsv2_status dsv2_config_to_json(const dsv2_config *config, char **json);
+
 /* True if the layer's feed-forward part is a mixture of experts. */
 bool dsv2_config_is_moe(const dsv2_config *config, uint32_t layer);
 

@@ -47,6 +47,16 @@ static void add_row(void *context, size_t row, unsigned thread)
 /* hidden += block_out: the residual connection. */
 static void add(dsv2_pass *pass) { dsv2_pool_run(pass->model->pool, add_row, pass, pass->n_rows); }
 
+/* Tells every sequence what the router chose for its rows. */
+static void report_routes(const dsv2_pass *pass, uint32_t layer)
+{
+    for (size_t s = 0; s < pass->n_sequences; s++) {
+        const dsv2_sequence *sequence = &pass->sequences[s];
+        if (!sequence->stopped && sequence->routed != NULL)
+            sequence->routed(sequence->owner, sequence, layer, &pass->routes);
+    }
+}
+
 /* Asks every sequence whether to go on; true if none does. */
 static bool all_stopped(dsv2_pass *pass)
 {
@@ -112,6 +122,8 @@ void dsv2_decoder_forward(dsv2_pass *pass, dsv2_sequence *sequences, size_t n_se
         else
             dsv2_ffn_dense(pass, &layer->ffn);
         add(pass);
+        if (layer->is_moe)
+            report_routes(pass, l);
         if (all_stopped(pass))
             return;
     }

@@ -1,3 +1,4 @@
+#include "formats/pack.h"
 #include "model/pass.h"
 
 #include <string.h>
@@ -21,6 +22,9 @@ void dsv2_model_release(dsv2_model *model)
     dsv2_free(model->owned);
     dsv2_free(model->rope_frequency);
     dsv2_page_pool_destroy(&model->pages);
+    for (int kind = 0; kind < DSV2_LOAD_KINDS; kind++)
+        dsv2_load_free(&model->loads[kind]);
+    pthread_mutex_destroy(&model->loads_lock);
     pthread_mutex_destroy(&model->passes_lock);
     dsv2_free(model);
 }
@@ -59,7 +63,27 @@ static dsv2_status load_gguf(dsv2_model *model, const char *path)
     dsv2_status status = dsv2_gguf_open(path, &model->logger, &model->container);
     if (status == DSV2_OK)
         status = dsv2_config_from_gguf(model->container, &model->logger, &model->config);
+    if (status == DSV2_OK)
+        status = dsv2_gguf_tokenizer(model->container, &model->tokenizer);
+    if (status == DSV2_OK && model->tokenizer == NULL)
+        dsv2_log(&model->logger, DSV2_LOG_INFO, "%s: has no tokenizer: the model runs on token ids only", path);
     return status;
+}
+
+static dsv2_status load_pack(dsv2_model *model, const char *path)
+{
+    const char *text;
+    size_t size;
+    dsv2_status status = dsv2_pack_open(path, &model->container);
+    if (status != DSV2_OK)
+        return status;
+    dsv2_pack_text(model->container, "config.json", &text, &size);
+    if (text == NULL)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the pack has no config.json", path);
+    status = dsv2_config_from_json(path, text, size, &model->logger, &model->config);
+    if (status != DSV2_OK)
+        return status;
+    return dsv2_pack_tokenizer(model->container, &model->tokenizer);
 }
 
 static dsv2_status load_container(dsv2_model *model, const char *path)
@@ -68,12 +92,15 @@ static dsv2_status load_container(dsv2_model *model, const char *path)
         return load_folder(model, path);
     if (dsv2_is_gguf(path))
         return load_gguf(model, path);
+    if (dsv2_is_pack(path))
+        return load_pack(model, path);
     dsv2_file file;
     dsv2_status status = dsv2_file_map(path, &file); /* says why if it is not there */
     if (status != DSV2_OK)
         return status;
     dsv2_file_unmap(&file);
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: neither a folder with config.json and safetensors files nor a GGUF file", path);
+    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack",
+                     path);
 }
 
 /* Digest of everything in the configuration that changes a logit. Field by field: a structure's padding holds anything. */
@@ -96,24 +123,31 @@ static dsv2_status start_threads(dsv2_model *model, uint32_t n_threads)
     return dsv2_pool_create(n_threads > 0 ? n_threads : dsv2_default_threads(), &model->pool);
 }
 
-dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, dsv2_model **out)
+dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, bool as_found, dsv2_model **out)
 {
     dsv2_model *model = dsv2_new(1, sizeof *model);
     if (model == NULL)
         return dsv2_fail_memory("a model", sizeof *model);
     atomic_init(&model->references, 1);
     pthread_mutex_init(&model->passes_lock, NULL);
+    pthread_mutex_init(&model->loads_lock, NULL);
     dsv2_page_pool_init(&model->pages, options->cache_memory_limit);
     model->logger = (dsv2_logger){options->log, options->log_user};
     dsv2_status status = dsv2_kernels_select(options->kernels, &model->kernels);
     if (status == DSV2_OK)
+        status = start_threads(model, options->n_threads); /* weights may have to be packed */
+    if (status == DSV2_OK)
         status = load_container(model, path);
     if (status == DSV2_OK) {
         model->fingerprint = config_fingerprint(&model->config);
-        status = dsv2_weights_bind(model, options);
+        status = dsv2_weights_bind(model, options, as_found);
     }
     if (status == DSV2_OK)
         status = dsv2_rope_init(model);
+    if (status == DSV2_OK)
+        dsv2_load_shape_init(&model->load_shape, &model->config);
+    for (int kind = 0; kind < DSV2_LOAD_KINDS && status == DSV2_OK; kind++)
+        status = dsv2_load_init(&model->loads[kind], &model->load_shape);
     if (status == DSV2_OK)
         status = start_threads(model, options->n_threads);
     if (status != DSV2_OK) {

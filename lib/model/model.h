@@ -2,7 +2,7 @@
  * in dsv2_pass. May include: base, kernels, formats, tokenizer (to own one), cache.
  *
  * Where to read what: decoder.c is the forward pass from tokens to logits; mla.c Multi-head Latent Attention (section 2.1), rope.c
- * its rotary embedding and YaRN (section 3.1.4); moe.c DeepSeekMoE (section 2.2) with router.c choosing experts; ffn.c the
+ * its rotary embedding and YaRN (section 3.1.4); moe.c DeepSeekMoE (section 2.2) with router.c choosing experts and balance.c counting them; ffn.c the
  * SwiGLU networks that experts and dense layers are made of; linear.c y = W x over all threads; weights.c the binding. */
 #ifndef DSV2_LIB_MODEL_H
 #define DSV2_LIB_MODEL_H
@@ -11,6 +11,7 @@
 #include "cache/cache.h"
 #include "formats/formats.h"
 #include "kernels/kernels.h"
+#include "model/balance.h"
 #include "model/config.h"
 #include "tokenizer/tokenizer.h"
 
@@ -73,6 +74,7 @@ struct dsv2_model {
     size_t n_owned, owned_capacity;
     uint64_t bytes_copied, weight_bytes, parameters;
     bool types_seen[DSV2_TYPE_COUNT];
+    bool has_packed; /* some matrix is of a packed type: passes need room for rounded rows */
     uint64_t fingerprint;
 
     float *rope_frequency; /* qk_rope_head_dim / 2, radians per token */
@@ -86,10 +88,18 @@ struct dsv2_model {
     pthread_mutex_t passes_lock;
     dsv2_pass *idle_passes; /* working memory kept between calls */
     _Atomic uint64_t scratch_bytes;
+
+    dsv2_load_shape load_shape;
+    pthread_mutex_t loads_lock;
+    dsv2_load loads[DSV2_LOAD_KINDS]; /* of all sessions, closed ones included */
 };
 
-/* Opens, with arguments already checked; the public contract is dsv2_model_open's. */
-dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, dsv2_model **model);
+/* Opens, with arguments already checked; the public contract is dsv2_model_open's. as_found: weights are left as the file has
+ * them, for a copy that is written rather than run (dsv2_model_export). */
+dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, bool as_found, dsv2_model **model);
+
+/* Writes the model at `path` as a .dsv2 pack; the public contract is dsv2_model_pack's. */
+dsv2_status dsv2_model_export(const char *path, const char *output_path, const dsv2_pack_options *options);
 
 void dsv2_model_retain(dsv2_model *model);
 void dsv2_model_release(dsv2_model *model);
@@ -99,7 +109,8 @@ uint64_t dsv2_model_parameters_activated(const dsv2_model *model);
 /* ---- a pass: some rows through all layers ---- */
 
 /* One session's part of a pass: n_rows tokens at positions first_position and on. */
-typedef struct dsv2_sequence {
+typedef struct dsv2_sequence dsv2_sequence;
+struct dsv2_sequence {
     dsv2_cache *cache;          /* with these positions reserved */
     const int32_t *tokens;      /* n_rows ids, checked */
     uint32_t n_rows;
@@ -109,11 +120,13 @@ typedef struct dsv2_sequence {
     float *last_logits;         /* NULL, or one row: of the last token */
     /* Asked after every layer, from the calling thread; true ends the sequence's part: its results are then meaningless. */
     bool (*stop)(void *owner, uint32_t n_rows);
+    /* NULL, or told after every MoE layer, from the calling thread, what its router chose for rows first_row and on. */
+    void (*routed)(void *owner, const dsv2_sequence *sequence, uint32_t layer, const dsv2_routes *routes);
     void *owner;
     /* Set by the pass. */
     uint32_t first_row;
     bool stopped, expanded;
-} dsv2_sequence;
+};
 
 /* Takes working memory for passes of up to n_rows rows out of the model's store, or makes it. Given back with
  * dsv2_pass_release. max_position: the highest position + 1 that will be attended to. */

@@ -22,13 +22,14 @@ static void group_by_expert(dsv2_pass *pass, const dsv2_moe_weights *moe)
                 .n_rows = n,
                 .first_input = first,
                 .first_hidden = (size_t)first * config->moe_intermediate_size,
+                .first_x8 = first * dsv2_prepared_blocks(config->moe_intermediate_size),
                 .first_output = (size_t)first * config->hidden_size,
             };
     }
     for (uint32_t pair = 0; pair < n_pairs; pair++) {
         uint32_t slot = next[pass->routes.experts[pair]]++;
         pass->pair_slot[pair] = slot;
-        pass->ffn_inputs[slot] = pass->normed + (size_t)(pair / top_k) * config->hidden_size;
+        pass->ffn_rows[slot] = pair / top_k;
     }
 }
 
@@ -38,12 +39,13 @@ static void add_shared(dsv2_pass *pass, const dsv2_moe_weights *moe)
     const dsv2_config *config = &pass->model->config;
     uint32_t first = pass->n_rows * config->num_experts_per_tok;
     for (uint32_t row = 0; row < pass->n_rows; row++)
-        pass->ffn_inputs[first + row] = pass->normed + (size_t)row * config->hidden_size;
+        pass->ffn_rows[first + row] = row;
     pass->ffn_jobs[pass->n_ffn_jobs++] = (dsv2_ffn_job){
         .weights = &moe->shared,
         .n_rows = pass->n_rows,
         .first_input = first,
         .first_hidden = (size_t)first * config->moe_intermediate_size,
+        .first_x8 = first * dsv2_prepared_blocks(config->moe_intermediate_size),
         .first_output = (size_t)first * config->hidden_size,
     };
 }

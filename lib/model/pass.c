@@ -56,13 +56,16 @@ static void lay_out_ffn(dsv2_pass *pass, carver *c)
 {
     const dsv2_config *config = &pass->model->config;
     uint64_t m = pass->max_rows, n_experts = config->n_routed_experts, top_k = config->num_experts_per_tok;
-    uint64_t hidden_floats = m * config->intermediate_size, slots = m, n_jobs = 1;
+    uint64_t hidden_floats = m * config->intermediate_size, hidden_blocks = m * dsv2_prepared_blocks(config->intermediate_size);
+    uint64_t slots = m, n_jobs = 1;
     uint64_t n_slices = max_of(task_count(config->intermediate_size), task_count(config->hidden_size));
     if (n_experts > 0) {
         uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size;
         slots = m * (top_k + 1);
         n_jobs = n_experts + 1;
         hidden_floats = max_of(hidden_floats, m * (top_k * config->moe_intermediate_size + shared));
+        hidden_blocks = max_of(hidden_blocks, m * (top_k * dsv2_prepared_blocks(config->moe_intermediate_size) +
+                                                   dsv2_prepared_blocks((uint32_t)shared)));
         n_slices = max_of(n_slices, task_count((uint32_t)shared) + task_count(config->hidden_size) +
                                         n_experts * max_of(task_count(config->moe_intermediate_size), task_count(config->hidden_size)));
         pass->routes.scores = carve(c, m * n_experts, sizeof(float));
@@ -73,9 +76,13 @@ static void lay_out_ffn(dsv2_pass *pass, carver *c)
         pass->pair_slot = carve(c, m * top_k, sizeof(uint32_t));
         pass->ffn_output = carve(c, slots * config->hidden_size, sizeof(float));
     }
+    pass->ffn_rows = carve(c, slots, sizeof(uint32_t));
     pass->ffn_inputs = carve(c, slots, sizeof(float *));
+    pass->ffn_input_x8 = carve(c, slots, sizeof(dsv2_x8 *));
     pass->ffn_hidden_rows = carve(c, slots, sizeof(float *));
+    pass->ffn_hidden_x8 = carve(c, slots, sizeof(dsv2_x8 *));
     pass->ffn_hidden = carve(c, hidden_floats, sizeof(float));
+    pass->ffn_x8 = carve(c, pass->model->has_packed ? hidden_blocks : 0, sizeof(dsv2_x8));
     pass->ffn_jobs = carve(c, n_jobs, sizeof(dsv2_ffn_job));
     pass->ffn_slices = carve(c, n_slices, sizeof(dsv2_ffn_slice));
 }
@@ -118,6 +125,10 @@ static void lay_out(dsv2_pass *pass, carver *c)
     pass->block_out = carve(c, m * config->hidden_size, sizeof(float));
     lay_out_attention(pass, c);
     lay_out_ffn(pass, c);
+    size_t widest = max_of(max_of(config->hidden_size, config->q_lora_rank), (size_t)config->num_attention_heads * config->v_head_dim);
+    pass->x8_stride = dsv2_prepared_blocks((uint32_t)widest);
+    pass->x8 = carve(c, pass->model->has_packed ? m * pass->x8_stride : 0, sizeof(dsv2_x8));
+    pass->x8_rows = carve(c, m, sizeof(dsv2_x8 *));
     pass->logit_rows = carve(c, m, sizeof(uint32_t));
     pass->logits = carve(c, (m < DSV2_LOGIT_ROWS ? m : DSV2_LOGIT_ROWS) * config->vocab_size, sizeof(float));
     size_t ffn_scratch = (size_t)DSV2_PASS_ROWS * DSV2_TASK_ROWS;

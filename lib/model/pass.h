@@ -17,20 +17,13 @@ enum { DSV2_QUERY_BLOCK = 64 };
 /* Rows of logits computed at a time when every token's are asked for. */
 enum { DSV2_LOGIT_ROWS = 32 };
 
-/* The routers' choices for all rows. */
-typedef struct dsv2_routes {
-    float *scores;     /* [m][n_routed_experts]: affinities s_(i,t) */
-    uint32_t *experts; /* [m][num_experts_per_tok], by falling score as chosen */
-    float *gates;      /* [m][num_experts_per_tok], as multiplied into the experts' outputs */
-    uint64_t *groups;  /* [m]: bit g set if group g was kept; all n_group bits if routing is not limited */
-} dsv2_routes;
-
 /* One SwiGLU network applied to some rows: an item of dsv2_ffn_run's work. */
 typedef struct dsv2_ffn_job {
     const dsv2_ffn_weights *weights;
     uint32_t n_rows;      /* rows of input, */
-    uint32_t first_input; /* which are pass->ffn_inputs[first_input ...] */
+    uint32_t first_input; /* which are rows pass->ffn_rows[first_input ...] of `normed` */
     size_t first_hidden;  /* floats into ffn_hidden: n_rows x intermediate */
+    size_t first_x8;      /* blocks into ffn_x8: n_rows x dsv2_prepared_blocks(intermediate) */
     size_t first_output;  /* floats into ffn_output: n_rows x hidden_size */
 } dsv2_ffn_job;
 
@@ -84,7 +77,8 @@ struct dsv2_pass {
     dsv2_routes routes;
     uint32_t *expert_rows; /* counts, then first row per expert: n_routed_experts + 1 */
     uint32_t *pair_slot;   /* [m][num_experts_per_tok]: where in the grouped order the pair went */
-    const float **ffn_inputs; /* [m * (top_k + 1)]: rows of `normed`, grouped by job */
+    uint32_t *ffn_rows;       /* [m * (top_k + 1)]: the slots, grouped by job: rows of the pass, */
+    const float **ffn_inputs; /* and where they are in `normed` */
     const float **ffn_hidden_rows; /* the same slots: rows of ffn_hidden */
     float *ffn_hidden, *ffn_output;
     dsv2_ffn_job *ffn_jobs;
@@ -95,6 +89,13 @@ struct dsv2_pass {
     uint32_t *logit_rows; /* [m]: rows whose logits are wanted */
 
     const float **row_pointers; /* [m], for linear maps */
+
+    /* Rows rounded to 8 bits, for packed weights. */
+    dsv2_x8 *x8;             /* [m][x8_stride]: inputs of linear maps, or of feed-forward networks */
+    size_t x8_stride;        /* blocks between rows, of the widest input */
+    const dsv2_x8 **x8_rows; /* [m] */
+    dsv2_x8 *ffn_x8;         /* inputs of W_down, laid out as ffn_hidden is */
+    const dsv2_x8 **ffn_input_x8, **ffn_hidden_x8; /* [slots], beside ffn_inputs and ffn_hidden_rows */
     float *thread_scratch;      /* n_threads of thread_scratch_floats */
     size_t thread_scratch_floats;
 };
@@ -102,6 +103,9 @@ struct dsv2_pass {
 /* out[i] = W x[i] (+ bias) for m rows, over all threads; x[i] is x + i * x_stride. */
 void dsv2_linear(dsv2_pass *pass, const dsv2_matrix *w, const float *bias, const float *x, size_t x_stride, size_t m, float *out,
                  size_t out_stride);
+
+/* Rounds m rows of n floats to pass->x8 and points pass->x8_rows at them. */
+void dsv2_prepare_rows(dsv2_pass *pass, const float *x, size_t x_stride, uint32_t n, size_t m);
 
 /* out[i] = RMSNorm(x[i]) for m rows of n elements. */
 void dsv2_norm_rows(dsv2_pass *pass, const float *weight, const float *x, size_t x_stride, size_t n, size_t m, float *out,
@@ -163,6 +167,21 @@ dsv2_gguf_place dsv2_gguf_place_of(const char *name);
 dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe);
 
 /* weights.c: binds every tensor; messages name tensor, shape found and shape expected. */
-dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options);
+dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found);
+
+/* What follows "model.layers.N" in a pack's name of (W^UK)^T. */
+#define DSV2_K_UP_TRANSPOSED ".self_attn.k_up_transposed"
+
+/* packing.c: the type in which to hold the weight of this name that is found as `type`. */
+dsv2_type dsv2_packing_type(dsv2_weight_type weight_type, const char *name, dsv2_type type);
+
+/* Bytes of a matrix. */
+size_t dsv2_matrix_bytes(dsv2_type type, uint32_t rows, uint32_t cols);
+
+/* Writes a matrix as another type to `out`, dsv2_matrix_bytes of it, over all threads. */
+dsv2_status dsv2_matrix_convert(const dsv2_model *model, const char *name, const dsv2_matrix *from, dsv2_type type, void *out);
+
+/* Element i of an array of F32, F16 or BF16. */
+void dsv2_store_element(dsv2_type type, void *data, size_t i, float value);
 
 #endif

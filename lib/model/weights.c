@@ -11,8 +11,11 @@ typedef struct binder {
     const dsv2_model_options *options;
     uint64_t done, total; /* tensors, for progress */
     bool is_gguf;         /* names are the container's own */
+    bool as_found;        /* convert nothing: the model will not run, see dsv2_model_load */
     float *row;           /* DSV2_MAX_DIM-bounded: one row of floats, for conversions */
     size_t row_capacity;
+    uint8_t *slab;        /* what is left of the last one */
+    size_t slab_left, slab_bytes;
 } binder;
 
 static void *keep(dsv2_model *model, void *memory)
@@ -27,13 +30,28 @@ static void *keep(dsv2_model *model, void *memory)
     return memory;
 }
 
-/* Memory for converted weights, freed with the model. */
+/* Memory for converted weights, freed with the model. Smaller pieces share slabs, which are large enough for huge pages. */
 static dsv2_status keep_bytes(binder *binder, const char *name, size_t bytes, void **out)
 {
-    *out = keep(binder->model, dsv2_new_aligned(bytes, 1));
-    if (*out == NULL)
-        return dsv2_fail_memory(name, bytes);
+    enum { LINE = 64 };
+    size_t rounded = (bytes + LINE - 1) / LINE * LINE;
     binder->model->bytes_copied += bytes;
+    bool own = rounded >= binder->slab_bytes / 8;
+    if (own || rounded > binder->slab_left) {
+        size_t wanted = own ? rounded : binder->slab_bytes;
+        void *memory = keep(binder->model, dsv2_new_aligned(wanted, 1));
+        if (memory == NULL)
+            return dsv2_fail_memory(name, wanted);
+        if (own) {
+            *out = memory;
+            return DSV2_OK;
+        }
+        binder->slab = memory;
+        binder->slab_left = wanted;
+    }
+    *out = binder->slab;
+    binder->slab += rounded;
+    binder->slab_left -= rounded;
     return DSV2_OK;
 }
 
@@ -164,36 +182,6 @@ static dsv2_status bind_scales(binder *binder, const dsv2_tensor *tensor, dsv2_m
     return DSV2_OK;
 }
 
-/* Element i of an array of F32, F16 or BF16. */
-static void store(dsv2_type type, void *data, size_t i, float value)
-{
-    if (type == DSV2_TYPE_F32)
-        ((float *)data)[i] = value;
-    else
-        ((uint16_t *)data)[i] = type == DSV2_TYPE_F16 ? dsv2_f32_to_f16(value) : dsv2_f32_to_bf16(value);
-}
-
-/* Replaces a matrix by a copy with elements of type `to`: F32, F16 or BF16. */
-static dsv2_status convert(binder *binder, const char *name, dsv2_type to, dsv2_matrix *matrix)
-{
-    if (matrix->type == to)
-        return DSV2_OK;
-    size_t row_bytes = dsv2_type_row_bytes(to, matrix->cols);
-    void *data;
-    dsv2_status status = keep_bytes(binder, name, row_bytes * matrix->rows, &data);
-    if (status != DSV2_OK)
-        return status;
-    if (!dsv2_grow(&binder->row, &binder->row_capacity, matrix->cols, sizeof *binder->row))
-        return dsv2_fail_memory(name, matrix->cols * sizeof *binder->row);
-    for (uint32_t r = 0; r < matrix->rows; r++) {
-        dsv2_matrix_row(binder->model->kernels, matrix, r, binder->row);
-        for (uint32_t c = 0; c < matrix->cols; c++)
-            store(to, data, (size_t)r * matrix->cols + c, binder->row[c]);
-    }
-    *matrix = (dsv2_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = to, .data = data, .row_bytes = row_bytes};
-    return DSV2_OK;
-}
-
 /* Whether a GGUF has a layer's kv_b_proj in two: attn_k_b by head with rows and columns exchanged, and attn_v_b by head. */
 static bool is_split(const binder *binder, uint32_t layer)
 {
@@ -214,8 +202,8 @@ static dsv2_status find_split(binder *binder, uint32_t layer, const dsv2_tensor 
     return status == DSV2_OK ? find_shaped(binder, name, 3, v_dims, v_b) : status;
 }
 
-/* Makes the published kv_b_proj of the two, in their precision: block types become floats. */
-static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix)
+/* Makes the published kv_b_proj of the two, in their precision: block types become floats. *made is the caller's. */
+static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix, void **made)
 {
     const dsv2_config *config = &binder->model->config;
     uint32_t nope = config->qk_nope_head_dim, v_dim = config->v_head_dim, lora = config->kv_lora_rank;
@@ -227,13 +215,12 @@ static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix
     bool halves = k_b->type == v_b->type && (k_b->type == DSV2_TYPE_F16 || k_b->type == DSV2_TYPE_BF16);
     dsv2_type type = halves ? k_b->type : DSV2_TYPE_F32;
     size_t row_bytes = dsv2_type_row_bytes(type, lora);
-    void *data;
-    status = keep_bytes(binder, k_b->name, row_bytes * n_rows * n_heads, &data);
-    if (status != DSV2_OK)
-        return status;
     uint32_t longest = lora > nope ? lora : nope;
     if (!dsv2_grow(&binder->row, &binder->row_capacity, longest, sizeof *binder->row))
         return dsv2_fail_memory(k_b->name, longest * sizeof *binder->row);
+    void *data = dsv2_new_aligned(row_bytes, (size_t)n_rows * n_heads);
+    if (data == NULL)
+        return dsv2_fail_memory(k_b->name, row_bytes * n_rows * n_heads);
     const dsv2_matrix k = {.rows = n_heads * lora, .cols = nope, .type = k_b->type, .data = k_b->data,
                            .row_bytes = dsv2_type_row_bytes(k_b->type, nope)};
     const dsv2_matrix v = {.rows = n_heads * v_dim, .cols = lora, .type = v_b->type, .data = v_b->data,
@@ -243,30 +230,32 @@ static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix
         for (uint32_t c = 0; c < lora; c++) {
             dsv2_matrix_row(binder->model->kernels, &k, head * lora + c, binder->row);
             for (uint32_t i = 0; i < nope; i++)
-                store(type, data, first + (size_t)i * lora + c, binder->row[i]);
+                dsv2_store_element(type, data, first + (size_t)i * lora + c, binder->row[i]);
         }
         for (uint32_t i = 0; i < v_dim; i++) {
             dsv2_matrix_row(binder->model->kernels, &v, head * v_dim + i, binder->row);
             for (uint32_t c = 0; c < lora; c++)
-                store(type, data, first + (size_t)(nope + i) * lora + c, binder->row[c]);
+                dsv2_store_element(type, data, first + (size_t)(nope + i) * lora + c, binder->row[c]);
         }
     }
     fingerprint(binder->model, k_b);
     fingerprint(binder->model, v_b);
     binder->model->parameters += (uint64_t)n_rows * n_heads * lora;
     *matrix = (dsv2_matrix){.rows = n_rows * n_heads, .cols = lora, .type = type, .data = data, .row_bytes = row_bytes};
+    *made = data;
     return report(binder);
 }
 
-/* A matrix as the file has it. */
-static dsv2_status take_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+/* A matrix as the file has it; *made is memory that had to be made for it, or NULL. */
+static dsv2_status take_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix, void **made)
 {
+    *made = NULL;
     static const char kv_b[] = ".self_attn.kv_b_proj.weight";
     size_t length = strlen(name);
     if (binder->is_gguf && length >= sizeof kv_b && strcmp(name + length - (sizeof kv_b - 1), kv_b) == 0) {
         uint32_t layer = dsv2_gguf_place_of(name).layer;
         if (is_split(binder, layer))
-            return join_kv_b(binder, layer, matrix);
+            return join_kv_b(binder, layer, matrix, made);
     }
     dsv2_tensor tensor;
     dsv2_status status = find(binder, name, rows, cols, &tensor);
@@ -277,60 +266,99 @@ static dsv2_status take_matrix(binder *binder, const char *name, uint32_t rows, 
     return tensor.type == DSV2_TYPE_F8_E4M3 ? bind_scales(binder, &tensor, matrix) : DSV2_OK;
 }
 
-static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+/* The nope rows of kv_b_proj with rows and columns exchanged, by head, in its precision: other types become halves (packed) or
+ * floats. *made is the caller's. */
+static dsv2_status transpose_k_up(binder *binder, const dsv2_matrix *kv_b, dsv2_matrix *matrix, void **made)
 {
-    dsv2_status status = take_matrix(binder, name, rows, cols, matrix);
-    static const dsv2_type converted[] = {
-        [DSV2_WEIGHTS_F32] = DSV2_TYPE_F32, [DSV2_WEIGHTS_F16] = DSV2_TYPE_F16, [DSV2_WEIGHTS_BF16] = DSV2_TYPE_BF16};
-    if (status == DSV2_OK && binder->options->weight_type != DSV2_WEIGHTS_AS_STORED)
-        status = convert(binder, name, converted[binder->options->weight_type], matrix);
+    const dsv2_config *config = &binder->model->config;
+    uint32_t nope = config->qk_nope_head_dim, lora = config->kv_lora_rank, n_heads = config->num_attention_heads;
+    dsv2_type type = kv_b->type == DSV2_TYPE_F16 || kv_b->type == DSV2_TYPE_BF16 ? kv_b->type
+                     : dsv2_type_is_packed(kv_b->type)                           ? DSV2_TYPE_F16
+                                                                                 : DSV2_TYPE_F32;
+    if (!dsv2_grow(&binder->row, &binder->row_capacity, lora, sizeof *binder->row))
+        return dsv2_fail_memory("k_up_transposed", lora * sizeof *binder->row);
+    void *data = dsv2_new_aligned((size_t)n_heads * lora, dsv2_type_row_bytes(type, nope));
+    if (data == NULL)
+        return dsv2_fail_memory("k_up_transposed", n_heads * lora * dsv2_type_row_bytes(type, nope));
+    for (uint32_t head = 0; head < n_heads; head++) {
+        for (uint32_t i = 0; i < nope; i++) {
+            dsv2_matrix_row(binder->model->kernels, kv_b, head * (nope + config->v_head_dim) + i, binder->row);
+            for (uint32_t c = 0; c < lora; c++)
+                dsv2_store_element(type, data, ((size_t)head * lora + c) * nope + i, binder->row[c]);
+        }
+    }
+    *matrix = (dsv2_matrix){.rows = n_heads * lora, .cols = nope, .type = type, .data = data, .row_bytes = dsv2_type_row_bytes(type, nope)};
+    *made = data;
+    return DSV2_OK;
+}
+
+/* Brings a matrix to the type it is to be held in. `made`, if not NULL, is the memory it lies in: kept or freed. */
+static dsv2_status hold(binder *binder, const char *name, void *made, dsv2_matrix *matrix)
+{
+    dsv2_model *model = binder->model;
+    dsv2_type type = binder->as_found ? matrix->type : dsv2_packing_type(binder->options->weight_type, name, matrix->type);
+    dsv2_status status = DSV2_OK;
+    if (type != matrix->type) {
+        void *data;
+        status = keep_bytes(binder, name, dsv2_matrix_bytes(type, matrix->rows, matrix->cols), &data);
+        if (status == DSV2_OK)
+            status = dsv2_matrix_convert(model, name, matrix, type, data);
+        if (made == NULL && status == DSV2_OK)
+            dsv2_container_forget(model->container, matrix->data, dsv2_matrix_bytes(matrix->type, matrix->rows, matrix->cols));
+        dsv2_free(made);
+        *matrix = (dsv2_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = type, .data = data,
+                                .row_bytes = dsv2_type_row_bytes(type, matrix->cols)};
+    } else if (made != NULL) {
+        model->bytes_copied += dsv2_matrix_bytes(type, matrix->rows, matrix->cols);
+        if (keep(model, made) == NULL) {
+            dsv2_free(made);
+            return dsv2_fail_memory(name, sizeof made);
+        }
+    }
     if (status == DSV2_OK) {
-        binder->model->types_seen[matrix->type] = true;
-        binder->model->weight_bytes += matrix->row_bytes * rows;
+        model->types_seen[type] = true;
+        model->has_packed = model->has_packed || dsv2_type_is_packed(type);
+        model->weight_bytes += dsv2_matrix_bytes(type, matrix->rows, matrix->cols);
     }
     return status;
 }
 
-/* (W^UK)^T by head, in the precision of kv_b_proj: the absorbed form multiplies it with queries (section 2.1.2: W^UK is absorbed
- * into W^Q). Block-scaled types become floats. A GGUF may have just that. */
-static dsv2_status transpose_k_up(binder *binder, uint32_t layer, dsv2_mla_weights *mla)
+static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+{
+    void *made;
+    dsv2_status status = take_matrix(binder, name, rows, cols, matrix, &made);
+    return status == DSV2_OK ? hold(binder, name, made, matrix) : status;
+}
+
+/* (W^UK)^T by head: the absorbed form multiplies it with queries (section 2.1.2: W^UK is absorbed into W^Q). Packs have it, GGUFs
+ * may; otherwise it is made of kv_b_proj. */
+static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, dsv2_mla_weights *mla)
 {
     const dsv2_config *config = &binder->model->config;
-    uint32_t nope = config->qk_nope_head_dim, lora = config->kv_lora_rank, n_heads = config->num_attention_heads;
-    if (binder->options->weight_type == DSV2_WEIGHTS_AS_STORED && is_split(binder, layer)) {
+    uint32_t n_heads = config->num_attention_heads, rows = n_heads * config->kv_lora_rank, cols = config->qk_nope_head_dim;
+    char name[DSV2_NAME_SIZE];
+    snprintf(name, sizeof name, "model.layers.%u" DSV2_K_UP_TRANSPOSED, (unsigned)layer);
+    void *made = NULL;
+    dsv2_status status = DSV2_OK;
+    dsv2_matrix *matrix = &mla->k_up_transposed;
+    if (is_split(binder, layer)) {
         const dsv2_tensor *k_b, *v_b;
-        dsv2_status found = find_split(binder, layer, &k_b, &v_b);
-        if (found == DSV2_OK)
-            mla->k_up_transposed = (dsv2_matrix){.rows = n_heads * lora, .cols = nope, .type = k_b->type, .data = k_b->data,
-                                                 .row_bytes = dsv2_type_row_bytes(k_b->type, nope)};
-        return found;
+        status = find_split(binder, layer, &k_b, &v_b);
+        if (status == DSV2_OK)
+            *matrix = (dsv2_matrix){.rows = rows, .cols = cols, .type = k_b->type, .data = k_b->data,
+                                    .row_bytes = dsv2_type_row_bytes(k_b->type, cols)};
+    } else if (!binder->is_gguf && dsv2_container_has(binder->model->container, name)) {
+        uint64_t parameters = binder->model->parameters;
+        dsv2_tensor tensor;
+        status = find(binder, name, rows, cols, &tensor);
+        binder->model->parameters = parameters; /* counted in kv_b_proj */
+        if (status == DSV2_OK)
+            *matrix = (dsv2_matrix){.rows = rows, .cols = cols, .type = tensor.type, .data = tensor.data,
+                                    .row_bytes = dsv2_type_row_bytes(tensor.type, cols)};
+    } else {
+        status = transpose_k_up(binder, &mla->kv_b_proj, matrix, &made);
     }
-    const dsv2_matrix *kv_b = &mla->kv_b_proj;
-    dsv2_type type = kv_b->type == DSV2_TYPE_F16 || kv_b->type == DSV2_TYPE_BF16 ? kv_b->type : DSV2_TYPE_F32;
-    size_t element = dsv2_type_row_bytes(type, 1);
-    void *data;
-    dsv2_status status = keep_bytes(binder, "k_up_transposed", element * nope * lora * n_heads, &data);
-    if (status != DSV2_OK)
-        return status;
-    if (!dsv2_grow(&binder->row, &binder->row_capacity, lora, sizeof *binder->row))
-        return dsv2_fail_memory("k_up_transposed", lora * sizeof *binder->row);
-    for (uint32_t head = 0; head < n_heads; head++) {
-        for (uint32_t i = 0; i < nope; i++) {
-            uint32_t row = head * (nope + config->v_head_dim) + i;
-            const uint16_t *from16 = (const uint16_t *)(const void *)((const uint8_t *)kv_b->data + row * kv_b->row_bytes);
-            if (type == DSV2_TYPE_F32)
-                dsv2_matrix_row(binder->model->kernels, kv_b, row, binder->row);
-            for (uint32_t c = 0; c < lora; c++) {
-                size_t to = ((size_t)head * lora + c) * nope + i;
-                if (type == DSV2_TYPE_F32)
-                    ((float *)data)[to] = binder->row[c];
-                else
-                    memcpy((uint16_t *)data + to, (const uint8_t *)from16 + 2 * c, 2);
-            }
-        }
-    }
-    mla->k_up_transposed = (dsv2_matrix){.rows = n_heads * lora, .cols = nope, .type = type, .data = data, .row_bytes = element * nope};
-    return DSV2_OK;
+    return status == DSV2_OK ? hold(binder, name, made, matrix) : status;
 }
 
 /* What dsv2_weights_walk asks for, by name, in the order of the forward pass. */
@@ -362,18 +390,29 @@ dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe)
     return moe->experts != NULL ? DSV2_OK : dsv2_fail_memory("the experts", n * sizeof *moe->experts);
 }
 
-dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options)
+/* Slabs of 64 MiB, less for a model that is smaller itself. */
+static size_t slab_bytes(const dsv2_container *container)
 {
-    binder binder = {.model = model, .options = options, .total = dsv2_container_count(model->container),
+    const uint64_t most = 64 << 20;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < dsv2_container_count(container) && bytes < most; i++)
+        bytes += dsv2_container_tensor(container, i)->n_bytes;
+    return (size_t)(bytes < most ? bytes : most);
+}
+
+dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found)
+{
+    binder binder = {.model = model, .options = options, .as_found = as_found, .total = dsv2_container_count(model->container),
                      .is_gguf = strcmp(dsv2_container_kind(model->container), "gguf") == 0};
     const dsv2_weights_visitor visitor = {visit_matrix, visit_vector, &binder};
+    binder.slab_bytes = slab_bytes(model->container);
     dsv2_status status = allocate(model);
     if (status == DSV2_OK)
         status = dsv2_weights_walk(model, &visitor);
     if (status == DSV2_OK && model->config.tie_word_embeddings)
         model->lm_head = model->embed_tokens;
     for (uint32_t l = 0; l < model->config.num_hidden_layers && status == DSV2_OK; l++)
-        status = transpose_k_up(&binder, l, &model->layers[l].mla);
+        status = bind_k_up_transposed(&binder, l, &model->layers[l].mla);
     if (status == DSV2_OK && binder.done < binder.total) {
         binder.done = binder.total - 1; /* tensors that the model does not use */
         status = report(&binder);

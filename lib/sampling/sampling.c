@@ -330,6 +330,15 @@ static size_t drop_unlikely(dsv2_candidate *c, size_t n, float min_p, uint64_t o
     return kept;
 }
 
+/* The candidates laid end to end by ascending id: the one that `point`, below the sum of their weights, falls into. By id and
+ * not by likelihood, so that logits that differ a little (another kernel set, another cache type) mostly draw the same token. */
+static int32_t draw(dsv2_candidate *c, size_t n, uint64_t point)
+{
+    for (size_t i = 0; i < n; i++)
+        c[i].key &= UINT32_MAX; /* what is left of the key orders by id, and still tells it */
+    return key_token(c[select_weight(c, n, point + 1) - 1].key);
+}
+
 dsv2_status dsv2_sampler_draw(dsv2_sampler *sampler, const float *logits, uint32_t vocab_size, const int32_t *tokens,
                               size_t n_tokens, dsv2_candidate *scratch, int32_t *token)
 {
@@ -357,9 +366,7 @@ dsv2_status dsv2_sampler_draw(dsv2_sampler *sampler, const float *logits, uint32
     }
     if (p->top_p < 1 || p->min_p > 0)
         n = drop_unlikely(c, n, p->min_p, one, &total);
-    /* The candidates laid end to end, likeliest first; the one that a random point falls into. */
-    n = select_weight(c, n, dsv2_random_below(&sampler->random, total) + 1);
-    *token = key_token(c[n - 1].key);
+    *token = draw(c, n, dsv2_random_below(&sampler->random, total));
     return DSV2_OK;
 }
 

@@ -31,6 +31,13 @@ dsv2_status dsv2_session_create(dsv2_model *model, const dsv2_session_options *o
     session->next_logits = next_logits;
     dsv2_cache_init(&session->cache, &model->pages, &shape);
     dsv2_sampler_init(&session->sampler);
+    status = dsv2_load_init(&session->pending, &model->load_shape);
+    for (int kind = 0; kind < DSV2_LOAD_KINDS && status == DSV2_OK; kind++)
+        status = dsv2_load_init(&session->loads[kind], &model->load_shape);
+    if (status != DSV2_OK) {
+        dsv2_session_destroy(session);
+        return status;
+    }
     *out = session;
     return DSV2_OK;
 }
@@ -39,6 +46,9 @@ void dsv2_session_destroy(dsv2_session *session)
 {
     if (session == NULL)
         return;
+    dsv2_load_free(&session->pending);
+    for (int kind = 0; kind < DSV2_LOAD_KINDS; kind++)
+        dsv2_load_free(&session->loads[kind]);
     dsv2_sampler_free(&session->sampler);
     dsv2_cache_destroy(&session->cache);
     dsv2_free(session->candidates);

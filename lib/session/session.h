@@ -27,6 +27,11 @@ struct dsv2_session {
     float *next_logits; /* [vocab_size]: where a pass puts its own until it is sure to succeed */
     bool has_logits;
     dsv2_sampler sampler;
+    /* Expert statistics: of the call at work, which count once it succeeds, and of all that did. */
+    dsv2_load pending, loads[DSV2_LOAD_KINDS];
+    dsv2_routing_trace_fn trace; /* NULL: none */
+    void *trace_user;
+
     dsv2_candidate *candidates; /* [vocab_size], made when first needed */
 };
 

@@ -22,12 +22,32 @@ static dsv2_status prepare(dsv2_step_item *item)
     return dsv2_cache_reserve(&session->cache, session->length, item->n_tokens);
 }
 
-/* Drops what prepare added: the session is as it was. */
-static void drop(dsv2_step_item *item) { dsv2_cache_truncate(&item->session->cache, item->session->length); }
+/* Drops what prepare added and what was counted: the session is as it was. */
+static void drop(dsv2_step_item *item)
+{
+    dsv2_session *session = item->session;
+    dsv2_cache_truncate(&session->cache, session->length);
+    dsv2_load_clear(&session->pending, &session->model->load_shape);
+}
+
+/* What the item's tokens did to the experts counts from now on, for its session and the model. */
+static void commit_load(const dsv2_step_item *item)
+{
+    dsv2_session *session = item->session;
+    dsv2_model *model = session->model;
+    int kind = item->n_tokens > 1 ? DSV2_LOAD_PROMPT : DSV2_LOAD_GENERATED;
+    session->pending.n_tokens = item->n_tokens;
+    dsv2_load_add(&session->loads[kind], &session->pending, &model->load_shape);
+    pthread_mutex_lock(&model->loads_lock);
+    dsv2_load_add(&model->loads[kind], &session->pending, &model->load_shape);
+    pthread_mutex_unlock(&model->loads_lock);
+    dsv2_load_clear(&session->pending, &model->load_shape);
+}
 
 static void commit(dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
+    commit_load(item);
     memcpy(session->tokens + session->length, item->tokens, item->n_tokens * sizeof *item->tokens);
     session->length += item->n_tokens;
     float *logits = session->logits;
@@ -46,6 +66,26 @@ static bool stop(void *owner, uint32_t n_rows)
     if (atomic_load_explicit(&session->cancel, memory_order_relaxed))
         return true;
     return session->progress != NULL && session->progress(session->progress_user, DSV2_PHASE_PROMPT, p->reported, total) != 0;
+}
+
+/* After each MoE layer: counts, and tells who watches. */
+static void routed(void *owner, const dsv2_sequence *sequence, uint32_t layer, const dsv2_routes *routes)
+{
+    const progress *p = owner;
+    dsv2_session *session = p->item->session;
+    const dsv2_load_shape *shape = &session->model->load_shape;
+    dsv2_load_count(&session->pending, shape, dsv2_load_layer(shape, layer), routes, sequence->first_row, sequence->n_rows);
+    for (size_t i = 0; i < sequence->n_rows && session->trace != NULL; i++) {
+        size_t row = sequence->first_row + i, pair = row * shape->num_experts_per_tok;
+        session->trace(session->trace_user, &(dsv2_routing_event){
+                                                .position = sequence->first_position + i,
+                                                .layer = layer,
+                                                .n_experts = shape->num_experts_per_tok,
+                                                .experts = routes->experts + pair,
+                                                .gates = routes->gates + pair,
+                                                .groups = routes->groups[row],
+                                            });
+    }
 }
 
 static uint32_t next_chunk(const progress *p)
@@ -77,6 +117,7 @@ static size_t gather(progress *items, size_t n_items, dsv2_sequence *sequences)
             .all_logits = p->item->logits == NULL ? NULL : p->item->logits + p->done * vocab_size,
             .last_logits = p->done + n == p->item->n_tokens ? session->next_logits : NULL,
             .stop = stop,
+            .routed = routed,
             .owner = p,
         };
         n_rows += n;

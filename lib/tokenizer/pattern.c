@@ -270,7 +270,7 @@ dsv2_status dsv2_translate_pattern(const char *path, const char *pattern, size_t
         return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: an expression of %zu bytes, expected at most %d", path, size,
                          DSV2_MAX_PATTERN);
     scanner s = {.pattern = pattern, .size = size};
-    put(&s, "", 0); /* an empty pattern has memory too */
+    s.no_memory = !dsv2_grow(&s.out, &s.capacity, 1, 1); /* an empty expression has memory too */
     scan(&s);
     if (s.no_memory) {
         dsv2_free(s.out);

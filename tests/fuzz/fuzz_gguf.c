@@ -1,7 +1,9 @@
-/* A GGUF file: it opens or is refused; every byte and every metadata value that it promises can be read. */
+/* A GGUF file: it opens or is refused; every byte and every metadata value that it promises can be read, and a configuration made of
+ * it is within bounds, a tokenizer opens or is refused. */
+#include "check_config.h"
 #include "memory_file.h"
 
-#include "formats/formats.h"
+#include "tokenizer/tokenizer.h"
 
 #include <stdlib.h>
 #include <unistd.h>
@@ -18,8 +20,15 @@ static void read_bytes(const void *bytes, uint64_t n)
 
 static void read_values(const dsv2_container *container)
 {
-    static const char *const keys[] = {"a", "b", "split.count", "general.alignment", "general.architecture", "tokenizer.ggml.tokens",
-                                       "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "deepseek2.block_count"};
+    static const char *const keys[] = {"a",
+                                       "b",
+                                       "split.count",
+                                       "general.alignment",
+                                       "general.architecture",
+                                       "tokenizer.ggml.tokens",
+                                       "tokenizer.ggml.scores",
+                                       "tokenizer.ggml.token_type",
+                                       "deepseek2.block_count"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         uint32_t number;
         float real;
@@ -61,6 +70,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             read_bytes(tensor->data, tensor->n_bytes);
         }
         read_values(container);
+        dsv2_config config;
+        if (dsv2_config_from_gguf(container, NULL, &config) == DSV2_OK)
+            check_config(&config);
+        dsv2_tokenizer *tokenizer = NULL;
+        if (dsv2_gguf_tokenizer(container, &tokenizer) == DSV2_OK)
+            dsv2_tokenizer_destroy(tokenizer);
         dsv2_container_close(container);
     }
     close(fd);

@@ -3,6 +3,7 @@
 
 #include "support/checkpoint.h"
 #include "support/gguf.h"
+#include "support/oom.h"
 #include "support/tensors.h"
 
 #include <check.h>
@@ -265,6 +266,40 @@ START_TEST(quantised_weights_act_as_the_floats_they_stand_for)
 }
 END_TEST
 
+/* ---- no memory ---- */
+
+static dsv2_status open_and_close(const char *path)
+{
+    dsv2_model *model = NULL;
+    dsv2_status status =
+        dsv2_model_open(path, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 1}, &model);
+    dsv2_model_close(model);
+    return status;
+}
+
+START_TEST(every_allocation_of_opening_may_fail)
+{
+    test_gguf options = {.type = DSV2_TYPE_BF16, .old = _i == 1, .split = true};
+    char *folder = test_checkpoint_write(&others[3].shape), *place = temporary_folder(), path[600];
+    snprintf(path, sizeof path, "%s/model-00001-of-00002.gguf", place);
+    test_gguf_write(&options, folder, path, NULL);
+    ck_assert_int_eq(open_and_close(path), DSV2_OK); /* what the C library keeps for good, it has now */
+    long live = oom_live();
+    dsv2_status status = DSV2_ERROR_MEMORY;
+    for (size_t nth = 1; status != DSV2_OK; nth++) {
+        oom_arm(nth, _i == 1);
+        status = open_and_close(path);
+        bool failed = oom_disarm();
+        ck_assert_msg(status == DSV2_OK || (failed && strstr(dsv2_last_error(), "memory") != NULL), "allocation %zu: status %d: %s",
+                      nth, (int)status, dsv2_last_error());
+        ck_assert_int_eq(oom_live(), live);
+        ck_assert(nth > 20 || status != DSV2_OK);
+    }
+    test_checkpoint_remove(place);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
 int main(void)
 {
     TCase *tests = tcase_create("gguf models");
@@ -274,6 +309,8 @@ int main(void)
     tcase_add_loop_test(tests, a_gguf_of_another_shape_gives_the_same_logits, 0, sizeof others / sizeof *others);
     tcase_add_test(tests, groups_of_160_experts_matter);
     tcase_add_loop_test(tests, quantised_weights_act_as_the_floats_they_stand_for, 0, 2 * N_TYPES);
+    if (oom_available())
+        tcase_add_loop_test(tests, every_allocation_of_opening_may_fail, 0, 2);
 
     Suite *suite = suite_create("gguf models");
     suite_add_tcase(suite, tests);

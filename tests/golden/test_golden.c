@@ -14,9 +14,8 @@
 
 #define TOLERANCE 1e-3 /* of a logit; logits are some units large */
 
-static const char *const goldens[] = {"lite", "full", "plain", "v3"};
 static const char *const kernel_sets[] = {"c", "avx2", "avx512"};
-enum { N_GOLDENS = 4, N_SETS = 3, N_CASES = N_GOLDENS * N_SETS };
+enum { N_SETS = 3, N_CASES = TEST_GOLDENS * N_SETS };
 
 /* Logits of n tokens fed `chunk` at a time to a fresh session. */
 static float *run(dsv2_model *model, const dsv2_session_options *options, const int32_t *tokens, size_t n, size_t chunk, size_t vocab_size)
@@ -56,9 +55,9 @@ typedef struct golden {
     size_t n_tokens, vocab_size;
 } golden;
 
-static golden golden_open(const char *name)
+static golden golden_open(size_t index)
 {
-    golden g = {.folder = test_format("%s/goldens/%s", TEST_DATA, name)};
+    golden g = {.folder = test_golden_folders[index]};
     test_tensors_read(&g.expected, test_format("%s/expected.safetensors", g.folder));
     const test_tensor *ids = test_tensors_need(&g.expected, "input_ids", "I32");
     g.n_tokens = ids->dims[0];
@@ -130,7 +129,7 @@ static void check_logits(const char *folder, const char *kernels, const int32_t 
 
 START_TEST(logits_match_published_code_for_any_chunking_threads_form_and_kernels)
 {
-    golden g = golden_open(goldens[_i / N_SETS]);
+    golden g = golden_open((size_t)_i / N_SETS);
     const test_tensor *logits = test_tensors_need(&g.expected, "logits", "F32");
     double *expected = malloc(g.n_tokens * g.vocab_size * sizeof *expected);
     ck_assert(expected != NULL);
@@ -145,7 +144,7 @@ END_TEST
 /* The reference itself is held to the published code first. */
 START_TEST(reference_matches_published_code)
 {
-    golden g = golden_open(goldens[_i]);
+    golden g = golden_open((size_t)_i);
     reference *r = reference_run(g.folder, g.tokens, g.n_tokens);
     const test_tensor *logits = test_tensors_need(&g.expected, "logits", "F32");
     ck_assert_uint_eq(r->vocab_size, g.vocab_size);
@@ -232,7 +231,7 @@ static const dsv2_session_options form_options[] = {
 
 START_TEST(threads_change_no_bit)
 {
-    const char *folder = test_format("%s/goldens/%s", TEST_DATA, goldens[_i / N_SETS]), *kernels = kernel_sets[_i % N_SETS];
+    const char *folder = test_golden_folders[_i / N_SETS], *kernels = kernel_sets[_i % N_SETS];
     int32_t tokens[200];
     test_random_tokens(3, 320, tokens, 200);
     dsv2_model *one = open_with(folder, kernels, 1);
@@ -256,8 +255,7 @@ END_TEST
 
 START_TEST(absorbed_form_gives_the_same_bits_for_any_chunking)
 {
-    const char *folder = test_format("%s/goldens/lite", TEST_DATA);
-    dsv2_model *model = open_with(folder, kernel_sets[_i], 2);
+    dsv2_model *model = open_with(test_golden_folders[0], kernel_sets[_i], 2);
     if (model == NULL)
         return;
     static int32_t tokens[LONG];
@@ -282,7 +280,7 @@ START_TEST(companions_change_no_bit)
         size_t n_tokens, chunk, form;
     } parts[] = {{LONG, LONG, 0}, {650, 333, 1}, {300, 7, 0}, {90, 1, 2}, {1, 1, 0}, {530, 520, 2}, {64, 64, 1}};
     enum { N = sizeof parts / sizeof *parts };
-    dsv2_model *model = open_with(test_format("%s/goldens/full", TEST_DATA), kernel_sets[_i], 2);
+    dsv2_model *model = open_with(test_golden_folders[1], kernel_sets[_i], 2);
     if (model == NULL)
         return;
     int32_t *tokens[N];
@@ -325,7 +323,7 @@ int main(void)
     Suite *suite = suite_create("golden");
     TCase *tests = tcase_create("golden");
     tcase_set_timeout(tests, 300);
-    tcase_add_loop_test(tests, reference_matches_published_code, 0, N_GOLDENS);
+    tcase_add_loop_test(tests, reference_matches_published_code, 0, TEST_GOLDENS);
     tcase_add_loop_test(tests, logits_match_published_code_for_any_chunking_threads_form_and_kernels, 0, N_CASES);
     tcase_add_loop_test(tests, logits_match_reference_for_other_shapes, 0, N_SHAPES);
     tcase_add_loop_test(tests, threads_change_no_bit, 0, N_CASES);

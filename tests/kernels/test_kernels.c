@@ -44,10 +44,22 @@ typedef struct guarded {
     size_t map_bytes;
 } guarded;
 
+/* Maps to use again: the system takes its time to make them. */
+enum { MAX_SPARE = 256 };
+static guarded spare[MAX_SPARE];
+static size_t n_spare;
+
 static guarded guard(size_t bytes)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (bytes + page - 1) / page * page;
     guarded g = {.map_bytes = body + page};
+    for (size_t i = 0; i < n_spare; i++)
+        if (spare[i].map_bytes == g.map_bytes) {
+            g = spare[i];
+            spare[i] = spare[--n_spare];
+            g.data = (char *)g.map + body - bytes;
+            return g;
+        }
     g.map = mmap(NULL, g.map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     ck_assert_ptr_ne(g.map, MAP_FAILED);
     ck_assert_int_eq(mprotect((char *)g.map + body, page, PROT_NONE), 0);
@@ -55,7 +67,13 @@ static guarded guard(size_t bytes)
     return g;
 }
 
-static void unguard(guarded g) { munmap(g.map, g.map_bytes); }
+static void unguard(guarded g)
+{
+    if (n_spare < MAX_SPARE)
+        spare[n_spare++] = g;
+    else
+        munmap(g.map, g.map_bytes);
+}
 
 static uint64_t random_state = 1;
 
@@ -555,6 +573,280 @@ START_TEST(add_scaled_and_max_agree_with_the_reference)
 }
 END_TEST
 
+/* ---- packed weights ---- */
+
+static const dsv2_type packed_types[] = {DSV2_TYPE_P4, DSV2_TYPE_P5, DSV2_TYPE_P6, DSV2_TYPE_P8, DSV2_TYPE_P4S, DSV2_TYPE_P5S};
+enum { N_PACKED = sizeof packed_types / sizeof *packed_types };
+
+typedef struct packed_product {
+    dsv2_matrix w;
+    guarded data;
+    size_t m, n_blocks;
+    guarded x; /* m prepared rows */
+    const dsv2_x8 **rows;
+    float *out;
+} packed_product;
+
+/* Weights and activations of the given kind; weights rounded by dsv2_pack_group. */
+static packed_product new_packed_product(dsv2_type type, size_t m, uint32_t n, uint32_t k, values kind)
+{
+    packed_product p = {.w = {.rows = n, .cols = k, .type = type, .row_bytes = dsv2_type_row_bytes(type, k)}, .m = m};
+    size_t groups = (n + DSV2_PACK_ROWS - 1) / DSV2_PACK_ROWS, group_bytes = DSV2_PACK_ROWS * p.w.row_bytes;
+    p.data = guard(groups * group_bytes);
+    p.w.data = p.data.data;
+    float *values_in = malloc((size_t)DSV2_PACK_ROWS * k * sizeof *values_in);
+    for (size_t g = 0; g < groups; g++) {
+        const float *rows[DSV2_PACK_ROWS];
+        size_t n_rows = n - g * DSV2_PACK_ROWS < DSV2_PACK_ROWS ? n - g * DSV2_PACK_ROWS : DSV2_PACK_ROWS;
+        fill(values_in, n_rows * k, kind == ONE_INFINITY ? UNIFORM : kind);
+        for (size_t r = 0; r < n_rows; r++)
+            rows[r] = values_in + r * k;
+        dsv2_pack_group(type, (char *)p.data.data + g * group_bytes, rows, n_rows, k);
+    }
+    p.n_blocks = dsv2_prepared_blocks(k);
+    p.x = guard(m * p.n_blocks * sizeof(dsv2_x8));
+    p.rows = malloc(m * sizeof *p.rows);
+    for (size_t i = 0; i < m; i++) {
+        dsv2_x8 *row = (dsv2_x8 *)p.x.data + i * p.n_blocks;
+        fill(values_in, k, kind);
+        reference->prepare_row(row, values_in, k);
+        p.rows[i] = row;
+    }
+    free(values_in);
+    p.out = malloc(m * n * sizeof *p.out);
+    return p;
+}
+
+static void free_packed_product(packed_product *p)
+{
+    unguard(p->data);
+    unguard(p->x);
+    free((void *)p->rows);
+    free(p->out);
+}
+
+/* Against sums of the unpacked weights' products in double precision. */
+static void check_packed_product(const dsv2_kernels *kernels, const packed_product *p, const char *what)
+{
+    float *w = malloc(p->w.cols * sizeof *w);
+    for (uint32_t j = 0; j < p->w.rows; j++) {
+        dsv2_matrix_row(kernels, &p->w, j, w);
+        double largest_w = 0; /* minima count on their own, so a tolerance needs more than the products */
+        for (size_t c = 0; c < p->w.cols; c++)
+            largest_w = fmax(largest_w, fabs((double)w[c]));
+        for (size_t i = 0; i < p->m; i++) {
+            double sum = 0, magnitudes = 0;
+            for (size_t c = 0; c < p->w.cols; c++) {
+                const dsv2_x8 *x = &p->rows[i][c / DSV2_PACK_COLS];
+                double value = (double)x->scale * x->q[c % DSV2_PACK_COLS];
+                sum += value * (double)w[c];
+                magnitudes += fabs(value) * largest_w;
+            }
+            float got = p->out[i * p->w.rows + j];
+            ck_assert_msg(near(got, (float)sum, magnitudes * 3e-6 + 1e-42),
+                          "%s matmul %s, %s, m %zu n %u k %u: output (%zu, %u) is %.9g, expected %.9g", kernels->name,
+                          dsv2_type_name(p->w.type), what, p->m, p->w.rows, p->w.cols, i, j, (double)got, sum);
+        }
+    }
+    free(w);
+}
+
+static const struct { size_t m; uint32_t n, k; } packed_shapes[] = {
+    {1, 1, 1},  {1, 16, 32},  {2, 3, 7},   {3, 17, 31},  {4, 32, 33},   {5, 48, 64},   {6, 31, 100},
+    {7, 15, 255}, {8, 33, 256}, {9, 64, 257}, {12, 16, 300}, {13, 47, 544}, {1, 80, 1408}, {200, 17, 40},
+};
+enum { N_PACKED_SHAPES = sizeof packed_shapes / sizeof *packed_shapes };
+
+START_TEST(packed_products_agree_with_exact_sums_of_the_unpacked_weights)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t t = 0; t < N_PACKED; t++)
+        for (size_t s = 0; s < N_PACKED_SHAPES; s++)
+            for (values kind = 0; kind < N_VALUES; kind++) {
+                packed_product p = new_packed_product(packed_types[t], packed_shapes[s].m, packed_shapes[s].n, packed_shapes[s].k, kind);
+                kernels->matmul_packed[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
+                if (kind == ONE_INFINITY) /* the row's block has no scale: nothing it touches may look like a number */
+                    for (size_t i = 0; i < p.m * p.w.rows; i++)
+                        ck_assert_msg(isnan(p.out[i]), "%s matmul %s lost an infinity", kernels->name, dsv2_type_name(p.w.type));
+                else
+                    check_packed_product(kernels, &p, value_names[kind]);
+                free_packed_product(&p);
+            }
+}
+END_TEST
+
+START_TEST(packed_products_have_the_same_bits_for_any_split)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t t = 0; t < N_PACKED; t++)
+        for (size_t s = 0; s < N_PACKED_SHAPES; s++) {
+            packed_product p = new_packed_product(packed_types[t], packed_shapes[s].m, packed_shapes[s].n, packed_shapes[s].k, MIXED);
+            kernels->matmul_packed[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
+            float *part = malloc(p.m * p.w.rows * sizeof *part);
+            for (int trial = 0; trial < 20; trial++) {
+                size_t i0 = random_bits() % p.m, i1 = i0 + 1 + random_bits() % (p.m - i0);
+                uint32_t j0 = random_bits() % p.w.rows, j1 = j0 + 1 + random_bits() % (p.w.rows - j0);
+                dsv2_matmul_prepared(kernels, part, j1 - j0, p.rows + i0, i1 - i0, &p.w, j0, j1);
+                for (size_t i = i0; i < i1; i++)
+                    ck_assert_msg(memcmp(part + (i - i0) * (j1 - j0), p.out + i * p.w.rows + j0, (j1 - j0) * 4) == 0,
+                                  "%s matmul %s, m %zu n %u k %u: row %zu differs in rows %zu to %zu, columns %u to %u", kernels->name,
+                                  dsv2_type_name(p.w.type), p.m, p.w.rows, p.w.cols, i, i0, i1 - 1, j0, j1 - 1);
+            }
+            free(part);
+            free_packed_product(&p);
+        }
+}
+END_TEST
+
+START_TEST(matmul_of_packed_weights_prepares_rows_itself)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    enum { M = 37, N = 40, K = 77 };
+    for (size_t t = 0; t < N_PACKED; t++) {
+        packed_product p = new_packed_product(packed_types[t], M, N, K, UNIFORM);
+        float *x = malloc((size_t)M * K * sizeof *x), *out = malloc((size_t)M * N * sizeof *out);
+        const float *rows[M];
+        fill(x, (size_t)M * K, MIXED);
+        for (size_t i = 0; i < M; i++) {
+            rows[i] = x + i * K;
+            kernels->prepare_row((dsv2_x8 *)p.x.data + i * p.n_blocks, rows[i], K);
+        }
+        dsv2_matmul_prepared(kernels, p.out, N - 3, p.rows, M, &p.w, 3, N);
+        guarded scratch = guard(dsv2_matmul_scratch(&p.w) * sizeof(float));
+        dsv2_matmul(kernels, out, N - 3, rows, M, &p.w, 3, N, scratch.data);
+        ck_assert_mem_eq(out, p.out, (size_t)M * (N - 3) * sizeof *out);
+        unguard(scratch);
+        free(x);
+        free(out);
+        free_packed_product(&p);
+    }
+}
+END_TEST
+
+START_TEST(prepared_rows_are_the_references_bits)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t l = 0; l < N_LENGTHS; l++)
+        for (values kind = 0; kind < N_VALUES; kind++) {
+            size_t k = lengths[l], bytes = dsv2_prepared_blocks((uint32_t)k) * sizeof(dsv2_x8);
+            guarded x = guard(k * 4), out = guard(bytes);
+            dsv2_x8 *expected = malloc(bytes), *got = out.data;
+            fill(x.data, k, kind);
+            reference->prepare_row(expected, x.data, k);
+            kernels->prepare_row(got, x.data, k);
+            for (size_t b = 0; b < bytes / sizeof(dsv2_x8); b++) {
+                if (isnan(expected[b].scale)) {
+                    ck_assert(isnan(got[b].scale) && isnan(got[b].sum) && isnan(got[b].halves[0]) && isnan(got[b].halves[1]));
+                    continue;
+                }
+                ck_assert_mem_eq(&got[b], &expected[b], sizeof(dsv2_x8));
+                for (size_t c = 0; c < DSV2_PACK_COLS && b * DSV2_PACK_COLS + c < k; c++) {
+                    double value = (double)((float *)x.data)[b * DSV2_PACK_COLS + c];
+                    ck_assert(fabs((double)got[b].scale * got[b].q[c] - value) <= (double)got[b].scale * 0.5001 + (double)1e-36f);
+                }
+            }
+            free(expected);
+            unguard(x);
+            unguard(out);
+        }
+}
+END_TEST
+
+/* The root of the mean square error of rounding normal numbers, in units of their deviation, may be at most this: what the
+ * common quantisers of the same number of bits reach, or less. */
+static const struct { dsv2_type type; double most; } packed_errors[] = {
+    {DSV2_TYPE_P4, 0.0705}, {DSV2_TYPE_P5, 0.0350}, {DSV2_TYPE_P6, 0.0172}, {DSV2_TYPE_P8, 0.0052}, {DSV2_TYPE_P4S, 0.0815},
+    {DSV2_TYPE_P5S, 0.0405},
+};
+
+START_TEST(rounding_errors_of_packed_types_are_small)
+{
+    enum { K = 1024 };
+    static float x[DSV2_PACK_ROWS][K], back[K];
+    const float *rows[DSV2_PACK_ROWS];
+    for (size_t r = 0; r < DSV2_PACK_ROWS; r++) {
+        rows[r] = x[r];
+        for (size_t c = 0; c < K; c++) {
+            float u = (float)(random_bits() >> 1 | 1) * 0x1p-31f, v = (float)random_bits() * 0x1p-32f;
+            x[r][c] = 0.02f * sqrtf(-2 * logf(u)) * cosf(6.2831853f * v);
+        }
+    }
+    dsv2_type type = packed_errors[_i].type;
+    uint8_t *group = malloc(DSV2_PACK_ROWS * dsv2_type_row_bytes(type, K));
+    dsv2_pack_group(type, group, rows, DSV2_PACK_ROWS, K);
+    dsv2_matrix w = {.rows = DSV2_PACK_ROWS, .cols = K, .type = type, .data = group, .row_bytes = dsv2_type_row_bytes(type, K)};
+    double error = 0, power = 0;
+    for (uint32_t r = 0; r < DSV2_PACK_ROWS; r++) {
+        dsv2_matrix_row(reference, &w, r, back);
+        for (size_t c = 0; c < K; c++) {
+            error += pow((double)(back[c] - x[r][c]), 2);
+            power += pow((double)x[r][c], 2);
+        }
+    }
+    ck_assert_msg(sqrt(error / power) <= packed_errors[_i].most, "%s: relative error %.5f", dsv2_type_name(type), sqrt(error / power));
+    free(group);
+}
+END_TEST
+
+START_TEST(packing_keeps_what_it_can_hold)
+{
+    enum { K = 300 };
+    float row[K], back[K];
+    const float *rows[1] = {row};
+    for (size_t t = 0; t < N_PACKED; t++) {
+        dsv2_type type = packed_types[t];
+        guarded group = guard(DSV2_PACK_ROWS * dsv2_type_row_bytes(type, K));
+        dsv2_matrix w = {.rows = 1, .cols = K, .type = type, .data = group.data, .row_bytes = dsv2_type_row_bytes(type, K)};
+        static const float sizes[] = {1.0f, 3e38f, 1e-37f};
+        for (size_t size = 0; size < 3; size++) {
+            for (size_t c = 0; c < K; c++)
+                row[c] = c < 256 ? (c % 5 == 0 ? -sizes[size] : 0.0f) : 0.0f;
+            dsv2_pack_group(type, group.data, rows, 1, K);
+            dsv2_matrix_row(reference, &w, 0, back);
+            for (size_t c = 0; c < K; c++)
+                ck_assert_msg(near(back[c], row[c], (double)sizes[size] * 5e-3), "%s: %.9g became %.9g", dsv2_type_name(type),
+                              (double)row[c], (double)back[c]);
+        }
+        row[260] = NAN; /* in the second span */
+        dsv2_pack_group(type, group.data, rows, 1, K);
+        dsv2_matrix_row(reference, &w, 0, back);
+        for (size_t c = 0; c < K; c++)
+            ck_assert(isnan(back[c]) == (c >= 256));
+        unguard(group);
+    }
+}
+END_TEST
+
+START_TEST(repacked_blocks_are_exact)
+{
+    static const dsv2_type block_types[] = {DSV2_TYPE_Q4_K, DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q5_0};
+    dsv2_type from = block_types[_i], to = dsv2_packed_twin(from);
+    ck_assert(dsv2_type_is_packed(to));
+    size_t k = from == DSV2_TYPE_Q8_0 || from == DSV2_TYPE_Q4_0 || from == DSV2_TYPE_Q5_0 ? 352 : 512;
+    size_t row_bytes = dsv2_type_row_bytes(from, k);
+    guarded rows[DSV2_PACK_ROWS], group = guard(DSV2_PACK_ROWS * dsv2_type_row_bytes(to, k));
+    const void *pointers[DSV2_PACK_ROWS];
+    float expected[512], got[512];
+    for (size_t r = 0; r < DSV2_PACK_ROWS; r++) {
+        rows[r] = guard(row_bytes);
+        for (size_t i = 0; i < row_bytes; i++)
+            ((uint8_t *)rows[r].data)[i] = (uint8_t)random_bits();
+        pointers[r] = rows[r].data;
+    }
+    dsv2_repack_group(from, group.data, pointers, DSV2_PACK_ROWS, k);
+    dsv2_matrix w = {DSV2_PACK_ROWS, (uint32_t)k, to, group.data, dsv2_type_row_bytes(to, k), NULL, 0, 0, 0};
+    for (uint32_t r = 0; r < DSV2_PACK_ROWS; r++) {
+        reference->to_f32[from](expected, pointers[r], k);
+        dsv2_matrix_row(reference, &w, r, got);
+        for (size_t c = 0; c < k; c++)
+            ck_assert_msg(near(got[c], expected[c], 0), "%s row %u column %zu is %.9g, expected %.9g", dsv2_type_name(from), r, c,
+                          (double)got[c], (double)expected[c]);
+        unguard(rows[r]);
+    }
+    unguard(group);
+}
+END_TEST
+
 /* ---- choosing ---- */
 
 START_TEST(sets_are_found_by_name_and_the_best_by_default)
@@ -590,7 +882,7 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "--bench") == 0)
         return bench_kernels(sets, n_sets);
     Suite *suite = suite_create("kernels");
-    TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set");
+    TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set"), *packing = tcase_create("packing");
     tcase_add_test(choosing, sets_are_found_by_name_and_the_best_by_default);
     tcase_add_test(choosing, type_sizes_are_checked);
     tcase_set_timeout(each, 300);
@@ -607,6 +899,14 @@ int main(int argc, char **argv)
     tcase_add_loop_test(each, exp_sum_takes_any_length_and_infinities, 0, n_sets);
     tcase_add_loop_test(each, swiglu_agrees_with_its_definition, 0, n_sets);
     tcase_add_loop_test(each, add_scaled_and_max_agree_with_the_reference, 0, n_sets);
+    tcase_add_loop_test(each, packed_products_agree_with_exact_sums_of_the_unpacked_weights, 0, n_sets);
+    tcase_add_loop_test(each, packed_products_have_the_same_bits_for_any_split, 0, n_sets);
+    tcase_add_loop_test(each, matmul_of_packed_weights_prepares_rows_itself, 0, n_sets);
+    tcase_add_loop_test(each, prepared_rows_are_the_references_bits, 0, n_sets);
+    tcase_add_loop_test(packing, rounding_errors_of_packed_types_are_small, 0, (int)(sizeof packed_errors / sizeof *packed_errors));
+    tcase_add_test(packing, packing_keeps_what_it_can_hold);
+    tcase_add_loop_test(packing, repacked_blocks_are_exact, 0, 6);
+    suite_add_tcase(suite, packing);
     suite_add_tcase(suite, choosing);
     suite_add_tcase(suite, each);
     SRunner *runner = srunner_create(suite);

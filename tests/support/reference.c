@@ -81,21 +81,29 @@ static double from_small_float(unsigned bits, int exponent_bits, int fraction_bi
     return bits >> (exponent_bits + fraction_bits) & 1 ? -value : value;
 }
 
-static double element(const test_tensor *tensor, size_t i)
+static double element_f32(const uint8_t *data, size_t i)
 {
-    uint16_t half;
     uint32_t word;
-    if (strcmp(tensor->dtype, "F32") == 0) {
-        memcpy(&word, tensor->data + 4 * i, sizeof word);
-        return from_float_bits(word);
-    }
-    if (strcmp(tensor->dtype, "F8_E4M3") == 0)
-        return from_small_float(tensor->data[i], 4, 3);
-    memcpy(&half, tensor->data + 2 * i, sizeof half);
+    memcpy(&word, data + 4 * i, sizeof word);
+    return from_float_bits(word);
+}
+
+static double element_bf16(const uint8_t *data, size_t i) { return from_float_bits((uint32_t)(data[2 * i] | data[2 * i + 1] << 8) << 16); }
+static double element_f16(const uint8_t *data, size_t i) { return from_small_float((unsigned)(data[2 * i] | data[2 * i + 1] << 8), 5, 10); }
+static double element_f8(const uint8_t *data, size_t i) { return from_small_float(data[i], 4, 3); }
+
+typedef double (*element_fn)(const uint8_t *data, size_t i);
+
+static element_fn element_of(const test_tensor *tensor)
+{
+    if (strcmp(tensor->dtype, "F32") == 0)
+        return element_f32;
     if (strcmp(tensor->dtype, "F16") == 0)
-        return from_small_float(half, 5, 10);
+        return element_f16;
+    if (strcmp(tensor->dtype, "F8_E4M3") == 0)
+        return element_f8;
     ck_assert_str_eq(tensor->dtype, "BF16");
-    return from_float_bits((uint32_t)half << 16);
+    return element_bf16;
 }
 
 /* A tensor of rows x cols (cols 1: a vector); to be freed. */
@@ -109,10 +117,11 @@ static double *weights(const checkpoint *c, const char *name, size_t rows, size_
     if (strcmp(tensor->dtype, "F8_E4M3") == 0)
         scales = test_tensors_need(&c->tensors, test_format("%s_scale_inv", name), "F32");
     double *values = zeroed(rows * cols, sizeof *values);
+    element_fn element = element_of(tensor);
     for (size_t i = 0; i < rows * cols; i++) {
-        values[i] = element(tensor, i);
+        values[i] = element(tensor->data, i);
         if (scales != NULL)
-            values[i] *= element(scales, i / cols / c->block_rows * scales->dims[1] + i % cols / c->block_cols);
+            values[i] *= element_f32(scales->data, i / cols / c->block_rows * scales->dims[1] + i % cols / c->block_cols);
     }
     return values;
 }
@@ -266,19 +275,26 @@ static void attention(const checkpoint *c, const char *prefix, const double *x, 
 
 /* ---- feed-forward ---- */
 
-/* out += gate[t] * SwiGLU(x[t]) for the tokens with a gate other than 0. */
-static void swiglu(const checkpoint *c, const char *prefix, const double *x, size_t n, size_t intermediate, const double *gate, double *out)
+/* out[t] += gate[t] * SwiGLU(x[t]) for the tokens with a gate other than 0. */
+static void swiglu(const checkpoint *c, const char *prefix, const double *x, size_t n_tokens, size_t intermediate, const double *gate,
+                   double *out)
 {
-    size_t hidden = count(c, "hidden_size");
+    size_t hidden = count(c, "hidden_size"), n = 0, *of = zeroed(n_tokens, sizeof *of);
+    double *in = zeroed(n_tokens * hidden, sizeof *in);
+    for (size_t t = 0; t < n_tokens; t++)
+        if (gate[t] != 0) {
+            memcpy(in + n * hidden, x + t * hidden, hidden * sizeof *in);
+            of[n++] = t;
+        }
     double *a = zeroed(n * intermediate, sizeof *a), *b = zeroed(n * intermediate, sizeof *b), *y = zeroed(n * hidden, sizeof *y);
-    linear(c, test_format("%s.gate_proj", prefix), false, x, n, hidden, a, intermediate);
-    linear(c, test_format("%s.up_proj", prefix), false, x, n, hidden, b, intermediate);
+    linear(c, test_format("%s.gate_proj", prefix), false, in, n, hidden, a, intermediate);
+    linear(c, test_format("%s.up_proj", prefix), false, in, n, hidden, b, intermediate);
     for (size_t i = 0; i < n * intermediate; i++)
         a[i] = a[i] / (1 + exp(-a[i])) * b[i];
     linear(c, test_format("%s.down_proj", prefix), false, a, n, intermediate, y, hidden);
     for (size_t i = 0; i < n * hidden; i++)
-        out[i] += gate[i / hidden] * y[i];
-    free(y), free(b), free(a);
+        out[of[i / hidden] * hidden + i % hidden] += gate[of[i / hidden]] * y[i];
+    free(y), free(b), free(a), free(in), free(of);
 }
 
 /* How many of n values are larger than value i, or as large and before it: its rank. */
@@ -351,16 +367,13 @@ static void mixture(const checkpoint *c, const char *prefix, const double *x, co
     free(bias);
     double *gate = zeroed(n, sizeof *gate);
     for (size_t e = 0; e < n_experts; e++) {
-        bool used = false;
         for (size_t t = 0; t < n; t++) {
             gate[t] = 0;
             for (size_t k = 0; k < r->top_k; k++)
                 if (routes->experts[t * r->top_k + k] == e)
                     gate[t] = routes->gates[t * r->top_k + k];
-            used = used || gate[t] != 0;
         }
-        if (used)
-            swiglu(c, test_format("%s.experts.%zu", prefix, e), x, n, intermediate, gate, out);
+        swiglu(c, test_format("%s.experts.%zu", prefix, e), x, n, intermediate, gate, out);
     }
     for (size_t t = 0; t < n; t++)
         gate[t] = 1;

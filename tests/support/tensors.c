@@ -7,6 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+const char *const test_goldens[TEST_GOLDENS] = {"lite", "full", "plain", "v3"};
+const char *const test_golden_folders[TEST_GOLDENS] = {TEST_DATA "/goldens/lite", TEST_DATA "/goldens/full", TEST_DATA "/goldens/plain",
+                                                       TEST_DATA "/goldens/v3"};
+
 enum { BUFFERS = 64 };
 
 const char *test_format(const char *format, ...)

@@ -39,6 +39,11 @@ void test_tensors_free(test_tensors *tensors);
 /* A whole file, a NUL after its end; to be freed. */
 char *test_read_file(const char *path, size_t *size);
 
+/* The checkpoints in data/goldens. */
+enum { TEST_GOLDENS = 4 };
+extern const char *const test_goldens[TEST_GOLDENS];         /* their names */
+extern const char *const test_golden_folders[TEST_GOLDENS];
+
 /* printf into a buffer that lives until some dozens of later calls of its thread: for names and paths. */
 const char *test_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -20,7 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import tiny_model
 
 DSV2, GOLDENS = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
-COMMANDS = ["generate", "chat", "tokenize", "detokenize", "logits", "perplexity", "inspect", "bench"]
+COMMANDS = ["generate", "chat", "tokenize", "detokenize", "logits", "perplexity", "experts", "inspect", "bench"]
 TIMEOUT = 120  # seconds, for a machine that is busy or a build with sanitizers; nothing here measures time
 
 
@@ -371,6 +371,97 @@ class Chat(ToolTest):
         end = talk.read_until(b"> ", talk.read_until(b"ends the conversation", end))
         talk.write(b"\x04")
         self.assertEqual(talk.wait(), 0)
+
+
+class Storage(ToolTest):
+    def test_a_saved_text_goes_on_where_it_stopped(self):
+        command = ["generate", self.model, "--temperature", 1.2, "--seed", 7]
+        for kv in ("f32", "f16", "q8", "q6"):
+            with self.subTest(kv):
+                file = self.path(kv)
+                whole = self.run_well(*command, "--prompt", "Once", "--max-tokens", 30, "--kv", kv)
+                first = self.run_well(*command, "--prompt", "Once", "--max-tokens", 13, "--kv", kv, "--save", file)
+                facts = json.loads(self.run_well("inspect", file, "--json"))
+                n = 13 + len(self.run_well("tokenize", self.model, "--bos", text=b"Once").split())
+                self.assertEqual((facts["container"], facts["kv"], facts["tokens"]), ("snapshot", kv, n))
+                self.assertEqual(facts["file_bytes"], os.path.getsize(file))
+                # Neither drawing nor cache type is told again: the file knows.
+                rest = self.run_well("generate", self.model, "--restore", file, "--max-tokens", 17)
+                self.assertEqual(first + rest, whole)
+                self.assertEqual(self.run_well("generate", self.model, "--restore", file, "--prompt", "", "--max-tokens", 17), rest)
+                self.assertNotEqual(self.run_well("generate", self.model, "--restore", file, "--max-tokens", 17, "--seed", 8), rest)
+
+    def test_a_prompt_is_added_to_a_restored_text(self):
+        file, command = self.path("added"), ["generate", self.model, "--temperature", 0, "--max-tokens"]
+        together = self.run_well(*command, 9, "--prompt", "On!", "--kv", "f32")
+        self.run_well(*command, 0, "--prompt", "On", "--save", file, "--kv", "f32")
+        self.assertEqual(self.run_well(*command, 9, "--restore", file, "--prompt", "!"), together)
+
+    def test_a_chat_resumes(self):
+        file, command = self.path("chat"), ["chat", self.model, "--temperature", "1", "--max-tokens", "8"]
+        together = self.run_well(*command, text=b"Hello\nGo on\nAnd then?\n")
+        parts = self.run_well(*command, "--save", file, text=b"Hello\n")
+        for line in (b"Go on\n", b"And then?\n"):
+            parts += self.run_well("chat", self.model, "--max-tokens", 8, "--restore", file, "--save", file, text=line)
+        self.assertEqual(parts, together)
+
+    def test_files_that_cannot_be_used_are_refused_and_kept(self):
+        file, other = self.path("snapshot"), tiny_model.make(os.path.join(GOLDENS, "plain"), self.path("other"))
+        self.run_well("generate", self.model, "--prompt", "Once", "--max-tokens", 5, "--save", file)
+        with open(file, "rb") as saved:
+            data = saved.read()
+        damaged = self.write("damaged", data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+        for arguments, reason in (
+            ([self.model, "--restore", damaged], damaged),
+            ([self.model, "--restore", self.write("cut", data[:-9])], "cut"),
+            ([self.model, "--restore", self.path("missing")], self.path("missing")),
+            ([other, "--restore", file], "model"),
+            ([self.model, "--prompt", "a", "--save", os.path.join(self.path("missing"), "x")], self.path("missing")),
+        ):
+            with self.subTest(reason):
+                result = dsv2("generate", *arguments, "--max-tokens", 1)
+                self.assertEqual(result.status, 1)
+                self.assertIn(reason, result.err)
+        self.assertEqual(dsv2("generate", self.model, "--prompt", "a", "--kv", "q9").status, 2)
+        with open(file, "rb") as saved:
+            self.assertEqual(saved.read(), data)
+
+
+class Examples(ToolTest):
+    """The programs in examples/ do what `dsv2` does, in fewer lines. They draw with the library's defaults."""
+
+    DEFAULTS = ["--temperature", 1, "--top-p", 1]
+
+    def example(self, name, *arguments):
+        program = os.path.join(os.path.dirname(DSV2), name)
+        run = subprocess.run([program, *arguments], capture_output=True, timeout=TIMEOUT, check=False)
+        self.assertEqual((run.returncode, run.stderr), (0, b""))
+        return run.stdout
+
+    def generated(self, prompt, n):
+        return self.run_well("generate", self.model, "--prompt", prompt, "--max-tokens", n, *self.DEFAULTS)
+
+    def test_hello_continues_a_text(self):
+        self.assertEqual(self.example("hello", self.model, "Once"), self.generated("Once", 50) + b"\n")
+
+    def test_many_sessions_continues_each_text_as_if_alone(self):
+        prompts = ["Once", "The king", "In winter"]
+        expected = b"".join(prompt.encode() + self.generated(prompt, 40) + b"\n\n" for prompt in prompts)
+        self.assertEqual(self.example("many_sessions", self.model, *prompts), expected)
+
+    def test_questions_leave_the_document_as_it_is(self):
+        document, read = "The cat sat on the mat. " * 10, self.path("read")
+        answers = self.example("questions", self.model, self.write("document", document.encode()), "Who?", "Where?", "Who?")
+        self.run_well("generate", self.model, "--prompt", document, "--max-tokens", 0, "--save", read)
+        command = ["generate", self.model, "--restore", read, "--max-tokens", 60, *self.DEFAULTS, "--prompt"]
+        who, where = (q.encode() + self.run_well(*command, q) + b"\n\n" for q in ("Who?", "Where?"))
+        self.assertEqual(answers, who + where + who)
+
+    def test_resume_is_a_chat_in_several_runs(self):
+        file, lines = self.path("resume"), (b"Hello", b"Go on")
+        command = ["chat", self.model, *self.DEFAULTS, "--max-tokens", 100]
+        runs = b"".join(self.example("resume", self.model, file, line.decode()) for line in lines)
+        self.assertEqual(runs, self.run_well(*command, text=b"\n".join(lines)))
 
 
 class Perplexity(ToolTest):

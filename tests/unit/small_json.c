@@ -1,4 +1,4 @@
-#include "unit/small_json.h"
+#include "small_json.h"
 
 #include <stdio.h>
 #include <stdlib.h>

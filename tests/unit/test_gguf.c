@@ -1,6 +1,7 @@
 /* GGUF: what is in a good file is found, every bad one is refused with a message that says where and why, and block types become
  * the floats that other readers give. */
 #include "folder.h"
+#include "script.h"
 
 #include "formats/formats.h"
 
@@ -11,73 +12,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-/* ---- files from scripts ---- */
-
-typedef struct bytes {
-    unsigned char data[1 << 16];
-    size_t size;
-} bytes;
-
-static void put(bytes *out, const void *data, size_t size)
-{
-    ck_assert_uint_le(out->size + size, sizeof out->data);
-    memcpy(out->data + out->size, data, size);
-    out->size += size;
-}
-
-static void put_number(bytes *out, unsigned long long number, size_t size)
-{
-    unsigned char little[8];
-    for (size_t i = 0; i < size; i++)
-        little[i] = (unsigned char)(number >> 8 * i);
-    put(out, little, size);
-}
-
-/* A script is words of a kind and a value:
- *   b:TEXT  bytes      s:TEXT  a string with its length      1:N 2:N 4:N 8:N  an integer of so many bytes
- *   f:X     a float    d:X     a double                      pad:N  zeros up to a multiple of N      n:N  N bytes 1, 2, 3, ... */
-static void run_script(bytes *out, const char *script)
-{
-    char copy[4096], *rest, *word;
-    ck_assert_uint_lt(strlen(script), sizeof copy);
-    strcpy(copy, script);
-    out->size = 0;
-    for (word = strtok_r(copy, " ", &rest); word != NULL; word = strtok_r(NULL, " ", &rest)) {
-        char *value = strchr(word, ':');
-        ck_assert_msg(value != NULL, "%s", word);
-        *value++ = '\0';
-        if (strcmp(word, "b") == 0) {
-            put(out, value, strlen(value));
-        } else if (strcmp(word, "s") == 0) {
-            put_number(out, strlen(value), 8);
-            put(out, value, strlen(value));
-        } else if (strcmp(word, "f") == 0) {
-            float number = strtof(value, NULL);
-            put(out, &number, 4);
-        } else if (strcmp(word, "d") == 0) {
-            double number = strtod(value, NULL);
-            put(out, &number, 8);
-        } else if (strcmp(word, "pad") == 0) {
-            while (out->size % strtoull(value, NULL, 0) != 0)
-                put(out, "", 1);
-        } else if (strcmp(word, "n") == 0) {
-            for (unsigned long long i = 1; i <= strtoull(value, NULL, 0); i++)
-                put_number(out, i, 1);
-        } else {
-            put_number(out, strtoull(value, NULL, 0), strtoull(word, NULL, 10));
-        }
-    }
-}
-
-static void write_gguf(const char *name, const char *script)
-{
-    bytes *out = malloc(sizeof *out);
-    ck_assert_ptr_nonnull(out);
-    run_script(out, script);
-    folder_write(name, out->data, out->size);
-    free(out);
-}
 
 static void expect_message(const char *part)
 {
@@ -121,7 +55,7 @@ static const char good[] =
 
 START_TEST(tensors_are_typed_and_their_dimensions_turned)
 {
-    write_gguf("a.gguf", good);
+    script_write("a.gguf", good);
     ck_assert(dsv2_is_gguf(folder_file("a.gguf")));
     dsv2_container *container = open_good("a.gguf");
     static const struct {
@@ -153,7 +87,7 @@ END_TEST
 
 START_TEST(an_unread_type_is_an_error_only_when_asked_for)
 {
-    write_gguf("a.gguf", good);
+    script_write("a.gguf", good);
     dsv2_container *container = open_good("a.gguf");
     static const char *const cases[][2] = {{"odd", "tensor odd has element type IQ2_S"},
                                            {"ids", "tensor ids has element type I32"},
@@ -171,7 +105,7 @@ END_TEST
 
 START_TEST(version_2_is_read_as_version_3)
 {
-    write_gguf("a.gguf", "b:GGUF 4:2 8:1 8:0 " VECTOR("v", "1", "0", "0") "pad:32 f:2.5");
+    script_write("a.gguf", "b:GGUF 4:2 8:1 8:0 " VECTOR("v", "1", "0", "0") "pad:32 f:2.5");
     dsv2_container *container = open_good("a.gguf");
     ck_assert(*(const float *)dsv2_container_find(container, "v")->data == 2.5f);
     dsv2_container_close(container);
@@ -187,7 +121,7 @@ static const char values[] = HEAD("0", "20") "s:u8 4:0 1:200 s:i8 4:1 1:127 s:u1
 
 START_TEST(metadata_is_given_by_key_and_type)
 {
-    write_gguf("a.gguf", values);
+    script_write("a.gguf", values);
     dsv2_container *c = open_good("a.gguf");
     static const struct {
         const char *key;
@@ -217,7 +151,7 @@ START_TEST(metadata_is_given_by_key_and_type)
     ck_assert(!dsv2_gguf_has(c, "textual"));
     dsv2_container_close(c);
 
-    write_gguf("b.gguf", good);
+    script_write("b.gguf", good);
     c = open_good("b.gguf");
     dsv2_text *texts;
     ck_assert_int_eq(dsv2_gguf_strings(c, "list", &texts, &n), DSV2_OK);
@@ -229,7 +163,7 @@ END_TEST
 
 START_TEST(a_value_of_another_type_is_refused_by_key_found_and_expected)
 {
-    write_gguf("a.gguf", values);
+    script_write("a.gguf", values);
     dsv2_container *c = open_good("a.gguf");
     uint32_t number;
     float real;
@@ -363,7 +297,7 @@ static const struct {
 
 START_TEST(a_bad_file_is_refused_by_key_or_tensor_and_value)
 {
-    write_gguf("bad.gguf", bad[_i].script);
+    script_write("bad.gguf", bad[_i].script);
     if (bad[_i].status == DSV2_OK)
         dsv2_container_close(open_good("bad.gguf"));
     else
@@ -373,11 +307,11 @@ END_TEST
 
 START_TEST(a_file_cut_anywhere_is_refused)
 {
-    write_gguf("whole.gguf", good);
+    script_write("whole.gguf", good);
     struct stat whole;
     ck_assert_int_eq(stat(folder_file("whole.gguf"), &whole), 0);
     for (off_t size = 0; size < whole.st_size; size += size < 300 || size > whole.st_size - 20 ? 1 : 17) {
-        write_gguf("cut.gguf", good);
+        script_write("cut.gguf", good);
         ck_assert_int_eq(truncate(folder_file("cut.gguf"), size), 0);
         /* the last tensor's type is not known, so that nothing says how long it is */
         if (size >= whole.st_size - 8)
@@ -404,7 +338,7 @@ END_TEST
 
 START_TEST(a_file_that_changes_size_while_open_is_noticed)
 {
-    write_gguf("a.gguf", good);
+    script_write("a.gguf", good);
     dsv2_container *container = open_good("a.gguf");
     ck_assert_int_eq(dsv2_container_check(container), DSV2_OK);
     ck_assert_int_eq(truncate(folder_file("a.gguf"), 100), 0);
@@ -425,8 +359,8 @@ static const char second[] = SPLIT("1", "1", "2") VECTOR("b", "1", "0", "0") "pa
 
 START_TEST(the_first_file_of_a_split_model_opens_all)
 {
-    write_gguf("m-00001-of-00002.gguf", first);
-    write_gguf("m-00002-of-00002.gguf", second);
+    script_write("m-00001-of-00002.gguf", first);
+    script_write("m-00002-of-00002.gguf", second);
     dsv2_container *container = open_good("m-00001-of-00002.gguf");
     ck_assert_uint_eq(dsv2_container_count(container), 2);
     ck_assert(*(const float *)dsv2_container_find(container, "b")->data == 2);
@@ -442,23 +376,23 @@ END_TEST
 
 START_TEST(a_split_model_that_is_not_whole_is_refused)
 {
-    write_gguf("m-00001-of-00002.gguf", first);
+    script_write("m-00001-of-00002.gguf", first);
     expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_IO, "m-00002-of-00002.gguf: cannot open");
-    write_gguf("m-00002-of-00002.gguf", second);
+    script_write("m-00002-of-00002.gguf", second);
     expect_refused("m-00002-of-00002.gguf", DSV2_ERROR_FORMAT, "key split.no is 1: open the first file of the 2");
-    write_gguf("other-name.gguf", first);
+    script_write("other-name.gguf", first);
     expect_refused("other-name.gguf", DSV2_ERROR_FORMAT, "expected a file name that ends in -00001-of-00002.gguf");
-    write_gguf("m-00002-of-00002.gguf", first);
+    script_write("m-00002-of-00002.gguf", first);
     expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "keys split.no and split.count are 0 and 2, expected 1 and 2");
-    write_gguf("m-00002-of-00002.gguf", SPLIT("1", "1", "3") VECTOR("b", "1", "0", "0") "pad:32 f:2");
+    script_write("m-00002-of-00002.gguf", SPLIT("1", "1", "3") VECTOR("b", "1", "0", "0") "pad:32 f:2");
     expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "are 1 and 3, expected 1 and 2");
-    write_gguf("m-00002-of-00002.gguf", HEAD("0", "0"));
+    script_write("m-00002-of-00002.gguf", HEAD("0", "0"));
     expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "key split.no is missing");
-    write_gguf("m-00002-of-00002.gguf", SPLIT("0", "1", "2"));
+    script_write("m-00002-of-00002.gguf", SPLIT("0", "1", "2"));
     expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "key split.tensors.count is 2, but the files hold 1 tensors");
-    write_gguf("m-00002-of-00002.gguf", SPLIT("1", "1", "2") VECTOR("a", "1", "0", "0") "pad:32 f:2");
+    script_write("m-00002-of-00002.gguf", SPLIT("1", "1", "2") VECTOR("a", "1", "0", "0") "pad:32 f:2");
     expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "tensor a is there twice");
-    write_gguf("m-00001-of-65535.gguf", SPLIT("0", "0", "65535"));
+    script_write("m-00001-of-65535.gguf", SPLIT("0", "0", "65535"));
     expect_refused("m-00001-of-65535.gguf", DSV2_ERROR_FORMAT, "key split.count is 65535, expected at most 4096");
 }
 END_TEST

@@ -1,5 +1,6 @@
 /* Drawing tokens: each step against a plain implementation here, distributions against chi-square bounds, and misuse. */
 #include "sampling/sampling.h"
+#include "support/oom.h"
 
 #include <check.h>
 #include <math.h>
@@ -7,21 +8,6 @@
 #include <string.h>
 
 enum { VOCAB = 500, LARGE_VOCAB = 102400 };
-
-/* ---- allocation failure: the linker sends calloc here ---- */
-
-static int calloc_countdown = -1; /* calls that still succeed; -1: all */
-
-void *__real_calloc(size_t count, size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-void *__wrap_calloc(size_t count, size_t size)
-{
-    if (calloc_countdown == 0)
-        return NULL;
-    if (calloc_countdown > 0)
-        calloc_countdown--;
-    return __real_calloc(count, size);
-}
 
 /* ---- a plain implementation: probabilities of every token by sorting, in double, with libm ---- */
 
@@ -349,7 +335,7 @@ START_TEST(random_numbers_and_draws_are_those_of_every_other_machine)
         logits[i] = (float)(i * 37 % 101) / 16;
     dsv2_sampling s = {DEFAULTS, .temperature = 0.9f, .top_k = 30, .top_p = 0.9f, .min_p = 0.05f, .seed = 2405};
     dsv2_sampler sampler = make_sampler(&s, 100);
-    static const int32_t expected[8] = {84, 8, 19, 16, 79, 8, 76, 65}; /* computed apart, in Python */
+    static const int32_t expected[8] = {98, 49, 27, 79, 38, 49, 84, 90}; /* computed apart, in Python */
     for (int i = 0; i < 8; i++)
         ck_assert_int_eq(draw(&sampler, logits, 100, NULL, 0), expected[i]);
 }
@@ -516,16 +502,16 @@ START_TEST(without_memory_nothing_changes)
     dsv2_sampler sampler, copy;
     dsv2_sampler_init(&sampler);
     dsv2_sampler before = sampler;
-    calloc_countdown = 0;
+    oom_arm(1, false);
     dsv2_status status = dsv2_sampler_set(&sampler, &s, VOCAB);
-    calloc_countdown = -1;
+    ck_assert(oom_disarm());
     ck_assert_int_eq(status, DSV2_ERROR_MEMORY);
     ck_assert_mem_eq(&before, &sampler, sizeof before);
 
     sampler = make_sampler(&s, VOCAB);
-    calloc_countdown = 0;
+    oom_arm(1, false);
     status = dsv2_sampler_copy(&copy, &sampler);
-    calloc_countdown = -1;
+    ck_assert(oom_disarm());
     ck_assert_int_eq(status, DSV2_ERROR_MEMORY);
     ck_assert_ptr_null(copy.params.logit_bias);
     dsv2_sampler_free(&copy);
@@ -556,7 +542,8 @@ int main(void)
     tcase_add_loop_test(parameters, invalid_parameters_are_refused_by_name_and_change_nothing, 0, sizeof invalid / sizeof *invalid);
     tcase_add_test(parameters, null_parameters_are_refused);
     tcase_add_test(parameters, a_copy_draws_alike_and_owns_its_biases);
-    tcase_add_test(parameters, without_memory_nothing_changes);
+    if (oom_available())
+        tcase_add_test(parameters, without_memory_nothing_changes);
     suite_add_tcase(suite, parameters);
 
     SRunner *runner = srunner_create(suite);

@@ -22,26 +22,28 @@ static unsigned six_bits(const uint8_t *bytes, size_t i)
     return (unsigned)(bytes[i] >> 6 | bytes[VECTOR + i] >> 6 << 2 | bytes[2 * VECTOR + i] >> 6 << 4);
 }
 
-/* What a weight of row `row` and the `half`th 16 columns of block `block` is: scale * q - minimum. */
+static float load_half(const uint8_t *bytes) { return dsv2_f16_to_f32(dsv2_load_u16(bytes)); }
+
+/* What a weight of row `row` and the `half`th 16 columns of block `block` is, but for the row's factor: scale * q - minimum. */
 static void affine(dsv2_type type, const uint8_t *span, size_t block, size_t half, size_t row, float *scale, float *minimum)
 {
-    float span_scale = load_float(span + HEADER_SCALES + 4 * row);
     if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
         const uint8_t *numbers = span + HEADER_SIX_BITS;
-        *scale = span_scale * (float)six_bits(numbers, block * DSV2_PACK_ROWS + row);
-        *minimum = load_float(span + HEADER_MINIMA + 4 * row) * (float)six_bits(numbers, (SPAN_BLOCKS + block) * DSV2_PACK_ROWS + row);
+        *scale = load_half(span + HEADER_SCALES + 2 * row) * (float)six_bits(numbers, block * DSV2_PACK_ROWS + row);
+        *minimum = load_half(span + HEADER_MINIMA + 2 * row) * (float)six_bits(numbers, (SPAN_BLOCKS + block) * DSV2_PACK_ROWS + row);
         return;
     }
     if (type == DSV2_TYPE_P6)
-        *scale = span_scale * (float)(int8_t)span[HEADER_SIXTEENTHS + (2 * block + half) * DSV2_PACK_ROWS + row];
+        *scale = load_half(span + HEADER_SCALES + 2 * row) *
+                 (float)(int8_t)span[HEADER_SIXTEENTHS + (2 * block + half) * DSV2_PACK_ROWS + row];
     else
-        *scale = span_scale * dsv2_f16_to_f32(dsv2_load_u16(span + HEADER_HALVES + 2 * (block * DSV2_PACK_ROWS + row)));
+        *scale = load_half(span + HEADER_HALVES + 2 * (block * DSV2_PACK_ROWS + row));
     *minimum = *scale * (float)dsv2_pack_zero(type);
 }
 
 static const uint8_t *block_of(dsv2_type type, const uint8_t *span, size_t block)
 {
-    return span + HEADER + block * dsv2_block_bytes(type);
+    return span + dsv2_header_bytes(type) + block * dsv2_block_bytes(type);
 }
 
 /* q of column c (of 32) of a row. */
@@ -52,7 +54,7 @@ static unsigned element(dsv2_type type, const uint8_t *block, size_t row, size_t
         return block[word * VECTOR + lane];
     unsigned q = word < 4 ? block[word * VECTOR + lane] & 15u : block[(word - 4) * VECTOR + lane] >> 4;
     const uint8_t *more = block + 4 * VECTOR;
-    if (type == DSV2_TYPE_P5)
+    if (type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S)
         q |= (more[lane] >> word & 1u) << 4;
     if (type == DSV2_TYPE_P6)
         q |= (more[word / 4 * VECTOR + lane] >> 2 * (word % 4) & 3u) << 4;
@@ -62,6 +64,7 @@ static unsigned element(dsv2_type type, const uint8_t *block, size_t row, size_t
 void dsv2_unpack_row(dsv2_type type, const void *group, size_t row, float *out, size_t cols)
 {
     int zero = dsv2_pack_zero(type);
+    float factor = load_float((const uint8_t *)group + 4 * row);
     for (size_t c = 0; c < cols; c += DSV2_PACK_COLS / 2) {
         const uint8_t *span = dsv2_span(type, group, c / SPAN_COLS);
         size_t block = c % SPAN_COLS / DSV2_PACK_COLS, first = c % DSV2_PACK_COLS;
@@ -69,7 +72,7 @@ void dsv2_unpack_row(dsv2_type type, const void *group, size_t row, float *out, 
         affine(type, span, block, first / 16, row, &scale, &minimum);
         for (size_t i = 0; i < 16 && c + i < cols; i++) {
             int q = (int)element(type, block_of(type, span, block), row, first + i) - zero;
-            out[c + i] = zero != 0 ? scale * (float)q : scale * (float)q - minimum;
+            out[c + i] = factor * (zero != 0 ? scale * (float)q : scale * (float)q - minimum);
         }
     }
 }
@@ -160,7 +163,8 @@ static void matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 
                     add_block(type, sums[i], x[i0 + i] + b, &u);
             }
             for (size_t i = 0; i < rows; i++)
-                memcpy(out + (i0 + i) * out_stride + j, sums[i], valid * sizeof(float));
+                for (size_t row = 0; row < valid; row++)
+                    out[(i0 + i) * out_stride + j + row] = sums[i][row] * load_float(w + 4 * row);
         }
 }
 
@@ -187,4 +191,9 @@ void dsv2_matmul_p8_c(float *out, size_t out_stride, const dsv2_x8 *const *x, si
 void dsv2_matmul_p4s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
     matmul(DSV2_TYPE_P4S, out, out_stride, x, m, w, n, k);
+}
+
+void dsv2_matmul_p5s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+{
+    matmul(DSV2_TYPE_P5S, out, out_stride, x, m, w, n, k);
 }

@@ -116,7 +116,7 @@ INLINE dot_sum dot_add(dsv2_type type, dot_sum d, size_t g, ivec w, ivec x)
         d.sum = _mm256_add_epi32(d.sum, four_sums(pair_sums(and_bits(shift_right(w, 1), 0x40404040), x), 2));
         return d;
     }
-    size_t fit = type == DSV2_TYPE_P6 ? 2 : type == DSV2_TYPE_P5 ? 4 : 8;
+    size_t fit = type == DSV2_TYPE_P6 ? 2 : type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S ? 4 : 8;
     d.pairs = g % fit == 0 ? pair_sums(w, x) : _mm256_add_epi16(d.pairs, pair_sums(w, x));
     if (g % fit == fit - 1)
         d.sum = g < fit ? four_sums(d.pairs, 1) : _mm256_add_epi32(d.sum, four_sums(d.pairs, 1));

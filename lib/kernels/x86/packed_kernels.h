@@ -100,12 +100,11 @@ typedef struct affine {
 
 INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t part)
 {
-    vec scale = load(span + HEADER_SCALES + part * PART);
     size_t row = part * LANES;
     if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
         uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
         unpack_six_bits(numbers, span + HEADER_SIX_BITS);
-        vec minimum = load(span + HEADER_MINIMA + part * PART);
+        vec scale = load_f16(span + HEADER_SCALES + 2 * row), minimum = load_f16(span + HEADER_MINIMA + 2 * row);
         for (size_t b = 0; b < SPAN_BLOCKS; b++) {
             a->scales[b] = mul(scale, floats_of_u8(numbers + b * DSV2_PACK_ROWS + row));
             a->minima[b] = mul(minimum, floats_of_u8(numbers + (SPAN_BLOCKS + b) * DSV2_PACK_ROWS + row));
@@ -115,9 +114,10 @@ INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t p
     size_t n = type == DSV2_TYPE_P6 ? 2 * SPAN_BLOCKS : SPAN_BLOCKS;
     vec zero_point = splat((float)dsv2_pack_zero(type));
     for (size_t b = 0; b < n; b++) {
-        vec factor = type == DSV2_TYPE_P6 ? floats_of_s8(span + HEADER_SIXTEENTHS + b * DSV2_PACK_ROWS + row)
-                                          : load_f16(span + HEADER_HALVES + 2 * (b * DSV2_PACK_ROWS + row));
-        a->scales[b] = mul(scale, factor);
+        if (type == DSV2_TYPE_P6)
+            a->scales[b] = mul(load_f16(span + HEADER_SCALES + 2 * row), floats_of_s8(span + HEADER_SIXTEENTHS + b * DSV2_PACK_ROWS + row));
+        else
+            a->scales[b] = load_f16(span + HEADER_HALVES + 2 * (b * DSV2_PACK_ROWS + row));
         a->minima[b] = mul(a->scales[b], zero_point);
     }
 }
@@ -128,7 +128,7 @@ INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
     if (type == DSV2_TYPE_P8)
         return load_ints(block + g * VECTOR);
     ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
-    if (type == DSV2_TYPE_P5) {
+    if (type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S) {
         ivec more = load_ints(block + 4 * VECTOR);
         w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
     }
@@ -194,7 +194,7 @@ INLINE void add_block(dsv2_type type, vec *sums, const dsv2_x8 *const *rows, siz
     const dsv2_x8 *x[PACKED_ROWS];
     UNROLL
     for (size_t v = 0; v < n_v; v++)
-        blocks[v] = w->spans[v] + HEADER + at * dsv2_block_bytes(type);
+        blocks[v] = w->spans[v] + dsv2_header_bytes(type) + at * dsv2_block_bytes(type);
     UNROLL
     for (size_t i = 0; i < n_x; i++)
         x[i] = rows[i] + b;
@@ -228,9 +228,10 @@ INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const ds
             add_block(type, sums, x, n_x, &w, n_v, b0 + b, b);
     }
     for (size_t v = 0; v < n_v && v * LANES < n; v++) {
-        size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES;
+        size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES, part = v % (DSV2_PACK_ROWS / LANES);
+        vec factor = load(groups + v * LANES / DSV2_PACK_ROWS * group_bytes + part * PART);
         for (size_t i = 0; i < n_x; i++)
-            store_first(out + i * out_stride + v * LANES, sums[i * n_v + v], valid);
+            store_first(out + i * out_stride + v * LANES, mul(sums[i * n_v + v], factor), valid);
     }
 }
 
@@ -278,8 +279,9 @@ PACKED_MATMUL(matmul_p5, DSV2_TYPE_P5)
 PACKED_MATMUL(matmul_p6, DSV2_TYPE_P6)
 PACKED_MATMUL(matmul_p8, DSV2_TYPE_P8)
 PACKED_MATMUL(matmul_p4s, DSV2_TYPE_P4S)
+PACKED_MATMUL(matmul_p5s, DSV2_TYPE_P5S)
 
 #define PACKED_KERNELS                                                                                                          \
     .matmul_packed = {[DSV2_TYPE_P4] = matmul_p4, [DSV2_TYPE_P5] = matmul_p5, [DSV2_TYPE_P6] = matmul_p6,                         \
-                      [DSV2_TYPE_P8] = matmul_p8, [DSV2_TYPE_P4S] = matmul_p4s},                                                 \
+                      [DSV2_TYPE_P8] = matmul_p8, [DSV2_TYPE_P4S] = matmul_p4s, [DSV2_TYPE_P5S] = matmul_p5s},                   \
     .prepare_row = prepare_row

@@ -1,0 +1,168 @@
+/* The tokenizer of a pack: a tokenizer.json as it was published, or a GGUF's vocabulary, written down as README.md tells. */
+#include "formats/pack.h"
+
+#include <string.h>
+
+enum { VOCABULARY_HEADER = 20 };
+
+/* ---- writing ---- */
+
+typedef struct bytes {
+    uint8_t *data;
+    size_t size, capacity;
+    bool failed;
+} bytes;
+
+static void put(bytes *b, const void *data, size_t size)
+{
+    b->failed = b->failed || !dsv2_grow(&b->data, &b->capacity, b->size + size, 1);
+    if (b->failed || size == 0)
+        return;
+    memcpy(b->data + b->size, data, size);
+    b->size += size;
+}
+
+static void put_u32(bytes *b, uint32_t value)
+{
+    const uint8_t little[] = {(uint8_t)value, (uint8_t)(value >> 8), (uint8_t)(value >> 16), (uint8_t)(value >> 24)};
+    put(b, little, sizeof little);
+}
+
+static void put_text(bytes *b, dsv2_text text)
+{
+    put_u32(b, (uint32_t)text.size);
+    put(b, text.data, text.size);
+}
+
+static dsv2_status write_vocabulary(void *context, const dsv2_vocabulary *v)
+{
+    dsv2_pack_writer *writer = context;
+    bytes b = {0};
+    put_u32(&b, (uint32_t)v->n_tokens);
+    put_u32(&b, (uint32_t)v->n_merges);
+    put_u32(&b, (uint32_t)v->bos_token_id);
+    put_u32(&b, (uint32_t)v->eos_token_id);
+    put_u32(&b, v->ignore_merges);
+    put_text(&b, v->pre);
+    put_text(&b, v->chat_template);
+    put(&b, v->kinds, v->n_tokens);
+    for (size_t i = 0; i < v->n_tokens; i++)
+        put_text(&b, v->texts[i]);
+    for (size_t i = 0; i < 2 * v->n_merges; i++)
+        put_text(&b, v->merges[i]);
+    dsv2_status status = b.failed ? dsv2_fail_memory("the vocabulary", b.size)
+                                  : dsv2_pack_writer_text(writer, "vocabulary", (const char *)b.data, b.size);
+    dsv2_free(b.data);
+    return status;
+}
+
+dsv2_status dsv2_pack_writer_tokenizer(dsv2_pack_writer *writer, const dsv2_container *from)
+{
+    if (strcmp(dsv2_container_kind(from), "gguf") == 0)
+        return dsv2_gguf_vocabulary(from, write_vocabulary, writer);
+    if (strcmp(dsv2_container_kind(from), "pack") == 0) {
+        static const char *const names[] = {"tokenizer.json", "vocabulary"};
+        dsv2_status status = DSV2_OK;
+        for (size_t i = 0; i < sizeof names / sizeof *names && status == DSV2_OK; i++) {
+            const char *text;
+            size_t size;
+            dsv2_pack_text(from, names[i], &text, &size);
+            if (text != NULL)
+                status = dsv2_pack_writer_text(writer, names[i], text, size);
+        }
+        return status;
+    }
+    char *path = dsv2_path_join(dsv2_container_path(from), "tokenizer.json"), *json;
+    if (path == NULL)
+        return dsv2_fail_memory("a path", strlen(dsv2_container_path(from)));
+    dsv2_status status = DSV2_OK;
+    if (dsv2_is_file(path)) {
+        size_t size;
+        status = dsv2_file_read(path, DSV2_PACK_MAX_TEXT, &json, &size);
+        if (status == DSV2_OK) {
+            status = dsv2_pack_writer_text(writer, "tokenizer.json", json, size);
+            dsv2_free(json);
+        }
+    }
+    dsv2_free(path);
+    return status;
+}
+
+/* ---- reading ---- */
+
+/* The rest of a text that is read from its beginning. */
+typedef struct cursor {
+    const char *data;
+    size_t left;
+    bool cut; /* something did not fit into what is left */
+} cursor;
+
+static dsv2_text take(cursor *c, size_t size)
+{
+    if (c->cut || size > c->left) {
+        c->cut = true;
+        return (dsv2_text){0};
+    }
+    dsv2_text text = {c->data, size};
+    c->data += size;
+    c->left -= size;
+    return text;
+}
+
+static dsv2_text take_text(cursor *c)
+{
+    dsv2_text size = take(c, 4);
+    return c->cut ? size : take(c, dsv2_load_u32(size.data));
+}
+
+static dsv2_status read_vocabulary(const char *path, const char *text, size_t size, dsv2_tokenizer **tokenizer)
+{
+    cursor c = {text, size, false};
+    dsv2_text header = take(&c, VOCABULARY_HEADER);
+    if (c.cut)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut", path);
+    dsv2_vocabulary v = {
+        .path = path,
+        .n_tokens = dsv2_load_u32(header.data),
+        .n_merges = dsv2_load_u32(header.data + 4),
+        .bos_token_id = (int32_t)dsv2_load_u32(header.data + 8),
+        .eos_token_id = (int32_t)dsv2_load_u32(header.data + 12),
+        .ignore_merges = dsv2_load_u32(header.data + 16) != 0,
+    };
+    /* Every token takes five bytes at least, every merge eight. */
+    if (v.n_tokens > c.left / 5 || v.n_merges > c.left / 8)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary has %zu bytes, too few for %zu tokens and %zu merges", path, size, v.n_tokens,
+                         v.n_merges);
+    v.pre = take_text(&c);
+    v.chat_template = take_text(&c);
+    v.kinds = (const uint8_t *)take(&c, v.n_tokens).data;
+    dsv2_text *texts = dsv2_new(v.n_tokens, sizeof *texts), *merges = dsv2_new(v.n_merges, 2 * sizeof *merges);
+    dsv2_status status = DSV2_OK;
+    if (texts == NULL || merges == NULL)
+        status = dsv2_fail_memory("the vocabulary", (v.n_tokens + 2 * v.n_merges) * sizeof *texts);
+    for (size_t i = 0; i < v.n_tokens && status == DSV2_OK; i++)
+        texts[i] = take_text(&c);
+    for (size_t i = 0; i < 2 * v.n_merges && status == DSV2_OK; i++)
+        merges[i] = take_text(&c);
+    if (status == DSV2_OK && c.cut)
+        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut", path);
+    v.texts = texts;
+    v.merges = merges;
+    if (status == DSV2_OK)
+        status = dsv2_tokenizer_from_vocabulary(&v, tokenizer);
+    dsv2_free(merges);
+    dsv2_free(texts);
+    return status;
+}
+
+dsv2_status dsv2_pack_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer)
+{
+    const char *path = dsv2_container_path(container), *text;
+    size_t size;
+    *tokenizer = NULL;
+    dsv2_pack_text(container, "tokenizer.json", &text, &size);
+    if (text != NULL)
+        return dsv2_tokenizer_from_json(path, text, size, tokenizer);
+    dsv2_pack_text(container, "vocabulary", &text, &size);
+    return text == NULL ? DSV2_OK : read_vocabulary(path, text, size, tokenizer);
+}

@@ -1,0 +1,488 @@
+/* Writing packed weights: from floats, rounded well, and from the block types of GGUF files, exactly. */
+#include "kernels/packed.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { HALF_BLOCK = DSV2_PACK_COLS / 2 };
+
+/* One row of a span before it is put among the others. */
+typedef struct span_row {
+    uint8_t q[SPAN_COLS];
+    uint16_t scale, minimum; /* F16; P4, P5, the scale also P6 */
+    uint8_t sub_scales[SPAN_BLOCKS], sub_minima[SPAN_BLOCKS]; /* P4, P5 */
+    int8_t sixteenths[2 * SPAN_BLOCKS];                       /* P6 */
+    uint16_t halves[SPAN_BLOCKS];                             /* P8, P4S, P5S */
+} span_row;
+
+/* ---- putting rows together ---- */
+
+static void store_six_bits(uint8_t *bytes, size_t i, unsigned value)
+{
+    if (i < 3 * VECTOR) {
+        bytes[i] |= (uint8_t)value;
+        return;
+    }
+    for (size_t part = 0; part < 3; part++)
+        bytes[part * VECTOR + i - 3 * VECTOR] |= (uint8_t)((value >> 2 * part & 3) << 6);
+}
+
+static void store_half(uint8_t *bytes, uint16_t half)
+{
+    bytes[0] = (uint8_t)half;
+    bytes[1] = (uint8_t)(half >> 8);
+}
+
+static void store_header(dsv2_type type, uint8_t *span, size_t row, const span_row *s)
+{
+    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5 || type == DSV2_TYPE_P6)
+        store_half(span + HEADER_SCALES + 2 * row, s->scale);
+    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5)
+        store_half(span + HEADER_MINIMA + 2 * row, s->minimum);
+    for (size_t b = 0; b < SPAN_BLOCKS; b++) {
+        size_t at = b * DSV2_PACK_ROWS + row;
+        if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
+            store_six_bits(span + HEADER_SIX_BITS, at, s->sub_scales[b]);
+            store_six_bits(span + HEADER_SIX_BITS, SPAN_BLOCKS * DSV2_PACK_ROWS + at, s->sub_minima[b]);
+        } else if (type == DSV2_TYPE_P6) {
+            span[HEADER_SIXTEENTHS + 2 * b * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b];
+            span[HEADER_SIXTEENTHS + (2 * b + 1) * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b + 1];
+        } else {
+            store_half(span + HEADER_HALVES + 2 * at, s->halves[b]);
+        }
+    }
+}
+
+/* The inverse of the reference's element(). */
+static void store_element(dsv2_type type, uint8_t *block, size_t row, size_t c, unsigned q)
+{
+    size_t word = c / 4, lane = 4 * row + c % 4;
+    if (type == DSV2_TYPE_P8) {
+        block[word * VECTOR + lane] = (uint8_t)q;
+        return;
+    }
+    block[word % 4 * VECTOR + lane] |= (uint8_t)((q & 15) << (word < 4 ? 0 : 4));
+    if (type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S)
+        block[4 * VECTOR + lane] |= (uint8_t)(q >> 4 << word);
+    if (type == DSV2_TYPE_P6)
+        block[(4 + word / 4) * VECTOR + lane] |= (uint8_t)(q >> 4 << 2 * (word % 4));
+}
+
+/* Into a group that was all zeros. */
+static void store_row(dsv2_type type, uint8_t *group, size_t span_index, size_t row, const span_row *s, size_t n_blocks)
+{
+    uint8_t *span = group + (dsv2_span(type, group, span_index) - group);
+    store_header(type, span, row, s);
+    for (size_t b = 0; b < n_blocks; b++)
+        for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+            store_element(type, span + dsv2_header_bytes(type) + b * dsv2_block_bytes(type), row, c, s->q[b * DSV2_PACK_COLS + c]);
+}
+
+static void store_factor(uint8_t *group, size_t row, float factor) { memcpy(group + 4 * row, &factor, sizeof factor); }
+
+/* ---- rounding ----
+ * A row is multiplied by a power of two first, for its largest magnitude to be in [2^13, 2^14): scales in half precision then
+ * neither overflow nor, where it could matter, vanish. */
+enum { ROW_EXPONENT = 13, LEAST_EXPONENT = -149 /* of a float that is not 0 */ };
+
+/* To the nearest integer, as floats, for |v| < 2^22. */
+static float nearest(float v) { return (v + 0x1.8p23f) - 0x1.8p23f; }
+
+/* scale * q - minimum for q from 0 to levels: sets q, returns the squared error. */
+static float round_affine(const float *x, size_t n, float scale, float minimum, float levels, float *q)
+{
+    float inverse = scale > 0 ? 1 / scale : 0, error = 0;
+    for (size_t i = 0; i < n; i++) {
+        float v = (x[i] + minimum) * inverse;
+        v = v > 0 ? v : 0;
+        v = nearest(v < levels ? v : levels);
+        float difference = x[i] - (scale * v - minimum);
+        q[i] = v;
+        error += difference * difference;
+    }
+    return error;
+}
+
+/* The scale and minimum (not negative, either) that suit x and given q best: least squares. */
+static void fit_affine(const float *x, size_t n, const float *q, float *scale, float *minimum)
+{
+    float sum_q = 0, sum_qq = 0, sum_x = 0, sum_xq = 0, count = (float)n;
+    for (size_t i = 0; i < n; i++) {
+        sum_q += q[i];
+        sum_qq += q[i] * q[i];
+        sum_x += x[i];
+        sum_xq += x[i] * q[i];
+    }
+    float determinant = count * sum_qq - sum_q * sum_q;
+    if (!(determinant > 0))
+        return;
+    *scale = (count * sum_xq - sum_x * sum_q) / determinant;
+    *minimum = (*scale * sum_q - sum_x) / count;
+    if (*minimum < 0) {
+        *minimum = 0;
+        *scale = sum_xq / sum_qq;
+    }
+    if (*scale < 0)
+        *scale = 0;
+}
+
+/* A block's best scale and minimum: from several stretches of its range, each fitted twice. */
+static void search_affine(const float *x, size_t n, float levels, float *best_scale, float *best_minimum)
+{
+    float low = 0, high = x[0];
+    for (size_t i = 0; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    *best_scale = 0;
+    *best_minimum = -low;
+    if (!(high > low))
+        return;
+    float best = INFINITY;
+    for (int step = -6; step <= 3; step++) {
+        float scale = (high - low) / (levels + 0.15f * (float)step), minimum = -low, q[DSV2_PACK_COLS];
+        round_affine(x, n, scale, minimum, levels, q);
+        for (int fit = 0; fit < 2; fit++) {
+            fit_affine(x, n, q, &scale, &minimum);
+            float error = round_affine(x, n, scale, minimum, levels, q);
+            if (error < best) {
+                best = error;
+                *best_scale = scale;
+                *best_minimum = minimum;
+            }
+        }
+    }
+}
+
+static unsigned limit(float v, unsigned most) { return v > 0 ? v < (float)most ? (unsigned)nearest(v) : most : 0; }
+
+/* A block's whole scale and minimum in units of the span's: the best pair around the wanted one. */
+static void choose_six_bits(const float *x, size_t n, float levels, float scale, float minimum, span_row *s, size_t block)
+{
+    float span_scale = dsv2_f16_to_f32(s->scale), span_minimum = dsv2_f16_to_f32(s->minimum);
+    unsigned near_scale = limit(span_scale > 0 ? scale / span_scale : 0, 63);
+    unsigned near_minimum = limit(span_minimum > 0 ? minimum / span_minimum : 0, 63);
+    float best = INFINITY, q[DSV2_PACK_COLS];
+    for (unsigned a = near_scale > 0 ? near_scale - 1 : 0; a <= near_scale + 1 && a <= 63; a++)
+        for (unsigned m = near_minimum > 0 ? near_minimum - 1 : 0; m <= near_minimum + 1 && m <= 63; m++) {
+            float error = round_affine(x, n, span_scale * (float)a, span_minimum * (float)m, levels, q);
+            if (error >= best)
+                continue;
+            best = error;
+            s->sub_scales[block] = (uint8_t)a;
+            s->sub_minima[block] = (uint8_t)m;
+            for (size_t i = 0; i < n; i++)
+                s->q[block * DSV2_PACK_COLS + i] = (uint8_t)q[i];
+        }
+}
+
+static size_t in_block(size_t n, size_t block, size_t size) { return n - block * size < size ? n - block * size : size; }
+
+/* The span's scale and minimum that suit all integers chosen: least squares again. */
+static void fit_span(const float *x, size_t n, span_row *s)
+{
+    double aa = 0, ab = 0, bb = 0, xa = 0, xb = 0;
+    for (size_t i = 0; i < n; i++) {
+        double a = (double)s->sub_scales[i / DSV2_PACK_COLS] * s->q[i], b = s->sub_minima[i / DSV2_PACK_COLS], v = (double)x[i];
+        aa += a * a;
+        ab += a * b;
+        bb += b * b;
+        xa += v * a;
+        xb += v * b;
+    }
+    double determinant = aa * bb - ab * ab;
+    if (determinant > 1e-6 * aa * bb) { /* w = scale * a - minimum * b */
+        double scale = (xa * bb - xb * ab) / determinant, minimum = (xa * ab - xb * aa) / determinant;
+        if (scale > 0 && minimum >= 0) {
+            s->scale = dsv2_f32_to_f16((float)scale);
+            s->minimum = dsv2_f32_to_f16((float)minimum);
+        }
+    } else if (bb == 0 && aa > 0 && xa > 0) {
+        s->scale = dsv2_f32_to_f16((float)(xa / aa));
+    }
+}
+
+static void round_span_affine(const float *x, size_t n, float levels, span_row *s)
+{
+    float scales[SPAN_BLOCKS], minima[SPAN_BLOCKS], largest_scale = 0, largest_minimum = 0;
+    size_t blocks = (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
+    for (size_t b = 0; b < blocks; b++) {
+        search_affine(x + b * DSV2_PACK_COLS, in_block(n, b, DSV2_PACK_COLS), levels, &scales[b], &minima[b]);
+        largest_scale = scales[b] > largest_scale ? scales[b] : largest_scale;
+        largest_minimum = minima[b] > largest_minimum ? minima[b] : largest_minimum;
+    }
+    s->scale = dsv2_f32_to_f16(largest_scale / 63);
+    s->minimum = dsv2_f32_to_f16(largest_minimum / 63);
+    for (int round = 0; round < 2; round++) {
+        if (round > 0)
+            fit_span(x, n, s);
+        for (size_t b = 0; b < blocks; b++)
+            choose_six_bits(x + b * DSV2_PACK_COLS, in_block(n, b, DSV2_PACK_COLS), levels, scales[b], minima[b], s, b);
+    }
+}
+
+/* scale * q for q from -lowest to highest: sets q (of lowest 127: from -127), returns the squared error. */
+static float round_symmetric(const float *x, size_t n, float scale, float lowest, float highest, float *q)
+{
+    float inverse = scale != 0 ? 1 / scale : 0, error = 0;
+    for (size_t i = 0; i < n; i++) {
+        float v = x[i] * inverse;
+        v = v > -lowest ? v : -lowest;
+        v = nearest(v < highest ? v : highest);
+        float difference = x[i] - scale * v;
+        q[i] = v;
+        error += difference * difference;
+    }
+    return error;
+}
+
+/* The best scale, of either sign: the largest element may then use the range's longer end. */
+static float search_symmetric(const float *x, size_t n, float lowest, float highest)
+{
+    float extreme = 0;
+    for (size_t i = 0; i < n; i++)
+        extreme = fabsf(x[i]) > fabsf(extreme) ? x[i] : extreme;
+    if (extreme == 0)
+        return 0;
+    float best_scale = 0, best = INFINITY;
+    for (int side = -1; side <= 1; side += 2)
+        for (int step = -5; step <= 4; step++) {
+            float scale = extreme / ((float)side * ((side < 0 ? lowest : highest) + 0.2f * (float)step)), q[DSV2_PACK_COLS];
+            round_symmetric(x, n, scale, lowest, highest, q);
+            float xq = 0, qq = 0;
+            for (size_t i = 0; i < n; i++) {
+                xq += x[i] * q[i];
+                qq += q[i] * q[i];
+            }
+            if (!(qq > 0))
+                continue;
+            float error = round_symmetric(x, n, xq / qq, lowest, highest, q);
+            if (error < best) {
+                best = error;
+                best_scale = xq / qq;
+            }
+        }
+    return best_scale;
+}
+
+static void store_rounded(const float *x, size_t n, float scale, float lowest, float highest, int zero, uint8_t *out)
+{
+    float q[DSV2_PACK_COLS];
+    round_symmetric(x, n, scale, lowest, highest, q);
+    for (size_t i = 0; i < n; i++)
+        out[i] = (uint8_t)((int)q[i] + zero);
+}
+
+static void round_span_sixteenths(const float *x, size_t n, span_row *s)
+{
+    float scales[2 * SPAN_BLOCKS], largest = 0;
+    size_t halves = (n + HALF_BLOCK - 1) / HALF_BLOCK;
+    for (size_t h = 0; h < halves; h++) {
+        scales[h] = search_symmetric(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), 32, 31);
+        largest = fabsf(scales[h]) > largest ? fabsf(scales[h]) : largest;
+    }
+    s->scale = dsv2_f32_to_f16(largest / 127);
+    float span_scale = dsv2_f16_to_f32(s->scale);
+    for (size_t h = 0; h < halves && span_scale > 0; h++) {
+        float near_factor = nearest(scales[h] / span_scale), best = INFINITY, q[HALF_BLOCK];
+        for (float factor = near_factor - 1; factor <= near_factor + 1; factor++) {
+            float error = round_symmetric(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), span_scale * factor, 32, 31, q);
+            if (error < best && fabsf(factor) <= 127) {
+                best = error;
+                s->sixteenths[h] = (int8_t)factor;
+            }
+        }
+        store_rounded(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), span_scale * (float)s->sixteenths[h], 32, 31, 32,
+                      s->q + h * HALF_BLOCK);
+    }
+}
+
+static void round_span_halves(dsv2_type type, const float *x, size_t n, span_row *s)
+{
+    int zero = dsv2_pack_zero(type);
+    float highest = (float)zero - 1, lowest = type == DSV2_TYPE_P8 ? highest : (float)zero;
+    for (size_t b = 0; b * DSV2_PACK_COLS < n; b++) {
+        const float *block = x + b * DSV2_PACK_COLS;
+        size_t length = in_block(n, b, DSV2_PACK_COLS);
+        s->halves[b] = dsv2_f32_to_f16(search_symmetric(block, length, lowest, highest));
+        store_rounded(block, length, dsv2_f16_to_f32(s->halves[b]), lowest, highest, zero, s->q + b * DSV2_PACK_COLS);
+    }
+}
+
+/* Up to 256 columns of a row that was multiplied by its power of two. */
+static void round_span(dsv2_type type, const float *x, size_t n, span_row *s)
+{
+    enum { NOT_A_NUMBER = 0x7e00 };
+    memset(s, 0, sizeof *s);
+    memset(s->q, dsv2_pack_zero(type), sizeof s->q);
+    bool finite = true;
+    for (size_t i = 0; i < n; i++)
+        finite = finite && isfinite(x[i]);
+    if (!finite) {
+        s->scale = s->minimum = NOT_A_NUMBER;
+        for (size_t b = 0; b < SPAN_BLOCKS; b++)
+            s->halves[b] = NOT_A_NUMBER;
+    } else if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
+        round_span_affine(x, n, type == DSV2_TYPE_P4 ? 15 : 31, s);
+    } else if (type == DSV2_TYPE_P6) {
+        round_span_sixteenths(x, n, s);
+    } else {
+        round_span_halves(type, x, n, s);
+    }
+}
+
+/* What the row is divided by for its largest finite magnitude to be in [2^13, 2^14). */
+static int row_exponent(const float *row, size_t cols)
+{
+    float largest = 0;
+    for (size_t c = 0; c < cols; c++)
+        if (isfinite(row[c]) && fabsf(row[c]) > largest)
+            largest = fabsf(row[c]);
+    int exponent = largest > 0 ? ilogbf(largest) - ROW_EXPONENT : 0;
+    return exponent > LEAST_EXPONENT ? exponent : LEAST_EXPONENT;
+}
+
+static void pack_row(dsv2_type type, uint8_t *group, size_t row, const float *in, size_t cols)
+{
+    int exponent = row_exponent(in, cols);
+    /* in two steps, since 2^-exponent may be out of range */
+    float first = ldexpf(1, -exponent / 2), second = ldexpf(1, -exponent - -exponent / 2);
+    store_factor(group, row, ldexpf(1, exponent));
+    for (size_t c = 0; c < cols; c += SPAN_COLS) {
+        span_row s;
+        float x[SPAN_COLS];
+        size_t n = cols - c < SPAN_COLS ? cols - c : SPAN_COLS;
+        for (size_t i = 0; i < n; i++)
+            x[i] = in[c + i] * first * second;
+        round_span(type, x, n, &s);
+        store_row(type, group, c / SPAN_COLS, row, &s, (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS);
+    }
+}
+
+void dsv2_pack_group(dsv2_type type, void *group, const float *const *rows, size_t n_rows, size_t cols)
+{
+    memset(group, 0, dsv2_group_bytes(type, cols));
+    for (size_t row = 0; row < n_rows; row++)
+        pack_row(type, group, row, rows[row], cols);
+}
+
+/* ---- from files' blocks ---- */
+
+/* Q4_K and Q5_K: 12 bytes with a scale and a minimum of 6 bits for each 32 columns. The first four pairs are the low parts of
+ * bytes 0 to 3 and 4 to 7; the last four have their low nibbles in bytes 8 to 11 and their high two bits atop the first. */
+static void read_sub_scales(const uint8_t *bytes, span_row *s)
+{
+    for (size_t b = 0; b < 4; b++) {
+        s->sub_scales[b] = bytes[b] & 63;
+        s->sub_minima[b] = bytes[4 + b] & 63;
+        s->sub_scales[4 + b] = (uint8_t)((bytes[8 + b] & 15) | bytes[b] >> 6 << 4);
+        s->sub_minima[4 + b] = (uint8_t)(bytes[8 + b] >> 4 | bytes[4 + b] >> 6 << 4);
+    }
+}
+
+/* Element c of 256 in nibbles: 64 columns share 32 bytes. */
+static unsigned nibble_of_256(const uint8_t *bytes, size_t c) { return bytes[c / 64 * 32 + c % 32] >> (c / 32 % 2 * 4) & 15u; }
+
+static void read_q4_k(const uint8_t *block, span_row *s)
+{
+    s->scale = dsv2_load_u16(block);
+    s->minimum = dsv2_load_u16(block + 2);
+    read_sub_scales(block + 4, s);
+    for (size_t c = 0; c < SPAN_COLS; c++)
+        s->q[c] = (uint8_t)nibble_of_256(block + 16, c);
+}
+
+static void read_q5_k(const uint8_t *block, span_row *s)
+{
+    s->scale = dsv2_load_u16(block);
+    s->minimum = dsv2_load_u16(block + 2);
+    read_sub_scales(block + 4, s);
+    for (size_t c = 0; c < SPAN_COLS; c++) /* bit c / 32 of byte c % 32 is the fifth */
+        s->q[c] = (uint8_t)(nibble_of_256(block + 48, c) | (block[16 + c % 32] >> c / 32 & 1u) << 4);
+}
+
+/* 128 columns share 64 bytes of nibbles and 32 of high pairs of bits. */
+static void read_q6_k(const uint8_t *block, span_row *s)
+{
+    const uint8_t *low = block, *high = block + 128, *scales = block + 192;
+    for (size_t c = 0; c < SPAN_COLS; c++) {
+        size_t at = c % 128;
+        unsigned nibble = low[c / 128 * 64 + at % 64] >> at / 64 * 4 & 15u, pair = high[c / 128 * 32 + at % 32] >> at / 32 * 2 & 3u;
+        s->q[c] = (uint8_t)(nibble | pair << 4);
+    }
+    for (size_t h = 0; h < 2 * SPAN_BLOCKS; h++)
+        s->sixteenths[h] = (int8_t)scales[h];
+    s->scale = dsv2_load_u16(block + 208);
+}
+
+/* Blocks of 32: a half float, then the elements. */
+static void read_q8_0(const uint8_t *block, span_row *s, size_t b)
+{
+    s->halves[b] = dsv2_load_u16(block);
+    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+        s->q[b * DSV2_PACK_COLS + c] = (uint8_t)((int8_t)block[2 + c] + 128);
+}
+
+static void read_q4_0(const uint8_t *block, span_row *s, size_t b)
+{
+    s->halves[b] = dsv2_load_u16(block);
+    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+        s->q[b * DSV2_PACK_COLS + c] = block[2 + c % 16] >> c / 16 * 4 & 15;
+}
+
+static void read_q5_0(const uint8_t *block, span_row *s, size_t b)
+{
+    uint32_t fifth = dsv2_load_u32(block + 2);
+    s->halves[b] = dsv2_load_u16(block);
+    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+        s->q[b * DSV2_PACK_COLS + c] = (uint8_t)((block[6 + c % 16] >> c / 16 * 4 & 15) | (fifth >> c & 1) << 4);
+}
+
+static const struct {
+    dsv2_type from, to;
+    void (*read_span)(const uint8_t *block, span_row *s);
+    void (*read_block)(const uint8_t *block, span_row *s, size_t b);
+} twins[] = {
+    {DSV2_TYPE_Q4_K, DSV2_TYPE_P4, read_q4_k, NULL},  {DSV2_TYPE_Q5_K, DSV2_TYPE_P5, read_q5_k, NULL},
+    {DSV2_TYPE_Q6_K, DSV2_TYPE_P6, read_q6_k, NULL},  {DSV2_TYPE_Q8_0, DSV2_TYPE_P8, NULL, read_q8_0},
+    {DSV2_TYPE_Q4_0, DSV2_TYPE_P4S, NULL, read_q4_0}, {DSV2_TYPE_Q5_0, DSV2_TYPE_P5S, NULL, read_q5_0},
+};
+enum { N_TWINS = sizeof twins / sizeof *twins };
+
+dsv2_type dsv2_packed_twin(dsv2_type type)
+{
+    for (size_t t = 0; t < N_TWINS; t++)
+        if (twins[t].from == type)
+            return twins[t].to;
+    return DSV2_TYPE_COUNT;
+}
+
+static void repack_row(size_t twin, uint8_t *group, size_t row, const uint8_t *data, size_t cols)
+{
+    dsv2_type to = twins[twin].to;
+    store_factor(group, row, 1);
+    size_t block_bytes = dsv2_type_row_bytes(twins[twin].from, twins[twin].read_span != NULL ? SPAN_COLS : DSV2_PACK_COLS);
+    for (size_t c = 0; c < cols; c += SPAN_COLS) {
+        size_t blocks = (cols - c < SPAN_COLS ? cols - c : SPAN_COLS) / DSV2_PACK_COLS;
+        span_row s;
+        memset(&s, 0, sizeof s);
+        if (twins[twin].read_span != NULL) {
+            twins[twin].read_span(data, &s);
+            data += block_bytes;
+        } else {
+            for (size_t b = 0; b < blocks; b++, data += block_bytes)
+                twins[twin].read_block(data, &s, b);
+        }
+        store_row(to, group, c / SPAN_COLS, row, &s, blocks);
+    }
+}
+
+void dsv2_repack_group(dsv2_type from, void *group, const void *const *rows, size_t n_rows, size_t cols)
+{
+    for (size_t t = 0; t < N_TWINS; t++)
+        if (twins[t].from == from) {
+            memset(group, 0, dsv2_group_bytes(twins[t].to, cols));
+            for (size_t row = 0; row < n_rows; row++)
+                repack_row(t, group, row, rows[row], cols);
+        }
+}

@@ -7,6 +7,7 @@
 
 #include "support/checkpoint.h"
 
+#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,33 +176,50 @@ static double time_feeding(dsv2_model *model, size_t n)
     return seconds * (double)n / FED;
 }
 
-int main(int argc, char **argv)
+static size_t n_tokens = 8192;
+static const char *snapshot_folder; /* NULL: beside the model */
+
+START_TEST(figures)
 {
-    size_t n = argc > 1 ? strtoul(argv[1], NULL, 10) : 8192;
     const test_checkpoint shape = {
         .vocab_size = VOCAB, .hidden_size = 512, .intermediate_size = 64, .num_hidden_layers = 27, .num_attention_heads = 16,
         .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
-        .max_position_embeddings = (uint32_t)n + 64, .seed = 1,
+        .max_position_embeddings = (uint32_t)n_tokens + 64, .seed = 1,
     };
     char *folder = test_checkpoint_write(&shape), path[4096];
-    snprintf(path, sizeof path, "%s/bench.snapshot", argc > 2 ? argv[2] : folder);
+    snprintf(path, sizeof path, "%s/bench.snapshot", snapshot_folder != NULL ? snapshot_folder : folder);
     dsv2_model *model;
     must(dsv2_model_open(folder, NULL, &model), folder);
-    size_t width = 576;
-    float *rows = malloc(DSV2_PAGE_TOKENS * width * sizeof *rows);
+    float rows[DSV2_PAGE_TOKENS * 576];
     uint64_t seed = 5;
-    for (size_t i = 0; i < DSV2_PAGE_TOKENS * width; i++)
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         rows[i] = normal(&seed) * (i % 97 == 0 ? 6.0f : 1.0f);
-    double feed_seconds = time_feeding(model, n);
-    printf("%zu tokens, %u threads, kernels %s; feeding them takes %.1f s or more (measured over the first %d)\n", n,
+    double feed_seconds = time_feeding(model, n_tokens);
+    printf("%zu tokens, %u threads, kernels %s; feeding them takes %.1f s or more (by the rate over the first %d)\n", n_tokens,
            dsv2_pool_threads(model->pool), model->kernels->name, feed_seconds, FED);
-    printf("MB: 10^6 bytes; MB/s: of latents\n");
+    printf("MB: 10^6 bytes; MB/s: of latents; +disk: with flushing to disk; rows ms: one thread decodes all rows once\n");
     printf("%-4s %8s %9s %8s %6s %9s %9s %10s %9s %9s %9s %9s\n", "kv", "B/token", "latent MB", "file MB", "share", "save MB/s", "+disk",
            "rest. MB/s", "x feeding", "fork us", "token ms", "rows ms");
     for (int type = DSV2_CACHE_F32; type <= DSV2_CACHE_Q6; type++)
-        measure(model, (dsv2_cache_type)type, n, rows, path, feed_seconds);
-    free(rows);
+        measure(model, (dsv2_cache_type)type, n_tokens, rows, path, feed_seconds);
     dsv2_model_close(model);
     test_checkpoint_remove(folder);
-    return EXIT_SUCCESS;
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    if (argc > 1)
+        n_tokens = strtoul(argv[1], NULL, 10);
+    snapshot_folder = argc > 2 ? argv[2] : NULL;
+    Suite *suite = suite_create("snapshot figures"); /* the checkpoint's writer asks for Check */
+    TCase *tests = tcase_create("figures");
+    tcase_add_test(tests, figures);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_set_fork_status(runner, CK_NOFORK);
+    srunner_run_all(runner, CK_MINIMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed > 0;
 }

@@ -244,7 +244,7 @@ START_TEST(expressions_that_would_mean_something_else_are_refused)
         const char *regex, *refused;
     } cases[] = {
         {"[[a-z]b]", "a set in a set"}, {"[a&&b]", "a set in a set"}, {"[[:alpha:]]", "a set in a set"}, {"[]a]", "begins with a bracket"},
-        {"[a", "a set without an end"}, {"[\\\\s-z]", "a range that begins with a set"}, {"[\\\\W]", "\\W in a set"},
+        {"[a", "a set without an end"}, {"[\\\\s-z]", "a range that begins with a set"}, {"[\\\\W]", "\\W in a set"}, {"[\\\\P{L}]", "\\P in a set"},
         {"\\\\h", "this escape"}, {"\\\\R", "this escape"}, {"\\\\1", "this escape"}, {"\\\\bx", "this escape"}, {"\\\\A", "this escape"},
         {"\\\\", "this escape"}, {"\\\\Q", "this escape"}, {"[\\\\b]", "this escape"},
         {"\\\\p{Han}", "not a general category"}, {"\\\\pL", "not a general category"}, {"\\\\p{^L}", "not a general category"},

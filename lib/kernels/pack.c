@@ -106,45 +106,58 @@ static void store_factor(uint8_t *group, size_t row, float factor) { memcpy(grou
  * neither overflow nor, where it could matter, vanish. */
 enum { ROW_EXPONENT = 13, LEAST_EXPONENT = -149 /* of a float that is not 0 */ };
 
-/* Sums go by lanes, which the compiler makes vectors of; n is a multiple of that. */
-enum { SUMS = 8 };
+/* Four floats at a time, on any machine; n is a multiple of that everywhere below. */
+typedef float four __attribute__((vector_size(16)));
+typedef int32_t four_ints __attribute__((vector_size(16)));
+enum { FOUR = 4 };
 
-static float total(const float sums[SUMS])
+static four load4(const float *p)
 {
-    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+    four v;
+    memcpy(&v, p, sizeof v);
+    return v;
 }
+
+static float total(four v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+static four choose(four_ints mask, four a, four b) { return (four)((mask & (four_ints)a) | (~mask & (four_ints)b)); }
 
 /* To the nearest integer, as floats, for |v| < 2^22. */
 static float nearest(float v) { return (v + 0x1.8p23f) - 0x1.8p23f; }
+static four nearest4(four v) { return (v + 0x1.8p23f) - 0x1.8p23f; }
+
+/* The nearest of the integers from `lowest` to `highest`. */
+static four limit4(four v, float lowest, float highest)
+{
+    four low = (four){0} + lowest, high = (four){0} + highest;
+    v = choose(v > low, v, low);
+    return nearest4(choose(v < high, v, high));
+}
 
 /* scale * q - minimum for q from 0 to levels: sets q, returns the squared error. */
 static float round_affine(const float *x, size_t n, float scale, float minimum, float levels, float *q)
 {
-    float inverse = scale > 0 ? 1 / scale : 0, errors[SUMS] = {0};
-    for (size_t i = 0; i < n; i += SUMS)
-        for (size_t l = 0; l < SUMS; l++) {
-            float v = (x[i + l] + minimum) * inverse;
-            v = v > 0 ? v : 0;
-            v = nearest(v < levels ? v : levels);
-            float difference = x[i + l] - (scale * v - minimum);
-            q[i + l] = v;
-            errors[l] += difference * difference;
-        }
+    float inverse = scale > 0 ? 1 / scale : 0;
+    four errors = {0};
+    for (size_t i = 0; i < n; i += FOUR) {
+        four values = load4(x + i), v = limit4((values + minimum) * inverse, 0, levels), difference = values - (scale * v - minimum);
+        memcpy(q + i, &v, sizeof v);
+        errors += difference * difference;
+    }
     return total(errors);
 }
 
 /* The scale and minimum (not negative, either) that suit x and given q best: least squares. */
 static void fit_affine(const float *x, size_t n, const float *q, float *scale, float *minimum)
 {
-    float sums[4][SUMS] = {{0}}, count = (float)n;
-    for (size_t i = 0; i < n; i += SUMS)
-        for (size_t l = 0; l < SUMS; l++) {
-            sums[0][l] += q[i + l];
-            sums[1][l] += q[i + l] * q[i + l];
-            sums[2][l] += x[i + l];
-            sums[3][l] += x[i + l] * q[i + l];
-        }
-    float sum_q = total(sums[0]), sum_qq = total(sums[1]), sum_x = total(sums[2]), sum_xq = total(sums[3]);
+    four all_q = {0}, all_qq = all_q, all_x = all_q, all_xq = all_q;
+    for (size_t i = 0; i < n; i += FOUR) {
+        four v = load4(q + i), values = load4(x + i);
+        all_q += v;
+        all_qq += v * v;
+        all_x += values;
+        all_xq += values * v;
+    }
+    float sum_q = total(all_q), sum_qq = total(all_qq), sum_x = total(all_x), sum_xq = total(all_xq), count = (float)n;
     float determinant = count * sum_qq - sum_q * sum_q;
     if (!(determinant > 0))
         return;
@@ -254,16 +267,13 @@ static void round_span_affine(const float *x, size_t n, float levels, span_row *
 /* scale * q for q from -lowest to highest: sets q (of lowest 127: from -127), returns the squared error. */
 static float round_symmetric(const float *x, size_t n, float scale, float lowest, float highest, float *q)
 {
-    float inverse = scale != 0 ? 1 / scale : 0, errors[SUMS] = {0};
-    for (size_t i = 0; i < n; i += SUMS)
-        for (size_t l = 0; l < SUMS; l++) {
-            float v = x[i + l] * inverse;
-            v = v > -lowest ? v : -lowest;
-            v = nearest(v < highest ? v : highest);
-            float difference = x[i + l] - scale * v;
-            q[i + l] = v;
-            errors[l] += difference * difference;
-        }
+    float inverse = scale != 0 ? 1 / scale : 0;
+    four errors = {0};
+    for (size_t i = 0; i < n; i += FOUR) {
+        four values = load4(x + i), v = limit4(values * inverse, -lowest, highest), difference = values - scale * v;
+        memcpy(q + i, &v, sizeof v);
+        errors += difference * difference;
+    }
     return total(errors);
 }
 
@@ -280,13 +290,13 @@ static float search_symmetric(const float *x, size_t n, float lowest, float high
         for (int step = -5; step <= 4; step++) {
             float scale = extreme / ((float)side * ((side < 0 ? lowest : highest) + 0.2f * (float)step)), q[DSV2_PACK_COLS];
             round_symmetric(x, n, scale, lowest, highest, q);
-            float sums[2][SUMS] = {{0}};
-            for (size_t i = 0; i < n; i += SUMS)
-                for (size_t l = 0; l < SUMS; l++) {
-                    sums[0][l] += x[i + l] * q[i + l];
-                    sums[1][l] += q[i + l] * q[i + l];
-                }
-            float xq = total(sums[0]), qq = total(sums[1]);
+            four all_xq = {0}, all_qq = {0};
+            for (size_t i = 0; i < n; i += FOUR) {
+                four v = load4(q + i);
+                all_xq += load4(x + i) * v;
+                all_qq += v * v;
+            }
+            float xq = total(all_xq), qq = total(all_qq);
             if (!(qq > 0))
                 continue;
             float error = round_symmetric(x, n, xq / qq, lowest, highest, q);

@@ -146,7 +146,7 @@ class Run:
         names = ("step", "tokens", "seconds", "context", "epoch", "cursor")
         state = {name: getattr(self, name) for name in names}
         weights = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        extra = {"average": self.average.weights, "config": dataclasses.asdict(self.model.config), "boundary": self.boundary}
+        extra = {"average": self.average.weights, "config": dataclasses.asdict(self.model.config)}
         atomic_save({"state": state, **weights, **extra}, path)
 
     def load(self) -> None:

@@ -44,13 +44,14 @@ check build-thread --suite threads
 export CC=clang
 build build-clang --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false -Dfuzz=true
 
-# What Check printed, test program by test program; and in which build.
+# Build by build, so that all is in one place.
 for folder in $summaries; do
     echo
-    echo "== $folder: Meson's summary and Check's"
-    sed -n '/^Ok: /,/^Timeout: /p' "$folder/meson-logs/testlog.txt"
-    grep -E '^Running suite|^[0-9]+%: Checks: ' "$folder/meson-logs/testlog.txt"
-    grep -E '^skipped: ' "$folder/meson-logs/testlog.txt" || echo "nothing was skipped"
+    log=$folder/meson-logs/testlog.txt
+    echo "== $folder: what was skipped, Meson's summary and Check's"
+    grep '^skipped: ' "$log" || echo "nothing was skipped"
+    sed -n '/^Ok: /,/^Timeout: /p' "$log"
+    grep -E '^Running suite|^[0-9]+%: Checks: ' "$log"
 done
 if [ -n "$failed" ]; then
     echo

@@ -19,8 +19,8 @@ bin=$work/tools/bin
 "$bin/pip" install -q --disable-pip-version-check -r requirements-test.txt || skip "requirements-test.txt cannot be installed"
 
 echo "== ruff"
-"$bin/ruff" check .
-"$bin/ruff" format --check .
+"$bin/ruff" check . "$tests"
+"$bin/ruff" format --check . "$tests"
 
 echo "== the wheel, in a clean environment"
 "$bin/pip" wheel -q --disable-pip-version-check --no-deps --wheel-dir "$work/wheel" .
@@ -38,3 +38,4 @@ echo "== pytest, mypy"
 echo "== the same from C and Python"
 "$tests/same.sh" "$same" "$bin/python" "$tests/same.py"
 "$bin/python" "$tests/overhead.py" "$overhead" "$work/model"
+"$bin/python" "$tests/interrupt.py" "$work/model"

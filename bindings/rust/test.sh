@@ -25,6 +25,12 @@ fi
 echo "== the layout of the C headers"
 "$layout" > "$work/layout.json"
 python3 "$root/tests/abi/headers.py" rust "$work/layout.json" | diff dsv2-sys/tests/layout.rs -
+if [ "$(bindgen --version 2>&1)" = "$(sed -n 's|.*by rust-\(bindgen [0-9.]*\).*|\1|p' dsv2-sys/src/bindings.rs)" ]; then
+    dsv2-sys/generate.sh "$work/bindings.rs"
+    diff dsv2-sys/src/bindings.rs "$work/bindings.rs"
+else
+    echo "skipped: making dsv2-sys/src/bindings.rs anew: the bindgen that made it is missing"
+fi
 python3 "$root/tests/abi/headers.py" mirrored "$work/layout.json" dsv2/src/*.rs
 
 echo "== rustfmt, clippy"

@@ -19,7 +19,7 @@ typedef struct command {
 } command;
 
 extern const command command_generate, command_chat, command_tokenize, command_detokenize, command_logits, command_perplexity,
-    command_experts, command_inspect, command_bench;
+    command_experts, command_inspect, command_bench, command_pack;
 
 /* ---- options ---- */
 
@@ -56,6 +56,10 @@ typedef struct model_settings {
 /* The type of that name, NULL being the default; GO_ON, or says that there is none and returns the exit status. */
 int find_cache_type(const char *name, dsv2_cache_type *type);
 const char *cache_type_name(dsv2_cache_type type);
+
+/* The weight type of that name, NULL being as stored; GO_ON, or says that there is none and returns the exit status. */
+int find_weight_type(const char *name, dsv2_weight_type *type);
+const char *weight_type_name(dsv2_weight_type type);
 
 /* Options of commands that draw tokens. */
 typedef struct sampling_settings {
@@ -132,6 +136,9 @@ typedef struct progress_bar {
 void progress_start(progress_bar *bar, const char *label);
 void progress_update(progress_bar *bar, uint64_t done, uint64_t total);
 void progress_end(progress_bar *bar);
+
+/* A dsv2_progress_fn whose user is a bar. */
+int progress_show(void *bar, dsv2_phase phase, uint64_t done, uint64_t total);
 
 double seconds_now(void);
 

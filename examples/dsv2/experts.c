@@ -332,7 +332,7 @@ typedef struct page {
 
 static page lay_out_page(const report *r)
 {
-    page p = {.left = 64, .top = 96};
+    page p = {.left = 64, .top = r->n_devices > 1 ? 116 : 96};
     double n = r->info.n_routed_experts, largest = 1;
     p.cell_width = 800 / n > 40 ? 40 : 800 / n < 5 ? 5 : floor(800 / n);
     p.cell_height = r->n_layers <= 12 ? 26 : r->n_layers <= 30 ? 18 : 12;
@@ -345,7 +345,9 @@ static page lay_out_page(const report *r)
             double load = relative_load(r, i, e), far = load > 1 ? load : load > 0 ? 1 / load : 1;
             largest = far > largest ? far : largest;
         }
-    p.limit = largest <= 2 ? 2 : largest <= 4 ? 4 : 8;
+    static const double limits[] = {1.5, 2, 3, 4, 8};
+    for (size_t i = 0; i < sizeof limits / sizeof *limits && p.limit < largest; i++)
+        p.limit = limits[i];
     return p;
 }
 
@@ -365,7 +367,8 @@ static void write_svg_head(FILE *out, const report *r, const page *p)
         uint32_t most = 0;
         for (uint32_t i = 0; i < r->n_layers; i++)
             most = r->balance[i].max_devices_reached > most ? r->balance[i].max_devices_reached : most;
-        fprintf(out, " &#183; at most %u of %u %ss reached (limit %u)", most, r->n_devices, r->device, r->limit);
+        fprintf(out, "</text>\n<text x=\"%.0f\" y=\"70\" fill=\"#666\">a token reached at most %u of %u %ss (the limit: %u)", p->left, most,
+                r->n_devices, r->device, r->limit);
     }
     fprintf(out, "</text>\n");
 }
@@ -425,9 +428,9 @@ static void write_svg_legend(FILE *out, const page *p)
                 (double)WIDTH / STEPS + 0.5, colour);
     }
     fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"10\" height=\"10\" fill=\"#222\"/>\n</g>\n", p->left + WIDTH + 80, y);
-    fprintf(out, "<g fill=\"#666\">\n<text x=\"%.1f\" y=\"%.1f\">1/%.0f&#215;</text>\n", p->left, y + 26, p->limit);
+    fprintf(out, "<g fill=\"#666\">\n<text x=\"%.1f\" y=\"%.1f\">1/%g&#215;</text>\n", p->left, y + 26, p->limit);
     fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">even load</text>\n", p->left + WIDTH / 2.0, y + 26);
-    fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%.0f&#215;</text>\n", p->left + WIDTH, y + 26, p->limit);
+    fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%g&#215;</text>\n", p->left + WIDTH, y + 26, p->limit);
     fprintf(out, "<text x=\"%.1f\" y=\"%.1f\">never used</text>\n</g>\n", p->left + WIDTH + 96, y + 9);
 }
 

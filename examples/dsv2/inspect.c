@@ -4,13 +4,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-static const char *type_name(dsv2_weight_type type)
-{
-    static const char *const names[] = {"as stored", "f32",  "f16",  "bf16", "f8_e4m3", "q8_0",
-                                        "q6_k",      "q5_k", "q4_k", "q4_0", "mixed"};
-    return (size_t)type < sizeof names / sizeof *names ? names[type] : "unknown";
-}
-
 /* One fact: a name as in config.json, and a number or a text. */
 typedef struct fact {
     const char *name;
@@ -34,6 +27,15 @@ static void print_facts(const fact *facts, size_t n, bool json)
     printf("%s", json ? "}\n" : "");
 }
 
+static int verify(const char *path)
+{
+    progress_bar bar;
+    progress_start(&bar, "Verifying");
+    dsv2_status status = dsv2_model_verify(path, progress_show, &bar);
+    progress_end(&bar);
+    return status == DSV2_OK ? GO_ON : fail_library();
+}
+
 static int inspect(dsv2_model *model, const char *path, bool json)
 {
     dsv2_model_info info = model_info(model);
@@ -50,7 +52,7 @@ static int inspect(dsv2_model *model, const char *path, bool json)
         {"architecture", info.architecture, 0},
         {"parameters", NULL, (int64_t)info.parameters},
         {"parameters_activated", NULL, (int64_t)info.parameters_activated},
-        {"weight_type", type_name(info.weight_type), 0},
+        {"weight_type", weight_type_name(info.weight_type), 0},
         {"weight_bytes", NULL, (int64_t)info.weight_bytes},
         {"bytes_copied", NULL, (int64_t)info.bytes_copied},
         {"max_position_embeddings", NULL, info.max_position_embeddings},
@@ -106,10 +108,15 @@ static int inspect_snapshot(const dsv2_snapshot_info *info, const char *path, bo
 static int run(int argc, char **argv)
 {
     model_settings settings = {0};
-    bool json = false;
+    bool json = false, verified = false;
     const char *path;
-    const option_spec options[] = {{"json", NULL, OPTION_FLAG, &json, 0, 0, "print a JSON object"}};
+    const option_spec options[] = {
+        {"json", NULL, OPTION_FLAG, &json, 0, 0, "print a JSON object"},
+        {"verify", NULL, OPTION_FLAG, &verified, 0, 0, "first read a .dsv2 pack through and check its checksums"},
+    };
     int status = parse_options(&command_inspect, argc, argv, options, sizeof options / sizeof *options, &path, 1);
+    if (status == GO_ON && verified)
+        status = verify(path);
     if (status != GO_ON)
         return status;
     dsv2_snapshot_info snapshot = {.struct_size = sizeof snapshot};
@@ -124,6 +131,6 @@ static int run(int argc, char **argv)
 }
 
 const command command_inspect = {
-    "inspect", "PATH [--json]", "Prints what a model, or a saved conversation, is: its dimensions, sizes and types.",
+    "inspect", "PATH [OPTION...]", "Prints what a model, or a saved conversation, is: its dimensions, sizes and types.",
     "Names are those of the published config.json.", run,
 };

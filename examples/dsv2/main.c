@@ -5,13 +5,14 @@
 
 static const command *const commands[] = {
     &command_generate, &command_chat,       &command_tokenize, &command_detokenize,
-    &command_logits,   &command_perplexity, &command_experts,  &command_inspect, &command_bench,
+    &command_logits,   &command_perplexity, &command_experts,  &command_inspect, &command_bench,    &command_pack,
 };
 
 static void print_commands(FILE *out)
 {
     fprintf(out, "Usage: dsv2 COMMAND MODEL [OPTION...]\n\n"
-                 "Runs DeepSeek-V2 models. MODEL is a folder with config.json, safetensors files and tokenizer.json.\n\n"
+                 "Runs DeepSeek-V2 models. MODEL is a folder with config.json, safetensors files and tokenizer.json, a\n"
+                 "GGUF file, or a .dsv2 pack.\n\n"
                  "Commands:\n");
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(out, "  %-12s%s\n", commands[i]->name, commands[i]->summary);

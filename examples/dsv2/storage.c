@@ -3,13 +3,6 @@
 
 #include <string.h>
 
-static int show_storage(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
-{
-    (void)phase;
-    progress_update(user, done, total);
-    return 0;
-}
-
 /* What the snapshot is kept as, so that a session can be opened for it. */
 static int snapshot_cache_type(const char *path, dsv2_cache_type *type)
 {
@@ -25,13 +18,14 @@ static int restore(dsv2_session *session, const char *path)
     progress_bar bar;
     progress_start(&bar, "Restoring");
     dsv2_restore_options options = {
-        .struct_size = sizeof options, .convert = 1, .progress = show_storage, .progress_user = &bar};
+        .struct_size = sizeof options, .convert = 1, .progress = progress_show, .progress_user = &bar};
     dsv2_status status = dsv2_session_restore(session, path, &options, NULL);
     progress_end(&bar);
     return status == DSV2_OK ? EXIT_OK : fail_library();
 }
 
-int open_stored_session(dsv2_model *model, const storage_settings *storage, const sampling_settings *sampling, dsv2_session **session)
+int open_stored_session(dsv2_model *model, const storage_settings *storage, const sampling_settings *sampling,
+                        dsv2_session **session)
 {
     dsv2_cache_type type;
     int status = find_cache_type(storage->kv, &type);
@@ -57,7 +51,7 @@ int save_session(dsv2_session *session, const char *path)
 {
     progress_bar bar;
     progress_start(&bar, "Saving");
-    dsv2_save_options options = {.struct_size = sizeof options, .append = 1, .progress = show_storage, .progress_user = &bar};
+    dsv2_save_options options = {.struct_size = sizeof options, .append = 1, .progress = progress_show, .progress_user = &bar};
     dsv2_status status = dsv2_session_save(session, path, &options);
     progress_end(&bar);
     return status == DSV2_OK ? EXIT_OK : fail_library();

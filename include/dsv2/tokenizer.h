@@ -4,7 +4,12 @@
  * Face's tokenizers for the same file. Text is bytes: any bytes encode, and decode to themselves again, invalid UTF-8
  * included. A tokenizer never changes after it is opened; any number of threads may use it.
  *
- * Functions that return a sequence take a buffer and its capacity and always store the whole length: call with capacity 0
+ * Special tokens are those that the file marks so, and all added tokens spelled <|...|> or <｜...｜>: DeepSeek's files leave
+ * marks like <｜User｜> unmarked, and a user's text must not become them. Other added tokens are part of the text wherever it
+ * spells them, as in Hugging Face's library. DeepSeek-V2's vocabulary has no tokens for 13 bytes that UTF-8 never uses: each
+ * takes two, which give the byte only if they are decoded in one call.
+ *
+ * Functions that return a sequence take a buffer and its capacity and store the whole length: call with capacity 0
  * (the buffer may then be NULL) to learn the size. If the capacity is too small nothing is written to the buffer and
  * DSV2_ERROR_BUFFER is returned, except that with capacity 0 the answer is DSV2_OK.
  */
@@ -40,8 +45,10 @@ typedef enum dsv2_encode_flags {
 /* Encodes `size` bytes at `text` (NULL only if size is 0; no terminator needed, NUL bytes are text).
  *   flags   0 or dsv2_encode_flags or-ed
  *   tokens, capacity   the caller's buffer, in tokens
- *   n_tokens  receives the number of tokens, always
- * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY or _BUFFER. */
+ *   n_tokens  receives the number of tokens, with DSV2_OK and DSV2_ERROR_BUFFER
+ * 2 * size + 1 tokens of capacity are always enough; with so many, one call does.
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (also for 2 GiB of text and more), _MEMORY, _BUFFER or _UNSUPPORTED (an
+ * expression of the file would take too many steps on this text; DeepSeek's never do). */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size,
                                                              uint32_t flags, int32_t *tokens, size_t capacity, size_t *n_tokens);
 
@@ -50,14 +57,16 @@ typedef enum dsv2_decode_flags {
 } dsv2_decode_flags;
 
 /* Decodes tokens to bytes, without a terminator. A token's bytes may be part of a UTF-8 character: see
- * dsv2_utf8_complete for streaming. `size` receives the number of bytes, always.
- * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (an id outside the vocabulary), _MEMORY or _BUFFER. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens,
-                                                             uint32_t flags, char *text, size_t capacity, size_t *size);
+ * dsv2_utf8_complete for streaming. `size` receives the number of bytes, with DSV2_OK and DSV2_ERROR_BUFFER.
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (an id outside the vocabulary) or _BUFFER. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens,
+                                                             size_t n_tokens, uint32_t flags, char *text, size_t capacity,
+                                                             size_t *size);
 
 /* The bytes of one token: *text (owned by the tokenizer, not terminated) and *size. Special tokens give their spelling; an
  * id that the vocabulary leaves empty gives size 0. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, const char **text, size_t *size);
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, const char **text,
+                                                       size_t *size);
 
 /* For streaming: how many of the `size` bytes at `text` can be shown now, so that no UTF-8 character is cut. Bytes that
  * can never become valid count as complete. The rest (3 bytes at most) is kept and put before what comes next.
@@ -83,7 +92,8 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_get_info(const dsv2_tokeni
 
 /* The id of the token spelled exactly by the `size` bytes at `text`, special tokens included, in *token; -1 if there is
  * none. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *text, size_t size, int32_t *token);
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *text, size_t size,
+                                                           int32_t *token);
 
 /* One message of a conversation. */
 typedef struct dsv2_message {
@@ -97,9 +107,11 @@ typedef struct dsv2_message {
  * Assistant tokens; a tokenizer of neither kind uses the V2 form.
  *   messages, n   the conversation, oldest first; roles alternate user, assistant, after an optional system message, and the
  *                 last is a user's (then the prompt ends with the Assistant mark) or an assistant's (then with EOS)
- *   first         messages before this index are taken as already fed: only the ids that come after them are returned
- *                 (0: all, BOS included). So a conversation goes on without encoding its past again.
- * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY or _BUFFER. */
+ *   first         messages before this index are taken as already fed, a user's with the Assistant mark behind it, an
+ *                 assistant's with its EOS: only the ids that come after them are returned (0: all, BOS included). So a
+ *                 conversation goes on without encoding its past again.
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _BUFFER or _UNSUPPORTED (as dsv2_tokenizer_encode; or an
+ * assistant's message, and no end-of-sequence token is known). */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n,
                                                         size_t first, int32_t *tokens, size_t capacity, size_t *n_tokens);
 

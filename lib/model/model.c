@@ -148,8 +148,6 @@ dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options,
         dsv2_load_shape_init(&model->load_shape, &model->config);
     for (int kind = 0; kind < DSV2_LOAD_KINDS && status == DSV2_OK; kind++)
         status = dsv2_load_init(&model->loads[kind], &model->load_shape);
-    if (status == DSV2_OK)
-        status = start_threads(model, options->n_threads);
     if (status != DSV2_OK) {
         dsv2_model_release(model);
         return status;

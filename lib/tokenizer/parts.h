@@ -98,6 +98,12 @@ static inline const dsv2_merge *dsv2_find_merge(const dsv2_tokenizer *t, uint32_
  * PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE; to be freed. What the two read differently is refused. */
 dsv2_status dsv2_translate_pattern(const char *path, const char *pattern, size_t size, char **translated, size_t *translated_size);
 
+/* ---- unicode.c ---- */
+
+/* The next range of characters that a general category ("L", "Lu": `size` letters) gained after Unicode 14, from *index on, which
+ * begins with 0; false if there is none. */
+bool dsv2_gained_range(const char *category, size_t size, size_t *index, uint32_t *first, uint32_t *last);
+
 /* ---- pretokenize.c ---- */
 
 /* Adds a stage that isolates every match of an expression. */

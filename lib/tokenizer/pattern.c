@@ -1,14 +1,16 @@
 /* Expressions from Oniguruma's syntax (Ruby's), which tokenizer.json files use, to PCRE2's.
  *
  * Most is the same in both. What differs is written out (\s is Unicode's White_Space, which PCRE2 widens by U+180E; \w has marks;
- * \v is one character), and what cannot be, or is rare enough not to be worth it, is refused by name: nested sets, POSIX classes,
- * options, references, conditions, callouts, script names, anchors other than ^ and $.
+ * \v is one character; categories are of Unicode 16 whatever the system's PCRE2), and what cannot be, or is rare enough not to be
+ * worth it, is refused by name: nested sets, POSIX classes, options, references, conditions, callouts, script names, anchors other
+ * than ^ and $.
  *
  * One thing is added. Searching for a+$ in a long run of a's that $ does not follow would try every a in turn and run to the end
  * from each: quadratic. An alternative that begins with a repeated character cannot match where it could not one character before
  * in the same run, so it is only tried where a search begins (\G) or no such character precedes. */
 #include "tokenizer/parts.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define SPACE "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
@@ -60,16 +62,37 @@ static size_t count_hex(const scanner *s, size_t ahead, size_t most)
 }
 
 /* \p{L}, \P{Lu}: general categories alone. PCRE2 10.40 and later take script names in another sense than Oniguruma. */
-static void property(scanner *s)
+static void property(scanner *s, bool in_class)
 {
-    size_t letters = 0;
+    size_t letters = 0, index = 0;
+    bool negated = peek(s, 1) == 'P';
     char major = peek(s, 3), minor = peek(s, 4);
     if (peek(s, 2) == '{' && major != '\0' && strchr("CLMNPSZ", major) != NULL)
         letters = minor == '}' ? 1 : minor >= 'a' && minor <= 'z' && peek(s, 5) == '}' ? 2 : 0;
-    if (letters == 0)
+    if (letters == 0) {
         s->refused = "a property that is not a general category";
-    else
+        return;
+    }
+    const char *category = s->pattern + s->at + 3;
+    uint32_t first, last;
+    if (!dsv2_gained_range(category, letters, &index, &first, &last)) {
         copy(s, 4 + letters);
+        return;
+    }
+    if (negated && in_class) {
+        s->refused = "\\P in a set";
+        return;
+    }
+    put_string(s, in_class ? "" : negated ? "[^" : "[");
+    put_string(s, "\\p");
+    s->at += 2;
+    copy(s, 2 + letters);
+    do {
+        char range[40];
+        snprintf(range, sizeof range, "\\x{%x}-\\x{%x}", (unsigned)first, (unsigned)last);
+        put_string(s, range);
+    } while (dsv2_gained_range(category, letters, &index, &first, &last));
+    put_string(s, in_class ? "" : "]");
 }
 
 /* \x41 under 0x80 (beyond, it is a byte to Oniguruma), \x{20ac}, \u20ac. */
@@ -120,7 +143,7 @@ static bool escape(scanner *s, bool in_class)
         copy(s, 2);
         return true;
     case 'p': case 'P':
-        property(s);
+        property(s, in_class);
         return true;
     case 'n': case 'r': case 't': case 'f': case 'a': case 'e':
         copy(s, 2);

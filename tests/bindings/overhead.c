@@ -1,4 +1,4 @@
-/* Times generating in C, for overhead.py. Usage: overhead MODEL TOKENS; prints microseconds per token. */
+/* Times generating in C, for overhead.py. Usage: overhead MODEL TOKENS; prints microseconds of processor time per token. */
 #include <dsv2/dsv2.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 static double now(void)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
 }
 

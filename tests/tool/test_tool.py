@@ -4,6 +4,7 @@ Usage: test_tool.py DSV2 GOLDENS [unittest's own arguments]
 """
 
 import array
+import csv
 import json
 import math
 import os
@@ -15,12 +16,13 @@ import sys
 import tempfile
 import time
 import unittest
+import xml.etree.ElementTree
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import tiny_model
 
 DSV2, GOLDENS = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
-COMMANDS = ["generate", "chat", "tokenize", "detokenize", "logits", "perplexity", "experts", "inspect", "bench"]
+COMMANDS = ["generate", "chat", "tokenize", "detokenize", "logits", "perplexity", "experts", "inspect", "bench", "pack"]
 TIMEOUT = 120  # seconds, for a machine that is busy or a build with sanitizers; nothing here measures time
 
 
@@ -511,6 +513,85 @@ class Perplexity(ToolTest):
         self.assertIn(f"bits per byte         {got['bits_per_byte']:.6f}\n", words)
 
 
+class Experts(ToolTest):
+    TEXT = ("Once upon a time there was a mouse, and the mouse had a house.\n" * 12).encode()
+
+    def report(self, model, *arguments):
+        """What the command prints, and the three files it writes."""
+        text = self.write("text", self.TEXT)
+        names = {kind: self.path("report." + kind) for kind in ("json", "csv", "svg")}
+        files = [word for kind, name in names.items() for word in ("--" + kind, name)]
+        words = self.run_well("experts", model, text, *files, *arguments).decode()
+        with open(names["json"], encoding="utf-8") as file:
+            found = json.load(file)
+        with open(names["csv"], encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return words, found, rows, xml.etree.ElementTree.parse(names["svg"]).getroot()
+
+    def test_the_reports_agree_with_each_other_and_with_the_router(self):
+        full = tiny_model.make(os.path.join(GOLDENS, "full"), self.path("full"))
+        n_tokens = len(self.run_well("tokenize", full, text=self.TEXT).split())
+        for context in (50, 512):
+            words, found, rows, picture = self.report(full, "--context", context)
+            self.assertEqual((found["tokens"], found["windows"]), (n_tokens, -(-n_tokens // context)))
+            self.assertEqual((found["n_devices"], found["max_devices"]), (4, 2))
+            self.assertEqual([layer["layer"] for layer in found["layers"]], [1, 2])
+            pairs = n_tokens * found["num_experts_per_tok"]
+            for layer in found["layers"]:
+                chosen = [expert["chosen"] for expert in layer["experts"]]
+                self.assertEqual((len(chosen), sum(chosen)), (16, pairs))
+                self.assertAlmostEqual(layer["max_over_mean"], max(chosen) * 16 / pairs)
+                self.assertEqual(layer["never_used"], chosen.count(0))
+                self.assertAlmostEqual(sum(expert["affinity_sum"] for expert in layer["experts"]), n_tokens, places=2)
+                self.assertLessEqual(layer["max_devices_reached"], 2)
+                self.assertRegex(words, rf"(?m)^ *{layer['layer']} +{layer['max_over_mean']:.3f} ")
+            self.assertEqual(
+                [(int(row["layer"]), int(row["expert"]), int(row["chosen"])) for row in rows],
+                [(layer["layer"], i, expert["chosen"]) for layer in found["layers"] for i, expert in enumerate(layer["experts"])],
+            )
+            self.assertIn("a token reached at most 2 (the limit: 2)", words)
+            cells = [t.text for t in picture.iter("{http://www.w3.org/2000/svg}title") if t.text.startswith("layer ")]
+            self.assertEqual(cells, [f"layer {row['layer']}, expert {row['expert']}: {float(row['load']):.2f}x" for row in rows])
+            busiest = max(rows, key=lambda row: int(row["chosen"]))
+            self.assertRegex(words, rf"(?m)^ *{busiest['layer']} +{busiest['expert']} +{busiest['chosen']} .*\|")
+            self.assertNotIn("\033", words)
+
+    def test_other_devices_than_the_models_own_can_be_asked_for(self):
+        _, found, _, _ = self.report(self.model, "--devices", 4, "--max-devices", 2)
+        self.assertEqual((found["n_devices"], found["max_devices"], found["n_group"]), (4, 2, 1))
+        for layer in found["layers"]:
+            self.assertLessEqual(layer["mean_devices_reached"], layer["max_devices_reached"])
+            self.assertGreater(layer["mean_devices_reached"], 1)
+
+    def test_a_terminal_gets_colours(self):
+        terminal = Terminal("experts", self.model, self.write("text", self.TEXT))
+        self.assertEqual(terminal.wait(), 0)
+        self.assertIn(b"\033[48;5;", terminal.seen)
+
+    def test_what_cannot_be_done_is_told(self):
+        def make_dense(config):
+            config["n_routed_experts"] = None
+
+        # A dense configuration asks for tensors that this checkpoint lacks in every layer but the first.
+        dense = tiny_model.make(os.path.join(GOLDENS, "lite"), self.path("dense"), lambda c: (make_dense(c), c.update(num_hidden_layers=1)))
+        text, empty = self.write("text", self.TEXT), self.write("empty", b"")
+        cases = [
+            ((dense, text), 1, "dense"),
+            ((self.model, empty), 1, "no token"),
+            ((self.model, self.path("nowhere")), 1, "cannot open"),
+            ((self.model, text, "--json", self.path("no/such")), 1, "cannot create"),
+            ((self.model, text, "--svg", "/dev/full"), 1, "cannot write"),
+            ((self.model, text, "--devices", 3), 2, "does not divide"),
+            ((self.model, text, "--devices", 4, "--max-devices", 5), 2, "--max-devices"),
+            ((os.path.join(GOLDENS, "lite"), text), 1, "tokenizer"),
+        ]
+        for arguments, status, reason in cases:
+            with self.subTest(arguments):
+                result = dsv2("experts", *arguments)
+                self.assertEqual(result.status, status)
+                self.assertIn(reason, result.err)
+
+
 class Inspect(ToolTest):
     def test_the_facts_are_those_of_the_configuration(self):
         for golden in ("lite", "full", "plain", "v3"):
@@ -533,6 +614,69 @@ class Inspect(ToolTest):
     def test_any_path_gives_valid_json(self):
         odd = tiny_model.make(os.path.join(GOLDENS, "lite"), self.path('a "quoted"\\ n\n\u00fc'))
         self.assertEqual(json.loads(self.run_well("inspect", odd, "--json"))["path"], odd)
+
+
+class Packs(ToolTest):
+    IDS = [0] + [i * 37 % 382 + 2 for i in range(40)]
+
+    def difference(self, model):
+        """Mean KL divergence of the next token's distribution from the checkpoint's, in nats."""
+
+        def log_softmax(row):
+            top = max(row)
+            total = top + math.log(sum(math.exp(x - top) for x in row))
+            return [x - total for x in row]
+
+        divergence = 0.0
+        for expected, got in zip(self.logits(self.model, self.IDS), self.logits(model, self.IDS)):
+            p, q = log_softmax(expected), log_softmax(got)
+            divergence += sum(math.exp(a) * (a - b) for a, b in zip(p, q))
+        return divergence / len(self.IDS)
+
+    def test_a_pack_is_the_model_in_one_file(self):
+        pack = self.path("stored.dsv2")
+        self.assertEqual(self.run_well("pack", self.model, pack), b"")
+        self.assertEqual(self.logits(pack, self.IDS), self.logits(self.model, self.IDS))
+        model, packed = (json.loads(self.run_well("inspect", path, "--json")) for path in (self.model, pack))
+        self.assertEqual((packed["container"], packed["parameters"]), ("pack", model["parameters"]))
+        command = ["--prompt", "Once", "--max-tokens", 9]
+        self.assertEqual(self.run_well("generate", pack, *command), self.run_well("generate", self.model, *command))
+
+    def test_smaller_types_lose_little_and_less_with_more_bits(self):
+        losses = {}
+        for kind, bound in (("q8_0", 0.01), ("q6_k", 0.02), ("q5_k", 0.05), ("q4_k", 0.2), ("q4_0", 0.2)):
+            with self.subTest(kind):
+                pack = self.path(kind + ".dsv2")
+                self.run_well("pack", self.model, pack, "--type", kind)
+                losses[kind] = self.difference(pack)
+                self.assertLess(losses[kind], bound)
+        self.assertLess(losses["q8_0"], losses["q6_k"])
+        self.assertLess(losses["q6_k"], losses["q4_k"])
+
+    def test_damage_is_found_by_verify(self):
+        pack = self.path("whole.dsv2")
+        self.run_well("pack", self.model, pack)
+        self.assertEqual(self.run_well("inspect", pack, "--verify"), self.run_well("inspect", pack))
+        with open(pack, "rb") as file:
+            data = bytearray(file.read())
+        data[len(data) * 2 // 3] ^= 4
+        result = dsv2("inspect", self.write("damaged.dsv2", data), "--verify")
+        self.assertEqual((result.status, result.out), (1, b""))
+        self.assertIn("damaged.dsv2", result.err)
+        self.assertEqual(dsv2("inspect", self.model, "--verify").status, 1)
+
+    def test_what_cannot_be_packed_is_said(self):
+        for arguments, status, reason in (
+            ([self.model], 2, "expected"),
+            ([self.model, self.path("x"), "--type", "q3_k"], 2, "q3_k"),
+            ([self.path("missing"), self.path("x")], 1, self.path("missing")),
+            ([self.model, os.path.join(self.path("missing"), "x")], 1, self.path("missing")),
+        ):
+            with self.subTest(arguments):
+                result = dsv2("pack", *arguments)
+                self.assertEqual((result.status, result.out), (status, b""))
+                self.assertIn(reason, result.err)
+                self.assertFalse(os.path.exists(self.path("x")))
 
 
 class Bench(ToolTest):

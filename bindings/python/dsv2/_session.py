@@ -33,6 +33,7 @@ from ._tokenizer import Tokenizer
 from ._types import (
     Attention,
     CacheType,
+    ModelInfo,
     Progress,
     RoutingTokens,
     Sampling,
@@ -75,11 +76,11 @@ class Session:
             tokenizer: Tokenizer | None = model.tokenizer
         except UnsupportedError:
             tokenizer = None
-        self._start(opened[0], model.info.vocab_size, tokenizer)
+        self._start(opened[0], model.info, tokenizer)
 
-    def _start(self, ptr: Any, vocab_size: int, tokenizer: Tokenizer | None) -> None:
+    def _start(self, ptr: Any, info: ModelInfo, tokenizer: Tokenizer | None) -> None:
         self._ptr = ffi.gc(ptr, lib.dsv2_session_close)
-        self._vocab_size = vocab_size
+        self._info = info
         self._tokenizer = tokenizer
         self._has_callback = False
 
@@ -208,7 +209,7 @@ class Session:
             progress: called while the prompt is fed
 
         """
-        eos = self._tokenizer.eos if self._tokenizer is not None else None
+        eos = self._info.eos_token_id
         if isinstance(prompt, str):
             first = len(self) == 0
             prompt = self.tokenizer.encode(prompt, bos=first) if prompt or first else None
@@ -278,8 +279,9 @@ class Session:
             # The past is in the session, whatever it was: any two messages stand for it.
             past = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
             prompt = tokenizer.encode_chat([*past, turn], first=2)
-            if tokenizer.eos is not None and said[-1] != tokenizer.eos:
-                prompt.insert(0, tokenizer.eos)
+            eos = self._info.eos_token_id
+            if eos >= 0 and said[-1] != eos:
+                prompt.insert(0, eos)
         return self.generate(prompt, max_tokens=max_tokens, sampling=sampling, progress=progress)
 
     def logits(self) -> npt.NDArray[np.float32]:
@@ -290,14 +292,14 @@ class Session:
         """
         ptr, values = self._open(), ffi.new("float const **")
         check(lib.dsv2_session_logits(ptr, values))
-        memory = ffi.buffer(keep_alive(values[0], ptr), 4 * self._vocab_size)
+        memory = ffi.buffer(keep_alive(values[0], ptr), 4 * self._info.vocab_size)
         return np.frombuffer(memoryview(memory).toreadonly(), np.float32)
 
     def top_tokens(self, k: int) -> list[TokenProbability]:
         """Return the k most likely next tokens, most likely first, with their log probabilities."""
         ptr = self._open()
-        if not 0 <= k <= self._vocab_size:
-            raise ValueError(f"k is {k}, the vocabulary has {self._vocab_size} tokens")
+        if not 0 <= k <= self._info.vocab_size:
+            raise ValueError(f"k is {k}, the vocabulary has {self._info.vocab_size} tokens")
         top = ffi.new("dsv2_token_probability[]", k)
         check(lib.dsv2_session_top_tokens(ptr, k, top))
         return [TokenProbability(item.token, item.log_probability) for item in top]
@@ -320,7 +322,7 @@ class Session:
         copy = ffi.new("dsv2_session **")
         check(lib.dsv2_session_fork(self._open(), len(self) if n is None else n, copy))
         forked = Session.__new__(Session)
-        forked._start(copy[0], self._vocab_size, self._tokenizer)
+        forked._start(copy[0], self._info, self._tokenizer)
         return forked
 
     def cancel(self) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +352,42 @@ def test_other_threads_run_while_the_library_works(session: dsv2.Session) -> Non
 
     session.feed(LONG, progress=report)
     thread.join()
+
+
+def test_threads_that_use_and_close_the_same_sessions_at_random_never_crash(model: dsv2.Model) -> None:
+    sessions = [model.session() for _ in range(4)]
+    views: list[np.ndarray[Any, Any]] = []
+
+    def replace(i: int, make: Callable[[], dsv2.Session]) -> None:
+        sessions[i] = make()
+
+    def use(seed: int) -> int:
+        rng, raised = random.Random(seed), 0
+        for _ in range(200):
+            i = rng.randrange(len(sessions))
+            session = sessions[i]
+            calls: list[Callable[[], object]] = [
+                partial(session.feed, 7),
+                partial(session.feed, [5] * 20),
+                partial(session.truncate, 1),
+                lambda session=session: views.append(session.logits()),  # type: ignore[misc]
+                lambda: [float(view.sum()) for view in views[-5:]],
+                session.cancel,
+                session.sample,
+                session.close,
+                partial(replace, i, session.fork),
+                partial(replace, i, model.session),
+            ]
+            try:
+                rng.choice(calls)()
+            except dsv2.Error:
+                raised += 1
+        return raised
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(use, range(8))) > 0
+    with model.session() as session:
+        session.feed(7)
 
 
 def resident_bytes() -> int:

@@ -291,7 +291,7 @@ impl Session {
             (Some(last), None) => {
                 // The past is in the session, whatever it was: any two messages stand for it.
                 let [user, assistant] = ["user", "assistant"].map(|role| Message { role, content: "" });
-                let mut prompt: Vec<_> = tokenizer.info().eos_token_id.filter(|eos| eos != last).into_iter().collect();
+                let mut prompt: Vec<_> = self.model.info().eos_token_id.filter(|eos| eos != last).into_iter().collect();
                 prompt.extend(tokenizer.encode_chat(&[user, assistant, turn], 2)?);
                 prompt
             }

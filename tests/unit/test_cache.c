@@ -264,7 +264,7 @@ START_TEST(any_bytes_decode)
                 float *out = malloc(3 * width * sizeof *out);
                 for (int round = 0; round < 10; round++) {
                     for (size_t i = 0; i < 3 * shape.row_bytes; i++)
-                        stored[i] = round == 0 ? 0xff : (uint8_t)(random_float() * 256);
+                        stored[i] = round == 0 ? 0xff : (uint8_t)(int)(random_float() * 256);
                     dsv2_cache_decode_rows(&shape, kernels, stored, 3, out);
                 }
                 free(out);

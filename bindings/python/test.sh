@@ -27,13 +27,29 @@ echo "== the wheel, in a clean environment"
 "$python" -m venv "$work/clean"
 "$work/clean/bin/pip" install -q --disable-pip-version-check "$work"/wheel/*.whl
 "$tests/model.sh" "$work/model"
-(cd "$work" && clean/bin/python "$OLDPWD/examples/hello.py" model "Once upon a time" > hello.txt && test -s hello.txt)
+sed -n '/^```python/,/^```$/p' README.md | sed '1d;$d' > "$work/readme.py"
+(cd "$work" && clean/bin/python readme.py model > readme.txt && test -s readme.txt)
 
 echo "== pytest, mypy"
 "$bin/pip" install -q --disable-pip-version-check "$work"/wheel/*.whl
 "$bin/mypy" --cache-dir "$work/mypy"
 "$layout" > "$work/layout.json"
 (cd "$work" && MPLBACKEND=Agg DSV2_LAYOUT=$work/layout.json "$bin/pytest" -q -p no:cacheprovider "$OLDPWD/tests")
+
+echo "== examples"
+(
+    cd "$work"
+    examples=$OLDPWD/examples
+    "$bin/python" "$examples/hello.py" model "Once upon a time" > hello.txt
+    # twice, so that the second goes on after the first
+    for line in Hello Again; do
+        echo "$line" | "$bin/python" "$examples/chat.py" model conversation > chat.txt
+    done
+    grep -q "going on after" chat.txt
+    MPLBACKEND=Agg "$bin/python" "$examples/experts.py" model readme.py experts.png > experts.txt 2> bar.txt
+    grep -q "layer 3" experts.txt
+    test -s experts.png
+)
 
 echo "== the same from C and Python"
 "$tests/same.sh" "$same" "$bin/python" "$tests/same.py"

@@ -503,7 +503,7 @@ class Perplexity(ToolTest):
     def test_the_context_is_lowered_to_what_the_model_holds(self):
         text = self.write("text", self.TEXT * 10)
         got = json.loads(self.run_well("perplexity", self.model, text, "--context", 100000, "--json"))
-        self.assertEqual(got["context"], 2559)
+        self.assertEqual(got["context"], 2560)
 
     def test_the_words_say_what_the_json_says(self):
         text = self.write("text", self.TEXT)

@@ -115,7 +115,7 @@ static int measure_file(dsv2_model *model, const char *path, const char *text_pa
     if (tokenizer == NULL)
         return EXIT_FAILED;
     dsv2_model_info info = model_info(model);
-    size_t room = info.max_position_embeddings - (info.bos_token_id >= 0); /* BOS takes a place */
+    size_t room = info.max_position_embeddings; /* BOS takes a place, but a window's last token is predicted, not fed */
     size_t context = asked > 0 ? asked : DEFAULT_CONTEXT;
     context = context < room ? context : room;
     if (context < 1 || (context < 2 && info.bos_token_id < 0))
@@ -178,6 +178,6 @@ const command command_perplexity = {
     "The text is encoded once, as plain text, and cut into windows of N tokens that do not overlap; the last\n"
     "may be shorter. Each window stands alone after the beginning-of-sequence token, and every token in it is\n"
     "predicted from those before it. (A model that has no such token is not asked for a window's first token.)\n"
-    "The model's context must hold N tokens and that one; otherwise N is lowered.",
+    "The model's context must hold N tokens; otherwise N is lowered.",
     run,
 };

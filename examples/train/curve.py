@@ -50,7 +50,10 @@ def main() -> None:
             context = line["context"]
             x = at(line["tokens"], 0)[0]
             out.append(f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - 40}" stroke="#aaa" stroke-dasharray="3"/>')
-            out.append(label(x + 4, TOP + 10, f"context {context}", "start"))
+            if x < WIDTH - 100:
+                out.append(label(x + 4, TOP + 10, f"context {context}", "start"))
+            else:
+                out.append(label(x - 4, TOP + 10, f"context {context}", "end"))
     out.append(polyline([at(line["tokens"], line["loss"]) for line in train], "#7aa6da"))
     out.append(polyline([at(line["tokens"], line["nats_per_token"]) for line in held_out], "#c0392b"))
     out.append(label(WIDTH / 2, HEIGHT - 8, "tokens seen"))

@@ -1,6 +1,9 @@
 """A model as a Hugging Face folder, under the names and shapes of DeepSeek's checkpoints: writing and reading.
 
-python folder.py RUN FOLDER      exports the averaged weights of a training run
+    python folder.py RUN FOLDER [average | model]
+
+exports the weights of a training run: their running mean, or those of the last step, which are the better ones while the
+mean still reaches back beyond a change of context.
 """
 
 import json
@@ -11,7 +14,9 @@ import sys
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
+from data import BOUNDARY
 from model import Config, Model
 
 SAME = (  # fields of Config that config.json has under the same name
@@ -116,12 +121,14 @@ def load_folder(folder: str) -> tuple[Model, dict]:
 
 def main() -> None:
     run, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+    kind = sys.argv[3] if len(sys.argv) > 3 else "average"
     saved = torch.load(run if run.is_file() else run / "checkpoint.pt", map_location="cpu", weights_only=True)
     run = run.parent if run.is_file() else run
     c = Config(**saved["config"])
-    save_folder(saved["average"], c, run / "tokenizer.json", saved["boundary"], folder)
-    total = sum(w.numel() for w in saved["average"].values())
-    routed = sum(w.numel() for name, w in saved["average"].items() if name.endswith(("mlp.gate_up", "mlp.down")))
+    boundary = Tokenizer.from_file(str(run / "tokenizer.json")).token_to_id(BOUNDARY)
+    save_folder(saved[kind], c, run / "tokenizer.json", boundary, folder)
+    total = sum(w.numel() for w in saved[kind].values())
+    routed = sum(w.numel() for name, w in saved[kind].items() if name.endswith(("mlp.gate_up", "mlp.down")))
     activated = total - routed * (c.n_routed_experts - c.num_experts_per_tok) // c.n_routed_experts
     seen = "step {step}, {tokens} tokens seen".format(**saved["state"])
     print(f"{folder}: {seen}, {total} parameters, {activated} activated, context {c.context * c.rope_factor:.0f}")

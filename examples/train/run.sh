@@ -34,7 +34,7 @@ export MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=8589934592
 "$python" -m torch.distributed.run --standalone --nproc-per-node "$PROCESSES" \
     "$here/train.py" "$train_text" --held-out "$held_out" --folder "$run" \
     --threads "$((threads > 0 ? threads : 1))" --minutes "${MINUTES:-100}" "$@"
-"$python" "$here/folder.py" "$run" "$run/model"
+"$python" "$here/folder.py" "$run" "$run/model" model
 "$python" "$here/data.py" held-out "$held_out" > "$run/held-out.txt"
 for context in 512 2048; do
     "$python" "$here/evaluate.py" "$run/model" "$run/held-out.txt" --context $context

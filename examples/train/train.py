@@ -74,7 +74,7 @@ def optimizer_of(model: Model, lr: float) -> torch.optim.AdamW:
 
 
 class Average:
-    """A running mean of the weights over the last few hundred steps, which is what is evaluated and exported.
+    """A running mean of the weights over the last few hundred steps, which is what is measured during the run.
 
     The report does not have it; with a budget this short it stands in for the long tail of low learning rates.
     """
@@ -146,7 +146,7 @@ class Run:
         names = ("step", "tokens", "seconds", "context", "epoch", "cursor")
         state = {name: getattr(self, name) for name in names}
         weights = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        extra = {"average": self.average.weights, "config": dataclasses.asdict(self.model.config), "boundary": self.boundary}
+        extra = {"average": self.average.weights, "config": dataclasses.asdict(self.model.config)}
         atomic_save({"state": state, **weights, **extra}, path)
 
     def load(self) -> None:

@@ -59,12 +59,14 @@ typedef enum dsv2_decode_flags {
 /* Decodes tokens to bytes, without a terminator. A token's bytes may be part of a UTF-8 character: see
  * dsv2_utf8_complete for streaming. `size` receives the number of bytes, with DSV2_OK and DSV2_ERROR_BUFFER.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (an id outside the vocabulary) or _BUFFER. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens,
-                                                             uint32_t flags, char *text, size_t capacity, size_t *size);
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens,
+                                                             size_t n_tokens, uint32_t flags, char *text, size_t capacity,
+                                                             size_t *size);
 
 /* The bytes of one token: *text (owned by the tokenizer, not terminated) and *size. Special tokens give their spelling; an
  * id that the vocabulary leaves empty gives size 0. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, const char **text, size_t *size);
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, const char **text,
+                                                       size_t *size);
 
 /* For streaming: how many of the `size` bytes at `text` can be shown now, so that no UTF-8 character is cut. Bytes that
  * can never become valid count as complete. The rest (3 bytes at most) is kept and put before what comes next.
@@ -90,7 +92,8 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_get_info(const dsv2_tokeni
 
 /* The id of the token spelled exactly by the `size` bytes at `text`, special tokens included, in *token; -1 if there is
  * none. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *text, size_t size, int32_t *token);
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *text, size_t size,
+                                                           int32_t *token);
 
 /* One message of a conversation. */
 typedef struct dsv2_message {

@@ -80,8 +80,8 @@ dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *t
     return give(&ids, dsv2_encode(tokenizer, text, size, flags, &ids), tokens, capacity, n_tokens);
 }
 
-dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags, char *text,
-                                  size_t capacity, size_t *size)
+dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags,
+                                  char *text, size_t capacity, size_t *size)
 {
     dsv2_status status = check_buffer(__func__, tokenizer, text, capacity, size);
     if (status != DSV2_OK)

@@ -64,7 +64,8 @@ static dsv2_status split_merges(const dsv2_container *container, const dsv2_text
         dsv2_text merge = merges[i];
         const char *space = merge.size < 3 ? NULL : memchr(merge.data + 1, ' ', merge.size - 1);
         if (space == NULL)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tokenizer.ggml.merges[%zu] is \"%.*s\", expected two tokens with a space between",
+            return dsv2_fail(DSV2_ERROR_FORMAT,
+                             "%s: tokenizer.ggml.merges[%zu] is \"%.*s\", expected two tokens with a space between",
                              container->path, i, shown(merge), merge.data);
         parts[2 * i] = (dsv2_text){merge.data, (size_t)(space - merge.data)};
         parts[2 * i + 1] = (dsv2_text){space + 1, merge.size - parts[2 * i].size - 1};

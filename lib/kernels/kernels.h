@@ -82,8 +82,8 @@ typedef struct dsv2_kernels {
 
     /* The same for packed types: x: m pointers to prepared rows of ceil(k / 32) blocks; w: ceil(n / 16) groups of rows. NULL for
      * the others. */
-    void (*matmul_packed[DSV2_TYPE_COUNT])(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n,
-                                           size_t k);
+    void (*matmul_packed[DSV2_TYPE_COUNT])(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w,
+                                           size_t n, size_t k);
 
     /* Rounds a row of k floats to 8 bits: ceil(k / 32) blocks, filled up with zeros. The same bits in every set, for finite x. A
      * block with an infinity or NaN gets a NaN scale. */
@@ -98,8 +98,8 @@ typedef struct dsv2_kernels {
 
     /* out[i * out_stride + j] = out[i * out_stride + j] * keep[i] + sum_t p[i * p_stride + t] * v[t * v_stride + j], i < m, t < n,
      * j < k: the softmax-weighted sum of attention, with the rescaling of its online form. Terms are added in order of t. */
-    void (*weighted_sum)(float *out, size_t out_stride, const float *keep, const float *p, size_t p_stride, size_t m, const float *v,
-                         size_t v_stride, size_t n, size_t k);
+    void (*weighted_sum)(float *out, size_t out_stride, const float *keep, const float *p, size_t p_stride, size_t m,
+                         const float *v, size_t v_stride, size_t n, size_t k);
 
     /* out = x / sqrt(mean(x^2) + epsilon) * weight, n elements; out may be x. */
     void (*rms_norm)(float *out, const float *x, const float *weight, float epsilon, size_t n);

@@ -73,8 +73,10 @@ void dsv2_matmul_prepared(const dsv2_kernels *kernels, float *out, size_t out_st
         out += end - n0;
         n0 = end;
     }
-    if (n0 < n1)
-        kernels->matmul_packed[w->type](out, out_stride, x, m, (const uint8_t *)w->data + (size_t)n0 * w->row_bytes, n1 - n0, w->cols);
+    if (n0 >= n1)
+        return;
+    const uint8_t *groups = (const uint8_t *)w->data + (size_t)n0 * w->row_bytes;
+    kernels->matmul_packed[w->type](out, out_stride, x, m, groups, n1 - n0, w->cols);
 }
 
 static void prepare_and_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m,

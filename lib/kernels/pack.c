@@ -53,19 +53,41 @@ static void store_header(dsv2_type type, uint8_t *span, size_t row, const span_r
     }
 }
 
-/* The inverse of the reference's element(). */
-static void store_element(dsv2_type type, uint8_t *block, size_t row, size_t c, unsigned q)
+/* Columns come by words of 4, a byte each; what is done to a word is done to its 4 bytes. */
+static uint32_t load_word(const uint8_t *q)
 {
-    size_t word = c / 4, lane = 4 * row + c % 4;
+    uint32_t word;
+    memcpy(&word, q, sizeof word);
+    return word;
+}
+
+static void store_word(uint8_t *block, size_t vector, size_t row, uint32_t word)
+{
+    memcpy(block + vector * VECTOR + 4 * row, &word, sizeof word);
+}
+
+/* The inverse of the reference's element(). */
+static void store_block(dsv2_type type, uint8_t *block, size_t row, const uint8_t *q)
+{
+    uint32_t words[BLOCK_WORDS], fifth = 0, high[2] = {0, 0};
+    for (size_t g = 0; g < BLOCK_WORDS; g++) {
+        words[g] = load_word(q + 4 * g);
+        fifth |= (words[g] >> 4 & 0x01010101) << g;
+        high[g / 4] |= (words[g] >> 4 & 0x03030303) << 2 * (g % 4);
+    }
     if (type == DSV2_TYPE_P8) {
-        block[word * VECTOR + lane] = (uint8_t)q;
+        for (size_t g = 0; g < BLOCK_WORDS; g++)
+            store_word(block, g, row, words[g]);
         return;
     }
-    block[word % 4 * VECTOR + lane] |= (uint8_t)((q & 15) << (word < 4 ? 0 : 4));
+    for (size_t v = 0; v < 4; v++)
+        store_word(block, v, row, (words[v] & 0x0f0f0f0f) | (words[4 + v] & 0x0f0f0f0f) << 4);
     if (type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S)
-        block[4 * VECTOR + lane] |= (uint8_t)(q >> 4 << word);
-    if (type == DSV2_TYPE_P6)
-        block[(4 + word / 4) * VECTOR + lane] |= (uint8_t)(q >> 4 << 2 * (word % 4));
+        store_word(block, 4, row, fifth);
+    if (type == DSV2_TYPE_P6) {
+        store_word(block, 4, row, high[0]);
+        store_word(block, 5, row, high[1]);
+    }
 }
 
 /* Into a group that was all zeros. */
@@ -74,8 +96,7 @@ static void store_row(dsv2_type type, uint8_t *group, size_t span_index, size_t 
     uint8_t *span = group + (dsv2_span(type, group, span_index) - group);
     store_header(type, span, row, s);
     for (size_t b = 0; b < n_blocks; b++)
-        for (size_t c = 0; c < DSV2_PACK_COLS; c++)
-            store_element(type, span + dsv2_header_bytes(type) + b * dsv2_block_bytes(type), row, c, s->q[b * DSV2_PACK_COLS + c]);
+        store_block(type, span + dsv2_header_bytes(type) + b * dsv2_block_bytes(type), row, s->q + b * DSV2_PACK_COLS);
 }
 
 static void store_factor(uint8_t *group, size_t row, float factor) { memcpy(group + 4 * row, &factor, sizeof factor); }
@@ -85,34 +106,58 @@ static void store_factor(uint8_t *group, size_t row, float factor) { memcpy(grou
  * neither overflow nor, where it could matter, vanish. */
 enum { ROW_EXPONENT = 13, LEAST_EXPONENT = -149 /* of a float that is not 0 */ };
 
+/* Four floats at a time, on any machine; n is a multiple of that everywhere below. */
+typedef float four __attribute__((vector_size(16)));
+typedef int32_t four_ints __attribute__((vector_size(16)));
+enum { FOUR = 4 };
+
+static four load4(const float *p)
+{
+    four v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static float total(four v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+static four choose(four_ints mask, four a, four b) { return (four)((mask & (four_ints)a) | (~mask & (four_ints)b)); }
+
 /* To the nearest integer, as floats, for |v| < 2^22. */
 static float nearest(float v) { return (v + 0x1.8p23f) - 0x1.8p23f; }
+static four nearest4(four v) { return (v + 0x1.8p23f) - 0x1.8p23f; }
+
+/* The nearest of the integers from `lowest` to `highest`. */
+static four limit4(four v, float lowest, float highest)
+{
+    four low = (four){0} + lowest, high = (four){0} + highest;
+    v = choose(v > low, v, low);
+    return nearest4(choose(v < high, v, high));
+}
 
 /* scale * q - minimum for q from 0 to levels: sets q, returns the squared error. */
 static float round_affine(const float *x, size_t n, float scale, float minimum, float levels, float *q)
 {
-    float inverse = scale > 0 ? 1 / scale : 0, error = 0;
-    for (size_t i = 0; i < n; i++) {
-        float v = (x[i] + minimum) * inverse;
-        v = v > 0 ? v : 0;
-        v = nearest(v < levels ? v : levels);
-        float difference = x[i] - (scale * v - minimum);
-        q[i] = v;
-        error += difference * difference;
+    float inverse = scale > 0 ? 1 / scale : 0;
+    four errors = {0};
+    for (size_t i = 0; i < n; i += FOUR) {
+        four values = load4(x + i), v = limit4((values + minimum) * inverse, 0, levels), difference = values - (scale * v - minimum);
+        memcpy(q + i, &v, sizeof v);
+        errors += difference * difference;
     }
-    return error;
+    return total(errors);
 }
 
 /* The scale and minimum (not negative, either) that suit x and given q best: least squares. */
 static void fit_affine(const float *x, size_t n, const float *q, float *scale, float *minimum)
 {
-    float sum_q = 0, sum_qq = 0, sum_x = 0, sum_xq = 0, count = (float)n;
-    for (size_t i = 0; i < n; i++) {
-        sum_q += q[i];
-        sum_qq += q[i] * q[i];
-        sum_x += x[i];
-        sum_xq += x[i] * q[i];
+    four all_q = {0}, all_qq = all_q, all_x = all_q, all_xq = all_q;
+    for (size_t i = 0; i < n; i += FOUR) {
+        four v = load4(q + i), values = load4(x + i);
+        all_q += v;
+        all_qq += v * v;
+        all_x += values;
+        all_xq += values * v;
     }
+    float sum_q = total(all_q), sum_qq = total(all_qq), sum_x = total(all_x), sum_xq = total(all_xq), count = (float)n;
     float determinant = count * sum_qq - sum_q * sum_q;
     if (!(determinant > 0))
         return;
@@ -176,8 +221,6 @@ static void choose_six_bits(const float *x, size_t n, float levels, float scale,
         }
 }
 
-static size_t in_block(size_t n, size_t block, size_t size) { return n - block * size < size ? n - block * size : size; }
-
 /* The span's scale and minimum that suit all integers chosen: least squares again. */
 static void fit_span(const float *x, size_t n, span_row *s)
 {
@@ -205,9 +248,9 @@ static void fit_span(const float *x, size_t n, span_row *s)
 static void round_span_affine(const float *x, size_t n, float levels, span_row *s)
 {
     float scales[SPAN_BLOCKS], minima[SPAN_BLOCKS], largest_scale = 0, largest_minimum = 0;
-    size_t blocks = (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
+    size_t blocks = n / DSV2_PACK_COLS;
     for (size_t b = 0; b < blocks; b++) {
-        search_affine(x + b * DSV2_PACK_COLS, in_block(n, b, DSV2_PACK_COLS), levels, &scales[b], &minima[b]);
+        search_affine(x + b * DSV2_PACK_COLS, DSV2_PACK_COLS, levels, &scales[b], &minima[b]);
         largest_scale = scales[b] > largest_scale ? scales[b] : largest_scale;
         largest_minimum = minima[b] > largest_minimum ? minima[b] : largest_minimum;
     }
@@ -217,23 +260,21 @@ static void round_span_affine(const float *x, size_t n, float levels, span_row *
         if (round > 0)
             fit_span(x, n, s);
         for (size_t b = 0; b < blocks; b++)
-            choose_six_bits(x + b * DSV2_PACK_COLS, in_block(n, b, DSV2_PACK_COLS), levels, scales[b], minima[b], s, b);
+            choose_six_bits(x + b * DSV2_PACK_COLS, DSV2_PACK_COLS, levels, scales[b], minima[b], s, b);
     }
 }
 
 /* scale * q for q from -lowest to highest: sets q (of lowest 127: from -127), returns the squared error. */
 static float round_symmetric(const float *x, size_t n, float scale, float lowest, float highest, float *q)
 {
-    float inverse = scale != 0 ? 1 / scale : 0, error = 0;
-    for (size_t i = 0; i < n; i++) {
-        float v = x[i] * inverse;
-        v = v > -lowest ? v : -lowest;
-        v = nearest(v < highest ? v : highest);
-        float difference = x[i] - scale * v;
-        q[i] = v;
-        error += difference * difference;
+    float inverse = scale != 0 ? 1 / scale : 0;
+    four errors = {0};
+    for (size_t i = 0; i < n; i += FOUR) {
+        four values = load4(x + i), v = limit4(values * inverse, -lowest, highest), difference = values - scale * v;
+        memcpy(q + i, &v, sizeof v);
+        errors += difference * difference;
     }
-    return error;
+    return total(errors);
 }
 
 /* The best scale, of either sign: the largest element may then use the range's longer end. */
@@ -249,11 +290,13 @@ static float search_symmetric(const float *x, size_t n, float lowest, float high
         for (int step = -5; step <= 4; step++) {
             float scale = extreme / ((float)side * ((side < 0 ? lowest : highest) + 0.2f * (float)step)), q[DSV2_PACK_COLS];
             round_symmetric(x, n, scale, lowest, highest, q);
-            float xq = 0, qq = 0;
-            for (size_t i = 0; i < n; i++) {
-                xq += x[i] * q[i];
-                qq += q[i] * q[i];
+            four all_xq = {0}, all_qq = {0};
+            for (size_t i = 0; i < n; i += FOUR) {
+                four v = load4(q + i);
+                all_xq += load4(x + i) * v;
+                all_qq += v * v;
             }
+            float xq = total(all_xq), qq = total(all_qq);
             if (!(qq > 0))
                 continue;
             float error = round_symmetric(x, n, xq / qq, lowest, highest, q);
@@ -276,9 +319,9 @@ static void store_rounded(const float *x, size_t n, float scale, float lowest, f
 static void round_span_sixteenths(const float *x, size_t n, span_row *s)
 {
     float scales[2 * SPAN_BLOCKS], largest = 0;
-    size_t halves = (n + HALF_BLOCK - 1) / HALF_BLOCK;
+    size_t halves = n / HALF_BLOCK;
     for (size_t h = 0; h < halves; h++) {
-        scales[h] = search_symmetric(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), 32, 31);
+        scales[h] = search_symmetric(x + h * HALF_BLOCK, HALF_BLOCK, 32, 31);
         largest = fabsf(scales[h]) > largest ? fabsf(scales[h]) : largest;
     }
     s->scale = dsv2_f32_to_f16(largest / 127);
@@ -286,13 +329,13 @@ static void round_span_sixteenths(const float *x, size_t n, span_row *s)
     for (size_t h = 0; h < halves && span_scale > 0; h++) {
         float near_factor = nearest(scales[h] / span_scale), best = INFINITY, q[HALF_BLOCK];
         for (float factor = near_factor - 1; factor <= near_factor + 1; factor++) {
-            float error = round_symmetric(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), span_scale * factor, 32, 31, q);
+            float error = round_symmetric(x + h * HALF_BLOCK, HALF_BLOCK, span_scale * factor, 32, 31, q);
             if (error < best && fabsf(factor) <= 127) {
                 best = error;
                 s->sixteenths[h] = (int8_t)factor;
             }
         }
-        store_rounded(x + h * HALF_BLOCK, in_block(n, h, HALF_BLOCK), span_scale * (float)s->sixteenths[h], 32, 31, 32,
+        store_rounded(x + h * HALF_BLOCK, HALF_BLOCK, span_scale * (float)s->sixteenths[h], 32, 31, 32,
                       s->q + h * HALF_BLOCK);
     }
 }
@@ -303,13 +346,12 @@ static void round_span_halves(dsv2_type type, const float *x, size_t n, span_row
     float highest = (float)zero - 1, lowest = type == DSV2_TYPE_P8 ? highest : (float)zero;
     for (size_t b = 0; b * DSV2_PACK_COLS < n; b++) {
         const float *block = x + b * DSV2_PACK_COLS;
-        size_t length = in_block(n, b, DSV2_PACK_COLS);
-        s->halves[b] = dsv2_f32_to_f16(search_symmetric(block, length, lowest, highest));
-        store_rounded(block, length, dsv2_f16_to_f32(s->halves[b]), lowest, highest, zero, s->q + b * DSV2_PACK_COLS);
+        s->halves[b] = dsv2_f32_to_f16(search_symmetric(block, DSV2_PACK_COLS, lowest, highest));
+        store_rounded(block, DSV2_PACK_COLS, dsv2_f16_to_f32(s->halves[b]), lowest, highest, zero, s->q + b * DSV2_PACK_COLS);
     }
 }
 
-/* Up to 256 columns of a row that was multiplied by its power of two. */
+/* n columns, whole blocks, of a row that was multiplied by its power of two. */
 static void round_span(dsv2_type type, const float *x, size_t n, span_row *s)
 {
     enum { NOT_A_NUMBER = 0x7e00 };
@@ -352,10 +394,11 @@ static void pack_row(dsv2_type type, uint8_t *group, size_t row, const float *in
         span_row s;
         float x[SPAN_COLS];
         size_t n = cols - c < SPAN_COLS ? cols - c : SPAN_COLS;
-        for (size_t i = 0; i < n; i++)
-            x[i] = in[c + i] * first * second;
-        round_span(type, x, n, &s);
-        store_row(type, group, c / SPAN_COLS, row, &s, (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS);
+        size_t blocks = (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
+        for (size_t i = 0; i < blocks * DSV2_PACK_COLS; i++) /* beyond the row's end, where nothing is multiplied, what came before */
+            x[i] = in[c + i % n] * first * second;
+        round_span(type, x, blocks * DSV2_PACK_COLS, &s);
+        store_row(type, group, c / SPAN_COLS, row, &s, blocks);
     }
 }
 
@@ -380,16 +423,22 @@ static void read_sub_scales(const uint8_t *bytes, span_row *s)
     }
 }
 
-/* Element c of 256 in nibbles: 64 columns share 32 bytes. */
-static unsigned nibble_of_256(const uint8_t *bytes, size_t c) { return bytes[c / 64 * 32 + c % 32] >> (c / 32 % 2 * 4) & 15u; }
+/* 256 elements in nibbles: 64 share 32 bytes, whose low nibbles come first. */
+static void read_nibbles_of_256(const uint8_t *bytes, uint8_t *q)
+{
+    for (size_t at = 0; at < SPAN_COLS; at += 64, bytes += 32)
+        for (size_t i = 0; i < 32; i++) {
+            q[at + i] = bytes[i] & 15;
+            q[at + 32 + i] = bytes[i] >> 4;
+        }
+}
 
 static void read_q4_k(const uint8_t *block, span_row *s)
 {
     s->scale = dsv2_load_u16(block);
     s->minimum = dsv2_load_u16(block + 2);
     read_sub_scales(block + 4, s);
-    for (size_t c = 0; c < SPAN_COLS; c++)
-        s->q[c] = (uint8_t)nibble_of_256(block + 16, c);
+    read_nibbles_of_256(block + 16, s->q);
 }
 
 static void read_q5_k(const uint8_t *block, span_row *s)
@@ -397,21 +446,24 @@ static void read_q5_k(const uint8_t *block, span_row *s)
     s->scale = dsv2_load_u16(block);
     s->minimum = dsv2_load_u16(block + 2);
     read_sub_scales(block + 4, s);
-    for (size_t c = 0; c < SPAN_COLS; c++) /* bit c / 32 of byte c % 32 is the fifth */
-        s->q[c] = (uint8_t)(nibble_of_256(block + 48, c) | (block[16 + c % 32] >> c / 32 & 1u) << 4);
+    read_nibbles_of_256(block + 48, s->q);
+    for (size_t b = 0; b < SPAN_BLOCKS; b++) /* bit b of byte i is the fifth of element 32b + i */
+        for (size_t i = 0; i < DSV2_PACK_COLS; i++)
+            s->q[b * DSV2_PACK_COLS + i] |= (uint8_t)((block[16 + i] >> b & 1) << 4);
 }
 
-/* 128 columns share 64 bytes of nibbles and 32 of high pairs of bits. */
+/* 128 elements share 64 bytes of nibbles and 32 of high pairs of bits. */
 static void read_q6_k(const uint8_t *block, span_row *s)
 {
-    const uint8_t *low = block, *high = block + 128, *scales = block + 192;
-    for (size_t c = 0; c < SPAN_COLS; c++) {
-        size_t at = c % 128;
-        unsigned nibble = low[c / 128 * 64 + at % 64] >> at / 64 * 4 & 15u, pair = high[c / 128 * 32 + at % 32] >> at / 32 * 2 & 3u;
-        s->q[c] = (uint8_t)(nibble | pair << 4);
-    }
-    for (size_t h = 0; h < 2 * SPAN_BLOCKS; h++)
-        s->sixteenths[h] = (int8_t)scales[h];
+    const uint8_t *low = block, *high = block + 128;
+    for (size_t at = 0; at < SPAN_COLS; at += 128, low += 64, high += 32)
+        for (size_t i = 0; i < 32; i++) {
+            s->q[at + i] = (uint8_t)((low[i] & 15) | (high[i] & 3) << 4);
+            s->q[at + 32 + i] = (uint8_t)((low[32 + i] & 15) | (high[i] >> 2 & 3) << 4);
+            s->q[at + 64 + i] = (uint8_t)(low[i] >> 4 | (high[i] >> 4 & 3) << 4);
+            s->q[at + 96 + i] = (uint8_t)(low[32 + i] >> 4 | high[i] >> 6 << 4);
+        }
+    memcpy(s->sixteenths, block + 192, sizeof s->sixteenths);
     s->scale = dsv2_load_u16(block + 208);
 }
 
@@ -420,14 +472,17 @@ static void read_q8_0(const uint8_t *block, span_row *s, size_t b)
 {
     s->halves[b] = dsv2_load_u16(block);
     for (size_t c = 0; c < DSV2_PACK_COLS; c++)
-        s->q[b * DSV2_PACK_COLS + c] = (uint8_t)((int8_t)block[2 + c] + 128);
+        s->q[b * DSV2_PACK_COLS + c] = block[2 + c] ^ 128;
 }
 
 static void read_q4_0(const uint8_t *block, span_row *s, size_t b)
 {
+    uint8_t *q = s->q + b * DSV2_PACK_COLS;
     s->halves[b] = dsv2_load_u16(block);
-    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
-        s->q[b * DSV2_PACK_COLS + c] = block[2 + c % 16] >> c / 16 * 4 & 15;
+    for (size_t c = 0; c < 16; c++) {
+        q[c] = block[2 + c] & 15;
+        q[16 + c] = block[2 + c] >> 4;
+    }
 }
 
 static void read_q5_0(const uint8_t *block, span_row *s, size_t b)

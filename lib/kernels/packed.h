@@ -28,7 +28,10 @@ enum {
     HEADER_HALVES = 0,           /* F16 [8 blocks][16 rows] */
 };
 
-static inline size_t dsv2_header_bytes(dsv2_type type) { return type == DSV2_TYPE_P6 ? HEADER_SIXTEENTHS + 4 * VECTOR : 4 * VECTOR; }
+static inline size_t dsv2_header_bytes(dsv2_type type)
+{
+    return type == DSV2_TYPE_P6 ? HEADER_SIXTEENTHS + 4 * VECTOR : 4 * VECTOR;
+}
 
 /* Bytes of a block:
  *   P4, P4S  4 vectors of 4 bits: vector v has word v low, word 4 + v high

@@ -249,15 +249,20 @@ static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix
     return report(binder);
 }
 
+static bool is_kv_b(const char *name)
+{
+    static const char kv_b[] = ".self_attn.kv_b_proj.weight";
+    size_t length = strlen(name);
+    return length >= sizeof kv_b && strcmp(name + length - (sizeof kv_b - 1), kv_b) == 0;
+}
+
 /* A matrix as the file has it; *made is memory that had to be made for it, or NULL. */
 static dsv2_status take_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix,
                                dsv2_type *found, void **made)
 {
     *made = NULL;
     *found = DSV2_TYPE_COUNT;
-    static const char kv_b[] = ".self_attn.kv_b_proj.weight";
-    size_t length = strlen(name);
-    if (binder->is_gguf && length >= sizeof kv_b && strcmp(name + length - (sizeof kv_b - 1), kv_b) == 0) {
+    if (binder->is_gguf && is_kv_b(name)) {
         uint32_t layer = dsv2_gguf_place_of(name).layer;
         if (is_split(binder, layer))
             return join_kv_b(binder, layer, matrix, found, made);
@@ -330,17 +335,9 @@ static dsv2_status hold(binder *binder, const char *name, dsv2_type found, void 
     return status;
 }
 
-static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
-{
-    void *made;
-    dsv2_type found;
-    dsv2_status status = take_matrix(binder, name, rows, cols, matrix, &found, &made);
-    return status == DSV2_OK ? hold(binder, name, found, made, matrix) : status;
-}
-
 /* (W^UK)^T by head: the absorbed form multiplies it with queries (section 2.1.2: W^UK is absorbed into W^Q). Packs have it, GGUFs
- * may; otherwise it is made of kv_b_proj. */
-static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, dsv2_mla_weights *mla)
+ * may; otherwise it is made of kv_b_proj as the file has it. */
+static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, const dsv2_matrix *kv_b)
 {
     const dsv2_config *config = &binder->model->config;
     uint32_t n_heads = config->num_attention_heads, rows = n_heads * config->kv_lora_rank, cols = config->qk_nope_head_dim;
@@ -348,7 +345,7 @@ static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, dsv2_mla
     snprintf(name, sizeof name, "model.layers.%u" DSV2_K_UP_TRANSPOSED, (unsigned)layer);
     void *made = NULL;
     dsv2_status status = DSV2_OK;
-    dsv2_matrix *matrix = &mla->k_up_transposed;
+    dsv2_matrix *matrix = &binder->model->layers[layer].mla.k_up_transposed;
     if (is_split(binder, layer)) {
         const dsv2_tensor *k_b, *v_b;
         status = find_split(binder, layer, &k_b, &v_b);
@@ -364,12 +361,29 @@ static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, dsv2_mla
             *matrix = (dsv2_matrix){.rows = rows, .cols = cols, .type = tensor.type, .data = tensor.data,
                                     .row_bytes = dsv2_type_row_bytes(tensor.type, cols)};
     } else {
-        status = transpose_k_up(binder, &mla->kv_b_proj, matrix, &made);
+        status = transpose_k_up(binder, kv_b, matrix, &made);
     }
-    dsv2_type type = mla->kv_b_proj.type;
-    bool plain = type == DSV2_TYPE_F32 || type == DSV2_TYPE_F16 || type == DSV2_TYPE_BF16;
-    dsv2_type found = made == NULL ? matrix->type : plain ? type : DSV2_TYPE_P8; /* rounded a second time: with bits to spare */
+    bool plain = kv_b->type == DSV2_TYPE_F32 || kv_b->type == DSV2_TYPE_F16 || kv_b->type == DSV2_TYPE_BF16;
+    dsv2_type found = made == NULL ? matrix->type : plain ? kv_b->type : DSV2_TYPE_P8; /* rounded a second time: with bits to spare */
     return status == DSV2_OK ? hold(binder, name, found, made, matrix) : status;
+}
+
+static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+{
+    void *made;
+    dsv2_type found;
+    unsigned layer;
+    dsv2_status status = take_matrix(binder, name, rows, cols, matrix, &found, &made);
+    if (status != DSV2_OK)
+        return status;
+    if (is_kv_b(name) && sscanf(name, "model.layers.%u.", &layer) == 1) {
+        status = bind_k_up_transposed(binder, layer, matrix);
+        if (status != DSV2_OK) {
+            dsv2_free(made);
+            return status;
+        }
+    }
+    return hold(binder, name, found, made, matrix);
 }
 
 /* What dsv2_weights_walk asks for, by name, in the order of the forward pass. */
@@ -422,8 +436,6 @@ dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *optio
         status = dsv2_weights_walk(model, &visitor);
     if (status == DSV2_OK && model->config.tie_word_embeddings)
         model->lm_head = model->embed_tokens;
-    for (uint32_t l = 0; l < model->config.num_hidden_layers && status == DSV2_OK; l++)
-        status = bind_k_up_transposed(&binder, l, &model->layers[l].mla);
     if (status == DSV2_OK && binder.done < binder.total) {
         binder.done = binder.total - 1; /* tensors that the model does not use */
         status = report(&binder);

@@ -58,7 +58,8 @@ static dsv2_status check(const dsv2_message *messages, size_t n, size_t first)
             continue;
         const char *expected = turn++ % 2 == 0 ? "user" : "assistant";
         if (!is_role(&messages[i], expected))
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is \"%.100s\", expected \"%s\"", i, messages[i].role, expected);
+            return dsv2_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is \"%.100s\", expected \"%s\"", i, messages[i].role,
+                             expected);
     }
     if (n == 0 || is_role(&messages[n - 1], "system"))
         return dsv2_fail(DSV2_ERROR_ARGUMENT, "the conversation has no user's message");

@@ -79,15 +79,22 @@ static dsv2_status cut_added(dsv2_encoder *e, unsigned round, const char *text, 
 
 dsv2_status dsv2_encode(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags, dsv2_ids *out)
 {
+    enum { BEHIND = 64 }; /* PCRE2's compiled matchers read up to a vector past the end: checkers of memory would tell the host */
     if (size >= INT32_MAX)
         return dsv2_fail(DSV2_ERROR_ARGUMENT, "size is %zu, expected less than 2 GiB", size);
+    char *copy = dsv2_new(size + BEHIND, 1);
+    if (copy == NULL)
+        return dsv2_fail_memory("a text", size + BEHIND);
+    if (size > 0)
+        memcpy(copy, text, size);
     dsv2_encoder e = {.tokenizer = t, .out = out, .flags = flags};
     dsv2_status status = DSV2_OK;
     if ((flags & DSV2_ENCODE_BOS) != 0 && t->bos >= 0)
         status = dsv2_push(out, t->bos);
     if (status == DSV2_OK)
-        status = cut_added(&e, 0, text, size);
+        status = cut_added(&e, 0, copy, size);
     dsv2_encoder_free(&e);
+    dsv2_free(copy);
     return status;
 }
 
@@ -103,7 +110,8 @@ dsv2_status dsv2_decode(const dsv2_tokenizer *t, const int32_t *tokens, size_t n
         for (size_t i = 0; i < n_tokens; i++) {
             const dsv2_token *token = &t->tokens[tokens[i]];
             int byte = tokens[i] == t->escape && i + 1 < n_tokens ? twin_of(t, tokens[i + 1]) : -1;
-            uint64_t n = byte >= 0 ? 1 : (token->kind & DSV2_TOKEN_SPECIAL) != 0 && (flags & DSV2_DECODE_SPECIAL) == 0 ? 0 : token->size;
+            bool hidden = (token->kind & DSV2_TOKEN_SPECIAL) != 0 && (flags & DSV2_DECODE_SPECIAL) == 0;
+            uint64_t n = byte >= 0 ? 1 : hidden ? 0 : token->size;
             if (writing && byte >= 0)
                 text[total] = (char)byte;
             else if (writing)
@@ -116,7 +124,8 @@ dsv2_status dsv2_decode(const dsv2_tokenizer *t, const int32_t *tokens, size_t n
         if (capacity == 0)
             return DSV2_OK;
         if (total > capacity)
-            return dsv2_fail(DSV2_ERROR_BUFFER, "capacity is %zu, expected at least %llu bytes", capacity, (unsigned long long)total);
+            return dsv2_fail(DSV2_ERROR_BUFFER, "capacity is %zu, expected at least %llu bytes", capacity,
+                             (unsigned long long)total);
     }
     return DSV2_OK;
 }

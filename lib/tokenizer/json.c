@@ -116,8 +116,8 @@ static dsv2_status read_added_token(reader *r, size_t index, const json_t *token
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.id is %zu, which \"%.200s\" has too", r->path, field, id, r->texts[id].data);
     const json_t *in_vocab = json_object_getn(json_object_get(r->model, "vocab"), text.data, text.size);
     if (in_vocab != NULL && (size_t)json_integer_value(in_vocab) != id)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s \"%.200s\" has id %zu, in model.vocab it has %lld", r->path, field, text.data, id,
-                         (long long)json_integer_value(in_vocab));
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s \"%.200s\" has id %zu, in model.vocab it has %lld", r->path, field,
+                         text.data, id, (long long)json_integer_value(in_vocab));
     r->texts[id] = text;
     r->kinds[id] |= DSV2_TOKEN_ADDED;
     if (special || dsv2_looks_special(text.data, text.size))

@@ -1,8 +1,9 @@
 /* Expressions from Oniguruma's syntax (Ruby's), which tokenizer.json files use, to PCRE2's.
  *
  * Most is the same in both. What differs is written out (\s is Unicode's White_Space, which PCRE2 widens by U+180E; \w has marks;
- * \v is one character; categories are of Unicode 16 whatever the system's PCRE2), and what cannot be, or is rare enough not to be worth it, is refused by name: nested sets, POSIX classes,
- * options, references, conditions, callouts, script names, anchors other than ^ and $.
+ * \v is one character; categories are of Unicode 16 whatever the system's PCRE2), and what cannot be, or is rare enough not to be
+ * worth it, is refused by name: nested sets, POSIX classes, options, references, conditions, callouts, script names, anchors other
+ * than ^ and $.
  *
  * One thing is added. Searching for a+$ in a long run of a's that $ does not follow would try every a in turn and run to the end
  * from each: quadratic. An alternative that begins with a repeated character cannot match where it could not one character before

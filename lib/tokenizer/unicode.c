@@ -1,7 +1,7 @@
 /* Characters that Unicode gained in versions 15 and 16, by general category.
  *
- * Hugging Face's library matches with Oniguruma's tables, which are of Unicode 16 (6.9.10); PCRE2's depend on the system, and are of
- * Unicode 14 in Debian 12. So that ids do not, categories in expressions are completed by these. */
+ * Hugging Face's library matches with Oniguruma's tables, which are of Unicode 16 (6.9.10); PCRE2's depend on the system, and are
+ * of Unicode 14 in Debian 12. So that ids do not, categories in expressions are completed by these. */
 #include "tokenizer/parts.h"
 
 #include <string.h>

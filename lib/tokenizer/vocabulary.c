@@ -10,6 +10,9 @@
 
 enum { LETTERS = 324 }; /* one more than the last code point of the alphabet */
 
+/* How much of a text a message quotes. */
+static int shown(dsv2_text text) { return text.size < 200 ? (int)text.size : 200; }
+
 static bool stands_for_itself(unsigned byte)
 {
     return (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
@@ -253,8 +256,8 @@ static dsv2_status bind_bytes(dsv2_tokenizer *t, const int16_t alphabet[LETTERS]
     }
     for (unsigned byte = 0; byte < 256; byte++)
         if (t->letter[byte] < 0 && t->twin[byte] < 0)
-            return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no token for byte 0x%02x: it is not byte-level, or not "
-                             "all of the byte alphabet is in it", t->path, byte);
+            return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no token for byte 0x%02x: it is not byte-level, or "
+                             "not all of the byte alphabet is in it", t->path, byte);
     /* A first byte of a long character: never the last of a text that is valid, so never before a twin. */
     for (unsigned byte = 0xf4; t->n_twins > 0 && byte >= 0xc2 && t->escape < 0; byte--)
         t->escape = t->letter[byte];
@@ -275,7 +278,7 @@ static dsv2_status find_part(dsv2_tokenizer *t, const int16_t alphabet[LETTERS],
     *id = dsv2_find_model_token(t, bytes, *size);
     if (*id < 0 || ((t->tokens[*id].kind & DSV2_TOKEN_LETTERS) != 0) != letters)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" is not in the vocabulary", t->path, merge,
-                         (int)(part.size < 200 ? part.size : 200), part.data);
+                         shown(part), part.data);
     return DSV2_OK;
 }
 
@@ -307,9 +310,9 @@ static dsv2_status index_merges(dsv2_tokenizer *t, const dsv2_vocabulary *v, con
             continue; /* no text comes to such a pair */
         int32_t merged = dsv2_find_model_token(t, bytes, left_size + right_size);
         if (merged < 0 || (t->tokens[merged].kind & DSV2_TOKEN_LETTERS) == 0) {
-            status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" and \"%.*s\" together are not in the vocabulary", t->path,
-                               i, (int)(v->merges[2 * i].size < 200 ? v->merges[2 * i].size : 200), v->merges[2 * i].data,
-                               (int)(v->merges[2 * i + 1].size < 200 ? v->merges[2 * i + 1].size : 200), v->merges[2 * i + 1].data);
+            const dsv2_text *parts = &v->merges[2 * i];
+            status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" and \"%.*s\" together are not in the vocabulary",
+                               t->path, i, shown(parts[0]), parts[0].data, shown(parts[1]), parts[1].data);
             goto done;
         }
         /* A pair named twice has its last rank, as in Hugging Face's map. */

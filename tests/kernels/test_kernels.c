@@ -422,7 +422,8 @@ START_TEST(weighted_sum_agrees_with_the_reference_and_rows_stand_alone)
                     for (size_t j = 0; j < k; j++) {
                         double magnitudes = fabs((double)before[i * k + j] * (double)((float *)keep.data)[i]);
                         for (size_t t = 0; t < n; t++)
-                            magnitudes += fabs((double)((float *)p.data)[i * p_stride + t] * (double)((float *)v.data)[t * v_stride + j]);
+                            magnitudes += fabs((double)((float *)p.data)[i * p_stride + t]) *
+                                          fabs((double)((float *)v.data)[t * v_stride + j]);
                         ck_assert_msg(near(((float *)out.data)[i * k + j], expected[i * k + j], sum_tolerance(n + 1, magnitudes)),
                                       "%s weighted_sum, %s, m %zu n %zu k %zu: (%zu, %zu) is %.9g, expected %.9g", kernels->name,
                                       value_names[kind], m, n, k, i, j, (double)((float *)out.data)[i * k + j],
@@ -662,7 +663,8 @@ START_TEST(packed_products_agree_with_exact_sums_of_the_unpacked_weights)
     for (size_t t = 0; t < N_PACKED; t++)
         for (size_t s = 0; s < N_PACKED_SHAPES; s++)
             for (values kind = 0; kind < N_VALUES; kind++) {
-                packed_product p = new_packed_product(packed_types[t], packed_shapes[s].m, packed_shapes[s].n, packed_shapes[s].k, kind);
+                packed_product p = new_packed_product(packed_types[t], packed_shapes[s].m, packed_shapes[s].n, packed_shapes[s].k,
+                                                      kind);
                 kernels->matmul_packed[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
                 if (kind == ONE_INFINITY) /* the row's block has no scale: nothing it touches may look like a number */
                     for (size_t i = 0; i < p.m * p.w.rows; i++)
@@ -679,7 +681,8 @@ START_TEST(packed_products_have_the_same_bits_for_any_split)
     const dsv2_kernels *kernels = sets[_i];
     for (size_t t = 0; t < N_PACKED; t++)
         for (size_t s = 0; s < N_PACKED_SHAPES; s++) {
-            packed_product p = new_packed_product(packed_types[t], packed_shapes[s].m, packed_shapes[s].n, packed_shapes[s].k, MIXED);
+            packed_product p = new_packed_product(packed_types[t], packed_shapes[s].m, packed_shapes[s].n, packed_shapes[s].k,
+                                                  MIXED);
             kernels->matmul_packed[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
             float *part = malloc(p.m * p.w.rows * sizeof *part);
             for (int trial = 0; trial < 20; trial++) {
@@ -688,8 +691,8 @@ START_TEST(packed_products_have_the_same_bits_for_any_split)
                 dsv2_matmul_prepared(kernels, part, j1 - j0, p.rows + i0, i1 - i0, &p.w, j0, j1);
                 for (size_t i = i0; i < i1; i++)
                     ck_assert_msg(memcmp(part + (i - i0) * (j1 - j0), p.out + i * p.w.rows + j0, (j1 - j0) * 4) == 0,
-                                  "%s matmul %s, m %zu n %u k %u: row %zu differs in rows %zu to %zu, columns %u to %u", kernels->name,
-                                  dsv2_type_name(p.w.type), p.m, p.w.rows, p.w.cols, i, i0, i1 - 1, j0, j1 - 1);
+                                  "%s matmul %s, m %zu n %u k %u: row %zu differs in rows %zu to %zu, columns %u to %u",
+                                  kernels->name, dsv2_type_name(p.w.type), p.m, p.w.rows, p.w.cols, i, i0, i1 - 1, j0, j1 - 1);
             }
             free(part);
             free_packed_product(&p);
@@ -782,7 +785,8 @@ START_TEST(rounding_errors_of_packed_types_are_small)
             power += pow((double)x[r][c], 2);
         }
     }
-    ck_assert_msg(sqrt(error / power) <= packed_errors[_i].most, "%s: relative error %.5f", dsv2_type_name(type), sqrt(error / power));
+    double relative = sqrt(error / power);
+    ck_assert_msg(relative <= packed_errors[_i].most, "%s: relative error %.5f", dsv2_type_name(type), relative);
     free(group);
 }
 END_TEST
@@ -818,7 +822,8 @@ END_TEST
 
 START_TEST(repacked_blocks_are_exact)
 {
-    static const dsv2_type block_types[] = {DSV2_TYPE_Q4_K, DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q5_0};
+    static const dsv2_type block_types[] = {DSV2_TYPE_Q4_K, DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K,
+                                            DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q5_0};
     dsv2_type from = block_types[_i], to = dsv2_packed_twin(from);
     ck_assert(dsv2_type_is_packed(to));
     size_t k = from == DSV2_TYPE_Q8_0 || from == DSV2_TYPE_Q4_0 || from == DSV2_TYPE_Q5_0 ? 352 : 512;

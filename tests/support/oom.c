@@ -13,14 +13,14 @@ static atomic_size_t countdown; /* 0: none fails */
 static atomic_bool forever, fired;
 static atomic_long live;
 
-/* gcc's ASan is a shared library: what it allocates with can be found behind this program's functions. Clang's is part of the
- * program, and TSan does not bear a call before it is ready. */
+/* Sanitizers have a malloc of their own, and do not bear a call from their program before they are ready. */
 #if defined(__has_feature)
 #define HAS_FEATURE(x) __has_feature(x)
 #else
 #define HAS_FEATURE(x) 0
 #endif
-#if defined(__SANITIZE_THREAD__) || HAS_FEATURE(address_sanitizer) || HAS_FEATURE(thread_sanitizer) || HAS_FEATURE(memory_sanitizer)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || HAS_FEATURE(address_sanitizer) || \
+    HAS_FEATURE(thread_sanitizer) || HAS_FEATURE(memory_sanitizer)
 #define INTERPOSE 0
 #else
 #define INTERPOSE 1

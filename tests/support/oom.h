@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* False where another allocator is in the way (valgrind, TSan, clang's sanitizers; gcc's ASan is not): then nothing below has an
+/* False where another allocator is in the way (valgrind, the sanitizers): then nothing below has an
  * effect, and a program does not register the tests that need it. */
 bool oom_available(void);
 

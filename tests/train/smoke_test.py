@@ -31,7 +31,7 @@ try:
     from folder import load_folder
     from model import Config, Model, balance_losses, rope_tables, route
 except ImportError as missing:
-    print(f"SKIPPED: the smoke test of examples/train was not run, for want of the Python package {missing.name!r}")
+    print(f"skipped: the smoke test of examples/train was not run, for want of the Python package {missing.name!r}")
     sys.exit(77)
 
 TINY = {

@@ -247,24 +247,26 @@ START_TEST(any_bytes_come_back)
 }
 END_TEST
 
-/* A megabyte that no expression, or every one, splits. That it ends within the test's time is the point. */
+/* Long texts that no expression splits, or every one. That it ends within the test's time is the point. */
 START_TEST(a_megabyte_without_a_space)
 {
-    enum { SIZE = 1 << 20 };
-    static const char *const units[] = {"a", "ab", "zqxj", " ", "\n", "中", "𝔸", "1", "!", "ü", "\xff", "\xf4\xfc", "a ",
-                                        "\t\xe4\xb8"};
-    char *text = malloc(SIZE);
-    for (size_t u = 0; u < sizeof units / sizeof *units; u++) {
-        size_t length = strlen(units[u]);
-        for (size_t i = 0; i < SIZE; i++)
-            text[i] = units[u][i % length];
-        text[SIZE - 1] = 'x'; /* so that white space does not end the text */
-        check_round_trip(tokenizers[_i], units[u], text, SIZE);
+    static const struct {
+        const char *unit;
+        size_t size;
+    } cases[] = {{"a", 1 << 20}, {"zqxj", 1 << 20}, {" ", 1 << 20}, {"中", 1 << 20}, {"\n", 1 << 18}, {"𝔸", 1 << 18}, {"1", 1 << 18},
+                 {"!", 1 << 18}, {"ü", 1 << 18}, {"\xff", 1 << 18}, {"\xf4\xfc", 1 << 18}, {"\t\xe4\xb8", 1 << 18}};
+    char *text = malloc(1 << 20);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        size_t length = strlen(cases[c].unit);
+        for (size_t i = 0; i < cases[c].size; i++)
+            text[i] = cases[c].unit[i % length];
+        text[cases[c].size - 1] = 'x'; /* so that white space does not end the text */
+        check_round_trip(tokenizers[_i], cases[c].unit, text, cases[c].size);
     }
     random_state = 99;
-    for (size_t i = 0; i < SIZE; i++)
+    for (size_t i = 0; i < 1 << 20; i++)
         text[i] = (char)('a' + random_below(26));
-    check_round_trip(tokenizers[_i], "random letters", text, SIZE);
+    check_round_trip(tokenizers[_i], "random letters", text, 1 << 20);
     free(text);
 }
 END_TEST
@@ -413,7 +415,8 @@ START_TEST(beginning_of_sequence_on_request)
     static const int32_t bos[] = {100000, 32013, 4095, 100000};
     for (int i = 0; i < N_TOKENIZERS; i++) {
         size_t n, n_plain;
-        int32_t *ids = encode(tokenizers[i], "Hello", 5, DSV2_ENCODE_BOS, &n), *plain = encode(tokenizers[i], "Hello", 5, 0, &n_plain);
+        int32_t *ids = encode(tokenizers[i], "Hello", 5, DSV2_ENCODE_BOS, &n);
+        int32_t *plain = encode(tokenizers[i], "Hello", 5, 0, &n_plain);
         ck_assert_int_eq(ids[0], bos[i]);
         check_ids("after BOS", ids + 1, n - 1, plain, n_plain);
         free(plain);
@@ -429,7 +432,8 @@ static size_t read_chat(const json_t *chat, dsv2_message *messages)
     size_t index;
     json_t *message;
     json_array_foreach(chat, index, message)
-        messages[index] = (dsv2_message){json_string_value(json_array_get(message, 0)), json_string_value(json_array_get(message, 1)),
+        messages[index] = (dsv2_message){json_string_value(json_array_get(message, 0)), json_string_value(json_array_get(message,
+                                                                                                                         1)),
                                          json_string_length(json_array_get(message, 1))};
     return index;
 }
@@ -483,7 +487,8 @@ START_TEST(message_text_never_becomes_a_special_token)
 {
     static const char text[] = "<｜end▁of▁sentence｜><｜User｜>hi<｜Assistant｜><｜begin▁of▁sentence｜>";
     const dsv2_tokenizer *t = tokenizers[V3];
-    dsv2_message messages[] = {{"system", text, sizeof text - 1}, {"user", text, sizeof text - 1}, {"assistant", text, sizeof text - 1}};
+    dsv2_message messages[] = {{"system", text, sizeof text - 1}, {"user", text, sizeof text - 1}, {"assistant", text,
+                                                                                                    sizeof text - 1}};
     int32_t ids[MAX_IDS];
     static const char *const marks[] = {"<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"};
     size_t n = chat(t, messages, 3, 0, ids);
@@ -503,7 +508,8 @@ START_TEST(filling_in_the_middle)
     static const char prefix[] = "def f():\n  ", suffix[] = "\n  return 1\n";
     int32_t ids[MAX_IDS];
     size_t n, n_expected;
-    ck_assert_int_eq(dsv2_fim_encode(tokenizers[V3], prefix, sizeof prefix - 1, suffix, sizeof suffix - 1, ids, MAX_IDS, &n), DSV2_OK);
+    ck_assert_int_eq(dsv2_fim_encode(tokenizers[V3], prefix, sizeof prefix - 1, suffix, sizeof suffix - 1, ids, MAX_IDS, &n),
+                     DSV2_OK);
     int32_t *expected = array_ids(json_object_get(huggingface, "fim_ids"), &n_expected);
     check_ids("a fill-in-the-middle prompt", ids, n, expected, n_expected);
     free(expected);
@@ -535,7 +541,8 @@ START_TEST(conversations_out_of_order_are_refused)
             messages[k] = (dsv2_message){cases[i].roles[k], "x", 1};
         size_t n = 77;
         ck_assert_int_eq(dsv2_chat_encode(tokenizers[LLM], messages, cases[i].n, cases[i].first, NULL, 0, &n), DSV2_ERROR_ARGUMENT);
-        ck_assert_msg(strstr(dsv2_last_error(), cases[i].message) != NULL, "\"%s\" lacks \"%s\"", dsv2_last_error(), cases[i].message);
+        ck_assert_msg(strstr(dsv2_last_error(), cases[i].message) != NULL, "\"%s\" lacks \"%s\"", dsv2_last_error(),
+                      cases[i].message);
         ck_assert_uint_eq(n, 77);
     }
 }
@@ -687,7 +694,8 @@ START_TEST(tokenizer_config_names_the_special_tokens)
         {"{\"bos_token\":\"</s>\",\"eos_token\":{\"content\":\"<s>\"}}", 301, 300, "v2.5", ""},
         {"{\"bos_token\":null,\"chat_template\":\"{{'User: ' + x}}\"}", 300, 301, "v2", ""},
         {"{\"chat_template\":\"{{'<｜User｜>' + x}}\"}", 300, 301, "v2.5", ""},
-        {"{\"chat_template\":[{\"name\":\"tool\",\"template\":\"\"},{\"name\":\"default\",\"template\":\"User: \"}]}", 300, 301, "v2", ""},
+        {"{\"chat_template\":[{\"name\":\"tool\",\"template\":\"\"},{\"name\":\"default\",\"template\":\"User: \"}]}", 300, 301,
+         "v2", ""},
         {"{\"bos_token\":\"<x>\"}", 0, 0, NULL, "bos_token is \"<x>\", which is not in the vocabulary"},
         {"{\"eos_token\":7}", 0, 0, NULL, "eos_token is an integer, expected a string"},
         {"{\"eos_token\":", 0, 0, NULL, "tokenizer_config.json: line 1"},
@@ -728,7 +736,7 @@ int main(void)
     Suite *suite = suite_create("tokenizer");
     TCase *cases = tcase_create("on published vocabularies");
     tcase_add_unchecked_fixture(cases, open_all, close_all);
-    tcase_set_timeout(cases, 120);
+    tcase_set_timeout(cases, 300); /* a sanitizer, on a busy machine */
     tcase_add_loop_test(cases, published_cases_from_json, LLM, CODER + 1);
     tcase_add_loop_test(cases, ids_are_those_of_hugging_face, 0, N_TOKENIZERS);
     tcase_add_loop_test(cases, vocabulary_facts, 0, N_TOKENIZERS);

@@ -62,16 +62,23 @@ START_TEST(equal_files_give_equal_ids)
         {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("b")}, "abab", "97 98 97 98"},
         {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("a|x*")}, "abab", "97 98 97 98"},
         {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("")}, "abab", "97 98 97 98"},
-        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a.\"},\"behavior\":"
-                                                                      "\"Isolated\",\"invert\":true}," BYTES)}, "aba.b", "256 97 46 98"},
+        {{.vocab = AB, .merges = AB_MERGES,
+          .pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a.\"},\"behavior\":"
+                                                                      "\"Isolated\",\"invert\":true}," BYTES)}, "aba.b",
+                                                                      "256 97 46 98"},
         {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":true}," BYTES)},
          "11", "49 49"},
         {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":false}," BYTES)},
          "11", "259"},
         {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}"}, "ab  ab",
          "256 32 32 256"},
+        /* categories of Unicode 16: U+31350 is a letter since 15, U+11BF0 a digit since 16 */
+        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("(?<=\\\\p{N})a")}, "\U00011bf0aaa", "240 145 175 176 97 260"},
+        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("(?<=[\\\\p{Lo}])a")}, "\U00031350aaa", "240 177 141 144 97 260"},
+        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("(?<=\\\\P{L})a")}, "\U00031350aaa", "240 177 141 144 260 97"},
         /* added tokens: the longest, the leftmost, those not normalized first */
-        {{.added = "{\"id\":300,\"content\":\"ab\"},{\"id\":301,\"content\":\"abc\"},{\"id\":302,\"content\":\"bcd\"}"}, "abcd", "301 100"},
+        {{.added = "{\"id\":300,\"content\":\"ab\"},{\"id\":301,\"content\":\"abc\"},{\"id\":302,\"content\":\"bcd\"}"}, "abcd",
+         "301 100"},
         {{.added = "{\"id\":300,\"content\":\"ab\"},{\"id\":301,\"content\":\"bc\",\"normalized\":false}"}, "abc", "97 301"},
         {{.added = "{\"id\":97,\"content\":\"a\"}", .vocab = AB, .merges = AB_MERGES}, "ab", "97 98"},
         {{.added = "{\"id\":256,\"content\":\"ab\"}", .vocab = AB, .merges = AB_MERGES}, "ababab", "256 256 256"},
@@ -83,7 +90,8 @@ START_TEST(equal_files_give_equal_ids)
         char ids[1024];
         ck_assert_msg(open_parts(&cases[i].parts, &t) == DSV2_OK, "case %zu: %s", i, dsv2_last_error());
         ids_text(t, cases[i].text, 0, ids);
-        ck_assert_msg(strcmp(ids, cases[i].ids) == 0, "case %zu: \"%s\" gives %s, expected %s", i, cases[i].text, ids, cases[i].ids);
+        ck_assert_msg(strcmp(ids, cases[i].ids) == 0, "case %zu: \"%s\" gives %s, expected %s", i, cases[i].text, ids,
+                      cases[i].ids);
         dsv2_tokenizer_close(t);
     }
 }
@@ -129,7 +137,8 @@ START_TEST(bad_files_are_refused_by_name)
         /* the model */
         {{.model = ",\"dropout\":0.1"}, DSV2_ERROR_UNSUPPORTED, "model.dropout is 0.1"},
         {{.model = ",\"dropout\":\"x\""}, DSV2_ERROR_FORMAT, "model.dropout is a string"},
-        {{.model = ",\"continuing_subword_prefix\":\"##\""}, DSV2_ERROR_UNSUPPORTED, "model.continuing_subword_prefix is a string \"##\""},
+        {{.model = ",\"continuing_subword_prefix\":\"##\""}, DSV2_ERROR_UNSUPPORTED,
+         "model.continuing_subword_prefix is a string \"##\""},
         {{.model = ",\"end_of_word_suffix\":\"</w>\""}, DSV2_ERROR_UNSUPPORTED, "model.end_of_word_suffix is a string \"</w>\""},
         {{.model = ",\"ignore_merges\":3"}, DSV2_ERROR_FORMAT, "model.ignore_merges is an integer"},
         /* the vocabulary */
@@ -152,13 +161,16 @@ START_TEST(bad_files_are_refused_by_name)
         {{.added = "{\"id\":2147483648,\"content\":\"xy\"}"}, DSV2_ERROR_FORMAT, "is 2147483648, expected 0 to"},
         {{.added = "{\"id\":300,\"content\":\"\"}"}, DSV2_ERROR_UNSUPPORTED, "added token 300 has 0 bytes"},
         {{.added = "{\"id\":97,\"content\":\"xy\"}"}, DSV2_ERROR_FORMAT, "added_tokens[0].id is 97, which \"a\" has too"},
-        {{.added = "{\"id\":300,\"content\":\"xy\"},{\"id\":300,\"content\":\"xy\"}"}, DSV2_ERROR_FORMAT, "added_tokens[1].id is 300"},
+        {{.added = "{\"id\":300,\"content\":\"xy\"},{\"id\":300,\"content\":\"xy\"}"}, DSV2_ERROR_FORMAT,
+         "added_tokens[1].id is 300"},
         {{.added = "{\"id\":300,\"content\":\"xy\"},{\"id\":301,\"content\":\"xy\"}"}, DSV2_ERROR_FORMAT,
          "added tokens 300 and 301 are spelled alike"},
-        {{.added = "{\"id\":300,\"content\":\"a\"}"}, DSV2_ERROR_FORMAT, "added_tokens[0] \"a\" has id 300, in model.vocab it has 97"},
+        {{.added = "{\"id\":300,\"content\":\"a\"}"}, DSV2_ERROR_FORMAT,
+         "added_tokens[0] \"a\" has id 300, in model.vocab it has 97"},
         {{.added = "{\"id\":300,\"content\":\"xy\",\"lstrip\":true}"}, DSV2_ERROR_UNSUPPORTED, "added_tokens[0].lstrip is true"},
         {{.added = "{\"id\":300,\"content\":\"xy\",\"rstrip\":true}"}, DSV2_ERROR_UNSUPPORTED, "added_tokens[0].rstrip is true"},
-        {{.added = "{\"id\":300,\"content\":\"xy\",\"single_word\":true}"}, DSV2_ERROR_UNSUPPORTED, "added_tokens[0].single_word is true"},
+        {{.added = "{\"id\":300,\"content\":\"xy\",\"single_word\":true}"}, DSV2_ERROR_UNSUPPORTED,
+         "added_tokens[0].single_word is true"},
         {{.added = "{\"id\":300,\"content\":\"xy\",\"special\":1}"}, DSV2_ERROR_FORMAT, "added_tokens[0].special is an integer"},
         /* normalizer, decoder */
         {{.normalizer = "{\"type\":\"NFC\"}"}, DSV2_ERROR_UNSUPPORTED, "normalizer of type \"NFC\""},
@@ -171,26 +183,31 @@ START_TEST(bad_files_are_refused_by_name)
         /* pre-tokenizers */
         {{.pre_tokenizer = "null"}, DSV2_ERROR_FORMAT, "pre_tokenizer is null"},
         {{.pre_tokenizer = "{\"type\":\"Metaspace\"}"}, DSV2_ERROR_UNSUPPORTED, "pre_tokenizer of type \"Metaspace\""},
-        {{.pre_tokenizer = "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}"}, DSV2_ERROR_UNSUPPORTED, "add_prefix_space is true"},
+        {{.pre_tokenizer = "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}"}, DSV2_ERROR_UNSUPPORTED,
+         "add_prefix_space is true"},
         {{.pre_tokenizer = "{\"type\":\"ByteLevel\"}"}, DSV2_ERROR_UNSUPPORTED, "add_prefix_space is true"},
         {{.pre_tokenizer = SEQUENCE("")}, DSV2_ERROR_UNSUPPORTED, "pre_tokenizer has no ByteLevel"},
         {{.pre_tokenizer = "{\"type\":\"Sequence\"}"}, DSV2_ERROR_FORMAT, "pre_tokenizer.pretokenizers is missing"},
-        {{.pre_tokenizer = SEQUENCE(BYTES "," SPLIT("a"))}, DSV2_ERROR_UNSUPPORTED, "pretokenizers[1] of type \"Split\" comes after"},
+        {{.pre_tokenizer = SEQUENCE(BYTES "," SPLIT("a"))}, DSV2_ERROR_UNSUPPORTED,
+         "pretokenizers[1] of type \"Split\" comes after"},
         {{.pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Removed\"}," BYTES)},
          DSV2_ERROR_UNSUPPORTED, "pretokenizers[0].behavior is \"Removed\""},
         {{.pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":\"a\",\"behavior\":\"Isolated\"}," BYTES)}, DSV2_ERROR_FORMAT,
          "pretokenizers[0].pattern is a string"},
         {{.pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"}}," BYTES)}, DSV2_ERROR_FORMAT,
          "pretokenizers[0].behavior is missing"},
-        {{.pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":1}," BYTES)}, DSV2_ERROR_FORMAT, "individual_digits is an integer"},
+        {{.pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":1}," BYTES)}, DSV2_ERROR_FORMAT,
+         "individual_digits is an integer"},
 #define S SPLIT("a") ","
         {{.pre_tokenizer = SEQUENCE(S S S S S S S S S S S S S S S S S BYTES)}, DSV2_ERROR_UNSUPPORTED, "more than 16 expressions"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dsv2_tokenizer *t = NULL;
         dsv2_status status = open_parts(&cases[i].parts, &t);
-        ck_assert_msg(status == cases[i].status, "case %zu: status %d, expected %d: %s", i, status, cases[i].status, dsv2_last_error());
-        ck_assert_msg(strncmp(dsv2_last_error(), "dir/tokenizer.json: ", 20) == 0 && strstr(dsv2_last_error(), cases[i].message) != NULL,
+        ck_assert_msg(status == cases[i].status, "case %zu: status %d, expected %d: %s", i, status, cases[i].status,
+                      dsv2_last_error());
+        ck_assert_msg(strncmp(dsv2_last_error(), "dir/tokenizer.json: ", 20) == 0 && strstr(dsv2_last_error(),
+                                                                                            cases[i].message) != NULL,
                       "case %zu: \"%s\" lacks \"%s\"", i, dsv2_last_error(), cases[i].message);
         ck_assert_ptr_null(t);
     }
@@ -243,21 +260,30 @@ START_TEST(expressions_that_would_mean_something_else_are_refused)
     static const struct {
         const char *regex, *refused;
     } cases[] = {
-        {"[[a-z]b]", "a set in a set"}, {"[a&&b]", "a set in a set"}, {"[[:alpha:]]", "a set in a set"}, {"[]a]", "begins with a bracket"},
-        {"[a", "a set without an end"}, {"[\\\\s-z]", "a range that begins with a set"}, {"[\\\\W]", "\\W in a set"}, {"[\\\\P{L}]", "\\P in a set"},
-        {"\\\\h", "this escape"}, {"\\\\R", "this escape"}, {"\\\\1", "this escape"}, {"\\\\bx", "this escape"}, {"\\\\A", "this escape"},
+        {"[[a-z]b]", "a set in a set"}, {"[a&&b]", "a set in a set"}, {"[[:alpha:]]", "a set in a set"}, {"[]a]",
+                                                                                                          "begins with a bracket"},
+        {"[a", "a set without an end"}, {"[\\\\s-z]", "a range that begins with a set"}, {"[\\\\W]", "\\W in a set"},
+        {"[\\\\P{L}]", "\\P in a set"},
+        {"\\\\h", "this escape"}, {"\\\\R", "this escape"}, {"\\\\1", "this escape"}, {"\\\\bx", "this escape"}, {"\\\\A",
+                                                                                                                  "this escape"},
         {"\\\\", "this escape"}, {"\\\\Q", "this escape"}, {"[\\\\b]", "this escape"},
         {"\\\\p{Han}", "not a general category"}, {"\\\\pL", "not a general category"}, {"\\\\p{^L}", "not a general category"},
         {"\\\\p{L", "not a general category"},
-        {"\\\\xff", "a character number"}, {"\\\\x4", "a character number"}, {"\\\\u12", "a character number"}, {"\\\\x{}", "a character number"},
-        {"a{,3}", "braces of this form"}, {"a{2}+", "braces of this form"}, {"a{2}?", "braces of this form"}, {"a{", "braces of this form"},
+        {"\\\\xff", "a character number"}, {"\\\\x4", "a character number"}, {"\\\\u12", "a character number"}, {"\\\\x{}",
+                                                                                                                 "a character number"},
+        {"a{,3}", "braces of this form"}, {"a{2}+", "braces of this form"}, {"a{2}?", "braces of this form"}, {"a{",
+                                                                                                               "braces of this form"},
         {"a{99999999999999}", "braces of this form"},
         {"(?i)a", "a group of this kind"}, {"(?m:a)", "a group of this kind"}, {"(?<n>a)", "a group of this kind"},
-        {"(?R)", "a group of this kind"}, {"(*FAIL)", "a group of this kind"}, {"(?C1)", "a group of this kind"}, {"(?", "a group of this kind"},
-        {"(a", "missing"}, {"a)", "unmatched"}, {"+", "quantifier"}, {"a{9999999}", "too"}, {"\\\\p{Lx}", "property"}, {"(?<=a*)b", "lookbehind"},
+        {"(?R)", "a group of this kind"}, {"(*FAIL)", "a group of this kind"}, {"(?C1)", "a group of this kind"}, {"(?",
+                                                                                                                   "a group of this kind"},
+        {"(a", "missing"}, {"a)", "unmatched"}, {"+", "quantifier"}, {"a{9999999}", "too"}, {"\\\\p{Lx}", "property"}, {"(?<=a*)b",
+                                                                                                                        "lookbehind"},
         {"[z-a]", "range"}, {"\\\\x{110000}", "code point"},
-        {"(?:a|b)+c", NULL}, {"(?>a)(?=b)(?!c)(?<=d)(?<!e)(?i:f)", NULL}, {"a{2}b{2,}c{2,3}?d++e*+f?+", NULL}, {"[^\\\\s\\\\S\\\\d\\\\w-]", NULL},
-        {"\\\\s\\\\S\\\\d\\\\D\\\\w\\\\W\\\\n\\\\r\\\\t\\\\f\\\\v\\\\e\\\\a\\\\.\\\\-\\\\ü", NULL}, {"\\\\x41\\\\u00fc\\\\x{1f600}", NULL},
+        {"(?:a|b)+c", NULL}, {"(?>a)(?=b)(?!c)(?<=d)(?<!e)(?i:f)", NULL}, {"a{2}b{2,}c{2,3}?d++e*+f?+", NULL},
+        {"[^\\\\s\\\\S\\\\d\\\\w-]", NULL},
+        {"\\\\s\\\\S\\\\d\\\\D\\\\w\\\\W\\\\n\\\\r\\\\t\\\\f\\\\v\\\\e\\\\a\\\\.\\\\-\\\\ü", NULL},
+        {"\\\\x41\\\\u00fc\\\\x{1f600}", NULL},
         {"\\\\p{L}\\\\P{Lu}[\\\\p{N}\\\\P{Zs}]", NULL}, {"^a$|.|", NULL}, {"[-a][a-]", NULL},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -363,7 +389,11 @@ static void put(gguf *g, const void *data, size_t size)
     g->size += size;
 }
 
-static void put_u32(gguf *g, uint32_t value) { put(g, &(uint8_t[]){(uint8_t)value, (uint8_t)(value >> 8), (uint8_t)(value >> 16), (uint8_t)(value >> 24)}, 4); }
+static void put_u32(gguf *g, uint32_t value)
+{
+    for (unsigned shift = 0; shift < 32; shift += 8)
+        put(g, &(uint8_t){(uint8_t)(value >> shift)}, 1);
+}
 
 static void put_u64(gguf *g, uint64_t value)
 {
@@ -552,7 +582,8 @@ START_TEST(running_out_of_memory_anywhere_leaves_nothing)
         if (!failed)
             break;
         /* PCRE2 does without what it only wants (a compiled form, a frame on the heap). */
-        ck_assert_msg(status == DSV2_ERROR_MEMORY || status == DSV2_OK, "allocation %zu: status %d: %s", nth, status, dsv2_last_error());
+        ck_assert_msg(status == DSV2_ERROR_MEMORY || status == DSV2_OK, "allocation %zu: status %d: %s", nth, status,
+                      dsv2_last_error());
         failures += status == DSV2_ERROR_MEMORY;
     }
     ck_assert_uint_gt(failures, 300);

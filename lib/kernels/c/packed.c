@@ -29,8 +29,9 @@ static void affine(dsv2_type type, const uint8_t *span, size_t block, size_t hal
 {
     if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
         const uint8_t *numbers = span + HEADER_SIX_BITS;
-        *scale = load_half(span + HEADER_SCALES + 2 * row) * (float)six_bits(numbers, block * DSV2_PACK_ROWS + row);
-        *minimum = load_half(span + HEADER_MINIMA + 2 * row) * (float)six_bits(numbers, (SPAN_BLOCKS + block) * DSV2_PACK_ROWS + row);
+        size_t at = block * DSV2_PACK_ROWS + row;
+        *scale = load_half(span + HEADER_SCALES + 2 * row) * (float)six_bits(numbers, at);
+        *minimum = load_half(span + HEADER_MINIMA + 2 * row) * (float)six_bits(numbers, SPAN_BLOCKS * DSV2_PACK_ROWS + at);
         return;
     }
     if (type == DSV2_TYPE_P6)

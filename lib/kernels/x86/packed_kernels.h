@@ -115,7 +115,8 @@ INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t p
     vec zero_point = splat((float)dsv2_pack_zero(type));
     for (size_t b = 0; b < n; b++) {
         if (type == DSV2_TYPE_P6)
-            a->scales[b] = mul(load_f16(span + HEADER_SCALES + 2 * row), floats_of_s8(span + HEADER_SIXTEENTHS + b * DSV2_PACK_ROWS + row));
+            a->scales[b] = mul(load_f16(span + HEADER_SCALES + 2 * row),
+                               floats_of_s8(span + HEADER_SIXTEENTHS + b * DSV2_PACK_ROWS + row));
         else
             a->scales[b] = load_f16(span + HEADER_HALVES + 2 * (b * DSV2_PACK_ROWS + row));
         a->minima[b] = mul(a->scales[b], zero_point);
@@ -150,8 +151,8 @@ typedef struct weights {
 
 /* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the span. The order of these steps is the
  * sums' order. */
-INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t n_x, const weights *w, const uint8_t *const *blocks,
-                      size_t n_v, size_t first, size_t n, size_t at)
+INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t n_x, const weights *w,
+                      const uint8_t *const *blocks, size_t n_v, size_t first, size_t n, size_t at)
 {
     dot_sum d[PACKED_ROWS * PACKED_VECS];
     UNROLL
@@ -240,9 +241,9 @@ INLINE void packed_rows(dsv2_type type, float *out, size_t out_stride, const dsv
                         size_t n_v, size_t n, size_t k)
 {
     size_t i = 0;
-    for (; m - i >= PACKED_ROWS; i += PACKED_ROWS)
+    for (; n_v == PACKED_VECS && m - i >= PACKED_ROWS; i += PACKED_ROWS)
         packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS, groups, n_v, n, k);
-    for (; PACKED_ROWS > 4 && m - i >= 4; i += 4)
+    for (; n_v == PACKED_VECS && PACKED_ROWS > 4 && m - i >= 4; i += 4)
         packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS > 4 ? 4 : 1, groups, n_v, n, k);
     for (; m - i >= 2; i += 2)
         packed_block(type, out + i * out_stride, out_stride, x + i, 2, groups, n_v, n, k);
@@ -258,10 +259,8 @@ INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const d
     for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
         size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK, j = 0;
         float *at = out + i * out_stride;
-        if (rows <= 2) /* bound by memory: one stream */
-            for (; j < n; j += DSV2_PACK_ROWS)
-                packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, ONE_GROUP, n - j, k);
-        for (; j < n && n - j > ALL - DSV2_PACK_ROWS; j += ALL)
+        /* One or two rows are bound by memory, which likes a single stream. */
+        for (; rows > 2 && j < n && n - j > ALL - DSV2_PACK_ROWS; j += ALL)
             packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, PACKED_VECS, n - j, k);
         for (; j < n; j += DSV2_PACK_ROWS)
             packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, ONE_GROUP, n - j, k);

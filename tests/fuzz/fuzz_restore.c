@@ -1,0 +1,146 @@
+/* A snapshot: it is restored, in part and converted too, or refused and the session is as it was. Checksums would keep a fuzzer at the
+ * door, so every input is tried as it is and with checksums that fit. */
+#include "memory_file.h"
+
+#include "cache/cache.h"
+
+#include <dsv2/dsv2.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+#define MUST(condition)                                                                                                                \
+    do {                                                                                                                               \
+        if (!(condition)) {                                                                                                            \
+            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, dsv2_last_error());                                     \
+            abort();                                                                                                                   \
+        }                                                                                                                              \
+    } while (0)
+
+enum { HEADER = 64, CHECKED = 48, DIGEST = 16, SAMPLER = 72, VOCAB = 320 };
+
+static dsv2_model *model;
+
+static void store(uint8_t *at, XXH128_hash_t digest)
+{
+    dsv2_store_u64(at, digest.low64);
+    dsv2_store_u64(at + 8, digest.high64);
+}
+
+static void seal(uint8_t *header) { store(header + CHECKED, XXH3_128bits(header, CHECKED)); }
+
+/* Blocks of a save from `pos` on; returns where they end, or `size`. */
+static size_t repair_blocks(uint8_t *data, size_t size, size_t pos, uint64_t at, uint64_t end)
+{
+    while (at < end) {
+        if (size - pos < HEADER)
+            return size;
+        uint8_t *header = data + pos;
+        uint64_t stored = dsv2_load_u64(header + 24);
+        pos += HEADER;
+        if (stored > size - pos || dsv2_load_u32(header + 16) == 0)
+            return size;
+        if (dsv2_load_u32(header + 4) == 0)
+            store(header + 32, XXH3_128bits(data + pos, (size_t)stored));
+        store(header + CHECKED, XXH3_128bits_withSeed(data + pos, (size_t)stored, XXH3_64bits(header, CHECKED)));
+        pos += (size_t)stored;
+        at += dsv2_load_u32(header + 16);
+    }
+    return pos;
+}
+
+static void repair(uint8_t *data, size_t size)
+{
+    if (size < HEADER)
+        return;
+    seal(data);
+    for (size_t pos = HEADER; size - pos >= HEADER;) {
+        uint8_t *header = data + pos;
+        uint64_t first = dsv2_load_u64(header + 16), end = dsv2_load_u64(header + 24), biases = dsv2_load_u64(header + 32);
+        seal(header);
+        pos += HEADER;
+        if (biases > size || end < first || end - first > size)
+            return;
+        uint64_t state = SAMPLER + 8 * biases + (dsv2_load_u32(header + 12) & 1 ? 4 * VOCAB : 0) + 4 * (end - first);
+        if (state + DIGEST > size - pos)
+            return;
+        store(data + pos + state, XXH3_128bits(data + pos, (size_t)state));
+        pos = repair_blocks(data, size, pos + (size_t)state + DIGEST, first, end);
+        pos += (HEADER - pos % HEADER) % HEADER;
+        if (pos > size)
+            return;
+    }
+}
+
+typedef struct stream {
+    const uint8_t *data;
+    size_t size, offset;
+} stream;
+
+static int read_stream(void *user, void *out, size_t size, size_t *got)
+{
+    stream *s = user;
+    *got = size < s->size - s->offset ? size : s->size - s->offset;
+    if (*got > 0)
+        memcpy(out, s->data + s->offset, *got);
+    s->offset += *got;
+    return 0;
+}
+
+static void restore(const uint8_t *data, size_t size, dsv2_cache_type type, bool prompted)
+{
+    static const int32_t prompt[] = {1, 2, 3, 4, 5};
+    dsv2_session_options options = {.struct_size = sizeof options, .cache_type = type, .max_length = 200};
+    dsv2_restore_options how = {.struct_size = sizeof how, .convert = size % 2 == 0};
+    stream input = {data, size, 0};
+    dsv2_session *session;
+    size_t length, reused, n;
+    int32_t tokens[256];
+    const float *logits;
+    if (prompted) {
+        how.prompt = prompt;
+        how.n_prompt = 5;
+    }
+    MUST(dsv2_session_open(model, &options, &session) == DSV2_OK);
+    MUST(dsv2_session_feed(session, prompt, 2) == DSV2_OK);
+    dsv2_status status = dsv2_session_restore_from(session, read_stream, &input, &how, &reused);
+    MUST(dsv2_session_length(session, &length) == DSV2_OK && (status == DSV2_OK ? length == reused : length == 2));
+    MUST(dsv2_session_tokens(session, tokens, 256, &n) == DSV2_OK && n == length && length <= 200);
+    for (size_t i = 0; i < n; i++)
+        MUST(tokens[i] >= 0 && tokens[i] < VOCAB);
+    if (dsv2_session_logits(session, &logits) == DSV2_OK) { /* which may all be NaN */
+        status = dsv2_session_sample(session, tokens);
+        MUST(status == DSV2_OK ? tokens[0] >= 0 && tokens[0] < VOCAB : status == DSV2_ERROR_STATE);
+    }
+    if (length < 200)
+        MUST(dsv2_session_feed(session, prompt, 1) == DSV2_OK);
+    dsv2_session_close(session);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (model == NULL) {
+        dsv2_model_options options = {.struct_size = sizeof options, .n_threads = 1};
+        MUST(dsv2_model_open(DSV2_TEST_DATA "/goldens/plain", &options, &model) == DSV2_OK);
+    }
+    char path[64];
+    dsv2_snapshot_info info = {.struct_size = sizeof info};
+    uint8_t *repaired = malloc(size + 1);
+    MUST(repaired != NULL);
+    memcpy(repaired, data, size);
+    repair(repaired, size);
+    int fd = memory_file(repaired, size, path);
+    if (dsv2_snapshot_inspect(path, &info) == DSV2_OK)
+        MUST(info.file_bytes == size && info.cache_type >= DSV2_CACHE_F32 && info.cache_type <= DSV2_CACHE_Q6);
+    close(fd);
+    dsv2_cache_type type = size > 12 ? (dsv2_cache_type)(1 + data[size / 2] % 4) : DSV2_CACHE_F16;
+    restore(data, size, type, false);
+    restore(repaired, size, info.cache_type != 0 && type != DSV2_CACHE_F16 ? info.cache_type : type, size % 3 == 0);
+    free(repaired);
+    return 0;
+}

@@ -1,0 +1,369 @@
+/* The latent KV cache: rows of every element type and shape, and pages that are shared and copied. */
+#include "cache/cache.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct row_shape {
+    uint32_t kv_lora_rank, qk_rope_head_dim;
+} row_shape;
+
+/* V2's own, the goldens' and a small model's; odd, small and empty ones. */
+static const row_shape shapes[] = {{512, 64}, {64, 16}, {48, 8}, {96, 16}, {1, 2}, {2, 2}, {7, 6}, {20, 0}, {130, 34}, {257, 18}, {1024, 128}};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_WIDTH = 1024 + 128 };
+
+static const dsv2_cache_type types[] = {DSV2_CACHE_F32, DSV2_CACHE_F16, DSV2_CACHE_Q8, DSV2_CACHE_Q6};
+enum { N_TYPES = sizeof types / sizeof *types };
+
+static const char *const sets[] = {"c", "avx2", "avx512"};
+enum { N_SETS = sizeof sets / sizeof *sets };
+
+static const dsv2_kernels *kernels_of(int set)
+{
+    const dsv2_kernels *kernels;
+    return dsv2_kernels_select(sets[set], &kernels) == DSV2_OK ? kernels : NULL;
+}
+
+static dsv2_cache_shape shape_of(dsv2_cache_type type, row_shape row)
+{
+    dsv2_cache_shape shape;
+    ck_assert(dsv2_cache_shape_init(&shape, type, 3, row.kv_lora_rank, row.qk_rope_head_dim) == DSV2_OK);
+    return shape;
+}
+
+static uint64_t random_state = 88172645463325252u;
+
+static float random_float(void)
+{
+    float sum = 0; /* near normal */
+    for (int i = 0; i < 4; i++) {
+        random_state ^= random_state << 13;
+        random_state ^= random_state >> 7;
+        random_state ^= random_state << 17;
+        sum += (float)(random_state >> 40) * 0x1p-24f - 0.5f;
+    }
+    return sum;
+}
+
+/* Latents with a few loud channels, as real ones have. */
+static void random_row(float *row, row_shape shape)
+{
+    for (uint32_t i = 0; i < shape.kv_lora_rank; i++)
+        row[i] = random_float() * (i % 37 == 5 ? 8.0f : 1.0f);
+    for (uint32_t i = 0; i < shape.qk_rope_head_dim; i++)
+        row[shape.kv_lora_rank + i] = random_float() * 3;
+}
+
+static float largest(const float *x, size_t n)
+{
+    float max = 0;
+    for (size_t i = 0; i < n; i++)
+        max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
+    return max;
+}
+
+static double norm(const float *x, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+static void round_trip(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const float *row, uint8_t *stored, float *out)
+{
+    size_t width = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
+    float copy[MAX_WIDTH];
+    memcpy(copy, row, width * sizeof *row);
+    dsv2_cache_encode_row(shape, kernels, copy, stored);
+    dsv2_cache_decode_rows(shape, kernels, stored, 1, out);
+    dsv2_cache_rotate(shape, kernels, out);
+}
+
+START_TEST(rows_of_published_shapes_have_their_published_size)
+{
+    const struct {
+        dsv2_cache_type type;
+        size_t row, v2_lite, v2;
+    } sizes[] = {
+        {DSV2_CACHE_F32, 2304, 62208, 138240},
+        {DSV2_CACHE_F16, 1152, 31104, 69120},
+        {DSV2_CACHE_Q8, 656, 17712, 39360},
+        {DSV2_CACHE_Q6, 432, 11664, 25920},
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        dsv2_cache_shape lite, large;
+        ck_assert(dsv2_cache_shape_init(&lite, sizes[i].type, 27, 512, 64) == DSV2_OK);
+        ck_assert(dsv2_cache_shape_init(&large, sizes[i].type, 60, 512, 64) == DSV2_OK);
+        ck_assert_uint_eq(lite.row_bytes, sizes[i].row);
+        ck_assert_uint_eq(lite.page_bytes, sizes[i].v2_lite * DSV2_PAGE_TOKENS);
+        ck_assert_uint_eq(large.page_bytes, sizes[i].v2 * DSV2_PAGE_TOKENS);
+    }
+    dsv2_cache_shape shape;
+    ck_assert(dsv2_cache_shape_init(&shape, (dsv2_cache_type)5, 1, 512, 64) == DSV2_ERROR_ARGUMENT);
+}
+END_TEST
+
+/* Of the norm, for the latent; of the largest element, for the RoPE part. */
+START_TEST(rows_come_back_within_their_type_s_precision)
+{
+    const struct {
+        double latent, rope;
+    } bounds[] = {
+        [DSV2_CACHE_F32] = {0, 0}, [DSV2_CACHE_F16] = {0.0005, 0.0005}, [DSV2_CACHE_Q8] = {0.02, 0.0005}, [DSV2_CACHE_Q6] = {0.055, 0.0045}};
+    const dsv2_kernels *kernels = kernels_of(0);
+    for (int t = 0; t < N_TYPES; t++)
+        for (int s = 0; s < N_SHAPES; s++)
+            for (int round = 0; round < 20; round++) {
+                dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+                /* In q6 the last element of an odd latent goes with the RoPE part. */
+                uint32_t odd = types[t] == DSV2_CACHE_Q6 ? shapes[s].kv_lora_rank % 2 : 0;
+                uint32_t lora = shape.kv_lora_rank - odd, rope = shape.qk_rope_head_dim + odd;
+                float row[MAX_WIDTH], out[MAX_WIDTH], difference[MAX_WIDTH];
+                uint8_t stored[MAX_WIDTH * 4];
+                random_row(row, shapes[s]);
+                round_trip(&shape, kernels, row, stored, out);
+                for (uint32_t i = 0; i < lora + rope; i++)
+                    difference[i] = out[i] - row[i];
+                double bound = bounds[types[t]].latent * (shape.rotation < 16 && types[t] == DSV2_CACHE_Q6 ? 3 : 1); /* loud ones stay loud */
+                ck_assert_msg(norm(difference, lora) <= bound * norm(row, lora), "type %d, shape %u + %u: latent off by %g of %g",
+                              types[t], lora, rope, norm(difference, lora), norm(row, lora));
+                ck_assert_msg((double)largest(difference + lora, rope) <= bounds[types[t]].rope * (double)largest(row + lora, rope),
+                              "type %d, shape %u + %u: rope part off by %g", types[t], lora, rope, (double)largest(difference + lora, rope));
+            }
+}
+END_TEST
+
+START_TEST(all_kernels_give_the_same_bits)
+{
+    enum { ROWS = 5 };
+    for (int t = 0; t < N_TYPES; t++)
+        for (int s = 0; s < N_SHAPES; s++) {
+            dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+            size_t width = (size_t)shape.kv_lora_rank + shape.qk_rope_head_dim;
+            float rows[ROWS][MAX_WIDTH], expected[ROWS * MAX_WIDTH], out[ROWS * MAX_WIDTH];
+            uint8_t stored[ROWS * MAX_WIDTH * 4], again[ROWS * MAX_WIDTH * 4];
+            for (int i = 0; i < ROWS; i++)
+                random_row(rows[i], shapes[s]);
+            for (int set = 0; set < N_SETS; set++) {
+                const dsv2_kernels *kernels = kernels_of(set);
+                if (kernels == NULL)
+                    continue;
+                uint8_t *at = set == 0 ? stored : again;
+                for (int i = 0; i < ROWS; i++) {
+                    float copy[MAX_WIDTH];
+                    memcpy(copy, rows[i], sizeof copy);
+                    dsv2_cache_encode_row(&shape, kernels, copy, at + (size_t)i * shape.row_bytes);
+                }
+                dsv2_cache_decode_rows(&shape, kernels, at, ROWS, out);
+                for (size_t i = 0; i < ROWS; i++)
+                    dsv2_cache_rotate(&shape, kernels, out + i * width);
+                if (set == 0)
+                    memcpy(expected, out, sizeof out);
+                ck_assert_mem_eq(at, stored, ROWS * shape.row_bytes);
+                ck_assert_mem_eq(out, expected, ROWS * width * sizeof *out);
+            }
+        }
+}
+END_TEST
+
+START_TEST(rotation_keeps_lengths_and_undoes_itself)
+{
+    for (int set = 0; set < N_SETS; set++)
+        for (int s = 0; s < N_SHAPES; s++) {
+            const dsv2_kernels *kernels = kernels_of(set);
+            if (kernels == NULL)
+                continue;
+            dsv2_cache_shape shape = shape_of(DSV2_CACHE_Q6, shapes[s]);
+            uint32_t lora = shape.kv_lora_rank;
+            float row[MAX_WIDTH], rotated[MAX_WIDTH];
+            random_row(row, shapes[s]);
+            memcpy(rotated, row, sizeof row);
+            dsv2_cache_rotate(&shape, kernels, rotated);
+            ck_assert_double_eq_tol(norm(rotated, lora), norm(row, lora), 1e-5 * norm(row, lora));
+            dsv2_cache_rotate(&shape, kernels, rotated);
+            for (uint32_t i = 0; i < lora; i++)
+                ck_assert_float_eq_tol(rotated[i], row[i], 1e-5f * largest(row, lora));
+        }
+}
+END_TEST
+
+/* Entry (i, j) of the transform is the parity of the bits that i and j share. */
+START_TEST(rotation_is_the_walsh_hadamard_transform)
+{
+    static const size_t blocks[] = {1, 2, 16, 128, 256, 512};
+    for (size_t b = 0; b < sizeof blocks / sizeof *blocks; b++) {
+        size_t n = blocks[b];
+        float x[512], rotated[512];
+        for (size_t i = 0; i < n; i++)
+            x[i] = rotated[i] = random_float();
+        kernels_of(0)->rotate(rotated, n, n);
+        for (size_t i = 0; i < n; i++) {
+            double sum = 0;
+            for (size_t j = 0; j < n; j++)
+                sum += __builtin_parityll(i & j) ? -(double)x[j] : (double)x[j];
+            ck_assert_double_eq_tol(sum / sqrt((double)n), (double)rotated[i], 1e-5);
+        }
+    }
+}
+END_TEST
+
+START_TEST(zeros_and_the_smallest_and_largest_numbers_are_kept)
+{
+    static const float scales[] = {0, 1e-40f, 1e-30f, 1, 1e4f, 1e30f};
+    for (int t = 0; t < N_TYPES; t++)
+        for (size_t k = 0; k < sizeof scales / sizeof *scales; k++)
+            for (int s = 0; s < N_SHAPES; s++) {
+                dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+                uint32_t lora = shape.kv_lora_rank, rope = types[t] == DSV2_CACHE_F32 || types[t] == DSV2_CACHE_Q6 ? shape.qk_rope_head_dim : 0;
+                float row[MAX_WIDTH], out[MAX_WIDTH];
+                uint8_t stored[MAX_WIDTH * 4];
+                if (types[t] == DSV2_CACHE_F16 && scales[k] > 1)
+                    continue; /* perhaps beyond what f16 holds */
+                random_row(row, shapes[s]);
+                for (uint32_t i = 0; i < lora + shape.qk_rope_head_dim; i++)
+                    row[i] *= scales[k];
+                round_trip(&shape, kernels_of(0), row, stored, out);
+                for (uint32_t i = 0; i < lora + rope; i++)
+                    ck_assert_msg(fabsf(out[i] - row[i]) <= 0.06f * largest(row, lora + rope) + 1e-7f * (types[t] == DSV2_CACHE_F16) + 1e-36f,
+                                  "type %d, scale %g: %g became %g", types[t], (double)scales[k], (double)row[i], (double)out[i]);
+            }
+}
+END_TEST
+
+START_TEST(what_is_no_number_stays_visible)
+{
+    static const float wrong[] = {NAN, INFINITY, -INFINITY};
+    for (int t = 0; t < N_TYPES; t++)
+        for (int w = 0; w < 3; w++)
+            for (uint32_t at = 0; at < 576; at += 575) { /* in the latent; in the RoPE part */
+                dsv2_cache_shape shape = shape_of(types[t], shapes[0]);
+                float row[MAX_WIDTH], out[MAX_WIDTH];
+                uint8_t stored[MAX_WIDTH * 4];
+                random_row(row, shapes[0]);
+                row[at] = wrong[w];
+                round_trip(&shape, kernels_of(0), row, stored, out);
+                ck_assert(!isfinite(out[at]));
+            }
+}
+END_TEST
+
+START_TEST(any_bytes_decode)
+{
+    for (int t = 0; t < N_TYPES; t++)
+        for (int s = 0; s < N_SHAPES; s++)
+            for (int set = 0; set < N_SETS; set++) {
+                const dsv2_kernels *kernels = kernels_of(set);
+                if (kernels == NULL)
+                    continue;
+                dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+                size_t width = (size_t)shape.kv_lora_rank + shape.qk_rope_head_dim;
+                uint8_t *stored = malloc(3 * shape.row_bytes); /* exactly: a sanitizer sees what is read or written beyond */
+                float *out = malloc(3 * width * sizeof *out);
+                for (int round = 0; round < 10; round++) {
+                    for (size_t i = 0; i < 3 * shape.row_bytes; i++)
+                        stored[i] = round == 0 ? 0xff : (uint8_t)(int)(random_float() * 256);
+                    dsv2_cache_decode_rows(&shape, kernels, stored, 3, out);
+                }
+                free(out);
+                free(stored);
+            }
+}
+END_TEST
+
+/* ---- pages ---- */
+
+static void fill(dsv2_cache *cache, size_t first, size_t n, uint8_t value)
+{
+    for (size_t p = first; p < first + n; p++)
+        for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++)
+            memset(dsv2_cache_rows(cache, layer, p / DSV2_PAGE_TOKENS) + p % DSV2_PAGE_TOKENS * cache->shape.row_bytes, value,
+                   cache->shape.row_bytes);
+}
+
+static void assert_filled(const dsv2_cache *cache, size_t first, size_t n, uint8_t value)
+{
+    for (size_t p = first; p < first + n; p++)
+        for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++) {
+            const uint8_t *row = dsv2_cache_rows(cache, layer, p / DSV2_PAGE_TOKENS) + p % DSV2_PAGE_TOKENS * cache->shape.row_bytes;
+            for (size_t i = 0; i < cache->shape.row_bytes; i++)
+                ck_assert_uint_eq(row[i], value);
+        }
+}
+
+START_TEST(forks_share_pages_until_one_writes)
+{
+    for (int t = 0; t < N_TYPES; t++)
+        for (size_t n = 63; n <= 129; n += n == 65 ? 62 : 1) {
+            dsv2_page_pool pool;
+            dsv2_cache_shape shape = shape_of(types[t], shapes[1]);
+            dsv2_cache a, b;
+            dsv2_page_pool_init(&pool, 0);
+            dsv2_cache_init(&a, &pool, &shape);
+            dsv2_cache_init(&b, &pool, &shape);
+            ck_assert(dsv2_cache_reserve(&a, 0, n) == DSV2_OK);
+            fill(&a, 0, n, 1);
+            ck_assert(dsv2_cache_share(&a, n, &b) == DSV2_OK);
+            size_t n_pages = (n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS;
+            ck_assert_uint_eq(pool.pages_in_use, n_pages);
+            ck_assert(dsv2_cache_reserve(&b, n, 1) == DSV2_OK);
+            fill(&b, n, 1, 2);
+            ck_assert_uint_eq(pool.pages_in_use, n_pages + 1); /* the last page copied, or a new one */
+            ck_assert(dsv2_cache_reserve(&a, n, 1) == DSV2_OK);
+            fill(&a, n, 1, 3);
+            ck_assert_uint_eq(pool.pages_in_use, n % DSV2_PAGE_TOKENS == 0 ? n_pages + 2 : n_pages + 1);
+            assert_filled(&a, 0, n, 1);
+            assert_filled(&b, 0, n, 1);
+            assert_filled(&a, n, 1, 3);
+            assert_filled(&b, n, 1, 2);
+            dsv2_cache_destroy(&a);
+            assert_filled(&b, 0, n, 1);
+            dsv2_cache_destroy(&b);
+            ck_assert(pool.pages_in_use == 0 && pool.bytes_in_use == 0);
+            dsv2_page_pool_destroy(&pool);
+        }
+}
+END_TEST
+
+START_TEST(the_limit_refuses_a_page_and_keeps_what_is_there)
+{
+    dsv2_page_pool pool;
+    dsv2_cache_shape shape = shape_of(DSV2_CACHE_Q6, shapes[0]);
+    dsv2_cache cache;
+    dsv2_page_pool_init(&pool, 2 * shape.page_bytes + 1);
+    dsv2_cache_init(&cache, &pool, &shape);
+    ck_assert(dsv2_cache_reserve(&cache, 0, 100) == DSV2_OK);
+    fill(&cache, 0, 100, 7);
+    ck_assert(dsv2_cache_reserve(&cache, 100, 200) == DSV2_ERROR_MEMORY);
+    ck_assert_uint_eq(pool.pages_in_use, 2);
+    assert_filled(&cache, 0, 100, 7);
+    ck_assert(dsv2_cache_reserve(&cache, 100, 28) == DSV2_OK);
+    dsv2_cache_destroy(&cache);
+    dsv2_page_pool_destroy(&pool);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("cache");
+    TCase *tests = tcase_create("cache");
+    tcase_set_timeout(tests, 120);
+    tcase_add_test(tests, rows_of_published_shapes_have_their_published_size);
+    tcase_add_test(tests, rows_come_back_within_their_type_s_precision);
+    tcase_add_test(tests, all_kernels_give_the_same_bits);
+    tcase_add_test(tests, rotation_keeps_lengths_and_undoes_itself);
+    tcase_add_test(tests, rotation_is_the_walsh_hadamard_transform);
+    tcase_add_test(tests, zeros_and_the_smallest_and_largest_numbers_are_kept);
+    tcase_add_test(tests, what_is_no_number_stays_visible);
+    tcase_add_test(tests, any_bytes_decode);
+    tcase_add_test(tests, forks_share_pages_until_one_writes);
+    tcase_add_test(tests, the_limit_refuses_a_page_and_keeps_what_is_there);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed > 0;
+}

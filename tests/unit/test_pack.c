@@ -1,0 +1,294 @@
+/* Packs: what goes in comes out, in every type; what is damaged is noticed; what fails leaves nothing behind. */
+#include "formats/formats.h"
+#include "support/checkpoint.h"
+#include "support/gguf.h"
+#include "support/oom.h"
+
+#include <dsv2/dsv2.h>
+
+#include <check.h>
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { N_TOKENS = 70 };
+
+static char folder[512], pack_path[600];
+
+static void setup(void)
+{
+    const char *parent = getenv("TMPDIR");
+    snprintf(folder, sizeof folder, "%s/dsv2-pack-XXXXXX", parent != NULL ? parent : "/tmp");
+    ck_assert(mkdtemp(folder) != NULL);
+    snprintf(pack_path, sizeof pack_path, "%s/model.dsv2", folder);
+}
+
+static size_t count_files(void)
+{
+    size_t n = 0;
+    DIR *d = opendir(folder);
+    for (struct dirent *entry = readdir(d); entry != NULL; entry = readdir(d))
+        n += entry->d_name[0] != '.';
+    closedir(d);
+    return n;
+}
+
+static void teardown(void)
+{
+    DIR *d = opendir(folder);
+    for (struct dirent *entry = readdir(d); entry != NULL; entry = readdir(d)) {
+        char path[1024];
+        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
+        if (entry->d_name[0] != '.')
+            unlink(path);
+    }
+    closedir(d);
+    rmdir(folder);
+}
+
+static const char *golden(const char *name)
+{
+    static char path[4096];
+    snprintf(path, sizeof path, "%s/goldens/%s", TEST_DATA, name);
+    return path;
+}
+
+static dsv2_status pack(const char *from, dsv2_weight_type type)
+{
+    dsv2_pack_options options = {.struct_size = sizeof options, .weight_type = type, .n_threads = 2};
+    return dsv2_model_pack(from, pack_path, &options);
+}
+
+static dsv2_model *open_as(const char *path, dsv2_weight_type type, const char *kernels)
+{
+    dsv2_model *model;
+    dsv2_model_options options = {.struct_size = sizeof options, .weight_type = type, .n_threads = 2, .kernels = kernels};
+    ck_assert_msg(dsv2_model_open(path, &options, &model) == DSV2_OK, "%s", dsv2_last_error());
+    return model;
+}
+
+static dsv2_model_info info_of(const dsv2_model *model)
+{
+    dsv2_model_info info = {.struct_size = sizeof info};
+    ck_assert(dsv2_model_get_info(model, &info) == DSV2_OK);
+    return info;
+}
+
+static float *logits_of(dsv2_model *model, dsv2_attention attention)
+{
+    uint32_t vocab_size = info_of(model).vocab_size;
+    int32_t tokens[N_TOKENS];
+    test_random_tokens(5, vocab_size, tokens, N_TOKENS);
+    dsv2_session *session;
+    dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = attention};
+    ck_assert(dsv2_session_open(model, &options, &session) == DSV2_OK);
+    float *logits = malloc((size_t)N_TOKENS * vocab_size * sizeof *logits);
+    dsv2_step_item item = {.struct_size = sizeof item, .session = session, .tokens = tokens, .n_tokens = N_TOKENS, .logits = logits};
+    ck_assert_msg(dsv2_step(model, &item, 1) == DSV2_OK, "%s", dsv2_last_error());
+    dsv2_session_close(session);
+    return logits;
+}
+
+static void expect_same_bits(const char *a_path, dsv2_weight_type a_type, const char *b_path, const char *kernels)
+{
+    dsv2_model *a = open_as(a_path, a_type, kernels), *b = open_as(b_path, DSV2_WEIGHTS_AS_STORED, kernels);
+    dsv2_model_info x = info_of(a), y = info_of(b);
+    ck_assert_str_eq(y.container, "pack");
+    ck_assert_uint_eq(x.parameters, y.parameters);
+    ck_assert_uint_eq(x.parameters_activated, y.parameters_activated);
+    ck_assert_int_eq(x.weight_type, y.weight_type);
+    ck_assert_str_eq(x.topk_method, y.topk_method);
+    ck_assert_str_eq(x.scoring_func, y.scoring_func);
+    ck_assert_str_eq(x.architecture, y.architecture);
+    ck_assert_int_eq(x.bos_token_id, y.bos_token_id);
+    for (int attention = DSV2_ATTENTION_ABSORBED; attention <= DSV2_ATTENTION_EXPANDED; attention++) {
+        float *p = logits_of(a, (dsv2_attention)attention), *q = logits_of(b, (dsv2_attention)attention);
+        for (size_t i = 0; i < (size_t)N_TOKENS * x.vocab_size; i++)
+            ck_assert_msg(isfinite(p[i]) && memcmp(&p[i], &q[i], sizeof *p) == 0, "%s as type %d, attention %d: logit %zu is %a and %a", a_path,
+                          (int)a_type, attention, i, (double)p[i], (double)q[i]);
+        free(p);
+        free(q);
+    }
+    dsv2_model_close(a);
+    dsv2_model_close(b);
+}
+
+static const dsv2_weight_type types[] = {DSV2_WEIGHTS_AS_STORED, DSV2_WEIGHTS_F32,  DSV2_WEIGHTS_F16,  DSV2_WEIGHTS_BF16, DSV2_WEIGHTS_Q8_0,
+                                         DSV2_WEIGHTS_Q6_K,      DSV2_WEIGHTS_Q5_K, DSV2_WEIGHTS_Q4_K, DSV2_WEIGHTS_Q4_0};
+static const char *const goldens[] = {"lite", "full", "plain", "v3"};
+enum { N_TYPES = sizeof types / sizeof *types, N_GOLDENS = sizeof goldens / sizeof *goldens };
+
+START_TEST(a_pack_gives_the_bits_of_its_checkpoint_brought_to_the_same_type)
+{
+    const char *from = golden(goldens[_i % N_GOLDENS]);
+    dsv2_weight_type type = types[_i / N_GOLDENS];
+    ck_assert_msg(pack(from, type) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert_uint_eq(count_files(), 1);
+    ck_assert_msg(dsv2_model_verify(pack_path, NULL, NULL) == DSV2_OK, "%s", dsv2_last_error());
+    expect_same_bits(from, type, pack_path, NULL);
+    expect_same_bits(from, type, pack_path, "c");
+}
+END_TEST
+
+static const dsv2_type block_types[] = {DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q4_1, DSV2_TYPE_Q5_0,   DSV2_TYPE_Q5_1,  DSV2_TYPE_Q2_K,
+                                        DSV2_TYPE_Q3_K, DSV2_TYPE_Q4_K, DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_IQ4_NL, DSV2_TYPE_IQ4_XS};
+enum { N_BLOCK_TYPES = sizeof block_types / sizeof *block_types };
+
+static const test_checkpoint wide = {.name = "wide", .vocab_size = 72, .hidden_size = 256, .intermediate_size = 256,
+                                     .num_hidden_layers = 2, .num_attention_heads = 4, .kv_lora_rank = 256, .qk_nope_head_dim = 32,
+                                     .qk_rope_head_dim = 16, .v_head_dim = 64, .max_position_embeddings = 256, .n_routed_experts = 3,
+                                     .num_experts_per_tok = 2, .moe_intermediate_size = 64, .n_shared_experts = 1,
+                                     .first_k_dense_replace = 1, .seed = 31};
+
+START_TEST(a_pack_of_a_gguf_gives_the_bits_of_the_gguf)
+{
+    test_gguf options = {.quantised = true, .type = block_types[_i / 2], .old = _i % 2 == 1, .seed = 77};
+    char *checkpoint = test_checkpoint_write(&wide), gguf[600], floats[600];
+    snprintf(gguf, sizeof gguf, "%s/model.gguf", folder);
+    snprintf(floats, sizeof floats, "%s-floats", folder);
+    ck_assert_int_eq(mkdir(floats, 0700), 0);
+    test_gguf_write(&options, checkpoint, gguf, floats);
+    ck_assert_msg(pack(gguf, DSV2_WEIGHTS_AS_STORED) == DSV2_OK, "%s", dsv2_last_error());
+    expect_same_bits(gguf, DSV2_WEIGHTS_AS_STORED, pack_path, NULL);
+    test_checkpoint_remove(strdup(floats));
+    test_checkpoint_remove(checkpoint);
+}
+END_TEST
+
+static char *read_file(const char *path, size_t *size)
+{
+    FILE *file = fopen(path, "rb");
+    ck_assert(file != NULL && fseek(file, 0, SEEK_END) == 0);
+    *size = (size_t)ftell(file);
+    rewind(file);
+    char *data = malloc(*size);
+    ck_assert_uint_eq(fread(data, 1, *size, file), *size);
+    fclose(file);
+    return data;
+}
+
+static void write_file(const char *path, const char *data, size_t size)
+{
+    FILE *file = fopen(path, "wb");
+    ck_assert(file != NULL);
+    ck_assert_uint_eq(fwrite(data, 1, size, file), size);
+    fclose(file);
+}
+
+static const test_checkpoint tiny = {.name = "tiny", .vocab_size = 20, .hidden_size = 8, .intermediate_size = 8, .num_hidden_layers = 1,
+                                     .num_attention_heads = 1, .kv_lora_rank = 8, .qk_nope_head_dim = 4, .qk_rope_head_dim = 4,
+                                     .v_head_dim = 4, .max_position_embeddings = 256, .seed = 3};
+
+/* Every byte of the file but the zeros between tensors: opening notices it, or reading through does. */
+START_TEST(every_damaged_byte_is_noticed)
+{
+    char *checkpoint = test_checkpoint_write(&tiny), damaged[600];
+    ck_assert_msg(pack(checkpoint, DSV2_WEIGHTS_Q8_0) == DSV2_OK, "%s", dsv2_last_error());
+    size_t size, noticed = 0, begin = 4096;
+    char *data = read_file(pack_path, &size);
+    snprintf(damaged, sizeof damaged, "%s/damaged.dsv2", folder);
+    for (size_t i = 0; i < size; i++) {
+        if ((i >= 128 && i < begin) || (i >= begin && data[i] == 0))
+            continue;
+        data[i] ^= 1;
+        write_file(damaged, data, size);
+        dsv2_status status = dsv2_model_verify(damaged, NULL, NULL);
+        ck_assert_msg(status == DSV2_ERROR_FORMAT || status == DSV2_ERROR_UNSUPPORTED, "byte %zu: %s", i, dsv2_status_name(status));
+        ck_assert_msg(status == DSV2_ERROR_UNSUPPORTED || strstr(dsv2_last_error(), damaged) != NULL, "%s", dsv2_last_error());
+        data[i] ^= 1;
+        noticed++;
+    }
+    ck_assert_uint_gt(noticed, 200);
+    free(data);
+    test_checkpoint_remove(checkpoint);
+}
+END_TEST
+
+START_TEST(a_pack_cut_anywhere_is_refused)
+{
+    ck_assert_msg(pack(golden("plain"), DSV2_WEIGHTS_Q4_K) == DSV2_OK, "%s", dsv2_last_error());
+    size_t size;
+    char *data = read_file(pack_path, &size);
+    for (size_t n = 0; n < size; n += n < 200 ? 1 : size / 97) {
+        write_file(pack_path, data, n);
+        dsv2_model *model = NULL;
+        ck_assert_int_ne(dsv2_model_open(pack_path, NULL, &model), DSV2_OK);
+        ck_assert(model == NULL && strstr(dsv2_last_error(), pack_path) != NULL);
+    }
+    free(data);
+}
+END_TEST
+
+static int cancel_after(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    ck_assert(phase == DSV2_PHASE_OPEN || phase == DSV2_PHASE_PACK);
+    ck_assert(done <= total);
+    return phase == DSV2_PHASE_PACK && (*(int *)user)-- == 0;
+}
+
+START_TEST(a_pack_that_fails_leaves_the_file_that_was_there)
+{
+    write_file(pack_path, "before", 6);
+    int reports = 5;
+    dsv2_pack_options options = {.struct_size = sizeof options, .progress = cancel_after, .progress_user = &reports};
+    ck_assert_int_eq(dsv2_model_pack(golden("lite"), pack_path, &options), DSV2_ERROR_CANCELLED);
+    ck_assert_int_eq(pack("/nowhere", DSV2_WEIGHTS_AS_STORED), DSV2_ERROR_IO);
+    size_t size;
+    char *data = read_file(pack_path, &size);
+    ck_assert(size == 6 && memcmp(data, "before", 6) == 0);
+    ck_assert_uint_eq(count_files(), 1);
+    free(data);
+    ck_assert_int_eq(dsv2_model_pack(golden("lite"), "/nowhere/model.dsv2", NULL), DSV2_ERROR_IO);
+    ck_assert(strstr(dsv2_last_error(), "/nowhere/model.dsv2") != NULL);
+    ck_assert_int_eq(dsv2_model_verify(golden("lite"), NULL, NULL), DSV2_ERROR_UNSUPPORTED);
+    ck_assert_int_eq(dsv2_model_verify("/nowhere", NULL, NULL), DSV2_ERROR_IO);
+    ck_assert_int_eq(dsv2_model_pack(NULL, pack_path, NULL), DSV2_ERROR_ARGUMENT);
+    ck_assert_int_eq(dsv2_model_verify(NULL, NULL, NULL), DSV2_ERROR_ARGUMENT);
+}
+END_TEST
+
+START_TEST(every_allocation_of_packing_may_fail)
+{
+    char *checkpoint = test_checkpoint_write(&tiny);
+    ck_assert_int_eq(pack(checkpoint, DSV2_WEIGHTS_Q4_K), DSV2_OK);
+    unlink(pack_path);
+    long live = oom_live();
+    dsv2_status status = DSV2_ERROR_MEMORY;
+    for (size_t nth = 1; status != DSV2_OK; nth++) {
+        oom_arm(nth, false);
+        status = pack(checkpoint, DSV2_WEIGHTS_Q4_K);
+        bool failed = oom_disarm();
+        ck_assert_msg(status == DSV2_OK || failed, "allocation %zu: %s", nth, dsv2_last_error());
+        ck_assert_int_eq(oom_live(), live);
+        ck_assert_uint_eq(count_files(), status == DSV2_OK ? 1 : 0);
+        ck_assert(nth > 20 || status != DSV2_OK);
+    }
+    test_checkpoint_remove(checkpoint);
+}
+END_TEST
+
+int main(void)
+{
+    TCase *tests = tcase_create("pack");
+    tcase_set_timeout(tests, 300);
+    tcase_add_checked_fixture(tests, setup, teardown);
+    tcase_add_loop_test(tests, a_pack_gives_the_bits_of_its_checkpoint_brought_to_the_same_type, 0, N_TYPES * N_GOLDENS);
+    tcase_add_loop_test(tests, a_pack_of_a_gguf_gives_the_bits_of_the_gguf, 0, 2 * N_BLOCK_TYPES);
+    tcase_add_test(tests, every_damaged_byte_is_noticed);
+    tcase_add_test(tests, a_pack_cut_anywhere_is_refused);
+    tcase_add_test(tests, a_pack_that_fails_leaves_the_file_that_was_there);
+    if (oom_available())
+        tcase_add_test(tests, every_allocation_of_packing_may_fail);
+
+    Suite *suite = suite_create("pack");
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -4,11 +4,10 @@
 set -eu
 LD_LIBRARY_PATH=$(realpath "$1")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 PKG_CONFIG_PATH=$(realpath "$2")${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}
+CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$(realpath "$2/..")/rust}
 layout=$(realpath "$3") same=$(realpath "$4")
 cd "$(dirname "$0")"
 root=$(realpath ../..)
-CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PKG_CONFIG_PATH/../rust}
-CARGO_TARGET_DIR=$(realpath "${CARGO_TARGET_DIR%%:*}")
 export LD_LIBRARY_PATH PKG_CONFIG_PATH CARGO_TARGET_DIR
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -15,6 +15,8 @@ RUNS = 20
 
 def main(path: str) -> None:
     """Interrupt prompts at different moments and print how long it took from the signal to the exception."""
+    # A shell starts background jobs with SIGINT ignored, and Python leaves that so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     waits = []
     with dsv2.Model(path, threads=1) as model, model.session() as session:
         prompt = [token % model.info.vocab_size for token in range(model.info.max_position_embeddings)]

@@ -87,11 +87,11 @@ class Routing:
         from matplotlib import pyplot
 
         if axes is None:
-            _, axes = pyplot.subplots(figsize=(8, 0.6 + 0.25 * len(self.layers)), layout="constrained")
+            _, axes = pyplot.subplots(figsize=(8, 1.6 + 0.25 * len(self.layers)), layout="constrained")
         mean = np.maximum(self.chosen.mean(axis=1, keepdims=True), np.finfo(np.float64).tiny)
         image = axes.imshow(self.chosen / mean, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
         axes.set_yticks(range(len(self.layers)), [str(layer) for layer in self.layers])
         axes.set_xlabel("expert")
         axes.set_ylabel("layer")
-        axes.figure.colorbar(image, ax=axes, label="load / mean load of the layer")
+        axes.figure.colorbar(image, ax=axes, label="load / mean of layer")
         return axes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,12 @@ import pytest
 import dsv2
 
 DATA = Path(__file__).resolve().parents[3] / "tests" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keyboard_interrupts() -> None:
+    # A shell starts background jobs with SIGINT ignored, and Python leaves that so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

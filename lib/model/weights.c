@@ -364,7 +364,9 @@ static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, const ds
         status = transpose_k_up(binder, kv_b, matrix, &made);
     }
     bool plain = kv_b->type == DSV2_TYPE_F32 || kv_b->type == DSV2_TYPE_F16 || kv_b->type == DSV2_TYPE_BF16;
-    dsv2_type found = made == NULL ? matrix->type : plain ? kv_b->type : DSV2_TYPE_P8; /* rounded a second time: with bits to spare */
+    /* Transposed blocks are rounded a second time: with bits to spare. FP8's range is more than eight bits hold: it becomes floats. */
+    bool floats = made == NULL || plain || kv_b->type == DSV2_TYPE_F8_E4M3;
+    dsv2_type found = floats ? matrix->type : DSV2_TYPE_P8;
     return status == DSV2_OK ? hold(binder, name, found, made, matrix) : status;
 }
 

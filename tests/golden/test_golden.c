@@ -34,10 +34,10 @@ static float *run(dsv2_model *model, const dsv2_session_options *options, const 
 }
 
 /* NULL, with a word about it, where the processor lacks the kernels. */
-static dsv2_model *open_as(const char *folder, const char *kernels, uint32_t n_threads, dsv2_weight_type weight_type)
+static dsv2_model *open_with(const char *folder, const char *kernels, uint32_t n_threads)
 {
     dsv2_model *model;
-    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = n_threads, .kernels = kernels, .weight_type = weight_type};
+    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = n_threads, .kernels = kernels};
     dsv2_status status = dsv2_model_open(folder, &options, &model);
     if (status == DSV2_ERROR_UNSUPPORTED && strstr(dsv2_last_error(), "kernel") != NULL) {
         printf("skipped: %s\n", dsv2_last_error());
@@ -45,11 +45,6 @@ static dsv2_model *open_as(const char *folder, const char *kernels, uint32_t n_t
     }
     ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
     return model;
-}
-
-static dsv2_model *open_with(const char *folder, const char *kernels, uint32_t n_threads)
-{
-    return open_as(folder, kernels, n_threads, DSV2_WEIGHTS_AS_STORED);
 }
 
 /* A golden's inputs and outputs. */
@@ -109,13 +104,13 @@ static double largest_difference(const float *logits, const double *expected, si
 }
 
 /* Every form and chunking with 1 to max_threads threads, against expected logits. */
-static void check_logits(const char *folder, const char *kernels, uint32_t max_threads, dsv2_weight_type weight_type,
-                         const int32_t *tokens, size_t n, size_t vocab_size, const double *expected)
+static void check_logits(const char *folder, const char *kernels, uint32_t max_threads, const int32_t *tokens, size_t n,
+                         size_t vocab_size, const double *expected)
 {
     static const dsv2_attention forms[] = {DSV2_ATTENTION_AUTO, DSV2_ATTENTION_ABSORBED, DSV2_ATTENTION_EXPANDED};
     const size_t chunks[] = {1, 7, n};
     for (uint32_t n_threads = 1; n_threads <= max_threads; n_threads++) {
-        dsv2_model *model = open_as(folder, kernels, n_threads, weight_type);
+        dsv2_model *model = open_with(folder, kernels, n_threads);
         if (model == NULL)
             return;
         for (size_t form = 0; form < 3; form++) {
@@ -140,7 +135,7 @@ START_TEST(logits_match_published_code_for_any_chunking_threads_form_and_kernels
     ck_assert(expected != NULL);
     for (size_t i = 0; i < g.n_tokens * g.vocab_size; i++)
         expected[i] = float_at(logits, i);
-    check_logits(g.folder, kernel_sets[_i % N_SETS], 2, DSV2_WEIGHTS_AS_STORED, g.tokens, g.n_tokens, g.vocab_size, expected);
+    check_logits(g.folder, kernel_sets[_i % N_SETS], 2, g.tokens, g.n_tokens, g.vocab_size, expected);
     free(expected);
     golden_close(&g);
 }
@@ -217,10 +212,8 @@ START_TEST(logits_match_reference_for_other_shapes)
     int32_t tokens[SHAPE_TOKENS];
     test_random_tokens(shape->seed + 1000, shape->vocab_size, tokens, SHAPE_TOKENS);
     reference *r = reference_run(folder, tokens, SHAPE_TOKENS);
-    /* FP8 is held as packed integers unless floats are asked for, which say exactly what the file says. */
-    dsv2_weight_type weight_type = shape->block_rows > 0 ? DSV2_WEIGHTS_F32 : DSV2_WEIGHTS_AS_STORED;
     for (size_t set = 0; set < N_SETS; set++)
-        check_logits(folder, kernel_sets[set], 1, weight_type, tokens, SHAPE_TOKENS, shape->vocab_size, r->logits);
+        check_logits(folder, kernel_sets[set], 1, tokens, SHAPE_TOKENS, shape->vocab_size, r->logits);
     reference_free(r);
     test_checkpoint_remove(folder);
 }

@@ -82,7 +82,7 @@ static void print_rates(const char *name, size_t n, rates *r, bool json)
 static int open_sessions(bench *b)
 {
     for (size_t s = 0; s < b->n_sessions; s++)
-        if ((b->sessions[s] = open_session(b->model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO)) == NULL)
+        if ((b->sessions[s] = open_session(b->model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO, false)) == NULL)
             return EXIT_FAILED;
     return b->depth > 0 ? step(b, b->depth) : EXIT_OK;
 }

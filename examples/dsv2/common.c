@@ -268,10 +268,10 @@ dsv2_model *open_model(const char *path, const model_settings *settings)
     return model;
 }
 
-dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention)
+dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention, bool bar)
 {
     dsv2_session_options options = {
-        .struct_size = sizeof options, .cache_type = cache_type, .attention = attention, .progress = show_prompt};
+        .struct_size = sizeof options, .cache_type = cache_type, .attention = attention, .progress = bar ? show_prompt : NULL};
     dsv2_session *session;
     if (dsv2_session_open(model, &options, &session) != DSV2_OK) {
         fail_library();

@@ -104,8 +104,9 @@ int finish_output(void);
 /* NULL after saying why not. */
 dsv2_model *open_model(const char *path, const model_settings *settings);
 
-/* A session of the model whose long feeds show their progress; NULL after saying why not. */
-dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention);
+/* A session of the model; if `bar`, long feeds show their progress (not where a bar of the caller's own stands). NULL after saying
+ * why not. */
+dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention, bool bar);
 
 /* A session as the options say, restored if asked for, drawing as `sampling` says. EXIT_OK, or the exit status. */
 int open_stored_session(dsv2_model *model, const storage_settings *storage, const sampling_settings *sampling,

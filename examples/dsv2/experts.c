@@ -63,7 +63,7 @@ static int read_text(dsv2_model *model, dsv2_cache_type cache_type, report *r)
     char *text = read_all(r->text, &size);
     int32_t *encoded = text != NULL ? encode_text(tokenizer, text, size, 0, &n) : NULL;
     int32_t *tokens = encoded != NULL ? malloc((n + 1) * sizeof *tokens) : NULL;
-    dsv2_session *session = tokens != NULL ? open_session(model, cache_type, DSV2_ATTENTION_AUTO) : NULL;
+    dsv2_session *session = tokens != NULL ? open_session(model, cache_type, DSV2_ATTENTION_AUTO, false) : NULL;
     if (encoded != NULL && tokens == NULL)
         fail("no memory for %zu tokens", n);
     if (session != NULL) {

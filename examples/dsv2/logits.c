@@ -86,7 +86,7 @@ static int run(int argc, char **argv)
     char *text = read_all(tokens_file, &size);
     int32_t *ids = text != NULL ? parse_ids(tokens_file, text, size, &n) : NULL;
     dsv2_model *model = ids != NULL ? open_model(path, &settings) : NULL;
-    dsv2_session *session = model != NULL ? open_session(model, DSV2_CACHE_F32, attention) : NULL;
+    dsv2_session *session = model != NULL ? open_session(model, DSV2_CACHE_F32, attention, true) : NULL;
     status = session != NULL ? write_logits(model, session, ids, n, chunk, output) : EXIT_FAILED;
     dsv2_session_close(session);
     dsv2_model_close(model);

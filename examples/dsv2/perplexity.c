@@ -61,7 +61,7 @@ static int measure_text(dsv2_model *model, const dsv2_tokenizer *tokenizer, dsv2
     enum { CHUNK = 128 };
     size_t width = model_info(model).vocab_size;
     float *logits = calloc(CHUNK, width * sizeof *logits);
-    dsv2_session *session = open_session(model, cache_type, DSV2_ATTENTION_AUTO);
+    dsv2_session *session = open_session(model, cache_type, DSV2_ATTENTION_AUTO, false);
     int status = session == NULL ? EXIT_FAILED : logits == NULL ? fail("no memory for logits") : EXIT_OK;
     progress_bar bar;
     progress_start(&bar, "Measuring");

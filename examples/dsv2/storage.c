@@ -33,7 +33,7 @@ int open_stored_session(dsv2_model *model, const storage_settings *storage, cons
         status = snapshot_cache_type(storage->restore, &type);
     if (status != GO_ON)
         return status;
-    *session = open_session(model, type, DSV2_ATTENTION_AUTO);
+    *session = open_session(model, type, DSV2_ATTENTION_AUTO, true);
     if (*session == NULL)
         return EXIT_FAILED;
     status = storage->restore != NULL ? restore(*session, storage->restore) : EXIT_OK;

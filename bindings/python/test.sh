@@ -14,7 +14,8 @@ skip() {
     exit 77
 }
 
-"$python" -m venv "$work/tools" 2>/dev/null || skip "$python with its module venv is missing"
+"$python" -c 'import ensurepip, venv' 2>/dev/null || skip "$python with its module venv is missing"
+"$python" -m venv "$work/tools"
 bin=$work/tools/bin
 "$bin/pip" install -q --disable-pip-version-check -r requirements-test.txt || skip "requirements-test.txt cannot be installed"
 

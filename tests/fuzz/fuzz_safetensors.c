@@ -8,13 +8,14 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+static volatile unsigned sum;
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     char path[64];
     int fd = memory_file(data, size, path);
     dsv2_container *container;
     if (dsv2_safetensors_open_file(path, NULL, &container) == DSV2_OK) {
-        static volatile unsigned sum;
         for (size_t i = 0; i < dsv2_container_count(container); i++) {
             const dsv2_tensor *tensor = dsv2_container_tensor(container, i);
             if (dsv2_container_find(container, tensor->name) != tensor || tensor->n_bytes > size)

@@ -44,6 +44,9 @@ const char *dsv2_type_name(dsv2_type type);
 
 bool dsv2_type_is_packed(dsv2_type type);
 
+/* F32, F16 and BF16: the types whose elements stand alone, which every set multiplies as they are. */
+bool dsv2_type_is_plain(dsv2_type type);
+
 /* Bytes of `cols` consecutive elements; 0 if cols is no multiple of the type's block. Packed types take any cols; theirs is a
  * row's share of its group. */
 size_t dsv2_type_row_bytes(dsv2_type type, uint64_t cols);

@@ -98,8 +98,7 @@ size_t dsv2_matmul_scratch(const dsv2_matrix *w)
 {
     if (dsv2_type_is_packed(w->type))
         return PREPARE_ROWS * dsv2_prepared_blocks(w->cols) * (sizeof(dsv2_x8) / sizeof(float));
-    bool plain = w->type == DSV2_TYPE_F32 || w->type == DSV2_TYPE_F16 || w->type == DSV2_TYPE_BF16; /* which every set multiplies */
-    return plain ? 0 : (size_t)UNPACK_ROWS * w->cols;
+    return dsv2_type_is_plain(w->type) ? 0 : (size_t)UNPACK_ROWS * w->cols;
 }
 
 void dsv2_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const dsv2_matrix *w,

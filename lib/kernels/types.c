@@ -32,6 +32,8 @@ static const struct {
 
 const char *dsv2_type_name(dsv2_type type) { return (unsigned)type < DSV2_TYPE_COUNT ? types[type].name : "unknown"; }
 
+bool dsv2_type_is_plain(dsv2_type type) { return type == DSV2_TYPE_F32 || type == DSV2_TYPE_F16 || type == DSV2_TYPE_BF16; }
+
 bool dsv2_type_is_packed(dsv2_type type) { return (unsigned)type < DSV2_TYPE_COUNT && types[type].bytes == 0; }
 
 size_t dsv2_type_row_bytes(dsv2_type type, uint64_t cols)

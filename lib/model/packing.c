@@ -24,12 +24,10 @@ static role role_of(const char *name)
     return ROLE_OTHER;
 }
 
-static bool is_plain(dsv2_type type) { return type == DSV2_TYPE_F32 || type == DSV2_TYPE_F16 || type == DSV2_TYPE_BF16; }
-
 /* As stored: what the kernels take stays; block types of GGUF files become their packed twin, and those without one 8 bits. */
 static dsv2_type stored_type(role role, dsv2_type type)
 {
-    if (is_plain(type) || type == DSV2_TYPE_F8_E4M3 || dsv2_type_is_packed(type))
+    if (dsv2_type_is_plain(type) || type == DSV2_TYPE_F8_E4M3 || dsv2_type_is_packed(type))
         return type;
     if (role == ROLE_ROUTER)
         return DSV2_TYPE_F32;
@@ -55,7 +53,7 @@ dsv2_type dsv2_packing_type(dsv2_weight_type weight_type, const char *name, dsv2
     /* The router decides which experts a token meets; the latent is what all heads and later tokens see; embedding and head meet
      * every token: they are small, or matter more than their size. */
     if (role == ROLE_ROUTER)
-        return is_plain(type) ? type : DSV2_TYPE_F32;
+        return dsv2_type_is_plain(type) ? type : DSV2_TYPE_F32;
     if (role == ROLE_EMBEDDING || role == ROLE_LATENT)
         return DSV2_TYPE_P8;
     if (role == ROLE_HEAD && packed != DSV2_TYPE_P8)

@@ -137,7 +137,7 @@ static dsv2_status bind_vector(binder *binder, const char *name, uint32_t n, con
     dsv2_status status = find(binder, name, n, 0, &tensor);
     if (status != DSV2_OK)
         return status;
-    if (tensor.type != DSV2_TYPE_F32 && tensor.type != DSV2_TYPE_F16 && tensor.type != DSV2_TYPE_BF16)
+    if (!dsv2_type_is_plain(tensor.type))
         return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32, F16 or BF16", tensor.path, tensor.name,
                          dsv2_type_name(tensor.type));
     void *values;
@@ -244,7 +244,7 @@ static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix
     *matrix = (dsv2_matrix){.rows = n_rows * n_heads, .cols = lora, .type = type, .data = data, .row_bytes = row_bytes};
     *made = data;
     /* Rows of attn_k_b are columns here: its blocks cannot be kept, and eight bits lose nothing that matters. */
-    bool plain = k_b->type == DSV2_TYPE_F32 || k_b->type == DSV2_TYPE_F16 || k_b->type == DSV2_TYPE_BF16;
+    bool plain = dsv2_type_is_plain(k_b->type);
     *found = plain ? type : DSV2_TYPE_P8;
     return report(binder);
 }
@@ -363,7 +363,7 @@ static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, const ds
     } else {
         status = transpose_k_up(binder, kv_b, matrix, &made);
     }
-    bool plain = kv_b->type == DSV2_TYPE_F32 || kv_b->type == DSV2_TYPE_F16 || kv_b->type == DSV2_TYPE_BF16;
+    bool plain = dsv2_type_is_plain(kv_b->type);
     /* Transposed blocks are rounded a second time: with bits to spare. FP8's range is more than eight bits hold: it becomes floats. */
     bool floats = made == NULL || plain || kv_b->type == DSV2_TYPE_F8_E4M3;
     dsv2_type found = floats ? matrix->type : DSV2_TYPE_P8;

@@ -13,7 +13,7 @@ typedef __m256 vec;
 typedef __m256i ivec;
 typedef uint32_t lanes __attribute__((vector_size(32)));
 
-enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2, PACKED_ROWS = 2, PACKED_VECS = 2 };
+enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2, PACKED_ROWS = 2 };
 
 INLINE __m256i first(size_t n)
 {
@@ -97,8 +97,6 @@ INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm256_cvtepu8_epi3
 INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
 INLINE vec fnmadd(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
 
-INLINE ivec splat_int(int word) { return _mm256_set1_epi32(word); }
-
 INLINE ivec pair_sums(ivec w, ivec x) { return _mm256_maddubs_epi16(w, x); }
 INLINE ivec four_sums(ivec pairs, int factor) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16((short)factor)); }
 
@@ -109,8 +107,11 @@ typedef struct dot_sum {
 } dot_sum;
 
 INLINE dot_sum dot_clear(void) { return (dot_sum){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-INLINE dot_sum dot_add(dsv2_type type, dot_sum d, size_t g, ivec w, ivec x)
+INLINE dot_sum dot_add(dsv2_type type, dot_sum d, size_t g, ivec w, const int8_t *four)
 {
+    int word;
+    memcpy(&word, four, sizeof word);
+    ivec x = _mm256_set1_epi32(word);
     if (type == DSV2_TYPE_P8) {
         d.sum = _mm256_add_epi32(d.sum, four_sums(pair_sums(and_bits(w, 0x7f7f7f7f), x), 1));
         d.sum = _mm256_add_epi32(d.sum, four_sums(pair_sums(and_bits(shift_right(w, 1), 0x40404040), x), 2));

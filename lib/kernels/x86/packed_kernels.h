@@ -5,15 +5,15 @@
  *   to_floats(v)                signed lanes
  *   floats_of_u8(p) floats_of_s8(p)         LANES bytes
  *   fnmadd(a, b, c)             c - a * b
- *   splat_int(word)             the same 4 bytes in every lane
  *   dot_sum                     what a sum of products of bytes is kept in: dot_clear(), dot_add(type, sum, g, w, x) for words
- *                               g = 0, 1, ... in turn, and dot_total(type, sum), lane by lane and exact
- *   PACKED_ROWS, PACKED_VECS    rows of activations, and vectors of rows of weights, in a block: its sums, in floats and in
+ *                               g = 0, 1, ... in turn, each meeting the 4 bytes at x, and dot_total(type, sum), lane by lane
+ *                               and exact
+ *   PACKED_ROWS                 rows of activations that meet a group of weights together: their sums, in floats and in
  *                               integers, have to fit into the registers
  */
 
 enum {
-    PACKED_M_BLOCK = 192, /* rows of activations that use a group of weights before the next: they stay in the second-level cache */
+    PACKED_M_BLOCK = 96, /* rows of activations that use a group of weights before the next: they stay in the second-level cache */
 };
 
 /* ---- activations ---- */
@@ -143,127 +143,107 @@ INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
 
 /* ---- products ---- */
 
-/* Where a block of the product reads: n_v vectors of rows of weights. */
-typedef struct weights {
-    const uint8_t *spans[PACKED_VECS]; /* moved to the vector's lanes */
-    affine affine[PACKED_VECS];
-} weights;
+enum { VECS = DSV2_PACK_ROWS / LANES }; /* vectors of a group's rows */
 
 /* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the span. The order of these steps is the
  * sums' order. */
-INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t n_x, const weights *w,
-                      const uint8_t *const *blocks, size_t n_v, size_t first, size_t n, size_t at)
+INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t n_x, const affine *affine, const uint8_t *block,
+                      size_t first, size_t n, size_t at)
 {
-    dot_sum d[PACKED_ROWS * PACKED_VECS];
+    dot_sum d[PACKED_ROWS * VECS];
     UNROLL
-    for (size_t a = 0; a < n_x * n_v; a++)
+    for (size_t a = 0; a < n_x * VECS; a++)
         d[a] = dot_clear();
     UNROLL
     for (size_t g = 0; g < n; g++) {
         /* low and high halves of the same bytes one after the other */
         size_t step = n == BLOCK_WORDS && type != DSV2_TYPE_P8 ? g / 2 + g % 2 * 4 : first + g;
-        ivec words[PACKED_VECS];
+        ivec words[VECS];
         UNROLL
-        for (size_t v = 0; v < n_v; v++)
-            words[v] = read_word(type, blocks[v], step);
+        for (size_t v = 0; v < VECS; v++)
+            words[v] = read_word(type, block + v * PART, step);
         UNROLL
-        for (size_t i = 0; i < n_x; i++) {
-            int four;
-            memcpy(&four, x[i]->q + 4 * step, sizeof four);
-            ivec values = splat_int(four);
+        for (size_t i = 0; i < n_x; i++)
             UNROLL
-            for (size_t v = 0; v < n_v; v++)
-                d[i * n_v + v] = dot_add(type, d[i * n_v + v], g, words[v], values);
-        }
+            for (size_t v = 0; v < VECS; v++)
+                d[i * VECS + v] = dot_add(type, d[i * VECS + v], g, words[v], x[i]->q + 4 * step);
     }
     UNROLL
     for (size_t i = 0; i < n_x; i++) {
         vec scale = splat(x[i]->scale), sum = splat(n == BLOCK_WORDS ? x[i]->sum : x[i]->halves[first / 4]);
         UNROLL
-        for (size_t v = 0; v < n_v; v++) {
-            vec *s = &sums[i * n_v + v];
-            *s = fmadd(mul(to_floats(dot_total(type, d[i * n_v + v])), scale), w->affine[v].scales[at], *s);
-            *s = fnmadd(sum, w->affine[v].minima[at], *s);
+        for (size_t v = 0; v < VECS; v++) {
+            vec *s = &sums[i * VECS + v];
+            *s = fmadd(mul(to_floats(dot_total(type, d[i * VECS + v])), scale), affine[v].scales[at], *s);
+            *s = fnmadd(sum, affine[v].minima[at], *s);
         }
     }
 }
 
-INLINE void add_block(dsv2_type type, vec *sums, const dsv2_x8 *const *rows, size_t n_x, const weights *w, size_t n_v, size_t b,
-                      size_t at)
+/* A group of rows of weights, of which n count, for n_x rows of activations. */
+INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, const uint8_t *group,
+                         size_t n, size_t k)
 {
-    const uint8_t *blocks[PACKED_VECS];
-    const dsv2_x8 *x[PACKED_ROWS];
+    vec sums[PACKED_ROWS * VECS];
     UNROLL
-    for (size_t v = 0; v < n_v; v++)
-        blocks[v] = w->spans[v] + dsv2_header_bytes(type) + at * dsv2_block_bytes(type);
+    for (size_t a = 0; a < n_x * VECS; a++)
+        sums[a] = zero();
+    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
+    const dsv2_x8 *at[PACKED_ROWS];
     UNROLL
     for (size_t i = 0; i < n_x; i++)
-        x[i] = rows[i] + b;
-    if (type == DSV2_TYPE_P6) {
-        add_words(type, sums, x, n_x, w, blocks, n_v, 0, 4, 2 * at);
-        add_words(type, sums, x, n_x, w, blocks, n_v, 4, 4, 2 * at + 1);
-    } else {
-        add_words(type, sums, x, n_x, w, blocks, n_v, 0, BLOCK_WORDS, at);
-    }
-}
-
-/* n_v vectors of rows of weights, of which n rows count, for n_x rows of activations. */
-INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, const uint8_t *groups,
-                         size_t n_v, size_t n, size_t k)
-{
-    vec sums[PACKED_ROWS * PACKED_VECS];
-    UNROLL
-    for (size_t a = 0; a < n_x * n_v; a++)
-        sums[a] = zero();
-    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS, group_bytes = dsv2_group_bytes(type, k);
+        at[i] = x[i];
     for (size_t b0 = 0; b0 < blocks; b0 += SPAN_BLOCKS) {
         size_t n_blocks = blocks - b0 < SPAN_BLOCKS ? blocks - b0 : SPAN_BLOCKS;
-        weights w;
-        for (size_t v = 0; v < n_v; v++) {
-            const uint8_t *group = groups + v * LANES / DSV2_PACK_ROWS * group_bytes;
-            size_t part = v % (DSV2_PACK_ROWS / LANES);
-            w.spans[v] = dsv2_span(type, group, b0 / SPAN_BLOCKS) + part * PART;
-            read_header(type, &w.affine[v], w.spans[v] - part * PART, part);
+        const uint8_t *span = dsv2_span(type, group, b0 / SPAN_BLOCKS), *block = span + dsv2_header_bytes(type);
+        affine affine[VECS];
+        for (size_t v = 0; v < VECS; v++)
+            read_header(type, &affine[v], span, v);
+        for (size_t b = 0; b < n_blocks; b++, block += dsv2_block_bytes(type)) {
+            if (type == DSV2_TYPE_P6) {
+                add_words(type, sums, at, n_x, affine, block, 0, 4, 2 * b);
+                add_words(type, sums, at, n_x, affine, block, 4, 4, 2 * b + 1);
+            } else {
+                add_words(type, sums, at, n_x, affine, block, 0, BLOCK_WORDS, b);
+            }
+            UNROLL
+            for (size_t i = 0; i < n_x; i++)
+                at[i]++;
         }
-        for (size_t b = 0; b < n_blocks; b++)
-            add_block(type, sums, x, n_x, &w, n_v, b0 + b, b);
     }
-    for (size_t v = 0; v < n_v && v * LANES < n; v++) {
-        size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES, part = v % (DSV2_PACK_ROWS / LANES);
-        vec factor = load(groups + v * LANES / DSV2_PACK_ROWS * group_bytes + part * PART);
+    for (size_t v = 0; v < VECS && v * LANES < n; v++) {
+        size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES;
+        vec factor = load(group + v * PART);
         for (size_t i = 0; i < n_x; i++)
-            store_first(out + i * out_stride + v * LANES, mul(sums[i * n_v + v], factor), valid);
+            store_first(out + i * out_stride + v * LANES, mul(sums[i * VECS + v], factor), valid);
     }
 }
 
 /* All of m rows of activations. */
-INLINE void packed_rows(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *groups,
-                        size_t n_v, size_t n, size_t k)
+INLINE void packed_rows(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group,
+                        size_t n, size_t k)
 {
     size_t i = 0;
-    for (; n_v == PACKED_VECS && m - i >= PACKED_ROWS; i += PACKED_ROWS)
-        packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS, groups, n_v, n, k);
-    for (; n_v == PACKED_VECS && PACKED_ROWS > 4 && m - i >= 4; i += 4)
-        packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS > 4 ? 4 : 1, groups, n_v, n, k);
-    for (; m - i >= 2; i += 2)
-        packed_block(type, out + i * out_stride, out_stride, x + i, 2, groups, n_v, n, k);
+    for (; m - i >= PACKED_ROWS; i += PACKED_ROWS)
+        packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS, group, n, k);
+    for (; PACKED_ROWS > 8 && m - i >= 8; i += 8)
+        packed_block(type, out + i * out_stride, out_stride, x + i, 8, group, n, k);
+    for (; PACKED_ROWS > 4 && m - i >= 4; i += 4)
+        packed_block(type, out + i * out_stride, out_stride, x + i, 4, group, n, k);
+    for (; PACKED_ROWS > 2 && m - i >= 2; i += 2)
+        packed_block(type, out + i * out_stride, out_stride, x + i, 2, group, n, k);
     if (i < m)
-        packed_block(type, out + i * out_stride, out_stride, x + i, 1, groups, n_v, n, k);
+        packed_block(type, out + i * out_stride, out_stride, x + i, 1, group, n, k);
 }
 
 INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w,
                           size_t n, size_t k)
 {
-    enum { ALL = PACKED_VECS * LANES, ONE_GROUP = DSV2_PACK_ROWS / LANES };
     size_t group_bytes = dsv2_group_bytes(type, k);
     for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
-        size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK, j = 0;
-        float *at = out + i * out_stride;
-        /* One or two rows are bound by memory, which likes a single stream. */
-        for (; rows > 2 && j < n && n - j > ALL - DSV2_PACK_ROWS; j += ALL)
-            packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, PACKED_VECS, n - j, k);
-        for (; j < n; j += DSV2_PACK_ROWS)
-            packed_rows(type, at + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, ONE_GROUP, n - j, k);
+        size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK;
+        for (size_t j = 0; j < n; j += DSV2_PACK_ROWS)
+            packed_rows(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, n - j, k);
     }
 }
 

@@ -180,9 +180,10 @@ INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t
     }
 }
 
-/* A group of rows of weights, of which n count, for n_x rows of activations. */
-INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, const uint8_t *group,
-                         size_t n, size_t k)
+/* A group of rows of weights, of which n count, for n_x rows of activations, of which n_rows count: in the other places the last
+ * is multiplied again, for nothing. */
+INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, size_t n_rows,
+                         const uint8_t *group, size_t n, size_t k)
 {
     vec sums[PACKED_ROWS * VECS];
     UNROLL
@@ -192,7 +193,7 @@ INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const ds
     const dsv2_x8 *at[PACKED_ROWS];
     UNROLL
     for (size_t i = 0; i < n_x; i++)
-        at[i] = x[i];
+        at[i] = x[i < n_rows ? i : n_rows - 1];
     for (size_t b0 = 0; b0 < blocks; b0 += SPAN_BLOCKS) {
         size_t n_blocks = blocks - b0 < SPAN_BLOCKS ? blocks - b0 : SPAN_BLOCKS;
         const uint8_t *span = dsv2_span(type, group, b0 / SPAN_BLOCKS), *block = span + dsv2_header_bytes(type);
@@ -214,26 +215,31 @@ INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const ds
     for (size_t v = 0; v < VECS && v * LANES < n; v++) {
         size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES;
         vec factor = load(group + v * PART);
-        for (size_t i = 0; i < n_x; i++)
+        for (size_t i = 0; i < n_x && i < n_rows; i++)
             store_first(out + i * out_stride + v * LANES, mul(sums[i * VECS + v], factor), valid);
     }
 }
 
-/* All of m rows of activations. */
+/* All of m rows of activations: as few blocks as leave few places of them empty. */
 INLINE void packed_rows(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group,
                         size_t n, size_t k)
 {
-    size_t i = 0;
-    for (; m - i >= PACKED_ROWS; i += PACKED_ROWS)
-        packed_block(type, out + i * out_stride, out_stride, x + i, PACKED_ROWS, group, n, k);
-    for (; PACKED_ROWS > 8 && m - i >= 8; i += 8)
-        packed_block(type, out + i * out_stride, out_stride, x + i, 8, group, n, k);
-    for (; PACKED_ROWS > 4 && m - i >= 4; i += 4)
-        packed_block(type, out + i * out_stride, out_stride, x + i, 4, group, n, k);
-    for (; PACKED_ROWS > 2 && m - i >= 2; i += 2)
-        packed_block(type, out + i * out_stride, out_stride, x + i, 2, group, n, k);
-    if (i < m)
-        packed_block(type, out + i * out_stride, out_stride, x + i, 1, group, n, k);
+    while (m > 0) {
+        size_t n_rows;
+        if (PACKED_ROWS >= 12 && m > 9)
+            packed_block(type, out, out_stride, x, PACKED_ROWS >= 12 ? 12 : 1, n_rows = m < 12 ? m : 12, group, n, k);
+        else if (PACKED_ROWS >= 8 && m > 6)
+            packed_block(type, out, out_stride, x, PACKED_ROWS >= 8 ? 8 : 1, n_rows = m < 8 ? m : 8, group, n, k);
+        else if (PACKED_ROWS >= 4 && m > 2)
+            packed_block(type, out, out_stride, x, PACKED_ROWS >= 4 ? 4 : 1, n_rows = m < 4 ? m : 4, group, n, k);
+        else if (m >= 2)
+            packed_block(type, out, out_stride, x, 2, n_rows = 2, group, n, k);
+        else
+            packed_block(type, out, out_stride, x, 1, n_rows = 1, group, n, k);
+        out += n_rows * out_stride;
+        x += n_rows;
+        m -= n_rows;
+    }
 }
 
 INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w,

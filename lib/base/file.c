@@ -46,6 +46,7 @@ dsv2_status dsv2_file_map(const char *path, dsv2_file *file)
             status = dsv2_fail_io(path, "map");
             goto fail;
         }
+        (void)madvise(data, (size_t)file->size, MADV_HUGEPAGE); /* a wish, which file systems with large folios grant */
         file->data = data;
     }
     return DSV2_OK;

@@ -180,6 +180,16 @@ INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t
     }
 }
 
+/* Weights come from memory, and with several rows to multiply the processor does not look far enough ahead by itself. (With one
+ * or two it does, and this only costs: decoding was seen a sixth slower.) */
+INLINE void prefetch(const uint8_t *block, size_t bytes)
+{
+    enum { AHEAD = 4608 };
+    UNROLL
+    for (size_t at = 0; at < bytes; at += 64)
+        _mm_prefetch((const char *)block + AHEAD + at, _MM_HINT_T0);
+}
+
 /* A group of rows of weights, of which n count, for n_x rows of activations, of which n_rows count: in the other places the last
  * is multiplied again, for nothing. */
 INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, size_t n_rows,
@@ -201,6 +211,8 @@ INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const ds
         for (size_t v = 0; v < VECS; v++)
             read_header(type, &affine[v], span, v);
         for (size_t b = 0; b < n_blocks; b++, block += dsv2_block_bytes(type)) {
+            if (n_x > 2)
+                prefetch(block, dsv2_block_bytes(type));
             if (type == DSV2_TYPE_P6) {
                 add_words(type, sums, at, n_x, affine, block, 0, 4, 2 * b);
                 add_words(type, sums, at, n_x, affine, block, 4, 4, 2 * b + 1);

@@ -75,6 +75,11 @@ typedef struct dsv2_x8 {
 /* Two elements of 45 levels, -22 to 22, share 11 bits: 45^2 = 2025 of 2048 codes. */
 enum { DSV2_PAIR_LEVELS = 45 };
 
+/* Attention in 16 bits. A block is DSV2_PAIR_ROWS rows, interleaved by pairs of columns: [columns / 2][DSV2_PAIR_ROWS][2]. Of keys
+ * and queries, DSV2_SCALE_COLS columns are a group with a scale of its own; of these, sums of products of a DSV2_WIDE and a
+ * DSV2_NARROW number fit into 32 bits. */
+enum { DSV2_PAIR_ROWS = 16, DSV2_SCALE_COLS = 64, DSV2_WIDE = 16383, DSV2_NARROW = 2047 };
+
 typedef struct dsv2_kernels {
     const char *name; /* "c", "avx2", "avx512" */
 
@@ -118,6 +123,34 @@ typedef struct dsv2_kernels {
 
     /* The largest of n >= 1 floats; NaN is not looked for. */
     float (*max)(const float *x, size_t n);
+
+    /* Attention in 16 bits; see DSV2_PAIR_ROWS. The first three give the same bits in every set. */
+
+    /* out[c] = the nearest integer to x[c] / scale, with the returned scale such that the largest magnitude becomes `limit`
+     * (below 2^15). Next to nothing gives zeros and scale 0; an infinity or NaN zeros and scale NaN. */
+    float (*round_row)(int16_t *out, const float *x, size_t n, float limit);
+
+    /* out[c] = the nearest integer to a[c] * b[c], which is below 2^15. */
+    void (*round_products)(int16_t *out, const float *a, const float *b, size_t n);
+
+    void (*widen)(int16_t *out, const int8_t *in, size_t n);
+
+    /* A block of n_rows <= DSV2_PAIR_ROWS rows, `stride` numbers apart; missing rows are zeros. n_cols is even. */
+    void (*pair_columns)(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
+
+    /* The same of the rows' transpose: ceil(n_cols / DSV2_PAIR_ROWS) blocks, whose rows are the columns and whose pairs of columns
+     * the ceil(n_rows / 2) pairs of rows; zeros for what is missing. */
+    void (*pair_rows)(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
+
+    /* out[i * out_stride + t] = a_scales[i] * sum_g scales[g * scales_stride + t] * (a_i . b_t over the columns of group g), for
+     * i < m rows of one block a and t < n rows of n / DSV2_PAIR_ROWS blocks b (n a multiple of it), each of n_groups groups. */
+    void (*pair_scores)(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
+                        const float *scales, size_t scales_stride, size_t n_groups);
+
+    /* out[i * out_stride + j] = out[i * out_stride + j] * keep[i] + factor[i] * (a_i . b_j), for i < m rows of one block a and
+     * j < n rows of ceil(n / DSV2_PAIR_ROWS) blocks b, all of n_pairs pairs of columns. */
+    void (*pair_sums)(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t m,
+                      const int16_t *b, size_t n_pairs, size_t n);
 
     /* Rows of the latent KV cache; the same bits from every set. Their layout is in lib/cache/quantise.c. */
 

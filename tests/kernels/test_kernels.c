@@ -445,6 +445,159 @@ START_TEST(weighted_sum_agrees_with_the_reference_and_rows_stand_alone)
 }
 END_TEST
 
+/* ---- attention in 16 bits ---- */
+
+enum { PAIR_BLOCK = 2 * DSV2_PAIR_ROWS }; /* numbers of a pair of columns */
+
+static void fill_words(int16_t *words, size_t n, int limit)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = random_bits();
+        words[i] = (int16_t)(bits % 5 == 0 ? (bits & 8 ? limit : -limit) : (int)(bits >> 8) % (2 * limit + 1) - limit);
+    }
+}
+
+/* The largest products, which must not overflow, are among them. */
+START_TEST(pair_scores_agree_with_the_reference_and_rows_stand_alone)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t n_groups = 1; n_groups <= 9; n_groups += 4)
+        for (size_t n = DSV2_PAIR_ROWS; n <= 4 * DSV2_PAIR_ROWS; n += DSV2_PAIR_ROWS)
+            for (size_t m = 1; m <= DSV2_PAIR_ROWS; m++) {
+                size_t words = n_groups * DSV2_SCALE_COLS * DSV2_PAIR_ROWS, stride = n + 3;
+                guarded a = guard(words * sizeof(int16_t)), b = guard(words * n / DSV2_PAIR_ROWS * sizeof(int16_t));
+                guarded a_scales = guard(m * sizeof(float)), scales = guard(n_groups * n * sizeof(float));
+                guarded out = guard(((m - 1) * stride + n) * sizeof(float));
+                fill_words(a.data, words, DSV2_WIDE);
+                fill_words(b.data, words * n / DSV2_PAIR_ROWS, DSV2_NARROW);
+                fill(a_scales.data, m, UNIFORM);
+                fill(scales.data, n_groups * n, UNIFORM);
+                float expected[DSV2_PAIR_ROWS * (4 * DSV2_PAIR_ROWS + 3)];
+                memset(out.data, 0, ((m - 1) * stride + n) * sizeof(float));
+                memset(expected, 0, sizeof expected);
+                kernels->pair_scores(out.data, stride, a.data, a_scales.data, m, b.data, n, scales.data, n, n_groups);
+                reference->pair_scores(expected, stride, a.data, a_scales.data, m, b.data, n, scales.data, n, n_groups);
+                for (size_t at = 0; at < (m - 1) * stride + n; at++) {
+                    float got = ((float *)out.data)[at];
+                    double most = 0, row_scale = fabsf(((float *)a_scales.data)[at / stride]);
+                    for (size_t g = 0; g < n_groups && at % stride < n; g++)
+                        most += fabsf(((float *)scales.data)[g * n + at % stride]) * (double)DSV2_WIDE * DSV2_NARROW * DSV2_SCALE_COLS;
+                    ck_assert_msg(fabs((double)got - (double)expected[at]) <= 1e-6 * most * row_scale,
+                                  "%s pair_scores, m %zu n %zu groups %zu: %zu is %.9g, expected %.9g", kernels->name, m, n, n_groups, at,
+                                  (double)got, (double)expected[at]);
+                }
+                float alone[4 * DSV2_PAIR_ROWS];
+                int16_t *row = a.data;
+                for (size_t i = 1; i < m; i++) { /* each row in the first's place, among others' remains */
+                    for (size_t pair = 0; pair < n_groups * DSV2_SCALE_COLS / 2; pair++)
+                        memcpy(row + pair * PAIR_BLOCK, row + pair * PAIR_BLOCK + 2 * i, 2 * sizeof *row);
+                    kernels->pair_scores(alone, n, row, (float *)a_scales.data + i, 1, b.data, n, scales.data, n, n_groups);
+                    ck_assert_mem_eq(alone, (float *)out.data + i * stride, n * sizeof(float));
+                }
+                unguard(a), unguard(b), unguard(a_scales), unguard(scales), unguard(out);
+            }
+}
+END_TEST
+
+START_TEST(pair_sums_agree_with_the_reference_and_rows_stand_alone)
+{
+    static const size_t columns[] = {1, 5, 15, 16, 17, 24, 64, 127, 128};
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t shape = 0; shape < sizeof columns / sizeof *columns; shape++)
+        for (size_t n_pairs = 1; n_pairs <= 32; n_pairs += 31)
+            for (size_t m = 1; m <= DSV2_PAIR_ROWS; m++) {
+                size_t n = columns[shape], blocks = (n + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS, stride = n + 2, count = (m - 1) * stride + n;
+                guarded a = guard(n_pairs * PAIR_BLOCK * sizeof(int16_t)), b = guard(blocks * n_pairs * PAIR_BLOCK * sizeof(int16_t));
+                guarded keep = guard(m * sizeof(float)), factor = guard(m * sizeof(float)), out = guard(count * sizeof(float));
+                fill_words(a.data, n_pairs * PAIR_BLOCK, DSV2_WIDE);
+                fill_words(b.data, blocks * n_pairs * PAIR_BLOCK, DSV2_NARROW);
+                fill(keep.data, m, UNIFORM);
+                fill(factor.data, m, UNIFORM);
+                fill(out.data, count, UNIFORM);
+                float expected[DSV2_PAIR_ROWS * 130], before[DSV2_PAIR_ROWS * 130];
+                memcpy(expected, out.data, count * sizeof *expected);
+                memcpy(before, out.data, count * sizeof *before);
+                kernels->pair_sums(out.data, stride, keep.data, factor.data, a.data, m, b.data, n_pairs, n);
+                reference->pair_sums(expected, stride, keep.data, factor.data, a.data, m, b.data, n_pairs, n);
+                for (size_t at = 0; at < count; at++) {
+                    size_t i = at / stride;
+                    double most = fabs((double)before[at] * (double)((float *)keep.data)[i]) +
+                                  fabs((double)((float *)factor.data)[i]) * DSV2_WIDE * DSV2_NARROW * 2.0 * (double)n_pairs;
+                    ck_assert_msg(fabs((double)((float *)out.data)[at] - (double)expected[at]) <= 1e-6 * most,
+                                  "%s pair_sums, m %zu n %zu pairs %zu: %zu is %.9g, expected %.9g", kernels->name, m, n, n_pairs, at,
+                                  (double)((float *)out.data)[at], (double)expected[at]);
+                }
+                int16_t *row = a.data;
+                for (size_t i = 1; i < m; i++) {
+                    for (size_t pair = 0; pair < n_pairs; pair++)
+                        memcpy(row + pair * PAIR_BLOCK, row + pair * PAIR_BLOCK + 2 * i, 2 * sizeof *row);
+                    kernels->pair_sums(before + i * stride, stride, (float *)keep.data + i, (float *)factor.data + i, row, 1, b.data, n_pairs, n);
+                    ck_assert_mem_eq(before + i * stride, (float *)out.data + i * stride, n * sizeof(float));
+                }
+                unguard(a), unguard(b), unguard(keep), unguard(factor), unguard(out);
+            }
+}
+END_TEST
+
+START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t n_cols = 1; n_cols <= 130; n_cols += n_cols < 40 ? 1 : 13) {
+        guarded x = guard(n_cols * sizeof(float)), y = guard(n_cols * sizeof(float)), out = guard(n_cols * sizeof(int16_t));
+        int16_t expected[130];
+        for (int kind = 0; kind < 5; kind++) {
+            fill(x.data, n_cols, UNIFORM);
+            fill(y.data, n_cols, UNIFORM);
+            float *at = (float *)x.data + n_cols / 2;
+            for (size_t c = 0; c < n_cols && kind == 1; c++)
+                ((float *)x.data)[c] = 1e-35f;
+            *at = kind == 2 ? INFINITY : kind == 3 ? -NAN : kind == 4 ? -3e38f : *at;
+            float scale = kernels->round_row(out.data, x.data, n_cols, DSV2_WIDE);
+            float reference_scale = reference->round_row(expected, x.data, n_cols, DSV2_WIDE);
+            ck_assert_mem_eq(out.data, expected, n_cols * sizeof *expected);
+            ck_assert(memcmp(&scale, &reference_scale, sizeof scale) == 0 || (isnan(scale) && isnan(reference_scale)));
+            ck_assert_int_eq(isnan(scale), kind == 2 || kind == 3);
+            ck_assert_int_eq(scale == 0, kind == 1);
+            for (size_t c = 0; c < n_cols && scale > 0; c++)
+                ck_assert_double_le(fabs((double)((float *)x.data)[c] - (double)((int16_t *)out.data)[c] * (double)scale), 0.503 * (double)scale);
+        }
+        fill(x.data, n_cols, UNIFORM);
+        for (size_t c = 0; c < n_cols; c++)
+            ((float *)y.data)[c] *= DSV2_WIDE;
+        kernels->round_products(out.data, x.data, y.data, n_cols);
+        for (size_t c = 0; c < n_cols; c++)
+            ck_assert_int_eq(((int16_t *)out.data)[c], lrintf(((float *)x.data)[c] * ((float *)y.data)[c]));
+        int8_t bytes[130];
+        for (size_t c = 0; c < n_cols; c++)
+            bytes[c] = (int8_t)random_bits();
+        kernels->widen(out.data, bytes, n_cols);
+        for (size_t c = 0; c < n_cols; c++)
+            ck_assert_int_eq(((int16_t *)out.data)[c], bytes[c]);
+        unguard(x), unguard(y), unguard(out);
+
+        for (size_t n_rows = 1; n_rows <= 64; n_rows += n_rows < 18 ? 1 : 23) {
+            size_t stride = n_cols + 1, numbers = (n_rows - 1) * stride + n_cols;
+            size_t blocks = (n_cols + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS, turned = blocks * ((n_rows + 1) / 2) * PAIR_BLOCK;
+            guarded rows = guard(numbers * sizeof(int16_t)), pairs = guard(turned * sizeof(int16_t));
+            fill_words(rows.data, numbers, DSV2_WIDE);
+            static int16_t expected_pairs[9 * 32 * PAIR_BLOCK];
+            kernels->pair_rows(pairs.data, rows.data, stride, n_rows, n_cols);
+            reference->pair_rows(expected_pairs, rows.data, stride, n_rows, n_cols);
+            ck_assert_mem_eq(pairs.data, expected_pairs, turned * sizeof(int16_t));
+            unguard(pairs);
+            if (n_rows <= DSV2_PAIR_ROWS && n_cols % 2 == 0) {
+                pairs = guard(n_cols / 2 * PAIR_BLOCK * sizeof(int16_t));
+                kernels->pair_columns(pairs.data, rows.data, stride, n_rows, n_cols);
+                reference->pair_columns(expected_pairs, rows.data, stride, n_rows, n_cols);
+                ck_assert_mem_eq(pairs.data, expected_pairs, n_cols / 2 * PAIR_BLOCK * sizeof(int16_t));
+                unguard(pairs);
+            }
+            unguard(rows);
+        }
+    }
+}
+END_TEST
+
 START_TEST(rms_norm_agrees_with_exact_sums_also_in_place)
 {
     const dsv2_kernels *kernels = sets[_i];
@@ -898,6 +1051,9 @@ int main(int argc, char **argv)
     tcase_add_loop_test(each, every_half_converts_exactly, 0, n_sets);
     tcase_add_loop_test(each, floats_round_to_halves_as_the_reference_does, 0, n_sets);
     tcase_add_loop_test(each, weighted_sum_agrees_with_the_reference_and_rows_stand_alone, 0, n_sets);
+    tcase_add_loop_test(each, pair_scores_agree_with_the_reference_and_rows_stand_alone, 0, n_sets);
+    tcase_add_loop_test(each, pair_sums_agree_with_the_reference_and_rows_stand_alone, 0, n_sets);
+    tcase_add_loop_test(each, rows_are_rounded_and_interleaved_as_the_reference_does, 0, n_sets);
     tcase_add_loop_test(each, rms_norm_agrees_with_exact_sums_also_in_place, 0, n_sets);
     tcase_add_loop_test(each, exp_is_right_to_two_ulp_over_its_range, 0, n_sets);
     tcase_add_loop_test(each, exp_sum_takes_any_length_and_infinities, 0, n_sets);

@@ -1,6 +1,8 @@
 /* The reference: plain C, one thing after another. What the other sets are tested against, and what runs elsewhere. */
+#include "kernels/c/pairs.h"
 #include "kernels/latent.h"
 #include "kernels/packed.h"
+#include "kernels/pairs.h"
 #include "kernels/tables.h"
 
 #include <math.h>
@@ -168,5 +170,10 @@ const dsv2_kernels dsv2_kernels_c = {
     .swiglu = swiglu,
     .add_scaled = add_scaled,
     .max = maximum,
+    .pair_columns = dsv2_pair_columns_c,
+    .pair_rows = dsv2_pair_rows_c,
+    .pair_scores = dsv2_pair_scores_c,
+    .pair_sums = dsv2_pair_sums_c,
+    PAIRS_KERNELS,
     LATENT_KERNELS,
 };

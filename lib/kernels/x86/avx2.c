@@ -1,6 +1,7 @@
 /* AVX2, FMA, F16C. */
 #include "kernels/latent.h"
 #include "kernels/packed.h"
+#include "kernels/pairs.h"
 #include "kernels/tables.h"
 
 #include <immintrin.h>
@@ -13,7 +14,7 @@ typedef __m256 vec;
 typedef __m256i ivec;
 typedef uint32_t lanes __attribute__((vector_size(32)));
 
-enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2, PACKED_ROWS = 2 };
+enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2, PACKED_ROWS = 2, QUERY_ROWS = 8 };
 
 INLINE __m256i first(size_t n)
 {
@@ -97,7 +98,7 @@ INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm256_cvtepu8_epi3
 INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
 INLINE vec fnmadd(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
 
-INLINE ivec pair_sums(ivec w, ivec x) { return _mm256_maddubs_epi16(w, x); }
+INLINE ivec byte_pairs(ivec w, ivec x) { return _mm256_maddubs_epi16(w, x); }
 INLINE ivec four_sums(ivec pairs, int factor) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16((short)factor)); }
 
 /* maddubs leaves 16 bits: as many words are added there as surely fit, 8 of 4 bits (8 * 2 * 15 * 127 < 2^15), 4 of 5 bits, 2 of
@@ -113,12 +114,12 @@ INLINE dot_sum dot_add(dsv2_type type, dot_sum d, size_t g, ivec w, const int8_t
     memcpy(&word, four, sizeof word);
     ivec x = _mm256_set1_epi32(word);
     if (type == DSV2_TYPE_P8) {
-        d.sum = _mm256_add_epi32(d.sum, four_sums(pair_sums(and_bits(w, 0x7f7f7f7f), x), 1));
-        d.sum = _mm256_add_epi32(d.sum, four_sums(pair_sums(and_bits(shift_right(w, 1), 0x40404040), x), 2));
+        d.sum = _mm256_add_epi32(d.sum, four_sums(byte_pairs(and_bits(w, 0x7f7f7f7f), x), 1));
+        d.sum = _mm256_add_epi32(d.sum, four_sums(byte_pairs(and_bits(shift_right(w, 1), 0x40404040), x), 2));
         return d;
     }
     size_t fit = type == DSV2_TYPE_P6 ? 2 : type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S ? 4 : 8;
-    d.pairs = g % fit == 0 ? pair_sums(w, x) : _mm256_add_epi16(d.pairs, pair_sums(w, x));
+    d.pairs = g % fit == 0 ? byte_pairs(w, x) : _mm256_add_epi16(d.pairs, byte_pairs(w, x));
     if (g % fit == fit - 1)
         d.sum = g < fit ? four_sums(d.pairs, 1) : _mm256_add_epi32(d.sum, four_sums(d.pairs, 1));
     return d;
@@ -129,8 +130,48 @@ INLINE ivec dot_total(dsv2_type type, dot_sum d)
     return d.sum;
 }
 
+INLINE ivec splat_int(int word) { return _mm256_set1_epi32(word); }
+INLINE void store_ints(void *p, ivec v) { _mm256_storeu_si256(p, v); }
+
+INLINE ivec dot_words(ivec sum, ivec b, const int16_t *a)
+{
+    int two;
+    memcpy(&two, a, sizeof two);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(b, _mm256_set1_epi32(two)));
+}
+
+INLINE ivec weave(const int16_t *row, const int16_t *next)
+{
+    __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)row));
+    __m128i zeros = _mm_setzero_si128();
+    __m256i high = _mm256_cvtepu16_epi32(next == NULL ? zeros : _mm_loadu_si128((const __m128i *)next));
+    return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
+}
+
 #include "kernels/x86/vector_kernels.h"
 
 #include "kernels/x86/packed_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS, LATENT_KERNELS};
+/* Squares of 4 x 4 within each 128 bits, and then the 128-bit parts. */
+INLINE void turn(ivec v[LANES])
+{
+    ivec w[LANES];
+    UNROLL
+    for (size_t i = 0; i < LANES; i += 4) {
+        ivec a = _mm256_unpacklo_epi32(v[i], v[i + 1]), b = _mm256_unpackhi_epi32(v[i], v[i + 1]);
+        ivec c = _mm256_unpacklo_epi32(v[i + 2], v[i + 3]), d = _mm256_unpackhi_epi32(v[i + 2], v[i + 3]);
+        w[i] = _mm256_unpacklo_epi64(a, c);
+        w[i + 1] = _mm256_unpackhi_epi64(a, c);
+        w[i + 2] = _mm256_unpacklo_epi64(b, d);
+        w[i + 3] = _mm256_unpackhi_epi64(b, d);
+    }
+    UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2x128_si256(w[i], w[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2x128_si256(w[i], w[i + 4], 0x31);
+    }
+}
+
+#include "kernels/x86/pair_kernels.h"
+
+const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, LATENT_KERNELS};

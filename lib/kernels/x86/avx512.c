@@ -1,6 +1,7 @@
 /* AVX-512 F, BW, DQ, VL, VNNI. */
 #include "kernels/latent.h"
 #include "kernels/packed.h"
+#include "kernels/pairs.h"
 #include "kernels/tables.h"
 
 #include <immintrin.h>
@@ -13,7 +14,7 @@ typedef __m512 vec;
 typedef __m512i ivec;
 typedef uint32_t lanes __attribute__((vector_size(64)));
 
-enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PACKED_ROWS = 12 };
+enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PACKED_ROWS = 12, QUERY_ROWS = 16 };
 
 INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1); }
 
@@ -83,8 +84,51 @@ INLINE ivec dot_total(dsv2_type type, dot_sum sum)
     return sum;
 }
 
+INLINE ivec splat_int(int word) { return _mm512_set1_epi32(word); }
+INLINE void store_ints(void *p, ivec v) { _mm512_storeu_si512(p, v); }
+
+INLINE ivec dot_words(ivec sum, ivec b, const int16_t *a)
+{
+    __asm__("vpdpwssd %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*(const int16_t(*)[2])a), "v"(b));
+    return sum;
+}
+
+INLINE ivec weave(const int16_t *row, const int16_t *next)
+{
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)row));
+    __m256i zeros = _mm256_setzero_si256();
+    __m512i high = _mm512_cvtepu16_epi32(next == NULL ? zeros : _mm256_loadu_si256((const __m256i *)next));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+
 #include "kernels/x86/vector_kernels.h"
 
 #include "kernels/x86/packed_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, LATENT_KERNELS};
+/* Squares of 4 x 4 within each 128 bits, and then the 128-bit parts. */
+INLINE void turn(ivec v[LANES])
+{
+    ivec w[LANES];
+    UNROLL
+    for (size_t i = 0; i < LANES; i += 4) {
+        ivec a = _mm512_unpacklo_epi32(v[i], v[i + 1]), b = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+        ivec c = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]), d = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
+        w[i] = _mm512_unpacklo_epi64(a, c);
+        w[i + 1] = _mm512_unpackhi_epi64(a, c);
+        w[i + 2] = _mm512_unpacklo_epi64(b, d);
+        w[i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        ivec a = _mm512_shuffle_i32x4(w[i], w[i + 4], 0x88), b = _mm512_shuffle_i32x4(w[i], w[i + 4], 0xdd);
+        ivec c = _mm512_shuffle_i32x4(w[i + 8], w[i + 12], 0x88), d = _mm512_shuffle_i32x4(w[i + 8], w[i + 12], 0xdd);
+        v[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+        v[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+        v[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        v[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+}
+
+#include "kernels/x86/pair_kernels.h"
+
+const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, LATENT_KERNELS};

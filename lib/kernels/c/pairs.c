@@ -1,0 +1,57 @@
+/* Attention in 16 bits: the reference. */
+#include "kernels/c/pairs.h"
+
+#include <string.h>
+
+/* Element `column` of row `row` in pairs. */
+static size_t pair_at(size_t row, size_t column) { return (column / 2 * DSV2_PAIR_ROWS + row) * 2 + column % 2; }
+
+void dsv2_pair_columns_c(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+{
+    for (size_t r = 0; r < DSV2_PAIR_ROWS; r++)
+        for (size_t c = 0; c < n_cols; c++)
+            out[pair_at(r, c)] = r < n_rows ? rows[r * stride + c] : 0;
+}
+
+void dsv2_pair_rows_c(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+{
+    size_t padded_rows = (n_rows + 1) / 2 * 2, padded_cols = (n_cols + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS * DSV2_PAIR_ROWS;
+    for (size_t c = 0; c < padded_cols; c++) {
+        int16_t *block = out + c / DSV2_PAIR_ROWS * DSV2_PAIR_ROWS * padded_rows;
+        for (size_t r = 0; r < padded_rows; r++)
+            block[pair_at(c % DSV2_PAIR_ROWS, r)] = r < n_rows && c < n_cols ? rows[r * stride + c] : 0;
+    }
+}
+
+static int32_t dot(const int16_t *a, size_t a_row, const int16_t *b, size_t b_row, size_t n_cols)
+{
+    int32_t sum = 0;
+    for (size_t c = 0; c < n_cols; c++)
+        sum += a[pair_at(a_row, c)] * b[pair_at(b_row, c)];
+    return sum;
+}
+
+void dsv2_pair_scores_c(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
+                        const float *scales, size_t scales_stride, size_t n_groups)
+{
+    enum { GROUP = DSV2_PAIR_ROWS * DSV2_SCALE_COLS };
+    for (size_t i = 0; i < m; i++)
+        for (size_t t = 0; t < n; t++) {
+            const int16_t *block = b + t / DSV2_PAIR_ROWS * n_groups * GROUP;
+            float sum = 0;
+            for (size_t g = 0; g < n_groups; g++)
+                sum += (float)dot(a + g * GROUP, i, block + g * GROUP, t % DSV2_PAIR_ROWS, DSV2_SCALE_COLS) * scales[g * scales_stride + t];
+            out[i * out_stride + t] = sum * a_scales[i];
+        }
+}
+
+void dsv2_pair_sums_c(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t m,
+                      const int16_t *b, size_t n_pairs, size_t n)
+{
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            const int16_t *block = b + j / DSV2_PAIR_ROWS * DSV2_PAIR_ROWS * 2 * n_pairs;
+            float *sum = &out[i * out_stride + j];
+            *sum = *sum * keep[i] + (float)dot(a, i, block, j % DSV2_PAIR_ROWS, 2 * n_pairs) * factor[i];
+        }
+}

@@ -1,0 +1,154 @@
+/* Attention in 16 bits for x86, written once; an instruction set's file includes this after packed_kernels.h. Beside what those
+ * need it defines:
+ *   dot_words(sum, b, a)   adds to each lane the products of its two 16-bit numbers in b and the two at a
+ *   turn(v)                LANES vectors of LANES lanes: lane r of vector c changes places with lane c of vector r
+ *   weave(rows, at, next)  LANES numbers of 16 bits of each of two rows from column `at` on, lane c having that of the first row
+ *                          and then that of the second; `next` NULL: zeros
+ *   QUERY_ROWS             rows of a that meet a vector of b together */
+
+enum { ROW_PAIRS = 2 * DSV2_PAIR_ROWS }; /* numbers of 16 bits of one pair of columns */
+
+/* LANES rows from `first` on. */
+INLINE void turn_rows(int16_t *out, const int16_t *rows, size_t stride, size_t first, size_t n_rows, size_t n_cols)
+{
+    size_t c = 0;
+    for (; c + 2 * LANES <= n_cols; c += 2 * LANES) {
+        ivec v[LANES];
+        UNROLL
+        for (size_t r = 0; r < LANES; r++)
+            v[r] = first + r < n_rows ? load_ints(rows + (first + r) * stride + c) : splat_int(0);
+        turn(v);
+        UNROLL
+        for (size_t r = 0; r < LANES; r++)
+            store_ints(out + (c / 2 + r) * ROW_PAIRS + 2 * first, v[r]);
+    }
+    for (; c < n_cols; c += 2)
+        for (size_t r = first; r < first + LANES; r++) {
+            int pair = 0;
+            if (r < n_rows)
+                memcpy(&pair, rows + r * stride + c, sizeof pair);
+            memcpy(out + c / 2 * ROW_PAIRS + 2 * r, &pair, sizeof pair);
+        }
+}
+
+static void pair_columns(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+{
+    for (size_t first = 0; first < DSV2_PAIR_ROWS; first += LANES)
+        turn_rows(out, rows, stride, first, n_rows, n_cols);
+}
+
+static void pair_rows(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+{
+    size_t n_pairs = (n_rows + 1) / 2;
+    for (size_t c = 0; c < n_cols; c += DSV2_PAIR_ROWS, out += n_pairs * ROW_PAIRS)
+        for (size_t pair = 0; pair < n_pairs; pair++) {
+            const int16_t *first = rows + 2 * pair * stride + c, *second = 2 * pair + 1 < n_rows ? first + stride : NULL;
+            if (n_cols - c < DSV2_PAIR_ROWS) {
+                for (size_t i = 0; i < DSV2_PAIR_ROWS; i++) {
+                    out[pair * ROW_PAIRS + 2 * i] = i < n_cols - c ? first[i] : 0;
+                    out[pair * ROW_PAIRS + 2 * i + 1] = i < n_cols - c && second != NULL ? second[i] : 0;
+                }
+                continue;
+            }
+            for (size_t at = 0; at < DSV2_PAIR_ROWS; at += LANES)
+                store_ints(out + pair * ROW_PAIRS + 2 * at, weave(first + at, second == NULL ? NULL : second + at));
+        }
+}
+
+/* Sums over n_pairs pairs of n_x rows of a and LANES rows of b. */
+INLINE void dot_rows(ivec *sums, const int16_t *a, const int16_t *b, size_t n_x, size_t n_pairs)
+{
+    ivec d[QUERY_ROWS];
+    UNROLL
+    for (size_t i = 0; i < n_x; i++)
+        d[i] = splat_int(0);
+    for (size_t pair = 0; pair < n_pairs; pair++) {
+        ivec values = load_ints(b + pair * ROW_PAIRS);
+        IN_REGISTER(values);
+        UNROLL
+        for (size_t i = 0; i < n_x; i++)
+            d[i] = dot_words(d[i], values, a + pair * ROW_PAIRS + 2 * i);
+    }
+    UNROLL
+    for (size_t i = 0; i < n_x; i++)
+        sums[i] = d[i];
+}
+
+/* Rows `first` to first + n_x - 1 of a, of which n_rows count. */
+INLINE void scores_block(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t first, size_t n_x, size_t n_rows,
+                         const int16_t *b, size_t n, const float *scales, size_t scales_stride, size_t n_groups)
+{
+    enum { GROUP = DSV2_PAIR_ROWS * DSV2_SCALE_COLS };
+    for (size_t t = 0; t < n; t += LANES) {
+        const int16_t *block = b + t / DSV2_PAIR_ROWS * n_groups * GROUP + 2 * (t % DSV2_PAIR_ROWS);
+        vec sums[QUERY_ROWS];
+        UNROLL
+        for (size_t i = 0; i < n_x; i++)
+            sums[i] = zero();
+        for (size_t g = 0; g < n_groups; g++) {
+            ivec d[QUERY_ROWS];
+            dot_rows(d, a + g * GROUP + 2 * first, block + g * GROUP, n_x, DSV2_SCALE_COLS / 2);
+            vec scale = load(scales + g * scales_stride + t);
+            UNROLL
+            for (size_t i = 0; i < n_x; i++)
+                sums[i] = fmadd(to_floats(d[i]), scale, sums[i]);
+        }
+        UNROLL
+        for (size_t i = 0; i < n_x; i++)
+            if (i < n_rows)
+                store(out + (first + i) * out_stride + t, mul(sums[i], splat(a_scales[first + i])));
+    }
+}
+
+static void pair_scores(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
+                        const float *scales, size_t scales_stride, size_t n_groups)
+{
+    for (size_t i = 0; i < m; i += QUERY_ROWS) {
+        size_t rows = m - i < QUERY_ROWS ? m - i : QUERY_ROWS;
+        if (rows > QUERY_ROWS / 2)
+            scores_block(out, out_stride, a, a_scales, i, QUERY_ROWS, rows, b, n, scales, scales_stride, n_groups);
+        else if (rows > QUERY_ROWS / 4)
+            scores_block(out, out_stride, a, a_scales, i, QUERY_ROWS / 2, rows, b, n, scales, scales_stride, n_groups);
+        else
+            scores_block(out, out_stride, a, a_scales, i, QUERY_ROWS / 4, rows, b, n, scales, scales_stride, n_groups);
+    }
+}
+
+INLINE void sums_block(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t first, size_t n_x,
+                       size_t n_rows, const int16_t *b, size_t n_pairs, size_t n)
+{
+    for (size_t j = 0; j < n; j += LANES) {
+        ivec d[QUERY_ROWS];
+        dot_rows(d, a + 2 * first, b + j / DSV2_PAIR_ROWS * n_pairs * ROW_PAIRS + 2 * (j % DSV2_PAIR_ROWS), n_x, n_pairs);
+        size_t valid = n - j < LANES ? n - j : LANES;
+        UNROLL
+        for (size_t i = 0; i < n_x; i++) {
+            if (i >= n_rows)
+                continue;
+            float *at = out + (first + i) * out_stride + j;
+            vec sum = valid == LANES ? load(at) : load_first(at, valid);
+            sum = fmadd(sum, splat(keep[first + i]), mul(to_floats(d[i]), splat(factor[first + i])));
+            if (valid == LANES)
+                store(at, sum);
+            else
+                store_first(at, sum, valid);
+        }
+    }
+}
+
+static void pair_sums(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t m,
+                      const int16_t *b, size_t n_pairs, size_t n)
+{
+    for (size_t i = 0; i < m; i += QUERY_ROWS) {
+        size_t rows = m - i < QUERY_ROWS ? m - i : QUERY_ROWS;
+        if (rows > QUERY_ROWS / 2)
+            sums_block(out, out_stride, keep, factor, a, i, QUERY_ROWS, rows, b, n_pairs, n);
+        else if (rows > QUERY_ROWS / 4)
+            sums_block(out, out_stride, keep, factor, a, i, QUERY_ROWS / 2, rows, b, n_pairs, n);
+        else
+            sums_block(out, out_stride, keep, factor, a, i, QUERY_ROWS / 4, rows, b, n_pairs, n);
+    }
+}
+
+#define PAIR_KERNELS                                                                                                            \
+    .pair_columns = pair_columns, .pair_rows = pair_rows, .pair_scores = pair_scores, .pair_sums = pair_sums, PAIRS_KERNELS

@@ -39,6 +39,16 @@ void dsv2_cache_encode_row(const dsv2_cache_shape *shape, const dsv2_kernels *ke
  * decode to something. */
 void dsv2_cache_decode_rows(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n, float *rows);
 
+/* Whether the cache keeps integers with scales: then attention takes rows so. */
+bool dsv2_cache_is_quantised(const dsv2_cache_shape *shape);
+
+/* n <= DSV2_PAGE_TOKENS consecutive stored rows of a quantised cache as integers: in each of `rows`, the latent's elements and then
+ * those of the RoPE part, both filled up with zeros to whole groups of DSV2_SCALE_COLS; scales[g * DSV2_PAGE_TOKENS + t] is what
+ * group g of row t is multiplied by. Latents are integers of 8 bits if they are kept so, others of DSV2_NARROW.
+ * scratch: a row of floats. */
+void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n,
+                                int16_t *rows, float *scales, float *scratch);
+
 /* Takes kv_lora_rank floats into the basis that latents are kept in, or back: the rotation is orthogonal and its own inverse. So
  * attention may rotate its few queries and results rather than every row: (R q) . (R c) = q . c. */
 void dsv2_cache_rotate(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, float *latent);

@@ -218,3 +218,49 @@ void dsv2_cache_decode_rows(const dsv2_cache_shape *shape, const dsv2_kernels *k
     case DSV2_CACHE_Q6: decode_q6(shape, kernels, stored, n, rows); return;
     }
 }
+
+bool dsv2_cache_is_quantised(const dsv2_cache_shape *shape) { return shape->type == DSV2_CACHE_Q8 || shape->type == DSV2_CACHE_Q6; }
+
+/* n floats as groups of integers: returns the number of groups. */
+static size_t round_groups(const dsv2_kernels *kernels, int16_t *row, float *scales, const float *x, size_t n)
+{
+    size_t g = 0;
+    for (size_t i = 0; i < n; i += DSV2_SCALE_COLS, g++) {
+        size_t m = n - i < DSV2_SCALE_COLS ? n - i : DSV2_SCALE_COLS;
+        scales[g * DSV2_PAGE_TOKENS] = kernels->round_row(row + i, x + i, m, DSV2_NARROW);
+        memset(row + i + m, 0, (DSV2_SCALE_COLS - m) * sizeof *row);
+    }
+    return g;
+}
+
+/* The stored codes of a latent as they are. */
+static size_t widen_groups(const dsv2_kernels *kernels, int16_t *row, float *scales, const int8_t *codes, const uint8_t *stored_scales, size_t n)
+{
+    _Static_assert((int)Q8_GROUP == (int)DSV2_SCALE_COLS, "a stored scale is a group's");
+    size_t groups = (n + Q8_GROUP - 1) / Q8_GROUP;
+    kernels->widen(row, codes, n);
+    memset(row + n, 0, (groups * Q8_GROUP - n) * sizeof *row);
+    for (size_t g = 0; g < groups; g++)
+        scales[g * DSV2_PAGE_TOKENS] = dsv2_bf16_to_f32(dsv2_load_u16(stored_scales + g * SCALE_BYTES));
+    return groups;
+}
+
+void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n,
+                                int16_t *rows, float *scales, float *scratch)
+{
+    uint32_t lora = shape->kv_lora_rank, rope = shape->qk_rope_head_dim;
+    q8_layout l = layout_q8(lora, rope);
+    for (size_t t = 0; t < n; t++, stored += shape->row_bytes, scales++) {
+        size_t groups;
+        if (shape->type == DSV2_CACHE_Q8) {
+            groups = widen_groups(kernels, rows, scales, (const int8_t *)stored + l.codes, stored + l.scales, lora);
+            kernels->to_f32[DSV2_TYPE_F16](scratch + lora, stored, rope);
+        } else {
+            dsv2_cache_decode_rows(shape, kernels, stored, 1, scratch);
+            groups = round_groups(kernels, rows, scales, scratch, lora);
+        }
+        rows += groups * DSV2_SCALE_COLS;
+        groups = round_groups(kernels, rows, scales + groups * DSV2_PAGE_TOKENS, scratch + lora, rope);
+        rows += groups * DSV2_SCALE_COLS;
+    }
+}

@@ -38,10 +38,10 @@ static float pairs_round_row(int16_t *out, const float *x, size_t n, float limit
     return magnitude / limit;
 }
 
-static void pairs_round_products(int16_t *out, const float *a, const float *b, size_t n)
+static void pairs_round_products(int16_t *out, const float *a, const float *b, float factor, size_t n)
 {
     for (size_t c = 0; c < n; c++)
-        out[c] = pairs_round(a[c] * b[c]);
+        out[c] = pairs_round(a[c] * b[c] * factor);
 }
 
 static void pairs_widen(int16_t *out, const int8_t *in, size_t n)

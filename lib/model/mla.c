@@ -6,8 +6,8 @@
  *   expanded  k^C = W^UK c and v^C = W^UV c are made for a tile of tokens and one head, used by all query rows, and dropped.
  * A query row costs less in the expanded form, a tile of context costs less in the absorbed one: see is_expanded.
  *
- * Both walk over the context a page at a time with the online softmax (Milakov and Gimelshein, arXiv 1805.02867): a running
- * maximum, sum and weighted sum, rescaled when the maximum grows. Every query's result depends on the order of tiles alone. */
+ * Both walk over the context a page at a time: attend.c. */
+#include "model/attend.h"
 #include "model/pass.h"
 
 #include <math.h>
@@ -64,30 +64,12 @@ static void queries_and_latents(mla *a)
     dsv2_pool_run(pass->model->pool, position_row, a, m);
 }
 
-/* ---- the online softmax ---- */
-
-/* Takes n scores of a query into its running maximum and sum; scores become weights, `visible` to n - 1 zero. Returns the factor
- * by which what was summed so far has to shrink. */
-static float take_scores(const dsv2_kernels *kernels, float *scores, size_t visible, size_t n, float *running_max, float *running_sum)
-{
-    float keep = 1.0f;
-    if (visible > 0) {
-        float max = kernels->max(scores, visible);
-        max = max > *running_max ? max : *running_max;
-        keep = *running_max == -INFINITY ? 0.0f : expf(*running_max - max);
-        *running_sum = *running_sum * keep + kernels->exp_sum(scores, max, visible);
-        *running_max = max;
-    }
-    memset(scores + visible, 0, (n - visible) * sizeof *scores);
-    return keep;
-}
-
 /* How many of n tokens from `first` on the query at `position` may see. */
-static size_t visible_tokens(size_t position, size_t first, size_t n)
+static uint32_t visible_tokens(size_t position, size_t first, size_t n)
 {
     if (position < first)
         return 0;
-    return position - first + 1 < n ? position - first + 1 : n;
+    return (uint32_t)(position - first + 1 < n ? position - first + 1 : n);
 }
 
 /* ---- the absorbed form ---- */
@@ -144,29 +126,35 @@ static void value_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned
 static void absorb_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, absorb_rows); }
 static void value_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, value_rows); }
 
-/* Working memory of one thread: a tile of cached rows as floats, scores, and sums of a block of queries. */
-typedef struct attend_scratch {
-    float *tile;   /* [DSV2_PAGE_TOKENS][lora + rope] */
-    float *scores; /* [DSV2_QUERY_BLOCK][DSV2_PAGE_TOKENS] */
-    float *sums;   /* [DSV2_QUERY_BLOCK][lora]: of the present span */
-    float *total;  /* [DSV2_QUERY_BLOCK][lora]: of all spans so far */
-} attend_scratch;
-
-static size_t attend_scratch_floats(const dsv2_config *config)
+static dsv2_attend_shape absorbed_shape(const dsv2_config *config, bool sixteen)
 {
-    return (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim) + (size_t)DSV2_QUERY_BLOCK * DSV2_PAGE_TOKENS +
-           2 * (size_t)DSV2_QUERY_BLOCK * config->kv_lora_rank;
+    return (dsv2_attend_shape){sixteen, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank, DSV2_SCALE_COLS};
 }
+
+/* Working memory of one thread: */
+typedef struct attend_scratch {
+    float *latents; /* [DSV2_PAGE_TOKENS][lora + rope]: cached rows, if they are taken as floats */
+    float *sums;    /* [DSV2_QUERY_BLOCK][lora]: of the present span */
+    float *total;   /* [DSV2_QUERY_BLOCK][lora]: of all spans so far */
+    float *attend;  /* what attend.c needs */
+} attend_scratch;
 
 static attend_scratch attend_scratch_of(const dsv2_pass *pass, unsigned thread)
 {
     const dsv2_config *config = &pass->model->config;
     attend_scratch s;
-    s.tile = dsv2_thread_scratch(pass, thread);
-    s.scores = s.tile + (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
-    s.sums = s.scores + (size_t)DSV2_QUERY_BLOCK * DSV2_PAGE_TOKENS;
+    s.latents = dsv2_thread_scratch(pass, thread);
+    s.sums = s.latents + (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
     s.total = s.sums + (size_t)DSV2_QUERY_BLOCK * config->kv_lora_rank;
+    s.attend = s.total + (size_t)DSV2_QUERY_BLOCK * config->kv_lora_rank;
     return s;
+}
+
+static size_t attend_scratch_floats(const dsv2_config *config)
+{
+    dsv2_attend_shape shape = absorbed_shape(config, true);
+    return (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim) + 2 * (size_t)DSV2_QUERY_BLOCK * config->kv_lora_rank +
+           dsv2_attend_floats(&shape, DSV2_QUERY_BLOCK);
 }
 
 /* The query vectors that a task takes together: some rows of one sequence times some heads. */
@@ -174,36 +162,61 @@ typedef struct queries {
     uint32_t first_row, n_rows, first_head, n_heads;
 } queries;
 
+/* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. */
+static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, const dsv2_attend *attend, dsv2_tile *tile, float *latents)
+{
+    const dsv2_kernels *kernels = a->pass->model->kernels;
+    const dsv2_attend_shape *shape = attend->shape;
+    const uint8_t *stored = dsv2_cache_rows(cache, a->layer, first / DSV2_PAGE_TOKENS);
+    if (shape->sixteen) {
+        size_t stride = (size_t)dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
+        dsv2_cache_decode_integers(&cache->shape, kernels, stored, tile->n, attend->rows, tile->key_scales, attend->padded);
+        dsv2_tile_keys(tile, shape, kernels, attend->rows, stride);
+        tile->value_scales = tile->key_scales;
+        dsv2_tile_values(tile, shape, kernels, attend->rows, stride);
+    } else {
+        dsv2_cache_decode_rows(&cache->shape, kernels, stored, tile->n, latents);
+        tile->keys = tile->values = latents;
+        tile->key_stride = tile->value_stride = shape->part[0] + shape->part[1];
+    }
+}
+
 /* The context from token `first` to `end` - 1, at most one span: sums[i] = sum_t exp(s_it - max[i]) c_t, sum[i] its weights. */
 static void attend_span(const mla *a, const dsv2_sequence *sequence, queries block, size_t first, size_t end,
                         const attend_scratch *scratch, float *sums, float *max, float *sum)
 {
     dsv2_pass *pass = a->pass;
     const dsv2_config *config = &pass->model->config;
-    const dsv2_kernels *kernels = pass->model->kernels;
     const dsv2_cache *cache = sequence->cache;
     uint32_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim, n_queries = block.n_rows * block.n_heads;
+    dsv2_attend_shape shape = absorbed_shape(config, dsv2_cache_is_quantised(&cache->shape));
     const float *q[DSV2_QUERY_BLOCK];
     for (uint32_t i = 0; i < n_queries; i++) {
         uint32_t row = block.first_row + i / block.n_heads, head = block.first_head + i % block.n_heads;
         q[i] = pass->absorbed + ((size_t)row * config->num_attention_heads + head) * width;
-        max[i] = -INFINITY;
-        sum[i] = 0;
     }
-    memset(sums, 0, (size_t)n_queries * lora * sizeof *sums);
+    dsv2_tile tile;
+    dsv2_attend attend;
+    dsv2_attend_lay_out(&shape, DSV2_QUERY_BLOCK, scratch->attend, &attend, &tile);
+    attend.kernels = pass->model->kernels;
+    attend.n = n_queries;
+    attend.q = q;
+    attend.sums = sums;
+    attend.sums_stride = lora;
+    attend.max = max;
+    attend.sum = sum;
+    dsv2_attend_begin(&attend);
+    dsv2_attend_queries(&attend);
     size_t last_position = pass->row_position[block.first_row + block.n_rows - 1];
     if (end > last_position + 1)
         end = last_position + 1;
     for (size_t t = first; t < end; t += DSV2_PAGE_TOKENS) {
-        size_t n = end - t < DSV2_PAGE_TOKENS ? end - t : DSV2_PAGE_TOKENS;
-        dsv2_cache_decode_rows(&cache->shape, kernels, dsv2_cache_rows(cache, a->layer, t / DSV2_PAGE_TOKENS), n, scratch->tile);
-        kernels->matmul[DSV2_TYPE_F32](scratch->scores, DSV2_PAGE_TOKENS, q, n_queries, scratch->tile, width * sizeof(float), n, width);
-        float keep[DSV2_QUERY_BLOCK];
-        for (uint32_t i = 0; i < n_queries; i++) {
-            size_t visible = visible_tokens(pass->row_position[block.first_row + i / block.n_heads], t, n);
-            keep[i] = take_scores(kernels, scratch->scores + (size_t)i * DSV2_PAGE_TOKENS, visible, n, &max[i], &sum[i]);
-        }
-        kernels->weighted_sum(sums, lora, keep, scratch->scores, DSV2_PAGE_TOKENS, n_queries, scratch->tile, width, n, lora);
+        uint32_t visible[DSV2_QUERY_BLOCK];
+        tile.n = end - t < DSV2_PAGE_TOKENS ? end - t : DSV2_PAGE_TOKENS;
+        for (uint32_t i = 0; i < n_queries; i++)
+            visible[i] = visible_tokens(pass->row_position[block.first_row + i / block.n_heads], t, tile.n);
+        load_latents(a, cache, t, &attend, &tile, scratch->latents);
+        dsv2_attend_tile(&attend, &tile, visible);
     }
 }
 
@@ -362,26 +375,52 @@ static void attend_absorbed(mla *a)
 
 /* ---- the expanded form ---- */
 
-typedef struct expanded {
-    mla *a;
+static dsv2_attend_shape expanded_shape(const dsv2_config *config, bool sixteen)
+{
+    return (dsv2_attend_shape){sixteen, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim, config->v_head_dim};
+}
+
+/* A sequence's context, or as much of it as is worked on: tokens `first` to `end` - 1. */
+typedef struct segment {
+    const mla *a;
     const dsv2_sequence *sequence;
-} expanded;
+    size_t first, end;
+} segment;
+
+/* The latents of a page in the model's own basis, as floats and, if W^UK and W^UV are packed, rounded. */
+static void segment_task(void *context, size_t page, unsigned thread)
+{
+    (void)thread;
+    const segment *s = context;
+    dsv2_pass *pass = s->a->pass;
+    const dsv2_cache *cache = s->sequence->cache;
+    const dsv2_kernels *kernels = pass->model->kernels;
+    const dsv2_matrix *kv_b = &s->a->weights->kv_b_proj;
+    size_t first = s->first + page * DSV2_PAGE_TOKENS, n = s->end - first < DSV2_PAGE_TOKENS ? s->end - first : DSV2_PAGE_TOKENS;
+    size_t width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim, at = page * DSV2_PAGE_TOKENS;
+    float *latents = pass->segment_latents + at * width;
+    dsv2_cache_decode_rows(&cache->shape, kernels, dsv2_cache_rows(cache, s->a->layer, first / DSV2_PAGE_TOKENS), n, latents);
+    for (size_t t = 0; t < n; t++) {
+        dsv2_cache_rotate(&cache->shape, kernels, latents + t * width);
+        if (dsv2_type_is_packed(kv_b->type))
+            kernels->prepare_row(pass->segment_x8 + (at + t) * dsv2_prepared_blocks(kv_b->cols), latents + t * width, kv_b->cols);
+    }
+}
 
 /* Working memory of one thread, behind what dsv2_matmul wants. */
 typedef struct expand_scratch {
     float *matmul;
-    float *tile;   /* [DSV2_PAGE_TOKENS][lora + rope] */
     float *keys;   /* [DSV2_PAGE_TOKENS][nope + rope]: k^C and k^R */
     float *values; /* [DSV2_PAGE_TOKENS][v] */
-    float *scores; /* [DSV2_PASS_ROWS][DSV2_PAGE_TOKENS] */
-    float *max, *sum, *keep; /* [DSV2_PASS_ROWS] */
+    float *value_scales; /* [DSV2_PAGE_TOKENS] */
+    float *attend; /* what attend.c needs */
 } expand_scratch;
 
 static size_t expand_scratch_floats(const dsv2_config *config)
 {
-    return (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_nope_head_dim + 2 * (size_t)config->qk_rope_head_dim +
-                                       config->v_head_dim) +
-           (size_t)DSV2_PASS_ROWS * (DSV2_PAGE_TOKENS + 3);
+    dsv2_attend_shape shape = expanded_shape(config, true);
+    return (size_t)DSV2_PAGE_TOKENS * (config->qk_nope_head_dim + (size_t)config->qk_rope_head_dim + config->v_head_dim + 1) +
+           dsv2_attend_floats(&shape, DSV2_PASS_ROWS);
 }
 
 static expand_scratch expand_scratch_of(const dsv2_pass *pass, const dsv2_mla_weights *weights, unsigned thread)
@@ -389,71 +428,124 @@ static expand_scratch expand_scratch_of(const dsv2_pass *pass, const dsv2_mla_we
     const dsv2_config *config = &pass->model->config;
     expand_scratch s;
     s.matmul = dsv2_thread_scratch(pass, thread);
-    s.tile = s.matmul + dsv2_matmul_scratch(&weights->kv_b_proj);
-    s.keys = s.tile + (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
+    s.keys = s.matmul + dsv2_matmul_scratch(&weights->kv_b_proj);
     s.values = s.keys + (size_t)DSV2_PAGE_TOKENS * (config->qk_nope_head_dim + config->qk_rope_head_dim);
-    s.scores = s.values + (size_t)DSV2_PAGE_TOKENS * config->v_head_dim;
-    s.max = s.scores + (size_t)DSV2_PASS_ROWS * DSV2_PAGE_TOKENS;
-    s.sum = s.max + DSV2_PASS_ROWS;
-    s.keep = s.sum + DSV2_PASS_ROWS;
+    s.value_scales = s.values + (size_t)DSV2_PAGE_TOKENS * config->v_head_dim;
+    s.attend = s.value_scales + DSV2_PAGE_TOKENS;
     return s;
 }
 
-/* k^C = W^UK c (Eq. 42), with k^R behind it, and v^C = W^UV c (Eq. 45), of one head for n tokens. */
-static void expand_tile(const mla *a, uint32_t head, size_t n, const expand_scratch *s)
+/* k^C = W^UK c (Eq. 42), with k^R behind it, and v^C = W^UV c (Eq. 45), of one head for n tokens from number `at` of the segment. */
+static void expand(const segment *segment, uint32_t head, size_t at, size_t n, const expand_scratch *s)
 {
-    const dsv2_model *model = a->pass->model;
-    const dsv2_config *config = &model->config;
+    dsv2_pass *pass = segment->a->pass;
+    const dsv2_kernels *kernels = pass->model->kernels;
+    const dsv2_config *config = &pass->model->config;
+    const dsv2_matrix *kv_b = &segment->a->weights->kv_b_proj;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim, v_dim = config->v_head_dim;
     const float *latents[DSV2_PAGE_TOKENS];
+    const dsv2_x8 *x8[DSV2_PAGE_TOKENS];
     for (size_t t = 0; t < n; t++) {
-        latents[t] = s->tile + t * (lora + rope);
+        latents[t] = pass->segment_latents + (at + t) * (lora + rope);
+        x8[t] = pass->segment_x8 + (at + t) * dsv2_prepared_blocks(lora);
         memcpy(s->keys + t * (nope + rope) + nope, latents[t] + lora, rope * sizeof(float));
     }
     uint32_t first = head * (nope + v_dim);
-    dsv2_matmul(model->kernels, s->keys, nope + rope, latents, n, &a->weights->kv_b_proj, first, first + nope, s->matmul);
-    dsv2_matmul(model->kernels, s->values, v_dim, latents, n, &a->weights->kv_b_proj, first + nope, first + nope + v_dim, s->matmul);
+    if (dsv2_type_is_packed(kv_b->type)) {
+        dsv2_matmul_prepared(kernels, s->keys, nope + rope, x8, n, kv_b, first, first + nope);
+        dsv2_matmul_prepared(kernels, s->values, v_dim, x8, n, kv_b, first + nope, first + nope + v_dim);
+    } else {
+        dsv2_matmul(kernels, s->keys, nope + rope, latents, n, kv_b, first, first + nope, s->matmul);
+        dsv2_matmul(kernels, s->values, v_dim, latents, n, kv_b, first + nope, first + nope + v_dim, s->matmul);
+    }
 }
 
-/* All rows of a sequence for one head (Eqs. 46, 47). */
+/* Makes the tile of expanded keys and values; in 16 bits, with one scale for each token's key and one for its value. */
+static void load_expanded(const dsv2_attend *attend, dsv2_tile *tile, const expand_scratch *s)
+{
+    const dsv2_attend_shape *shape = attend->shape;
+    uint32_t width = shape->part[0], v_dim = shape->value_width, groups = dsv2_attend_groups(shape), cols = groups * DSV2_SCALE_COLS;
+    if (!shape->sixteen) {
+        tile->keys = s->keys;
+        tile->key_stride = width;
+        tile->values = s->values;
+        tile->value_stride = v_dim;
+        return;
+    }
+    for (size_t t = 0; t < tile->n; t++) {
+        int16_t *row = attend->rows + t * cols;
+        float scale = attend->kernels->round_row(row, s->keys + t * width, width, DSV2_NARROW);
+        memset(row + width, 0, (cols - width) * sizeof *row);
+        for (uint32_t g = 0; g < groups; g++)
+            tile->key_scales[g * DSV2_PAGE_TOKENS + t] = scale;
+    }
+    dsv2_tile_keys(tile, shape, attend->kernels, attend->rows, cols);
+    for (size_t t = 0; t < tile->n; t++)
+        s->value_scales[t] = attend->kernels->round_row(attend->rows + t * v_dim, s->values + t * v_dim, v_dim, DSV2_NARROW);
+    tile->value_scales = s->value_scales;
+    dsv2_tile_values(tile, shape, attend->kernels, attend->rows, v_dim);
+}
+
+/* All rows of a sequence for one head, over one segment of the context (Eqs. 46, 47). */
 static void expanded_task(void *context, size_t head, unsigned thread)
 {
-    const expanded *e = context;
-    const mla *a = e->a;
+    const segment *segment = context;
+    const mla *a = segment->a;
     dsv2_pass *pass = a->pass;
-    const dsv2_sequence *sequence = e->sequence;
+    const dsv2_sequence *sequence = segment->sequence;
     const dsv2_config *config = &pass->model->config;
-    const dsv2_kernels *kernels = pass->model->kernels;
     uint32_t width = config->qk_nope_head_dim + config->qk_rope_head_dim, v_dim = config->v_head_dim, n_rows = sequence->n_rows;
     expand_scratch s = expand_scratch_of(pass, a->weights, thread);
+    dsv2_attend_shape shape = expanded_shape(config, dsv2_cache_is_quantised(&sequence->cache->shape));
     size_t q_stride = (size_t)config->num_attention_heads * width, out_stride = (size_t)config->num_attention_heads * v_dim;
     const float *q[DSV2_PASS_ROWS];
-    float *out = pass->heads_out + sequence->first_row * out_stride + head * v_dim;
-    for (uint32_t i = 0; i < n_rows; i++) {
+    for (uint32_t i = 0; i < n_rows; i++)
         q[i] = pass->q + (sequence->first_row + i) * q_stride + head * width;
-        s.max[i] = -INFINITY;
-        s.sum[i] = 0;
-        memset(out + i * out_stride, 0, v_dim * sizeof *out);
+    dsv2_tile tile;
+    dsv2_attend attend;
+    dsv2_attend_lay_out(&shape, n_rows, s.attend, &attend, &tile);
+    attend.kernels = pass->model->kernels;
+    attend.n = n_rows;
+    attend.q = q;
+    attend.sums = pass->heads_out + sequence->first_row * out_stride + head * v_dim;
+    attend.sums_stride = out_stride;
+    attend.max = pass->expanded_max + head * pass->max_rows;
+    attend.sum = pass->expanded_sum + head * pass->max_rows;
+    if (segment->first == 0)
+        dsv2_attend_begin(&attend);
+    dsv2_attend_queries(&attend);
+    for (size_t t = segment->first; t < segment->end; t += DSV2_PAGE_TOKENS) {
+        uint32_t visible[DSV2_PASS_ROWS];
+        tile.n = segment->end - t < DSV2_PAGE_TOKENS ? segment->end - t : DSV2_PAGE_TOKENS;
+        for (uint32_t i = 0; i < n_rows; i++)
+            visible[i] = visible_tokens(sequence->first_position + i, t, tile.n);
+        expand(segment, (uint32_t)head, t - segment->first, tile.n, &s);
+        load_expanded(&attend, &tile, &s);
+        dsv2_attend_tile(&attend, &tile, visible);
     }
-    size_t end = sequence->first_position + n_rows;
-    for (size_t t = 0; t < end; t += DSV2_PAGE_TOKENS) {
-        size_t n = end - t < DSV2_PAGE_TOKENS ? end - t : DSV2_PAGE_TOKENS;
-        dsv2_cache_decode_rows(&sequence->cache->shape, kernels, dsv2_cache_rows(sequence->cache, a->layer, t / DSV2_PAGE_TOKENS), n, s.tile);
-        for (size_t i = 0; i < n; i++)
-            dsv2_cache_rotate(&sequence->cache->shape, kernels, s.tile + i * (config->kv_lora_rank + config->qk_rope_head_dim));
-        expand_tile(a, (uint32_t)head, n, &s);
-        /* Rows before the tile see nothing of it. */
-        uint32_t first = t > sequence->first_position ? (uint32_t)(t - sequence->first_position) : 0;
-        kernels->matmul[DSV2_TYPE_F32](s.scores, DSV2_PAGE_TOKENS, q + first, n_rows - first, s.keys, width * sizeof(float), n, width);
-        for (uint32_t i = first; i < n_rows; i++)
-            s.keep[i] = take_scores(kernels, s.scores + (size_t)(i - first) * DSV2_PAGE_TOKENS,
-                                    visible_tokens(sequence->first_position + i, t, n), n, &s.max[i], &s.sum[i]);
-        kernels->weighted_sum(out + first * out_stride, out_stride, s.keep + first, s.scores, DSV2_PAGE_TOKENS, n_rows - first, s.values,
-                              v_dim, n, v_dim);
-    }
+    if (segment->end < sequence->first_position + n_rows)
+        return;
     for (uint32_t i = 0; i < n_rows; i++)
         for (uint32_t j = 0; j < v_dim; j++)
-            out[i * out_stride + j] /= s.sum[i];
+            attend.sums[i * out_stride + j] /= attend.sum[i];
+}
+
+/* All sequences in the expanded form. The context's latents are made ready for all heads a segment at a time. */
+static void attend_expanded(const mla *a)
+{
+    dsv2_pass *pass = a->pass;
+    for (size_t i = 0; i < pass->n_sequences; i++) {
+        const dsv2_sequence *sequence = &pass->sequences[i];
+        if (!sequence->expanded)
+            continue;
+        size_t total = sequence->first_position + sequence->n_rows;
+        for (size_t first = 0; first < total; first += DSV2_SEGMENT_TOKENS) {
+            size_t n = total - first < DSV2_SEGMENT_TOKENS ? total - first : DSV2_SEGMENT_TOKENS;
+            segment s = {a, sequence, first, first + n};
+            dsv2_pool_run(pass->model->pool, segment_task, &s, (n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS);
+            dsv2_pool_run(pass->model->pool, expanded_task, &s, pass->model->config.num_attention_heads);
+        }
+    }
 }
 
 /* Which form costs fewer multiplications for n rows at the end of a context of `total` tokens, per head:
@@ -486,12 +578,7 @@ void dsv2_mla(dsv2_pass *pass, uint32_t layer)
     mla a = {pass, weights, layer};
     queries_and_latents(&a);
     attend_absorbed(&a);
-    for (size_t s = 0; s < pass->n_sequences; s++) {
-        if (!pass->sequences[s].expanded)
-            continue;
-        expanded e = {&a, &pass->sequences[s]};
-        dsv2_pool_run(pass->model->pool, expanded_task, &e, config->num_attention_heads);
-    }
+    attend_expanded(&a);
     dsv2_linear(pass, &weights->o_proj, weights->o_bias, pass->heads_out, weights->o_proj.cols, pass->n_rows, pass->block_out,
                 config->hidden_size);
 }

@@ -100,6 +100,12 @@ static void lay_out_attention(dsv2_pass *pass, carver *c)
     pass->absorbed = carve(c, m * n_heads * width, sizeof(float));
     pass->heads_out = carve(c, m * n_heads * config->v_head_dim, sizeof(float));
 
+    uint64_t segment = pass->max_position < DSV2_SEGMENT_TOKENS ? pass->max_position : DSV2_SEGMENT_TOKENS;
+    pass->segment_latents = carve(c, segment * width, sizeof(float));
+    pass->segment_x8 = carve(c, pass->model->has_packed ? segment * dsv2_prepared_blocks(config->kv_lora_rank) : 0, sizeof(dsv2_x8));
+    pass->expanded_max = carve(c, m * n_heads, sizeof(float));
+    pass->expanded_sum = carve(c, m * n_heads, sizeof(float));
+
     /* Only few rows are cut into spans: fewer blocks than four for each thread. */
     uint64_t n_spans = pass->max_position / DSV2_SPAN_TOKENS + 1;
     uint64_t block_rows = n_heads < DSV2_QUERY_BLOCK ? DSV2_QUERY_BLOCK / n_heads : 1, split_rows = 4 * n_threads * block_rows;

@@ -11,6 +11,9 @@ enum { DSV2_TASK_ROWS = 64 };
  * so that spans can be shared out over threads without changing a bit of the result. */
 enum { DSV2_SPAN_PAGES = 8, DSV2_SPAN_TOKENS = DSV2_SPAN_PAGES * DSV2_PAGE_TOKENS };
 
+/* Tokens of context whose latents are made ready together for the expanded form: some megabytes. */
+enum { DSV2_SEGMENT_TOKENS = 2048 };
+
 /* Query vectors that one attention task takes through a tile together. */
 enum { DSV2_QUERY_BLOCK = 64 };
 
@@ -68,6 +71,11 @@ struct dsv2_pass {
     float *rope_cos, *rope_sin; /* [rope / 2] */
     float *absorbed;   /* [n_heads][kv_lora_rank + rope]: q^C W^UK and q^R; afterwards the weighted sum of latents */
     float *heads_out;  /* [n_heads][v_head_dim]: o before W^O */
+
+    /* The expanded form: */
+    float *segment_latents; /* [DSV2_SEGMENT_TOKENS or fewer][kv_lora_rank + rope] */
+    dsv2_x8 *segment_x8;    /* the same rounded, without k^R */
+    float *expanded_max, *expanded_sum; /* [n_heads][max_rows] */
 
     dsv2_attend_task *attend_tasks;
     /* Sums of attention over single spans, see mla.c: max_partials query vectors times spans fit. */

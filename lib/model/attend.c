@@ -1,0 +1,197 @@
+#include "model/attend.h"
+
+#include <math.h>
+#include <string.h>
+
+static uint32_t fill_up(uint32_t n, uint32_t whole) { return (n + whole - 1) / whole * whole; }
+
+static uint32_t padded_part(const dsv2_attend_shape *shape, int part) { return fill_up(shape->part[part], DSV2_SCALE_COLS); }
+
+uint32_t dsv2_attend_groups(const dsv2_attend_shape *shape) { return (padded_part(shape, 0) + padded_part(shape, 1)) / DSV2_SCALE_COLS; }
+
+uint32_t dsv2_attend_value_groups(const dsv2_attend_shape *shape)
+{
+    return (shape->value_width + shape->value_group - 1) / shape->value_group;
+}
+
+/* ---- working memory ---- */
+
+/* Hands out whole cache lines; with memory NULL it only counts. */
+static float *take(float *memory, size_t *used, size_t bytes)
+{
+    float *part = memory == NULL ? NULL : memory + *used;
+    *used += (bytes + 63) / 64 * 16;
+    return part;
+}
+
+static size_t divide(const dsv2_attend_shape *shape, size_t n, float *memory, dsv2_attend *attend, dsv2_tile *tile)
+{
+    size_t used = 0, groups = dsv2_attend_groups(shape), cols = groups * DSV2_SCALE_COLS, value_groups = dsv2_attend_value_groups(shape);
+    attend->max = take(memory, &used, n * sizeof(float));
+    attend->sum = take(memory, &used, n * sizeof(float));
+    attend->scores = take(memory, &used, sizeof(float) * DSV2_ATTEND_ROWS * DSV2_PAGE_TOKENS);
+    if (!shape->sixteen)
+        return used;
+    attend->q_pairs = (int16_t *)take(memory, &used, fill_up((uint32_t)n, DSV2_PAIR_ROWS) * cols * sizeof(int16_t));
+    attend->q_scales = take(memory, &used, n * sizeof(float));
+    attend->weights = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAIR_ROWS * DSV2_PAGE_TOKENS);
+    attend->weight_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAIR_ROWS * DSV2_PAGE_TOKENS);
+    size_t widest = cols > shape->value_width ? cols : shape->value_width;
+    attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAGE_TOKENS * widest);
+    attend->padded = take(memory, &used, sizeof(float) * cols);
+    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAGE_TOKENS * cols);
+    tile->key_scales = take(memory, &used, sizeof(float) * DSV2_PAGE_TOKENS * groups);
+    tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAGE_TOKENS * fill_up(shape->value_width, DSV2_PAIR_ROWS));
+    tile->value_largest = take(memory, &used, sizeof(float) * DSV2_PAGE_TOKENS * value_groups);
+    return used;
+}
+
+size_t dsv2_attend_floats(const dsv2_attend_shape *shape, size_t n)
+{
+    dsv2_attend attend;
+    dsv2_tile tile;
+    return divide(shape, n, NULL, &attend, &tile);
+}
+
+float *dsv2_attend_lay_out(const dsv2_attend_shape *shape, size_t n, float *memory, dsv2_attend *attend, dsv2_tile *tile)
+{
+    attend->shape = shape;
+    return memory + divide(shape, n, memory, attend, tile);
+}
+
+/* ---- tiles in 16 bits ---- */
+
+void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, const int16_t *rows, size_t stride)
+{
+    size_t cols = dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
+    for (size_t t = 0; t < tile->n; t += DSV2_PAIR_ROWS) {
+        size_t n = tile->n - t < DSV2_PAIR_ROWS ? tile->n - t : DSV2_PAIR_ROWS;
+        kernels->pair_columns(tile->key_pairs + t * cols, rows + t * stride, stride, n, cols);
+    }
+}
+
+void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, const int16_t *rows, size_t stride)
+{
+    kernels->pair_rows(tile->value_pairs, rows, stride, tile->n, shape->value_width);
+    for (uint32_t g = 0; g < dsv2_attend_value_groups(shape); g++) {
+        float largest = 0;
+        for (size_t at = (size_t)g * DSV2_PAGE_TOKENS; at < (size_t)g * DSV2_PAGE_TOKENS + tile->n; at++) {
+            largest = tile->value_scales[at] > largest ? tile->value_scales[at] : largest; /* NaN stays with its token */
+            tile->value_largest[at] = largest;
+        }
+    }
+}
+
+/* ---- queries ---- */
+
+/* A block of queries in 16 bits. One scale a query: what is small beside its largest element counts for little in its scores. */
+static void round_queries(dsv2_attend *attend, uint32_t first, uint32_t n)
+{
+    const dsv2_attend_shape *shape = attend->shape;
+    size_t padded = padded_part(shape, 0), cols = padded + padded_part(shape, 1);
+    memset(attend->padded, 0, cols * sizeof *attend->padded);
+    for (uint32_t i = 0; i < n; i++) {
+        const float *q = attend->q[first + i];
+        memcpy(attend->padded, q, shape->part[0] * sizeof *q);
+        memcpy(attend->padded + padded, q + shape->part[0], shape->part[1] * sizeof *q);
+        attend->q_scales[first + i] = attend->kernels->round_row(attend->rows + i * cols, attend->padded, cols, DSV2_WIDE);
+    }
+    attend->kernels->pair_columns(attend->q_pairs + first * cols, attend->rows, cols, n, cols);
+}
+
+void dsv2_attend_begin(dsv2_attend *attend)
+{
+    for (uint32_t i = 0; i < attend->n; i++) {
+        attend->max[i] = -INFINITY;
+        attend->sum[i] = 0;
+        memset(attend->sums + i * attend->sums_stride, 0, attend->shape->value_width * sizeof *attend->sums);
+    }
+}
+
+void dsv2_attend_queries(dsv2_attend *attend)
+{
+    for (uint32_t i = 0; attend->shape->sixteen && i < attend->n; i += DSV2_PAIR_ROWS)
+        round_queries(attend, i, attend->n - i < DSV2_PAIR_ROWS ? attend->n - i : DSV2_PAIR_ROWS);
+}
+
+/* ---- the online softmax ---- */
+
+/* Turns `visible` scores of a query into weights, and the rest of n into zeros; takes them into its running maximum and sum. Weights
+ * are relative to the new maximum, or, so that in 16 bits the largest gets all of them, to the tile's own and shrink by *factor.
+ * What was summed before shrinks by *keep. */
+static void take_scores(const dsv2_kernels *kernels, bool sixteen, float *scores, size_t visible, size_t n, float *running_max,
+                        float *running_sum, float *keep, float *factor)
+{
+    *keep = 1.0f;
+    *factor = 0.0f;
+    if (visible > 0) {
+        float tile_max = kernels->max(scores, visible), max = tile_max > *running_max ? tile_max : *running_max;
+        *keep = *running_max == -INFINITY ? 0.0f : expf(*running_max - max);
+        *factor = sixteen ? expf(tile_max - max) : 1.0f;
+        *running_sum = *running_sum * *keep + *factor * kernels->exp_sum(scores, sixteen ? tile_max : max, visible);
+        *running_max = max;
+    }
+    memset(scores + visible, 0, (n - visible) * sizeof *scores);
+}
+
+/* m <= DSV2_ATTEND_ROWS queries from `first` on. */
+static void attend_floats(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
+{
+    const dsv2_kernels *kernels = attend->kernels;
+    uint32_t width = attend->shape->part[0] + attend->shape->part[1];
+    float keep[DSV2_ATTEND_ROWS], factor;
+    kernels->matmul[DSV2_TYPE_F32](attend->scores, DSV2_PAGE_TOKENS, attend->q + first, m, tile->keys, tile->key_stride * sizeof(float),
+                                   tile->n, width);
+    for (uint32_t i = 0; i < m; i++) {
+        float *scores = attend->scores + (size_t)i * DSV2_PAGE_TOKENS;
+        take_scores(kernels, false, scores, visible[first + i], tile->n, &attend->max[first + i], &attend->sum[first + i], &keep[i], &factor);
+    }
+    kernels->weighted_sum(attend->sums + first * attend->sums_stride, attend->sums_stride, keep, attend->scores, DSV2_PAGE_TOKENS, m,
+                          tile->values, tile->value_stride, tile->n, attend->shape->value_width);
+}
+
+/* m <= DSV2_PAIR_ROWS queries from `first` on, a multiple of it. */
+static void attend_sixteen(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
+{
+    const dsv2_attend_shape *shape = attend->shape;
+    const dsv2_kernels *kernels = attend->kernels;
+    uint32_t groups = dsv2_attend_groups(shape), n_pairs = (uint32_t)(tile->n + 1) / 2, group_cols = shape->value_group;
+    float keep[DSV2_PAIR_ROWS], factor[DSV2_PAIR_ROWS], scaled[DSV2_PAIR_ROWS];
+    kernels->pair_scores(attend->scores, DSV2_PAGE_TOKENS, attend->q_pairs + (size_t)first * groups * DSV2_SCALE_COLS, attend->q_scales + first,
+                         m, tile->key_pairs, fill_up((uint32_t)tile->n, DSV2_PAIR_ROWS), tile->key_scales, DSV2_PAGE_TOKENS, groups);
+    for (uint32_t i = 0; i < m; i++)
+        take_scores(kernels, true, attend->scores + (size_t)i * DSV2_PAGE_TOKENS, visible[first + i], DSV2_PAGE_TOKENS, &attend->max[first + i],
+                    &attend->sum[first + i], &keep[i], &factor[i]);
+    for (uint32_t g = 0; g < dsv2_attend_value_groups(shape); g++) {
+        uint32_t col = g * group_cols, cols = shape->value_width - col < group_cols ? shape->value_width - col : group_cols;
+        const float *scales = tile->value_scales + (size_t)g * DSV2_PAGE_TOKENS, *largest = tile->value_largest + (size_t)g * DSV2_PAGE_TOKENS;
+        for (uint32_t i = 0; i < m; i++) {
+            int16_t *weights = attend->weights + (size_t)i * DSV2_PAGE_TOKENS;
+            uint32_t seen = visible[first + i];
+            float most = seen > 0 ? largest[seen - 1] : 0.0f;
+            kernels->round_products(weights, attend->scores + (size_t)i * DSV2_PAGE_TOKENS, scales, most > 0 ? DSV2_WIDE / most : 0.0f, seen);
+            memset(weights + seen, 0, (2 * n_pairs - seen) * sizeof *weights);
+            scaled[i] = factor[i] * most / DSV2_WIDE;
+        }
+        kernels->pair_columns(attend->weight_pairs, attend->weights, DSV2_PAGE_TOKENS, m, 2 * n_pairs);
+        kernels->pair_sums(attend->sums + first * attend->sums_stride + col, attend->sums_stride, keep, scaled, attend->weight_pairs, m,
+                           tile->value_pairs + (size_t)col * 2 * n_pairs, n_pairs, cols);
+    }
+}
+
+void dsv2_attend_tile(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible)
+{
+    uint32_t rows = attend->shape->sixteen ? DSV2_PAIR_ROWS : DSV2_ATTEND_ROWS;
+    for (uint32_t first = 0; first < attend->n; first += rows) {
+        uint32_t m = attend->n - first < rows ? attend->n - first : rows;
+        bool any = false;
+        for (uint32_t i = 0; i < m; i++)
+            any = any || visible[first + i] > 0;
+        if (!any)
+            continue;
+        if (attend->shape->sixteen)
+            attend_sixteen(attend, tile, visible, first, m);
+        else
+            attend_floats(attend, tile, visible, first, m);
+    }
+}

@@ -1,0 +1,83 @@
+/* Attention of a block of query vectors over tiles of keys and values. Inside the model room only; mla.c says what queries, keys
+ * and values are in each of MLA's two forms.
+ *
+ * The online softmax (Milakov and Gimelshein, arXiv 1805.02867): a running maximum, sum of weights and weighted sum for each query,
+ * rescaled when the maximum grows. A query's result depends on the order of tiles alone.
+ *
+ * There are two arithmetics. `floats` is for caches of floats. `sixteen` is for quantised caches: their elements are small
+ * integers as it is, and integers of 16 bits go through twice as many to an instruction. Queries and weights are rounded to 15
+ * bits of their largest and keys and values to 12, where they have not been integers before: a hundredth of what the cache's own
+ * rounding does. */
+#ifndef DSV2_LIB_MODEL_ATTEND_H
+#define DSV2_LIB_MODEL_ATTEND_H
+
+#include "cache/cache.h"
+#include "kernels/kernels.h"
+
+/* What queries, keys and values look like. In 16 bits each of the key's two parts is filled up to whole groups of
+ * DSV2_SCALE_COLS columns. */
+typedef struct dsv2_attend_shape {
+    bool sixteen;
+    uint32_t part[2];     /* elements of a key: latent and rope, or all and 0 */
+    uint32_t value_width; /* elements of a value */
+    uint32_t value_group; /* sixteen: value columns that share a token's scale: DSV2_SCALE_COLS, or all of value_width */
+} dsv2_attend_shape;
+
+/* Keys and values of n <= DSV2_PAGE_TOKENS tokens. */
+typedef struct dsv2_tile {
+    size_t n;
+    /* floats: rows, the values' perhaps the same as the keys' */
+    const float *keys, *values;
+    size_t key_stride, value_stride;
+    /* sixteen */
+    int16_t *key_pairs;    /* [DSV2_PAGE_TOKENS / DSV2_PAIR_ROWS] blocks of the groups' columns */
+    float *key_scales;     /* [groups][DSV2_PAGE_TOKENS] */
+    int16_t *value_pairs;  /* [value columns / DSV2_PAIR_ROWS] blocks of ceil(n / 2) pairs of tokens */
+    const float *value_scales; /* [value groups][DSV2_PAGE_TOKENS] */
+    float *value_largest;  /* the same: the largest scale of the tokens up to this one, so that no query depends on later ones */
+} dsv2_tile;
+
+/* A block of n queries at work. */
+typedef struct dsv2_attend {
+    const dsv2_kernels *kernels;
+    const dsv2_attend_shape *shape;
+    uint32_t n;
+    const float *const *q;     /* [n] rows of floats; sixteen: read by dsv2_attend_queries alone */
+    float *sums;               /* [n] rows, sums_stride apart, of value_width: sum_t exp(s_t - max) v_t */
+    size_t sums_stride;
+    float *max, *sum;          /* [n]: the running maximum, and the sum of weights */
+    int16_t *q_pairs;          /* sixteen: [ceil(n / DSV2_PAIR_ROWS)] blocks */
+    float *q_scales;           /* [n] */
+    float *scores;             /* [at most DSV2_ATTEND_ROWS][DSV2_PAGE_TOKENS] */
+    int16_t *weights, *weight_pairs; /* sixteen: [DSV2_PAIR_ROWS][DSV2_PAGE_TOKENS], as rows and as a block */
+    int16_t *rows;             /* sixteen: [DSV2_PAGE_TOKENS] rows of a key or a value, for what is to become pairs */
+    float *padded;             /* sixteen: [columns of the groups] */
+} dsv2_attend;
+
+/* Queries that meet a tile together: their scores stay in the first-level cache. */
+enum { DSV2_ATTEND_ROWS = 64 };
+
+/* Groups of columns of a key and of a value. */
+uint32_t dsv2_attend_groups(const dsv2_attend_shape *shape);
+uint32_t dsv2_attend_value_groups(const dsv2_attend_shape *shape);
+
+/* Floats of working memory for blocks of up to n queries and a tile, and its division; `tile` gets room for what `sixteen` needs.
+ * Returns the first float behind. */
+size_t dsv2_attend_floats(const dsv2_attend_shape *shape, size_t n);
+float *dsv2_attend_lay_out(const dsv2_attend_shape *shape, size_t n, float *memory, dsv2_attend *attend, dsv2_tile *tile);
+
+/* Begins a block: nothing is seen yet. n, sums, sums_stride, max and sum are set. */
+void dsv2_attend_begin(dsv2_attend *attend);
+
+/* Takes the queries in, before the first tile: n and q are set. */
+void dsv2_attend_queries(dsv2_attend *attend);
+
+/* Takes a tile in; query i sees its first visible[i] tokens. */
+void dsv2_attend_tile(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible);
+
+/* sixteen: makes the tile's keys of n rows of whole groups, and its values of the first value_width columns of rows; rows are
+ * `stride` numbers apart. The scales, which stay the caller's, are to be set: key_scales, and value_scales before its values. */
+void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, const int16_t *rows, size_t stride);
+void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, const int16_t *rows, size_t stride);
+
+#endif

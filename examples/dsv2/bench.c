@@ -2,6 +2,7 @@
 #include "common.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
 typedef struct bench {
     dsv2_model *model;
@@ -12,6 +13,11 @@ typedef struct bench {
     uint32_t vocab_size;
     uint64_t random;
 } bench;
+
+/* When, in seconds of one clock. */
+typedef struct bench_times {
+    double started, opened, first_token; /* began to open the model, had opened it, had fed a first token to every session */
+} bench_times;
 
 /* Tokens per second of each repetition, then in ascending order. */
 typedef struct rates {
@@ -26,22 +32,28 @@ static int32_t random_token(bench *b)
     return (int32_t)((b->random >> 33) % b->vocab_size);
 }
 
+/* Chooses n tokens for every session. */
+static void choose_tokens(bench *b, size_t n)
+{
+    for (size_t s = 0; s < b->n_sessions; s++)
+        for (size_t i = 0; i < n; i++)
+            b->tokens[s * b->longest + i] = random_token(b);
+}
+
 /* Feeds every session n tokens, of its own, in one step. */
 static int step(bench *b, size_t n)
 {
-    for (size_t s = 0; s < b->n_sessions; s++) {
-        int32_t *tokens = b->tokens + s * b->longest;
-        for (size_t i = 0; i < n; i++)
-            tokens[i] = random_token(b);
-        b->items[s] = (dsv2_step_item){sizeof(dsv2_step_item), .session = b->sessions[s], .tokens = tokens, .n_tokens = n};
-    }
+    choose_tokens(b, n);
+    for (size_t s = 0; s < b->n_sessions; s++)
+        b->items[s] = (dsv2_step_item){sizeof(dsv2_step_item), .session = b->sessions[s], .tokens = b->tokens + s * b->longest,
+                                       .n_tokens = n};
     return dsv2_step(b->model, b->items, b->n_sessions) == DSV2_OK ? EXIT_OK : fail_library();
 }
 
-static int rewind_all(bench *b)
+static int rewind_all(bench *b, size_t length)
 {
     for (size_t s = 0; s < b->n_sessions; s++)
-        if (dsv2_session_truncate(b->sessions[s], b->depth) != DSV2_OK)
+        if (dsv2_session_truncate(b->sessions[s], length) != DSV2_OK)
             return fail_library();
     return EXIT_OK;
 }
@@ -54,7 +66,7 @@ static int measure(bench *b, size_t steps, size_t n, double *rate)
         if (step(b, n) != EXIT_OK)
             return EXIT_FAILED;
     *rate = (double)(steps * n * b->n_sessions) / (seconds_now() - start);
-    return rewind_all(b);
+    return rewind_all(b, b->depth);
 }
 
 static int compare_rates(const void *a, const void *b)
@@ -79,41 +91,71 @@ static void print_rates(const char *name, size_t n, rates *r, bool json)
         printf("%-10s%6zu tokens  %10.2f tokens/s  (%.2f to %.2f)\n", name, n, middle, min, max);
 }
 
+/* The tokens beforehand of the only session: as many as `path` has are restored, the others fed and added to it. */
+static int restore_depth(bench *b, const char *path)
+{
+    choose_tokens(b, b->depth);
+    dsv2_restore_options options = {.struct_size = sizeof options, .prompt = b->tokens, .n_prompt = b->depth};
+    size_t restored = 0;
+    if (access(path, F_OK) == 0 && dsv2_session_restore(b->sessions[0], path, &options, &restored) != DSV2_OK)
+        return fail_library();
+    if (restored == b->depth)
+        return EXIT_OK;
+    if (dsv2_session_feed(b->sessions[0], b->tokens + restored, b->depth - restored) != DSV2_OK)
+        return fail_library();
+    return save_session(b->sessions[0], path);
+}
+
 static int open_sessions(bench *b)
 {
     for (size_t s = 0; s < b->n_sessions; s++)
         if ((b->sessions[s] = open_session(b->model, DSV2_CACHE_DEFAULT, DSV2_ATTENTION_AUTO, false)) == NULL)
             return EXIT_FAILED;
-    return b->depth > 0 ? step(b, b->depth) : EXIT_OK;
-}
-
-/* Prompts and generation take turns, so that a change in the machine's load meets both. */
-static int measure_all(bench *b, size_t prompt, size_t generate, rates *prompts, rates *generated)
-{
-    for (size_t i = 0; i < prompts->n; i++)
-        if ((prompt > 0 && measure(b, 1, prompt, &prompts->values[i]) != EXIT_OK) ||
-            (generate > 0 && measure(b, generate, 1, &generated->values[i]) != EXIT_OK))
-            return EXIT_FAILED;
     return EXIT_OK;
 }
 
-static void print_setting(const bench *b, const char *path, double open_seconds, bool json)
+/* Feeds every session the tokens that are to be in it beforehand. */
+static int fill_sessions(bench *b, const char *keep)
+{
+    if (rewind_all(b, 0) != EXIT_OK)
+        return EXIT_FAILED;
+    if (b->depth == 0)
+        return EXIT_OK;
+    return keep != NULL ? restore_depth(b, keep) : step(b, b->depth);
+}
+
+/* Prompts and generation take turns, so that a change in the machine's load meets both. The first turn is not counted: it
+ * maps the weights' pages. */
+static int measure_all(bench *b, size_t prompt, size_t generate, rates *prompts, rates *generated)
+{
+    for (size_t turn = 0; turn <= prompts->n; turn++) {
+        size_t i = turn > 0 ? turn - 1 : 0;
+        if ((prompt > 0 && measure(b, 1, prompt, &prompts->values[i]) != EXIT_OK) ||
+            (generate > 0 && measure(b, generate, 1, &generated->values[i]) != EXIT_OK))
+            return EXIT_FAILED;
+    }
+    return EXIT_OK;
+}
+
+static void print_setting(const bench *b, const char *path, const bench_times *times, bool json)
 {
     dsv2_model_info info = model_info(b->model);
     if (json) {
         printf("{\"model\": ");
         print_json_string(path);
-        printf(", \"kernels\": \"%s\", \"threads\": %u, \"sessions\": %zu, \"depth\": %zu, \"open_seconds\": %.6g", info.kernels,
-               info.n_threads, b->n_sessions, b->depth, open_seconds);
+        printf(", \"kernels\": \"%s\", \"threads\": %u, \"sessions\": %zu, \"depth\": %zu, \"open_seconds\": %.6g, "
+               "\"first_token_seconds\": %.6g", info.kernels, info.n_threads, b->n_sessions, b->depth, times->opened - times->started,
+               times->first_token - times->started);
     } else {
-        printf("%s: kernels %s, threads %u, sessions %zu, depth %zu, opened in %.3f s\n", path, info.kernels, info.n_threads,
-               b->n_sessions, b->depth, open_seconds);
+        printf("%s: kernels %s, threads %u, sessions %zu, depth %zu, opened in %.3f s, first token after %.3f s\n", path, info.kernels,
+               info.n_threads, b->n_sessions, b->depth, times->opened - times->started, times->first_token - times->started);
     }
 }
 
 typedef struct bench_settings {
     uint64_t prompt, generate; /* NOT_GIVEN: the usual number, or what the model's context leaves room for */
     uint64_t depth, sessions, repeat;
+    const char *keep; /* NULL: not given */
     bool json;
 } bench_settings;
 
@@ -125,7 +167,7 @@ static uint64_t tokens_to_feed(uint64_t given, uint64_t usual, uint64_t depth, u
     return given != NOT_GIVEN ? given : usual < room ? usual : room;
 }
 
-static int run_bench(dsv2_model *model, const char *path, const bench_settings *o, double open_seconds)
+static int run_bench(dsv2_model *model, const char *path, const bench_settings *o, bench_times *times)
 {
     bench b = {.model = model, .n_sessions = o->sessions, .depth = o->depth, .vocab_size = model_info(model).vocab_size};
     b.longest = o->prompt > o->depth ? o->prompt : o->depth;
@@ -137,10 +179,13 @@ static int run_bench(dsv2_model *model, const char *path, const bench_settings *
     int status = EXIT_FAILED;
     if (prompts.values == NULL || generated.values == NULL || b.sessions == NULL || b.items == NULL || b.tokens == NULL)
         fail("no memory for %zu sessions of %zu tokens", b.n_sessions, b.longest);
-    else if ((status = open_sessions(&b)) == EXIT_OK)
-        status = measure_all(&b, o->prompt, o->generate, &prompts, &generated);
+    else if ((status = open_sessions(&b)) == EXIT_OK && (status = step(&b, 1)) == EXIT_OK) {
+        times->first_token = seconds_now();
+        if ((status = fill_sessions(&b, o->keep)) == EXIT_OK)
+            status = measure_all(&b, o->prompt, o->generate, &prompts, &generated);
+    }
     if (status == EXIT_OK) {
-        print_setting(&b, path, open_seconds, o->json);
+        print_setting(&b, path, times, o->json);
         if (o->prompt > 0)
             print_rates("prompt", o->prompt, &prompts, o->json);
         if (o->generate > 0)
@@ -167,23 +212,27 @@ static int run(int argc, char **argv)
         {"prompt", "N", OPTION_COUNT, &o.prompt, 0, UINT32_MAX, "tokens of the prompt; default 512, or as many as fit"},
         {"generate", "N", OPTION_COUNT, &o.generate, 0, UINT32_MAX, "tokens fed one at a time; default 64, or as many as fit"},
         {"depth", "N", OPTION_COUNT, &o.depth, 0, UINT32_MAX, "tokens that are in each session beforehand; default 0"},
+        {"keep", "FILE", OPTION_TEXT, &o.keep, 0, 0,
+         "keep these in FILE, of one session: a later run restores them\ninstead of feeding them"},
         {"sessions", "N", OPTION_COUNT, &o.sessions, 1, 65536, "sessions that work side by side, N tokens each; default 1"},
         {"repeat", "R", OPTION_COUNT, &o.repeat, 1, 100000, "times to measure; default 5"},
         {"json", NULL, OPTION_FLAG, &o.json, 0, 0, "print a JSON object"},
         MODEL_OPTIONS(settings),
     };
     int status = parse_options(&command_bench, argc, argv, options, sizeof options / sizeof *options, &path, 1);
+    if (status == GO_ON && o.keep != NULL && o.sessions > 1)
+        status = fail_usage("--keep is for one session");
     if (status != GO_ON)
         return status;
-    double start = seconds_now();
+    bench_times times = {.started = seconds_now()};
     dsv2_model *model = open_model(path, &settings);
     if (model == NULL)
         return EXIT_FAILED;
-    double opened = seconds_now() - start;
+    times.opened = seconds_now();
     dsv2_model_info info = model_info(model);
     o.prompt = tokens_to_feed(o.prompt, 512, o.depth, info.max_position_embeddings);
     o.generate = tokens_to_feed(o.generate, 64, o.depth, info.max_position_embeddings);
-    status = run_bench(model, path, &o, opened);
+    status = run_bench(model, path, &o, &times);
     dsv2_model_close(model);
     return status;
 }
@@ -193,6 +242,6 @@ const command command_bench = {
     "MODEL [OPTION...]",
     "Measures how fast a model runs.",
     "Prints tokens per second, of all sessions together: the median of the repetitions, and the least and the\n"
-    "most. Tokens are random ids; drawing from the logits is not measured.",
+    "most; one repetition before them is not counted. Tokens are random ids; drawing from the logits is not measured.",
     run,
 };

@@ -2,13 +2,12 @@
  * rounds are printed. One thread throughout. */
 #include "kernels/bench.h"
 
+#include "bench/bounds.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
 #ifdef HAVE_OPENBLAS
 #include <cblas.h>
 #endif
@@ -23,144 +22,7 @@ static double seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* ---- the machine's bounds ---- */
-
 static volatile float keep_float;
-static volatile int keep_int;
-
-#ifdef __x86_64__
-enum { CHAINS = 12, LOOPS = 100000 };
-
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 12")
-#endif
-
-__attribute__((target("avx2,fma"))) static double fma_rate_avx2(void)
-{
-    __m256 sums[CHAINS], x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(1e-3f);
-    UNROLL
-    for (int c = 0; c < CHAINS; c++)
-        sums[c] = _mm256_setzero_ps();
-    double start = seconds();
-    for (int i = 0; i < LOOPS; i++)
-        UNROLL
-        for (int c = 0; c < CHAINS; c++) {
-            sums[c] = _mm256_fmadd_ps(sums[c], x, y);
-            __asm__ volatile("" : "+x"(sums[c]));
-        }
-    double time = seconds() - start;
-    UNROLL
-    for (int c = 0; c < CHAINS; c++)
-        keep_float = _mm256_cvtss_f32(sums[c]);
-    return 2.0 * 8 * CHAINS * LOOPS / time;
-}
-
-__attribute__((target("avx512f"))) static double fma_rate_avx512(void)
-{
-    __m512 sums[CHAINS], x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
-    UNROLL
-    for (int c = 0; c < CHAINS; c++)
-        sums[c] = _mm512_setzero_ps();
-    double start = seconds();
-    for (int i = 0; i < LOOPS; i++)
-        UNROLL
-        for (int c = 0; c < CHAINS; c++) {
-            sums[c] = _mm512_fmadd_ps(sums[c], x, y);
-            __asm__ volatile("" : "+v"(sums[c]));
-        }
-    double time = seconds() - start;
-    UNROLL
-    for (int c = 0; c < CHAINS; c++)
-        keep_float = _mm512_cvtss_f32(sums[c]);
-    return 2.0 * 16 * CHAINS * LOOPS / time;
-}
-
-__attribute__((target("avx512f,avx512vnni"))) static double int8_rate_vnni(void)
-{
-    __m512i sums[CHAINS], x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(-2);
-    UNROLL
-    for (int c = 0; c < CHAINS; c++)
-        sums[c] = _mm512_setzero_si512();
-    double start = seconds();
-    for (int i = 0; i < LOOPS; i++)
-        UNROLL
-        for (int c = 0; c < CHAINS; c++) {
-            sums[c] = _mm512_dpbusd_epi32(sums[c], x, y);
-            __asm__ volatile("" : "+v"(sums[c]));
-        }
-    double time = seconds() - start;
-    UNROLL
-    for (int c = 0; c < CHAINS; c++)
-        keep_int = _mm512_cvtsi512_si32(sums[c]);
-    return 2.0 * 64 * CHAINS * LOOPS / time;
-}
-
-/* 8-bit products without VNNI: pairs to 16 bits, those to 32, added. */
-__attribute__((target("avx2"))) static double int8_rate_avx2(void)
-{
-    __m256i sums[CHAINS], x = _mm256_set1_epi8(3), y = _mm256_set1_epi8(-2), one = _mm256_set1_epi16(1);
-    UNROLL
-    for (int c = 0; c < CHAINS; c++)
-        sums[c] = _mm256_setzero_si256();
-    double start = seconds();
-    for (int i = 0; i < LOOPS; i++)
-        UNROLL
-        for (int c = 0; c < CHAINS; c++) {
-            __m256i pairs = _mm256_maddubs_epi16(x, y);
-            __asm__ volatile("" : "+x"(pairs));
-            sums[c] = _mm256_add_epi32(sums[c], _mm256_madd_epi16(pairs, one));
-            __asm__ volatile("" : "+x"(sums[c]));
-        }
-    double time = seconds() - start;
-    UNROLL
-    for (int c = 0; c < CHAINS; c++)
-        keep_int = _mm256_cvtsi256_si32(sums[c]);
-    return 2.0 * 32 * CHAINS * LOOPS / time;
-}
-
-__attribute__((target("avx2"))) static double read_bandwidth(const void *memory, size_t bytes)
-{
-    const __m256i *at = memory;
-    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
-    double start = seconds();
-    for (size_t i = 0; i < bytes / sizeof *at; i += 4) {
-        a = _mm256_xor_si256(a, _mm256_load_si256(at + i));
-        b = _mm256_xor_si256(b, _mm256_load_si256(at + i + 1));
-        c = _mm256_xor_si256(c, _mm256_load_si256(at + i + 2));
-        d = _mm256_xor_si256(d, _mm256_load_si256(at + i + 3));
-    }
-    double time = seconds() - start;
-    keep_int = _mm256_cvtsi256_si32(_mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d)));
-    return (double)bytes / time;
-}
-
-typedef struct bounds {
-    double flops, int8, bytes; /* a second */
-} bounds;
-
-static bounds measure_bounds(const void *memory)
-{
-    __builtin_cpu_init();
-    bool wide = __builtin_cpu_supports("avx512f"), vnni = wide && __builtin_cpu_supports("avx512vnni");
-    return (bounds){
-        wide ? fma_rate_avx512() : __builtin_cpu_supports("fma") ? fma_rate_avx2() : 0,
-        vnni ? int8_rate_vnni() : __builtin_cpu_supports("avx2") ? int8_rate_avx2() : 0,
-        __builtin_cpu_supports("avx2") ? read_bandwidth(memory, STREAM_BYTES) : 0,
-    };
-}
-#else
-typedef struct bounds {
-    double flops, int8, bytes;
-} bounds;
-
-static bounds measure_bounds(const void *memory)
-{
-    (void)memory;
-    return (bounds){0, 0, 0};
-}
-#endif
 
 /* ---- what is timed ---- */
 
@@ -356,7 +218,7 @@ int bench_kernels(const dsv2_kernels *const *sets, int n_sets)
     memset(x8, 1, (size_t)MAX_M * MAX_K / DSV2_PACK_COLS * sizeof *x8);
     bounds rounds[ROUNDS];
     for (int round = 0; round < ROUNDS; round++) {
-        rounds[round] = measure_bounds(stream);
+        rounds[round] = measure_bounds(stream, STREAM_BYTES, seconds);
         int at = 0;
         for (int s = 0; s < n_sets; s++) {
             round_of_set(sets[s], round, &at, &rounds[round]);

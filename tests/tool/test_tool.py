@@ -146,6 +146,7 @@ class CommandLine(ToolTest):
             (["logits", self.model, "--tokens-file", "x", "--output", "x", "--chunk", "0"], "too small"),
             (["perplexity", self.model], "expected"),
             (["bench", self.model, "--sessions", "0"], "too small"),
+            (["bench", self.model, "--sessions", "2", "--keep", "x"], "one session"),
         ]
         for arguments, reason in cases:
             with self.subTest(arguments):
@@ -687,10 +688,22 @@ class Bench(ToolTest):
         for part in ("prompt", "generate"):
             rate = got[part]["tokens_per_second"]
             self.assertTrue(0 < rate["min"] <= rate["median"] <= rate["max"])
+        self.assertTrue(0 < got["open_seconds"] < got["first_token_seconds"])
         none = json.loads(self.run_well("bench", self.model, "--prompt", 0, "--generate", 1, "--repeat", 1, "--json"))
         self.assertNotIn("prompt", none)
         words = self.run_well("bench", self.model, "--prompt", 5, "--generate", 2, "--repeat", 2).decode()
         self.assertRegex(words, r"(?m)^prompt +5 tokens +[\d.]+ tokens/s +\([\d.]+ to [\d.]+\)$")
+
+    def test_what_was_fed_beforehand_is_kept_and_grows(self):
+        def kept(depth):
+            self.run_well("bench", self.model, "--prompt", 0, "--generate", 1, "--repeat", 1, "--depth", depth, "--keep", file)
+            return json.loads(self.run_well("inspect", file, "--json"))["tokens"]
+
+        file = self.path("kept")
+        self.assertEqual([kept(20), kept(70), kept(30)], [20, 70, 70])
+        size = os.path.getsize(file)
+        self.assertEqual(kept(70), 70)
+        self.assertEqual(os.path.getsize(file), size)  # nothing was fed, so nothing was added
 
 
 class Progress(ToolTest):

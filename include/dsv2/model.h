@@ -120,7 +120,7 @@ typedef struct dsv2_model_info {
     char scoring_func[16];          /* "softmax" or "sigmoid" */
     char container[16];             /* "safetensors", "gguf" or "pack" */
     char kernels[16];               /* kernel set in use: "c", "avx2", "avx512" */
-    uint64_t fingerprint;           /* digest of hyper-parameters and weights' identity; equal for equal models */
+    uint64_t fingerprint;           /* digest of hyper-parameters, tokenizer and weights' identity; equal for equal models */
 } dsv2_model_info;
 
 /* Fills *info. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */

@@ -113,7 +113,7 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
         .n_threads = dsv2_pool_threads(model->pool),
         .bos_token_id = config->bos_token_id,
         .eos_token_id = config->eos_token_id,
-        .fingerprint = model->fingerprint,
+        .fingerprint = dsv2_fingerprint_digest(&model->fingerprint),
     };
     set_name(known.architecture, sizeof known.architecture, config->is_v3 ? "deepseek_v3" : "deepseek_v2");
     set_name(known.topk_method, sizeof known.topk_method, topk_method_name(config));

@@ -118,6 +118,12 @@ static uint64_t config_fingerprint(const dsv2_config *c)
     return XXH3_64bits_withSeed(reals, sizeof reals, XXH3_64bits(integers, sizeof integers));
 }
 
+uint64_t dsv2_fingerprint_digest(const dsv2_fingerprint *fingerprint)
+{
+    const uint64_t parts[] = {fingerprint->config, fingerprint->tokenizer, fingerprint->weights};
+    return XXH3_64bits(parts, sizeof parts);
+}
+
 static dsv2_status start_threads(dsv2_model *model, uint32_t n_threads)
 {
     return dsv2_pool_create(n_threads > 0 ? n_threads : dsv2_default_threads(), &model->pool);
@@ -139,7 +145,8 @@ dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options,
     if (status == DSV2_OK)
         status = load_container(model, path);
     if (status == DSV2_OK) {
-        model->fingerprint = config_fingerprint(&model->config);
+        model->fingerprint.config = config_fingerprint(&model->config);
+        model->fingerprint.tokenizer = model->tokenizer == NULL ? 0 : dsv2_tokenizer_digest(model->tokenizer);
         status = dsv2_weights_bind(model, options, as_found);
     }
     if (status == DSV2_OK)

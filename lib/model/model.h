@@ -55,6 +55,16 @@ typedef struct dsv2_layer {
     dsv2_moe_weights moe; /* MoE layers */
 } dsv2_layer;
 
+/* What a model is told from others by: digests of all that decides its logits and the meaning of its token ids. */
+typedef struct dsv2_fingerprint {
+    uint64_t config;    /* hyper-parameters */
+    uint64_t tokenizer; /* 0: there is none */
+    uint64_t weights;   /* names, shapes, types; in packs with the checksums of all data, else with a sample of each tensor's */
+} dsv2_fingerprint;
+
+/* The three in one: dsv2_model_info.fingerprint. */
+uint64_t dsv2_fingerprint_digest(const dsv2_fingerprint *fingerprint);
+
 typedef struct dsv2_pass dsv2_pass;
 
 struct dsv2_model {
@@ -75,7 +85,7 @@ struct dsv2_model {
     uint64_t bytes_copied, weight_bytes, parameters;
     bool types_seen[DSV2_TYPE_COUNT];
     bool has_packed; /* some matrix is of a packed type: passes need room for rounded rows */
-    uint64_t fingerprint;
+    dsv2_fingerprint fingerprint;
 
     float *rope_frequency; /* qk_rope_head_dim / 2, radians per token */
     float rope_scale;      /* of cos and sin: YaRN's first correction */

@@ -11,6 +11,7 @@ typedef struct binder {
     const dsv2_model_options *options;
     uint64_t done, total; /* tensors, for progress */
     bool is_gguf;         /* names are the container's own */
+    bool is_pack;         /* tensors have checksums */
     bool as_found;        /* convert nothing: the model will not run, see dsv2_model_load */
     float *row;           /* DSV2_MAX_DIM-bounded: one row of floats, for conversions */
     size_t row_capacity;
@@ -65,14 +66,31 @@ static dsv2_status report(binder *binder)
     return DSV2_OK;
 }
 
-/* The identity of a tensor: its name, type, shape and a sample from its middle. */
-static void fingerprint(dsv2_model *model, const dsv2_tensor *tensor)
+static void add_identity(binder *binder, const void *data, size_t size)
+{
+    uint64_t *digest = &binder->model->fingerprint.weights;
+    *digest = XXH3_64bits_withSeed(data, size, *digest);
+}
+
+static void add_type(binder *binder, dsv2_type type)
+{
+    const char *name = dsv2_type_name(type); /* its number may change */
+    add_identity(binder, name, strlen(name));
+}
+
+/* The identity of a tensor: its name, type, shape and data; of data without a checksum, whose reading would take as long as that of
+ * the whole model, a sample from the middle. */
+static void identify(binder *binder, const dsv2_tensor *tensor)
 {
     enum { SAMPLE = 1024 };
-    uint64_t hash = XXH3_64bits_withSeed(tensor->name, strlen(tensor->name), model->fingerprint);
-    hash = XXH3_64bits_withSeed(tensor->dims, tensor->n_dims * sizeof *tensor->dims, hash ^ (uint64_t)tensor->type);
     uint64_t size = tensor->n_bytes < SAMPLE ? tensor->n_bytes : SAMPLE, from = (tensor->n_bytes - size) / 2;
-    model->fingerprint = XXH3_64bits_withSeed((const uint8_t *)tensor->data + from, (size_t)size, hash);
+    add_identity(binder, tensor->name, strlen(tensor->name));
+    add_type(binder, tensor->type);
+    add_identity(binder, tensor->dims, tensor->n_dims * sizeof *tensor->dims);
+    if (binder->is_pack)
+        add_identity(binder, &tensor->checksum, sizeof tensor->checksum);
+    else
+        add_identity(binder, (const uint8_t *)tensor->data + from, (size_t)size);
 }
 
 static void shape_text(const dsv2_tensor *tensor, char *text, size_t size)
@@ -125,7 +143,7 @@ static dsv2_status find(binder *binder, const char *name, uint32_t rows, uint32_
         out->n_dims = 2;
         memcpy(out->dims, dims + 1, 2 * sizeof *dims);
     }
-    fingerprint(binder->model, out);
+    identify(binder, out);
     binder->model->parameters += cols == 0 ? rows : (uint64_t)rows * cols;
     return report(binder);
 }
@@ -238,8 +256,8 @@ static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix
                 dsv2_store_element(type, data, first + (size_t)(nope + i) * lora + c, binder->row[c]);
         }
     }
-    fingerprint(binder->model, k_b);
-    fingerprint(binder->model, v_b);
+    identify(binder, k_b);
+    identify(binder, v_b);
     binder->model->parameters += (uint64_t)n_rows * n_heads * lora;
     *matrix = (dsv2_matrix){.rows = n_rows * n_heads, .cols = lora, .type = type, .data = data, .row_bytes = row_bytes};
     *made = data;
@@ -329,6 +347,7 @@ static dsv2_status hold(binder *binder, const char *name, dsv2_type found, void 
     }
     if (status == DSV2_OK) {
         model->types_seen[type] = true;
+        add_type(binder, type);
         model->has_packed = model->has_packed || dsv2_type_is_packed(type);
         model->weight_bytes += dsv2_matrix_bytes(type, matrix->rows, matrix->cols);
     }
@@ -430,7 +449,8 @@ static size_t slab_bytes(const dsv2_container *container)
 dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found)
 {
     binder binder = {.model = model, .options = options, .as_found = as_found, .total = dsv2_container_count(model->container),
-                     .is_gguf = strcmp(dsv2_container_kind(model->container), "gguf") == 0};
+                     .is_gguf = strcmp(dsv2_container_kind(model->container), "gguf") == 0,
+                     .is_pack = strcmp(dsv2_container_kind(model->container), "pack") == 0};
     const dsv2_weights_visitor visitor = {visit_matrix, visit_vector, &binder};
     binder.slab_bytes = slab_bytes(model->container);
     dsv2_status status = allocate(model);

@@ -19,13 +19,20 @@ bool dsv2_digest_equals(XXH128_hash_t digest, const uint8_t *bytes)
     return digest.low64 == dsv2_load_u64(bytes) && digest.high64 == dsv2_load_u64(bytes + 8);
 }
 
-static void seal(uint8_t *bytes) { dsv2_digest_store(XXH3_128bits(bytes, CHECKED_BYTES), bytes + CHECKED_BYTES); }
+/* The last bytes of a header are the digest of those before. */
+static void seal(uint8_t *bytes, size_t size)
+{
+    dsv2_digest_store(XXH3_128bits(bytes, size - DIGEST_BYTES), bytes + size - DIGEST_BYTES);
+}
 
-static bool is_sealed(const uint8_t *bytes) { return dsv2_digest_equals(XXH3_128bits(bytes, CHECKED_BYTES), bytes + CHECKED_BYTES); }
+static bool is_sealed(const uint8_t *bytes, size_t size)
+{
+    return dsv2_digest_equals(XXH3_128bits(bytes, size - DIGEST_BYTES), bytes + size - DIGEST_BYTES);
+}
 
 void dsv2_file_header_pack(const file_header *header, uint8_t *bytes)
 {
-    memset(bytes, 0, HEADER_BYTES);
+    memset(bytes, 0, FILE_HEADER_BYTES);
     memcpy(bytes, FILE_MAGIC, sizeof FILE_MAGIC);
     dsv2_store_u32(bytes + 8, header->version);
     dsv2_store_u32(bytes + 12, header->cache_type);
@@ -33,8 +40,10 @@ void dsv2_file_header_pack(const file_header *header, uint8_t *bytes)
     dsv2_store_u32(bytes + 20, header->kv_lora_rank);
     dsv2_store_u32(bytes + 24, header->qk_rope_head_dim);
     dsv2_store_u32(bytes + 28, header->vocab_size);
-    dsv2_store_u64(bytes + 32, header->fingerprint);
-    seal(bytes);
+    dsv2_store_u64(bytes + 32, header->fingerprint.config);
+    dsv2_store_u64(bytes + 40, header->fingerprint.tokenizer);
+    dsv2_store_u64(bytes + 48, header->fingerprint.weights);
+    seal(bytes, FILE_HEADER_BYTES);
 }
 
 dsv2_status dsv2_file_header_unpack(const char *name, const uint8_t *bytes, file_header *header)
@@ -42,9 +51,9 @@ dsv2_status dsv2_file_header_unpack(const char *name, const uint8_t *bytes, file
     if (memcmp(bytes, FILE_MAGIC, sizeof FILE_MAGIC) != 0)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: not a snapshot of libdsv2", name);
     uint32_t version = dsv2_load_u32(bytes + 8);
-    if (version > SNAPSHOT_VERSION)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: snapshot version %u, this library reads up to %d", name, version, SNAPSHOT_VERSION);
-    if (!is_sealed(bytes))
+    if (version != SNAPSHOT_VERSION)
+        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: snapshot version %u, this library reads %d", name, version, SNAPSHOT_VERSION);
+    if (!is_sealed(bytes, FILE_HEADER_BYTES))
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the file's header is damaged", name);
     *header = (file_header){
         .version = version,
@@ -53,13 +62,12 @@ dsv2_status dsv2_file_header_unpack(const char *name, const uint8_t *bytes, file
         .kv_lora_rank = dsv2_load_u32(bytes + 20),
         .qk_rope_head_dim = dsv2_load_u32(bytes + 24),
         .vocab_size = dsv2_load_u32(bytes + 28),
-        .fingerprint = dsv2_load_u64(bytes + 32),
+        .fingerprint = {.config = dsv2_load_u64(bytes + 32), .tokenizer = dsv2_load_u64(bytes + 40), .weights = dsv2_load_u64(bytes + 48)},
     };
     const struct {
         const char *field;
         uint32_t value, min, max;
     } fields[] = {
-        {"version", header->version, 1, SNAPSHOT_VERSION},
         {"cache type", header->cache_type, DSV2_CACHE_F32, DSV2_CACHE_Q6},
         {"number of layers", header->n_layers, 1, DSV2_MAX_LAYERS},
         {"kv_lora_rank", header->kv_lora_rank, 1, DSV2_MAX_DIM},
@@ -70,7 +78,7 @@ dsv2_status dsv2_file_header_unpack(const char *name, const uint8_t *bytes, file
         if (fields[i].value < fields[i].min || fields[i].value > fields[i].max)
             return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header's %s is %u, expected %u to %u", name, fields[i].field, fields[i].value,
                              fields[i].min, fields[i].max);
-    if (dsv2_load_u64(bytes + 40) != 0)
+    if (!dsv2_is_zero(bytes + 56, FILE_HEADER_BYTES - DIGEST_BYTES - 56))
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header's reserved bytes are not zero", name);
     return DSV2_OK;
 }
@@ -97,7 +105,7 @@ void dsv2_save_header_pack(const save_header *header, uint8_t *bytes)
     dsv2_store_u64(bytes + 16, header->first_token);
     dsv2_store_u64(bytes + 24, header->n_tokens);
     dsv2_store_u64(bytes + 32, header->n_biases);
-    seal(bytes);
+    seal(bytes, HEADER_BYTES);
 }
 
 bool dsv2_is_zero(const uint8_t *bytes, size_t size)
@@ -110,7 +118,7 @@ bool dsv2_is_zero(const uint8_t *bytes, size_t size)
 
 dsv2_status dsv2_save_header_unpack(const char *name, const uint8_t *bytes, uint32_t sequence, uint64_t first_token, save_header *header)
 {
-    if (memcmp(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC) != 0 || !is_sealed(bytes))
+    if (memcmp(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC) != 0 || !is_sealed(bytes, HEADER_BYTES))
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u is damaged", name, sequence);
     uint32_t flags = dsv2_load_u32(bytes + 12);
     *header = (save_header){

@@ -9,8 +9,9 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rows, logits and tokens go to the file as they lie in memory");
 
 enum {
-    SNAPSHOT_VERSION = 1,
-    HEADER_BYTES = 64,  /* of the file, of a save and of a block; also what saves are aligned to, so that a save's header lies in
+    SNAPSHOT_VERSION = 2, /* 1, which no release wrote, knew nothing of tokenizers */
+    FILE_HEADER_BYTES = 128,
+    HEADER_BYTES = 64,  /* of a save and of a block; also what saves are aligned to, so that a save's header lies in
                          * one sector of a disk and one page of memory: it is written whole or not at all */
     CHECKED_BYTES = 48, /* of a header, before its checksum */
     DIGEST_BYTES = 16,
@@ -22,12 +23,12 @@ enum {
 void dsv2_digest_store(XXH128_hash_t digest, uint8_t *bytes);
 bool dsv2_digest_equals(XXH128_hash_t digest, const uint8_t *bytes);
 
-/* ---- headers: packed into and unpacked from HEADER_BYTES ---- */
+/* ---- headers: packed into and unpacked from FILE_HEADER_BYTES or HEADER_BYTES ---- */
 
 typedef struct file_header {
     uint32_t version;
     uint32_t cache_type, n_layers, kv_lora_rank, qk_rope_head_dim, vocab_size;
-    uint64_t fingerprint;
+    dsv2_fingerprint fingerprint;
 } file_header;
 
 /* One call of save: tokens first_token to n_tokens - 1, and the state after them. */
@@ -51,7 +52,7 @@ typedef struct block_header {
 void dsv2_file_header_pack(const file_header *header, uint8_t *bytes);
 void dsv2_save_header_pack(const save_header *header, uint8_t *bytes);
 
-/* `name` is the file, for messages. DSV2_ERROR_FORMAT, or DSV2_ERROR_UNSUPPORTED for a later version. */
+/* `name` is the file, for messages. DSV2_ERROR_FORMAT, or DSV2_ERROR_UNSUPPORTED for another version. */
 dsv2_status dsv2_file_header_unpack(const char *name, const uint8_t *bytes, file_header *header);
 
 /* Also that it is the save that has to follow: number `sequence`, from first_token on. */

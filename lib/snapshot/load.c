@@ -38,9 +38,14 @@ static dsv2_status check_header(const loader *l, const file_header *header)
 {
     const char *name = l->reader->name;
     file_header own = dsv2_file_header_of(l->target->model, &l->target->shape);
-    if (header->fingerprint != own.fingerprint)
-        return dsv2_fail(DSV2_ERROR_MISMATCH, "%s: a snapshot of another model: its fingerprint is %016llx, the model's is %016llx", name,
-                         (unsigned long long)header->fingerprint, (unsigned long long)own.fingerprint);
+    const dsv2_fingerprint *theirs = &header->fingerprint, *ours = &own.fingerprint;
+    bool config = theirs->config != ours->config, tokenizer = theirs->tokenizer != ours->tokenizer, weights = theirs->weights != ours->weights;
+    if (config || tokenizer || weights)
+        return dsv2_fail(DSV2_ERROR_MISMATCH,
+                         "%s: a snapshot of another model: it differs in%s%s%s (its fingerprint is %016llx, the model's is %016llx)", name,
+                         config ? " hyper-parameters" : "", tokenizer ? config ? ", tokenizer" : " tokenizer" : "",
+                         weights ? config || tokenizer ? ", weights" : " weights" : "",
+                         (unsigned long long)dsv2_fingerprint_digest(theirs), (unsigned long long)dsv2_fingerprint_digest(ours));
     if (header->n_layers != own.n_layers || header->kv_lora_rank != own.kv_lora_rank || header->qk_rope_head_dim != own.qk_rope_head_dim ||
         header->vocab_size != own.vocab_size)
         return dsv2_fail(DSV2_ERROR_MISMATCH,
@@ -154,7 +159,7 @@ static dsv2_status read_save(loader *l, const save_header *save)
 static dsv2_status load(loader *l)
 {
     const dsv2_model *model = l->target->model;
-    uint8_t bytes[HEADER_BYTES];
+    uint8_t bytes[FILE_HEADER_BYTES];
     file_header header;
     dsv2_status status = dsv2_reader_all(l->reader, bytes, sizeof bytes);
     if (status == DSV2_OK)
@@ -243,7 +248,7 @@ static dsv2_status skip_blocks(snapshot_reader *reader, int fd, const dsv2_cache
 /* From header to header. */
 static dsv2_status read_info(snapshot_reader *reader, int fd, uint64_t size, dsv2_snapshot_info *info)
 {
-    uint8_t bytes[HEADER_BYTES];
+    uint8_t bytes[FILE_HEADER_BYTES];
     file_header header;
     dsv2_cache_shape shape;
     dsv2_status status = dsv2_reader_all(reader, bytes, sizeof bytes);
@@ -270,7 +275,7 @@ static dsv2_status read_info(snapshot_reader *reader, int fd, uint64_t size, dsv
         .version = header.version,
         .cache_type = shape.type,
         .n_tokens = n_tokens,
-        .model_fingerprint = header.fingerprint,
+        .model_fingerprint = dsv2_fingerprint_digest(&header.fingerprint),
         .file_bytes = size,
         .latent_bytes = n_tokens * shape.row_bytes * shape.n_layers,
     };

@@ -157,14 +157,14 @@ static void pack_save_header(const dsv2_snapshot_source *source, uint32_t sequen
 
 static dsv2_status put_whole(sink *s, const dsv2_snapshot_source *source, const dsv2_save_options *options)
 {
-    uint8_t bytes[HEADER_BYTES];
+    uint8_t bytes[FILE_HEADER_BYTES], save[HEADER_BYTES];
     file_header header = dsv2_file_header_of(source->model, &source->cache->shape);
     dsv2_file_header_pack(&header, bytes);
     dsv2_status status = put(s, bytes, sizeof bytes);
     if (status != DSV2_OK)
         return status;
-    pack_save_header(source, 0, 0, bytes);
-    return put_save(s, source, options, bytes, 0);
+    pack_save_header(source, 0, 0, save);
+    return put_save(s, source, options, save, 0);
 }
 
 static dsv2_status save_anew(const dsv2_snapshot_source *source, const char *path, const dsv2_save_options *options)
@@ -241,7 +241,7 @@ static dsv2_status compare_save(snapshot_reader *reader, int fd, const dsv2_snap
 /* DSV2_OK if the file is a snapshot of the session's first tokens; DSV2_ERROR_MISMATCH, _FORMAT or _UNSUPPORTED if it is not. */
 static dsv2_status examine(const dsv2_snapshot_source *source, const char *path, int fd, existing *found)
 {
-    uint8_t bytes[HEADER_BYTES], own[HEADER_BYTES];
+    uint8_t bytes[FILE_HEADER_BYTES], own[FILE_HEADER_BYTES];
     file_header header = dsv2_file_header_of(source->model, &source->cache->shape);
     dsv2_file_header_pack(&header, own);
     snapshot_reader reader = dsv2_reader_of_file(path, &fd);

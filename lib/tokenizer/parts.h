@@ -60,6 +60,7 @@ struct dsv2_tokenizer {
 
     pcre2_code *stages[DSV2_MAX_STAGES];
     uint32_t n_stages;
+    uint64_t stages_digest; /* of their expressions */
 
     int32_t bos, eos, fim_begin, fim_hole, fim_end, user, assistant;
     bool chat_v2, chat_v25;

@@ -3,6 +3,7 @@
 #include "tokenizer/parts.h"
 
 #include <string.h>
+#include <xxhash.h>
 
 #define DIGIT "\\p{N}"
 
@@ -102,8 +103,10 @@ dsv2_status dsv2_add_split(dsv2_tokenizer *t, const char *pattern, size_t size)
         return status;
     status = compile(t, translated, translated_size, pattern, size, &t->stages[t->n_stages]);
     dsv2_free(translated);
-    if (status == DSV2_OK)
+    if (status == DSV2_OK) {
         t->n_stages++;
+        t->stages_digest = XXH3_64bits_withSeed(pattern, size, t->stages_digest);
+    }
     return status;
 }
 

@@ -70,6 +70,10 @@ dsv2_status dsv2_chat(const dsv2_tokenizer *tokenizer, const dsv2_message *messa
 dsv2_status dsv2_fim(const dsv2_tokenizer *tokenizer, dsv2_text prefix, dsv2_text suffix, dsv2_ids *out);
 int32_t dsv2_find_token(const dsv2_tokenizer *tokenizer, const char *text, size_t size);
 dsv2_text dsv2_get_token(const dsv2_tokenizer *tokenizer, int32_t token);
+/* A digest of all that decides which ids a text has and which bytes an id stands for: tokens, merges and expressions, but not which
+ * token begins or ends a text, nor the form of chats. A pack's is that of what it was made from. */
+uint64_t dsv2_tokenizer_digest(const dsv2_tokenizer *tokenizer);
+
 void dsv2_describe_tokenizer(const dsv2_tokenizer *tokenizer, dsv2_tokenizer_info *info);
 
 #endif

@@ -458,6 +458,18 @@ void dsv2_tokenizer_destroy(dsv2_tokenizer *t)
     dsv2_free(t);
 }
 
+uint64_t dsv2_tokenizer_digest(const dsv2_tokenizer *t)
+{
+    size_t texts = t->n_tokens == 0 ? 0 : t->tokens[t->n_tokens - 1].offset + t->tokens[t->n_tokens - 1].size;
+    uint64_t merges = 0; /* a sum, since their order in the table differs from run to run */
+    for (uint32_t i = 0; i <= t->merge_mask; i++)
+        if (t->merges[i].id != UINT32_MAX)
+            merges += XXH3_64bits(&t->merges[i], sizeof t->merges[i]);
+    const uint64_t parts[] = {XXH3_64bits(t->tokens, t->n_tokens * sizeof *t->tokens), XXH3_64bits(t->texts, texts), merges, t->ignore_merges,
+                              t->stages_digest};
+    return XXH3_64bits(parts, sizeof parts);
+}
+
 void dsv2_describe_tokenizer(const dsv2_tokenizer *t, dsv2_tokenizer_info *info)
 {
     *info = (dsv2_tokenizer_info){

@@ -22,7 +22,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
         }                                                                                                                              \
     } while (0)
 
-enum { HEADER = 64, CHECKED = 48, DIGEST = 16, SAMPLER = 72, VOCAB = 320 };
+enum { FILE_HEADER = 128, HEADER = 64, CHECKED = 48, DIGEST = 16, SAMPLER = 72, VOCAB = 320 };
 
 static dsv2_model *model;
 
@@ -32,7 +32,7 @@ static void store(uint8_t *at, XXH128_hash_t digest)
     dsv2_store_u64(at + 8, digest.high64);
 }
 
-static void seal(uint8_t *header) { store(header + CHECKED, XXH3_128bits(header, CHECKED)); }
+static void seal(uint8_t *header, size_t size) { store(header + size - DIGEST, XXH3_128bits(header, size - DIGEST)); }
 
 /* Blocks of a save from `pos` on; returns where they end, or `size`. */
 static size_t repair_blocks(uint8_t *data, size_t size, size_t pos, uint64_t at, uint64_t end)
@@ -56,13 +56,13 @@ static size_t repair_blocks(uint8_t *data, size_t size, size_t pos, uint64_t at,
 
 static void repair(uint8_t *data, size_t size)
 {
-    if (size < HEADER)
+    if (size < FILE_HEADER)
         return;
-    seal(data);
-    for (size_t pos = HEADER; size - pos >= HEADER;) {
+    seal(data, FILE_HEADER);
+    for (size_t pos = FILE_HEADER; size - pos >= HEADER;) {
         uint8_t *header = data + pos;
         uint64_t first = dsv2_load_u64(header + 16), end = dsv2_load_u64(header + 24), biases = dsv2_load_u64(header + 32);
-        seal(header);
+        seal(header, HEADER);
         pos += HEADER;
         if (biases > size || end < first || end - first > size)
             return;

@@ -99,22 +99,23 @@ class Reader:
         self.at += size
         return self.data[self.at - size:self.at]
 
-    def header(self, magic):
-        header = self.take(64)
-        if not header.startswith(magic) or digest(header[:48]) != header[48:]:
-            raise Damaged("header at byte %d" % (self.at - 64))
+    def header(self, magic, size=64):
+        header = self.take(size)
+        if not header.startswith(magic) or digest(header[:-16]) != header[-16:]:
+            raise Damaged("header at byte %d" % (self.at - size))
         return header
 
 
 def read(data):
     r = Reader(data)
-    version, kind, layers, lora, rope, vocab, fingerprint, zero = struct.unpack("<6IQQ", r.header(b"DSV2SNAP")[8:48])
-    if version != 1 or zero != 0:
+    header = r.header(b"DSV2SNAP", 128)
+    version, kind, layers, lora, rope, vocab, config, tokenizer, weights = struct.unpack("<6I3Q", header[8:56])
+    if version != 2 or any(header[56:112]):
         raise Damaged("version %d" % version)
     kind = TYPES[kind]
     size = row_bytes(kind, lora, rope)
     out = {"version": version, "type": kind, "layers": layers, "kv_lora_rank": lora, "qk_rope_head_dim": rope, "vocab_size": vocab,
-           "fingerprint": fingerprint, "tokens": [], "saves": 0, "stored_bytes": 0}
+           "config": config, "tokenizer": tokenizer, "weights": weights, "fingerprint": xxhash.XXH3_64bits(header[32:56], 24), "tokens": [], "saves": 0, "stored_bytes": 0}
     rows = {}  # (layer, token): the stored row
     while r.at < len(data) and any(data[r.at:r.at + 64]):
         sequence, flags, first, end, n_biases, zero = struct.unpack("<2I4Q", r.header(b"DSV2SAVE")[8:48])

@@ -698,29 +698,81 @@ START_TEST(every_cut_is_refused_or_the_former_save)
 }
 END_TEST
 
-START_TEST(other_models_and_versions_and_folders_are_refused)
+/* Puts a tokenizer beside a model, `old` in it replaced by `new`, which is as long. */
+static void add_tokenizer(const char *model_folder, const char *old, const char *new)
 {
-    dsv2_model *model = open_model(1, 0), *other;
+    bytes b = read_file(TEST_DATA "/bytes/tokenizer.json");
+    char *at = memmem(b.data, b.size, old, strlen(old)), name[600];
+    ck_assert_ptr_nonnull(at);
+    memcpy(at, new, strlen(new));
+    snprintf(name, sizeof name, "%s/tokenizer.json", model_folder);
+    int fd = open(name, O_WRONLY | O_CREAT, 0644);
+    ck_assert_int_eq(write(fd, b.data, b.size), (ssize_t)b.size);
+    close(fd);
+    free(b.data);
+}
+
+START_TEST(a_model_that_differs_is_refused_and_the_part_named)
+{
+    static const struct {
+        uint64_t seed;
+        double scaling;
+        const char *digits; /* of the tokenizer's expression; NULL: no tokenizer */
+        const char *differs;
+    } cases[] = {
+        {42, 1, "[0-9]", NULL},
+        {43, 1, "[0-9]", "differs in weights ("},
+        {42, 2, "[0-9]", "differs in hyper-parameters ("},
+        {42, 1, "[0-8]", "differs in tokenizer ("},
+        {42, 1, NULL, "differs in tokenizer ("},
+        {43, 2, NULL, "differs in hyper-parameters, tokenizer, weights ("},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        test_checkpoint other_shape = shape;
+        other_shape.seed = cases[i].seed;
+        other_shape.routed_scaling_factor = cases[i].scaling;
+        char *other_folder = test_checkpoint_write(&other_shape);
+        if (cases[i].digits != NULL)
+            add_tokenizer(other_folder, "[0-9]", cases[i].digits);
+        dsv2_model *model;
+        OK(dsv2_model_open(other_folder, NULL, &model));
+        dsv2_session *session = open_fed(model, DSV2_CACHE_F16, 5), *restored = open_session(model, DSV2_CACHE_F16);
+        if (i == 0)
+            OK(dsv2_session_save(session, path, NULL));
+        if (cases[i].differs == NULL) {
+            OK(dsv2_session_restore(session, path, NULL, NULL));
+        } else {
+            FAILS_WITH(DSV2_ERROR_MISMATCH, dsv2_session_restore(session, path, NULL, NULL));
+            ck_assert_msg(strstr(dsv2_last_error(), cases[i].differs) != NULL, "case %zu: %s", i, dsv2_last_error());
+        }
+        OK(dsv2_session_save(session, other_path, NULL)); /* with or without a tokenizer its own is restored */
+        OK(dsv2_session_restore(restored, other_path, NULL, NULL));
+        dsv2_snapshot_info info = {.struct_size = sizeof info};
+        dsv2_model_info model_info = {.struct_size = sizeof model_info};
+        OK(dsv2_snapshot_inspect(other_path, &info));
+        OK(dsv2_model_get_info(model, &model_info));
+        ck_assert_uint_eq(info.model_fingerprint, model_info.fingerprint);
+        dsv2_session_close(restored);
+        dsv2_session_close(session);
+        dsv2_model_close(model);
+        test_checkpoint_remove(other_folder);
+    }
+}
+END_TEST
+
+START_TEST(other_versions_folders_and_lengths_are_refused)
+{
+    dsv2_model *model = open_model(1, 0);
     dsv2_session *session = open_fed(model, DSV2_CACHE_F16, 5);
     OK(dsv2_session_save(session, path, NULL));
-    test_checkpoint other_shape = shape;
-    other_shape.seed = 43;
-    char *other_folder = test_checkpoint_write(&other_shape);
-    OK(dsv2_model_open(other_folder, NULL, &other));
-    dsv2_session *stranger = open_session(other, DSV2_CACHE_F16);
-    FAILS_WITH(DSV2_ERROR_MISMATCH, dsv2_session_restore(stranger, path, NULL, NULL));
-    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "fingerprint"));
-    dsv2_session_close(stranger);
-    dsv2_model_close(other);
-    test_checkpoint_remove(other_folder);
-
     FAILS_WITH(DSV2_ERROR_IO, dsv2_session_restore(session, folder, NULL, NULL));
     FAILS_WITH(DSV2_ERROR_IO, dsv2_session_restore(session, other_path, NULL, NULL));
     FAILS_WITH(DSV2_ERROR_IO, dsv2_session_save(session, "/nowhere/at/all", NULL));
     bytes b = read_file(path);
-    b.data[8]++;
-    FAILS_WITH(DSV2_ERROR_UNSUPPORTED, restore_bytes(session, &b));
-    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "version 2"));
+    for (b.data[8] = 1; b.data[8] <= 3; b.data[8] += 2) {
+        FAILS_WITH(DSV2_ERROR_UNSUPPORTED, restore_bytes(session, &b));
+        ck_assert_ptr_nonnull(strstr(dsv2_last_error(), b.data[8] == 1 ? "version 1" : "version 3"));
+    }
     dsv2_session_options small = {.struct_size = sizeof small, .cache_type = DSV2_CACHE_F16, .max_length = 4};
     dsv2_session *full;
     OK(dsv2_session_open(model, &small, &full));
@@ -1063,7 +1115,8 @@ int main(void)
     tcase_add_loop_test(tests, types_convert_where_asked, 0, N_TYPES);
     tcase_add_loop_test(tests, every_flipped_bit_is_noticed, 0, N_TYPES);
     tcase_add_test(tests, every_cut_is_refused_or_the_former_save);
-    tcase_add_test(tests, other_models_and_versions_and_folders_are_refused);
+    tcase_add_test(tests, a_model_that_differs_is_refused_and_the_part_named);
+    tcase_add_test(tests, other_versions_folders_and_lengths_are_refused);
     tcase_add_test(tests, misuse_is_refused);
     tcase_add_test(tests, progress_is_told_and_cancelling_changes_nothing);
     tcase_add_test(tests, callbacks_may_be_slow_or_fail);

@@ -1,5 +1,6 @@
 /* Packs: what goes in comes out, in every type; what is damaged is noticed; what fails leaves nothing behind. */
 #include "formats/formats.h"
+#include "model/model.h"
 #include "support/checkpoint.h"
 #include "support/gguf.h"
 #include "support/oom.h"
@@ -183,6 +184,58 @@ static const test_checkpoint tiny = {.name = "tiny", .vocab_size = 20, .hidden_s
                                      .num_attention_heads = 1, .kv_lora_rank = 8, .qk_nope_head_dim = 4, .qk_rope_head_dim = 4,
                                      .v_head_dim = 4, .max_position_embeddings = 256, .seed = 3};
 
+/* The tokenizer of the tests beside a model; `digit` is the last of its expression's digits. */
+static void write_tokenizer(const char *path, char digit)
+{
+    size_t size;
+    char *data = read_file(TEST_DATA "/bytes/tokenizer.json", &size), *at = memmem(data, size, "[0-9]", 5);
+    ck_assert(at != NULL);
+    at[3] = digit;
+    write_file(path, data, size);
+    free(data);
+}
+
+static dsv2_fingerprint fingerprint_of(const char *path, dsv2_weight_type type)
+{
+    dsv2_model *model = open_as(path, type, NULL);
+    dsv2_fingerprint fingerprint = model->fingerprint;
+    ck_assert_uint_eq(info_of(model).fingerprint, dsv2_fingerprint_digest(&fingerprint));
+    dsv2_model_close(model);
+    return fingerprint;
+}
+
+START_TEST(fingerprints_tell_models_apart)
+{
+    char *checkpoint = test_checkpoint_write(&wide), path[600], tokenizer[600];
+    snprintf(path, sizeof path, "%s/model.safetensors", checkpoint);
+    snprintf(tokenizer, sizeof tokenizer, "%s/tokenizer.json", checkpoint);
+    dsv2_fingerprint bare = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED);
+    ck_assert_uint_eq(bare.tokenizer, 0);
+    write_tokenizer(tokenizer, '9');
+    dsv2_fingerprint whole = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED), again = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED);
+    ck_assert(whole.tokenizer != 0 && whole.config == bare.config && whole.weights == bare.weights);
+    ck_assert_mem_eq(&whole, &again, sizeof whole);
+    ck_assert_uint_ne(fingerprint_of(checkpoint, DSV2_WEIGHTS_Q8_0).weights, whole.weights); /* held in another type, they are others */
+
+    ck_assert_int_eq(pack(checkpoint, DSV2_WEIGHTS_AS_STORED), DSV2_OK);
+    dsv2_fingerprint packed = fingerprint_of(pack_path, DSV2_WEIGHTS_AS_STORED);
+    ck_assert(packed.tokenizer == whole.tokenizer && packed.config == whole.config);
+    size_t size;
+    char *data = read_file(path, &size);
+    uint64_t header;
+    memcpy(&header, data, sizeof header);
+    data[8 + header] ^= 1; /* the first of many in a tensor */
+    write_file(path, data, size);
+    free(data);
+    ck_assert_int_eq(pack(checkpoint, DSV2_WEIGHTS_AS_STORED), DSV2_OK);
+    ck_assert_uint_ne(fingerprint_of(pack_path, DSV2_WEIGHTS_AS_STORED).weights, packed.weights);
+
+    write_tokenizer(tokenizer, '8');
+    ck_assert_uint_ne(fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED).tokenizer, whole.tokenizer);
+    test_checkpoint_remove(checkpoint);
+}
+END_TEST
+
 /* Every byte of the file but the zeros between tensors: opening notices it, or reading through does. */
 START_TEST(every_damaged_byte_is_noticed)
 {
@@ -278,6 +331,7 @@ int main(void)
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_loop_test(tests, a_pack_gives_the_bits_of_its_checkpoint_brought_to_the_same_type, 0, N_TYPES * N_GOLDENS);
     tcase_add_loop_test(tests, a_pack_of_a_gguf_gives_the_bits_of_the_gguf, 0, 2 * N_BLOCK_TYPES);
+    tcase_add_test(tests, fingerprints_tell_models_apart);
     tcase_add_test(tests, every_damaged_byte_is_noticed);
     tcase_add_test(tests, a_pack_cut_anywhere_is_refused);
     tcase_add_test(tests, a_pack_that_fails_leaves_the_file_that_was_there);

@@ -13,8 +13,8 @@
  *     dsv2_session_close(session);
  *
  * Thread rules: a session is used by one call at a time, from any thread; a second call meanwhile returns DSV2_ERROR_BUSY
- * and changes nothing. dsv2_session_cancel alone may be called while another call runs. Sessions of one model are
- * independent of each other. A session's logits are the same bits whatever the number of threads and whichever other
+ * and changes nothing. Two may be called while another call runs: dsv2_session_cancel, and dsv2_session_fork, which copies what the
+ * session was before that call until it has succeeded. Sessions of one model are independent of each other, forks included. A session's logits are the same bits whatever the number of threads and whichever other
  * sessions work at the same time or share its dsv2_step.
  * Whenever a call fails the session is as it was before the call.
  */
@@ -106,8 +106,11 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_tokens(dsv2_session *session
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_truncate(dsv2_session *session, size_t n);
 
 /* A new session with the first n tokens of this one (n <= length), its options, sampler and random state, and its logits if
- * n is the present length. Callbacks are not taken over: the copy has none until they are set. Pages are shared and copied when one of the two writes to them. The caller closes *copy.
- * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY or _BUSY. */
+ * n is the present length. Callbacks are not taken over: the copy has none until they are set. Pages are shared, and copied when one
+ * of the two writes to them. The caller closes *copy.
+ * Any thread, also while another call has the session and from that call's callbacks; not while it is closed. The length is then that
+ * of before the call, until the call has succeeded: tokens being fed are not there to be shared yet. Takes moments: it never waits
+ * for the other call to end. Returns DSV2_OK, DSV2_ERROR_ARGUMENT or _MEMORY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_fork(dsv2_session *session, size_t n, dsv2_session **copy);
 
 /* Makes the call that is now at work on the session return DSV2_ERROR_CANCELLED, within about one layer's time; if none is,

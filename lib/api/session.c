@@ -127,9 +127,12 @@ dsv2_status dsv2_session_sample(dsv2_session *session, int32_t *token)
     status = dsv2_session_need_logits(session);
     if (status == DSV2_OK)
         status = dsv2_session_need_candidates(session);
-    if (status == DSV2_OK)
+    if (status == DSV2_OK) {
+        pthread_mutex_lock(&session->committed); /* the random numbers go on */
         status = dsv2_sampler_draw(&session->sampler, session->logits, session->model->config.vocab_size, session->tokens,
                                    session->length, session->candidates, token);
+        pthread_mutex_unlock(&session->committed);
+    }
     dsv2_session_leave(session);
     return status;
 }
@@ -141,7 +144,9 @@ dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling
     dsv2_status status = dsv2_session_enter(session);
     if (status != DSV2_OK)
         return status;
+    pthread_mutex_lock(&session->committed);
     status = dsv2_sampler_set(&session->sampler, sampling, session->model->config.vocab_size);
+    pthread_mutex_unlock(&session->committed);
     dsv2_session_leave(session);
     return status;
 }
@@ -226,13 +231,6 @@ dsv2_status dsv2_session_tokens(dsv2_session *session, int32_t *tokens, size_t c
     return status;
 }
 
-static dsv2_status check_length(const dsv2_session *session, size_t n)
-{
-    if (n <= session->length)
-        return DSV2_OK;
-    return dsv2_fail(DSV2_ERROR_ARGUMENT, "n is %zu, the session has %zu tokens", n, session->length);
-}
-
 dsv2_status dsv2_session_truncate(dsv2_session *session, size_t n)
 {
     if (session == NULL)
@@ -240,7 +238,7 @@ dsv2_status dsv2_session_truncate(dsv2_session *session, size_t n)
     dsv2_status status = dsv2_session_enter(session);
     if (status != DSV2_OK)
         return status;
-    status = check_length(session, n);
+    status = dsv2_session_check_length(session, n);
     if (status == DSV2_OK)
         dsv2_session_rewind(session, n);
     dsv2_session_leave(session);
@@ -251,14 +249,7 @@ dsv2_status dsv2_session_fork(dsv2_session *session, size_t n, dsv2_session **co
 {
     if (session == NULL || copy == NULL)
         return is_null(session == NULL ? "session" : "copy");
-    dsv2_status status = dsv2_session_enter(session);
-    if (status != DSV2_OK)
-        return status;
-    status = check_length(session, n);
-    if (status == DSV2_OK)
-        status = dsv2_session_make_fork(session, n, copy);
-    dsv2_session_leave(session);
-    return status;
+    return dsv2_session_make_fork(session, n, copy);
 }
 
 dsv2_status dsv2_session_bytes_per_token(const dsv2_session *session, uint64_t *bytes)

@@ -233,29 +233,34 @@ static size_t round_groups(const dsv2_kernels *kernels, int16_t *row, float *sca
     return g;
 }
 
-/* The stored codes of a latent as they are. */
-static size_t widen_groups(const dsv2_kernels *kernels, int16_t *row, float *scales, const int8_t *codes, const uint8_t *stored_scales, size_t n)
+/* Fills up a latent's stored integers to whole groups, and says what they are to be multiplied by. */
+static size_t complete_groups(int16_t *row, float *scales, const uint8_t *stored_scales, size_t stored_group, size_t n)
 {
-    _Static_assert((int)Q8_GROUP == (int)DSV2_SCALE_COLS, "a stored scale is a group's");
-    size_t groups = (n + Q8_GROUP - 1) / Q8_GROUP;
-    kernels->widen(row, codes, n);
-    memset(row + n, 0, (groups * Q8_GROUP - n) * sizeof *row);
+    size_t groups = (n + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS;
+    memset(row + n, 0, (groups * DSV2_SCALE_COLS - n) * sizeof *row);
     for (size_t g = 0; g < groups; g++)
-        scales[g * DSV2_PAGE_TOKENS] = dsv2_bf16_to_f32(dsv2_load_u16(stored_scales + g * SCALE_BYTES));
+        scales[g * DSV2_PAGE_TOKENS] = dsv2_bf16_to_f32(dsv2_load_u16(stored_scales + g * DSV2_SCALE_COLS / stored_group * SCALE_BYTES));
     return groups;
 }
 
 void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n,
                                 int16_t *rows, float *scales, float *scratch)
 {
+    _Static_assert(Q8_GROUP % (int)DSV2_SCALE_COLS == 0 && Q6_GROUP % (int)DSV2_SCALE_COLS == 0, "a group has one stored scale");
     uint32_t lora = shape->kv_lora_rank, rope = shape->qk_rope_head_dim;
-    q8_layout l = layout_q8(lora, rope);
+    q8_layout q8 = layout_q8(lora, rope);
+    q6_layout q6 = layout_q6(lora, rope);
     for (size_t t = 0; t < n; t++, stored += shape->row_bytes, scales++) {
         size_t groups;
         if (shape->type == DSV2_CACHE_Q8) {
-            groups = widen_groups(kernels, rows, scales, (const int8_t *)stored + l.codes, stored + l.scales, lora);
+            kernels->widen(rows, (const int8_t *)stored + q8.codes, lora);
+            groups = complete_groups(rows, scales, stored + q8.scales, Q8_GROUP, lora);
             kernels->to_f32[DSV2_TYPE_F16](scratch + lora, stored, rope);
-        } else {
+        } else if (q6.n_latent == lora) {
+            kernels->split_pairs(rows, stored + q6.pairs, lora);
+            groups = complete_groups(rows, scales, stored, Q6_GROUP, lora);
+            kernels->unpack_q8(scratch + lora, stored + q6.rope_scales, (const int8_t *)stored + q6.rope_codes, Q6_ROPE_GROUP, rope);
+        } else { /* the last element of the latent has a scale of its own */
             dsv2_cache_decode_rows(shape, kernels, stored, 1, scratch);
             groups = round_groups(kernels, rows, scales, scratch, lora);
         }

@@ -161,7 +161,10 @@ typedef struct dsv2_kernels {
     /* out[i] = codes[i] * scale of i's group; a bf16 scale for every `group` elements. */
     void (*unpack_q8)(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n);
 
-    /* The same for elements of DSV2_PAIR_LEVELS levels, two in 11 bits; n even. */
+    /* Elements of DSV2_PAIR_LEVELS levels, two in 11 bits, as integers: from -22 on; n even. */
+    void (*split_pairs)(int16_t *out, const uint8_t *pairs, size_t n);
+
+    /* The same times their scales, as unpack_q8. */
     void (*unpack_pairs)(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n);
 } dsv2_kernels;
 

@@ -22,6 +22,7 @@ dsv2_status dsv2_session_create(dsv2_model *model, const dsv2_session_options *o
         return dsv2_fail_memory("a session", sizeof *session + 2 * config->vocab_size * sizeof *logits);
     }
     dsv2_model_retain(model);
+    pthread_mutex_init(&session->committed, NULL);
     session->model = model;
     session->max_length = options->max_length > 0 ? options->max_length : config->max_position_embeddings;
     session->attention = options->attention;
@@ -55,6 +56,7 @@ void dsv2_session_destroy(dsv2_session *session)
     dsv2_free(session->next_logits);
     dsv2_free(session->logits);
     dsv2_free(session->tokens);
+    pthread_mutex_destroy(&session->committed);
     dsv2_model_release(session->model);
     dsv2_free(session);
 }
@@ -73,9 +75,39 @@ void dsv2_session_rewind(dsv2_session *session, size_t n)
 {
     if (n == session->length)
         return;
+    pthread_mutex_lock(&session->committed);
     dsv2_cache_truncate(&session->cache, n);
     session->length = n;
     session->has_logits = false;
+    pthread_mutex_unlock(&session->committed);
+}
+
+dsv2_status dsv2_session_check_length(const dsv2_session *session, size_t n)
+{
+    if (n <= session->length)
+        return DSV2_OK;
+    return dsv2_fail(DSV2_ERROR_ARGUMENT, "n is %zu, the session has %zu tokens", n, session->length);
+}
+
+/* Copies and shares the first n tokens of a session whose lock is held. */
+static dsv2_status take_over(const dsv2_session *session, size_t n, dsv2_session *copy)
+{
+    dsv2_status status = dsv2_session_check_length(session, n);
+    if (status == DSV2_OK && !dsv2_grow(&copy->tokens, &copy->tokens_capacity, n, sizeof *copy->tokens))
+        status = dsv2_fail_memory("tokens", n * sizeof *copy->tokens);
+    if (status == DSV2_OK)
+        status = dsv2_sampler_copy(&copy->sampler, &session->sampler);
+    if (status == DSV2_OK)
+        status = dsv2_cache_share(&session->cache, n, &copy->cache);
+    if (status != DSV2_OK)
+        return status;
+    if (n > 0)
+        memcpy(copy->tokens, session->tokens, n * sizeof *copy->tokens);
+    copy->length = n;
+    copy->has_logits = session->has_logits && n == session->length;
+    if (copy->has_logits)
+        memcpy(copy->logits, session->logits, session->model->config.vocab_size * sizeof *copy->logits);
+    return DSV2_OK;
 }
 
 dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session **out)
@@ -90,22 +122,13 @@ dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session
     dsv2_status status = dsv2_session_create(session->model, &options, &copy);
     if (status != DSV2_OK)
         return status;
-    if (!dsv2_grow(&copy->tokens, &copy->tokens_capacity, n, sizeof *copy->tokens))
-        status = dsv2_fail_memory("tokens", n * sizeof *copy->tokens);
-    if (status == DSV2_OK)
-        status = dsv2_sampler_copy(&copy->sampler, &session->sampler);
-    if (status == DSV2_OK)
-        status = dsv2_cache_share(&session->cache, n, &copy->cache);
+    pthread_mutex_lock(&session->committed);
+    status = take_over(session, n, copy);
+    pthread_mutex_unlock(&session->committed);
     if (status != DSV2_OK) {
         dsv2_session_destroy(copy);
         return status;
     }
-    if (n > 0)
-        memcpy(copy->tokens, session->tokens, n * sizeof *copy->tokens);
-    copy->length = n;
-    copy->has_logits = session->has_logits && n == session->length;
-    if (copy->has_logits)
-        memcpy(copy->logits, session->logits, session->model->config.vocab_size * sizeof *copy->logits);
     *out = copy;
     return DSV2_OK;
 }
@@ -119,6 +142,7 @@ dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session
 
 void dsv2_session_exchange(dsv2_session *session, dsv2_snapshot_content *content, bool sampler_too)
 {
+    pthread_mutex_lock(&session->committed);
     EXCHANGE(dsv2_cache, session->cache, content->cache);
     EXCHANGE(int32_t *, session->tokens, content->tokens);
     EXCHANGE(size_t, session->tokens_capacity, content->tokens_capacity);
@@ -127,6 +151,7 @@ void dsv2_session_exchange(dsv2_session *session, dsv2_snapshot_content *content
     EXCHANGE(bool, session->has_logits, content->has_logits);
     if (sampler_too)
         EXCHANGE(dsv2_sampler, session->sampler, content->sampler);
+    pthread_mutex_unlock(&session->committed);
 }
 
 dsv2_status dsv2_session_need_logits(const dsv2_session *session)

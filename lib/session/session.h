@@ -10,6 +10,8 @@
 #include "sampling/sampling.h"
 #include "snapshot/snapshot.h"
 
+#include <pthread.h>
+
 struct dsv2_session {
     dsv2_model *model; /* a reference */
     _Atomic bool busy;   /* a call is at work; see dsv2_session_enter */
@@ -18,6 +20,11 @@ struct dsv2_session {
     dsv2_attention attention;
     dsv2_progress_fn progress;
     void *progress_user;
+
+    /* What a fork takes: tokens, length, the list of pages, logits and sampler. The call that has the session (busy) reads them as it
+     * likes and holds this while it changes them, for moments; a fork has nothing but this. Rows at positions below `length` never
+     * change, so a pass may write those behind them meanwhile, in a page that the fork came to share. */
+    pthread_mutex_t committed;
 
     int32_t *tokens; /* length of them, and room for more */
     size_t length, tokens_capacity;
@@ -43,10 +50,12 @@ void dsv2_session_destroy(dsv2_session *session);
 dsv2_status dsv2_session_enter(dsv2_session *session);
 void dsv2_session_leave(dsv2_session *session);
 
+/* Whether or not a call has the session. DSV2_ERROR_ARGUMENT if it has fewer than n tokens. */
+dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session **copy);
+
 /* The rest is called with the session taken. */
 
 void dsv2_session_rewind(dsv2_session *session, size_t n);
-dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session **copy);
 
 /* The session takes over what came out of a snapshot, its sampler only if asked for, and the content gets what it had. */
 void dsv2_session_exchange(dsv2_session *session, dsv2_snapshot_content *content, bool sampler_too);
@@ -56,6 +65,9 @@ dsv2_status dsv2_session_need_logits(const dsv2_session *session);
 
 /* Memory for vocab_size candidates. */
 dsv2_status dsv2_session_need_candidates(dsv2_session *session);
+
+/* DSV2_ERROR_ARGUMENT unless n <= length. */
+dsv2_status dsv2_session_check_length(const dsv2_session *session, size_t n);
 
 /* step.c: the work of dsv2_step and dsv2_session_feed; items' arguments are checked, their sessions taken. */
 dsv2_status dsv2_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items);

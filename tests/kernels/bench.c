@@ -3,6 +3,7 @@
 #include "kernels/bench.h"
 
 #include "bench/bounds.h"
+#include "cache/cache.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -122,6 +123,28 @@ static void round_of_set(const dsv2_kernels *kernels, int round, int *at, const 
     record(l, round, seconds() - start, b);
 }
 
+/* A tile of cached rows to floats, as attention asks for it. */
+static void round_of_rows(const dsv2_kernels *kernels, int round, int *at, const bounds *b)
+{
+    enum { LATENT = 512, ROPE = 64, TILES = 16 };
+    static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
+    for (int type = DSV2_CACHE_F32; type <= DSV2_CACHE_Q6; type++) {
+        dsv2_cache_shape shape;
+        if (dsv2_cache_shape_init(&shape, (dsv2_cache_type)type, 1, LATENT, ROPE) != DSV2_OK)
+            return;
+        char name[64];
+        snprintf(name, sizeof name, "cached rows of %s to floats, 64 rows", names[type]);
+        line *l = next_line(round, at, name, kernels->name, BYTES, (double)TILES * DSV2_PAGE_TOKENS * (LATENT + ROPE) * sizeof *out);
+        double start = 0;
+        for (int i = -1; i < TILES; i++) { /* once before it counts */
+            if (i == 0)
+                start = seconds();
+            dsv2_cache_decode_rows(&shape, kernels, (const uint8_t *)w, DSV2_PAGE_TOKENS, out);
+        }
+        record(l, round, seconds() - start, b);
+    }
+}
+
 static const dsv2_type packed_types[] = {DSV2_TYPE_P4, DSV2_TYPE_P4S, DSV2_TYPE_P5, DSV2_TYPE_P5S, DSV2_TYPE_P6, DSV2_TYPE_P8};
 
 static double time_packed(const dsv2_kernels *kernels, dsv2_type type, size_t m, size_t n)
@@ -222,6 +245,7 @@ int bench_kernels(const dsv2_kernels *const *sets, int n_sets)
         int at = 0;
         for (int s = 0; s < n_sets; s++) {
             round_of_set(sets[s], round, &at, &rounds[round]);
+            round_of_rows(sets[s], round, &at, &rounds[round]);
             if (s > 0) round_of_packed(sets[s], round, &at, &rounds[round]);
         }
     }

@@ -65,6 +65,13 @@ static size_t length_of(dsv2_session *session)
     return n;
 }
 
+static dsv2_memory_info memory_of(const dsv2_model *model)
+{
+    dsv2_memory_info info = {.struct_size = sizeof info};
+    ck_assert(dsv2_model_get_memory(model, &info) == DSV2_OK);
+    return info;
+}
+
 /* The session holds exactly these tokens, and its logits have the bits that a fresh session's would have. */
 static void assert_holds(dsv2_session *session, dsv2_model *model, const int32_t *held, size_t n)
 {
@@ -338,7 +345,7 @@ START_TEST(a_session_at_work_is_busy_for_everyone_else)
 {
     dsv2_model *model = open_model(2, 0);
     gate g;
-    dsv2_session *session = open_gated(model, &g), *copy;
+    dsv2_session *session = open_gated(model, &g);
     feed(session, tokens, 3);
     pthread_t thread = start_feeding(&g, session, 20, 20);
     int32_t token;
@@ -357,7 +364,6 @@ START_TEST(a_session_at_work_is_busy_for_everyone_else)
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_length(session, &n));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_tokens(session, NULL, 0, &n));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_truncate(session, 0));
-    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_fork(session, 0, &copy));
     /* In a step it stops the others, too: none has changed, every item says so. */
     dsv2_session *other = open_session(model, &absorbed);
     dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = other, .tokens = tokens, .n_tokens = 2},
@@ -373,6 +379,83 @@ START_TEST(a_session_at_work_is_busy_for_everyone_else)
     assert_holds(session, model, tokens, 23);
     dsv2_session_close(other);
     dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+static const dsv2_cache_type cache_types[] = {DSV2_CACHE_F32, DSV2_CACHE_F16, DSV2_CACHE_Q8, DSV2_CACHE_Q6};
+enum { N_CACHE_TYPES = sizeof cache_types / sizeof *cache_types };
+
+/* The logits after each of n tokens, VOCAB floats each; to be freed. */
+static float *logits_after_each(dsv2_model *model, dsv2_cache_type type, const int32_t *fed, size_t n)
+{
+    dsv2_session_options options = absorbed;
+    options.cache_type = type;
+    dsv2_session *session = open_session(model, &options);
+    float *logits = malloc(n * VOCAB * sizeof *logits);
+    dsv2_step_item item = {.struct_size = sizeof item, .session = session, .tokens = fed, .n_tokens = n, .logits = logits};
+    ck_assert_msg(dsv2_step(model, &item, 1) == DSV2_OK, "%s", dsv2_last_error());
+    dsv2_session_close(session);
+    return logits;
+}
+
+static void assert_logits(dsv2_session *session, const float *expected)
+{
+    const float *logits;
+    ck_assert_msg(dsv2_session_logits(session, &logits) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert(memcmp(logits, expected, VOCAB * sizeof *logits) == 0);
+}
+
+/* Forks of a session that stands in the middle of a feed, its first layers done, the page that it writes to shared with them. Each
+ * then goes another way; so does what the feed came to, or what was there before a cancelled one. */
+START_TEST(a_session_at_work_can_be_forked)
+{
+    static const size_t lengths[] = {1, 3, 63, 64, 65, 100};
+    enum { N_LENGTHS = sizeof lengths / sizeof *lengths, FED = 40, OTHER = 200 };
+    dsv2_model *model = open_model(2, 0);
+    for (size_t l = 0; l < 2 * N_LENGTHS; l++) {
+        size_t length = lengths[l / 2];
+        bool cancelled = l % 2 == 1;
+        gate g = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+        dsv2_session_options options = absorbed;
+        options.cache_type = cache_types[_i];
+        options.progress = wait_at_gate;
+        options.progress_user = &g;
+        dsv2_session *session = open_session(model, &options), *whole, *part, *again, *none;
+        int32_t other[OTHER];
+        memcpy(other, tokens, length * sizeof *other);
+        test_random_tokens(99, VOCAB, other + length, FED);
+        float *same_way = logits_after_each(model, cache_types[_i], tokens, length + FED + 2);
+        float *other_way = logits_after_each(model, cache_types[_i], other, length + FED);
+        feed(session, tokens, length);
+        pthread_t thread = start_feeding(&g, session, FED, FED); /* one layer of three */
+        FAILS_WITH(DSV2_ERROR_ARGUMENT, dsv2_session_fork(session, length + 1, &none));
+        ck_assert(dsv2_session_fork(session, length, &whole) == DSV2_OK);
+        ck_assert(dsv2_session_fork(session, length - 1, &part) == DSV2_OK);
+        assert_logits(whole, same_way + (length - 1) * VOCAB);
+        feed(whole, other + length, FED / 2);
+        ck_assert(dsv2_session_fork(whole, length, &again) == DSV2_OK);
+        g.answer = cancelled;
+        ck_assert_int_eq(let_go(&g, thread), cancelled ? DSV2_ERROR_CANCELLED : DSV2_OK);
+        g.stop_at = UINT64_MAX;
+        feed(whole, other + length + FED / 2, FED / 2);
+        assert_logits(whole, other_way + (length + FED - 1) * VOCAB);
+        feed(part, tokens + length - 1, FED);
+        assert_logits(part, same_way + (length + FED - 2) * VOCAB);
+        feed(again, tokens + length, FED);
+        assert_logits(again, same_way + (length + FED - 1) * VOCAB);
+        size_t done = length + (cancelled ? 0 : FED);
+        ck_assert_uint_eq(length_of(session), done);
+        feed(session, tokens + done, 2);
+        assert_logits(session, same_way + (done + 1) * VOCAB);
+        dsv2_session_close(again);
+        dsv2_session_close(part);
+        dsv2_session_close(whole);
+        dsv2_session_close(session);
+        free(other_way);
+        free(same_way);
+    }
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 0);
     dsv2_model_close(model);
 }
 END_TEST
@@ -543,13 +626,6 @@ START_TEST(a_file_that_changes_size_while_open_is_an_error_not_a_signal)
 END_TEST
 
 /* ---- forks and rewinding ---- */
-
-static dsv2_memory_info memory_of(const dsv2_model *model)
-{
-    dsv2_memory_info info = {.struct_size = sizeof info};
-    ck_assert(dsv2_model_get_memory(model, &info) == DSV2_OK);
-    return info;
-}
 
 START_TEST(any_sequence_of_feeds_forks_and_rewinds_gives_the_bits_of_a_fresh_session)
 {
@@ -933,6 +1009,97 @@ static void *onlooker_thread(void *argument)
     return NULL;
 }
 
+/* A session that grows to GROWN tokens, rewinds and grows again, in steps that it shares with another; others fork it meanwhile. */
+enum { GROWN = 300, N_GROWINGS = 3, N_FORKERS = 3 };
+
+typedef struct growing {
+    dsv2_model *model;
+    dsv2_session *session, *companion;
+    const float *logits;    /* after each of tokens 0 to GROWN - 1 */
+    _Atomic size_t at_most; /* tokens that it has, and will not lose unless it says so here before */
+    _Atomic bool done;
+} growing;
+
+static void *growing_thread(void *argument)
+{
+    growing *g = argument;
+    uint64_t seed = 21;
+    for (int round = 0; round < N_GROWINGS; round++) {
+        size_t n = length_of(g->session);
+        while (n < GROWN) {
+            size_t more = 1 + (size_t)(test_random(&seed) * 40);
+            more = more < GROWN - n ? more : GROWN - n;
+            dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = g->session, .tokens = tokens + n, .n_tokens = more},
+                                      {.struct_size = sizeof *items, .session = g->companion, .tokens = tokens, .n_tokens = 3}};
+            ck_assert_msg(dsv2_step(g->model, items, 2) == DSV2_OK, "%s", dsv2_last_error());
+            ck_assert(dsv2_session_truncate(g->companion, 0) == DSV2_OK);
+            n += more;
+            assert_logits(g->session, g->logits + (n - 1) * VOCAB);
+            atomic_store(&g->at_most, n);
+            int32_t token;
+            ck_assert(dsv2_session_sample(g->session, &token) == DSV2_OK);
+        }
+        n = (size_t)round * 30 + 40;
+        atomic_store(&g->at_most, n);
+        ck_assert(dsv2_session_truncate(g->session, n) == DSV2_OK);
+    }
+    atomic_store(&g->done, true);
+    return NULL;
+}
+
+/* Forks at any length, feeds what comes next, also from a fork of the fork. */
+static void *forking_thread(void *argument)
+{
+    growing *g = argument;
+    uint64_t seed = (uintptr_t)&seed; /* another one for each thread */
+    do {
+        size_t most = atomic_load(&g->at_most), n = 1 + (size_t)(test_random(&seed) * (double)most);
+        n = n < most ? n : most;
+        dsv2_session *copy, *second;
+        dsv2_status status = dsv2_session_fork(g->session, n, &copy);
+        if (status != DSV2_OK) { /* it was rewound just then */
+            FAILS_WITH(DSV2_ERROR_ARGUMENT, status);
+            continue;
+        }
+        size_t more = 1 + (size_t)(test_random(&seed) * 5);
+        ck_assert_uint_eq(length_of(copy), n);
+        ck_assert(dsv2_session_fork(copy, n, &second) == DSV2_OK);
+        feed(copy, tokens + n, more);
+        feed(second, tokens + n, more);
+        if (n + more <= GROWN) {
+            assert_logits(copy, g->logits + (n + more - 1) * VOCAB);
+            assert_logits(second, g->logits + (n + more - 1) * VOCAB);
+        }
+        dsv2_session_close(copy);
+        dsv2_session_close(second);
+    } while (!atomic_load(&g->done));
+    return NULL;
+}
+
+START_TEST(a_session_is_forked_by_threads_while_it_grows)
+{
+    dsv2_model *model = open_model(2, 0);
+    float *logits = logits_after_each(model, cache_types[_i], tokens, GROWN);
+    dsv2_session_options options = absorbed;
+    options.cache_type = cache_types[_i];
+    growing g = {.model = model, .session = open_session(model, &options), .companion = open_session(model, &options), .logits = logits};
+    pthread_t grower, forkers[N_FORKERS];
+    feed(g.session, tokens, 10);
+    atomic_store(&g.at_most, 10);
+    for (int i = 0; i < N_FORKERS; i++)
+        ck_assert(pthread_create(&forkers[i], NULL, forking_thread, &g) == 0);
+    ck_assert(pthread_create(&grower, NULL, growing_thread, &g) == 0);
+    pthread_join(grower, NULL);
+    for (int i = 0; i < N_FORKERS; i++)
+        pthread_join(forkers[i], NULL);
+    dsv2_session_close(g.companion);
+    dsv2_session_close(g.session);
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 0);
+    free(logits);
+    dsv2_model_close(model);
+}
+END_TEST
+
 START_TEST(sessions_of_many_threads_do_not_disturb_each_other)
 {
     dsv2_model *model = open_model(2, 0);
@@ -979,6 +1146,7 @@ int main(void)
     tcase_add_test(tests, a_token_outside_the_vocabulary_is_named_and_changes_nothing);
     tcase_add_test(tests, a_full_session_takes_no_more_and_stays_usable);
     tcase_add_test(tests, a_session_at_work_is_busy_for_everyone_else);
+    tcase_add_loop_test(tests, a_session_at_work_can_be_forked, 0, N_CACHE_TYPES);
     tcase_add_test(tests, cancel_from_another_thread_leaves_the_session_as_it_was);
     tcase_add_test(tests, cancel_by_callback_at_every_layer_leaves_the_session_as_it_was);
     tcase_add_test(tests, progress_never_falls_and_ends_at_the_total);
@@ -988,6 +1156,7 @@ int main(void)
     tcase_add_test(tests, a_fork_shares_pages_sampler_and_logits);
     tcase_add_test(tests, a_model_closed_first_lives_as_long_as_its_sessions);
     tcase_add_test(tests, the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing);
+    tcase_add_loop_test(tests, a_session_is_forked_by_threads_while_it_grows, 0, N_CACHE_TYPES);
     tcase_add_test(tests, sessions_of_many_threads_do_not_disturb_each_other);
     tcase_add_test(tests, opening_can_be_cancelled_at_every_report);
     if (oom_available()) {

@@ -1,8 +1,7 @@
 /* Models out of GGUF files, against the checkpoints that they were made of. */
-#include <dsv2/dsv2.h>
-
 #include "support/checkpoint.h"
 #include "support/gguf.h"
+#include "support/model.h"
 #include "support/oom.h"
 #include "support/tensors.h"
 
@@ -14,45 +13,19 @@
 
 enum { N_TOKENS = 80 };
 
-static dsv2_model *open_as(const char *path, dsv2_weight_type weight_type)
-{
-    dsv2_model *model;
-    dsv2_model_options options = {.struct_size = sizeof options, .weight_type = weight_type};
-    ck_assert_msg(dsv2_model_open(path, &options, &model) == DSV2_OK, "%s", dsv2_last_error());
-    return model;
-}
-
-static dsv2_model *open_model(const char *path) { return open_as(path, DSV2_WEIGHTS_AS_STORED); }
-
-static dsv2_model_info info_of(const dsv2_model *model)
-{
-    dsv2_model_info info = {.struct_size = sizeof info};
-    ck_assert(dsv2_model_get_info(model, &info) == DSV2_OK);
-    return info;
-}
-
 static float *logits_of(dsv2_model *model, dsv2_attention attention)
 {
     dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = attention};
-    dsv2_session *session;
-    ck_assert_msg(dsv2_session_open(model, &options, &session) == DSV2_OK, "%s", dsv2_last_error());
-    size_t vocab_size = info_of(model).vocab_size;
     int32_t tokens[N_TOKENS];
-    test_random_tokens(7, (uint32_t)vocab_size, tokens, N_TOKENS);
-    float *logits = malloc(N_TOKENS * vocab_size * sizeof *logits);
-    ck_assert(logits != NULL);
-    dsv2_step_item item = {
-        .struct_size = sizeof item, .session = session, .tokens = tokens, .n_tokens = N_TOKENS, .logits = logits};
-    ck_assert_msg(dsv2_step(model, &item, 1) == DSV2_OK, "%s", dsv2_last_error());
-    dsv2_session_close(session);
-    return logits;
+    test_random_tokens(7, test_model_info(model).vocab_size, tokens, N_TOKENS);
+    return test_logits(model, &options, tokens, N_TOKENS, N_TOKENS);
 }
 
 /* The largest difference between two models' logits; infinite if there is a NaN. */
 static double difference(dsv2_model *a, dsv2_model *b, dsv2_attention attention)
 {
-    size_t n = N_TOKENS * (size_t)info_of(a).vocab_size;
-    ck_assert_uint_eq(info_of(b).vocab_size, info_of(a).vocab_size);
+    size_t n = N_TOKENS * (size_t)test_model_info(a).vocab_size;
+    ck_assert_uint_eq(test_model_info(b).vocab_size, test_model_info(a).vocab_size);
     float *x = logits_of(a, attention), *y = logits_of(b, attention);
     double largest = 0;
     for (size_t i = 0; i < n; i++) {
@@ -67,8 +40,8 @@ static double difference(dsv2_model *a, dsv2_model *b, dsv2_attention attention)
 /* weight_type: what the GGUF's weights are brought to. */
 static void expect_equal(const char *what, const char *folder, const char *gguf, dsv2_weight_type weight_type)
 {
-    dsv2_model *a = open_model(folder), *b = open_as(gguf, weight_type);
-    dsv2_model_info x = info_of(a), y = info_of(b);
+    dsv2_model *a = test_model_open(folder, NULL), *b = test_model_open(gguf, &(dsv2_model_options){.weight_type = weight_type});
+    dsv2_model_info x = test_model_info(a), y = test_model_info(b);
     ck_assert_str_eq(y.container, "gguf");
     ck_assert_str_eq(y.architecture, x.architecture);
     ck_assert_str_eq(y.topk_method, x.topk_method);
@@ -219,10 +192,10 @@ START_TEST(groups_of_160_experts_matter)
     char *folder = test_checkpoint_write(&greedy), *place = temporary_folder(), path[600];
     snprintf(path, sizeof path, "%s/model.gguf", place);
     test_gguf_write(&others[0].options, folder, path, NULL);
-    dsv2_model *a = open_model(folder), *b = open_model(path);
-    ck_assert_uint_eq(info_of(b).n_group, 8);
-    ck_assert_uint_eq(info_of(b).topk_group, 3);
-    ck_assert_str_eq(info_of(b).topk_method, "group_limited_greedy");
+    dsv2_model *a = test_model_open(folder, NULL), *b = test_model_open(path, NULL);
+    ck_assert_uint_eq(test_model_info(b).n_group, 8);
+    ck_assert_uint_eq(test_model_info(b).topk_group, 3);
+    ck_assert_str_eq(test_model_info(b).topk_method, "group_limited_greedy");
     ck_assert_double_gt(difference(a, b, DSV2_ATTENTION_ABSORBED), 0.01);
     dsv2_model_close(a);
     dsv2_model_close(b);

@@ -1,8 +1,7 @@
 /* The forward pass against what DeepSeek's published code computed for four small checkpoints, against an implementation of our own
- * that shares nothing with the library (support/reference.c) for other shapes, and against itself where bits must not change. */
-#include <dsv2/dsv2.h>
-
+ * that shares nothing with the library (support/reference.c) for other shapes. */
 #include "support/checkpoint.h"
+#include "support/model.h"
 #include "support/reference.h"
 #include "support/tensors.h"
 
@@ -14,38 +13,7 @@
 
 #define TOLERANCE 1e-3 /* of a logit; logits are some units large */
 
-static const char *const kernel_sets[] = {"c", "avx2", "avx512"};
-enum { N_SETS = 3, N_CASES = TEST_GOLDENS * N_SETS };
-
-/* Logits of n tokens fed `chunk` at a time to a fresh session. */
-static float *run(dsv2_model *model, const dsv2_session_options *options, const int32_t *tokens, size_t n, size_t chunk, size_t vocab_size)
-{
-    dsv2_session *session;
-    ck_assert_msg(dsv2_session_open(model, options, &session) == DSV2_OK, "%s", dsv2_last_error());
-    float *logits = malloc(n * vocab_size * sizeof *logits);
-    ck_assert(logits != NULL);
-    for (size_t i = 0; i < n; i += chunk) {
-        dsv2_step_item item = {.struct_size = sizeof item, .session = session, .tokens = tokens + i,
-                               .n_tokens = n - i < chunk ? n - i : chunk, .logits = logits + i * vocab_size};
-        ck_assert_msg(dsv2_step(model, &item, 1) == DSV2_OK, "%s", dsv2_last_error());
-    }
-    dsv2_session_close(session);
-    return logits;
-}
-
-/* NULL, with a word about it, where the processor lacks the kernels. */
-static dsv2_model *open_with(const char *folder, const char *kernels, uint32_t n_threads)
-{
-    dsv2_model *model;
-    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = n_threads, .kernels = kernels};
-    dsv2_status status = dsv2_model_open(folder, &options, &model);
-    if (status == DSV2_ERROR_UNSUPPORTED && strstr(dsv2_last_error(), "kernel") != NULL) {
-        printf("skipped: %s\n", dsv2_last_error());
-        return NULL;
-    }
-    ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
-    return model;
-}
+enum { N_CASES = TEST_GOLDENS * TEST_KERNEL_SETS };
 
 /* A golden's inputs and outputs. */
 typedef struct golden {
@@ -110,13 +78,13 @@ static void check_logits(const char *folder, const char *kernels, uint32_t max_t
     static const dsv2_attention forms[] = {DSV2_ATTENTION_AUTO, DSV2_ATTENTION_ABSORBED, DSV2_ATTENTION_EXPANDED};
     const size_t chunks[] = {1, 7, n};
     for (uint32_t n_threads = 1; n_threads <= max_threads; n_threads++) {
-        dsv2_model *model = open_with(folder, kernels, n_threads);
+        dsv2_model *model = test_model_open(folder, &(dsv2_model_options){.n_threads = n_threads, .kernels = kernels});
         if (model == NULL)
             return;
         for (size_t form = 0; form < 3; form++) {
             for (size_t chunk = 0; chunk < 3; chunk++) {
                 dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = forms[form]};
-                float *logits = run(model, &options, tokens, n, chunks[chunk], vocab_size);
+                float *logits = test_logits(model, &options, tokens, n, chunks[chunk]);
                 double difference = largest_difference(logits, expected, n * vocab_size);
                 ck_assert_msg(difference <= TOLERANCE, "%s, kernels %s, %u threads, attention %d, chunks of %zu: off by %g", folder,
                               kernels, n_threads, (int)forms[form], chunks[chunk], difference);
@@ -129,13 +97,13 @@ static void check_logits(const char *folder, const char *kernels, uint32_t max_t
 
 START_TEST(logits_match_published_code_for_any_chunking_threads_form_and_kernels)
 {
-    golden g = golden_open((size_t)_i / N_SETS);
+    golden g = golden_open((size_t)_i / TEST_KERNEL_SETS);
     const test_tensor *logits = test_tensors_need(&g.expected, "logits", "F32");
     double *expected = malloc(g.n_tokens * g.vocab_size * sizeof *expected);
     ck_assert(expected != NULL);
     for (size_t i = 0; i < g.n_tokens * g.vocab_size; i++)
         expected[i] = float_at(logits, i);
-    check_logits(g.folder, kernel_sets[_i % N_SETS], 2, g.tokens, g.n_tokens, g.vocab_size, expected);
+    check_logits(g.folder, test_kernel_sets[_i % TEST_KERNEL_SETS], 2, g.tokens, g.n_tokens, g.vocab_size, expected);
     free(expected);
     golden_close(&g);
 }
@@ -212,109 +180,10 @@ START_TEST(logits_match_reference_for_other_shapes)
     int32_t tokens[SHAPE_TOKENS];
     test_random_tokens(shape->seed + 1000, shape->vocab_size, tokens, SHAPE_TOKENS);
     reference *r = reference_run(folder, tokens, SHAPE_TOKENS);
-    for (size_t set = 0; set < N_SETS; set++)
-        check_logits(folder, kernel_sets[set], 1, tokens, SHAPE_TOKENS, shape->vocab_size, r->logits);
+    for (size_t set = 0; set < TEST_KERNEL_SETS; set++)
+        check_logits(folder, test_kernel_sets[set], 1, tokens, SHAPE_TOKENS, shape->vocab_size, r->logits);
     reference_free(r);
     test_checkpoint_remove(folder);
-}
-END_TEST
-
-/* ---- bits that must not change ---- */
-
-enum { LONG = 700 }; /* more than one pass, and more than one span of attention */
-
-static const dsv2_session_options form_options[] = {
-    {.struct_size = sizeof(dsv2_session_options)},
-    {.struct_size = sizeof(dsv2_session_options), .attention = DSV2_ATTENTION_ABSORBED, .cache_type = DSV2_CACHE_F32},
-    {.struct_size = sizeof(dsv2_session_options), .attention = DSV2_ATTENTION_EXPANDED},
-};
-
-START_TEST(threads_change_no_bit)
-{
-    const char *folder = test_golden_folders[_i / N_SETS], *kernels = kernel_sets[_i % N_SETS];
-    int32_t tokens[200];
-    test_random_tokens(3, 320, tokens, 200);
-    dsv2_model *one = open_with(folder, kernels, 1);
-    if (one == NULL)
-        return;
-    dsv2_model_info info = {.struct_size = sizeof info};
-    ck_assert(dsv2_model_get_info(one, &info) == DSV2_OK);
-    for (uint32_t n_threads = 2; n_threads <= 3; n_threads++) {
-        dsv2_model *several = open_with(folder, kernels, n_threads);
-        for (size_t form = 0; form < 3; form++) {
-            float *a = run(one, &form_options[form], tokens, 200, 150, info.vocab_size);
-            float *b = run(several, &form_options[form], tokens, 200, 150, info.vocab_size);
-            ck_assert_msg(memcmp(a, b, 200 * info.vocab_size * sizeof *a) == 0, "%u threads, attention %zu", n_threads, form);
-            free(a), free(b);
-        }
-        dsv2_model_close(several);
-    }
-    dsv2_model_close(one);
-}
-END_TEST
-
-START_TEST(absorbed_form_gives_the_same_bits_for_any_chunking)
-{
-    dsv2_model *model = open_with(test_golden_folders[0], kernel_sets[_i], 2);
-    if (model == NULL)
-        return;
-    static int32_t tokens[LONG];
-    test_random_tokens(4, 384, tokens, LONG);
-    const dsv2_session_options *options = &form_options[1];
-    float *whole = run(model, options, tokens, LONG, LONG, 384);
-    static const size_t chunks[] = {1, 7, 64, 513};
-    for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
-        float *cut = run(model, options, tokens, LONG, chunks[i], 384);
-        ck_assert_msg(memcmp(whole, cut, LONG * 384 * sizeof *cut) == 0, "chunks of %zu", chunks[i]);
-        free(cut);
-    }
-    free(whole);
-    dsv2_model_close(model);
-}
-END_TEST
-
-/* Sessions of different lengths and forms, each with its own rhythm; a round is one dsv2_step with all that have tokens left. */
-START_TEST(companions_change_no_bit)
-{
-    static const struct {
-        size_t n_tokens, chunk, form;
-    } parts[] = {{LONG, LONG, 0}, {650, 333, 1}, {300, 7, 0}, {90, 1, 2}, {1, 1, 0}, {530, 520, 2}, {64, 64, 1}};
-    enum { N = sizeof parts / sizeof *parts };
-    dsv2_model *model = open_with(test_golden_folders[1], kernel_sets[_i], 2);
-    if (model == NULL)
-        return;
-    int32_t *tokens[N];
-    dsv2_session *sessions[N];
-    float *together[N];
-    size_t fed[N] = {0};
-    for (size_t i = 0; i < N; i++) {
-        tokens[i] = malloc(parts[i].n_tokens * sizeof **tokens);
-        together[i] = malloc(parts[i].n_tokens * 384 * sizeof **together);
-        ck_assert(tokens[i] != NULL && together[i] != NULL);
-        test_random_tokens(i, 384, tokens[i], parts[i].n_tokens);
-        ck_assert(dsv2_session_open(model, &form_options[parts[i].form], &sessions[i]) == DSV2_OK);
-    }
-    for (size_t n_items = 1; n_items > 0;) {
-        dsv2_step_item items[N];
-        n_items = 0;
-        for (size_t i = 0; i < N; i++) {
-            size_t left = parts[i].n_tokens - fed[i], n = left < parts[i].chunk ? left : parts[i].chunk;
-            if (n == 0)
-                continue;
-            items[n_items++] = (dsv2_step_item){.struct_size = sizeof *items, .session = sessions[i], .tokens = tokens[i] + fed[i],
-                                                .n_tokens = n, .logits = together[i] + fed[i] * 384};
-            fed[i] += n;
-        }
-        if (n_items > 0)
-            ck_assert_msg(dsv2_step(model, items, n_items) == DSV2_OK, "%s", dsv2_last_error());
-    }
-    for (size_t i = 0; i < N; i++) {
-        float *alone = run(model, &form_options[parts[i].form], tokens[i], parts[i].n_tokens, parts[i].chunk, 384);
-        ck_assert_msg(memcmp(alone, together[i], parts[i].n_tokens * 384 * sizeof *alone) == 0, "session %zu", i);
-        free(alone), free(tokens[i]), free(together[i]);
-        dsv2_session_close(sessions[i]);
-    }
-    dsv2_model_close(model);
 }
 END_TEST
 
@@ -326,9 +195,6 @@ int main(void)
     tcase_add_loop_test(tests, reference_matches_published_code, 0, TEST_GOLDENS);
     tcase_add_loop_test(tests, logits_match_published_code_for_any_chunking_threads_form_and_kernels, 0, N_CASES);
     tcase_add_loop_test(tests, logits_match_reference_for_other_shapes, 0, N_SHAPES);
-    tcase_add_loop_test(tests, threads_change_no_bit, 0, N_CASES);
-    tcase_add_loop_test(tests, absorbed_form_gives_the_same_bits_for_any_chunking, 0, N_SETS);
-    tcase_add_loop_test(tests, companions_change_no_bit, 0, N_SETS);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

@@ -3,9 +3,8 @@
 #include "model/model.h"
 #include "support/checkpoint.h"
 #include "support/gguf.h"
+#include "support/model.h"
 #include "support/oom.h"
-
-#include <dsv2/dsv2.h>
 
 #include <check.h>
 #include <dirent.h>
@@ -64,40 +63,11 @@ static dsv2_status pack(const char *from, dsv2_weight_type type)
     return dsv2_model_pack(from, pack_path, &options);
 }
 
-static dsv2_model *open_as(const char *path, dsv2_weight_type type, const char *kernels)
-{
-    dsv2_model *model;
-    dsv2_model_options options = {.struct_size = sizeof options, .weight_type = type, .n_threads = 2, .kernels = kernels};
-    ck_assert_msg(dsv2_model_open(path, &options, &model) == DSV2_OK, "%s", dsv2_last_error());
-    return model;
-}
-
-static dsv2_model_info info_of(const dsv2_model *model)
-{
-    dsv2_model_info info = {.struct_size = sizeof info};
-    ck_assert(dsv2_model_get_info(model, &info) == DSV2_OK);
-    return info;
-}
-
-static float *logits_of(dsv2_model *model, dsv2_attention attention)
-{
-    uint32_t vocab_size = info_of(model).vocab_size;
-    int32_t tokens[N_TOKENS];
-    test_random_tokens(5, vocab_size, tokens, N_TOKENS);
-    dsv2_session *session;
-    dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = attention};
-    ck_assert(dsv2_session_open(model, &options, &session) == DSV2_OK);
-    float *logits = malloc((size_t)N_TOKENS * vocab_size * sizeof *logits);
-    dsv2_step_item item = {.struct_size = sizeof item, .session = session, .tokens = tokens, .n_tokens = N_TOKENS, .logits = logits};
-    ck_assert_msg(dsv2_step(model, &item, 1) == DSV2_OK, "%s", dsv2_last_error());
-    dsv2_session_close(session);
-    return logits;
-}
-
 static void expect_same_bits(const char *a_path, dsv2_weight_type a_type, const char *b_path, const char *kernels)
 {
-    dsv2_model *a = open_as(a_path, a_type, kernels), *b = open_as(b_path, DSV2_WEIGHTS_AS_STORED, kernels);
-    dsv2_model_info x = info_of(a), y = info_of(b);
+    dsv2_model *a = test_model_open(a_path, &(dsv2_model_options){.weight_type = a_type, .n_threads = 2, .kernels = kernels});
+    dsv2_model *b = test_model_open(b_path, &(dsv2_model_options){.n_threads = 2, .kernels = kernels});
+    dsv2_model_info x = test_model_info(a), y = test_model_info(b);
     ck_assert_str_eq(y.container, "pack");
     ck_assert_uint_eq(x.parameters, y.parameters);
     ck_assert_uint_eq(x.parameters_activated, y.parameters_activated);
@@ -106,8 +76,12 @@ static void expect_same_bits(const char *a_path, dsv2_weight_type a_type, const 
     ck_assert_str_eq(x.scoring_func, y.scoring_func);
     ck_assert_str_eq(x.architecture, y.architecture);
     ck_assert_int_eq(x.bos_token_id, y.bos_token_id);
+    int32_t tokens[N_TOKENS];
+    test_random_tokens(5, x.vocab_size, tokens, N_TOKENS);
     for (int attention = DSV2_ATTENTION_ABSORBED; attention <= DSV2_ATTENTION_EXPANDED; attention++) {
-        float *p = logits_of(a, (dsv2_attention)attention), *q = logits_of(b, (dsv2_attention)attention);
+        dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32,
+                                        .attention = (dsv2_attention)attention};
+        float *p = test_logits(a, &options, tokens, N_TOKENS, N_TOKENS), *q = test_logits(b, &options, tokens, N_TOKENS, N_TOKENS);
         for (size_t i = 0; i < (size_t)N_TOKENS * x.vocab_size; i++)
             ck_assert_msg(isfinite(p[i]) && memcmp(&p[i], &q[i], sizeof *p) == 0, "%s as type %d, attention %d: logit %zu is %a and %a", a_path,
                           (int)a_type, attention, i, (double)p[i], (double)q[i]);

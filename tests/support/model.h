@@ -1,0 +1,23 @@
+/* What tests do with models over and over, by the public API. Any failure ends the test. */
+#ifndef DSV2_TESTS_MODEL_H
+#define DSV2_TESTS_MODEL_H
+
+#include <dsv2/dsv2.h>
+
+#include <stddef.h>
+
+/* The kernel sets: of this processor or not. */
+enum { TEST_KERNEL_SETS = 3 };
+extern const char *const test_kernel_sets[TEST_KERNEL_SETS];
+
+/* options: NULL, or with struct_size 0. NULL is returned, with a word about it, where the processor lacks the kernels asked for. */
+dsv2_model *test_model_open(const char *path, const dsv2_model_options *options);
+
+dsv2_session *test_session_open(dsv2_model *model, const dsv2_session_options *options);
+
+dsv2_model_info test_model_info(const dsv2_model *model);
+
+/* The logits after each of n tokens, [n][vocab_size], that a fresh session gives if it is fed `chunk` at a time; to be freed. */
+float *test_logits(dsv2_model *model, const dsv2_session_options *options, const int32_t *tokens, size_t n, size_t chunk);
+
+#endif

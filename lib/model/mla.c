@@ -181,6 +181,14 @@ static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, co
     }
 }
 
+/* Has a page's rows brought from memory while another is worked on. */
+static void fetch_page(const mla *a, const dsv2_cache *cache, size_t position)
+{
+    const uint8_t *stored = dsv2_cache_rows(cache, a->layer, position / DSV2_PAGE_TOKENS);
+    for (size_t at = 0; at < cache->shape.layer_bytes; at += 64)
+        __builtin_prefetch(stored + at, 0, 2);
+}
+
 /* The context from token `first` to `end` - 1, at most one span: sums[i] = sum_t exp(s_it - max[i]) c_t, sum[i] its weights. */
 static void attend_span(const mla *a, const dsv2_sequence *sequence, queries block, size_t first, size_t end,
                         const attend_scratch *scratch, float *sums, float *max, float *sum)
@@ -216,6 +224,8 @@ static void attend_span(const mla *a, const dsv2_sequence *sequence, queries blo
         for (uint32_t i = 0; i < n_queries; i++)
             visible[i] = visible_tokens(pass->row_position[block.first_row + i / block.n_heads], t, tile.n);
         load_latents(a, cache, t, &attend, &tile, scratch->latents);
+        if (t + DSV2_PAGE_TOKENS < end)
+            fetch_page(a, cache, t + DSV2_PAGE_TOKENS);
         dsv2_attend_tile(&attend, &tile, visible);
     }
 }

@@ -171,9 +171,10 @@ static void write_tokenizer(const char *path, char digit)
 
 static dsv2_fingerprint fingerprint_of(const char *path, dsv2_weight_type type)
 {
-    dsv2_model *model = open_as(path, type, NULL);
+    dsv2_model_options options = {.weight_type = type};
+    dsv2_model *model = test_model_open(path, &options);
     dsv2_fingerprint fingerprint = model->fingerprint;
-    ck_assert_uint_eq(info_of(model).fingerprint, dsv2_fingerprint_digest(&fingerprint));
+    ck_assert_uint_eq(test_model_info(model).fingerprint, dsv2_fingerprint_digest(&fingerprint));
     dsv2_model_close(model);
     return fingerprint;
 }

@@ -186,7 +186,8 @@ class Bench:
                 self.record("llama", "open", **opened)
             for flash in sorted({flash for row in self.rows for flash in self.ways(row)}):
                 if self.deepest > 0:
-                    self.ask(**{"do": "prepare", "sessions": 1, "flash": flash})
+                    with self.alone():
+                        self.ask(do="prepare", sessions=1, flash=flash)
             yield
             self.process.stdin.close()
 

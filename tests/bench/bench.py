@@ -146,25 +146,28 @@ class Bench:
     def dsv2_bench(self, model: pathlib.Path, *options: object) -> dict:
         return self.run(self.dsv2, "bench", model, "--json", "--repeat", 1, "--threads", self.args.threads, *options)
 
-    def kept(self, model: pathlib.Path) -> list:
-        """Options for a session that is deep already: the deepest row's tokens are fed once, the others restore the first of them."""
-        kept = self.folder / f"{model.name}.kept"
-        if not kept.exists():
-            say(f"{model.name}: feeding {self.deepest} tokens once")
-            self.dsv2_bench(model, "--prompt", 0, "--generate", 0, "--depth", self.deepest, "--keep", kept)
-        return ["--keep", kept]
+    def kept(self, model: pathlib.Path) -> pathlib.Path:
+        return self.folder / f"{model.name}.kept"
 
-    def measure_dsv2(self, engine: str, name: str) -> None:
-        model = self.gguf if engine == "gguf" else self.pack
+    def keep(self, model: pathlib.Path) -> None:
+        """Feeds the deepest row's tokens, if that has not been done before, some at a time; all rows restore the first of them."""
+        n = self.run(self.dsv2, "inspect", self.kept(model), "--json")["tokens"] if self.kept(model).exists() else 0
+        while n < self.deepest:
+            n = min(n + 8192, self.deepest)
+            say(f"{model.name}: feeding up to {n} tokens, once")
+            with self.alone():
+                self.dsv2_bench(model, "--prompt", 0, "--generate", 0, "--depth", n, "--keep", self.kept(model))
+
+    def measure_dsv2(self, engine: str, model: pathlib.Path, name: str) -> None:
         if name == "open":
             got = self.dsv2_bench(model, "--prompt", 0, "--generate", 0)
             self.record(engine, name, seconds=got["first_token_seconds"], open_seconds=got["open_seconds"])
             return
         row = ROWS[name]
         part, counts = ("generate", (0, row.steps)) if row.tokens == 1 else ("prompt", (row.tokens, 0))
-        kept = self.kept(model) if row.depth > 0 else []
         before = self.bounds()
-        got = self.dsv2_bench(model, "--prompt", counts[0], "--generate", counts[1], "--sessions", row.sessions, "--depth", row.depth, *kept)
+        got = self.dsv2_bench(model, "--prompt", counts[0], "--generate", counts[1], "--sessions", row.sessions, "--depth", row.depth,
+                              *(["--keep", self.kept(model)] if row.depth > 0 else []))
         after = self.bounds()
         self.record(engine, name, rate=got[part]["tokens_per_second"]["median"], kernels=got["kernels"], peak_bytes=got["peak_bytes"],
                     bounds={key: (before[key] + after[key]) / 2 for key in ("flops", "int8", "bytes")},
@@ -220,27 +223,24 @@ class Bench:
     # ---- a round ----
 
     def measure_round(self) -> None:
-        """Row by row, the engines taking turns to be first."""
+        """The engines take turns, and to be first; one at a time, as two such models at once may not fit into memory."""
         first = self.round % len(self.args.engines)
-        engines = self.args.engines[first:] + self.args.engines[:first]
-        for model in {"gguf": self.gguf, "pack": self.pack}.items():
-            if model[0] in engines:
-                warm(model[1])
-                if self.deepest > 0:
-                    self.kept(model[1])
-        if "open" in self.rows:
-            for engine in engines:
-                if engine != "llama":
-                    with self.alone():
-                        self.measure_dsv2(engine, "open")
-        with self.llama() if "llama" in engines else contextlib.nullcontext():
+        for engine in self.args.engines[first:] + self.args.engines[:first]:
+            if engine == "llama":
+                warm(self.gguf)
+                with self.llama():
+                    for name in self.rows:
+                        if name != "open":
+                            with self.alone():
+                                self.measure_llama(name)
+                continue
+            model = self.gguf if engine == "gguf" else self.pack
+            warm(model)
+            self.keep(model)
             for name in self.rows:
-                with self.alone():
-                    for engine in engines:
-                        if engine == "llama" and name != "open":
-                            self.measure_llama(name)
-                        elif engine != "llama" and name in ROWS:
-                            self.measure_dsv2(engine, name)
+                if name != "state-8192":
+                    with self.alone():
+                        self.measure_dsv2(engine, model, name)
 
 
 def parse_rows(text: str) -> list[str]:

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -13,7 +14,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
-import threading
+import tempfile
 from typing import Iterator, NamedTuple, TextIO
 
 import report
@@ -49,6 +50,10 @@ GROUPS = {"table": [*TABLE, "open"], "curve": list(CURVE), "state": ["state-8192
 ENGINES = ["pack", "gguf", "llama"]
 
 
+def depth_of(row: str) -> int:
+    return ROWS[row].depth if row in ROWS else 8192 if row == "state-8192" else 0
+
+
 def say(text: str) -> None:
     print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
 
@@ -71,6 +76,8 @@ class Bench:
         self.results: TextIO = open(self.folder / "results.jsonl", "a", encoding="utf-8")
         self.round = 0
         self.flash: dict[str, bool] = {}  # by row, once both were tried
+        self.rows = sorted(args.rows, key=depth_of, reverse=True)  # llama.cpp can rewind only
+        self.deepest = max(map(depth_of, args.rows))
 
     # ---- the files ----
 
@@ -94,24 +101,32 @@ class Bench:
 
     # ---- running ----
 
-    def run(self, command: list, timed: bool = True) -> Iterator[dict]:
-        """The JSON objects that the command prints, a line each, then one with its peak resident memory."""
-        wrapped = [*(shlex.split(self.args.wrap) if timed else []), *map(str, command)]
-        process = subprocess.Popen(wrapped, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
-        errors: list[str] = []
-        reader = threading.Thread(target=lambda: errors.extend(process.stderr))
-        reader.start()
-        for line in process.stdout:
-            yield json.loads(line)
-        reader.join()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = status
-        if status != 0:
-            raise SystemExit(f"failed: {shlex.join(wrapped)}\n{''.join(errors)}")
-        yield {"peak_bytes": usage.ru_maxrss * 1024}
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds what --alone starts, so that nothing else runs meanwhile."""
+        if not self.args.alone:
+            yield
+            return
+        with subprocess.Popen([*shlex.split(self.args.alone), "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            holder.stdin.write(b"\n")
+            holder.stdin.flush()
+            holder.stdout.readline()
+            yield
+            holder.stdin.close()
+
+    def run(self, *command: object) -> dict:
+        """The JSON object that the command prints, with its peak resident memory."""
+        words = [str(word) for word in command]
+        with tempfile.TemporaryFile() as errors, subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors) as process:
+            out = process.stdout.read()
+            _, process.returncode, usage = os.wait4(process.pid, 0)
+            errors.seek(0)
+            if process.returncode != 0:
+                raise SystemExit(f"failed: {shlex.join(words)}\n{errors.read().decode()}")
+        return {**json.loads(out), "peak_bytes": usage.ru_maxrss * 1024}
 
     def bounds(self) -> dict:
-        return list(self.run([self.args.build / "tests/bench_bounds", self.args.threads]))[0]
+        return self.run(self.args.build / "tests/bench_bounds", self.args.threads)
 
     def record(self, engine: str, row: str, **values: object) -> None:
         values = {"round": self.round, "engine": engine, "row": row, "threads": self.args.threads, **values}
@@ -122,73 +137,110 @@ class Bench:
 
     def record_model(self) -> None:
         """What the table needs to know of the files."""
-        facts, _ = self.run([self.dsv2, "inspect", self.pack, "--json"], timed=False)
+        facts = self.run(self.dsv2, "inspect", self.pack, "--json")
         self.results.write(json.dumps({**report.costs(self.pack, facts), "pack_bytes": self.pack.stat().st_size,
                                        "gguf_bytes": self.gguf.stat().st_size}) + "\n")
 
-    def measure_dsv2(self, engine: str, rows: list[str]) -> None:
-        model = self.gguf if engine == "gguf" else self.pack
-        warm(model)
-        bench = [self.dsv2, "bench", model, "--json", "--repeat", 1, "--threads", self.args.threads]
+    # ---- libdsv2 ----
+
+    def dsv2_bench(self, model: pathlib.Path, *options: object) -> dict:
+        return self.run(self.dsv2, "bench", model, "--json", "--repeat", 1, "--threads", self.args.threads, *options)
+
+    def kept(self, model: pathlib.Path) -> pathlib.Path:
+        return self.folder / f"{model.name}.kept"
+
+    def keep(self, model: pathlib.Path) -> None:
+        """Feeds the deepest row's tokens, if that has not been done before, some at a time; all rows restore the first of them."""
+        n = self.run(self.dsv2, "inspect", self.kept(model), "--json")["tokens"] if self.kept(model).exists() else 0
+        while n < self.deepest:
+            n = min(n + 8192, self.deepest)
+            say(f"{model.name}: feeding up to {n} tokens, once")
+            with self.alone():
+                self.dsv2_bench(model, "--prompt", 0, "--generate", 0, "--depth", n, "--keep", self.kept(model))
+
+    def measure_dsv2(self, engine: str, model: pathlib.Path, name: str) -> None:
+        if name == "open":
+            got = self.dsv2_bench(model, "--prompt", 0, "--generate", 0)
+            self.record(engine, name, seconds=got["first_token_seconds"], open_seconds=got["open_seconds"])
+            return
+        row = ROWS[name]
+        part, counts = ("generate", (0, row.steps)) if row.tokens == 1 else ("prompt", (row.tokens, 0))
         before = self.bounds()
-        for name in rows:
-            if name == "open":
-                got, _ = self.run([*bench, "--prompt", 0, "--generate", 0])
-                self.record(engine, name, seconds=got["first_token_seconds"], open_seconds=got["open_seconds"])
-                continue
-            row = ROWS[name]
-            part, count = ("generate", row.steps) if row.tokens == 1 else ("prompt", row.tokens)
-            command = [*bench, "--prompt", 0, "--generate", 0, "--sessions", row.sessions, "--depth", row.depth]
-            if row.depth > 0 and row.sessions == 1:
-                kept = self.folder / f"{model.name}.kept"
-                self.keep(model, kept)
-                command += ["--keep", kept]
-            got, end = self.run([*command, f"--{part}", count])
-            after = self.bounds()
-            mean = {key: (before[key] + after[key]) / 2 for key in ("flops", "int8", "bytes")}
-            cached = row.sessions * (row.depth + row.steps * row.tokens)
-            self.record(engine, name, rate=got[part]["tokens_per_second"]["median"], bounds=mean, kernels=got["kernels"],
-                        cache_bytes=cached * CACHE_BYTES, **end)
-            before = after
+        got = self.dsv2_bench(model, "--prompt", counts[0], "--generate", counts[1], "--sessions", row.sessions, "--depth", row.depth,
+                              *(["--keep", self.kept(model)] if row.depth > 0 else []))
+        after = self.bounds()
+        self.record(engine, name, rate=got[part]["tokens_per_second"]["median"], kernels=got["kernels"], peak_bytes=got["peak_bytes"],
+                    bounds={key: (before[key] + after[key]) / 2 for key in ("flops", "int8", "bytes")},
+                    cache_bytes=row.sessions * (row.depth + row.steps * row.tokens) * CACHE_BYTES)
 
-    def keep(self, model: pathlib.Path, kept: pathlib.Path) -> None:
-        """Feeds the deepest row's tokens once; all other depths restore the first of them."""
-        if not kept.exists():
-            depth = max(ROWS[name].depth for name in self.args.rows if name in ROWS)
-            say(f"feeding {depth} tokens once")
-            list(self.run([self.dsv2, "bench", model, "--json", "--repeat", 1, "--prompt", 0, "--generate", 0, "--threads",
-                           self.args.threads, "--depth", depth, "--keep", kept], timed=False))
+    # ---- llama.cpp ----
 
-    def measure_llama(self, flash: bool, rows: list[str]) -> dict[str, float]:
-        warm(self.gguf)
-        points = [{"name": name, **ROWS[name]._asdict()} for name in rows if name in ROWS]
-        state = "state-8192" in rows
-        if state:
-            points = [{"name": "", **Row(1, 8192, 0, 1)._asdict()}]
-        orders = {"home": str(self.args.llama), "folder": str(self.folder), "model": str(self.gguf), "threads": self.args.threads,
-                  "vocabulary": VOCABULARY, "batch": BATCH, "flash": flash, "state": state, "points": points}
+    @contextlib.contextmanager
+    def llama(self) -> Iterator[None]:
+        """Opens the model in llama.cpp, which then waits to be asked."""
+        settings = {"home": str(self.args.llama), "folder": str(self.folder), "model": str(self.gguf), "threads": self.args.threads,
+                    "vocabulary": VOCABULARY, "batch": BATCH, "deepest": self.deepest}
         script = pathlib.Path(__file__).with_name("llama.mjs")
+        command = [self.args.node, script, json.dumps(settings)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as self.process:
+            with self.alone():
+                opened = self.answer()
+            if "open" in self.rows:
+                self.record("llama", "open", **opened)
+            for flash in sorted({flash for row in self.rows for flash in self.ways(row)}):
+                if self.deepest > 0:
+                    with self.alone():
+                        self.ask(do="prepare", sessions=1, flash=flash)
+            yield
+            self.process.stdin.close()
+
+    def answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("llama.cpp failed")
+        return json.loads(line)
+
+    def ask(self, **order: object) -> dict:
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def ways(self, name: str) -> list[bool]:
+        """With or without flash attention: both until it is known which is faster, for each row."""
+        return [self.flash[name]] if name in self.flash else [False, True]
+
+    def measure_llama(self, name: str) -> None:
+        if name == "state-8192":
+            self.record("llama", name, **self.ask(do="state", flash=False, sessions=1, depth=8192), flash=False)
+            return
         rates = {}
-        for got in self.run([self.args.node, script, json.dumps(orders)]):
-            name = got.pop("name", "")
-            if name in rows:
-                rates[name] = got.get("rate", 0)
-                self.record("llama", name, flash=flash, **got)
-        return rates
+        for flash in self.ways(name):
+            got = self.ask(do="rate", flash=flash, **ROWS[name]._asdict())
+            rates[flash] = got["rate"]
+            self.record("llama", name, flash=flash, **got)
+        self.flash[name] = max(rates, key=rates.get)
+
+    # ---- a round ----
 
     def measure_round(self) -> None:
-        """The engines take turns to be first. llama.cpp is tried with and without flash attention, then each row as it was faster."""
-        rows = self.args.rows
+        """The engines take turns, and to be first; one at a time, as two such models at once may not fit into memory."""
         first = self.round % len(self.args.engines)
         for engine in self.args.engines[first:] + self.args.engines[:first]:
-            if engine != "llama":
-                self.measure_dsv2(engine, [name for name in rows if name in ROWS or name == "open"])
-            elif not self.flash:
-                rates = {flash: self.measure_llama(flash, rows) for flash in (False, True)}
-                self.flash = {name: rates[True].get(name, 0) > rates[False].get(name, 0) for name in rows}
-            else:
-                for flash in sorted(set(self.flash.values())):
-                    self.measure_llama(flash, [name for name in rows if self.flash[name] == flash])
+            if engine == "llama":
+                warm(self.gguf)
+                with self.llama():
+                    for name in self.rows:
+                        if name != "open":
+                            with self.alone():
+                                self.measure_llama(name)
+                continue
+            model = self.gguf if engine == "gguf" else self.pack
+            warm(model)
+            self.keep(model)
+            for name in self.rows:
+                if name != "state-8192":
+                    with self.alone():
+                        self.measure_dsv2(engine, model, name)
 
 
 def parse_rows(text: str) -> list[str]:
@@ -227,7 +279,7 @@ def main() -> None:
     run.add_argument("--gguf", type=pathlib.Path, help="default FOLDER/lite.gguf, made if it is not there")
     run.add_argument("--pack", type=pathlib.Path, help="default: beside the GGUF, made if it is not there")
     run.add_argument("--experts", type=int, default=64, help="of the file to make; fewer make a smaller one, for trying this out")
-    run.add_argument("--wrap", default="", metavar="COMMAND", help="run what is timed with this before it, such as 'nice -n -5'")
+    run.add_argument("--alone", metavar="COMMAND", help="run `COMMAND cat` around each measurement: it keeps other work from running")
     show.add_argument("--svg", type=pathlib.Path, help="draw tokens/s against context")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

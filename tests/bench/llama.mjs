@@ -1,15 +1,17 @@
-// llama.cpp's side of bench.py: node llama.mjs ORDERS, a JSON object. Prints a JSON object a line.
+// llama.cpp's side of bench.py: node llama.mjs SETTINGS, a JSON object. Opens the model and prints how long that took; then answers
+// each line of standard input, what to time, with a line.
 //
 // node-llama-cpp's bindings are called directly: what is timed is llama_decode, with logits for the last token of every sequence,
 // as dsv2 bench times dsv2_step. The public classes above them would add a JavaScript reader of GGUF to opening and a sampler to
 // every token.
 import fs from "node:fs";
 import path from "node:path";
+import readline from "node:readline";
 import {pathToFileURL} from "node:url";
 
-const orders = JSON.parse(process.argv[2]);
-const {getLlama} = await import(pathToFileURL(path.join(orders.home, "node_modules/node-llama-cpp/dist/index.js")));
-const {_bindings: bindings} = await getLlama({gpu: false, build: "never", maxThreads: orders.threads, logLevel: "error"});
+const settings = JSON.parse(process.argv[2]);
+const {getLlama} = await import(pathToFileURL(path.join(settings.home, "node_modules/node-llama-cpp/dist/index.js")));
+const {_bindings: bindings} = await getLlama({gpu: false, build: "never", maxThreads: settings.threads, logLevel: "error"});
 const seconds = () => Number(process.hrtime.bigint()) * 1e-9;
 
 // The generator of dsv2 bench: random ids, the same in every run.
@@ -17,22 +19,22 @@ let random = 0n;
 function randomTokens(n) {
     return Uint32Array.from({length: n}, () => {
         random = BigInt.asUintN(64, random * 6364136223846793005n + 1442695040888963407n);
-        return Number((random >> 33n) % BigInt(orders.vocabulary));
+        return Number((random >> 33n) % BigInt(settings.vocabulary));
     });
 }
 
 async function openModel() {
-    const model = new bindings.AddonModel(orders.model, {addonExports: bindings, gpuLayers: 0, useMmap: true});
+    const model = new bindings.AddonModel(settings.model, {addonExports: bindings, gpuLayers: 0, useMmap: true});
     if (!await model.init())
-        throw new Error(`cannot open ${orders.model}`);
+        throw new Error(`cannot open ${settings.model}`);
     return model;
 }
 
 // A context for some sequences, each of at most `longest` tokens.
-async function openContext(model, sequences, longest) {
+async function openContext(model, flash, sequences, longest) {
     const contextSize = Math.ceil(longest / 256) * 256 * sequences; // a multiple, as node-llama-cpp makes it
     const context = new bindings.AddonContext(model, {
-        contextSize, sequences, batchSize: orders.batch, flashAttention: orders.flash, threads: orders.threads,
+        contextSize, sequences, batchSize: settings.batch, flashAttention: flash, threads: settings.threads,
     });
     if (!await context.init())
         throw new Error(`cannot make a context of ${contextSize} tokens`);
@@ -41,8 +43,8 @@ async function openContext(model, sequences, longest) {
 
 // Adds n tokens to each sequence, which has `length` already; those of one sequence in batches.
 async function feed(context, sequences, length, n) {
-    for (let done = 0; done < n; done += orders.batch) {
-        const some = Math.min(orders.batch, n - done);
+    for (let done = 0; done < n; done += settings.batch) {
+        const some = Math.min(settings.batch, n - done);
         context.initBatch(some * sequences);
         for (let s = 0; s < sequences; s++)
             context.addToBatch(s, length + done, randomTokens(some), Uint32Array.of(some - 1));
@@ -89,7 +91,7 @@ function writeRepeated(from, to, n) {
 const UNIT = 256; // tokens that are really read
 
 async function fill(context, depth) {
-    const few = path.join(orders.folder, "llama-few.state"), many = path.join(orders.folder, "llama-many.state");
+    const few = path.join(settings.folder, "llama-few.state"), many = path.join(settings.folder, "llama-many.state");
     await feed(context, 1, 0, UNIT);
     await context.saveSequenceStateToFile(few, 0, new Uint32Array(UNIT));
     writeRepeated(few, many, depth);
@@ -101,7 +103,8 @@ async function fill(context, depth) {
 
 // Seconds to save and to load what one sequence holds, and the bytes of the file.
 async function timeState(context, depth) {
-    const file = path.join(orders.folder, "llama.state");
+    rewind(context, 1, depth);
+    const file = path.join(settings.folder, "llama.state");
     const started = seconds();
     const bytes = await context.saveSequenceStateToFile(file, 0, new Uint32Array(depth));
     const saved = seconds();
@@ -113,43 +116,50 @@ async function timeState(context, depth) {
     return {bytes, save_seconds: saved - started, load_seconds: loaded - rewound};
 }
 
-function report(name, result) {
-    console.log(JSON.stringify({name, ...result, peak_bytes: process.resourceUsage().maxRSS * 1024}));
+// Contexts, each filled once; those of one sequence as deep as any row needs.
+const contexts = new Map();
+
+async function contextFor(model, flash, sessions) {
+    const key = `${flash} ${sessions}`;
+    if (!contexts.has(key)) {
+        const depth = sessions === 1 ? settings.deepest : 0;
+        const context = await openContext(model, flash, sessions, depth + settings.batch);
+        await feed(context, sessions, 0, 1); // what is made at the first use
+        rewind(context, sessions, 0);
+        if (depth > 0)
+            await fill(context, depth);
+        contexts.set(key, context);
+    }
+    return contexts.get(key);
 }
 
-const started = seconds();
-const model = await openModel();
-const deepest = Math.max(...orders.points.map(point => point.sessions === 1 ? point.depth : 0));
-let context = await openContext(model, 1, deepest + orders.batch + UNIT);
-await feed(context, 1, 0, 1);
-report("open", {seconds: seconds() - started, system: bindings.systemInfo()});
-
-await feed(context, 1, 1, 64); // not counted: maps the weights' pages
-rewind(context, 1, 0);
-if (deepest > 0)
-    await fill(context, deepest);
-if (orders.state)
-    report(`state-${deepest}`, await timeState(context, deepest));
-for (const point of orders.points.filter(point => point.sessions === 1).sort((a, b) => b.depth - a.depth)) {
-    rewind(context, 1, point.depth);
-    report(point.name, {rate: await rate(point)});
-}
-await context.dispose();
-for (const point of orders.points.filter(point => point.sessions > 1)) {
-    context = await openContext(model, point.sessions, point.depth + point.steps * point.tokens + 1);
-    await feed(context, point.sessions, 0, 1);
-    rewind(context, point.sessions, 0);
-    report(point.name, {rate: await rate(point)});
-    await context.dispose();
-}
-process.exit(0);
-
-// Tokens a second of feeding each sequence `tokens` tokens `steps` times.
-async function rate({sessions, depth, steps, tokens}) {
+// Tokens a second of feeding each of the sessions, which have `depth` tokens already, `tokens` more `steps` times.
+async function rate(context, {sessions, depth, steps, tokens}) {
+    rewind(context, sessions, depth);
     const started = seconds();
     for (let i = 0; i < steps; i++)
         await feed(context, sessions, depth + i * tokens, tokens);
     const rate = steps * tokens * sessions / (seconds() - started);
-    rewind(context, sessions, depth);
     return rate;
 }
+
+const say = result => console.log(JSON.stringify({...result, peak_bytes: process.resourceUsage().maxRSS * 1024}));
+
+const started = seconds();
+const model = await openModel();
+const first = await openContext(model, false, 1, settings.batch);
+await feed(first, 1, 0, 1);
+say({seconds: seconds() - started, system: bindings.systemInfo()});
+await feed(first, 1, 1, 64); // maps the weights' pages
+await first.dispose();
+for await (const line of readline.createInterface({input: process.stdin})) {
+    const order = JSON.parse(line);
+    const context = await contextFor(model, order.flash, order.sessions);
+    if (order.do === "prepare")
+        say({});
+    else if (order.do === "state")
+        say(await timeState(context, order.depth));
+    else
+        say({rate: await rate(context, order)});
+}
+process.exit(0);

@@ -267,7 +267,8 @@ START_TEST(any_bytes_decode_to_the_same_bits)
                     if (kernels == NULL)
                         continue;
                     dsv2_cache_decode_rows(&shape, kernels, stored, 3, out);
-                    ck_assert_mem_eq(out, expected, 3 * width * sizeof *out);
+                    for (size_t i = 0; i < 3 * width; i++) /* a NaN may be quiet or not */
+                        ck_assert((isnan(out[i]) && isnan(expected[i])) || memcmp(&out[i], &expected[i], sizeof *out) == 0);
                 }
             }
             free(expected);

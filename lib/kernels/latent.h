@@ -76,27 +76,28 @@ static void latent_unpack_q8(float *out, const uint8_t *scales, const int8_t *co
 enum { LATENT_DIVIDER = 1457 };
 
 /* m pairs: the low byte of a pair's code, then two bits from `middle`, then one from `top`. Code / 45 is the high element. */
-static inline void latent_split_part(int16_t *restrict low_out, int16_t *restrict high_out, const uint8_t *restrict low,
-                                     const uint8_t *restrict middle, unsigned middle_shift, const uint8_t *restrict top,
-                                     unsigned top_shift, size_t m)
+static inline __attribute__((always_inline)) void latent_split_part(int16_t *restrict low_out, int16_t *restrict high_out,
+                                                                    const uint8_t *restrict low, const uint8_t *restrict middle,
+                                                                    size_t middle_shift, const uint8_t *restrict top, size_t top_shift,
+                                                                    size_t m)
 {
     for (size_t j = 0; j < m; j++) {
         uint16_t two = (uint16_t)(middle[j] << (8 - middle_shift) & 0x300), one = (uint16_t)(top[j] << (10 - top_shift) & 0x400);
-        uint16_t code = (uint16_t)(low[j] | two | one);
-        uint16_t high = (uint16_t)((uint32_t)code * LATENT_DIVIDER >> 16);
+        uint16_t code = (uint16_t)(low[j] | two | one), high = (uint16_t)((uint32_t)code * LATENT_DIVIDER >> 16);
         low_out[j] = (int16_t)(code - high * DSV2_PAIR_LEVELS - DSV2_PAIR_LEVELS / 2);
         high_out[j] = (int16_t)(high - DSV2_PAIR_LEVELS / 2);
     }
 }
 
-static inline void latent_split(int16_t *out, const uint8_t *pairs, size_t n)
+static inline __attribute__((always_inline)) void latent_split(int16_t *out, const uint8_t *pairs, size_t n)
 {
     size_t half = n / 2, eighth = (half + 7) / 8;
     const uint8_t *middle = pairs + 8 * eighth, *top = middle + 2 * eighth;
     _Pragma("GCC unroll 8")
-    for (size_t part = 0, first = 0; first < half; part++, first += eighth)
-        latent_split_part(out + first, out + half + first, pairs + first, middle + part % 2 * eighth, (unsigned)(part / 2 * 2), top,
-                          (unsigned)part, half - first < eighth ? half - first : eighth);
+    for (size_t part = 0; part < 8; part++) {
+        size_t first = part * eighth, m = first >= half ? 0 : half - first < eighth ? half - first : eighth;
+        latent_split_part(out + first, out + half + first, pairs + first, middle + part % 2 * eighth, part / 2 * 2, top, part, m);
+    }
 }
 
 /* The shape of all published models is known when this is compiled: that takes a sixth of the time. */
@@ -108,20 +109,16 @@ static void latent_split_pairs(int16_t *out, const uint8_t *pairs, size_t n)
         latent_split(out, pairs, n);
 }
 
-/* The integers lie in the last half of `out` until their floats take their place: never before they were read. */
+/* The integers lie in the last half of `out` until their floats, group by group, take their place. */
 static void latent_unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n)
 {
-    enum { PIECE = 64 };
-    int16_t *codes = (int16_t *)(void *)(out + n / 2), piece[PIECE];
+    int16_t *codes = (int16_t *)(void *)(out + n / 2), code;
     latent_split_pairs(codes, pairs, n);
-    for (size_t i = 0; i < n; i += group, scales += 2) {
+    for (size_t i = 0; i < n; scales += 2) {
         float scale = latent_scale(scales);
-        size_t end = n - i < group ? n : i + group;
-        for (size_t first = i; first < end; first += PIECE) {
-            size_t m = end - first < PIECE ? end - first : PIECE;
-            memcpy(piece, codes + first, m * sizeof *piece);
-            for (size_t j = 0; j < m; j++)
-                out[first + j] = (float)piece[j] * scale;
+        for (size_t end = n - i < group ? n : i + group; i < end; i++) {
+            memcpy(&code, codes + i, sizeof code); /* a plain read the compiler might put behind the writing of floats */
+            out[i] = (float)code * scale;
         }
     }
 }

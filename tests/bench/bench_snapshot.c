@@ -1,6 +1,6 @@
 /* Figures of the latent cache and of snapshots, for the README: bench_snapshot [TOKENS [FOLDER]]
  *
- * A model of V2-Lite's attention (27 layers, 16 heads, latents of 512 + 64) with small feed-forward parts, its weights random. The rows of
+ * A model of V2-Lite's attention and vocabulary (27 layers, 16 heads, latents of 512 + 64) with small feed-forward parts, its weights random. The rows of
  * the session's tokens are random too, normal with a few loud channels, rather than fed: that would take minutes, and compresses no
  * better. Each time is the best of some. */
 #include "session/session.h"
@@ -8,6 +8,7 @@
 #include "support/checkpoint.h"
 
 #include <check.h>
+#include <malloc.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REPEATS = 5, FORKS = 1000, FED = 512, DECODED = 8, VOCAB = 1000 };
+enum { REPEATS = 5, FORKS = 1000, FED = 512, DECODED = 8, VOCAB = 102400 };
 
 static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
 
@@ -106,13 +107,25 @@ static void time_decode(dsv2_session *session, double *token_ms, double *rows_ms
     dsv2_free(tile);
 }
 
+/* Bytes of this process in memory, after what is free has been given back. */
+static double resident_bytes(void)
+{
+    long pages = 0;
+    malloc_trim(0);
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file == NULL || fscanf(file, "%*d %ld", &pages) != 1)
+        exit(EXIT_FAILURE);
+    fclose(file);
+    return (double)pages * (double)sysconf(_SC_PAGESIZE);
+}
+
 static double time_forks(dsv2_session *session)
 {
     double best = INFINITY;
     for (int i = 0; i < FORKS; i++) {
         dsv2_session *copy;
         double start = now();
-        must(dsv2_session_fork(session, session->length - 1, &copy), "fork");
+        must(dsv2_session_fork(session, session->length, &copy), "fork"); /* logits and all */
         best = fmin(best, now() - start);
         dsv2_session_close(copy);
     }
@@ -128,7 +141,9 @@ static int count_bytes(void *user, const void *data, size_t size)
 
 static void measure(dsv2_model *model, dsv2_cache_type type, size_t n, const char *path, double feed_seconds)
 {
+    double before = resident_bytes();
     dsv2_session *session = make_session(model, type, n), *restored;
+    double held = (resident_bytes() - before) / (double)n;
     dsv2_session_options options = {.struct_size = sizeof options, .cache_type = type};
     must(dsv2_session_open(model, &options, &restored), "session");
     uint64_t per_token, counted;
@@ -149,7 +164,7 @@ static void measure(dsv2_model *model, dsv2_cache_type type, size_t n, const cha
         must(dsv2_session_restore(restored, path, NULL, NULL), "restore");
         restore = fmin(restore, now() - start);
     }
-    printf("%-4s %8llu %9.1f %8.1f %5.1f%% %9.0f %9.0f %10.0f %9.1f %9.2f %9.1f %9.1f\n", names[type], (unsigned long long)per_token, latent,
+    printf("%-4s %8llu %8.0f %9.1f %8.1f %5.1f%% %9.0f %9.0f %10.0f %9.1f %9.2f %9.1f %9.1f\n", names[type], (unsigned long long)per_token, held, latent,
            (double)counted * 1e-6, (double)counted * 1e-4 / latent, latent / stream, latent / save, latent / restore, feed_seconds / restore,
            fork_seconds * 1e6, token_ms, rows_ms);
     fflush(stdout);
@@ -180,7 +195,7 @@ START_TEST(figures)
     const test_checkpoint shape = {
         .vocab_size = VOCAB, .hidden_size = 512, .intermediate_size = 64, .num_hidden_layers = 27, .num_attention_heads = 16,
         .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
-        .max_position_embeddings = (uint32_t)n_tokens + 64, .seed = 1,
+        .max_position_embeddings = (uint32_t)n_tokens + 64, .tie_word_embeddings = true, .seed = 1,
     };
     char *folder = test_checkpoint_write(&shape), path[4096];
     snprintf(path, sizeof path, "%s/bench.snapshot", snapshot_folder != NULL ? snapshot_folder : folder);
@@ -189,8 +204,8 @@ START_TEST(figures)
     double feed_seconds = time_feeding(model, n_tokens);
     printf("%zu tokens, %u threads, kernels %s; feeding them takes %.1f s or more (by the rate over the first %d)\n", n_tokens,
            dsv2_pool_threads(model->pool), model->kernels->name, feed_seconds, FED);
-    printf("MB: 10^6 bytes; MB/s: of latents; +disk: with flushing to disk; rows ms: one thread decodes all rows once\n");
-    printf("%-4s %8s %9s %8s %6s %9s %9s %10s %9s %9s %9s %9s\n", "kv", "B/token", "latent MB", "file MB", "share", "save MB/s", "+disk",
+    printf("MB: 10^6 bytes; held: bytes a token by which the process grew; MB/s: of latents; +disk: with flushing to disk; rows ms: one thread decodes all rows once\n");
+    printf("%-4s %8s %8s %9s %8s %6s %9s %9s %10s %9s %9s %9s %9s\n", "kv", "B/token", "held", "latent MB", "file MB", "share", "save MB/s", "+disk",
            "rest. MB/s", "x feeding", "fork us", "token ms", "rows ms");
     for (int type = DSV2_CACHE_F32; type <= DSV2_CACHE_Q6; type++)
         measure(model, (dsv2_cache_type)type, n_tokens, path, feed_seconds);

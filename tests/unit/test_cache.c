@@ -250,24 +250,73 @@ START_TEST(what_is_no_number_stays_visible)
 }
 END_TEST
 
-START_TEST(any_bytes_decode)
+START_TEST(any_bytes_decode_to_the_same_bits)
 {
     for (int t = 0; t < N_TYPES; t++)
+        for (int s = 0; s < N_SHAPES; s++) {
+            dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+            size_t width = (size_t)shape.kv_lora_rank + shape.qk_rope_head_dim;
+            uint8_t *stored = malloc(3 * shape.row_bytes); /* exactly: a sanitizer sees what is read or written beyond */
+            float *out = malloc(3 * width * sizeof *out), *expected = malloc(3 * width * sizeof *out);
+            for (int round = 0; round < 10; round++) {
+                for (size_t i = 0; i < 3 * shape.row_bytes; i++)
+                    stored[i] = round == 0 ? 0xff : (uint8_t)(int)(random_float() * 256);
+                dsv2_cache_decode_rows(&shape, kernels_of(0), stored, 3, expected);
+                for (int set = 1; set < N_SETS; set++) {
+                    const dsv2_kernels *kernels = kernels_of(set);
+                    if (kernels == NULL)
+                        continue;
+                    dsv2_cache_decode_rows(&shape, kernels, stored, 3, out);
+                    for (size_t i = 0; i < 3 * width; i++) /* a NaN may be quiet or not */
+                        ck_assert((isnan(out[i]) && isnan(expected[i])) || memcmp(&out[i], &expected[i], sizeof *out) == 0);
+                }
+            }
+            free(expected);
+            free(out);
+            free(stored);
+        }
+}
+END_TEST
+
+/* Rows as integers are the rows as floats: of the latent exactly, but for q6 of an odd rank; of the RoPE part as near as its integers
+ * allow. */
+START_TEST(rows_as_integers_are_those_as_floats)
+{
+    enum { ROWS = 3, GROUPS = MAX_WIDTH / DSV2_SCALE_COLS + 2 };
+    for (int t = 2; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++)
             for (int set = 0; set < N_SETS; set++) {
                 const dsv2_kernels *kernels = kernels_of(set);
                 if (kernels == NULL)
                     continue;
                 dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
-                size_t width = (size_t)shape.kv_lora_rank + shape.qk_rope_head_dim;
-                uint8_t *stored = malloc(3 * shape.row_bytes); /* exactly: a sanitizer sees what is read or written beyond */
-                float *out = malloc(3 * width * sizeof *out);
-                for (int round = 0; round < 10; round++) {
-                    for (size_t i = 0; i < 3 * shape.row_bytes; i++)
-                        stored[i] = round == 0 ? 0xff : (uint8_t)(int)(random_float() * 256);
-                    dsv2_cache_decode_rows(&shape, kernels, stored, 3, out);
+                uint32_t lora = shape.kv_lora_rank, rope = shape.qk_rope_head_dim, width = lora + rope;
+                size_t latent_groups = (lora + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS;
+                size_t groups = latent_groups + (rope + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS;
+                bool exact = types[t] == DSV2_CACHE_Q8 || lora % 2 == 0;
+                uint8_t *stored = malloc(ROWS * shape.row_bytes);
+                int16_t *rows = malloc(ROWS * groups * DSV2_SCALE_COLS * sizeof *rows);
+                float row[MAX_WIDTH], floats[ROWS * MAX_WIDTH], scratch[MAX_WIDTH], scales[GROUPS * DSV2_PAGE_TOKENS];
+                for (int i = 0; i < ROWS; i++) {
+                    random_row(row, shapes[s]);
+                    dsv2_cache_encode_row(&shape, kernels, row, stored + (size_t)i * shape.row_bytes);
                 }
-                free(out);
+                dsv2_cache_decode_rows(&shape, kernels, stored, ROWS, floats);
+                dsv2_cache_decode_integers(&shape, kernels, stored, ROWS, rows, scales, scratch);
+                for (size_t i = 0; i < ROWS * groups * DSV2_SCALE_COLS; i++) {
+                    size_t t_row = i / (groups * DSV2_SCALE_COLS), g = i / DSV2_SCALE_COLS % groups, c = i % (groups * DSV2_SCALE_COLS);
+                    bool is_latent = g < latent_groups;
+                    size_t element = is_latent ? c : lora + c - latent_groups * DSV2_SCALE_COLS;
+                    if (element >= (is_latent ? lora : width)) {
+                        ck_assert_int_eq(rows[i], 0);
+                        continue;
+                    }
+                    float scale = scales[g * DSV2_PAGE_TOKENS + t_row], expected = floats[t_row * width + element];
+                    float allowed = is_latent && exact ? 0 : scale * 0.51f;
+                    ck_assert_msg(fabsf((float)rows[i] * scale - expected) <= allowed, "type %d, shape %d, set %s, row %zu, element %zu: %g, expected %g",
+                                  (int)types[t], s, sets[set], t_row, element, (double)((float)rows[i] * scale), (double)expected);
+                }
+                free(rows);
                 free(stored);
             }
 }
@@ -357,7 +406,8 @@ int main(void)
     tcase_add_test(tests, rotation_is_the_walsh_hadamard_transform);
     tcase_add_test(tests, zeros_and_the_smallest_and_largest_numbers_are_kept);
     tcase_add_test(tests, what_is_no_number_stays_visible);
-    tcase_add_test(tests, any_bytes_decode);
+    tcase_add_test(tests, any_bytes_decode_to_the_same_bits);
+    tcase_add_test(tests, rows_as_integers_are_those_as_floats);
     tcase_add_test(tests, forks_share_pages_until_one_writes);
     tcase_add_test(tests, the_limit_refuses_a_page_and_keeps_what_is_there);
     suite_add_tcase(suite, tests);

@@ -174,4 +174,13 @@ INLINE void turn(ivec v[LANES])
 
 #include "kernels/x86/pair_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, LATENT_KERNELS};
+/* For latent_kernels.h. */
+typedef uint16_t word_lanes __attribute__((vector_size(32)));
+INLINE ivec ints_of_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+INLINE ivec merge(ivec a, ivec mask, ivec b) { return _mm256_or_si256(a, _mm256_and_si256(mask, b)); }
+INLINE ivec high_product(ivec w, int n) { return _mm256_mulhi_epu16(w, _mm256_set1_epi16((short)n)); }
+INLINE vec floats_of_ints(ivec v) { return _mm256_castsi256_ps(v); }
+
+#include "kernels/x86/latent_kernels.h"
+
+const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};

@@ -131,4 +131,13 @@ INLINE void turn(ivec v[LANES])
 
 #include "kernels/x86/pair_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, LATENT_KERNELS};
+/* For latent_kernels.h. */
+typedef uint16_t word_lanes __attribute__((vector_size(64)));
+INLINE ivec ints_of_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE ivec merge(ivec a, ivec mask, ivec b) { return _mm512_ternarylogic_epi32(a, mask, b, 0xf8); }
+INLINE ivec high_product(ivec w, int n) { return _mm512_mulhi_epu16(w, _mm512_set1_epi16((short)n)); }
+INLINE vec floats_of_ints(ivec v) { return _mm512_castsi512_ps(v); }
+
+#include "kernels/x86/latent_kernels.h"
+
+const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};

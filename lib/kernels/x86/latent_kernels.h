@@ -1,0 +1,72 @@
+/* Reading quantised rows of the latent KV cache with vectors: the same results as ../latent.h, which takes over where a shape does not
+ * fill them. Beside what vector_kernels.h and pair_kernels.h ask for, the including file defines
+ *   word_lanes                a vector as words of 16 bits, for the compiler's own operators
+ *   ints_of_u8(p)             LANES bytes, extended to 32 bits
+ *   merge(a, mask, b)         a | (mask & b)
+ *   high_product(w, n)        the upper halves of the unsigned products of 16-bit words with n
+ *   floats_of_ints(v)         the bits as floats */
+
+enum { WORDS = 2 * LANES };
+
+static void unpack_q8(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n)
+{
+    if (group % LANES != 0 || n % group != 0) {
+        latent_unpack_q8(out, scales, codes, group, n);
+        return;
+    }
+    for (size_t i = 0; i < n; scales += 2) {
+        vec scale = splat(latent_scale(scales));
+        for (size_t end = i + group; i < end; i += LANES)
+            store(out + i, mul(floats_of_s8((const uint8_t *)codes + i), scale));
+    }
+}
+
+/* Two times LANES bytes as words: byte k in the lower half of lane k, byte LANES + k in its upper half. */
+INLINE ivec words_of_u8(const uint8_t *p) { return or_ints(ints_of_u8(p), shift_left(ints_of_u8(p + LANES), 16)); }
+INLINE ivec splat_word(int n) { return splat_int(n | n << 16); }
+INLINE ivec shift_words(ivec w, int n) { return (ivec)((word_lanes)w << (uint16_t)n); }
+
+/* The lower words' level times scale, then the upper ones'. 0x4b000000 is 2^23: with a small number in its last bits, the sum. */
+INLINE void store_levels(float *out, ivec w, vec scale)
+{
+    vec offset = splat(0x1p23f + DSV2_PAIR_LEVELS / 2);
+    ivec lower = merge(splat_int(0x4b000000), splat_int(0xffff), w), upper = or_ints(splat_int(0x4b000000), shift_right(w, 16));
+    store(out, mul(sub(floats_of_ints(lower), offset), scale));
+    store(out + LANES, mul(sub(floats_of_ints(upper), offset), scale));
+}
+
+/* WORDS pairs. Their codes are made of words that hold bits 0-7, 8-9 and 10 where they belong, and others. */
+INLINE void unpack_words(float *low_out, float *high_out, ivec low, ivec middle, ivec top, vec low_scale, vec high_scale)
+{
+    ivec code = merge(merge(low, splat_word(0x300), middle), splat_word(0x400), top), high = high_product(code, LATENT_DIVIDER);
+    word_lanes rest = (word_lanes)code - (word_lanes)high * DSV2_PAIR_LEVELS;
+    store_levels(low_out, (ivec)rest, low_scale);
+    store_levels(high_out, high, high_scale);
+}
+
+/* The shape of all published models, known when this is compiled. */
+enum { PAIRS_N = 512, PAIRS_GROUP = 128, PAIRS_EIGHTH = PAIRS_N / 16 };
+
+static void unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n)
+{
+    if (n != PAIRS_N || group != PAIRS_GROUP) {
+        latent_unpack_pairs(out, scales, pairs, group, n);
+        return;
+    }
+    const uint8_t *middle = pairs + 8 * PAIRS_EIGHTH, *top = middle + 2 * PAIRS_EIGHTH;
+    vec scale[PAIRS_N / PAIRS_GROUP];
+    for (size_t g = 0; g < PAIRS_N / PAIRS_GROUP; g++)
+        scale[g] = splat(latent_scale(scales + 2 * g));
+    for (size_t j = 0; j < PAIRS_EIGHTH; j += WORDS) {
+        ivec tops = words_of_u8(top + j), middles[2] = {words_of_u8(middle + j), words_of_u8(middle + PAIRS_EIGHTH + j)};
+        UNROLL
+        for (int part = 0; part < 8; part++) {
+            size_t i = (size_t)part * PAIRS_EIGHTH + j, low = (size_t)part * PAIRS_EIGHTH / PAIRS_GROUP;
+            unpack_words(out + i, out + PAIRS_N / 2 + i, words_of_u8(pairs + i), shift_words(middles[part % 2], 8 - part / 2 * 2),
+                         shift_words(tops, 10 - part), scale[low], scale[PAIRS_N / PAIRS_GROUP / 2 + low]);
+        }
+    }
+}
+
+#define VECTOR_LATENT_KERNELS \
+    .rotate = latent_rotate, .unpack_q8 = unpack_q8, .split_pairs = latent_split_pairs, .unpack_pairs = unpack_pairs

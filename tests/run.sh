@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 . examples/packages.sh
 
 # shellcheck disable=SC2086 # packages are words
-install_packages $BUILD_PACKAGES check clang libclang-rt-14-dev cmake g++ python3 python3-venv
+install_packages $BUILD_PACKAGES check clang libclang-rt-14-dev cmake g++ python3 python3-venv valgrind
 # Rust: whatever is there already; else Debian's.
 command -v cargo >/dev/null || install_packages cargo
 

@@ -28,7 +28,8 @@ static const dsv2_expert_load *load_at(const report *r, uint32_t row, uint32_t e
 
 static double relative_load(const report *r, uint32_t row, uint32_t expert)
 {
-    return (double)load_at(r, row, expert)->chosen * r->info.n_routed_experts / ((double)r->info.n_tokens * r->info.num_experts_per_tok);
+    return (double)load_at(r, row, expert)->chosen * r->info.n_routed_experts /
+           ((double)r->info.n_tokens * r->info.num_experts_per_tok);
 }
 
 /* ---- reading the text ---- */
@@ -119,7 +120,8 @@ static int gather(const dsv2_routing *routing, report *r)
 static void print_summary(const report *r)
 {
     printf("%llu tokens of %s in %zu windows of %zu\n", (unsigned long long)r->info.n_tokens, r->text, r->n_windows, r->context);
-    printf("%u layers with %u experts, %u chosen for each token\n", r->n_layers, r->info.n_routed_experts, r->info.num_experts_per_tok);
+    printf("%u layers with %u experts, %u chosen for each token\n", r->n_layers, r->info.n_routed_experts,
+           r->info.num_experts_per_tok);
     if (r->n_devices == 1)
         return;
     uint32_t most = 0;
@@ -128,8 +130,8 @@ static void print_summary(const report *r)
         most = r->balance[i].max_devices_reached > most ? r->balance[i].max_devices_reached : most;
         mean += r->balance[i].mean_devices_reached / r->n_layers;
     }
-    printf("%u %ss of experts: a token reached at most %u (the limit: %u), %.3f on average\n", r->n_devices, r->device, most, r->limit,
-           mean);
+    printf("%u %ss of experts: a token reached at most %u (the limit: %u), %.3f on average\n", r->n_devices, r->device, most,
+           r->limit, mean);
 }
 
 static void print_table(const report *r)
@@ -161,7 +163,8 @@ static int by_load(const void *a, const void *b)
 
 static void print_place(const report *r, const place *p)
 {
-    printf("%5u %6u %9llu  %5.2fx", r->layers[p->row], p->expert, (unsigned long long)p->chosen, relative_load(r, p->row, p->expert));
+    printf("%5u %6u %9llu  %5.2fx", r->layers[p->row], p->expert, (unsigned long long)p->chosen,
+           relative_load(r, p->row, p->expert));
 }
 
 static int print_extremes(const report *r)
@@ -265,14 +268,17 @@ static void write_json(FILE *out, const report *r)
     write_json_string(out, r->text);
     fprintf(out,
             ", \"tokens\": %llu, \"windows\": %zu, \"context\": %zu,\n \"num_hidden_layers\": %u, \"n_routed_experts\": %u, "
-            "\"num_experts_per_tok\": %u, \"n_group\": %u, \"topk_group\": %u, \"n_devices\": %u, \"max_devices\": %u,\n \"layers\": [",
+            "\"num_experts_per_tok\": %u, \"n_group\": %u, \"topk_group\": %u, \"n_devices\": %u, \"max_devices\": %u,\n"
+            " \"layers\": [",
             (unsigned long long)r->info.n_tokens, r->n_windows, r->context, r->info.num_hidden_layers, r->info.n_routed_experts,
             r->info.num_experts_per_tok, r->info.n_group, r->info.topk_group, r->n_devices, r->limit);
     for (uint32_t i = 0; i < r->n_layers; i++) {
         const dsv2_routing_balance *b = &r->balance[i];
         fprintf(out,
-                "%s\n  {\"layer\": %u, \"expert_balance_loss\": %.9g, \"device_balance_loss\": %.9g, \"communication_balance_loss\": %.9g,\n"
-                "   \"max_over_mean\": %.9g, \"entropy\": %.9g, \"jain_index\": %.9g, \"never_used\": %u, \"dropped_share\": %.9g,\n"
+                "%s\n  {\"layer\": %u, \"expert_balance_loss\": %.9g, \"device_balance_loss\": %.9g, "
+                "\"communication_balance_loss\": %.9g,\n"
+                "   \"max_over_mean\": %.9g, \"entropy\": %.9g, \"jain_index\": %.9g, \"never_used\": %u, "
+                "\"dropped_share\": %.9g,\n"
                 "   \"max_devices_reached\": %u, \"mean_devices_reached\": %.9g,\n   \"experts\": [",
                 i > 0 ? "," : "", r->layers[i], b->expert_balance_loss, b->device_balance_loss, b->communication_balance_loss,
                 b->max_over_mean, b->entropy, b->jain_index, b->never_used, b->dropped_share, b->max_devices_reached,
@@ -355,7 +361,8 @@ static void write_svg_head(FILE *out, const report *r, const page *p)
 {
     fprintf(out,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\" role=\"img\"\n"
-            " font-family=\"Inter, 'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans-serif\" font-size=\"12\" fill=\"#333\">\n"
+            " font-family=\"Inter, 'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans-serif\""
+            " font-size=\"12\" fill=\"#333\">\n"
             "<title>Load of the routed experts</title>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n"
             "<text x=\"%.0f\" y=\"32\" font-size=\"18\" font-weight=\"600\" fill=\"#111\">Expert load of ",
             p->width, p->height, p->width, p->height, p->left);
@@ -367,8 +374,8 @@ static void write_svg_head(FILE *out, const report *r, const page *p)
         uint32_t most = 0;
         for (uint32_t i = 0; i < r->n_layers; i++)
             most = r->balance[i].max_devices_reached > most ? r->balance[i].max_devices_reached : most;
-        fprintf(out, "</text>\n<text x=\"%.0f\" y=\"70\" fill=\"#666\">a token reached at most %u of %u %ss (the limit: %u)", p->left, most,
-                r->n_devices, r->device, r->limit);
+        fprintf(out, "</text>\n<text x=\"%.0f\" y=\"70\" fill=\"#666\">a token reached at most %u of %u %ss (the limit: %u)", p->left,
+                most, r->n_devices, r->device, r->limit);
     }
     fprintf(out, "</text>\n");
 }
@@ -377,8 +384,8 @@ static void write_svg_map(FILE *out, const report *r, const page *p)
 {
     fprintf(out, "<g text-anchor=\"end\">\n");
     for (uint32_t i = 0; i < r->n_layers; i++)
-        fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%d\">%u</text>\n", p->left - 8, p->top + (i + 0.5) * p->cell_height + 4,
-                p->cell_height < 14 ? 10 : 12, r->layers[i]);
+        fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%d\">%u</text>\n", p->left - 8,
+                p->top + (i + 0.5) * p->cell_height + 4, p->cell_height < 14 ? 10 : 12, r->layers[i]);
     fprintf(out, "</g>\n<g shape-rendering=\"crispEdges\" stroke=\"#fff\" stroke-width=\"%s\">\n", p->cell_width < 8 ? "0.5" : "1");
     for (uint32_t i = 0; i < r->n_layers; i++) {
         for (uint32_t e = 0; e < r->info.n_routed_experts; e++) {
@@ -386,16 +393,19 @@ static void write_svg_map(FILE *out, const report *r, const page *p)
             double load = relative_load(r, i, e);
             if (load > 0)
                 colour_of(load, p->limit, colour);
-            fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\"><title>layer %u, expert %u: %.2fx</title></rect>\n",
-                    p->left + e * p->cell_width, p->top + i * p->cell_height, p->cell_width, p->cell_height, colour, r->layers[i], e, load);
+            fprintf(out,
+                    "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\">"
+                    "<title>layer %u, expert %u: %.2fx</title></rect>\n",
+                    p->left + e * p->cell_width, p->top + i * p->cell_height, p->cell_width, p->cell_height, colour, r->layers[i],
+                    e, load);
         }
     }
     fprintf(out, "</g>\n<g stroke=\"#888\" shape-rendering=\"crispEdges\">\n");
     for (uint32_t d = 1; d < r->n_devices; d++)
         fprintf(out, "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", p->left + d * p->map_width / r->n_devices,
                 p->left + d * p->map_width / r->n_devices, p->top - 4, p->top + p->map_height + 4);
-    fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"none\"/>\n</g>\n", p->left, p->top, p->map_width,
-            p->map_height);
+    fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"none\"/>\n</g>\n", p->left, p->top,
+            p->map_width, p->map_height);
 }
 
 /* Expert numbers below the map, and at its right how uneven each layer is. */
@@ -406,8 +416,10 @@ static void write_svg_axes(FILE *out, const report *r, const page *p)
         step *= 2;
     fprintf(out, "<g text-anchor=\"middle\">\n");
     for (uint32_t e = 0; e < n; e += step)
-        fprintf(out, "<text x=\"%.1f\" y=\"%.1f\">%u</text>\n", p->left + (e + 0.5) * p->cell_width, p->top + p->map_height + 18, e);
-    fprintf(out, "</g>\n<g fill=\"#666\">\n<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">layer</text>\n", p->left - 8, p->top - 10);
+        fprintf(out, "<text x=\"%.1f\" y=\"%.1f\">%u</text>\n", p->left + (e + 0.5) * p->cell_width,
+                p->top + p->map_height + 18, e);
+    fprintf(out, "</g>\n<g fill=\"#666\">\n<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">layer</text>\n", p->left - 8,
+            p->top - 10);
     fprintf(out, "<text x=\"%.1f\" y=\"%.1f\">busiest</text>\n", p->left + p->map_width + 12, p->top - 10);
     fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">expert</text>\n</g>\n", p->left + p->map_width / 2,
             p->top + p->map_height + 36);
@@ -424,8 +436,8 @@ static void write_svg_legend(FILE *out, const page *p)
     for (int i = 0; i < STEPS; i++) {
         char colour[8];
         colour_of(pow(p->limit, 2 * (i + 0.5) / STEPS - 1), p->limit, colour);
-        fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"10\" fill=\"%s\"/>\n", p->left + i * (double)WIDTH / STEPS, y,
-                (double)WIDTH / STEPS + 0.5, colour);
+        fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"10\" fill=\"%s\"/>\n",
+                p->left + i * (double)WIDTH / STEPS, y, (double)WIDTH / STEPS + 0.5, colour);
     }
     fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"10\" height=\"10\" fill=\"#222\"/>\n</g>\n", p->left + WIDTH + 80, y);
     fprintf(out, "<g fill=\"#666\">\n<text x=\"%.1f\" y=\"%.1f\">1/%g&#215;</text>\n", p->left, y + 26, p->limit);

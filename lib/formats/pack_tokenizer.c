@@ -1,4 +1,5 @@
-/* The tokenizer of a pack: a tokenizer.json as it was published, or a GGUF's vocabulary, written down as README.md tells. */
+/* The tokenizer of a pack: a tokenizer.json and tokenizer_config.json as they were published, or a GGUF's vocabulary, written down
+ * as README.md tells. */
 #include "formats/pack.h"
 
 #include <string.h>
@@ -56,36 +57,45 @@ static dsv2_status write_vocabulary(void *context, const dsv2_vocabulary *v)
     return status;
 }
 
-dsv2_status dsv2_pack_writer_tokenizer(dsv2_pack_writer *writer, const dsv2_container *from)
+static dsv2_status copy_text(dsv2_pack_writer *writer, const dsv2_container *from, const char *name)
 {
-    if (strcmp(dsv2_container_kind(from), "gguf") == 0)
-        return dsv2_gguf_vocabulary(from, write_vocabulary, writer);
-    if (strcmp(dsv2_container_kind(from), "pack") == 0) {
-        static const char *const names[] = {"tokenizer.json", "vocabulary"};
-        dsv2_status status = DSV2_OK;
-        for (size_t i = 0; i < sizeof names / sizeof *names && status == DSV2_OK; i++) {
-            const char *text;
-            size_t size;
-            dsv2_pack_text(from, names[i], &text, &size);
-            if (text != NULL)
-                status = dsv2_pack_writer_text(writer, names[i], text, size);
-        }
-        return status;
-    }
-    char *path = dsv2_path_join(dsv2_container_path(from), "tokenizer.json"), *json;
+    const char *text;
+    size_t size;
+    dsv2_pack_text(from, name, &text, &size);
+    return text == NULL ? DSV2_OK : dsv2_pack_writer_text(writer, name, text, size);
+}
+
+/* Writes a file of a folder, if it is there. */
+static dsv2_status copy_file(dsv2_pack_writer *writer, const char *folder, const char *name, bool *found)
+{
+    char *path = dsv2_path_join(folder, name), *text = NULL;
+    size_t size;
     if (path == NULL)
-        return dsv2_fail_memory("a path", strlen(dsv2_container_path(from)));
-    dsv2_status status = DSV2_OK;
-    if (dsv2_is_file(path)) {
-        size_t size;
-        status = dsv2_file_read(path, DSV2_PACK_MAX_TEXT, &json, &size);
-        if (status == DSV2_OK) {
-            status = dsv2_pack_writer_text(writer, "tokenizer.json", json, size);
-            dsv2_free(json);
-        }
-    }
+        return dsv2_fail_memory("a path", strlen(folder));
+    *found = dsv2_is_file(path);
+    dsv2_status status = *found ? dsv2_file_read(path, DSV2_PACK_MAX_TEXT, &text, &size) : DSV2_OK;
+    if (*found && status == DSV2_OK)
+        status = dsv2_pack_writer_text(writer, name, text, size);
+    dsv2_free(text);
     dsv2_free(path);
     return status;
+}
+
+dsv2_status dsv2_pack_writer_tokenizer(dsv2_pack_writer *writer, const dsv2_container *from)
+{
+    const char *kind = dsv2_container_kind(from);
+    if (strcmp(kind, "gguf") == 0)
+        return dsv2_gguf_vocabulary(from, write_vocabulary, writer);
+    dsv2_status status;
+    if (strcmp(kind, "pack") == 0) {
+        if ((status = copy_text(writer, from, "tokenizer.json")) == DSV2_OK &&
+            (status = copy_text(writer, from, "tokenizer_config.json")) == DSV2_OK)
+            status = copy_text(writer, from, "vocabulary");
+        return status;
+    }
+    bool found;
+    status = copy_file(writer, dsv2_container_path(from), "tokenizer.json", &found);
+    return status == DSV2_OK && found ? copy_file(writer, dsv2_container_path(from), "tokenizer_config.json", &found) : status;
 }
 
 /* ---- reading ---- */
@@ -155,6 +165,23 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     return status;
 }
 
+/* With what the tokenizer_config.json says, if there is one. */
+static dsv2_status read_json(const dsv2_container *container, const char *json, size_t size, dsv2_tokenizer **tokenizer)
+{
+    const char *path = dsv2_container_path(container), *config;
+    size_t config_size;
+    dsv2_tokenizer *t;
+    dsv2_status status = dsv2_tokenizer_from_json(path, json, size, &t);
+    if (status != DSV2_OK)
+        return status;
+    dsv2_pack_text(container, "tokenizer_config.json", &config, &config_size);
+    if (config != NULL && (status = dsv2_tokenizer_configure(t, path, config, config_size)) != DSV2_OK)
+        dsv2_tokenizer_destroy(t);
+    else
+        *tokenizer = t;
+    return status;
+}
+
 dsv2_status dsv2_pack_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer)
 {
     const char *path = dsv2_container_path(container), *text;
@@ -162,7 +189,7 @@ dsv2_status dsv2_pack_tokenizer(const dsv2_container *container, dsv2_tokenizer 
     *tokenizer = NULL;
     dsv2_pack_text(container, "tokenizer.json", &text, &size);
     if (text != NULL)
-        return dsv2_tokenizer_from_json(path, text, size, tokenizer);
+        return read_json(container, text, size, tokenizer);
     dsv2_pack_text(container, "vocabulary", &text, &size);
     return text == NULL ? DSV2_OK : read_vocabulary(path, text, size, tokenizer);
 }

@@ -189,10 +189,11 @@ size_t dsv2_prepared_blocks(uint32_t cols);
  * that the squared error is small; missing rows are zeros. 256 columns of a row with an infinity or NaN among them become NaN. */
 void dsv2_pack_group(dsv2_type type, void *group, const float *const *rows, size_t n_rows, size_t cols);
 
-/* The packed type that holds all values of a block type exactly; DSV2_TYPE_COUNT if there is none. */
+/* The packed type that holds all values of a block type exactly (of IQ4_XS with scales rounded to half precision, 2^-11 of a value
+ * at the most); DSV2_TYPE_COUNT if there is none. */
 dsv2_type dsv2_packed_twin(dsv2_type type);
 
-/* The same from rows of block type `from` into its twin: exact. */
+/* The same from rows of block type `from` into its twin. */
 void dsv2_repack_group(dsv2_type from, void *group, const void *const *rows, size_t n_rows, size_t cols);
 
 /* One row of a matrix as floats: the embedding of a token. */

@@ -1,4 +1,5 @@
 /* Writing packed weights: from floats, rounded well, and from the block types of GGUF files, exactly. */
+#include "kernels/c/dequantize.h"
 #include "kernels/packed.h"
 
 #include <math.h>
@@ -13,6 +14,7 @@ typedef struct span_row {
     uint8_t sub_scales[SPAN_BLOCKS], sub_minima[SPAN_BLOCKS]; /* P4, P5 */
     int8_t sixteenths[2 * SPAN_BLOCKS];                       /* P6 */
     uint16_t halves[SPAN_BLOCKS];                             /* P8, P4S, P5S */
+    float factor;                                             /* the row's: all is multiplied by it */
 } span_row;
 
 /* ---- putting rows together ---- */
@@ -467,7 +469,59 @@ static void read_q6_k(const uint8_t *block, span_row *s)
     s->scale = dsv2_load_u16(block + 208);
 }
 
+/* 16 scales of 6 bits, less 32: low nibbles in 8 bytes, high pairs in 4. Pairs of bits for elements, then their third bits, which
+ * are kept upside down: 0 means less 4. */
+static void read_q3_k(const uint8_t *block, span_row *s)
+{
+    const uint8_t *third = block, *low = block + 32, *scales = block + 96;
+    for (size_t h = 0; h < 2 * SPAN_BLOCKS; h++)
+        s->sixteenths[h] = (int8_t)(((scales[h % 8] >> h / 8 * 4 & 15) | (scales[8 + h % 4] >> h / 4 * 2 & 3) << 4) - 32);
+    for (size_t i = 0; i < SPAN_COLS; i++) {
+        int value = (low[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3) | (third[i % 32] >> i / 32 & 1) << 2;
+        s->q[i] = (uint8_t)(value - 4 + 32);
+    }
+    s->scale = dsv2_load_u16(block + 108);
+}
+
+/* 32 nibbles that count the levels of the IQ4 types. */
+static void read_levels(const uint8_t *nibbles, uint8_t *q)
+{
+    for (size_t c = 0; c < 16; c++) {
+        q[c] = (uint8_t)(dsv2_iq4_levels[nibbles[c] & 15] + 128);
+        q[16 + c] = (uint8_t)(dsv2_iq4_levels[nibbles[c] >> 4] + 128);
+    }
+}
+
+/* A half times 8 numbers of 6 bits less 32: together they have more bits than a half, and are rounded. */
+static void read_iq4_xs(const uint8_t *block, span_row *s)
+{
+    float scale = dsv2_f16_to_f32(dsv2_load_u16(block)) / s->factor;
+    unsigned high = dsv2_load_u16(block + 2);
+    for (size_t b = 0; b < SPAN_BLOCKS; b++) {
+        int part = (int)((block[4 + b / 2] >> b % 2 * 4 & 15u) | (high >> 2 * b & 3u) << 4) - 32;
+        s->halves[b] = dsv2_f32_to_f16(scale * (float)part);
+        read_levels(block + 8 + 16 * b, s->q + b * DSV2_PACK_COLS);
+    }
+}
+
+/* The row's factor for that: the largest scale in [2^14, 2^15). */
+static float factor_of_iq4_xs(const uint8_t *row, size_t n_blocks, size_t block_bytes)
+{
+    float largest = 0;
+    for (size_t b = 0; b < n_blocks; b++) {
+        float scale = fabsf(dsv2_f16_to_f32(dsv2_load_u16(row + b * block_bytes))) * 32;
+        largest = isfinite(scale) && scale > largest ? scale : largest;
+    }
+    return largest > 0 ? ldexpf(1, ilogbf(largest) - 14) : 1;
+}
+
 /* Blocks of 32: a half float, then the elements. */
+static void read_iq4_nl(const uint8_t *block, span_row *s, size_t b)
+{
+    s->halves[b] = dsv2_load_u16(block);
+    read_levels(block + 2, s->q + b * DSV2_PACK_COLS);
+}
+
 static void read_q8_0(const uint8_t *block, span_row *s, size_t b)
 {
     s->halves[b] = dsv2_load_u16(block);
@@ -501,6 +555,8 @@ static const struct {
     {DSV2_TYPE_Q4_K, DSV2_TYPE_P4, read_q4_k, NULL},  {DSV2_TYPE_Q5_K, DSV2_TYPE_P5, read_q5_k, NULL},
     {DSV2_TYPE_Q6_K, DSV2_TYPE_P6, read_q6_k, NULL},  {DSV2_TYPE_Q8_0, DSV2_TYPE_P8, NULL, read_q8_0},
     {DSV2_TYPE_Q4_0, DSV2_TYPE_P4S, NULL, read_q4_0}, {DSV2_TYPE_Q5_0, DSV2_TYPE_P5S, NULL, read_q5_0},
+    {DSV2_TYPE_Q3_K, DSV2_TYPE_P6, read_q3_k, NULL},  {DSV2_TYPE_IQ4_NL, DSV2_TYPE_P8, NULL, read_iq4_nl},
+    {DSV2_TYPE_IQ4_XS, DSV2_TYPE_P8, read_iq4_xs, NULL},
 };
 enum { N_TWINS = sizeof twins / sizeof *twins };
 
@@ -515,12 +571,14 @@ dsv2_type dsv2_packed_twin(dsv2_type type)
 static void repack_row(size_t twin, uint8_t *group, size_t row, const uint8_t *data, size_t cols)
 {
     dsv2_type to = twins[twin].to;
-    store_factor(group, row, 1);
     size_t block_bytes = dsv2_type_row_bytes(twins[twin].from, twins[twin].read_span != NULL ? SPAN_COLS : DSV2_PACK_COLS);
+    float factor = twins[twin].from == DSV2_TYPE_IQ4_XS ? factor_of_iq4_xs(data, cols / SPAN_COLS, block_bytes) : 1;
+    store_factor(group, row, factor);
     for (size_t c = 0; c < cols; c += SPAN_COLS) {
         size_t blocks = (cols - c < SPAN_COLS ? cols - c : SPAN_COLS) / DSV2_PACK_COLS;
         span_row s;
         memset(&s, 0, sizeof s);
+        s.factor = factor;
         if (twins[twin].read_span != NULL) {
             twins[twin].read_span(data, &s);
             data += block_bytes;

@@ -50,7 +50,7 @@ static const char *look_up(const char *const names[][2], size_t n, const char *n
 dsv2_gguf_place dsv2_gguf_place_of(const char *name)
 {
     static const char layers[] = "model.layers.", experts[] = "mlp.experts.";
-    dsv2_gguf_place place = {.expert = -1};
+    dsv2_gguf_place place = {.expert = -1, .n_parts = 1};
     if (strncmp(name, layers, sizeof layers - 1) != 0) {
         const char *found = look_up(other_names, sizeof other_names / sizeof *other_names, name);
         snprintf(place.name, sizeof place.name, "%s", found != NULL ? found : name);
@@ -67,4 +67,19 @@ dsv2_gguf_place dsv2_gguf_place_of(const char *name)
     const char *found = look_up(layer_names, sizeof layer_names / sizeof *layer_names, rest);
     snprintf(place.name, sizeof place.name, "blk.%u.%s", (unsigned)place.layer, found != NULL ? found : rest);
     return place;
+}
+
+bool dsv2_gguf_joined_place(const dsv2_gguf_place *place, dsv2_gguf_place *joined)
+{
+    static const char *const parts[] = {"gate", "up"};
+    for (uint32_t part = 0; part < 2; part++) {
+        char name[sizeof place->name];
+        snprintf(name, sizeof name, "blk.%u.ffn_%s_exps.weight", (unsigned)place->layer, parts[part]);
+        if (strcmp(name, place->name) != 0)
+            continue;
+        *joined = (dsv2_gguf_place){.layer = place->layer, .expert = place->expert, .part = part, .n_parts = 2};
+        snprintf(joined->name, sizeof joined->name, "blk.%u.ffn_gate_up_exps.weight", (unsigned)place->layer);
+        return true;
+    }
+    return false;
 }

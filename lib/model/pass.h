@@ -162,14 +162,19 @@ typedef struct dsv2_weights_visitor {
 dsv2_status dsv2_weights_walk(dsv2_model *model, const dsv2_weights_visitor *visitor);
 
 /* names_gguf.c: where a weight of a published name is in a GGUF: a tensor and, for a routed expert's, its number in the outermost
- * dimension, else -1. `layer` is 0 for weights outside the layers. */
+ * dimension, else -1; what the tensor has for one expert is n_parts matrices of the same shape, one after the other, of which the
+ * weight is number `part`. `layer` is 0 for weights outside the layers. */
 typedef struct dsv2_gguf_place {
     char name[DSV2_NAME_SIZE + 16];
     uint32_t layer;
     int32_t expert;
+    uint32_t part, n_parts;
 } dsv2_gguf_place;
 
 dsv2_gguf_place dsv2_gguf_place_of(const char *name);
+
+/* Where it is if the converter was told to join the experts' gate and up; false for all other weights. */
+bool dsv2_gguf_joined_place(const dsv2_gguf_place *place, dsv2_gguf_place *joined);
 
 /* weights.c: room for a layer's experts, freed with the model. */
 dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe);

@@ -126,22 +126,26 @@ static dsv2_status find_shaped(binder *binder, const char *name, uint32_t n_dims
 static dsv2_status find(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_tensor *out)
 {
     const dsv2_tensor *tensor;
-    dsv2_gguf_place place = {.expert = -1};
+    dsv2_gguf_place place = {.expert = -1, .n_parts = 1};
     if (binder->is_gguf) {
+        dsv2_gguf_place joined;
         place = dsv2_gguf_place_of(name);
+        if (dsv2_gguf_joined_place(&place, &joined) && dsv2_container_has(binder->model->container, joined.name))
+            place = joined;
         name = place.name;
     }
     uint32_t n_dims = (cols > 0 ? 2 : 1) + (place.expert >= 0 ? 1 : 0);
-    const uint64_t dims[] = {binder->model->config.n_routed_experts, rows, cols};
+    const uint64_t dims[] = {binder->model->config.n_routed_experts, (uint64_t)rows * place.n_parts, cols};
     dsv2_status status = find_shaped(binder, name, n_dims, place.expert >= 0 ? dims : dims + 1, &tensor);
     if (status != DSV2_OK)
         return status;
     *out = *tensor;
     if (place.expert >= 0) {
-        out->n_bytes = tensor->n_bytes / dims[0];
-        out->data = (const uint8_t *)tensor->data + out->n_bytes * (uint64_t)place.expert;
+        out->n_bytes = tensor->n_bytes / dims[0] / place.n_parts;
+        out->data = (const uint8_t *)tensor->data + out->n_bytes * ((uint64_t)place.expert * place.n_parts + place.part);
         out->n_dims = 2;
-        memcpy(out->dims, dims + 1, 2 * sizeof *dims);
+        out->dims[0] = rows;
+        out->dims[1] = cols;
     }
     identify(binder, out);
     binder->model->parameters += cols == 0 ? rows : (uint64_t)rows * cols;

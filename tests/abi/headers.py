@@ -2,7 +2,8 @@
 
 headers.py c INCLUDE                  prints a C program that prints the layout of all structures and enumerations as JSON
 headers.py rust LAYOUT.json           prints dsv2-sys's tests/layout.rs, which checks the same layout
-headers.py symbols INCLUDE LIBRARY    checks that the library exports the declared functions, no more and no less
+headers.py symbols INCLUDE LIBRARY    checks that the library exports the declared functions, no more and no less, and calls none
+                                      that ends the process, prints or changes its settings
 headers.py alone INCLUDE COMPILER...   compiles every header by itself as C++11, without a warning
 headers.py mirrored LAYOUT.json FILE... checks that the files name every enumeration's items and every record's fields
 """
@@ -96,16 +97,33 @@ def rust_test(layout):
     print("    ];\n    assert!(functions.iter().all(|function| !function.is_null()));\n}")
 
 
+# What would end the host's process, write to its streams or change what is the whole process's.
+FORBIDDEN = set(
+    """abort exit _exit _Exit quick_exit __assert_fail __assert raise kill fork vfork system popen execve signal sigaction
+    stdout stderr printf __printf_chk fprintf __fprintf_chk vfprintf puts putchar perror psignal error warn
+    setlocale setenv putenv srand fesetround fesetenv omp_set_num_threads openblas_set_num_threads""".split()
+)
+
+
+def symbols(library, which):
+    """Those of the dynamic table, but for the symbol version itself, which is listed as an absolute symbol."""
+    listing = subprocess.run(["nm", "-D", which, library], check=True, capture_output=True, text=True).stdout
+    return {fields[-1].split("@")[0] for fields in map(str.split, listing.splitlines()) if fields[-2] != "A"}
+
+
 def check_symbols(include, library):
     declared = set(functions(text_of(include)))
-    listing = subprocess.run(["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True).stdout
-    # The symbol version itself is listed too, as an absolute symbol.
-    exported = {fields[2].split("@")[0] for fields in map(str.split, listing.splitlines()) if fields[1] != "A"}
-    for what, names in [("declared but not exported", declared - exported), ("exported but not declared", exported - declared)]:
+    exported, needed = symbols(library, "--defined-only"), symbols(library, "--undefined-only")
+    complaints = {
+        "declared but not exported": declared - exported,
+        "exported but not declared": exported - declared,
+        "called, which a library must not": needed & FORBIDDEN,
+    }
+    for what, names in complaints.items():
         for name in sorted(names):
             print(f"{name} is {what}")
-    print(f"{len(declared)} functions declared, {len(exported)} exported")
-    return declared == exported
+    print(f"{len(declared)} functions declared, {len(exported)} exported, {len(needed)} needed")
+    return not any(complaints.values())
 
 
 def compile_alone(include, compiler):

@@ -3,6 +3,7 @@
 #include "support/checkpoint.h"
 #include "support/model.h"
 #include "support/reference.h"
+#include "support/run.h"
 #include "support/tensors.h"
 
 #include <check.h>
@@ -196,9 +197,5 @@ int main(void)
     tcase_add_loop_test(tests, logits_match_published_code_for_any_chunking_threads_form_and_kernels, 0, N_CASES);
     tcase_add_loop_test(tests, logits_match_reference_for_other_shapes, 0, N_SHAPES);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed > 0;
+    return test_run(suite);
 }

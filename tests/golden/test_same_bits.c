@@ -3,6 +3,7 @@
 #include "support/checkpoint.h"
 #include "support/gguf.h"
 #include "support/model.h"
+#include "support/run.h"
 #include "support/tensors.h"
 
 #include <check.h>
@@ -167,9 +168,5 @@ int main(void)
 
     Suite *suite = suite_create("same bits");
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_run(suite);
 }

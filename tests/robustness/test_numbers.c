@@ -5,6 +5,7 @@
 #include "formats/container.h"
 #include "support/checkpoint.h"
 #include "support/gguf.h"
+#include "support/run.h"
 #include "support/tensors.h"
 
 #include <check.h>
@@ -105,13 +106,6 @@ static size_t list_places(const char *path, bool is_gguf, place *places, size_t 
     return n;
 }
 
-static void write_whole(const char *path, const char *data, size_t size)
-{
-    FILE *file = fopen(path, "wb");
-    ck_assert(file != NULL);
-    ck_assert(fwrite(data, 1, size, file) == size && fclose(file) == 0);
-}
-
 static void use(dsv2_model *model, dsv2_attention attention)
 {
     enum { N = 20 };
@@ -175,7 +169,7 @@ START_TEST(weights_that_are_no_numbers_are_never_a_danger)
         memcpy(damaged, whole, size);
         for (size_t b = 0; b < places[i].size; b++)
             damaged[places[i].begin + b] = (char)patterns[_i % N_PATTERNS][b % 2];
-        write_whole(file, damaged, size);
+        test_write_file(file, damaged, size);
         check_tensor(path, copy);
     }
     free(damaged);
@@ -193,9 +187,5 @@ int main(void)
 
     Suite *suite = suite_create("numbers");
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_run(suite);
 }

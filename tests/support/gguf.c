@@ -332,12 +332,14 @@ static void convert_one(converter *c, const char *published, const char *name, b
     add_floats(c, p, 0, published, t->n_dims, t->dims);
 }
 
-static void convert_experts(converter *c, size_t layer, size_t n_experts, const char *published, const char *name)
+/* A tensor with a matrix of every expert, or with several, one after the other. */
+static void convert_experts(converter *c, size_t layer, size_t n_experts, size_t n_parts, const char *const *published,
+                            const char *name)
 {
-    const test_tensor *first = test_tensors_find(&c->source, test_format("model.layers.%zu.mlp.experts.0.%s", layer, published));
+    const test_tensor *first = test_tensors_find(&c->source, test_format("model.layers.%zu.mlp.experts.0.%s", layer, published[0]));
     if (first == NULL)
         return;
-    const size_t dims[] = {n_experts, first->dims[0], first->dims[1]};
+    const size_t dims[] = {n_experts, n_parts * first->dims[0], first->dims[1]};
     dsv2_type type = c->options->quantised               ? type_for(c, dims[2])
                      : c->options->type != DSV2_TYPE_F32 ? stored_type(first)
                                                          : DSV2_TYPE_F32;
@@ -345,11 +347,11 @@ static void convert_experts(converter *c, size_t layer, size_t n_experts, const 
     bool blocks = c->options->quantised && type != DSV2_TYPE_F32;
     if (blocks)
         fill_blocks(c, p);
-    for (size_t e = 0; e < n_experts; e++) {
-        const char *own = test_format("model.layers.%zu.mlp.experts.%zu.%s", layer, e, published);
+    for (size_t i = 0; i < n_experts * n_parts; i++) {
+        const char *own = test_format("model.layers.%zu.mlp.experts.%zu.%s", layer, i / n_parts, published[i % n_parts]);
         if (!blocks)
-            fill(c, p, e, test_tensors_find(&c->source, own));
-        add_floats(c, p, e, own, 2, dims + 1);
+            fill(c, p, i, test_tensors_find(&c->source, own));
+        add_floats(c, p, i, own, 2, first->dims);
     }
 }
 
@@ -436,9 +438,14 @@ static void convert_layer(converter *c, const json_t *config, size_t l)
     else
         convert_split_kv_b(c, config, l);
     size_t n_experts = integer(config, "n_routed_experts");
-    convert_experts(c, l, n_experts, "gate_proj.weight", "ffn_gate_exps.weight");
-    convert_experts(c, l, n_experts, "up_proj.weight", "ffn_up_exps.weight");
-    convert_experts(c, l, n_experts, "down_proj.weight", "ffn_down_exps.weight");
+    static const char *const matrices[] = {"gate_proj.weight", "up_proj.weight", "down_proj.weight"};
+    if (c->options->joined) {
+        convert_experts(c, l, n_experts, 2, matrices, "ffn_gate_up_exps.weight");
+    } else {
+        convert_experts(c, l, n_experts, 1, matrices, "ffn_gate_exps.weight");
+        convert_experts(c, l, n_experts, 1, matrices + 1, "ffn_up_exps.weight");
+    }
+    convert_experts(c, l, n_experts, 1, matrices + 2, "ffn_down_exps.weight");
 }
 
 /* ---- files ---- */

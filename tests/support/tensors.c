@@ -41,6 +41,13 @@ char *test_read_file(const char *path, size_t *size)
     return data;
 }
 
+void test_write_file(const char *path, const void *data, size_t size)
+{
+    FILE *file = fopen(path, "wb");
+    ck_assert_msg(file != NULL, "%s", path);
+    ck_assert(fwrite(data, 1, size, file) == size && fclose(file) == 0);
+}
+
 static test_tensor *new_tensor(test_tensors *tensors, const char *name, const char *dtype)
 {
     if (tensors->n == tensors->capacity) {

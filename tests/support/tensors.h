@@ -39,6 +39,8 @@ void test_tensors_free(test_tensors *tensors);
 /* A whole file, a NUL after its end; to be freed. */
 char *test_read_file(const char *path, size_t *size);
 
+void test_write_file(const char *path, const void *data, size_t size);
+
 /* The checkpoints in data/goldens. */
 enum { TEST_GOLDENS = 4 };
 extern const char *const test_goldens[TEST_GOLDENS];         /* their names */

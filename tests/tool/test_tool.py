@@ -708,12 +708,15 @@ class Bench(ToolTest):
 
 class Progress(ToolTest):
     def test_a_terminal_gets_a_bar_that_goes_away_and_a_pipe_nothing(self):
-        text = self.write("long", b"It was a long and winding road that they went. " * 400)
-        command = ["perplexity", self.model, text, "--kernels", "c", "--threads", "1"]
-        terminal = Terminal(*command)
-        terminal.read_until(b"Measuring [")
-        self.assertEqual(terminal.wait(), 0)
+        for repeats in (20, 80, 320, 1280):  # a bar comes after a third of a second, however fast the build is
+            text = self.write("long", b"It was a long and winding road that they went. " * repeats)
+            command = ["perplexity", self.model, text, "--kernels", "c", "--threads", "1"]
+            terminal = Terminal(*command)
+            self.assertEqual(terminal.wait(), 0)
+            if b"Measuring [" in terminal.seen:
+                break
         shown = terminal.seen.decode()
+        self.assertIn("Measuring [", shown)
         self.assertIn("%\r\033[Kperplexity per token", shown)
         plain = self.run_well(*command).decode()
         self.assertTrue(shown.endswith(plain.replace("\n", "\r\n")))

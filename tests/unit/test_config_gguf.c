@@ -4,6 +4,8 @@
 #include "script.h"
 
 #include "model/config.h"
+#include "support/run.h"
+#include "unit/lite.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -125,32 +127,10 @@ static dsv2_config read_changed(const entry *changes, size_t n_changes, const ch
 START_TEST(a_converted_lite_is_read)
 {
     dsv2_config c = read_changed(NULL, 0, "");
-    ck_assert(!c.is_v3 && !c.attention_bias && !c.tie_word_embeddings && !c.rope_pairs_split && !c.norm_topk_prob);
+    expect_lite(&c);
     ck_assert_uint_eq(c.vocab_size, 7);
-    ck_assert_uint_eq(c.hidden_size, 2048);
-    ck_assert_uint_eq(c.intermediate_size, 10944);
-    ck_assert_uint_eq(c.moe_intermediate_size, 1408);
-    ck_assert_uint_eq(c.num_hidden_layers, 27);
-    ck_assert_uint_eq(c.num_attention_heads, 16);
-    ck_assert_uint_eq(c.n_shared_experts, 2);
-    ck_assert_uint_eq(c.n_routed_experts, 64);
-    ck_assert_uint_eq(c.num_experts_per_tok, 6);
-    ck_assert_uint_eq(c.n_group, 1);
-    ck_assert_uint_eq(c.first_k_dense_replace, 1);
-    ck_assert_uint_eq(c.moe_layer_freq, 1);
-    ck_assert_uint_eq(c.q_lora_rank, 0);
-    ck_assert_uint_eq(c.kv_lora_rank, 512);
-    ck_assert_uint_eq(c.qk_nope_head_dim, 128);
-    ck_assert_uint_eq(c.qk_rope_head_dim, 64);
-    ck_assert_uint_eq(c.v_head_dim, 128);
-    ck_assert_uint_eq(c.max_position_embeddings, 163840);
-    ck_assert_int_eq(c.topk_method, DSV2_TOPK_GREEDY);
-    ck_assert_int_eq(c.scoring_func, DSV2_SCORING_SOFTMAX);
-    ck_assert(c.rms_norm_eps == 1e-6f && c.rope_theta == 10000 && c.routed_scaling_factor == 1);
-    ck_assert(c.yarn.enabled && c.yarn.factor == 40 && c.yarn.beta_fast == 32 && c.yarn.beta_slow == 1);
     ck_assert_float_eq_tol(c.yarn.mscale_all_dim, 0.707f, 1e-6f);
     ck_assert(c.yarn.mscale == c.yarn.mscale_all_dim);
-    ck_assert_uint_eq(c.yarn.original_max_position_embeddings, 4096);
     ck_assert_int_eq(c.bos_token_id, 5);
     ck_assert_int_eq(c.eos_token_id, 6);
 }
@@ -312,9 +292,5 @@ int main(void)
 
     Suite *suite = suite_create("config_gguf");
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_run(suite);
 }

@@ -1,7 +1,9 @@
 /* Safetensors: what is in a good file is found, and every bad one is refused with a message that says where and why. */
 #include "folder.h"
+#include "opening.h"
 
 #include "formats/formats.h"
+#include "support/run.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -29,27 +31,12 @@ static void write_safetensors(const char *name, const char *header, size_t data_
     write_with_length(name, strlen(header), header, data_size);
 }
 
-static void expect_message(const char *part)
-{
-    ck_assert_msg(strstr(dsv2_last_error(), part) != NULL, "\"%s\" is not in the message: %s", part, dsv2_last_error());
-}
-
-static dsv2_container *open_good(const char *name)
-{
-    dsv2_container *container = NULL;
-    dsv2_status status = dsv2_safetensors_open_file(folder_file(name), NULL, &container);
-    ck_assert_msg(status == DSV2_OK, "status %d: %s", (int)status, dsv2_last_error());
-    return container;
-}
+static dsv2_container *open_good(const char *name) { return expect_opened(dsv2_safetensors_open_file, name); }
 
 static void expect_refused(const char *name, dsv2_status expected, const char *part)
 {
-    dsv2_container *container = NULL;
-    dsv2_status status = dsv2_safetensors_open_file(folder_file(name), NULL, &container);
-    ck_assert_msg(status == expected, "status %d, expected %d: %s", (int)status, (int)expected, dsv2_last_error());
-    ck_assert_ptr_null(container);
+    expect_refusal(dsv2_safetensors_open_file, name, expected, part);
     expect_message(folder_file(name));
-    expect_message(part);
 }
 
 START_TEST(tensors_are_sorted_typed_and_shaped)
@@ -373,9 +360,5 @@ int main(void)
 
     Suite *suite = suite_create("formats");
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_run(suite);
 }

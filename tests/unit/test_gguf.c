@@ -1,9 +1,11 @@
 /* GGUF: what is in a good file is found, every bad one is refused with a message that says where and why, and block types become
  * the floats that other readers give. */
 #include "folder.h"
+#include "opening.h"
 #include "script.h"
 
 #include "formats/formats.h"
+#include "support/run.h"
 
 #include <check.h>
 #include <math.h>
@@ -13,28 +15,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static void expect_message(const char *part)
-{
-    ck_assert_msg(strstr(dsv2_last_error(), part) != NULL, "\"%s\" is not in the message: %s", part, dsv2_last_error());
-}
-
-static dsv2_container *open_good(const char *name)
-{
-    dsv2_container *container = NULL;
-    dsv2_status status = dsv2_gguf_open(folder_file(name), NULL, &container);
-    ck_assert_msg(status == DSV2_OK, "status %d: %s", (int)status, dsv2_last_error());
-    return container;
-}
+static dsv2_container *open_good(const char *name) { return expect_opened(dsv2_gguf_open, name); }
 
 static void expect_refused(const char *name, dsv2_status expected, const char *part)
 {
-    dsv2_container *container = NULL;
-    dsv2_status status = dsv2_gguf_open(folder_file(name), NULL, &container);
-    ck_assert_msg(status == expected, "status %d, expected %d: %s", (int)status, (int)expected,
-                  status == DSV2_OK ? "it was accepted" : dsv2_last_error());
-    ck_assert_ptr_null(container);
-    expect_message(folder_path());
-    expect_message(part);
+    expect_refusal(dsv2_gguf_open, name, expected, part);
 }
 
 /* tensors, values */
@@ -489,9 +474,5 @@ int main(void)
 
     Suite *suite = suite_create("gguf");
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_run(suite);
 }

@@ -5,6 +5,9 @@
 #include "support/gguf.h"
 #include "support/model.h"
 #include "support/oom.h"
+#include "support/run.h"
+#include "support/tensors.h"
+#include "unit/small_json.h"
 
 #include <check.h>
 #include <dirent.h>
@@ -134,26 +137,6 @@ START_TEST(a_pack_of_a_gguf_gives_the_bits_of_the_gguf)
 }
 END_TEST
 
-static char *read_file(const char *path, size_t *size)
-{
-    FILE *file = fopen(path, "rb");
-    ck_assert(file != NULL && fseek(file, 0, SEEK_END) == 0);
-    *size = (size_t)ftell(file);
-    rewind(file);
-    char *data = malloc(*size);
-    ck_assert_uint_eq(fread(data, 1, *size, file), *size);
-    fclose(file);
-    return data;
-}
-
-static void write_file(const char *path, const char *data, size_t size)
-{
-    FILE *file = fopen(path, "wb");
-    ck_assert(file != NULL);
-    ck_assert_uint_eq(fwrite(data, 1, size, file), size);
-    fclose(file);
-}
-
 static const test_checkpoint tiny = {.name = "tiny", .vocab_size = 20, .hidden_size = 8, .intermediate_size = 8, .num_hidden_layers = 1,
                                      .num_attention_heads = 1, .kv_lora_rank = 8, .qk_nope_head_dim = 4, .qk_rope_head_dim = 4,
                                      .v_head_dim = 4, .max_position_embeddings = 256, .seed = 3};
@@ -162,17 +145,16 @@ static const test_checkpoint tiny = {.name = "tiny", .vocab_size = 20, .hidden_s
 static void write_tokenizer(const char *path, char digit)
 {
     size_t size;
-    char *data = read_file(TEST_DATA "/bytes/tokenizer.json", &size), *at = memmem(data, size, "[0-9]", 5);
+    char *data = test_read_file(TEST_DATA "/bytes/tokenizer.json", &size), *at = memmem(data, size, "[0-9]", 5);
     ck_assert(at != NULL);
     at[3] = digit;
-    write_file(path, data, size);
+    test_write_file(path, data, size);
     free(data);
 }
 
 static dsv2_fingerprint fingerprint_of(const char *path, dsv2_weight_type type)
 {
-    dsv2_model_options options = {.weight_type = type};
-    dsv2_model *model = test_model_open(path, &options);
+    dsv2_model *model = test_model_open(path, &(dsv2_model_options){.weight_type = type, .n_threads = 2});
     dsv2_fingerprint fingerprint = model->fingerprint;
     ck_assert_uint_eq(test_model_info(model).fingerprint, dsv2_fingerprint_digest(&fingerprint));
     dsv2_model_close(model);
@@ -196,11 +178,11 @@ START_TEST(fingerprints_tell_models_apart)
     dsv2_fingerprint packed = fingerprint_of(pack_path, DSV2_WEIGHTS_AS_STORED);
     ck_assert(packed.tokenizer == whole.tokenizer && packed.config == whole.config);
     size_t size;
-    char *data = read_file(path, &size);
+    char *data = test_read_file(path, &size);
     uint64_t header;
     memcpy(&header, data, sizeof header);
     data[8 + header] ^= 1; /* the first of many in a tensor */
-    write_file(path, data, size);
+    test_write_file(path, data, size);
     free(data);
     ck_assert_int_eq(pack(checkpoint, DSV2_WEIGHTS_AS_STORED), DSV2_OK);
     ck_assert_uint_ne(fingerprint_of(pack_path, DSV2_WEIGHTS_AS_STORED).weights, packed.weights);
@@ -211,19 +193,71 @@ START_TEST(fingerprints_tell_models_apart)
 }
 END_TEST
 
+/* What a host can ask of a tokenizer's special tokens and chat form. */
+static void expect_same_tokenizer(const dsv2_tokenizer *a, const dsv2_tokenizer *b)
+{
+    static const dsv2_message messages[] = {{"user", "ab", 2}, {"assistant", "a", 1}, {"user", "b", 1}};
+    dsv2_tokenizer_info x = {.struct_size = sizeof x}, y = {.struct_size = sizeof y};
+    int32_t p[64], q[64];
+    size_t n_p, n_q;
+    ck_assert(dsv2_tokenizer_get_info(a, &x) == DSV2_OK && dsv2_tokenizer_get_info(b, &y) == DSV2_OK);
+    ck_assert_str_eq(x.chat_form, y.chat_form);
+    ck_assert_mem_eq(&x, &y, sizeof x);
+    ck_assert(dsv2_chat_encode(a, messages, 3, 0, p, 64, &n_p) == DSV2_OK);
+    ck_assert(dsv2_chat_encode(b, messages, 3, 0, q, 64, &n_q) == DSV2_OK);
+    ck_assert_uint_eq(n_p, n_q);
+    ck_assert_mem_eq(p, q, n_p * sizeof *p);
+}
+
+START_TEST(a_pack_has_the_tokenizer_and_chat_form_of_its_folder)
+{
+    /* The tokens are DeepSeek-V2.5's, the chat form V2's: so says the template alone. */
+    static const char config[] = "{\"bos_token\":\"</s>\",\"eos_token\":\"<s>\",\"chat_template\":\"{{'User: ' + x}}\"}";
+    test_checkpoint shape = tiny;
+    shape.vocab_size = 304;
+    char *checkpoint = test_checkpoint_write(&shape), again[600];
+    char *json = small_json(&(small_parts){
+        .added = "{\"id\":300,\"content\":\"<s>\",\"special\":true},{\"id\":301,\"content\":\"</s>\",\"special\":true},"
+                 "{\"id\":302,\"content\":\"<｜User｜>\"},{\"id\":303,\"content\":\"<｜Assistant｜>\"}"});
+    test_write_file(test_format("%s/tokenizer.json", checkpoint), json, strlen(json));
+    test_write_file(test_format("%s/tokenizer_config.json", checkpoint), config, strlen(config));
+    free(json);
+    snprintf(again, sizeof again, "%s/again.dsv2", folder);
+    ck_assert_msg(pack(checkpoint, DSV2_WEIGHTS_Q8_0) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert_msg(dsv2_model_pack(pack_path, again, NULL) == DSV2_OK, "%s", dsv2_last_error());
+    const char *const places[] = {pack_path, again};
+    for (size_t i = 0; i < 2; i++) {
+        dsv2_model *a = test_model_open(checkpoint, NULL), *b = test_model_open(places[i], NULL);
+        dsv2_tokenizer *x, *y;
+        ck_assert(dsv2_tokenizer_open(checkpoint, &x) == DSV2_OK && dsv2_tokenizer_open(places[i], &y) == DSV2_OK);
+        dsv2_tokenizer_info info = {.struct_size = sizeof info};
+        ck_assert(dsv2_tokenizer_get_info(y, &info) == DSV2_OK);
+        ck_assert_str_eq(info.chat_form, "v2");
+        ck_assert_int_eq(info.bos_token_id, 301);
+        expect_same_tokenizer(x, y);
+        expect_same_tokenizer(dsv2_model_tokenizer(a), dsv2_model_tokenizer(b));
+        dsv2_tokenizer_close(x);
+        dsv2_tokenizer_close(y);
+        dsv2_model_close(a);
+        dsv2_model_close(b);
+    }
+    test_checkpoint_remove(checkpoint);
+}
+END_TEST
+
 /* Every byte of the file but the zeros between tensors: opening notices it, or reading through does. */
 START_TEST(every_damaged_byte_is_noticed)
 {
     char *checkpoint = test_checkpoint_write(&tiny), damaged[600];
     ck_assert_msg(pack(checkpoint, DSV2_WEIGHTS_Q8_0) == DSV2_OK, "%s", dsv2_last_error());
     size_t size, noticed = 0, begin = 4096;
-    char *data = read_file(pack_path, &size);
+    char *data = test_read_file(pack_path, &size);
     snprintf(damaged, sizeof damaged, "%s/damaged.dsv2", folder);
     for (size_t i = 0; i < size; i++) {
         if ((i >= 128 && i < begin) || (i >= begin && data[i] == 0))
             continue;
         data[i] ^= 1;
-        write_file(damaged, data, size);
+        test_write_file(damaged, data, size);
         dsv2_status status = dsv2_model_verify(damaged, NULL, NULL);
         ck_assert_msg(status == DSV2_ERROR_FORMAT || status == DSV2_ERROR_UNSUPPORTED, "byte %zu: %s", i, dsv2_status_name(status));
         ck_assert_msg(status == DSV2_ERROR_UNSUPPORTED || strstr(dsv2_last_error(), damaged) != NULL, "%s", dsv2_last_error());
@@ -240,9 +274,9 @@ START_TEST(a_pack_cut_anywhere_is_refused)
 {
     ck_assert_msg(pack(golden("plain"), DSV2_WEIGHTS_Q4_K) == DSV2_OK, "%s", dsv2_last_error());
     size_t size;
-    char *data = read_file(pack_path, &size);
+    char *data = test_read_file(pack_path, &size);
     for (size_t n = 0; n < size; n += n < 200 ? 1 : size / 97) {
-        write_file(pack_path, data, n);
+        test_write_file(pack_path, data, n);
         dsv2_model *model = NULL;
         ck_assert_int_ne(dsv2_model_open(pack_path, NULL, &model), DSV2_OK);
         ck_assert(model == NULL && strstr(dsv2_last_error(), pack_path) != NULL);
@@ -260,13 +294,13 @@ static int cancel_after(void *user, dsv2_phase phase, uint64_t done, uint64_t to
 
 START_TEST(a_pack_that_fails_leaves_the_file_that_was_there)
 {
-    write_file(pack_path, "before", 6);
+    test_write_file(pack_path, "before", 6);
     int reports = 5;
     dsv2_pack_options options = {.struct_size = sizeof options, .progress = cancel_after, .progress_user = &reports};
     ck_assert_int_eq(dsv2_model_pack(golden("lite"), pack_path, &options), DSV2_ERROR_CANCELLED);
     ck_assert_int_eq(pack("/nowhere", DSV2_WEIGHTS_AS_STORED), DSV2_ERROR_IO);
     size_t size;
-    char *data = read_file(pack_path, &size);
+    char *data = test_read_file(pack_path, &size);
     ck_assert(size == 6 && memcmp(data, "before", 6) == 0);
     ck_assert_uint_eq(count_files(), 1);
     free(data);
@@ -307,6 +341,7 @@ int main(void)
     tcase_add_loop_test(tests, a_pack_gives_the_bits_of_its_checkpoint_brought_to_the_same_type, 0, N_TYPES * N_GOLDENS);
     tcase_add_loop_test(tests, a_pack_of_a_gguf_gives_the_bits_of_the_gguf, 0, 2 * N_BLOCK_TYPES);
     tcase_add_test(tests, fingerprints_tell_models_apart);
+    tcase_add_test(tests, a_pack_has_the_tokenizer_and_chat_form_of_its_folder);
     tcase_add_test(tests, every_damaged_byte_is_noticed);
     tcase_add_test(tests, a_pack_cut_anywhere_is_refused);
     tcase_add_test(tests, a_pack_that_fails_leaves_the_file_that_was_there);
@@ -315,9 +350,5 @@ int main(void)
 
     Suite *suite = suite_create("pack");
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_run(suite);
 }

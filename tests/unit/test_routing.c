@@ -5,6 +5,7 @@
 #include "support/checkpoint.h"
 #include "support/oom.h"
 #include "support/reference.h"
+#include "support/run.h"
 #include "support/tensors.h"
 
 #include <check.h>
@@ -763,9 +764,5 @@ int main(void)
         tcase_add_test(counts, lack_of_memory_is_told_and_leaks_nothing);
     suite_add_tcase(suite, golden);
     suite_add_tcase(suite, counts);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed > 0;
+    return test_run(suite);
 }

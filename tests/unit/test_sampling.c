@@ -1,6 +1,7 @@
 /* Drawing tokens: each step against a plain implementation here, distributions against chi-square bounds, and misuse. */
 #include "sampling/sampling.h"
 #include "support/oom.h"
+#include "support/run.h"
 
 #include <check.h>
 #include <math.h>
@@ -546,9 +547,5 @@ int main(void)
         tcase_add_test(parameters, without_memory_nothing_changes);
     suite_add_tcase(suite, parameters);
 
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return test_run(suite);
 }

@@ -1,6 +1,7 @@
 /* The tokenizer: ids are Hugging Face's for the same file, any bytes come back, prompts are DeepSeek's to the byte, and files that
  * are damaged or ask for what the library does not do are refused by name. */
 #include "support/data.h"
+#include "support/run.h"
 #include "tokenizer/tokenizer.h"
 #include "unit/folder.h"
 #include "unit/small_json.h"
@@ -761,9 +762,5 @@ int main(void)
     tcase_add_test(small, streams_are_cut_between_characters);
     tcase_add_test(small, tokenizer_config_names_the_special_tokens);
     suite_add_tcase(suite, small);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_run(suite);
 }

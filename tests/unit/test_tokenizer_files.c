@@ -2,6 +2,7 @@
  * running out of memory anywhere leaves nothing behind. */
 #include "support/data.h"
 #include "support/oom.h"
+#include "support/run.h"
 #include "tokenizer/tokenizer.h"
 #include "unit/folder.h"
 #include "unit/small_json.h"
@@ -611,9 +612,5 @@ int main(void)
     else
         puts("Another allocator is in the way: running out of memory is not tested");
     suite_add_tcase(suite, cases);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_run(suite);
 }

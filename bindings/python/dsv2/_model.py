@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ._errors import ClosedError
 from ._ffi import ffi
+from ._handle import Handle
 from ._native import (
     Call,
     check,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from ._session import Session
 
 
-class Model:
+class Model(Handle):
     """An open model. Any number of threads and sessions may use one at the same time.
 
     Args:
@@ -49,6 +48,8 @@ class Model:
 
     """
 
+    _kind = "model"
+
     def __init__(
         self,
         path: StrPath,
@@ -59,7 +60,6 @@ class Model:
         cache_memory_limit: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        self._ptr: Any = None
         options = make("dsv2_model_options")
         options.n_threads = threads
         options.weight_type = weight_type
@@ -80,27 +80,11 @@ class Model:
         self._info = info_record
         self._tokenizer: Tokenizer | None = None
 
-    def _open(self) -> Any:
-        ptr = self._ptr
-        if ptr is None:
-            raise ClosedError("model")
-        return ptr
-
     def close(self) -> None:
         """Close the model. What sessions that are still open need is freed with the last of them."""
-        self._open()
-        self._ptr = self._tokenizer = None
+        self._close()
 
-    @property
-    def closed(self) -> bool:
-        """Whether the model was closed."""
-        return self._ptr is None
-
-    def __enter__(self) -> Model:
-        self._open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def _let_go(self) -> None:
         self._ptr = self._tokenizer = None
 
     def __repr__(self) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from ._errors import ClosedError, Status, UnsupportedError
+from ._errors import Status, UnsupportedError
 from ._ffi import ffi
+from ._handle import Handle
 from ._model import Model
 from ._native import (
     Call,
@@ -43,7 +43,7 @@ from ._types import (
 )
 
 
-class Session:
+class Session(Handle):
     """One sequence of tokens. It may be used from any thread, by one at a time: another one meanwhile gets BusyError.
 
     Args:
@@ -56,6 +56,8 @@ class Session:
 
     """
 
+    _kind = "session"
+
     def __init__(
         self,
         model: Model,
@@ -64,7 +66,6 @@ class Session:
         cache_type: CacheType = CacheType.DEFAULT,
         attention: Attention = Attention.AUTO,
     ) -> None:
-        self._ptr: Any = None
         options = make("dsv2_session_options")
         options.max_length = max_length
         options.cache_type = cache_type
@@ -84,28 +85,9 @@ class Session:
         self._tokenizer = tokenizer
         self._has_callback = False
 
-    def _open(self) -> Any:
-        ptr = self._ptr
-        if ptr is None:
-            raise ClosedError("session")
-        return ptr
-
     def close(self) -> None:
         """Close the session. A call of another thread that is using it ends first; arrays of logits stay readable."""
-        self._open()
-        self._ptr = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether the session was closed."""
-        return self._ptr is None
-
-    def __enter__(self) -> Session:
-        self._open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._ptr = None
+        self._close()
 
     def __repr__(self) -> str:
         return f"<dsv2.Session{', closed' if self.closed else ''}>"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
-from ._errors import ArgumentError, ClosedError, Status, UnsupportedError
+from ._errors import ArgumentError, Status, UnsupportedError
 from ._ffi import ffi
+from ._handle import Handle
 from ._native import ask, check, keep_alive, lib, make, path_bytes, record, token_array
 from ._types import StrPath, TokenIds, TokenizerInfo
 
@@ -16,7 +16,7 @@ def _bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
 
 
-class Tokenizer:
+class Tokenizer(Handle):
     """Byte-level BPE as a checkpoint describes it. Any number of threads may use one.
 
     ``Tokenizer(path)`` opens a tokenizer.json, a folder that holds one, or a GGUF, without weights;
@@ -26,6 +26,8 @@ class Tokenizer:
     ...     tokenizer.decode(tokenizer.encode("Hello"))
     'Hello'
     """
+
+    _kind = "tokenizer"
 
     def __init__(self, path: StrPath) -> None:
         opened = ffi.new("dsv2_tokenizer **")
@@ -48,28 +50,9 @@ class Tokenizer:
         self._start(keep_alive(ptr, model_ptr))
         return self
 
-    def _open(self) -> Any:
-        ptr = self._ptr
-        if ptr is None:
-            raise ClosedError("tokenizer")
-        return ptr
-
     def close(self) -> None:
         """Close the tokenizer; what it holds is freed when no other thread is using it."""
-        self._open()
-        self._ptr = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether the tokenizer was closed."""
-        return self._ptr is None
-
-    def __enter__(self) -> Tokenizer:
-        self._open()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._ptr = None
+        self._close()
 
     def __repr__(self) -> str:
         return f"<dsv2.Tokenizer of {self._info.vocab_size} tokens{', closed' if self.closed else ''}>"

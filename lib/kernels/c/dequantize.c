@@ -161,8 +161,7 @@ void dsv2_q6_k_to_f32(float *out, const void *in, size_t n)
     }
 }
 
-/* The sixteen levels of the IQ4 types: closer together around zero, where weights are. */
-static const int8_t iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int8_t dsv2_iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 void dsv2_iq4_nl_to_f32(float *out, const void *in, size_t n)
 {
@@ -170,7 +169,7 @@ void dsv2_iq4_nl_to_f32(float *out, const void *in, size_t n)
     for (; n > 0; n -= SMALL, out += SMALL, block += 18) {
         float scale = half(block);
         for (unsigned i = 0; i < SMALL; i++)
-            out[i] = scale * (float)iq4_levels[nibble(block + 2, i)];
+            out[i] = scale * (float)dsv2_iq4_levels[nibble(block + 2, i)];
     }
 }
 
@@ -185,7 +184,7 @@ void dsv2_iq4_xs_to_f32(float *out, const void *in, size_t n)
             unsigned s = (block[4 + g / 2] >> g % 2 * 4 & 15u) | (high >> 2 * g & 3u) << 4;
             float step = scale * (float)((int)s - 32);
             for (unsigned i = 0; i < 32; i++)
-                out[32 * g + i] = step * (float)iq4_levels[nibble(block + 8 + 16 * g, i)];
+                out[32 * g + i] = step * (float)dsv2_iq4_levels[nibble(block + 8 + 16 * g, i)];
         }
     }
 }

@@ -1,0 +1,10 @@
+/* Running a suite of Check's tests. */
+#ifndef DSV2_TESTS_RUN_H
+#define DSV2_TESTS_RUN_H
+
+#include <check.h>
+
+/* Runs the suite, prints Check's summary and frees it; what main returns. */
+int test_run(Suite *suite);
+
+#endif

@@ -94,7 +94,7 @@ typedef struct cursor {
 static dsv2_status take(cursor *c, uint64_t n, const char *what, const uint8_t **bytes)
 {
     uint64_t left = c->file->size - c->at;
-    *bytes = c->file->data + c->at;
+    *bytes = c->file->data == NULL ? NULL : c->file->data + c->at; /* an empty file is not mapped */
     if (n > left)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s at byte %llu takes %llu bytes, but %llu are left: the file is cut or damaged",
                          c->file->path, what, (unsigned long long)c->at, (unsigned long long)n, (unsigned long long)left);

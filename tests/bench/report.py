@@ -139,7 +139,7 @@ def table(results: list[dict]) -> str:
 
 # ---- the picture ----
 
-WIDTH, PANEL, LEFT, TOP, RIGHT = 680, 300, 56, 34, 16
+WIDTH, PANEL, LEFT, TOP, RIGHT = 680, 300, 56, 34, 30
 COLOURS = {"pack": ("#1f77b4", "libdsv2"), "llama": ("#c0392b", "llama.cpp")}
 
 

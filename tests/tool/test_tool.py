@@ -260,7 +260,8 @@ class Generation(ToolTest):
             last = self.logits(self.model, ids)[-1]
             ids.append(last.index(max(last)))
         expected = self.run_well("detokenize", self.model, text=" ".join(map(str, ids[n:])).encode())
-        command = ["generate", self.model, "--prompt", "Once upon", "--max-tokens", 12, "--temperature", 0]
+        command = ["generate", self.model, "--prompt", "Once upon", "--max-tokens", 12, "--temperature", 0,
+                   "--kv", "f32"]  # as `logits` keeps them
         self.assertEqual(self.run_well(*command), expected)
 
     def test_the_end_token_and_the_full_context_end_the_text(self):

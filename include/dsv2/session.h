@@ -13,9 +13,10 @@
  *     dsv2_session_close(session);
  *
  * Thread rules: a session is used by one call at a time, from any thread; a second call meanwhile returns DSV2_ERROR_BUSY
- * and changes nothing. Two may be called while another call runs: dsv2_session_cancel, and dsv2_session_fork, which copies what the
- * session was before that call until it has succeeded. Sessions of one model are independent of each other, forks included. A session's logits are the same bits whatever the number of threads and whichever other
- * sessions work at the same time or share its dsv2_step.
+ * and changes nothing. Two may be called while another call runs: dsv2_session_cancel, and dsv2_session_fork, which copies
+ * what the session was before that call until it has succeeded. Sessions of one model are independent of each other, forks
+ * included. A session's logits are the same bits whatever the number of threads and whichever other sessions work at the same
+ * time or share its dsv2_step.
  * Whenever a call fails the session is as it was before the call.
  */
 #ifndef DSV2_SESSION_H

@@ -133,6 +133,7 @@ typedef struct dsv2_kernels {
     /* out[c] = the nearest integer to a[c] * b[c] * factor, which is below 2^15. */
     void (*round_products)(int16_t *out, const float *a, const float *b, float factor, size_t n);
 
+    /* out[c] = in[c]. */
     void (*widen)(int16_t *out, const int8_t *in, size_t n);
 
     /* A block of n_rows <= DSV2_PAIR_ROWS rows, `stride` numbers apart; missing rows are zeros. n_cols is even. */

@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct walk {
     dsv2_model *model;
@@ -105,4 +106,10 @@ dsv2_status dsv2_weights_walk(dsv2_model *model, const dsv2_weights_visitor *vis
     if (!c->tie_word_embeddings)
         matrix(&w, c->vocab_size, c->hidden_size, &model->lm_head, "lm_head.weight");
     return w.status;
+}
+
+bool dsv2_name_ends(const char *name, const char *end)
+{
+    size_t a = strlen(name), b = strlen(end);
+    return a >= b && strcmp(name + a - b, end) == 0;
 }

@@ -5,21 +5,15 @@
 
 typedef enum role { ROLE_OTHER, ROLE_ROUTER, ROLE_EMBEDDING, ROLE_HEAD, ROLE_LATENT } role;
 
-static bool ends_with(const char *name, const char *end)
-{
-    size_t a = strlen(name), b = strlen(end);
-    return a >= b && strcmp(name + a - b, end) == 0;
-}
-
 static role role_of(const char *name)
 {
-    if (ends_with(name, ".mlp.gate.weight"))
+    if (dsv2_name_ends(name, ".mlp.gate.weight"))
         return ROLE_ROUTER;
-    if (ends_with(name, "embed_tokens.weight"))
+    if (dsv2_name_ends(name, "embed_tokens.weight"))
         return ROLE_EMBEDDING;
-    if (ends_with(name, "lm_head.weight"))
+    if (dsv2_name_ends(name, "lm_head.weight"))
         return ROLE_HEAD;
-    if (strstr(name, ".self_attn.kv_") != NULL || ends_with(name, DSV2_K_UP_TRANSPOSED))
+    if (strstr(name, ".self_attn.kv_") != NULL || dsv2_name_ends(name, DSV2_K_UP_TRANSPOSED))
         return ROLE_LATENT;
     return ROLE_OTHER;
 }

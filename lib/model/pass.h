@@ -159,6 +159,9 @@ typedef struct dsv2_weights_visitor {
     void *context;
 } dsv2_weights_visitor;
 
+/* Whether a weight's name ends so. */
+bool dsv2_name_ends(const char *name, const char *end);
+
 dsv2_status dsv2_weights_walk(dsv2_model *model, const dsv2_weights_visitor *visitor);
 
 /* names_gguf.c: where a weight of a published name is in a GGUF: a tensor and, for a routed expert's, its number in the outermost

@@ -271,12 +271,7 @@ static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix
     return report(binder);
 }
 
-static bool is_kv_b(const char *name)
-{
-    static const char kv_b[] = ".self_attn.kv_b_proj.weight";
-    size_t length = strlen(name);
-    return length >= sizeof kv_b && strcmp(name + length - (sizeof kv_b - 1), kv_b) == 0;
-}
+static bool is_kv_b(const char *name) { return dsv2_name_ends(name, ".self_attn.kv_b_proj.weight"); }
 
 /* A matrix as the file has it; *made is memory that had to be made for it, or NULL. */
 static dsv2_status take_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix,

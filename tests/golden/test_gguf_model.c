@@ -44,15 +44,7 @@ static void expect_equal(const char *what, const char *folder, const char *gguf,
     dsv2_model *a = test_model_open(folder, NULL), *b = test_model_open(gguf, &(dsv2_model_options){.weight_type = weight_type});
     dsv2_model_info x = test_model_info(a), y = test_model_info(b);
     ck_assert_str_eq(y.container, "gguf");
-    ck_assert_str_eq(y.architecture, x.architecture);
-    ck_assert_str_eq(y.topk_method, x.topk_method);
-    ck_assert_str_eq(y.scoring_func, x.scoring_func);
-    ck_assert_uint_eq(y.parameters, x.parameters);
-    ck_assert_uint_eq(y.parameters_activated, x.parameters_activated);
-    ck_assert_uint_eq(y.num_hidden_layers, x.num_hidden_layers);
-    ck_assert_uint_eq(y.n_group, x.n_group);
-    ck_assert_uint_eq(y.topk_group, x.topk_group);
-    ck_assert_uint_eq(y.first_k_dense_replace, x.first_k_dense_replace);
+    test_same_model(&x, &y);
     for (int attention = DSV2_ATTENTION_ABSORBED; attention <= DSV2_ATTENTION_EXPANDED; attention++) {
         double off = difference(a, b, (dsv2_attention)attention);
         ck_assert_msg(off <= 1e-4, "%s, attention %d: off by %g", what, attention, off);
@@ -100,76 +92,28 @@ END_TEST
 
 /* ---- other shapes ---- */
 
-#define SMALL                                                                                                                      \
-    .vocab_size = 64, .hidden_size = 32, .intermediate_size = 64, .num_hidden_layers = 2, .num_attention_heads = 2,                \
+#define SMALL                                                                                                                          \
+    .vocab_size = 64, .hidden_size = 32, .intermediate_size = 64, .num_hidden_layers = 2, .num_attention_heads = 2,                    \
     .kv_lora_rank = 32, .qk_nope_head_dim = 16, .qk_rope_head_dim = 8, .v_head_dim = 24, .max_position_embeddings = 256
+#define MIXTURE .n_routed_experts = 4, .num_experts_per_tok = 2, .moe_intermediate_size = 16
 
 static const struct {
     test_checkpoint shape;
     test_gguf options;
 } others[] = {
-    {{.name = "160 experts without group keys",
-      SMALL,
-      .q_lora_rank = 24,
-      .n_routed_experts = 160,
-      .num_experts_per_tok = 6,
-      .moe_intermediate_size = 8,
-      .n_shared_experts = 2,
-      .first_k_dense_replace = 1,
-      .topk_method = "group_limited_greedy",
-      .n_group = 8,
-      .topk_group = 3,
-      .routed_scaling_factor = 16,
-      .seed = 21},
+    {{.name = "160 experts without group keys", SMALL, .q_lora_rank = 24, .n_routed_experts = 160, .num_experts_per_tok = 6,
+      .moe_intermediate_size = 8, .n_shared_experts = 2, .first_k_dense_replace = 1, .topk_method = "group_limited_greedy",
+      .n_group = 8, .topk_group = 3, .routed_scaling_factor = 16, .seed = 21},
      {.type = DSV2_TYPE_F32, .old = true}},
-    {{.name = "256 experts of V3's kind without group keys",
-      SMALL,
-      .model_type = "deepseek_v3",
-      .n_routed_experts = 256,
-      .num_experts_per_tok = 8,
-      .moe_intermediate_size = 8,
-      .n_shared_experts = 1,
-      .topk_method = "noaux_tc",
-      .n_group = 8,
-      .topk_group = 4,
-      .routed_scaling_factor = 2.5,
-      .norm_topk_prob = true,
-      .seed = 22},
+    {{.name = "256 experts of V3's kind without group keys", SMALL, .model_type = "deepseek_v3", .n_routed_experts = 256,
+      .num_experts_per_tok = 8, .moe_intermediate_size = 8, .n_shared_experts = 1, .topk_method = "noaux_tc", .n_group = 8,
+      .topk_group = 4, .routed_scaling_factor = 2.5, .norm_topk_prob = true, .seed = 22},
      {.type = DSV2_TYPE_F32, .old = true}},
-    {{.name = "F16",
-      SMALL,
-      .n_routed_experts = 4,
-      .num_experts_per_tok = 2,
-      .moe_intermediate_size = 16,
-      .dtype = "F16",
-      .seed = 23},
-     {.type = DSV2_TYPE_F16}},
-    {{.name = "tied embeddings",
-      SMALL,
-      .n_routed_experts = 4,
-      .num_experts_per_tok = 2,
-      .moe_intermediate_size = 16,
-      .n_shared_experts = 1,
-      .tie_word_embeddings = true,
-      .seed = 24},
+    {{.name = "F16", SMALL, MIXTURE, .dtype = "F16", .seed = 23}, {.type = DSV2_TYPE_F16}},
+    {{.name = "tied embeddings", SMALL, MIXTURE, .n_shared_experts = 1, .tie_word_embeddings = true, .seed = 24},
      {.type = DSV2_TYPE_BF16}},
-    {{.name = "attention biases",
-      SMALL,
-      .q_lora_rank = 24,
-      .n_routed_experts = 4,
-      .num_experts_per_tok = 2,
-      .moe_intermediate_size = 16,
-      .attention_bias = true,
-      .seed = 25},
-     {.type = DSV2_TYPE_BF16}},
-    {{.name = "normalised gates",
-      SMALL,
-      .n_routed_experts = 4,
-      .num_experts_per_tok = 2,
-      .moe_intermediate_size = 16,
-      .norm_topk_prob = true,
-      .routed_scaling_factor = 3,
-      .seed = 26},
+    {{.name = "attention biases", SMALL, MIXTURE, .q_lora_rank = 24, .attention_bias = true, .seed = 25}, {.type = DSV2_TYPE_BF16}},
+    {{.name = "normalised gates", SMALL, MIXTURE, .norm_topk_prob = true, .routed_scaling_factor = 3, .seed = 26},
      {.type = DSV2_TYPE_BF16}},
     {{.name = "dense", SMALL, .seed = 27}, {.type = DSV2_TYPE_BF16}},
 };
@@ -213,23 +157,11 @@ static const dsv2_type block_types[] = {DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYP
                                         DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_IQ4_NL, DSV2_TYPE_IQ4_XS};
 enum { N_TYPES = sizeof block_types / sizeof *block_types };
 
-static const test_checkpoint wide = {.name = "wide",
-                                     .vocab_size = 64,
-                                     .hidden_size = 256,
-                                     .intermediate_size = 256,
-                                     .num_hidden_layers = 2,
-                                     .num_attention_heads = 4,
-                                     .kv_lora_rank = 256,
-                                     .qk_nope_head_dim = 32,
-                                     .qk_rope_head_dim = 16,
-                                     .v_head_dim = 64,
-                                     .max_position_embeddings = 256,
-                                     .n_routed_experts = 3,
-                                     .num_experts_per_tok = 2,
-                                     .moe_intermediate_size = 64,
-                                     .n_shared_experts = 1,
-                                     .first_k_dense_replace = 1,
-                                     .seed = 31};
+static const test_checkpoint wide = {.name = "wide", .vocab_size = 64, .hidden_size = 256, .intermediate_size = 256,
+                                     .num_hidden_layers = 2, .num_attention_heads = 4, .kv_lora_rank = 256, .qk_nope_head_dim = 32,
+                                     .qk_rope_head_dim = 16, .v_head_dim = 64, .max_position_embeddings = 256, .n_routed_experts = 3,
+                                     .num_experts_per_tok = 2, .moe_intermediate_size = 64, .n_shared_experts = 1,
+                                     .first_k_dense_replace = 1, .seed = 31};
 
 /* As floats, so that nothing but the weights' values and places is compared: packed weights meet activations rounded to 8 bits. Even
  * cases: as newer files are, with kv_b_proj in two and the experts' gate and up in one; odd ones: as older files are. */

@@ -13,66 +13,33 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SMALL                                                                                                                      \
-    .vocab_size = 50, .num_hidden_layers = 2, .num_attention_heads = 2, .qk_nope_head_dim = 32, .qk_rope_head_dim = 8,             \
-    .v_head_dim = 32, .max_position_embeddings = 128, .n_shared_experts = 1, .first_k_dense_replace = 1, .q_lora_rank = 24
+#define SMALL                                                                                                                          \
+    .vocab_size = 50, .num_hidden_layers = 2, .num_attention_heads = 2, .qk_nope_head_dim = 32, .qk_rope_head_dim = 8,                 \
+    .v_head_dim = 32, .max_position_embeddings = 128, .n_shared_experts = 1, .first_k_dense_replace = 1, .q_lora_rank = 24,            \
+    .intermediate_size = 32
+#define GROUPS .moe_intermediate_size = 16, .n_routed_experts = 8, .num_experts_per_tok = 3, .n_group = 4, .topk_group = 2
 
 static const struct {
     test_checkpoint shape;
     bool is_gguf;
     test_gguf gguf;
 } kinds[] = {
-    {.shape = {.name = "device-limited routing",
-               SMALL,
-               .hidden_size = 32,
-               .intermediate_size = 32,
-               .kv_lora_rank = 16,
-               .moe_intermediate_size = 16,
-               .n_routed_experts = 8,
-               .num_experts_per_tok = 3,
-               .topk_method = "group_limited_greedy",
-               .n_group = 4,
-               .topk_group = 2,
-               .seed = 1}},
-    {.shape = {.name = "DeepSeek-V3 in FP8",
-               SMALL,
-               .model_type = "deepseek_v3",
-               .dtype = "F8_E4M3",
-               .block_rows = 16,
-               .block_cols = 8,
-               .hidden_size = 32,
-               .intermediate_size = 32,
-               .kv_lora_rank = 16,
-               .moe_intermediate_size = 16,
-               .n_routed_experts = 8,
-               .num_experts_per_tok = 3,
-               .topk_method = "noaux_tc",
-               .n_group = 4,
-               .topk_group = 2,
-               .norm_topk_prob = true,
-               .seed = 2}},
-    {.shape = {.name = "Q8_0",
-               SMALL,
-               .hidden_size = 32,
-               .intermediate_size = 32,
-               .kv_lora_rank = 32,
-               .moe_intermediate_size = 32,
-               .n_routed_experts = 4,
-               .num_experts_per_tok = 2,
-               .seed = 3},
+    {.shape = {.name = "device-limited routing", SMALL, .hidden_size = 32, .kv_lora_rank = 16, GROUPS,
+               .topk_method = "group_limited_greedy", .seed = 1}},
+    {.shape = {.name = "DeepSeek-V3 in FP8", SMALL, .hidden_size = 32, .kv_lora_rank = 16, GROUPS, .model_type = "deepseek_v3",
+               .dtype = "F8_E4M3", .block_rows = 16, .block_cols = 8, .topk_method = "noaux_tc", .norm_topk_prob = true, .seed = 2}},
+    {.shape = {.name = "Q8_0", SMALL, .hidden_size = 32, .kv_lora_rank = 32, .moe_intermediate_size = 32, .n_routed_experts = 4,
+               .num_experts_per_tok = 2, .seed = 3},
      .is_gguf = true,
      .gguf = {.quantised = true, .type = DSV2_TYPE_Q8_0}},
-    {.shape = {.name = "Q4_K",
-               SMALL,
-               .hidden_size = 256,
-               .intermediate_size = 32,
-               .kv_lora_rank = 256,
-               .moe_intermediate_size = 32,
-               .n_routed_experts = 2,
-               .num_experts_per_tok = 1,
-               .seed = 4},
+    {.shape = {.name = "Q4_K", SMALL, .hidden_size = 256, .kv_lora_rank = 256, .moe_intermediate_size = 32, .n_routed_experts = 2,
+               .num_experts_per_tok = 1, .seed = 4},
      .is_gguf = true,
      .gguf = {.quantised = true, .type = DSV2_TYPE_Q4_K, .old = true}},
+    {.shape = {.name = "IQ4_XS", SMALL, .hidden_size = 256, .kv_lora_rank = 256, .moe_intermediate_size = 32, .n_routed_experts = 2,
+               .num_experts_per_tok = 1, .seed = 5},
+     .is_gguf = true,
+     .gguf = {.quantised = true, .type = DSV2_TYPE_IQ4_XS, .joined = true}},
 };
 
 /* Two bytes over and over: NaN in every type; infinite halves (huge as BF16); infinite BF16 (NaN as F32). */

@@ -4,6 +4,7 @@
 
 #include "support/checkpoint.h"
 #include "support/oom.h"
+#include "support/run.h"
 
 #include <check.h>
 #include <dirent.h>
@@ -1127,9 +1128,5 @@ int main(void)
     tcase_add_test(tests, a_restore_keeps_to_the_memory_limit);
     tcase_add_test(tests, a_thousand_forks_share_their_prefix);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed > 0;
+    return test_run(suite);
 }

@@ -49,3 +49,16 @@ float *test_logits(dsv2_model *model, const dsv2_session_options *options, const
     dsv2_session_close(session);
     return logits;
 }
+
+void test_same_model(const dsv2_model_info *a, const dsv2_model_info *b)
+{
+    ck_assert_str_eq(a->architecture, b->architecture);
+    ck_assert_str_eq(a->topk_method, b->topk_method);
+    ck_assert_str_eq(a->scoring_func, b->scoring_func);
+    ck_assert_uint_eq(a->parameters, b->parameters);
+    ck_assert_uint_eq(a->parameters_activated, b->parameters_activated);
+    ck_assert_uint_eq(a->num_hidden_layers, b->num_hidden_layers);
+    ck_assert_uint_eq(a->n_group, b->n_group);
+    ck_assert_uint_eq(a->topk_group, b->topk_group);
+    ck_assert_uint_eq(a->first_k_dense_replace, b->first_k_dense_replace);
+}

@@ -1,5 +1,6 @@
 /* The latent KV cache: rows of every element type and shape, and pages that are shared and copied. */
 #include "cache/cache.h"
+#include "support/run.h"
 
 #include <check.h>
 #include <math.h>
@@ -411,9 +412,5 @@ int main(void)
     tcase_add_test(tests, forks_share_pages_until_one_writes);
     tcase_add_test(tests, the_limit_refuses_a_page_and_keeps_what_is_there);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed > 0;
+    return test_run(suite);
 }

@@ -152,19 +152,13 @@ INLINE ivec weave(const int16_t *row, const int16_t *next)
 
 #include "kernels/x86/packed_kernels.h"
 
-/* Squares of 4 x 4 within each 128 bits, and then the 128-bit parts. */
-INLINE void turn(ivec v[LANES])
+INLINE ivec low_words(ivec a, ivec b) { return _mm256_unpacklo_epi32(a, b); }
+INLINE ivec high_words(ivec a, ivec b) { return _mm256_unpackhi_epi32(a, b); }
+INLINE ivec low_longs(ivec a, ivec b) { return _mm256_unpacklo_epi64(a, b); }
+INLINE ivec high_longs(ivec a, ivec b) { return _mm256_unpackhi_epi64(a, b); }
+
+INLINE void turn_parts(ivec v[LANES], const ivec w[LANES])
 {
-    ivec w[LANES];
-    UNROLL
-    for (size_t i = 0; i < LANES; i += 4) {
-        ivec a = _mm256_unpacklo_epi32(v[i], v[i + 1]), b = _mm256_unpackhi_epi32(v[i], v[i + 1]);
-        ivec c = _mm256_unpacklo_epi32(v[i + 2], v[i + 3]), d = _mm256_unpackhi_epi32(v[i + 2], v[i + 3]);
-        w[i] = _mm256_unpacklo_epi64(a, c);
-        w[i + 1] = _mm256_unpackhi_epi64(a, c);
-        w[i + 2] = _mm256_unpacklo_epi64(b, d);
-        w[i + 3] = _mm256_unpackhi_epi64(b, d);
-    }
     UNROLL
     for (size_t i = 0; i < 4; i++) {
         v[i] = _mm256_permute2x128_si256(w[i], w[i + 4], 0x20);

@@ -1,12 +1,30 @@
 /* Attention in 16 bits for x86, written once; an instruction set's file includes this after packed_kernels.h. Beside what those
  * need it defines:
  *   dot_words(sum, b, a)   adds to each lane the products of its two 16-bit numbers in b and the two at a
- *   turn(v)                LANES vectors of LANES lanes: lane r of vector c changes places with lane c of vector r
+ *   low_words high_words low_longs high_longs(a, b)   alternate lanes of 32 or 64 bits of a and b, from the low or the high half of
+ *                          each 128 bits
+ *   turn_parts(v, w)       128 bits p of vector 4 q + r of v are 128 bits q of vector 4 p + r of w
  *   weave(rows, at, next)  LANES numbers of 16 bits of each of two rows from column `at` on, lane c having that of the first row
  *                          and then that of the second; `next` NULL: zeros
  *   QUERY_ROWS             rows of a that meet a vector of b together */
 
 enum { ROW_PAIRS = 2 * DSV2_PAIR_ROWS }; /* numbers of 16 bits of one pair of columns */
+
+/* LANES vectors: lane r of vector c changes places with lane c of vector r. Squares of 4 x 4 within each 128 bits, and then these. */
+INLINE void turn(ivec v[LANES])
+{
+    ivec w[LANES];
+    UNROLL
+    for (size_t i = 0; i < LANES; i += 4) {
+        ivec a = low_words(v[i], v[i + 1]), b = high_words(v[i], v[i + 1]);
+        ivec c = low_words(v[i + 2], v[i + 3]), d = high_words(v[i + 2], v[i + 3]);
+        w[i] = low_longs(a, c);
+        w[i + 1] = high_longs(a, c);
+        w[i + 2] = low_longs(b, d);
+        w[i + 3] = high_longs(b, d);
+    }
+    turn_parts(v, w);
+}
 
 /* LANES rows from `first` on. */
 INLINE void turn_rows(int16_t *out, const int16_t *rows, size_t stride, size_t first, size_t n_rows, size_t n_cols)

@@ -152,9 +152,9 @@ dsv2_status dsv2_pool_create(unsigned n_threads, dsv2_pool **pool);
 void dsv2_pool_destroy(dsv2_pool *pool);
 unsigned dsv2_pool_threads(const dsv2_pool *pool);
 
-/* Runs fn for every task below n_tasks, on all threads of the pool, and returns when all are done. Tasks are handed out in
- * order, one at a time; which thread runs which is not determined, so results must not depend on it. From any thread:
- * regions of several callers run one after another. Must not be called from a task. */
+/* Runs fn for every task below n_tasks, on all threads of the pool, and returns when all are done. Each thread begins with
+ * a run of neighbouring tasks and takes them in order; which thread runs which is not determined, so results must not depend on
+ * it. Fewer than 2^32 tasks. From any thread: regions of several callers run one after another. Must not be called from a task. */
 void dsv2_pool_run(dsv2_pool *pool, dsv2_task_fn fn, void *context, size_t n_tasks);
 
 /* How many threads this process may run at once: CPU affinity, bounded by the cgroup's quota; at least 1. */

@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdalign.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,11 @@
 /* A spin of this many pauses is some tens of microseconds: longer than the gaps between the regions of one pass, shorter
  * than anybody notices. */
 enum { SPINS = 2000 };
+
+/* A thread's tasks that nobody has begun: the first in the lower 32 bits, the end in the upper ones. On a cache line of its own. */
+typedef struct share {
+    alignas(64) _Atomic uint64_t left;
+} share;
 
 struct dsv2_pool {
     unsigned n_threads; /* the caller's included */
@@ -21,8 +27,7 @@ struct dsv2_pool {
     /* The region at work. Written by the caller before `generation` grows, read by workers after they saw it grow. */
     dsv2_task_fn fn;
     void *context;
-    size_t n_tasks;
-    _Atomic size_t next;         /* the next task to hand out */
+    share *shares;               /* [n_threads] */
     _Atomic unsigned working;    /* workers that have not finished this region */
     _Atomic uint32_t generation; /* regions begun */
 
@@ -48,15 +53,31 @@ static void pause_cpu(void)
 #endif
 }
 
+static uint64_t tasks_between(uint32_t first, uint32_t end) { return (uint64_t)end << 32 | first; }
+
+/* Takes a task of a share: its owner the first, others the last. False if none is left. */
+static bool take_task(share *share, bool owner, size_t *task)
+{
+    uint64_t left = atomic_load_explicit(&share->left, memory_order_relaxed), rest;
+    do {
+        uint32_t first = (uint32_t)left, end = (uint32_t)(left >> 32);
+        if (first == end)
+            return false;
+        *task = owner ? first : end - 1;
+        rest = owner ? tasks_between(first + 1, end) : tasks_between(first, end - 1);
+    } while (!atomic_compare_exchange_weak_explicit(&share->left, &left, rest, memory_order_relaxed, memory_order_relaxed));
+    return true;
+}
+
+/* Neighbouring tasks mostly read neighbouring weights. Each thread goes through a part of its own from front to back, so that
+ * the processor, which reads ahead, reads for it and not for another (with tasks dealt out one by one, two threads decoded
+ * no faster than one); who is done early helps the others from behind. */
 static void work(dsv2_pool *pool, unsigned thread)
 {
-    size_t n_tasks = pool->n_tasks;
-    for (;;) {
-        size_t task = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (task >= n_tasks)
-            return;
-        pool->fn(pool->context, task, thread);
-    }
+    size_t task;
+    for (unsigned i = 0; i < pool->n_threads; i++)
+        while (take_task(&pool->shares[(thread + i) % pool->n_threads], i == 0, &task))
+            pool->fn(pool->context, task, thread);
 }
 
 /* Returns when the generation is no longer `seen`, or at stop. */
@@ -128,8 +149,9 @@ void dsv2_pool_run(dsv2_pool *pool, dsv2_task_fn fn, void *context, size_t n_tas
     pthread_mutex_lock(&pool->region);
     pool->fn = fn;
     pool->context = context;
-    pool->n_tasks = n_tasks;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    for (unsigned i = 0; i < pool->n_threads; i++)
+        atomic_store_explicit(&pool->shares[i].left, tasks_between((uint32_t)(n_tasks * i / pool->n_threads),
+                                                                   (uint32_t)(n_tasks * (i + 1) / pool->n_threads)), memory_order_relaxed);
     atomic_store_explicit(&pool->working, pool->n_threads - 1, memory_order_relaxed);
     begin_region(pool);
     work(pool, 0);
@@ -167,7 +189,8 @@ dsv2_status dsv2_pool_create(unsigned n_threads, dsv2_pool **out)
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->done, NULL);
     pool->threads = dsv2_new(n_threads, sizeof *pool->threads);
-    if (pool->threads == NULL) {
+    pool->shares = dsv2_new_aligned(n_threads, sizeof *pool->shares);
+    if (pool->threads == NULL || pool->shares == NULL) {
         dsv2_pool_destroy(pool);
         return dsv2_fail_memory("the thread pool", n_threads * sizeof *pool->threads);
     }
@@ -194,6 +217,7 @@ void dsv2_pool_destroy(dsv2_pool *pool)
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
     pthread_mutex_destroy(&pool->region);
+    dsv2_free(pool->shares);
     dsv2_free(pool->threads);
     dsv2_free(pool);
 }

@@ -45,9 +45,10 @@ bool dsv2_cache_is_quantised(const dsv2_cache_shape *shape);
 /* n <= DSV2_PAGE_TOKENS consecutive stored rows of a quantised cache as integers: in each of `rows`, the latent's elements and then
  * those of the RoPE part, both filled up with zeros to whole groups of DSV2_SCALE_COLS; scales[g * DSV2_PAGE_TOKENS + t] is what
  * group g of row t is multiplied by. Latents are the very integers that are kept; the RoPE part is rounded to DSV2_NARROW (so is
- * the latent in q6 if its rank is odd). scratch: a row of floats. */
+ * the latent in q6 if its rank is odd). scratch: a row of floats. next: as many stored rows, which are brought from memory
+ * meanwhile; or NULL. */
 void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n,
-                                int16_t *rows, float *scales, float *scratch);
+                                int16_t *rows, float *scales, float *scratch, const uint8_t *next);
 
 /* Takes kv_lora_rank floats into the basis that latents are kept in, or back: the rotation is orthogonal and its own inverse. So
  * attention may rotate its few queries and results rather than every row: (R q) . (R c) = q . c. */

@@ -243,8 +243,15 @@ static size_t complete_groups(int16_t *row, float *scales, const uint8_t *stored
     return groups;
 }
 
+/* A few lines with every row that is decoded: more at a time than the processor can wait for would hold it up. */
+static void fetch_row(const uint8_t *row, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(row + at);
+}
+
 void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n,
-                                int16_t *rows, float *scales, float *scratch)
+                                int16_t *rows, float *scales, float *scratch, const uint8_t *next)
 {
     _Static_assert(Q8_GROUP % (int)DSV2_SCALE_COLS == 0 && Q6_GROUP % (int)DSV2_SCALE_COLS == 0, "a group has one stored scale");
     uint32_t lora = shape->kv_lora_rank, rope = shape->qk_rope_head_dim;
@@ -252,6 +259,8 @@ void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernel
     q6_layout q6 = layout_q6(lora, rope);
     for (size_t t = 0; t < n; t++, stored += shape->row_bytes, scales++) {
         size_t groups;
+        if (next != NULL)
+            fetch_row(next + t * shape->row_bytes, shape->row_bytes);
         if (shape->type == DSV2_CACHE_Q8) {
             kernels->widen(rows, (const int8_t *)stored + q8.codes, lora);
             groups = complete_groups(rows, scales, stored + q8.scales, Q8_GROUP, lora);

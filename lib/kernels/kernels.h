@@ -139,9 +139,9 @@ typedef struct dsv2_kernels {
     /* A block of n_rows <= DSV2_PAIR_ROWS rows, `stride` numbers apart; missing rows are zeros. n_cols is even. */
     void (*pair_columns)(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
 
-    /* The same of the rows' transpose: ceil(n_cols / DSV2_PAIR_ROWS) blocks, whose rows are the columns and whose pairs of columns
-     * the ceil(n_rows / 2) pairs of rows; zeros for what is missing. */
-    void (*pair_rows)(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
+    /* The same of the rows' transpose: ceil(n_cols / DSV2_PAIR_ROWS) blocks, `block_stride` numbers apart, whose rows are the
+     * columns and whose pairs of columns the ceil(n_rows / 2) pairs of rows; zeros for what is missing. */
+    void (*pair_rows)(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
 
     /* out[i * out_stride + t] = a_scales[i] * sum_g scales[g * scales_stride + t] * (a_i . b_t over the columns of group g), for
      * i < m rows of one block a and t < n rows of n / DSV2_PAIR_ROWS blocks b (n a multiple of it), each of n_groups groups. */

@@ -37,7 +37,7 @@ static size_t divide(const dsv2_attend_shape *shape, size_t n, float *memory, ds
     attend->weights = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAIR_ROWS * DSV2_PAGE_TOKENS);
     attend->weight_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAIR_ROWS * DSV2_PAGE_TOKENS);
     size_t widest = cols > shape->value_width ? cols : shape->value_width;
-    attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAGE_TOKENS * widest);
+    attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAIR_ROWS * widest);
     attend->padded = take(memory, &used, sizeof(float) * cols);
     tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAGE_TOKENS * cols);
     tile->key_scales = take(memory, &used, sizeof(float) * DSV2_PAGE_TOKENS * groups);
@@ -61,18 +61,25 @@ float *dsv2_attend_lay_out(const dsv2_attend_shape *shape, size_t n, float *memo
 
 /* ---- tiles in 16 bits ---- */
 
-void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, const int16_t *rows, size_t stride)
+static size_t rows_from(const dsv2_tile *tile, size_t first) { return tile->n - first < DSV2_PAIR_ROWS ? tile->n - first : DSV2_PAIR_ROWS; }
+
+void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
+                    size_t stride)
 {
     size_t cols = dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
-    for (size_t t = 0; t < tile->n; t += DSV2_PAIR_ROWS) {
-        size_t n = tile->n - t < DSV2_PAIR_ROWS ? tile->n - t : DSV2_PAIR_ROWS;
-        kernels->pair_columns(tile->key_pairs + t * cols, rows + t * stride, stride, n, cols);
-    }
+    kernels->pair_columns(tile->key_pairs + first * cols, rows, stride, rows_from(tile, first), cols);
 }
 
-void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, const int16_t *rows, size_t stride)
+void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
+                      size_t stride)
 {
-    kernels->pair_rows(tile->value_pairs, rows, stride, tile->n, shape->value_width);
+    size_t n_pairs = (tile->n + 1) / 2;
+    kernels->pair_rows(tile->value_pairs + first * DSV2_PAIR_ROWS, 2 * n_pairs * DSV2_PAIR_ROWS, rows, stride, rows_from(tile, first),
+                       shape->value_width);
+}
+
+void dsv2_tile_finish(dsv2_tile *tile, const dsv2_attend_shape *shape)
+{
     for (uint32_t g = 0; g < dsv2_attend_value_groups(shape); g++) {
         float largest = 0;
         for (size_t at = (size_t)g * DSV2_PAGE_TOKENS; at < (size_t)g * DSV2_PAGE_TOKENS + tile->n; at++) {

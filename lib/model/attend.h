@@ -50,7 +50,7 @@ typedef struct dsv2_attend {
     float *q_scales;           /* [n] */
     float *scores;             /* [at most DSV2_ATTEND_ROWS][DSV2_PAGE_TOKENS] */
     int16_t *weights, *weight_pairs; /* sixteen: [DSV2_PAIR_ROWS][DSV2_PAGE_TOKENS], as rows and as a block */
-    int16_t *rows;             /* sixteen: [DSV2_PAGE_TOKENS] rows of a key or a value, for what is to become pairs */
+    int16_t *rows;             /* sixteen: [DSV2_PAIR_ROWS] rows of a key or a value, for what is to become pairs */
     float *padded;             /* sixteen: [columns of the groups] */
 } dsv2_attend;
 
@@ -75,9 +75,14 @@ void dsv2_attend_queries(dsv2_attend *attend);
 /* Takes a tile in; query i sees its first visible[i] tokens. */
 void dsv2_attend_tile(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible);
 
-/* sixteen: makes the tile's keys of n rows of whole groups, and its values of the first value_width columns of rows; rows are
- * `stride` numbers apart. The scales, which stay the caller's, are to be set: key_scales, and value_scales before its values. */
-void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, const int16_t *rows, size_t stride);
-void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, const int16_t *rows, size_t stride);
+/* sixteen: a tile is made DSV2_PAIR_ROWS tokens at a time, `first` and the next ones, which stay in the first-level cache meanwhile.
+ * Keys are rows of whole groups, values the first value_width columns of rows; rows are `stride` numbers apart. */
+void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
+                    size_t stride);
+void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
+                      size_t stride);
+
+/* sixteen: to be called when all is there, key_scales and value_scales too, which are the caller's to set. */
+void dsv2_tile_finish(dsv2_tile *tile, const dsv2_attend_shape *shape);
 
 #endif

@@ -162,31 +162,32 @@ typedef struct queries {
     uint32_t first_row, n_rows, first_head, n_heads;
 } queries;
 
-/* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. */
+/* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. The next page's are brought from memory
+ * meanwhile, also if the present span ends here: the thread's next task will need them. */
 static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, const dsv2_attend *attend, dsv2_tile *tile, float *latents)
 {
     const dsv2_kernels *kernels = a->pass->model->kernels;
     const dsv2_attend_shape *shape = attend->shape;
-    const uint8_t *stored = dsv2_cache_rows(cache, a->layer, first / DSV2_PAGE_TOKENS);
+    size_t page = first / DSV2_PAGE_TOKENS;
+    const uint8_t *stored = dsv2_cache_rows(cache, a->layer, page);
     if (shape->sixteen) {
+        const uint8_t *next = page + 1 < cache->n_pages ? dsv2_cache_rows(cache, a->layer, page + 1) : NULL;
         size_t stride = (size_t)dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
-        dsv2_cache_decode_integers(&cache->shape, kernels, stored, tile->n, attend->rows, tile->key_scales, attend->padded);
-        dsv2_tile_keys(tile, shape, kernels, attend->rows, stride);
+        for (size_t t = 0; t < tile->n; t += DSV2_PAIR_ROWS) {
+            size_t n = tile->n - t < DSV2_PAIR_ROWS ? tile->n - t : DSV2_PAIR_ROWS;
+            size_t at = t * cache->shape.row_bytes;
+            dsv2_cache_decode_integers(&cache->shape, kernels, stored + at, n, attend->rows, tile->key_scales + t, attend->padded,
+                                       next == NULL ? NULL : next + at);
+            dsv2_tile_keys(tile, shape, kernels, t, attend->rows, stride);
+            dsv2_tile_values(tile, shape, kernels, t, attend->rows, stride);
+        }
         tile->value_scales = tile->key_scales;
-        dsv2_tile_values(tile, shape, kernels, attend->rows, stride);
+        dsv2_tile_finish(tile, shape);
     } else {
         dsv2_cache_decode_rows(&cache->shape, kernels, stored, tile->n, latents);
         tile->keys = tile->values = latents;
         tile->key_stride = tile->value_stride = shape->part[0] + shape->part[1];
     }
-}
-
-/* Has a page's rows brought from memory while another is worked on. */
-static void fetch_page(const mla *a, const dsv2_cache *cache, size_t position)
-{
-    const uint8_t *stored = dsv2_cache_rows(cache, a->layer, position / DSV2_PAGE_TOKENS);
-    for (size_t at = 0; at < cache->shape.layer_bytes; at += 64)
-        __builtin_prefetch(stored + at, 0, 2);
 }
 
 /* The context from token `first` to `end` - 1, at most one span: sums[i] = sum_t exp(s_it - max[i]) c_t, sum[i] its weights. */
@@ -224,8 +225,6 @@ static void attend_span(const mla *a, const dsv2_sequence *sequence, queries blo
         for (uint32_t i = 0; i < n_queries; i++)
             visible[i] = visible_tokens(pass->row_position[block.first_row + i / block.n_heads], t, tile.n);
         load_latents(a, cache, t, &attend, &tile, scratch->latents);
-        if (t + DSV2_PAGE_TOKENS < end)
-            fetch_page(a, cache, t + DSV2_PAGE_TOKENS);
         dsv2_attend_tile(&attend, &tile, visible);
     }
 }
@@ -482,18 +481,22 @@ static void load_expanded(const dsv2_attend *attend, dsv2_tile *tile, const expa
         tile->value_stride = v_dim;
         return;
     }
-    for (size_t t = 0; t < tile->n; t++) {
-        int16_t *row = attend->rows + t * cols;
-        float scale = attend->kernels->round_row(row, s->keys + t * width, width, DSV2_NARROW);
-        memset(row + width, 0, (cols - width) * sizeof *row);
-        for (uint32_t g = 0; g < groups; g++)
-            tile->key_scales[g * DSV2_PAGE_TOKENS + t] = scale;
+    for (size_t first = 0; first < tile->n; first += DSV2_PAIR_ROWS) {
+        size_t end = tile->n - first < DSV2_PAIR_ROWS ? tile->n : first + DSV2_PAIR_ROWS;
+        for (size_t t = first; t < end; t++) {
+            int16_t *row = attend->rows + (t - first) * cols;
+            float scale = attend->kernels->round_row(row, s->keys + t * width, width, DSV2_NARROW);
+            memset(row + width, 0, (cols - width) * sizeof *row);
+            for (uint32_t g = 0; g < groups; g++)
+                tile->key_scales[g * DSV2_PAGE_TOKENS + t] = scale;
+        }
+        dsv2_tile_keys(tile, shape, attend->kernels, first, attend->rows, cols);
+        for (size_t t = first; t < end; t++)
+            s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim, v_dim, DSV2_NARROW);
+        dsv2_tile_values(tile, shape, attend->kernels, first, attend->rows, v_dim);
     }
-    dsv2_tile_keys(tile, shape, attend->kernels, attend->rows, cols);
-    for (size_t t = 0; t < tile->n; t++)
-        s->value_scales[t] = attend->kernels->round_row(attend->rows + t * v_dim, s->values + t * v_dim, v_dim, DSV2_NARROW);
     tile->value_scales = s->value_scales;
-    dsv2_tile_values(tile, shape, attend->kernels, attend->rows, v_dim);
+    dsv2_tile_finish(tile, shape);
 }
 
 /* All rows of a sequence for one head, over one segment of the context (Eqs. 46, 47). */

@@ -13,11 +13,11 @@ void dsv2_pair_columns_c(int16_t *out, const int16_t *rows, size_t stride, size_
             out[pair_at(r, c)] = r < n_rows ? rows[r * stride + c] : 0;
 }
 
-void dsv2_pair_rows_c(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+void dsv2_pair_rows_c(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
     size_t padded_rows = (n_rows + 1) / 2 * 2, padded_cols = (n_cols + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS * DSV2_PAIR_ROWS;
     for (size_t c = 0; c < padded_cols; c++) {
-        int16_t *block = out + c / DSV2_PAIR_ROWS * DSV2_PAIR_ROWS * padded_rows;
+        int16_t *block = out + c / DSV2_PAIR_ROWS * block_stride;
         for (size_t r = 0; r < padded_rows; r++)
             block[pair_at(c % DSV2_PAIR_ROWS, r)] = r < n_rows && c < n_cols ? rows[r * stride + c] : 0;
     }

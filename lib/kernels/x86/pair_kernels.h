@@ -55,10 +55,10 @@ static void pair_columns(int16_t *out, const int16_t *rows, size_t stride, size_
         turn_rows(out, rows, stride, first, n_rows, n_cols);
 }
 
-static void pair_rows(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+static void pair_rows(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
     size_t n_pairs = (n_rows + 1) / 2;
-    for (size_t c = 0; c < n_cols; c += DSV2_PAIR_ROWS, out += n_pairs * ROW_PAIRS)
+    for (size_t c = 0; c < n_cols; c += DSV2_PAIR_ROWS, out += block_stride)
         for (size_t pair = 0; pair < n_pairs; pair++) {
             const int16_t *first = rows + 2 * pair * stride + c, *second = 2 * pair + 1 < n_rows ? first + stride : NULL;
             if (n_cols - c < DSV2_PAIR_ROWS) {

@@ -37,6 +37,8 @@ static const struct {
     {19, DSV2_TYPE_P8},
     {20, DSV2_TYPE_P4S},
     {21, DSV2_TYPE_P5S},
+    {22, DSV2_TYPE_P4M},
+    {23, DSV2_TYPE_P5M},
 };
 
 static bool type_of_code(uint8_t code, dsv2_type *type)

@@ -34,6 +34,8 @@ typedef enum dsv2_type {
     DSV2_TYPE_P8,  /* [8.5] 8 bits, scale per 32 columns: Q8_0 */
     DSV2_TYPE_P4S, /* [4.5] 4 bits, scale per 32 columns: Q4_0 */
     DSV2_TYPE_P5S, /* [5.5] 5 bits, the same: Q5_0 */
+    DSV2_TYPE_P4M, /* [5] 4 bits, scale and minimum in half precision per 32 columns: Q4_1 */
+    DSV2_TYPE_P5M, /* [6] 5 bits, the same: Q5_1 */
     DSV2_TYPE_COUNT
 } dsv2_type;
 

@@ -13,7 +13,8 @@ typedef struct span_row {
     uint16_t scale, minimum; /* F16; P4, P5, the scale also P6 */
     uint8_t sub_scales[SPAN_BLOCKS], sub_minima[SPAN_BLOCKS]; /* P4, P5 */
     int8_t sixteenths[2 * SPAN_BLOCKS];                       /* P6 */
-    uint16_t halves[SPAN_BLOCKS];                             /* P8, P4S, P5S */
+    uint16_t halves[SPAN_BLOCKS];                             /* P8, P4S, P5S, P4M, P5M */
+    uint16_t minima[SPAN_BLOCKS];                             /* P4M, P5M */
     float factor;                                             /* the row's: all is multiplied by it */
 } span_row;
 
@@ -37,13 +38,13 @@ static void store_half(uint8_t *bytes, uint16_t half)
 
 static void store_header(dsv2_type type, uint8_t *span, size_t row, const span_row *s)
 {
-    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5 || type == DSV2_TYPE_P6)
+    if (dsv2_has_six_bits(type) || type == DSV2_TYPE_P6)
         store_half(span + HEADER_SCALES + 2 * row, s->scale);
-    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5)
+    if (dsv2_has_six_bits(type))
         store_half(span + HEADER_MINIMA + 2 * row, s->minimum);
     for (size_t b = 0; b < SPAN_BLOCKS; b++) {
         size_t at = b * DSV2_PACK_ROWS + row;
-        if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
+        if (dsv2_has_six_bits(type)) {
             store_six_bits(span + HEADER_SIX_BITS, at, s->sub_scales[b]);
             store_six_bits(span + HEADER_SIX_BITS, SPAN_BLOCKS * DSV2_PACK_ROWS + at, s->sub_minima[b]);
         } else if (type == DSV2_TYPE_P6) {
@@ -51,6 +52,8 @@ static void store_header(dsv2_type type, uint8_t *span, size_t row, const span_r
             span[HEADER_SIXTEENTHS + (2 * b + 1) * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b + 1];
         } else {
             store_half(span + HEADER_HALVES + 2 * at, s->halves[b]);
+            if (dsv2_has_block_minima(type))
+                store_half(span + HEADER_BLOCK_MINIMA + 2 * at, s->minima[b]);
         }
     }
 }
@@ -84,7 +87,7 @@ static void store_block(dsv2_type type, uint8_t *block, size_t row, const uint8_
     }
     for (size_t v = 0; v < 4; v++)
         store_word(block, v, row, (words[v] & 0x0f0f0f0f) | (words[4 + v] & 0x0f0f0f0f) << 4);
-    if (type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S)
+    if (dsv2_pack_bits(type) == 5)
         store_word(block, 4, row, fifth);
     if (type == DSV2_TYPE_P6) {
         store_word(block, 4, row, high[0]);
@@ -353,6 +356,20 @@ static void round_span_halves(dsv2_type type, const float *x, size_t n, span_row
     }
 }
 
+static void round_span_minima(const float *x, size_t n, float levels, span_row *s)
+{
+    for (size_t b = 0; b * DSV2_PACK_COLS < n; b++) {
+        float scale, minimum, q[DSV2_PACK_COLS];
+        search_affine(x + b * DSV2_PACK_COLS, DSV2_PACK_COLS, levels, &scale, &minimum);
+        s->halves[b] = dsv2_f32_to_f16(scale);
+        s->minima[b] = dsv2_f32_to_f16(minimum);
+        scale = dsv2_f16_to_f32(s->halves[b]);
+        round_affine(x + b * DSV2_PACK_COLS, DSV2_PACK_COLS, scale, dsv2_f16_to_f32(s->minima[b]), levels, q);
+        for (size_t i = 0; i < DSV2_PACK_COLS; i++)
+            s->q[b * DSV2_PACK_COLS + i] = (uint8_t)q[i];
+    }
+}
+
 /* n columns, whole blocks, of a row that was multiplied by its power of two. */
 static void round_span(dsv2_type type, const float *x, size_t n, span_row *s)
 {
@@ -360,14 +377,17 @@ static void round_span(dsv2_type type, const float *x, size_t n, span_row *s)
     memset(s, 0, sizeof *s);
     memset(s->q, dsv2_pack_zero(type), sizeof s->q);
     bool finite = true;
+    float levels = dsv2_pack_bits(type) == 5 ? 31 : 15; /* of the types with minima */
     for (size_t i = 0; i < n; i++)
         finite = finite && isfinite(x[i]);
     if (!finite) {
         s->scale = s->minimum = NOT_A_NUMBER;
         for (size_t b = 0; b < SPAN_BLOCKS; b++)
             s->halves[b] = NOT_A_NUMBER;
-    } else if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
-        round_span_affine(x, n, type == DSV2_TYPE_P4 ? 15 : 31, s);
+    } else if (dsv2_has_six_bits(type)) {
+        round_span_affine(x, n, levels, s);
+    } else if (dsv2_has_block_minima(type)) {
+        round_span_minima(x, n, levels, s);
     } else if (type == DSV2_TYPE_P6) {
         round_span_sixteenths(x, n, s);
     } else {
@@ -539,12 +559,33 @@ static void read_q4_0(const uint8_t *block, span_row *s, size_t b)
     }
 }
 
+/* With a minimum that is added: kept with its sign changed. */
+static void read_q4_1(const uint8_t *block, span_row *s, size_t b)
+{
+    uint8_t *q = s->q + b * DSV2_PACK_COLS;
+    s->halves[b] = dsv2_load_u16(block);
+    s->minima[b] = dsv2_load_u16(block + 2) ^ 0x8000;
+    for (size_t c = 0; c < 16; c++) {
+        q[c] = block[4 + c] & 15;
+        q[16 + c] = block[4 + c] >> 4;
+    }
+}
+
 static void read_q5_0(const uint8_t *block, span_row *s, size_t b)
 {
     uint32_t fifth = dsv2_load_u32(block + 2);
     s->halves[b] = dsv2_load_u16(block);
     for (size_t c = 0; c < DSV2_PACK_COLS; c++)
         s->q[b * DSV2_PACK_COLS + c] = (uint8_t)((block[6 + c % 16] >> c / 16 * 4 & 15) | (fifth >> c & 1) << 4);
+}
+
+static void read_q5_1(const uint8_t *block, span_row *s, size_t b)
+{
+    uint32_t fifth = dsv2_load_u32(block + 4);
+    s->halves[b] = dsv2_load_u16(block);
+    s->minima[b] = dsv2_load_u16(block + 2) ^ 0x8000;
+    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+        s->q[b * DSV2_PACK_COLS + c] = (uint8_t)((block[8 + c % 16] >> c / 16 * 4 & 15) | (fifth >> c & 1) << 4);
 }
 
 static const struct {
@@ -555,6 +596,7 @@ static const struct {
     {DSV2_TYPE_Q4_K, DSV2_TYPE_P4, read_q4_k, NULL},  {DSV2_TYPE_Q5_K, DSV2_TYPE_P5, read_q5_k, NULL},
     {DSV2_TYPE_Q6_K, DSV2_TYPE_P6, read_q6_k, NULL},  {DSV2_TYPE_Q8_0, DSV2_TYPE_P8, NULL, read_q8_0},
     {DSV2_TYPE_Q4_0, DSV2_TYPE_P4S, NULL, read_q4_0}, {DSV2_TYPE_Q5_0, DSV2_TYPE_P5S, NULL, read_q5_0},
+    {DSV2_TYPE_Q4_1, DSV2_TYPE_P4M, NULL, read_q4_1}, {DSV2_TYPE_Q5_1, DSV2_TYPE_P5M, NULL, read_q5_1},
     {DSV2_TYPE_Q3_K, DSV2_TYPE_P6, read_q3_k, NULL},  {DSV2_TYPE_IQ4_NL, DSV2_TYPE_P8, NULL, read_iq4_nl},
     {DSV2_TYPE_IQ4_XS, DSV2_TYPE_P8, read_iq4_xs, NULL},
 };

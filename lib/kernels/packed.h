@@ -24,30 +24,43 @@ enum {
                                     of bytes i, 64 + i and 128 + i, lowest first */
     /* P6: w = scale * sixteenth * (q - 32) */
     HEADER_SIXTEENTHS = VECTOR / 2, /* int8 [16][16 rows], one for every 16 columns */
-    /* P8, P4S, P5S: w = half * (q - zero) */
-    HEADER_HALVES = 0,           /* F16 [8 blocks][16 rows] */
+    /* P8, P4S, P5S: w = half * (q - zero); P4M, P5M: w = half * q - minimum */
+    HEADER_HALVES = 0,                  /* F16 [8 blocks][16 rows] */
+    HEADER_BLOCK_MINIMA = 4 * VECTOR,   /* F16 [8 blocks][16 rows], of P4M and P5M */
 };
+
+/* Scales and minima of 6 bits in units of the span's. */
+static inline bool dsv2_has_six_bits(dsv2_type type) { return type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5; }
+
+/* A minimum in half precision for each block. */
+static inline bool dsv2_has_block_minima(dsv2_type type) { return type == DSV2_TYPE_P4M || type == DSV2_TYPE_P5M; }
 
 static inline size_t dsv2_header_bytes(dsv2_type type)
 {
+    if (dsv2_has_block_minima(type))
+        return HEADER_BLOCK_MINIMA + 4 * VECTOR;
     return type == DSV2_TYPE_P6 ? HEADER_SIXTEENTHS + 4 * VECTOR : 4 * VECTOR;
 }
 
-/* Bytes of a block:
- *   P4, P4S  4 vectors of 4 bits: vector v has word v low, word 4 + v high
- *   P5, P5S  these 4, then 1 vector: bit g of byte b of a lane is bit 4 of column 4g + b
- *   P6       these 4, then 2 vectors h: bits 2g and 2g + 1 of byte b are bits 4 and 5 of column 16h + 4g + b, g < 4
- *   P8       8 vectors, word by word */
-static inline size_t dsv2_block_bytes(dsv2_type type)
+/* Bits of q. */
+static inline size_t dsv2_pack_bits(dsv2_type type)
 {
     switch (type) {
-    case DSV2_TYPE_P8: return 8 * VECTOR;
-    case DSV2_TYPE_P6: return 6 * VECTOR;
+    case DSV2_TYPE_P8: return 8;
+    case DSV2_TYPE_P6: return 6;
     case DSV2_TYPE_P5:
-    case DSV2_TYPE_P5S: return 5 * VECTOR;
-    default: return 4 * VECTOR;
+    case DSV2_TYPE_P5S:
+    case DSV2_TYPE_P5M: return 5;
+    default: return 4;
     }
 }
+
+/* Bytes of a block:
+ *   4 bits   4 vectors: vector v has word v low, word 4 + v high
+ *   5 bits   these 4, then 1 vector: bit g of byte b of a lane is bit 4 of column 4g + b
+ *   6 bits   these 4, then 2 vectors h: bits 2g and 2g + 1 of byte b are bits 4 and 5 of column 16h + 4g + b, g < 4
+ *   8 bits   8 vectors, word by word */
+static inline size_t dsv2_block_bytes(dsv2_type type) { return dsv2_pack_bits(type) * VECTOR; }
 
 /* What is subtracted from q; 0 for types with minima. */
 static inline int dsv2_pack_zero(dsv2_type type)
@@ -87,5 +100,7 @@ void dsv2_matmul_p6_c(float *out, size_t out_stride, const dsv2_x8 *const *x, si
 void dsv2_matmul_p8_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 void dsv2_matmul_p5s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 void dsv2_matmul_p4s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void dsv2_matmul_p4m_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void dsv2_matmul_p5m_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 
 #endif

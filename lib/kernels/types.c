@@ -28,6 +28,8 @@ static const struct {
     [DSV2_TYPE_P8] = {"P8", 1, 0},
     [DSV2_TYPE_P4S] = {"P4S", 1, 0},
     [DSV2_TYPE_P5S] = {"P5S", 1, 0},
+    [DSV2_TYPE_P4M] = {"P4M", 1, 0},
+    [DSV2_TYPE_P5M] = {"P5M", 1, 0},
 };
 
 const char *dsv2_type_name(dsv2_type type) { return (unsigned)type < DSV2_TYPE_COUNT ? types[type].name : "unknown"; }

@@ -35,6 +35,8 @@ static const struct {
     {"P4", NULL, DSV2_WEIGHTS_Q4_K, false, 0},
     {"P4S", NULL, DSV2_WEIGHTS_Q4_0, false, 0},
     {"P5S", NULL, DSV2_WEIGHTS_AS_STORED, true, DSV2_TYPE_Q5_0},
+    {"P4M", NULL, DSV2_WEIGHTS_AS_STORED, true, DSV2_TYPE_Q4_1},
+    {"P5M", NULL, DSV2_WEIGHTS_AS_STORED, true, DSV2_TYPE_Q5_1},
 };
 enum { N_KINDS = sizeof kinds / sizeof *kinds };
 

@@ -145,7 +145,8 @@ static void round_of_rows(const dsv2_kernels *kernels, int round, int *at, const
     }
 }
 
-static const dsv2_type packed_types[] = {DSV2_TYPE_P4, DSV2_TYPE_P4S, DSV2_TYPE_P5, DSV2_TYPE_P5S, DSV2_TYPE_P6, DSV2_TYPE_P8};
+static const dsv2_type packed_types[] = {DSV2_TYPE_P4, DSV2_TYPE_P4S, DSV2_TYPE_P4M, DSV2_TYPE_P5, DSV2_TYPE_P5S, DSV2_TYPE_P5M,
+                                         DSV2_TYPE_P6, DSV2_TYPE_P8};
 
 static double time_packed(const dsv2_kernels *kernels, dsv2_type type, size_t m, size_t n)
 {

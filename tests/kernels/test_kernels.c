@@ -727,7 +727,8 @@ END_TEST
 
 /* ---- packed weights ---- */
 
-static const dsv2_type packed_types[] = {DSV2_TYPE_P4, DSV2_TYPE_P5, DSV2_TYPE_P6, DSV2_TYPE_P8, DSV2_TYPE_P4S, DSV2_TYPE_P5S};
+static const dsv2_type packed_types[] = {DSV2_TYPE_P4, DSV2_TYPE_P5, DSV2_TYPE_P6, DSV2_TYPE_P8, DSV2_TYPE_P4S, DSV2_TYPE_P5S,
+                                         DSV2_TYPE_P4M, DSV2_TYPE_P5M};
 enum { N_PACKED = sizeof packed_types / sizeof *packed_types };
 
 typedef struct packed_product {
@@ -910,7 +911,7 @@ END_TEST
  * common quantisers of the same number of bits reach, or less. */
 static const struct { dsv2_type type; double most; } packed_errors[] = {
     {DSV2_TYPE_P4, 0.0705}, {DSV2_TYPE_P5, 0.0350}, {DSV2_TYPE_P6, 0.0172}, {DSV2_TYPE_P8, 0.0052}, {DSV2_TYPE_P4S, 0.0815},
-    {DSV2_TYPE_P5S, 0.0405},
+    {DSV2_TYPE_P5S, 0.0405}, {DSV2_TYPE_P4M, 0.0615}, {DSV2_TYPE_P5M, 0.0297},
 };
 
 START_TEST(rounding_errors_of_packed_types_are_small)
@@ -972,8 +973,10 @@ START_TEST(packing_keeps_what_it_can_hold)
 }
 END_TEST
 
-static const dsv2_type types_with_twin[] = {DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q5_0, DSV2_TYPE_IQ4_NL, DSV2_TYPE_Q3_K,
-                                            DSV2_TYPE_Q4_K, DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_IQ4_XS};
+static const dsv2_type types_with_twin[] = {
+    DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q5_0, DSV2_TYPE_Q4_1, DSV2_TYPE_Q5_1, DSV2_TYPE_IQ4_NL,
+    DSV2_TYPE_Q3_K, DSV2_TYPE_Q4_K, DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_IQ4_XS,
+};
 enum { N_WITH_TWIN = sizeof types_with_twin / sizeof *types_with_twin };
 
 /* Half-precision scales of any size but, of the one type that is rounded, within 2^20 of each other; one is NaN. */

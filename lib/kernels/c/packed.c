@@ -27,7 +27,7 @@ static float load_half(const uint8_t *bytes) { return dsv2_f16_to_f32(dsv2_load_
 /* What a weight of row `row` and the `half`th 16 columns of block `block` is, but for the row's factor: scale * q - minimum. */
 static void affine(dsv2_type type, const uint8_t *span, size_t block, size_t half, size_t row, float *scale, float *minimum)
 {
-    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
+    if (dsv2_has_six_bits(type)) {
         const uint8_t *numbers = span + HEADER_SIX_BITS;
         size_t at = block * DSV2_PACK_ROWS + row;
         *scale = load_half(span + HEADER_SCALES + 2 * row) * (float)six_bits(numbers, at);
@@ -39,7 +39,10 @@ static void affine(dsv2_type type, const uint8_t *span, size_t block, size_t hal
                  (float)(int8_t)span[HEADER_SIXTEENTHS + (2 * block + half) * DSV2_PACK_ROWS + row];
     else
         *scale = load_half(span + HEADER_HALVES + 2 * (block * DSV2_PACK_ROWS + row));
-    *minimum = *scale * (float)dsv2_pack_zero(type);
+    if (dsv2_has_block_minima(type))
+        *minimum = load_half(span + HEADER_BLOCK_MINIMA + 2 * (block * DSV2_PACK_ROWS + row));
+    else
+        *minimum = *scale * (float)dsv2_pack_zero(type);
 }
 
 static const uint8_t *block_of(dsv2_type type, const uint8_t *span, size_t block)
@@ -55,7 +58,7 @@ static unsigned element(dsv2_type type, const uint8_t *block, size_t row, size_t
         return block[word * VECTOR + lane];
     unsigned q = word < 4 ? block[word * VECTOR + lane] & 15u : block[(word - 4) * VECTOR + lane] >> 4;
     const uint8_t *more = block + 4 * VECTOR;
-    if (type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S)
+    if (dsv2_pack_bits(type) == 5)
         q |= (more[lane] >> word & 1u) << 4;
     if (type == DSV2_TYPE_P6)
         q |= (more[word / 4 * VECTOR + lane] >> 2 * (word % 4) & 3u) << 4;
@@ -197,4 +200,14 @@ void dsv2_matmul_p4s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, s
 void dsv2_matmul_p5s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
     matmul(DSV2_TYPE_P5S, out, out_stride, x, m, w, n, k);
+}
+
+void dsv2_matmul_p4m_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+{
+    matmul(DSV2_TYPE_P4M, out, out_stride, x, m, w, n, k);
+}
+
+void dsv2_matmul_p5m_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+{
+    matmul(DSV2_TYPE_P5M, out, out_stride, x, m, w, n, k);
 }

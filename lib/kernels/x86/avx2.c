@@ -118,7 +118,7 @@ INLINE dot_sum dot_add(dsv2_type type, dot_sum d, size_t g, ivec w, const int8_t
         d.sum = _mm256_add_epi32(d.sum, four_sums(byte_pairs(and_bits(shift_right(w, 1), 0x40404040), x), 2));
         return d;
     }
-    size_t fit = type == DSV2_TYPE_P6 ? 2 : type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S ? 4 : 8;
+    size_t bits = dsv2_pack_bits(type), fit = bits == 6 ? 2 : bits == 5 ? 4 : 8;
     d.pairs = g % fit == 0 ? byte_pairs(w, x) : _mm256_add_epi16(d.pairs, byte_pairs(w, x));
     if (g % fit == fit - 1)
         d.sum = g < fit ? four_sums(d.pairs, 1) : _mm256_add_epi32(d.sum, four_sums(d.pairs, 1));

@@ -101,7 +101,7 @@ typedef struct affine {
 INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t part)
 {
     size_t row = part * LANES;
-    if (type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5) {
+    if (dsv2_has_six_bits(type)) {
         uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
         unpack_six_bits(numbers, span + HEADER_SIX_BITS);
         vec scale = load_f16(span + HEADER_SCALES + 2 * row), minimum = load_f16(span + HEADER_MINIMA + 2 * row);
@@ -119,7 +119,10 @@ INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t p
                                floats_of_s8(span + HEADER_SIXTEENTHS + b * DSV2_PACK_ROWS + row));
         else
             a->scales[b] = load_f16(span + HEADER_HALVES + 2 * (b * DSV2_PACK_ROWS + row));
-        a->minima[b] = mul(a->scales[b], zero_point);
+        if (dsv2_has_block_minima(type))
+            a->minima[b] = load_f16(span + HEADER_BLOCK_MINIMA + 2 * (b * DSV2_PACK_ROWS + row));
+        else
+            a->minima[b] = mul(a->scales[b], zero_point);
     }
 }
 
@@ -129,7 +132,7 @@ INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
     if (type == DSV2_TYPE_P8)
         return load_ints(block + g * VECTOR);
     ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
-    if (type == DSV2_TYPE_P5 || type == DSV2_TYPE_P5S) {
+    if (dsv2_pack_bits(type) == 5) {
         ivec more = load_ints(block + 4 * VECTOR);
         w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
     }
@@ -277,8 +280,11 @@ PACKED_MATMUL(matmul_p6, DSV2_TYPE_P6)
 PACKED_MATMUL(matmul_p8, DSV2_TYPE_P8)
 PACKED_MATMUL(matmul_p4s, DSV2_TYPE_P4S)
 PACKED_MATMUL(matmul_p5s, DSV2_TYPE_P5S)
+PACKED_MATMUL(matmul_p4m, DSV2_TYPE_P4M)
+PACKED_MATMUL(matmul_p5m, DSV2_TYPE_P5M)
 
 #define PACKED_KERNELS                                                                                                          \
     .matmul_packed = {[DSV2_TYPE_P4] = matmul_p4, [DSV2_TYPE_P5] = matmul_p5, [DSV2_TYPE_P6] = matmul_p6,                         \
-                      [DSV2_TYPE_P8] = matmul_p8, [DSV2_TYPE_P4S] = matmul_p4s, [DSV2_TYPE_P5S] = matmul_p5s},                   \
+                      [DSV2_TYPE_P8] = matmul_p8, [DSV2_TYPE_P4S] = matmul_p4s, [DSV2_TYPE_P5S] = matmul_p5s,                    \
+                      [DSV2_TYPE_P4M] = matmul_p4m, [DSV2_TYPE_P5M] = matmul_p5m},                                               \
     .prepare_row = prepare_row

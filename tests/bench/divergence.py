@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """How far quantised weights and activations bring the model's answers from exact arithmetic on the same weights.
 
-For each type, examples/model is written as a GGUF of that type and as one of the float32 numbers that the first holds. Logits of the
-first come from the kernels of this machine, those of the second from the C reference; both keep a float32 cache. What is printed is the
-mean over all tokens of the Kullback-Leibler divergence, in nats, with its standard error; and how often the likeliest token is
-the same. With --llama, llama.cpp reads the same files and stands beside it, and makes the types that the package gguf cannot.
+For each type, examples/model is written as a GGUF of that type and as one of the float32 numbers that the first holds. Logits of
+the first come from the kernels of this machine, those of the second from the C reference; both keep a float32 cache. What is
+printed is the mean over all tokens of the Kullback-Leibler divergence, in nats, with its standard error; and how often the
+likeliest token is the same. With --llama, llama.cpp reads the same files and stands beside it, and makes the types that the
+package gguf cannot.
 """
 
 import argparse
@@ -25,6 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples/model"
 WINDOW = 2048  # tokens that are read at once: the model's context
 BATCH = 512  # of llama.cpp
+KINDS = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
 # Rows that are no multiple of 256 take another type than the K types, as llama.cpp's own tool has it.
 OTHERS = {Type.Q2_K: Type.Q4_0, Type.Q3_K: Type.Q4_0, Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0,
           Type.IQ4_XS: Type.IQ4_NL}
@@ -206,10 +208,18 @@ def compare(exact: np.ndarray, other: np.ndarray) -> str:
     return f"{divergence.mean():.2e} ± {error:.0e}  {same:7.2%}"
 
 
+def parse_types(text: str) -> list[Type]:
+    names = text.split(",")
+    if not set(names) <= set(KINDS):
+        raise argparse.ArgumentTypeError(f"types are {', '.join(KINDS)}")
+    return [Type[name] for name in names]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", nargs="+", type=pathlib.Path, metavar="TEXT", help="text to read, plain UTF-8")
-    parser.add_argument("--types", default="Q8_0,Q5_1,Q5_0,Q4_1,Q4_0", help="types of GGUF files; default %(default)s")
+    parser.add_argument("--types", type=parse_types, default="Q8_0,Q5_1,Q5_0,Q4_1,Q4_0",
+                        help="types of GGUF files; default %(default)s")
     parser.add_argument("--tokens", type=int, default=2 * WINDOW, help="tokens of each text; default %(default)s")
     parser.add_argument("--dsv2", type=pathlib.Path, default=ROOT / "build/examples/dsv2", help="the command; default %(default)s")
     parser.add_argument("--llama", type=pathlib.Path, metavar="FOLDER",
@@ -224,13 +234,13 @@ def main() -> None:
             raise SystemExit(f"{text}: {len(ids)} tokens, wanted {args.tokens}")
         texts[text] = ids
     print(f"{'type':8} {'libdsv2: KL':20} top-1    " + ("llama.cpp: KL        top-1    " if args.llama else "") + "tokens  text")
-    for name in args.types.split(","):
+    for kind in args.types:
         with tempfile.TemporaryDirectory() as temporary:
             folder = pathlib.Path(temporary)
-            quantised, floats = write_pair(folder, Type[name], args.llama)
+            quantised, floats = write_pair(folder, kind, args.llama)
             for text, ids in texts.items():
                 exact = ours(args, folder, floats, ids, "--kernels", "c")
-                row = f"{name:8} {compare(exact, ours(args, folder, quantised, ids))}"
+                row = f"{kind.name:8} {compare(exact, ours(args, folder, quantised, ids))}"
                 if args.llama:
                     row += f"  {compare(exact, llamas(args, folder, quantised, ids))}"
                 print(f"{row}  {len(ids)}  {text}", flush=True)

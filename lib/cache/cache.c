@@ -11,12 +11,76 @@ void dsv2_page_pool_init(dsv2_page_pool *pool, uint64_t bytes_limit)
 
 void dsv2_page_pool_destroy(dsv2_page_pool *pool) { pthread_mutex_destroy(&pool->lock); }
 
-static void account(dsv2_page_pool *pool, size_t bytes, bool taken)
+/* Memory for one page, or for several that are smaller than one of the system's huge pages but together fill some of these: attention
+ * reads a few rows here and a few there, and with small pages the processor spends much of its time finding them. */
+typedef struct dsv2_slab {
+    struct dsv2_slab *next, *previous; /* in the pool's list, while it has free pages */
+    uint8_t *data;
+    size_t page_bytes;
+    uint32_t all, free; /* one bit a page */
+    dsv2_page pages[];
+} dsv2_slab;
+
+enum { SLAB_PAGES = 8, SLAB_LEAST = 256 << 10, SLAB_MOST = 2 << 20 };
+
+static dsv2_slab *slab_new(size_t page_bytes)
 {
-    pthread_mutex_lock(&pool->lock);
-    pool->bytes_in_use = taken ? pool->bytes_in_use + bytes : pool->bytes_in_use - bytes;
-    pool->pages_in_use = taken ? pool->pages_in_use + 1 : pool->pages_in_use - 1;
-    pthread_mutex_unlock(&pool->lock);
+    uint32_t n = page_bytes >= SLAB_LEAST && page_bytes < SLAB_MOST ? SLAB_PAGES : 1;
+    dsv2_slab *slab = dsv2_new(1, sizeof *slab + n * sizeof *slab->pages);
+    if (slab == NULL)
+        return NULL;
+    slab->data = dsv2_new_aligned(n, page_bytes);
+    if (slab->data == NULL) {
+        dsv2_free(slab);
+        return NULL;
+    }
+    slab->page_bytes = page_bytes;
+    slab->all = slab->free = (1u << n) - 1;
+    for (uint32_t i = 0; i < n; i++) {
+        slab->pages[i].slab = slab;
+        slab->pages[i].data = slab->data + i * page_bytes;
+    }
+    return slab;
+}
+
+static void slab_free(dsv2_slab *slab)
+{
+    dsv2_free(slab->data);
+    dsv2_free(slab);
+}
+
+static void list_slab(dsv2_page_pool *pool, dsv2_slab *slab)
+{
+    slab->previous = NULL;
+    slab->next = pool->slabs;
+    if (slab->next != NULL)
+        slab->next->previous = slab;
+    pool->slabs = slab;
+}
+
+static void unlist_slab(dsv2_page_pool *pool, dsv2_slab *slab)
+{
+    if (slab->previous != NULL)
+        slab->previous->next = slab->next;
+    else
+        pool->slabs = slab->next;
+    if (slab->next != NULL)
+        slab->next->previous = slab->previous;
+}
+
+/* A free page of a listed slab, or NULL. */
+static dsv2_page *take_page(dsv2_page_pool *pool, size_t bytes)
+{
+    dsv2_slab *slab = pool->slabs;
+    while (slab != NULL && slab->page_bytes != bytes)
+        slab = slab->next;
+    if (slab == NULL)
+        return NULL;
+    dsv2_page *page = &slab->pages[__builtin_ctz(slab->free)];
+    slab->free &= slab->free - 1;
+    if (slab->free == 0)
+        unlist_slab(pool, slab);
+    return page;
 }
 
 static dsv2_status page_new(dsv2_page_pool *pool, size_t bytes, dsv2_page **out)
@@ -24,7 +88,15 @@ static dsv2_status page_new(dsv2_page_pool *pool, size_t bytes, dsv2_page **out)
     pthread_mutex_lock(&pool->lock);
     uint64_t in_use = pool->bytes_in_use;
     bool fits = pool->bytes_limit == 0 || (in_use <= pool->bytes_limit && bytes <= pool->bytes_limit - in_use);
-    if (fits) {
+    dsv2_page *page = fits ? take_page(pool, bytes) : NULL;
+    if (fits && page == NULL) {
+        dsv2_slab *slab = slab_new(bytes);
+        if (slab != NULL) {
+            list_slab(pool, slab);
+            page = take_page(pool, bytes);
+        }
+    }
+    if (page != NULL) {
         pool->bytes_in_use += bytes;
         pool->pages_in_use++;
     }
@@ -32,26 +104,30 @@ static dsv2_status page_new(dsv2_page_pool *pool, size_t bytes, dsv2_page **out)
     if (!fits)
         return dsv2_fail(DSV2_ERROR_MEMORY, "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
                          (unsigned long long)in_use, bytes, (unsigned long long)pool->bytes_limit);
-    dsv2_page *page = dsv2_new(1, sizeof *page);
-    uint8_t *data = page == NULL ? NULL : dsv2_new_aligned(bytes, 1);
-    if (data == NULL) {
-        dsv2_free(page);
-        account(pool, bytes, false);
+    if (page == NULL)
         return dsv2_fail_memory("a KV page", bytes);
-    }
     atomic_init(&page->references, 1);
-    page->data = data;
     *out = page;
     return DSV2_OK;
 }
 
-static void page_release(dsv2_page_pool *pool, size_t bytes, dsv2_page *page)
+static void page_release(dsv2_page_pool *pool, dsv2_page *page)
 {
     if (atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel) != 1)
         return;
-    dsv2_free(page->data);
-    dsv2_free(page);
-    account(pool, bytes, false);
+    dsv2_slab *slab = page->slab;
+    pthread_mutex_lock(&pool->lock);
+    if (slab->free == 0)
+        list_slab(pool, slab);
+    slab->free |= 1u << (page - slab->pages);
+    bool empty = slab->free == slab->all;
+    if (empty)
+        unlist_slab(pool, slab);
+    pool->bytes_in_use -= slab->page_bytes;
+    pool->pages_in_use--;
+    pthread_mutex_unlock(&pool->lock);
+    if (empty)
+        slab_free(slab);
 }
 
 void dsv2_cache_init(dsv2_cache *cache, dsv2_page_pool *pool, const dsv2_cache_shape *shape)
@@ -78,7 +154,7 @@ static dsv2_status own_page(dsv2_cache *cache, size_t index, size_t n_tokens)
     for (uint32_t layer = 0; layer < shape->n_layers; layer++)
         memcpy(own->data + layer * shape->layer_bytes, shared->data + layer * shape->layer_bytes, n_tokens * shape->row_bytes);
     cache->pages[index] = own;
-    page_release(cache->pool, shape->page_bytes, shared);
+    page_release(cache->pool, shared);
     return DSV2_OK;
 }
 
@@ -106,7 +182,7 @@ void dsv2_cache_truncate(dsv2_cache *cache, size_t n)
 {
     size_t keep = (n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS;
     while (cache->n_pages > keep)
-        page_release(cache->pool, cache->shape.page_bytes, cache->pages[--cache->n_pages]);
+        page_release(cache->pool, cache->pages[--cache->n_pages]);
 }
 
 dsv2_status dsv2_cache_share(const dsv2_cache *cache, size_t n, dsv2_cache *copy)

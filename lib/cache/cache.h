@@ -54,11 +54,12 @@ void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernel
  * attention may rotate its few queries and results rather than every row: (R q) . (R c) = q . c. */
 void dsv2_cache_rotate(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, float *latent);
 
-/* Accounts for the pages of all sessions of a model. */
+/* Where the pages of all sessions of a model come from, and what they take. */
 typedef struct dsv2_page_pool {
     pthread_mutex_t lock;
     uint64_t bytes_limit; /* 0: none */
     uint64_t bytes_in_use, pages_in_use;
+    struct dsv2_slab *slabs; /* those with free pages */
 } dsv2_page_pool;
 
 void dsv2_page_pool_init(dsv2_page_pool *pool, uint64_t bytes_limit);
@@ -67,6 +68,7 @@ void dsv2_page_pool_destroy(dsv2_page_pool *pool);
 typedef struct dsv2_page {
     _Atomic uint32_t references;
     uint8_t *data; /* page_bytes: layer by layer, each DSV2_PAGE_TOKENS rows */
+    struct dsv2_slab *slab;
 } dsv2_page;
 
 /* One session's pages, in order of position. */

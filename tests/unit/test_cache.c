@@ -36,15 +36,19 @@ static dsv2_cache_shape shape_of(dsv2_cache_type type, row_shape row)
 
 static uint64_t random_state = 88172645463325252u;
 
+static uint32_t random_bits(void)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (uint32_t)(random_state >> 40);
+}
+
 static float random_float(void)
 {
     float sum = 0; /* near normal */
-    for (int i = 0; i < 4; i++) {
-        random_state ^= random_state << 13;
-        random_state ^= random_state >> 7;
-        random_state ^= random_state << 17;
-        sum += (float)(random_state >> 40) * 0x1p-24f - 0.5f;
-    }
+    for (int i = 0; i < 4; i++)
+        sum += (float)random_bits() * 0x1p-24f - 0.5f;
     return sum;
 }
 
@@ -395,6 +399,51 @@ START_TEST(the_limit_refuses_a_page_and_keeps_what_is_there)
 }
 END_TEST
 
+/* Pages of V2-Lite's size share their memory's slabs: what one cache gives back another gets, and nothing of others changes. */
+START_TEST(pages_of_all_sizes_are_used_again_and_given_back)
+{
+    enum { CACHES = 5, STEPS = 150, MOST_PAGES = 12 };
+    static const uint32_t layers[CACHES] = {27, 27, 27, 3, 60};
+    dsv2_page_pool pool;
+    dsv2_page_pool_init(&pool, 0);
+    dsv2_cache caches[CACHES];
+    for (int c = 0; c < CACHES; c++) {
+        dsv2_cache_shape shape;
+        ck_assert(dsv2_cache_shape_init(&shape, c == 2 ? DSV2_CACHE_Q6 : DSV2_CACHE_Q8, layers[c], 512, 64) == DSV2_OK);
+        dsv2_cache_init(&caches[c], &pool, &shape);
+    }
+    for (int step = 0; step < STEPS; step++) {
+        size_t c = random_bits() % CACHES, n = random_bits() % (MOST_PAGES + 1), before = caches[c].n_pages;
+        if (n < before)
+            dsv2_cache_truncate(&caches[c], n * DSV2_PAGE_TOKENS);
+        else
+            ck_assert(dsv2_cache_reserve(&caches[c], before * DSV2_PAGE_TOKENS, (n - before) * DSV2_PAGE_TOKENS) == DSV2_OK);
+        for (size_t page = before; page < n; page++) { /* a mark at each end says whose it is, and where */
+            uint8_t *rows = dsv2_cache_rows(&caches[c], 0, page);
+            rows[0] = rows[caches[c].shape.page_bytes - 1] = (uint8_t)(c * (MOST_PAGES + 1) + page);
+        }
+        uint64_t pages = 0, bytes = 0;
+        for (size_t other = 0; other < CACHES; other++) {
+            pages += caches[other].n_pages;
+            bytes += caches[other].n_pages * caches[other].shape.page_bytes;
+            for (size_t page = 0; page < caches[other].n_pages; page++) {
+                const uint8_t *rows = dsv2_cache_rows(&caches[other], 0, page);
+                ck_assert_uint_eq(rows[0], other * (MOST_PAGES + 1) + page);
+                ck_assert_uint_eq(rows[caches[other].shape.page_bytes - 1], other * (MOST_PAGES + 1) + page);
+                ck_assert_uint_eq((uintptr_t)rows % 64, 0);
+            }
+        }
+        ck_assert_uint_eq(pool.pages_in_use, pages);
+        ck_assert_uint_eq(pool.bytes_in_use, bytes);
+    }
+    for (int c = 0; c < CACHES; c++)
+        dsv2_cache_destroy(&caches[c]);
+    ck_assert(pool.pages_in_use == 0 && pool.bytes_in_use == 0);
+    ck_assert_ptr_null(pool.slabs);
+    dsv2_page_pool_destroy(&pool);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("cache");
@@ -411,6 +460,7 @@ int main(void)
     tcase_add_test(tests, rows_as_integers_are_those_as_floats);
     tcase_add_test(tests, forks_share_pages_until_one_writes);
     tcase_add_test(tests, the_limit_refuses_a_page_and_keeps_what_is_there);
+    tcase_add_test(tests, pages_of_all_sizes_are_used_again_and_given_back);
     suite_add_tcase(suite, tests);
     return test_run(suite);
 }

@@ -227,11 +227,17 @@ INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const ds
                 at[i]++;
         }
     }
-    for (size_t v = 0; v < VECS && v * LANES < n; v++) {
+    /* Unrolled too: an index that is not a constant would have the sums written to memory with every block. */
+    UNROLL
+    for (size_t v = 0; v < VECS; v++) {
+        if (v * LANES >= n)
+            break;
         size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES;
         vec factor = load(group + v * PART);
-        for (size_t i = 0; i < n_x && i < n_rows; i++)
-            store_first(out + i * out_stride + v * LANES, mul(sums[i * VECS + v], factor), valid);
+        UNROLL
+        for (size_t i = 0; i < n_x; i++)
+            if (i < n_rows)
+                store_first(out + i * out_stride + v * LANES, mul(sums[i * VECS + v], factor), valid);
     }
 }
 

@@ -251,8 +251,12 @@ INLINE void packed_rows(dsv2_type type, float *out, size_t out_stride, const dsv
             packed_block(type, out, out_stride, x, PACKED_ROWS >= 12 ? 12 : 1, n_rows = m < 12 ? m : 12, group, n, k);
         else if (PACKED_ROWS >= 8 && m > 6)
             packed_block(type, out, out_stride, x, PACKED_ROWS >= 8 ? 8 : 1, n_rows = m < 8 ? m : 8, group, n, k);
-        else if (PACKED_ROWS >= 4 && m > 2)
-            packed_block(type, out, out_stride, x, PACKED_ROWS >= 4 ? 4 : 1, n_rows = m < 4 ? m : 4, group, n, k);
+        else if (PACKED_ROWS >= 6 && m > 4)
+            packed_block(type, out, out_stride, x, PACKED_ROWS >= 6 ? 6 : 1, n_rows = m < 6 ? m : 6, group, n, k);
+        else if (PACKED_ROWS >= 4 && m == 4)
+            packed_block(type, out, out_stride, x, PACKED_ROWS >= 4 ? 4 : 1, n_rows = 4, group, n, k);
+        else if (PACKED_ROWS >= 3 && m == 3)
+            packed_block(type, out, out_stride, x, PACKED_ROWS >= 3 ? 3 : 1, n_rows = 3, group, n, k);
         else if (m >= 2)
             packed_block(type, out, out_stride, x, 2, n_rows = 2, group, n, k);
         else

@@ -107,6 +107,28 @@ dsv2_status dsv2_container_finish(dsv2_container *container)
     return DSV2_OK;
 }
 
+static int compare_extents(const void *a, const void *b)
+{
+    const dsv2_extent *x = a, *y = b;
+    if (x->begin != y->begin)
+        return x->begin < y->begin ? -1 : 1;
+    return x->end < y->end ? -1 : x->end > y->end;
+}
+
+dsv2_status dsv2_check_overlap(const dsv2_file *file, dsv2_extent *extents, size_t n)
+{
+    enum { SHOWN = 200 }; /* bytes of a name */
+    qsort(extents, n, sizeof *extents, compare_extents);
+    for (size_t i = 1; i < n; i++) {
+        dsv2_text name = extents[i].name, other = extents[i - 1].name;
+        if (extents[i].begin < extents[i - 1].end)
+            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s begins inside tensor %.*s", file->path,
+                             name.size > SHOWN ? SHOWN : (int)name.size, name.data, other.size > SHOWN ? SHOWN : (int)other.size,
+                             other.data);
+    }
+    return DSV2_OK;
+}
+
 const dsv2_tensor *dsv2_container_find(const dsv2_container *container, const char *name)
 {
     dsv2_tensor key = {.name = name};

@@ -48,6 +48,15 @@ dsv2_status dsv2_container_add_other(dsv2_container *container, const char *name
 /* Sorts, and refuses names that are there twice. */
 dsv2_status dsv2_container_finish(dsv2_container *container);
 
+/* Where a tensor lies, from the beginning of its file. */
+typedef struct dsv2_extent {
+    uint64_t begin, end;
+    dsv2_text name;
+} dsv2_extent;
+
+/* Sorts them, and refuses two that share bytes. */
+dsv2_status dsv2_check_overlap(const dsv2_file *file, dsv2_extent *extents, size_t n);
+
 /* The tensor that is there with a type not read, or NULL. After dsv2_container_finish. */
 const dsv2_other_tensor *dsv2_container_find_other(const dsv2_container *container, const char *name);
 

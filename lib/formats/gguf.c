@@ -377,12 +377,6 @@ dsv2_status dsv2_gguf_array(const dsv2_container *container, const char *key, ds
 
 /* ---- tensors ---- */
 
-/* Where a tensor lies, from the beginning of the file. */
-typedef struct extent {
-    uint64_t begin, end;
-    dsv2_text name;
-} extent;
-
 /* What a file says of one tensor. */
 typedef struct info {
     dsv2_text name;
@@ -437,7 +431,7 @@ static dsv2_status info_bytes(const dsv2_file *file, const info *tensor, uint64_
 
 /* Adds one tensor to the container and says where it lies. */
 static dsv2_status add_tensor(dsv2_container *container, const dsv2_file *file, const info *from, uint64_t data_begin,
-                              uint64_t alignment, extent *where)
+                              uint64_t alignment, dsv2_extent *where)
 {
     uint64_t bytes;
     dsv2_status status = info_bytes(file, from, &bytes);
@@ -481,32 +475,13 @@ static dsv2_status add_tensor(dsv2_container *container, const dsv2_file *file, 
     return status;
 }
 
-static int compare_extents(const void *a, const void *b)
-{
-    const extent *x = a, *y = b;
-    if (x->begin != y->begin)
-        return x->begin < y->begin ? -1 : 1;
-    return x->end < y->end ? -1 : x->end > y->end;
-}
-
-static dsv2_status check_overlap(const dsv2_file *file, extent *extents, size_t n)
-{
-    qsort(extents, n, sizeof *extents, compare_extents);
-    for (size_t i = 1; i < n; i++)
-        if (extents[i].begin < extents[i - 1].end)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s begins inside tensor %.*s", file->path,
-                             shown(extents[i].name.size), extents[i].name.data, shown(extents[i - 1].name.size),
-                             extents[i - 1].name.data);
-    return DSV2_OK;
-}
-
 static dsv2_status add_tensors(dsv2_container *container, cursor *c, uint64_t count, uint64_t alignment)
 {
     if (count > (c->file->size - c->at) / MIN_TENSOR_BYTES)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor count is %llu, more than the file's %llu bytes can hold", c->file->path,
                          (unsigned long long)count, (unsigned long long)c->file->size);
     info *infos = dsv2_new((size_t)count, sizeof *infos);
-    extent *extents = dsv2_new((size_t)count, sizeof *extents);
+    dsv2_extent *extents = dsv2_new((size_t)count, sizeof *extents);
     dsv2_status status = DSV2_OK;
     if (infos == NULL || extents == NULL)
         status = dsv2_fail_memory("a list of tensors", (size_t)count * sizeof *infos);
@@ -517,7 +492,7 @@ static dsv2_status add_tensors(dsv2_container *container, cursor *c, uint64_t co
     for (uint64_t i = 0; i < count && status == DSV2_OK; i++)
         status = add_tensor(container, c->file, &infos[i], data_begin, alignment, &extents[i]);
     if (status == DSV2_OK)
-        status = check_overlap(c->file, extents, (size_t)count);
+        status = dsv2_check_overlap(c->file, extents, (size_t)count);
     dsv2_free(infos);
     dsv2_free(extents);
     return status;

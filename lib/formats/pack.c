@@ -9,6 +9,8 @@
 /* See README.md for what these are. */
 enum {
     HEADER_BYTES = 128,
+    INDEX_BLOCK = 24, /* where the header tells of them */
+    TEXTS_BLOCK = 56,
     VERSION = 1,
     ALIGNMENT = 4096, /* of the weights in the file: whole memory pages, so that every tensor begins on a cache line */
     TENSOR_ALIGNMENT = 64,
@@ -98,28 +100,30 @@ static dsv2_status unpack_block(const dsv2_file *file, block b, const char *what
     return DSV2_OK;
 }
 
-static dsv2_status bad_entry(const dsv2_file *file, const char *what)
-{
-    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: %s", file->path, what);
-}
-
-/* One entry of the index at *at, which moves behind it. */
+/* One entry of the index at *at, which moves behind it. Weights end where the index begins. */
 static dsv2_status read_entry(dsv2_container *container, const uint8_t *index, size_t size, size_t *at)
 {
     const dsv2_file *file = &container->files[0];
-    if (size - *at < ENTRY_BYTES)
-        return bad_entry(file, "an entry is cut");
     const uint8_t *entry = index + *at;
-    uint16_t name_size = dsv2_load_u16(entry);
-    uint8_t n_dims = entry[3];
-    if (name_size == 0 || name_size >= MAX_NAME || n_dims == 0 || n_dims > DSV2_TENSOR_MAX_DIMS)
-        return bad_entry(file, "a name or a number of dimensions is out of bounds");
-    size_t entry_size = (size_t)ENTRY_BYTES + 8u * n_dims + name_size;
-    if (size - *at < entry_size)
-        return bad_entry(file, "an entry is cut");
+    size_t left = size - *at, entry_size = ENTRY_BYTES;
+    uint16_t name_size = left < entry_size ? 0 : dsv2_load_u16(entry);
+    uint8_t n_dims = left < entry_size ? 0 : entry[3];
+    if (left >= entry_size && (name_size == 0 || name_size >= MAX_NAME))
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has a name of %u bytes, expected 1 to %d", file->path,
+                         container->n_tensors, name_size, MAX_NAME - 1);
+    if (left >= entry_size && (n_dims == 0 || n_dims > DSV2_TENSOR_MAX_DIMS))
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has %u dimensions, expected 1 to %d", file->path,
+                         container->n_tensors, n_dims, DSV2_TENSOR_MAX_DIMS);
+    entry_size += 8u * n_dims + name_size;
+    if (left < entry_size)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu takes %zu bytes, but %zu are left", file->path,
+                         container->n_tensors, entry_size, left);
     char name[MAX_NAME];
     memcpy(name, entry + ENTRY_BYTES + 8u * n_dims, name_size);
     name[name_size] = '\0';
+    if (strlen(name) != name_size)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has a zero in its name, %s", file->path,
+                         container->n_tensors, name);
     dsv2_tensor tensor = {.name = name, .n_dims = n_dims, .n_bytes = dsv2_load_u64(entry + 12), .path = file->path,
                           .checksum = dsv2_load_u64(entry + 20)};
     if (!type_of_code(entry[2], &tensor.type))
@@ -131,12 +135,47 @@ static dsv2_status read_entry(dsv2_container *container, const uint8_t *index, s
     if (!dsv2_tensor_bytes(tensor.type, tensor.dims, n_dims, &bytes) || bytes != tensor.n_bytes)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has %llu bytes, which its shape and type %s do not give", file->path, name,
                          (unsigned long long)tensor.n_bytes, dsv2_type_name(tensor.type));
-    if (offset % TENSOR_ALIGNMENT != 0 || !dsv2_add(offset, bytes, &end) || end > file->size)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s lies at %llu, %llu bytes: outside the file or not aligned", file->path, name,
-                         (unsigned long long)offset, (unsigned long long)bytes);
+    uint64_t weights_end = load_block(file->data + INDEX_BLOCK).offset;
+    if (offset % TENSOR_ALIGNMENT != 0 || offset < ALIGNMENT || !dsv2_add(offset, bytes, &end) || end > weights_end)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s lies at %llu, %llu bytes: expected a multiple of %d from %d to %llu, where the "
+                         "weights end", file->path, name, (unsigned long long)offset, (unsigned long long)bytes, TENSOR_ALIGNMENT,
+                         ALIGNMENT, (unsigned long long)weights_end);
     tensor.data = file->data + offset;
     *at += entry_size;
     return dsv2_container_add(container, &tensor);
+}
+
+static dsv2_status check_overlap(const dsv2_container *container)
+{
+    dsv2_extent *extents = dsv2_new(container->n_tensors, sizeof *extents);
+    if (extents == NULL)
+        return dsv2_fail_memory("a list of tensors", container->n_tensors * sizeof *extents);
+    for (size_t i = 0; i < container->n_tensors; i++) {
+        const dsv2_tensor *tensor = &container->tensors[i];
+        uint64_t begin = (uint64_t)((const uint8_t *)tensor->data - container->files[0].data);
+        extents[i] = (dsv2_extent){begin, begin + tensor->n_bytes, {tensor->name, strlen(tensor->name)}};
+    }
+    dsv2_status status = dsv2_check_overlap(&container->files[0], extents, container->n_tensors);
+    dsv2_free(extents);
+    return status;
+}
+
+/* Texts: u32 size of name, u32 zero, u64 size of text, name, text; one after another. */
+enum { TEXT_HEADER = 16 };
+
+/* Afterwards they are walked without a doubt. */
+static dsv2_status check_texts(const dsv2_container *container)
+{
+    for (size_t at = 0; at < container->texts_size;) {
+        size_t left = container->texts_size - at;
+        uint64_t name_size = left < TEXT_HEADER ? 0 : dsv2_load_u32(container->texts + at);
+        uint64_t text_size = left < TEXT_HEADER ? 0 : dsv2_load_u64(container->texts + at + 8), size;
+        if (!dsv2_add(TEXT_HEADER + name_size, text_size, &size) || size > left)
+            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the block of texts is damaged: at byte %zu a name of %llu bytes and a text of %llu, "
+                             "but %zu are left", container->path, at, (unsigned long long)name_size, (unsigned long long)text_size, left);
+        at += (size_t)size;
+    }
+    return DSV2_OK;
 }
 
 dsv2_status dsv2_pack_open(const char *path, dsv2_container **out)
@@ -169,13 +208,17 @@ dsv2_status dsv2_pack_open(const char *path, dsv2_container **out)
                            (unsigned long long)file->size, (unsigned long long)dsv2_load_u64(file->data + 16));
         goto done;
     }
-    status = unpack_block(file, load_block(file->data + 24), "index", &index, &size);
+    status = unpack_block(file, load_block(file->data + INDEX_BLOCK), "index", &index, &size);
     while (status == DSV2_OK && at < size)
         status = read_entry(container, (const uint8_t *)index, size, &at);
     if (status == DSV2_OK)
         status = dsv2_container_finish(container);
     if (status == DSV2_OK)
-        status = unpack_block(file, load_block(file->data + 56), "block of texts", &container->texts, &container->texts_size);
+        status = check_overlap(container);
+    if (status == DSV2_OK)
+        status = unpack_block(file, load_block(file->data + TEXTS_BLOCK), "block of texts", &container->texts, &container->texts_size);
+    if (status == DSV2_OK)
+        status = check_texts(container);
 done:
     dsv2_free(index);
     if (status != DSV2_OK)
@@ -185,19 +228,14 @@ done:
     return status;
 }
 
-/* Texts: u32 size of name, u32 zero, u64 size of text, name, text; one after another. */
-enum { TEXT_HEADER = 16 };
-
 void dsv2_pack_text(const dsv2_container *container, const char *name, const char **text, size_t *size)
 {
     const char *texts = container->texts;
     *text = NULL;
     *size = 0;
-    for (size_t at = 0; container->texts_size - at >= TEXT_HEADER;) {
+    for (size_t at = 0; at < container->texts_size;) {
         uint32_t name_size = dsv2_load_u32(texts + at);
-        uint64_t text_size = dsv2_load_u64(texts + at + 8), left = container->texts_size - at - TEXT_HEADER;
-        if (name_size > left || text_size > left - name_size)
-            return;
+        uint64_t text_size = dsv2_load_u64(texts + at + 8);
         if (name_size == strlen(name) && memcmp(texts + at + TEXT_HEADER, name, name_size) == 0) {
             *text = texts + at + TEXT_HEADER + name_size;
             *size = (size_t)text_size;
@@ -360,9 +398,9 @@ dsv2_status dsv2_pack_writer_commit(dsv2_pack_writer *writer)
     uint8_t header[HEADER_BYTES] = {0};
     memcpy(header, MAGIC, sizeof MAGIC);
     dsv2_store_u32(header + 8, VERSION);
-    dsv2_status status = append_block(writer, writer->index, writer->index_size, header + 24);
+    dsv2_status status = append_block(writer, writer->index, writer->index_size, header + INDEX_BLOCK);
     if (status == DSV2_OK)
-        status = append_block(writer, writer->texts, writer->texts_size, header + 56);
+        status = append_block(writer, writer->texts, writer->texts_size, header + TEXTS_BLOCK);
     if (status != DSV2_OK)
         return status;
     dsv2_store_u64(header + 16, writer->file.size);

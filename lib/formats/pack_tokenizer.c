@@ -130,7 +130,7 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     cursor c = {text, size, false};
     dsv2_text header = take(&c, VOCABULARY_HEADER);
     if (c.cut)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut", path);
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: %zu bytes, expected at least %d", path, size, VOCABULARY_HEADER);
     dsv2_vocabulary v = {
         .path = path,
         .n_tokens = dsv2_load_u32(header.data),
@@ -143,6 +143,9 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     if (v.n_tokens > c.left / 5 || v.n_merges > c.left / 8)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary has %zu bytes, too few for %zu tokens and %zu merges", path, size, v.n_tokens,
                          v.n_merges);
+    if (v.bos_token_id < -1 || v.eos_token_id < -1 || v.bos_token_id >= (int64_t)v.n_tokens || v.eos_token_id >= (int64_t)v.n_tokens)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary's BOS and EOS ids are %d and %d, expected -1 to %zu", path,
+                         (int)v.bos_token_id, (int)v.eos_token_id, v.n_tokens - 1);
     v.pre = take_text(&c);
     v.chat_template = take_text(&c);
     v.kinds = (const uint8_t *)take(&c, v.n_tokens).data;
@@ -155,7 +158,8 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     for (size_t i = 0; i < 2 * v.n_merges && status == DSV2_OK; i++)
         merges[i] = take_text(&c);
     if (status == DSV2_OK && c.cut)
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut", path);
+        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: its %zu bytes end before %zu tokens and %zu merges do", path, size,
+                           v.n_tokens, v.n_merges);
     v.texts = texts;
     v.merges = merges;
     if (status == DSV2_OK)

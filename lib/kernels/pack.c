@@ -20,50 +20,77 @@ typedef struct span_row {
 
 /* ---- putting rows together ---- */
 
-static void store_six_bits(uint8_t *bytes, size_t i, unsigned value)
-{
-    if (i < 3 * VECTOR) {
-        bytes[i] |= (uint8_t)value;
-        return;
-    }
-    for (size_t part = 0; part < 3; part++)
-        bytes[part * VECTOR + i - 3 * VECTOR] |= (uint8_t)((value >> 2 * part & 3) << 6);
-}
-
 static void store_half(uint8_t *bytes, uint16_t half)
 {
     bytes[0] = (uint8_t)half;
     bytes[1] = (uint8_t)(half >> 8);
 }
 
-static void store_header(dsv2_type type, uint8_t *span, size_t row, const span_row *s)
+/* 4 vectors' worth of numbers into 3. */
+static void store_six_bits(uint8_t *bytes, const uint8_t *numbers)
 {
-    if (dsv2_has_six_bits(type) || type == DSV2_TYPE_P6)
-        store_half(span + HEADER_SCALES + 2 * row, s->scale);
-    if (dsv2_has_six_bits(type))
-        store_half(span + HEADER_MINIMA + 2 * row, s->minimum);
-    for (size_t b = 0; b < SPAN_BLOCKS; b++) {
-        size_t at = b * DSV2_PACK_ROWS + row;
-        if (dsv2_has_six_bits(type)) {
-            store_six_bits(span + HEADER_SIX_BITS, at, s->sub_scales[b]);
-            store_six_bits(span + HEADER_SIX_BITS, SPAN_BLOCKS * DSV2_PACK_ROWS + at, s->sub_minima[b]);
-        } else if (type == DSV2_TYPE_P6) {
-            span[HEADER_SIXTEENTHS + 2 * b * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b];
-            span[HEADER_SIXTEENTHS + (2 * b + 1) * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b + 1];
-        } else {
-            store_half(span + HEADER_HALVES + 2 * at, s->halves[b]);
-            if (dsv2_has_block_minima(type))
-                store_half(span + HEADER_BLOCK_MINIMA + 2 * at, s->minima[b]);
-        }
-    }
+    for (size_t part = 0; part < 3; part++)
+        for (size_t i = 0; i < VECTOR; i++)
+            bytes[part * VECTOR + i] = (uint8_t)(numbers[part * VECTOR + i] | (numbers[3 * VECTOR + i] >> 2 * part & 3) << 6);
 }
 
-/* Columns come by words of 4, a byte each; what is done to a word is done to its 4 bytes. */
-static uint32_t load_word(const uint8_t *q)
+static void store_header(dsv2_type type, uint8_t *span, const span_row *rows)
 {
-    uint32_t word;
-    memcpy(&word, q, sizeof word);
-    return word;
+    uint8_t numbers[4 * VECTOR];
+    for (size_t row = 0; row < DSV2_PACK_ROWS; row++) {
+        const span_row *s = &rows[row];
+        if (dsv2_has_six_bits(type) || type == DSV2_TYPE_P6)
+            store_half(span + HEADER_SCALES + 2 * row, s->scale);
+        if (dsv2_has_six_bits(type))
+            store_half(span + HEADER_MINIMA + 2 * row, s->minimum);
+        for (size_t b = 0; b < SPAN_BLOCKS; b++) {
+            size_t at = b * DSV2_PACK_ROWS + row;
+            if (dsv2_has_six_bits(type)) {
+                numbers[at] = s->sub_scales[b];
+                numbers[2 * VECTOR + at] = s->sub_minima[b];
+            } else if (type == DSV2_TYPE_P6) {
+                span[HEADER_SIXTEENTHS + 2 * b * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b];
+                span[HEADER_SIXTEENTHS + (2 * b + 1) * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b + 1];
+            } else {
+                store_half(span + HEADER_HALVES + 2 * at, s->halves[b]);
+                if (dsv2_has_block_minima(type))
+                    store_half(span + HEADER_BLOCK_MINIMA + 2 * at, s->minima[b]);
+            }
+        }
+    }
+    if (dsv2_has_six_bits(type))
+        store_six_bits(span + HEADER_SIX_BITS, numbers);
+}
+
+/* Columns come by words of 4, a byte each; what is done to a word is done to its 4 bytes. Four words at a time, on any machine. */
+typedef uint8_t four_words __attribute__((vector_size(16)));
+
+static four_words load_words(const uint8_t *q)
+{
+    four_words words;
+    memcpy(&words, q, sizeof words);
+    return words;
+}
+
+/* Into as many vectors. */
+static void store_words(uint8_t *block, size_t vector, size_t row, four_words words)
+{
+    uint32_t each[4];
+    memcpy(each, &words, sizeof each);
+    for (size_t v = 0; v < 4; v++)
+        memcpy(block + (vector + v) * VECTOR + 4 * row, &each[v], sizeof each[v]);
+}
+
+/* What the words' columns have above their 4 low bits (bits_each bits), together: of word g bits_each * g further up. */
+static uint32_t join_high_bits(const uint8_t *q, size_t n_words, unsigned bits_each)
+{
+    uint32_t joined = 0, mask = bits_each == 1 ? 0x01010101 : 0x03030303;
+    for (size_t g = 0; g < n_words; g++) {
+        uint32_t word;
+        memcpy(&word, q + 4 * g, sizeof word);
+        joined |= (word >> 4 & mask) << bits_each * g;
+    }
+    return joined;
 }
 
 static void store_word(uint8_t *block, size_t vector, size_t row, uint32_t word)
@@ -74,37 +101,38 @@ static void store_word(uint8_t *block, size_t vector, size_t row, uint32_t word)
 /* The inverse of the reference's element(). */
 static void store_block(dsv2_type type, uint8_t *block, size_t row, const uint8_t *q)
 {
-    uint32_t words[BLOCK_WORDS], fifth = 0, high[2] = {0, 0};
-    for (size_t g = 0; g < BLOCK_WORDS; g++) {
-        words[g] = load_word(q + 4 * g);
-        fifth |= (words[g] >> 4 & 0x01010101) << g;
-        high[g / 4] |= (words[g] >> 4 & 0x03030303) << 2 * (g % 4);
-    }
+    four_words low = load_words(q), high = load_words(q + DSV2_PACK_COLS / 2);
     if (type == DSV2_TYPE_P8) {
-        for (size_t g = 0; g < BLOCK_WORDS; g++)
-            store_word(block, g, row, words[g]);
+        store_words(block, 0, row, low);
+        store_words(block, 4, row, high);
         return;
     }
-    for (size_t v = 0; v < 4; v++)
-        store_word(block, v, row, (words[v] & 0x0f0f0f0f) | (words[4 + v] & 0x0f0f0f0f) << 4);
+    store_words(block, 0, row, (low & 15) | high << 4);
     if (dsv2_pack_bits(type) == 5)
-        store_word(block, 4, row, fifth);
+        store_word(block, 4, row, join_high_bits(q, BLOCK_WORDS, 1));
     if (type == DSV2_TYPE_P6) {
-        store_word(block, 4, row, high[0]);
-        store_word(block, 5, row, high[1]);
+        store_word(block, 4, row, join_high_bits(q, BLOCK_WORDS / 2, 2));
+        store_word(block, 5, row, join_high_bits(q + DSV2_PACK_COLS / 2, BLOCK_WORDS / 2, 2));
     }
 }
 
-/* Into a group that was all zeros. */
-static void store_row(dsv2_type type, uint8_t *group, size_t span_index, size_t row, const span_row *s, size_t n_blocks)
+/* Span `index` of a group, all of it: n_blocks blocks of DSV2_PACK_ROWS rows, of which those that are missing are zeros. */
+static void store_span(dsv2_type type, uint8_t *group, size_t index, const span_row *rows, size_t n_blocks)
 {
-    uint8_t *span = group + (dsv2_span(type, group, span_index) - group);
-    store_header(type, span, row, s);
+    uint8_t *span = group + (dsv2_span(type, group, index) - group);
+    store_header(type, span, rows);
     for (size_t b = 0; b < n_blocks; b++)
-        store_block(type, span + dsv2_header_bytes(type) + b * dsv2_block_bytes(type), row, s->q + b * DSV2_PACK_COLS);
+        for (size_t row = 0; row < DSV2_PACK_ROWS; row++)
+            store_block(type, span + dsv2_header_bytes(type) + b * dsv2_block_bytes(type), row, rows[row].q + b * DSV2_PACK_COLS);
 }
 
 static void store_factor(uint8_t *group, size_t row, float factor) { memcpy(group + 4 * row, &factor, sizeof factor); }
+
+static size_t blocks_from(size_t cols, size_t first)
+{
+    size_t n = cols - first < SPAN_COLS ? cols - first : SPAN_COLS;
+    return (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
+}
 
 /* ---- rounding ----
  * A row is multiplied by a power of two first, for its largest magnitude to be in [2^13, 2^14): scales in half precision then
@@ -406,29 +434,31 @@ static int row_exponent(const float *row, size_t cols)
     return exponent > LEAST_EXPONENT ? exponent : LEAST_EXPONENT;
 }
 
-static void pack_row(dsv2_type type, uint8_t *group, size_t row, const float *in, size_t cols)
+/* Columns `first` and on of a row that is divided by 2^exponent. */
+static void pack_span(dsv2_type type, const float *in, size_t cols, size_t first, int exponent, span_row *s)
 {
-    int exponent = row_exponent(in, cols);
     /* in two steps, since 2^-exponent may be out of range */
-    float first = ldexpf(1, -exponent / 2), second = ldexpf(1, -exponent - -exponent / 2);
-    store_factor(group, row, ldexpf(1, exponent));
-    for (size_t c = 0; c < cols; c += SPAN_COLS) {
-        span_row s;
-        float x[SPAN_COLS];
-        size_t n = cols - c < SPAN_COLS ? cols - c : SPAN_COLS;
-        size_t blocks = (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
-        for (size_t i = 0; i < blocks * DSV2_PACK_COLS; i++) /* beyond the row's end, where nothing is multiplied, what came before */
-            x[i] = in[c + i % n] * first * second;
-        round_span(type, x, blocks * DSV2_PACK_COLS, &s);
-        store_row(type, group, c / SPAN_COLS, row, &s, blocks);
-    }
+    float once = ldexpf(1, -exponent / 2), again = ldexpf(1, -exponent - -exponent / 2), x[SPAN_COLS];
+    size_t n = cols - first < SPAN_COLS ? cols - first : SPAN_COLS, filled = blocks_from(cols, first) * DSV2_PACK_COLS;
+    for (size_t i = 0; i < filled; i++) /* beyond the row's end, where nothing is multiplied, what came before */
+        x[i] = in[first + i % n] * once * again;
+    round_span(type, x, filled, s);
 }
 
 void dsv2_pack_group(dsv2_type type, void *group, const float *const *rows, size_t n_rows, size_t cols)
 {
-    memset(group, 0, dsv2_group_bytes(type, cols));
-    for (size_t row = 0; row < n_rows; row++)
-        pack_row(type, group, row, rows[row], cols);
+    int exponents[DSV2_PACK_ROWS];
+    span_row spans[DSV2_PACK_ROWS] = {0};
+    memset(group, 0, GROUP_HEADER);
+    for (size_t row = 0; row < n_rows; row++) {
+        exponents[row] = row_exponent(rows[row], cols);
+        store_factor(group, row, ldexpf(1, exponents[row]));
+    }
+    for (size_t c = 0; c < cols; c += SPAN_COLS) {
+        for (size_t row = 0; row < n_rows; row++)
+            pack_span(type, rows[row], cols, c, exponents[row], &spans[row]);
+        store_span(type, group, c / SPAN_COLS, spans, blocks_from(cols, c));
+    }
 }
 
 /* ---- from files' blocks ---- */
@@ -610,34 +640,41 @@ dsv2_type dsv2_packed_twin(dsv2_type type)
     return DSV2_TYPE_COUNT;
 }
 
-static void repack_row(size_t twin, uint8_t *group, size_t row, const uint8_t *data, size_t cols)
+/* One row of a span; `data` is the row's first block there. */
+static void repack_span(size_t twin, const uint8_t *data, size_t block_bytes, size_t n_blocks, span_row *s)
 {
-    dsv2_type to = twins[twin].to;
-    size_t block_bytes = dsv2_type_row_bytes(twins[twin].from, twins[twin].read_span != NULL ? SPAN_COLS : DSV2_PACK_COLS);
-    float factor = twins[twin].from == DSV2_TYPE_IQ4_XS ? factor_of_iq4_xs(data, cols / SPAN_COLS, block_bytes) : 1;
-    store_factor(group, row, factor);
+    if (twins[twin].read_span != NULL)
+        twins[twin].read_span(data, s);
+    else
+        for (size_t b = 0; b < n_blocks; b++)
+            twins[twin].read_block(data + b * block_bytes, s, b);
+}
+
+static void repack_group(size_t twin, uint8_t *group, const void *const *rows, size_t n_rows, size_t cols)
+{
+    size_t block_cols = twins[twin].read_span != NULL ? SPAN_COLS : DSV2_PACK_COLS;
+    size_t block_bytes = dsv2_type_row_bytes(twins[twin].from, block_cols);
+    span_row spans[DSV2_PACK_ROWS] = {0};
+    memset(group, 0, GROUP_HEADER);
+    for (size_t row = 0; row < n_rows; row++) {
+        bool is_iq4_xs = twins[twin].from == DSV2_TYPE_IQ4_XS;
+        spans[row].factor = is_iq4_xs ? factor_of_iq4_xs(rows[row], cols / SPAN_COLS, block_bytes) : 1;
+        store_factor(group, row, spans[row].factor);
+    }
     for (size_t c = 0; c < cols; c += SPAN_COLS) {
-        size_t blocks = (cols - c < SPAN_COLS ? cols - c : SPAN_COLS) / DSV2_PACK_COLS;
-        span_row s;
-        memset(&s, 0, sizeof s);
-        s.factor = factor;
-        if (twins[twin].read_span != NULL) {
-            twins[twin].read_span(data, &s);
-            data += block_bytes;
-        } else {
-            for (size_t b = 0; b < blocks; b++, data += block_bytes)
-                twins[twin].read_block(data, &s, b);
+        size_t n_blocks = blocks_from(cols, c);
+        for (size_t row = 0; row < n_rows; row++) {
+            if (n_blocks < SPAN_BLOCKS)
+                memset(spans[row].halves, 0, sizeof spans[row].halves); /* of the span before */
+            repack_span(twin, (const uint8_t *)rows[row] + c / block_cols * block_bytes, block_bytes, n_blocks, &spans[row]);
         }
-        store_row(to, group, c / SPAN_COLS, row, &s, blocks);
+        store_span(twins[twin].to, group, c / SPAN_COLS, spans, n_blocks);
     }
 }
 
 void dsv2_repack_group(dsv2_type from, void *group, const void *const *rows, size_t n_rows, size_t cols)
 {
     for (size_t t = 0; t < N_TWINS; t++)
-        if (twins[t].from == from) {
-            memset(group, 0, dsv2_group_bytes(twins[t].to, cols));
-            for (size_t row = 0; row < n_rows; row++)
-                repack_row(t, group, row, rows[row], cols);
-        }
+        if (twins[t].from == from)
+            repack_group(t, group, rows, n_rows, cols);
 }

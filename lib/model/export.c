@@ -44,7 +44,7 @@ static dsv2_status export_matrix(void *context, const char *name, uint32_t rows,
         if (!dsv2_grow(&e->buffer, &e->capacity, size, 1))
             return dsv2_fail_memory(name, size);
         data = e->buffer;
-        status = dsv2_matrix_convert(e->model, name, matrix, type, e->buffer);
+        status = dsv2_matrix_convert(e->model, matrix, type, e->buffer);
     }
     if (status == DSV2_OK)
         status = write_tensor(e, name, type, dims, 2, data, size);

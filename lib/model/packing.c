@@ -61,52 +61,149 @@ size_t dsv2_matrix_bytes(dsv2_type type, uint32_t rows, uint32_t cols)
     return whole * dsv2_type_row_bytes(type, cols);
 }
 
+/* ---- conversions: many at a time ----
+ * A matrix may be small (an expert's has a megabyte or two), and a thread that touches new memory first waits until the kernel has
+ * cleared a huge page. So matrices wait until they are enough for every thread to go through some megabytes of its own. */
+
+enum { BYTES_PER_THREAD = 16 << 20 }; /* of the file, mapped meanwhile */
+
 typedef struct packing {
     const dsv2_model *model;
-    const dsv2_matrix *from;
-    dsv2_type type;
-    uint8_t *out;
-    float *scratch; /* DSV2_PACK_ROWS rows for each thread */
+    const dsv2_conversions *queue;
+    float *scratch; /* DSV2_PACK_ROWS rows for each thread, as floats or less */
+    size_t scratch_floats;
 } packing;
 
-/* DSV2_PACK_ROWS rows: a group, if the type is packed. */
-static void pack_task(void *context, size_t group, unsigned thread)
+/* DSV2_PACK_ROWS rows or fewer, from row `first` on: a group, if the type is packed. */
+static void convert_rows(const dsv2_model *model, const dsv2_conversion *c, uint32_t first, float *scratch)
 {
-    const packing *p = context;
-    const dsv2_matrix *from = p->from;
-    uint32_t first = (uint32_t)group * DSV2_PACK_ROWS, n = from->rows - first < DSV2_PACK_ROWS ? from->rows - first : DSV2_PACK_ROWS;
-    size_t row_bytes = dsv2_type_row_bytes(p->type, from->cols);
-    uint8_t *out = p->out + first * row_bytes;
-    if (dsv2_type_is_packed(p->type) && dsv2_packed_twin(from->type) == p->type) {
+    const dsv2_matrix *from = &c->from;
+    uint32_t n = c->end - first < DSV2_PACK_ROWS ? c->end - first : DSV2_PACK_ROWS;
+    size_t row_bytes = dsv2_type_row_bytes(c->type, from->cols);
+    uint8_t *out = c->out + first * row_bytes;
+    if (dsv2_type_is_packed(c->type) && dsv2_packed_twin(from->type) == c->type) {
         const void *rows[DSV2_PACK_ROWS];
+        /* Copied to the cache first, in the order that processors foresee: rows' blocks are read in turns. */
+        memcpy(scratch, (const uint8_t *)from->data + first * from->row_bytes, n * from->row_bytes);
         for (uint32_t r = 0; r < n; r++)
-            rows[r] = (const uint8_t *)from->data + (first + r) * from->row_bytes;
+            rows[r] = (const uint8_t *)scratch + r * from->row_bytes;
         dsv2_repack_group(from->type, out, rows, n, from->cols);
         return;
     }
-    float *scratch = p->scratch + (size_t)thread * DSV2_PACK_ROWS * from->cols;
     const float *rows[DSV2_PACK_ROWS];
     for (uint32_t r = 0; r < n; r++) {
         float *row = scratch + (size_t)r * from->cols;
-        dsv2_matrix_row(p->model->kernels, from, first + r, row);
+        dsv2_matrix_row(model->kernels, from, first + r, row);
         rows[r] = row;
-        if (!dsv2_type_is_packed(p->type))
-            for (uint32_t c = 0; c < from->cols; c++)
-                dsv2_store_element(p->type, out + r * row_bytes, c, row[c]);
+        if (!dsv2_type_is_packed(c->type))
+            for (uint32_t i = 0; i < from->cols; i++)
+                dsv2_store_element(c->type, out + r * row_bytes, i, row[i]);
     }
-    if (dsv2_type_is_packed(p->type))
-        dsv2_pack_group(p->type, out, rows, n, from->cols);
+    if (dsv2_type_is_packed(c->type))
+        dsv2_pack_group(c->type, out, rows, n, from->cols);
 }
 
-dsv2_status dsv2_matrix_convert(const dsv2_model *model, const char *name, const dsv2_matrix *from, dsv2_type type, void *out)
+static void convert_task(void *context, size_t task, unsigned thread)
 {
-    size_t floats = (size_t)DSV2_PACK_ROWS * from->cols * dsv2_pool_threads(model->pool);
-    packing p = {model, from, type, out, dsv2_new_aligned(floats, sizeof(float))};
+    const packing *p = context;
+    const dsv2_conversion *list = p->queue->list;
+    size_t low = 0, high = p->queue->n; /* the last whose first task is not after this one */
+    while (high - low > 1) {
+        size_t middle = (low + high) / 2;
+        if (list[middle].first_task <= task)
+            low = middle;
+        else
+            high = middle;
+    }
+    uint32_t first = list[low].first + (uint32_t)(task - list[low].first_task) * DSV2_PACK_ROWS;
+    convert_rows(p->model, &list[low], first, p->scratch + thread * p->scratch_floats);
+}
+
+static void drop_all(dsv2_conversions *queue)
+{
+    for (size_t i = 0; i < queue->n; i++)
+        dsv2_free(queue->list[i].made);
+    queue->n = 0;
+    queue->bytes = 0;
+}
+
+dsv2_status dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue)
+{
+    size_t n_tasks = 0;
+    packing p = {.model = model, .queue = queue};
+    for (size_t i = 0; i < queue->n; i++) {
+        dsv2_conversion *c = &queue->list[i];
+        size_t floats = (size_t)DSV2_PACK_ROWS * c->from.cols;
+        p.scratch_floats = floats > p.scratch_floats ? floats : p.scratch_floats;
+        c->first_task = n_tasks;
+        n_tasks += ((size_t)c->end - c->first + DSV2_PACK_ROWS - 1) / DSV2_PACK_ROWS;
+    }
+    size_t floats = p.scratch_floats * dsv2_pool_threads(model->pool);
+    p.scratch = dsv2_new_aligned(floats, sizeof(float));
     if (p.scratch == NULL)
-        return dsv2_fail_memory(name, floats * sizeof(float));
-    dsv2_pool_run(model->pool, pack_task, &p, ((size_t)from->rows + DSV2_PACK_ROWS - 1) / DSV2_PACK_ROWS);
+        return dsv2_fail_memory("rows to convert", floats * sizeof(float));
+    dsv2_pool_run(model->pool, convert_task, &p, n_tasks);
     dsv2_free(p.scratch);
+    for (size_t i = 0; i < queue->n; i++) {
+        const dsv2_conversion *c = &queue->list[i];
+        dsv2_container_forget(model->container, (const uint8_t *)c->from.data + c->first * c->from.row_bytes,
+                              (uint64_t)(c->end - c->first) * c->from.row_bytes);
+    }
+    drop_all(queue);
     return DSV2_OK;
+}
+
+void dsv2_conversions_free(dsv2_conversions *queue)
+{
+    drop_all(queue);
+    dsv2_free(queue->list);
+}
+
+/* The next rows of a matrix, as many as the queue still takes. */
+static dsv2_status add_rows(dsv2_conversions *queue, const dsv2_conversion *all, uint64_t most, uint32_t *first)
+{
+    if (!dsv2_grow(&queue->list, &queue->capacity, queue->n + 1, sizeof *queue->list))
+        return dsv2_fail_memory("matrices to convert", (queue->n + 1) * sizeof *queue->list);
+    uint64_t rows = (most - queue->bytes) / all->from.row_bytes / DSV2_PACK_ROWS * DSV2_PACK_ROWS;
+    if (rows == 0)
+        rows = DSV2_PACK_ROWS;
+    dsv2_conversion *c = &queue->list[queue->n++];
+    *c = *all;
+    c->first = *first;
+    if (all->end - *first > rows) {
+        c->end = *first + (uint32_t)rows;
+        c->made = NULL; /* the last rows' to free */
+    }
+    queue->bytes += (uint64_t)(c->end - c->first) * c->from.row_bytes;
+    *first = c->end;
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_matrix *from, void *made, dsv2_type type,
+                                 void *out)
+{
+    const dsv2_conversion all = {.from = *from, .made = made, .type = type, .out = out, .end = from->rows};
+    uint64_t most = (uint64_t)BYTES_PER_THREAD * dsv2_pool_threads(model->pool);
+    dsv2_status status = DSV2_OK;
+    uint32_t first = 0;
+    while (first < from->rows && status == DSV2_OK) {
+        status = add_rows(queue, &all, most, &first);
+        if (status == DSV2_OK && queue->bytes >= most)
+            status = dsv2_conversions_run(model, queue);
+    }
+    if (first < from->rows)
+        dsv2_free(made);
+    return status;
+}
+
+dsv2_status dsv2_matrix_convert(const dsv2_model *model, const dsv2_matrix *from, dsv2_type type, void *out)
+{
+    dsv2_conversions queue = {0};
+    dsv2_status status = dsv2_conversions_add(model, &queue, from, NULL, type, out);
+    if (status == DSV2_OK)
+        status = dsv2_conversions_run(model, &queue);
+    dsv2_conversions_free(&queue);
+    return status;
 }
 
 void dsv2_store_element(dsv2_type type, void *data, size_t i, float value)

@@ -194,8 +194,34 @@ dsv2_type dsv2_packing_type(dsv2_weight_type weight_type, const char *name, dsv2
 /* Bytes of a matrix. */
 size_t dsv2_matrix_bytes(dsv2_type type, uint32_t rows, uint32_t cols);
 
-/* Writes a matrix as another type to `out`, dsv2_matrix_bytes of it, over all threads. */
-dsv2_status dsv2_matrix_convert(const dsv2_model *model, const char *name, const dsv2_matrix *from, dsv2_type type, void *out);
+/* Some rows of a matrix that are to be written as another type, or all. */
+typedef struct dsv2_conversion {
+    dsv2_matrix from;
+    dsv2_type type;
+    uint8_t *out;        /* of the matrix's first row, dsv2_matrix_bytes of the whole */
+    uint32_t first, end; /* rows */
+    size_t first_task;
+    void *made;          /* memory to free when they are written, or NULL */
+} dsv2_conversion;
+
+/* Matrices that wait to be converted together; zeros at first. */
+typedef struct dsv2_conversions {
+    dsv2_conversion *list;
+    size_t n, capacity;
+    uint64_t bytes; /* to be read */
+} dsv2_conversions;
+
+/* Adds a matrix, and converts what waits as soon as it is enough for all threads: until dsv2_conversions_run, `from`'s data stay and
+ * `out` is not read. `made`, if not NULL, is the memory of `from`'s data, and the queue's from now on, also on failure. */
+dsv2_status dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_matrix *from, void *made, dsv2_type type,
+                                 void *out);
+
+/* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. */
+dsv2_status dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue);
+void dsv2_conversions_free(dsv2_conversions *queue);
+
+/* One matrix at once. */
+dsv2_status dsv2_matrix_convert(const dsv2_model *model, const dsv2_matrix *from, dsv2_type type, void *out);
 
 /* Element i of an array of F32, F16 or BF16. */
 void dsv2_store_element(dsv2_type type, void *data, size_t i, float value);

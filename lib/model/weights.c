@@ -10,6 +10,7 @@ typedef struct binder {
     dsv2_model *model;
     const dsv2_model_options *options;
     uint64_t done, total; /* tensors, for progress */
+    dsv2_conversions conversions;
     bool is_gguf;         /* names are the container's own */
     bool is_pack;         /* tensors have checksums */
     bool as_found;        /* convert nothing: the model will not run, see dsv2_model_load */
@@ -56,10 +57,12 @@ static dsv2_status keep_bytes(binder *binder, const char *name, size_t bytes, vo
     return DSV2_OK;
 }
 
-static dsv2_status report(binder *binder)
+/* Also tells when one of several matrices of the same tensor was bound, for the host to cancel; the last tensor counts only when
+ * everything is done. */
+static dsv2_status report(binder *binder, bool new_tensor)
 {
     const dsv2_model_options *options = binder->options;
-    if (binder->done < binder->total)
+    if (new_tensor && binder->done + 1 < binder->total)
         binder->done++;
     if (options->progress != NULL && options->progress(options->progress_user, DSV2_PHASE_OPEN, binder->done, binder->total) != 0)
         return dsv2_fail(DSV2_ERROR_CANCELLED, "opening was cancelled by the progress callback");
@@ -149,7 +152,7 @@ static dsv2_status find(binder *binder, const char *name, uint32_t rows, uint32_
     }
     identify(binder, out);
     binder->model->parameters += cols == 0 ? rows : (uint64_t)rows * cols;
-    return report(binder);
+    return report(binder, place.expert <= 0 && place.part == 0);
 }
 
 /* A vector as floats: norms, biases. */
@@ -268,7 +271,7 @@ static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix
     /* Rows of attn_k_b are columns here: its blocks cannot be kept, and eight bits lose nothing that matters. */
     bool plain = dsv2_type_is_plain(k_b->type);
     *found = plain ? type : DSV2_TYPE_P8;
-    return report(binder);
+    return report(binder, true);
 }
 
 static bool is_kv_b(const char *name) { return dsv2_name_ends(name, ".self_attn.kv_b_proj.weight"); }
@@ -320,8 +323,8 @@ static dsv2_status transpose_k_up(binder *binder, const dsv2_matrix *kv_b, dsv2_
     return DSV2_OK;
 }
 
-/* Brings a matrix to the type it is to be held in, being `found` in the file. `made`, if not NULL, is the memory it lies in: kept or
- * freed. */
+/* Brings a matrix to the type it is to be held in, being `found` in the file: at the latest when all are bound. `made`, if not NULL,
+ * is the memory it lies in: kept or freed. */
 static dsv2_status hold(binder *binder, const char *name, dsv2_type found, void *made, dsv2_matrix *matrix)
 {
     dsv2_model *model = binder->model;
@@ -331,10 +334,9 @@ static dsv2_status hold(binder *binder, const char *name, dsv2_type found, void 
         void *data;
         status = keep_bytes(binder, name, dsv2_matrix_bytes(type, matrix->rows, matrix->cols), &data);
         if (status == DSV2_OK)
-            status = dsv2_matrix_convert(model, name, matrix, type, data);
-        if (made == NULL && status == DSV2_OK)
-            dsv2_container_forget(model->container, matrix->data, dsv2_matrix_bytes(matrix->type, matrix->rows, matrix->cols));
-        dsv2_free(made);
+            status = dsv2_conversions_add(model, &binder->conversions, matrix, made, type, data);
+        else
+            dsv2_free(made);
         *matrix = (dsv2_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = type, .data = data,
                                 .row_bytes = dsv2_type_row_bytes(type, matrix->cols)};
     } else if (made != NULL) {
@@ -394,14 +396,11 @@ static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, 
     dsv2_type found;
     unsigned layer;
     dsv2_status status = take_matrix(binder, name, rows, cols, matrix, &found, &made);
-    if (status != DSV2_OK)
-        return status;
-    if (is_kv_b(name) && sscanf(name, "model.layers.%u.", &layer) == 1) {
+    if (status == DSV2_OK && is_kv_b(name) && sscanf(name, "model.layers.%u.", &layer) == 1)
         status = bind_k_up_transposed(binder, layer, matrix);
-        if (status != DSV2_OK) {
-            dsv2_free(made);
-            return status;
-        }
+    if (status != DSV2_OK) {
+        dsv2_free(made);
+        return status;
     }
     return hold(binder, name, found, made, matrix);
 }
@@ -457,10 +456,13 @@ dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *optio
         status = dsv2_weights_walk(model, &visitor);
     if (status == DSV2_OK && model->config.tie_word_embeddings)
         model->lm_head = model->embed_tokens;
-    if (status == DSV2_OK && binder.done < binder.total) {
-        binder.done = binder.total - 1; /* tensors that the model does not use */
-        status = report(&binder);
+    if (status == DSV2_OK)
+        status = dsv2_conversions_run(model, &binder.conversions);
+    if (status == DSV2_OK) {
+        binder.done = binder.total; /* with tensors that the model does not use */
+        status = report(&binder, false);
     }
+    dsv2_conversions_free(&binder.conversions);
     dsv2_free(binder.row);
     return status;
 }

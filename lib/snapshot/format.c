@@ -129,14 +129,16 @@ dsv2_status dsv2_save_header_unpack(const char *name, const uint8_t *bytes, uint
         .n_biases = dsv2_load_u64(bytes + 32),
     };
     if ((flags & ~(uint32_t)FLAG_LOGITS) != 0 || dsv2_load_u64(bytes + 40) != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u has unknown flags", name, sequence);
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u has flags %u and reserved bytes %llx, which this version "
+                         "does not know", name, sequence, flags, (unsigned long long)dsv2_load_u64(bytes + 40));
     if (header->sequence != sequence || header->first_token != first_token || header->n_tokens < first_token ||
         header->n_tokens > DSV2_MAX_CONTEXT)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: save %u is numbered %u and of tokens %llu to %llu, expected them from %llu on", name,
                          sequence, header->sequence, (unsigned long long)header->first_token, (unsigned long long)header->n_tokens,
                          (unsigned long long)first_token);
     if (header->n_biases > DSV2_MAX_VOCAB)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: save %u has %llu logit biases", name, sequence, (unsigned long long)header->n_biases);
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: save %u has %llu logit biases, expected at most %d", name, sequence,
+                         (unsigned long long)header->n_biases, DSV2_MAX_VOCAB);
     return DSV2_OK;
 }
 
@@ -171,9 +173,12 @@ dsv2_status dsv2_block_header_unpack(const char *name, const uint8_t *bytes, con
     memcpy(header->digest, bytes + 48, DIGEST_BYTES);
     uint64_t room = DSV2_PAGE_TOKENS - first_token % DSV2_PAGE_TOKENS;
     room = room < end - first_token ? room : end - first_token;
-    if (memcmp(bytes, BLOCK_MAGIC, sizeof BLOCK_MAGIC) != 0 || dsv2_load_u32(bytes + 20) != 0 || header->first_token != first_token ||
-        header->n_tokens == 0 || header->n_tokens > room)
+    if (memcmp(bytes, BLOCK_MAGIC, sizeof BLOCK_MAGIC) != 0 || dsv2_load_u32(bytes + 20) != 0)
         return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header of the block at token %llu is damaged", name, (unsigned long long)first_token);
+    if (header->first_token != first_token || header->n_tokens == 0 || header->n_tokens > room)
+        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the block at token %llu says that it holds %u tokens from %llu on, expected 1 to %llu", name,
+                         (unsigned long long)first_token, header->n_tokens, (unsigned long long)header->first_token,
+                         (unsigned long long)room);
     uint64_t raw_bytes = dsv2_block_raw_bytes(shape, header->n_tokens);
     bool fits = header->encoding == BLOCK_RAW    ? header->stored_bytes == raw_bytes
                 : header->encoding == BLOCK_ZSTD ? header->stored_bytes > 0 && header->stored_bytes < raw_bytes

@@ -179,6 +179,113 @@ START_TEST(quantised_weights_act_as_the_floats_they_stand_for)
 }
 END_TEST
 
+/* ---- files that contradict themselves ---- */
+
+/* Puts `value` for the number of `key`, an integer of 32 bits, or for the type of a tensor of one dimension (with `key`'s name). */
+static void change(const char *path, const char *key, bool is_tensor, uint32_t value)
+{
+    size_t size, length = strlen(key);
+    char *data = test_read_file(path, &size), *at = memmem(data, size, key, length);
+    ck_assert_msg(at != NULL, "no %s", key);
+    memcpy(at + length + (is_tensor ? 12 : 4), &value, sizeof value);
+    test_write_file(path, data, size);
+    free(data);
+}
+
+static const struct {
+    const char *key;
+    bool is_tensor;
+    uint32_t value;
+    const char *message;
+    dsv2_status status;
+} contradictions[] = {
+    {"deepseek2.embedding_length", false, 33, "tensor token_embd.weight has shape [64, 32], the configuration says [64, 33]",
+     DSV2_ERROR_FORMAT},
+    {"deepseek2.feed_forward_length", false, 1 << 20, "tensor blk.0.ffn_gate.weight has shape [64, 32], the configuration says [1048576, 32]",
+     DSV2_ERROR_FORMAT},
+    {"deepseek2.attention.head_count", false, 1024, "tensor blk.0.attn_q.weight has shape [48, 32], the configuration says [24576, 32]",
+     DSV2_ERROR_FORMAT},
+    {"deepseek2.attention.value_length_mla", false, 25, "tensor blk.0.attn_v_b.weight has shape [2, 24, 32], the configuration says [2, 25, 32]",
+     DSV2_ERROR_FORMAT},
+    {"deepseek2.expert_count", false, 3, "tensor blk.1.ffn_gate_inp.weight has shape [4, 32], the configuration says [3, 32]",
+     DSV2_ERROR_FORMAT},
+    {"deepseek2.expert_count", false, 4096, "tensor blk.1.ffn_gate_inp.weight has shape [4, 32], the configuration says [4096, 32]",
+     DSV2_ERROR_FORMAT},
+    {"deepseek2.expert_feed_forward_length", false, 15, "has shape [4, 16, 32], the configuration says [4, 15, 32]", DSV2_ERROR_FORMAT},
+    {"deepseek2.block_count", false, 1024, "tensor blk.2.attn_norm.weight is missing", DSV2_ERROR_FORMAT},
+    {"deepseek2.leading_dense_block_count", false, 2, "tensor blk.1.ffn_gate.weight is missing", DSV2_ERROR_FORMAT},
+    {"blk.1.ffn_norm.weight", true, 8, "tensor blk.1.ffn_norm.weight has type Q8_0, expected F32, F16 or BF16", DSV2_ERROR_UNSUPPORTED},
+    {"blk.1.ffn_norm.weight", true, 26, "tensor blk.1.ffn_norm.weight has element type I32", DSV2_ERROR_UNSUPPORTED},
+    {"output_norm.weight", true, 99, "tensor output_norm.weight has element type 99 (unknown)", DSV2_ERROR_UNSUPPORTED},
+};
+
+START_TEST(a_tensor_that_is_not_as_the_metadata_say_is_refused_by_name)
+{
+    static const test_checkpoint shape = {SMALL, MIXTURE, .first_k_dense_replace = 1, .seed = 28};
+    test_gguf options = {.type = DSV2_TYPE_F32};
+    char *folder = test_checkpoint_write(&shape), *place = temporary_folder(), path[600];
+    snprintf(path, sizeof path, "%s/model.gguf", place);
+    test_gguf_write(&options, folder, path, NULL);
+    change(path, contradictions[_i].key, contradictions[_i].is_tensor, contradictions[_i].value);
+    dsv2_model *model = NULL;
+    dsv2_status status = dsv2_model_open(path, NULL, &model);
+    ck_assert_msg(status == contradictions[_i].status && model == NULL, "status %d: %s", (int)status, dsv2_last_error());
+    ck_assert_msg(strncmp(dsv2_last_error(), path, strlen(path)) == 0 && strstr(dsv2_last_error(), contradictions[_i].message) != NULL,
+                  "\"%s\" is not in: %s", contradictions[_i].message, dsv2_last_error());
+    test_checkpoint_remove(place);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
+/* ---- progress ---- */
+
+typedef struct reports {
+    uint64_t n, last, total, n_whole, cancel_at;
+} reports;
+
+static int record(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    reports *r = user;
+    ck_assert(phase == DSV2_PHASE_OPEN && done >= r->last && done <= total && (r->n == 0 || total == r->total));
+    r->last = done;
+    r->total = total;
+    r->n_whole += done == total;
+    return ++r->n == r->cancel_at;
+}
+
+static dsv2_status open_reporting(const char *path, reports *r)
+{
+    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = 1, .progress = record, .progress_user = r};
+    dsv2_model *model = NULL;
+    dsv2_status status = dsv2_model_open(path, &options, &model);
+    ck_assert((status == DSV2_OK) == (model != NULL));
+    dsv2_model_close(model);
+    return status;
+}
+
+/* Experts share a tensor: it counts once, and the whole is done when the last report says so. */
+START_TEST(opening_tells_its_progress_and_can_be_cancelled_at_every_report)
+{
+    test_gguf options = {.quantised = true, .type = DSV2_TYPE_Q4_K, .old = _i == 1, .joined = _i == 2, .seed = 5};
+    char *folder = test_checkpoint_write(&wide), *place = temporary_folder(), *floats = temporary_folder(), path[600];
+    snprintf(path, sizeof path, "%s/model.gguf", place);
+    test_gguf_write(&options, folder, path, floats);
+    reports whole = {0};
+    ck_assert_int_eq(open_reporting(path, &whole), DSV2_OK);
+    ck_assert(whole.n > whole.total && whole.last == whole.total && whole.n_whole == 1);
+    long live = oom_available() ? oom_live() : 0;
+    for (uint64_t at = 1; at <= whole.n; at++) {
+        reports r = {.cancel_at = at};
+        ck_assert_int_eq(open_reporting(path, &r), DSV2_ERROR_CANCELLED);
+        ck_assert_uint_eq(r.n, at);
+        ck_assert(!oom_available() || oom_live() == live);
+    }
+    test_checkpoint_remove(floats);
+    test_checkpoint_remove(place);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
 /* ---- no memory ---- */
 
 static dsv2_status open_and_close(const char *path)
@@ -190,12 +297,16 @@ static dsv2_status open_and_close(const char *path)
     return status;
 }
 
+/* Plain weights stay as they are; quantised ones wait for each other to be packed. */
 START_TEST(every_allocation_of_opening_may_fail)
 {
-    test_gguf options = {.type = DSV2_TYPE_BF16, .old = _i == 1, .split = true};
-    char *folder = test_checkpoint_write(&others[3].shape), *place = temporary_folder(), path[600];
+    test_gguf options = {.type = DSV2_TYPE_BF16, .quantised = _i >= 2, .old = _i % 2 == 1, .split = true};
+    if (options.quantised)
+        options.type = DSV2_TYPE_Q4_K;
+    char *folder = test_checkpoint_write(options.quantised ? &wide : &others[3].shape), *place = temporary_folder(), path[600];
+    char *floats = temporary_folder();
     snprintf(path, sizeof path, "%s/model-00001-of-00002.gguf", place);
-    test_gguf_write(&options, folder, path, NULL);
+    test_gguf_write(&options, folder, path, floats);
     ck_assert_int_eq(open_and_close(path), DSV2_OK); /* what the C library keeps for good, it has now */
     long live = oom_live();
     dsv2_status status = DSV2_ERROR_MEMORY;
@@ -208,6 +319,7 @@ START_TEST(every_allocation_of_opening_may_fail)
         ck_assert_int_eq(oom_live(), live);
         ck_assert(nth > 20 || status != DSV2_OK);
     }
+    test_checkpoint_remove(floats);
     test_checkpoint_remove(place);
     test_checkpoint_remove(folder);
 }
@@ -222,8 +334,11 @@ int main(void)
     tcase_add_loop_test(tests, a_gguf_of_another_shape_gives_the_same_logits, 0, sizeof others / sizeof *others);
     tcase_add_test(tests, groups_of_160_experts_matter);
     tcase_add_loop_test(tests, quantised_weights_act_as_the_floats_they_stand_for, 0, 2 * N_TYPES);
+    tcase_add_loop_test(tests, a_tensor_that_is_not_as_the_metadata_say_is_refused_by_name, 0,
+                        sizeof contradictions / sizeof *contradictions);
+    tcase_add_loop_test(tests, opening_tells_its_progress_and_can_be_cancelled_at_every_report, 0, 3);
     if (oom_available())
-        tcase_add_loop_test(tests, every_allocation_of_opening_may_fail, 0, 2);
+        tcase_add_loop_test(tests, every_allocation_of_opening_may_fail, 0, 4);
 
     Suite *suite = suite_create("gguf models");
     suite_add_tcase(suite, tests);

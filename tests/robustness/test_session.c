@@ -9,6 +9,7 @@
 
 #include <check.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -626,6 +627,50 @@ START_TEST(a_file_that_changes_size_while_open_is_an_error_not_a_signal)
 }
 END_TEST
 
+/* config.json with another value in one field. */
+static const struct {
+    const char *dtype, *field, *value, *message;
+    dsv2_status status;
+} contradictions[] = {
+    {NULL, "vocab_size", "62", "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [62, 32]", DSV2_ERROR_FORMAT},
+    {NULL, "hidden_size", "1048576", "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [61, 1048576]",
+     DSV2_ERROR_FORMAT},
+    {NULL, "intermediate_size", "41", "tensor model.layers.0.mlp.gate_proj.weight has shape [40, 32], the configuration says [41, 32]",
+     DSV2_ERROR_FORMAT},
+    {NULL, "num_hidden_layers", "1024", "tensor model.layers.3.input_layernorm.weight is missing", DSV2_ERROR_FORMAT},
+    {NULL, "n_routed_experts", "4096", "tensor model.layers.1.mlp.gate.weight has shape [6, 32], the configuration says [4096, 32]",
+     DSV2_ERROR_FORMAT},
+    {NULL, "moe_intermediate_size", "8", "tensor model.layers.1.mlp.shared_experts.gate_proj.weight has shape [16, 32], the configuration",
+     DSV2_ERROR_FORMAT},
+    {NULL, "kv_lora_rank", "12", "tensor model.layers.0.self_attn.kv_a_proj_with_mqa.weight has shape [20, 32], the configuration says [16",
+     DSV2_ERROR_FORMAT},
+    {NULL, "q_lora_rank", "8", "tensor model.layers.0.self_attn.q_a_proj.weight is missing", DSV2_ERROR_FORMAT},
+    {"F8_E4M3", "quantization_config", "null", "is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
+     DSV2_ERROR_FORMAT},
+};
+
+START_TEST(a_tensor_that_is_not_as_the_configuration_says_is_refused_by_name)
+{
+    test_checkpoint other = shape;
+    if (contradictions[_i].dtype != NULL) {
+        other.dtype = contradictions[_i].dtype;
+        other.block_rows = other.block_cols = 8;
+    }
+    char *place = test_checkpoint_write(&other), *path = strdup(test_format("%s/config.json", place));
+    json_t *config = json_load_file(path, 0, NULL), *value = json_loads(contradictions[_i].value, JSON_DECODE_ANY, NULL);
+    ck_assert(config != NULL && value != NULL && json_object_set_new(config, contradictions[_i].field, value) == 0);
+    ck_assert(json_dump_file(config, path, 0) == 0);
+    json_decref(config);
+    free(path);
+    dsv2_model *model = NULL;
+    FAILS_WITH(contradictions[_i].status, dsv2_model_open(place, NULL, &model));
+    ck_assert(model == NULL);
+    ck_assert_msg(strncmp(dsv2_last_error(), place, strlen(place)) == 0 && strstr(dsv2_last_error(), contradictions[_i].message) != NULL,
+                  "\"%s\" is not in: %s", contradictions[_i].message, dsv2_last_error());
+    test_checkpoint_remove(place);
+}
+END_TEST
+
 /* ---- forks and rewinding ---- */
 
 START_TEST(any_sequence_of_feeds_forks_and_rewinds_gives_the_bits_of_a_fresh_session)
@@ -1151,6 +1196,8 @@ int main(void)
     tcase_add_test(tests, progress_never_falls_and_ends_at_the_total);
     tcase_add_test(tests, a_cancelled_session_does_not_stop_its_companions);
     tcase_add_test(tests, a_file_that_changes_size_while_open_is_an_error_not_a_signal);
+    tcase_add_loop_test(tests, a_tensor_that_is_not_as_the_configuration_says_is_refused_by_name, 0,
+                        sizeof contradictions / sizeof *contradictions);
     tcase_add_loop_test(tests, any_sequence_of_feeds_forks_and_rewinds_gives_the_bits_of_a_fresh_session, 0, 4);
     tcase_add_test(tests, a_fork_shares_pages_sampler_and_logits);
     tcase_add_test(tests, a_model_closed_first_lives_as_long_as_its_sessions);

@@ -5,6 +5,7 @@
 #include "support/checkpoint.h"
 #include "support/oom.h"
 #include "support/run.h"
+#include "support/snapshot_file.h"
 
 #include <check.h>
 #include <dirent.h>
@@ -699,6 +700,72 @@ START_TEST(every_cut_is_refused_or_the_former_save)
 }
 END_TEST
 
+/* A number of a snapshot of 5 tokens without biases: from the file's beginning, of so many bytes. */
+enum { SAVE_AT = 128, STATE_AT = SAVE_AT + 64, LOGITS_AT = STATE_AT + 72, TOKENS_AT = LOGITS_AT + 4 * VOCAB, BLOCK_AT = TOKENS_AT + 5 * 4 + 16 };
+
+static const struct {
+    size_t at, size;
+    uint64_t value;
+    dsv2_status status;
+    const char *message;
+} lies[] = {
+    {12, 4, 0, DSV2_ERROR_FORMAT, "the header's cache type is 0, expected 1 to 4"},
+    {12, 4, 5, DSV2_ERROR_FORMAT, "the header's cache type is 5"},
+    {12, 4, DSV2_CACHE_F32, DSV2_ERROR_MISMATCH, "its cache is of type f32, the session's of type f16"},
+    {16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "the header's number of layers is 4294967295"},
+    {16, 4, 1, DSV2_ERROR_MISMATCH, "a snapshot of another model: 1 layers"},
+    {20, 4, 0, DSV2_ERROR_FORMAT, "the header's kv_lora_rank is 0"},
+    {20, 4, 17, DSV2_ERROR_MISMATCH, "kv_lora_rank 17"},
+    {24, 4, 0xffffffff, DSV2_ERROR_FORMAT, "the header's qk_rope_head_dim is 4294967295"},
+    {28, 4, 0xffffffff, DSV2_ERROR_FORMAT, "the header's vocab_size is 4294967295"},
+    {28, 4, VOCAB + 1, DSV2_ERROR_MISMATCH, "a snapshot of another model"},
+    {48, 8, 7, DSV2_ERROR_MISMATCH, "differs in weights"},
+    {56, 8, 1, DSV2_ERROR_FORMAT, "the header's reserved bytes are not zero"},
+    {SAVE_AT + 8, 4, 1, DSV2_ERROR_FORMAT, "save 0 is numbered 1"},
+    {SAVE_AT + 12, 4, 3, DSV2_ERROR_FORMAT, "the header of save 0 has flags 3"},
+    {SAVE_AT + 16, 8, 1, DSV2_ERROR_FORMAT, "of tokens 1 to 5, expected them from 0 on"},
+    {SAVE_AT + 24, 8, UINT64_MAX, DSV2_ERROR_FORMAT, "of tokens 0 to 18446744073709551615"},
+    {SAVE_AT + 24, 8, UINT64_C(0x100000005), DSV2_ERROR_FORMAT, "of tokens 0 to 4294967301"},
+    {SAVE_AT + 24, 8, 6, DSV2_ERROR_FORMAT, "token 5 is "}, /* more tokens than data: what follows is none */
+    {SAVE_AT + 24, 8, CONTEXT, DSV2_ERROR_FORMAT, "cut short at byte "},
+    {SAVE_AT + 24, 8, 1 << 20, DSV2_ERROR_FULL, "has 1048576 tokens, the session's maximum length is "},
+    {SAVE_AT + 32, 8, UINT64_MAX, DSV2_ERROR_FORMAT, "save 0 has 18446744073709551615 logit biases, expected at most"},
+    {SAVE_AT + 32, 8, UINT64_C(0x2000000000000001), DSV2_ERROR_FORMAT, "save 0 has 2305843009213693953 logit biases"},
+    {SAVE_AT + 32, 8, 1 << 20, DSV2_ERROR_FORMAT, "cut short at byte "},
+    {STATE_AT + 16, 4, 0x7fc00000, DSV2_ERROR_FORMAT, "temperature"}, /* NaN */
+    {STATE_AT + 24, 4, 0x7f800000, DSV2_ERROR_FORMAT, "top_p"},       /* infinity */
+    {TOKENS_AT, 4, VOCAB, DSV2_ERROR_FORMAT, "token 0 is "},
+    {TOKENS_AT + 16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "token 4 is -1, expected 0 to "},
+    {BLOCK_AT + 4, 4, 2, DSV2_ERROR_FORMAT, "the block at token 0 has encoding 2"},
+    {BLOCK_AT + 8, 8, UINT64_MAX, DSV2_ERROR_FORMAT, "the block at token 0 says that it holds 5 tokens from 18446744073709551615 on"},
+    {BLOCK_AT + 16, 4, 0, DSV2_ERROR_FORMAT, "says that it holds 0 tokens from 0 on, expected 1 to 5"},
+    {BLOCK_AT + 16, 4, 6, DSV2_ERROR_FORMAT, "says that it holds 6 tokens from 0 on, expected 1 to 5"},
+    {BLOCK_AT + 16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "says that it holds 4294967295 tokens"},
+    {BLOCK_AT + 24, 8, UINT64_MAX, DSV2_ERROR_FORMAT, "and 18446744073709551615 bytes for"},
+    {BLOCK_AT + 24, 8, UINT64_C(0x100000001), DSV2_ERROR_FORMAT, "and 4294967297 bytes for"},
+    {BLOCK_AT + 24, 8, 0, DSV2_ERROR_FORMAT, "and 0 bytes for"},
+};
+
+/* Whoever makes a file on purpose makes its checksums right. */
+START_TEST(a_lie_under_a_right_checksum_is_refused_by_field_and_value)
+{
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *session = open_fed(model, DSV2_CACHE_F16, 5);
+    OK(dsv2_session_save(session, path, NULL));
+    bytes b = read_file(path);
+    ck_assert(memcmp(b.data + BLOCK_AT, "ROWS", 4) == 0);
+    for (size_t i = 0; i < lies[_i].size; i++)
+        b.data[lies[_i].at + i] = (uint8_t)(lies[_i].value >> 8 * i);
+    snapshot_file_seal(b.data, b.size, VOCAB);
+    FAILS_WITH(lies[_i].status, restore_bytes(session, &b));
+    ck_assert_msg(strstr(dsv2_last_error(), lies[_i].message) != NULL, "\"%s\" is not in: %s", lies[_i].message, dsv2_last_error());
+    assert_holds(model, DSV2_CACHE_F16, session, tokens, 5);
+    free(b.data);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
 /* Puts a tokenizer beside a model, `old` in it replaced by `new`, which is as long. */
 static void add_tokenizer(const char *model_folder, const char *old, const char *new)
 {
@@ -1116,6 +1183,7 @@ int main(void)
     tcase_add_loop_test(tests, types_convert_where_asked, 0, N_TYPES);
     tcase_add_loop_test(tests, every_flipped_bit_is_noticed, 0, N_TYPES);
     tcase_add_test(tests, every_cut_is_refused_or_the_former_save);
+    tcase_add_loop_test(tests, a_lie_under_a_right_checksum_is_refused_by_field_and_value, 0, sizeof lies / sizeof *lies);
     tcase_add_test(tests, a_model_that_differs_is_refused_and_the_part_named);
     tcase_add_test(tests, other_versions_folders_and_lengths_are_refused);
     tcase_add_test(tests, misuse_is_refused);

@@ -1,0 +1,43 @@
+#include "pack_file.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+#include <zstd.h>
+
+enum { HEADER = 128 };
+
+static void store(uint8_t *out, uint64_t value)
+{
+    for (int i = 0; i < 8; i++)
+        out[i] = (uint8_t)(value >> 8 * i);
+}
+
+/* Appends a compressed block to the file and tells the header where it is. */
+static size_t add_block(uint8_t *file, size_t at, uint8_t *header, const uint8_t *data, size_t size)
+{
+    size_t stored = ZSTD_compress(file + at, ZSTD_compressBound(size), data, size, 1);
+    store(header, at);
+    store(header + 8, stored);
+    store(header + 16, size);
+    store(header + 24, XXH3_64bits(file + at, stored));
+    return at + stored;
+}
+
+void pack_file_seal(uint8_t *file) { store(file + HEADER - 8, XXH3_64bits(file, HEADER - 8)); }
+
+uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *texts, size_t texts_size, size_t *file_size)
+{
+    size_t at = PACK_FILE_BEGIN + PACK_FILE_WEIGHTS;
+    uint8_t *file = calloc(1, at + ZSTD_compressBound(index_size) + ZSTD_compressBound(texts_size));
+    if (file == NULL)
+        abort();
+    memcpy(file, "DSV2PACK", 8);
+    file[8] = 1;
+    at = add_block(file, at, file + 24, index, index_size);
+    at = add_block(file, at, file + 56, texts, texts_size);
+    store(file + 16, at);
+    pack_file_seal(file);
+    *file_size = at;
+    return file;
+}

@@ -317,30 +317,28 @@ class Chat(ToolTest):
     def test_a_system_text_changes_the_reply(self):
         self.assertNotEqual(self.chat([b"Hello"], *self.GREEDY, "--system", "Be brief"), self.chat([b"Hello"]))
 
-    def test_ctrl_c_stops_a_reply_and_what_was_said_stays(self):
-        def replies(terminal, first):
-            """What stands between the echo of the first message and the next prompt, and the same for the second."""
-            start = terminal.read_until(b"Hello\r\n") if first else 0
-            end = terminal.read_until(b"\r\n> ", start)
-            return terminal.seen[start : end - 4], end
+    @staticmethod
+    def reply(shown):
+        """Without the progress bar that a slow machine shows while it reads the message, and the terminal's own echo."""
+        return shown.rpartition(b"\x1b[K")[2].replace(b"^C", b"")
 
-        talk = Terminal("chat", self.model, *self.SLOW)
-        talk.read_until(b"> ")
-        talk.write(b"Hello\n")
-        start = talk.read_until(b"Hello\r\n")
-        talk.read_bytes(start + 20)
-        talk.write(b"\x03")
-        said, end = replies(talk, True)
-        talk.write(b"Go on\n")
-        start = talk.read_until(b"Go on\r\n", end)
-        talk.read_bytes(start + 40)
+    def interrupted(self, talk, message, end, least):
+        """The reply to a message, which Ctrl-C stops after `least` bytes, and where the next prompt ends."""
+        talk.write(message + b"\n")
+        start = talk.read_until(message + b"\r\n", end)
+        talk.read_bytes(start + least)
+        while len(self.reply(talk.seen[start:])) < least or (talk.seen[start:].startswith(b"\r") and b"\x1b[K" not in talk.seen[start:]):
+            talk.read_bytes(len(talk.seen) + 1)
         talk.write(b"\x03")
         end = talk.read_until(b"\r\n> ", start)
-        continued = talk.seen[start : end - 4]
+        return self.reply(talk.seen[start : end - 4]), end
+
+    def test_ctrl_c_stops_a_reply_and_what_was_said_stays(self):
+        talk = Terminal("chat", self.model, *self.SLOW)
+        said, end = self.interrupted(talk, b"Hello", talk.read_until(b"> "), 20)
+        continued, _ = self.interrupted(talk, b"Go on", end, 40)
         talk.write(b"/exit\n")
         self.assertEqual(talk.wait(), 0)
-        said = said.replace(b"^C", b"")  # the terminal's own echo
-        continued = continued.replace(b"^C", b"")
 
         # The same conversation with the first reply cut by --max-tokens at the same place: every token adds to the text.
         low, high = 1, len(said)
@@ -363,7 +361,7 @@ class Chat(ToolTest):
             talk.write(message + b"\n")
             start = talk.read_until(message + b"\r\n", end)
             end = talk.read_until(b"\r\n> ", start)
-            shown.append(talk.seen[start : end - 4])
+            shown.append(self.reply(talk.seen[start : end - 4]))
         talk.write(b"\x04")
         self.assertEqual(talk.wait(), 0)
         return shown

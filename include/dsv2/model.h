@@ -63,7 +63,8 @@ typedef struct dsv2_model_options {
     dsv2_weight_type weight_type;   /* DSV2_WEIGHTS_AS_STORED, or a type to convert matrices to while opening */
     const char *kernels;            /* NULL or "auto": the best for this processor; "c", "avx2" or "avx512": exactly that set,
                                      * DSV2_ERROR_UNSUPPORTED where the processor lacks it. For tests and comparisons. */
-    uint64_t cache_memory_limit;    /* bytes that the KV pages of all sessions together may take; 0: no limit */
+    uint64_t cache_memory_limit;    /* bytes that the KV pages of all sessions together may take; 0: no limit. They are taken from the
+                                     * system up to 8 at a time: so many more may be reserved, of which little is touched. */
     dsv2_progress_fn progress;      /* may be NULL */
     void *progress_user;
     dsv2_log_fn log;                /* may be NULL; kept until the model is closed */

@@ -579,43 +579,51 @@ static void read_q8_0(const uint8_t *block, span_row *s, size_t b)
         s->q[b * DSV2_PACK_COLS + c] = block[2 + c] ^ 128;
 }
 
-static void read_q4_0(const uint8_t *block, span_row *s, size_t b)
+/* 16 bytes: the low halves are the first 16 columns, the high ones the others. */
+static void read_nibbles(const uint8_t *bytes, uint8_t *q)
 {
-    uint8_t *q = s->q + b * DSV2_PACK_COLS;
-    s->halves[b] = dsv2_load_u16(block);
-    for (size_t c = 0; c < 16; c++) {
-        q[c] = block[2 + c] & 15;
-        q[16 + c] = block[2 + c] >> 4;
-    }
+    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+        q[c] = bytes[c % 16] >> c / 16 * 4 & 15;
 }
 
-/* With a minimum that is added: kept with its sign changed. */
-static void read_q4_1(const uint8_t *block, span_row *s, size_t b)
+/* 4 bytes before these, with a bit for each column. */
+static void read_five_bits(const uint8_t *bytes, uint8_t *q)
 {
-    uint8_t *q = s->q + b * DSV2_PACK_COLS;
+    uint32_t fifth = dsv2_load_u32(bytes);
+    read_nibbles(bytes + 4, q);
+    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+        q[c] |= (uint8_t)((fifth >> c & 1) << 4);
+}
+
+/* The minimum is added there: it is kept with its sign changed. */
+static void read_scale_and_minimum(const uint8_t *block, span_row *s, size_t b)
+{
     s->halves[b] = dsv2_load_u16(block);
     s->minima[b] = dsv2_load_u16(block + 2) ^ 0x8000;
-    for (size_t c = 0; c < 16; c++) {
-        q[c] = block[4 + c] & 15;
-        q[16 + c] = block[4 + c] >> 4;
-    }
+}
+
+static void read_q4_0(const uint8_t *block, span_row *s, size_t b)
+{
+    s->halves[b] = dsv2_load_u16(block);
+    read_nibbles(block + 2, s->q + b * DSV2_PACK_COLS);
+}
+
+static void read_q4_1(const uint8_t *block, span_row *s, size_t b)
+{
+    read_scale_and_minimum(block, s, b);
+    read_nibbles(block + 4, s->q + b * DSV2_PACK_COLS);
 }
 
 static void read_q5_0(const uint8_t *block, span_row *s, size_t b)
 {
-    uint32_t fifth = dsv2_load_u32(block + 2);
     s->halves[b] = dsv2_load_u16(block);
-    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
-        s->q[b * DSV2_PACK_COLS + c] = (uint8_t)((block[6 + c % 16] >> c / 16 * 4 & 15) | (fifth >> c & 1) << 4);
+    read_five_bits(block + 2, s->q + b * DSV2_PACK_COLS);
 }
 
 static void read_q5_1(const uint8_t *block, span_row *s, size_t b)
 {
-    uint32_t fifth = dsv2_load_u32(block + 4);
-    s->halves[b] = dsv2_load_u16(block);
-    s->minima[b] = dsv2_load_u16(block + 2) ^ 0x8000;
-    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
-        s->q[b * DSV2_PACK_COLS + c] = (uint8_t)((block[8 + c % 16] >> c / 16 * 4 & 15) | (fifth >> c & 1) << 4);
+    read_scale_and_minimum(block, s, b);
+    read_five_bits(block + 4, s->q + b * DSV2_PACK_COLS);
 }
 
 static const struct {

@@ -61,21 +61,24 @@ float *dsv2_attend_lay_out(const dsv2_attend_shape *shape, size_t n, float *memo
 
 /* ---- tiles in 16 bits ---- */
 
-static size_t rows_from(const dsv2_tile *tile, size_t first) { return tile->n - first < DSV2_PAIR_ROWS ? tile->n - first : DSV2_PAIR_ROWS; }
+size_t dsv2_tile_rows(const dsv2_tile *tile, size_t first)
+{
+    return tile->n - first < DSV2_PAIR_ROWS ? tile->n - first : DSV2_PAIR_ROWS;
+}
 
 void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
                     size_t stride)
 {
     size_t cols = dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
-    kernels->pair_columns(tile->key_pairs + first * cols, rows, stride, rows_from(tile, first), cols);
+    kernels->pair_columns(tile->key_pairs + first * cols, rows, stride, dsv2_tile_rows(tile, first), cols);
 }
 
 void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
                       size_t stride)
 {
     size_t n_pairs = (tile->n + 1) / 2;
-    kernels->pair_rows(tile->value_pairs + first * DSV2_PAIR_ROWS, 2 * n_pairs * DSV2_PAIR_ROWS, rows, stride, rows_from(tile, first),
-                       shape->value_width);
+    kernels->pair_rows(tile->value_pairs + first * DSV2_PAIR_ROWS, 2 * n_pairs * DSV2_PAIR_ROWS, rows, stride,
+                       dsv2_tile_rows(tile, first), shape->value_width);
 }
 
 void dsv2_tile_finish(dsv2_tile *tile, const dsv2_attend_shape *shape)

@@ -75,8 +75,10 @@ void dsv2_attend_queries(dsv2_attend *attend);
 /* Takes a tile in; query i sees its first visible[i] tokens. */
 void dsv2_attend_tile(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible);
 
-/* sixteen: a tile is made DSV2_PAIR_ROWS tokens at a time, `first` and the next ones, which stay in the first-level cache meanwhile.
- * Keys are rows of whole groups, values the first value_width columns of rows; rows are `stride` numbers apart. */
+/* sixteen: a tile is made DSV2_PAIR_ROWS tokens at a time, or as many as are left: token `first` and the next ones, which stay in the
+ * first-level cache meanwhile. Keys are rows of whole groups, values the first value_width columns of rows; rows are `stride` numbers
+ * apart. */
+size_t dsv2_tile_rows(const dsv2_tile *tile, size_t first);
 void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
                     size_t stride);
 void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,

@@ -174,10 +174,9 @@ static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, co
         const uint8_t *next = page + 1 < cache->n_pages ? dsv2_cache_rows(cache, a->layer, page + 1) : NULL;
         size_t stride = (size_t)dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
         for (size_t t = 0; t < tile->n; t += DSV2_PAIR_ROWS) {
-            size_t n = tile->n - t < DSV2_PAIR_ROWS ? tile->n - t : DSV2_PAIR_ROWS;
             size_t at = t * cache->shape.row_bytes;
-            dsv2_cache_decode_integers(&cache->shape, kernels, stored + at, n, attend->rows, tile->key_scales + t, attend->padded,
-                                       next == NULL ? NULL : next + at);
+            dsv2_cache_decode_integers(&cache->shape, kernels, stored + at, dsv2_tile_rows(tile, t), attend->rows, tile->key_scales + t,
+                                       attend->padded, next == NULL ? NULL : next + at);
             dsv2_tile_keys(tile, shape, kernels, t, attend->rows, stride);
             dsv2_tile_values(tile, shape, kernels, t, attend->rows, stride);
         }
@@ -482,7 +481,7 @@ static void load_expanded(const dsv2_attend *attend, dsv2_tile *tile, const expa
         return;
     }
     for (size_t first = 0; first < tile->n; first += DSV2_PAIR_ROWS) {
-        size_t end = tile->n - first < DSV2_PAIR_ROWS ? tile->n : first + DSV2_PAIR_ROWS;
+        size_t end = first + dsv2_tile_rows(tile, first);
         for (size_t t = first; t < end; t++) {
             int16_t *row = attend->rows + (t - first) * cols;
             float scale = attend->kernels->round_row(row, s->keys + t * width, width, DSV2_NARROW);

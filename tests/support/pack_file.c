@@ -1,5 +1,7 @@
 #include "pack_file.h"
 
+#include "base/base.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -7,24 +9,18 @@
 
 enum { HEADER = 128 };
 
-static void store(uint8_t *out, uint64_t value)
-{
-    for (int i = 0; i < 8; i++)
-        out[i] = (uint8_t)(value >> 8 * i);
-}
-
 /* Appends a compressed block to the file and tells the header where it is. */
 static size_t add_block(uint8_t *file, size_t at, uint8_t *header, const uint8_t *data, size_t size)
 {
     size_t stored = ZSTD_compress(file + at, ZSTD_compressBound(size), data, size, 1);
-    store(header, at);
-    store(header + 8, stored);
-    store(header + 16, size);
-    store(header + 24, XXH3_64bits(file + at, stored));
+    dsv2_store_u64(header, at);
+    dsv2_store_u64(header + 8, stored);
+    dsv2_store_u64(header + 16, size);
+    dsv2_store_u64(header + 24, XXH3_64bits(file + at, stored));
     return at + stored;
 }
 
-void pack_file_seal(uint8_t *file) { store(file + HEADER - 8, XXH3_64bits(file, HEADER - 8)); }
+void pack_file_seal(uint8_t *file) { dsv2_store_u64(file + HEADER - 8, XXH3_64bits(file, HEADER - 8)); }
 
 uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *texts, size_t texts_size, size_t *file_size)
 {
@@ -36,7 +32,7 @@ uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *
     file[8] = 1;
     at = add_block(file, at, file + 24, index, index_size);
     at = add_block(file, at, file + 56, texts, texts_size);
-    store(file + 16, at);
+    dsv2_store_u64(file + 16, at);
     pack_file_seal(file);
     *file_size = at;
     return file;

@@ -307,7 +307,7 @@ START_TEST(rows_as_integers_are_those_as_floats)
                     dsv2_cache_encode_row(&shape, kernels, row, stored + (size_t)i * shape.row_bytes);
                 }
                 dsv2_cache_decode_rows(&shape, kernels, stored, ROWS, floats);
-                dsv2_cache_decode_integers(&shape, kernels, stored, ROWS, rows, scales, scratch, NULL);
+                dsv2_cache_decode_integers(&shape, kernels, stored, ROWS, rows, scales, scratch, stored);
                 for (size_t i = 0; i < ROWS * groups * DSV2_SCALE_COLS; i++) {
                     size_t t_row = i / (groups * DSV2_SCALE_COLS), g = i / DSV2_SCALE_COLS % groups, c = i % (groups * DSV2_SCALE_COLS);
                     bool is_latent = g < latent_groups;

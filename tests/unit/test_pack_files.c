@@ -36,8 +36,8 @@ static void write_pack(const char *index_script, const char *texts_script, size_
     size_t index_size, texts_size, size;
     char *index = script_bytes(index_script, &index_size), *texts = script_bytes(texts_script, &texts_size);
     uint8_t *file = pack_file_make((const uint8_t *)index, index_size, (const uint8_t *)texts, texts_size, &size);
-    for (size_t i = 0; at > 0 && i < 8; i++)
-        file[at + i] = (uint8_t)(value >> 8 * i);
+    if (at > 0)
+        dsv2_store_u64(file + at, value);
     pack_file_seal(file);
     folder_write("bad.dsv2", file, size);
     free(file);

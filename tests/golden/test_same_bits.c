@@ -13,11 +13,12 @@
 
 enum { LONG = 600 }; /* more than one pass, and more than one span of attention */
 
-/* Rows of more than a span of packed columns; parts of heads that begin inside a group of packed rows; tasks, the last not full. */
+/* Rows of more than a span of packed columns; parts of heads that begin inside a group of packed rows; tasks, the last not full;
+ * experts whose slices are long for one thread, unless one of them gets most rows, and short for more. */
 static const test_checkpoint shape = {
     .name = "packed", .vocab_size = 103, .hidden_size = 288, .intermediate_size = 32, .num_hidden_layers = 1, .num_attention_heads = 4,
     .q_lora_rank = 96, .kv_lora_rank = 64, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 40,
-    .max_position_embeddings = 1024, .n_routed_experts = 5, .num_experts_per_tok = 2, .moe_intermediate_size = 96, .n_shared_experts = 1,
+    .max_position_embeddings = 1024, .n_routed_experts = 9, .num_experts_per_tok = 2, .moe_intermediate_size = 288, .n_shared_experts = 1,
     .seed = 17};
 
 static const struct {

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import datetime
 import json
+import mmap
 import os
 import pathlib
 import shlex
@@ -64,6 +65,18 @@ def warm(path: pathlib.Path) -> None:
     with open(path, "rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+
+
+def warm_pack(path: pathlib.Path) -> None:
+    """The same as libdsv2 does it that finds the file on the disk: mapped, in huge pages where the file system has them. What was
+    read otherwise stays in small pages, with which decoding is some percent slower."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            data.madvise(mmap.MADV_HUGEPAGE)
+            for at in range(0, len(data), mmap.PAGESIZE):
+                data[at]
 
 
 class Bench:
@@ -235,7 +248,7 @@ class Bench:
                                 self.measure_llama(name)
                 continue
             model = self.gguf if engine == "gguf" else self.pack
-            warm(model)
+            (warm_pack if engine == "pack" else warm)(model)
             self.keep(model)
             for name in self.rows:
                 if name != "state-8192":

@@ -21,6 +21,15 @@
  * stays small. An input is always cut at multiples of this from its own beginning, whatever else is in the batch. */
 enum { DSV2_PASS_ROWS = 512 };
 
+/* Matrices that wait to be converted together (packing.c); zeros at first. */
+typedef struct dsv2_conversions {
+    struct dsv2_conversion *list;
+    size_t n, capacity;
+    uint64_t bytes;   /* to be read */
+    uint8_t *scratch; /* scratch_bytes for each thread */
+    size_t scratch_bytes;
+} dsv2_conversions;
+
 /* A SwiGLU network, W_down (silu(W_gate x) * W_up x): a dense layer's, the shared experts' or one routed expert's. */
 typedef struct dsv2_ffn_weights {
     dsv2_matrix gate, up, down;

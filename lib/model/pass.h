@@ -201,23 +201,21 @@ typedef struct dsv2_conversion {
     uint8_t *out;        /* of the matrix's first row, dsv2_matrix_bytes of the whole */
     uint32_t first, end; /* rows */
     size_t first_task;
-    void *made;          /* memory to free when they are written, or NULL */
+    void *made;          /* memory of `from` to free when they are written, or NULL */
 } dsv2_conversion;
 
-/* Matrices that wait to be converted together; zeros at first. */
-typedef struct dsv2_conversions {
-    dsv2_conversion *list;
-    size_t n, capacity;
-    uint64_t bytes; /* to be read */
-} dsv2_conversions;
+/* Whether it only puts a block type's numbers in another order: fast, and nothing is rounded. */
+bool dsv2_conversion_is_repacking(const dsv2_conversion *conversion);
 
-/* Adds a matrix, and converts what waits as soon as it is enough for all threads: until dsv2_conversions_run, `from`'s data stay and
- * `out` is not read. `made`, if not NULL, is the memory of `from`'s data, and the queue's from now on, also on failure. */
-dsv2_status dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_matrix *from, void *made, dsv2_type type,
-                                 void *out);
+/* Room for n more conversions like this one, so that adding and running them cannot fail. */
+dsv2_status dsv2_conversions_reserve(const dsv2_model *model, dsv2_conversions *queue, size_t n, const dsv2_conversion *like);
+
+/* Adds a whole matrix's, for which there is room, and converts what waits as soon as it is enough for all threads: until
+ * dsv2_conversions_run, `from`'s data stay and `out` is not read. */
+void dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_conversion *conversion);
 
 /* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. */
-dsv2_status dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue);
+void dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue);
 void dsv2_conversions_free(dsv2_conversions *queue);
 
 /* One matrix at once. */

@@ -323,6 +323,21 @@ static dsv2_status transpose_k_up(binder *binder, const dsv2_matrix *kv_b, dsv2_
     return DSV2_OK;
 }
 
+/* Sees to it that `data` receives the matrix as another type; `made` is freed then, or now on failure. */
+static dsv2_status convert(binder *binder, void *made, dsv2_type type, void *data, dsv2_matrix *matrix)
+{
+    const dsv2_conversion conversion = {.from = *matrix, .made = made, .type = type, .out = data, .end = matrix->rows};
+    dsv2_status status = dsv2_conversions_reserve(binder->model, &binder->conversions, 1, &conversion);
+    if (status != DSV2_OK) {
+        dsv2_free(made);
+        return status;
+    }
+    dsv2_conversions_add(binder->model, &binder->conversions, &conversion);
+    *matrix = (dsv2_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = type, .data = data,
+                            .row_bytes = dsv2_type_row_bytes(type, matrix->cols)};
+    return DSV2_OK;
+}
+
 /* Brings a matrix to the type it is to be held in, being `found` in the file: at the latest when all are bound. `made`, if not NULL,
  * is the memory it lies in: kept or freed. */
 static dsv2_status hold(binder *binder, const char *name, dsv2_type found, void *made, dsv2_matrix *matrix)
@@ -334,11 +349,9 @@ static dsv2_status hold(binder *binder, const char *name, dsv2_type found, void 
         void *data;
         status = keep_bytes(binder, name, dsv2_matrix_bytes(type, matrix->rows, matrix->cols), &data);
         if (status == DSV2_OK)
-            status = dsv2_conversions_add(model, &binder->conversions, matrix, made, type, data);
+            status = convert(binder, made, type, data, matrix);
         else
             dsv2_free(made);
-        *matrix = (dsv2_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = type, .data = data,
-                                .row_bytes = dsv2_type_row_bytes(type, matrix->cols)};
     } else if (made != NULL) {
         model->bytes_copied += dsv2_matrix_bytes(type, matrix->rows, matrix->cols);
         if (keep(model, made) == NULL) {
@@ -456,9 +469,8 @@ dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *optio
         status = dsv2_weights_walk(model, &visitor);
     if (status == DSV2_OK && model->config.tie_word_embeddings)
         model->lm_head = model->embed_tokens;
-    if (status == DSV2_OK)
-        status = dsv2_conversions_run(model, &binder.conversions);
     if (status == DSV2_OK) {
+        dsv2_conversions_run(model, &binder.conversions);
         binder.done = binder.total; /* with tensors that the model does not use */
         status = report(&binder, false);
     }

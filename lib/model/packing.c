@@ -220,6 +220,34 @@ dsv2_status dsv2_matrix_convert(const dsv2_model *model, const dsv2_matrix *from
     return status;
 }
 
+/* ---- experts that are chosen for the first time ---- */
+
+static bool waits(const dsv2_ffn_job *job)
+{
+    return job->deferred != NULL && atomic_load_explicit(&job->deferred->waiting, memory_order_acquire);
+}
+
+void dsv2_experts_repack(dsv2_pass *pass)
+{
+    dsv2_model *model = pass->model;
+    bool any = false;
+    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
+        any = any || waits(&pass->ffn_jobs[j]);
+    if (!any)
+        return;
+    pthread_mutex_lock(&model->repacking_lock);
+    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++) {
+        const dsv2_ffn_job *job = &pass->ffn_jobs[j];
+        for (uint32_t i = 0; waits(job) && i < job->deferred->n; i++) /* if no other pass was faster */
+            dsv2_conversions_add(model, &model->repacking, &job->deferred->conversions[i]);
+    }
+    dsv2_conversions_run(model, &model->repacking);
+    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
+        if (waits(&pass->ffn_jobs[j]))
+            atomic_store_explicit(&pass->ffn_jobs[j].deferred->waiting, false, memory_order_release);
+    pthread_mutex_unlock(&model->repacking_lock);
+}
+
 void dsv2_store_element(dsv2_type type, void *data, size_t i, float value)
 {
     if (type == DSV2_TYPE_F32)

@@ -51,13 +51,18 @@ typedef struct fixture {
 
 static const dsv2_session_options absorbed = {.struct_size = sizeof absorbed, .attention = DSV2_ATTENTION_ABSORBED};
 
-static fixture make(const test_checkpoint *shape, const test_gguf *options, dsv2_weight_type weight_type)
+static char *temporary_folder(void)
 {
     const char *parent = getenv("TMPDIR");
-    fixture f = {.weight_type = weight_type, .vocab_size = shape->vocab_size};
-    char *checkpoint = test_checkpoint_write(shape), *floats = strdup(test_format("%s/dsv2-test-XXXXXX", parent != NULL ? parent : "/tmp"));
-    f.folder = strdup(test_format("%s/dsv2-test-XXXXXX", parent != NULL ? parent : "/tmp"));
-    ck_assert(f.folder != NULL && mkdtemp(f.folder) != NULL && floats != NULL && mkdtemp(floats) != NULL);
+    char *folder = strdup(test_format("%s/dsv2-test-XXXXXX", parent != NULL ? parent : "/tmp"));
+    ck_assert(folder != NULL && mkdtemp(folder) != NULL);
+    return folder;
+}
+
+static fixture make(const test_checkpoint *shape, const test_gguf *options, dsv2_weight_type weight_type)
+{
+    fixture f = {.folder = temporary_folder(), .weight_type = weight_type, .vocab_size = shape->vocab_size};
+    char *checkpoint = test_checkpoint_write(shape), *floats = temporary_folder();
     snprintf(f.gguf, sizeof f.gguf, "%s/model%s.gguf", f.folder, options->split ? "-00001-of-00002" : "");
     snprintf(f.pack, sizeof f.pack, "%s/model.dsv2", f.folder);
     test_gguf_write(options, checkpoint, f.gguf, floats);
@@ -89,7 +94,8 @@ static dsv2_model *open_gguf(const fixture *f, uint32_t n_threads)
 static void expect_bits(const fixture *f, dsv2_model *model, size_t chunk, const char *what)
 {
     float *logits = test_logits(model, &absorbed, f->tokens, N_TOKENS, chunk);
-    ck_assert_msg(memcmp(logits, f->expected, (size_t)N_TOKENS * f->vocab_size * sizeof *logits) == 0, "%s: not the pack's bits", what);
+    size_t size = (size_t)N_TOKENS * f->vocab_size * sizeof *logits;
+    ck_assert_msg(memcmp(logits, f->expected, size) == 0, "%s: not the pack's bits", what);
     free(logits);
 }
 
@@ -175,7 +181,7 @@ START_TEST(the_order_of_first_use_changes_no_bit)
     int32_t others[N_TOKENS];
     test_random_tokens(10, f.vocab_size, others, N_TOKENS);
     for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
-        for (size_t chunk = 1; chunk <= N_TOKENS; chunk = chunk * 3 + 1) {
+        for (size_t chunk = 1; chunk <= N_TOKENS; chunk *= N_TOKENS) {
             dsv2_model *model = open_gguf(&f, n_threads);
             expect_bits(&f, model, chunk, "this text first");
             dsv2_model_close(model);
@@ -222,11 +228,17 @@ static void *host_thread(void *argument)
     return NULL;
 }
 
+/* Experts large enough that the others arrive while one is repacked. */
+static const test_checkpoint busy = {.name = "busy", .vocab_size = 72, .hidden_size = 512, .intermediate_size = 32,
+                                     .num_hidden_layers = 3, .num_attention_heads = 1, .kv_lora_rank = 32, .qk_nope_head_dim = 32,
+                                     .qk_rope_head_dim = 16, .v_head_dim = 32, .max_position_embeddings = 256, .n_routed_experts = 12,
+                                     .num_experts_per_tok = 4, .moe_intermediate_size = 256, .seed = 43};
+
 /* The same experts at the same time, and others. */
 START_TEST(sessions_that_choose_an_expert_at_once_all_find_it_whole)
 {
     static const size_t chunks[N_HOSTS] = {N_TOKENS, 1, 7, 1};
-    fixture f = make(&small, &kinds[0].options, DSV2_WEIGHTS_AS_STORED);
+    fixture f = make(&busy, &kinds[0].options, DSV2_WEIGHTS_AS_STORED);
     for (int round = 0; round < N_ROUNDS; round++) {
         dsv2_model *model = open_gguf(&f, (uint32_t)_i + 1);
         pthread_t threads[N_HOSTS];
@@ -345,11 +357,12 @@ START_TEST(experts_that_wait_take_no_memory_and_those_that_do_not_take_it_once)
     fixture f = make(&large, &kinds[0].options, DSV2_WEIGHTS_AS_STORED);
     dsv2_model *model = open_gguf(&f, 1);
     size_t experts = 0;
-    for (uint32_t e = 0; e < large.n_routed_experts; e++)
+    for (uint32_t e = 0; e < large.n_routed_experts; e++) {
         for (uint32_t i = 0; i < 3; i++) {
             const dsv2_matrix *from = &model->layers[0].moe.deferred[e].conversions[i].from;
             experts += from->rows * from->row_bytes;
         }
+    }
     ck_assert_uint_gt(experts, 16 << 20);
     ck_assert_msg(mapped(f.gguf) < experts / 4, "%zu of %zu bytes are mapped", mapped(f.gguf), experts);
     ck_assert_msg(given(model) < experts / 2, "%zu of %zu bytes are given", given(model), experts);
@@ -366,7 +379,7 @@ int main(void)
     TCase *tests = tcase_create("first use");
     tcase_set_timeout(tests, 200);
     tcase_add_loop_test(tests, only_the_experts_that_a_token_chooses_are_repacked, 0, N_KINDS);
-    tcase_add_loop_test(tests, the_order_of_first_use_changes_no_bit, 0, 3);
+    tcase_add_loop_test(tests, the_order_of_first_use_changes_no_bit, 0, 3 /* those with all three */);
     tcase_add_test(tests, a_model_closed_before_its_experts_were_chosen_still_has_them);
     tcase_add_loop_test(tests, sessions_that_choose_an_expert_at_once_all_find_it_whole, 0, 3);
     tcase_add_test(tests, a_file_cut_off_before_its_experts_were_chosen_is_an_error_and_nothing_is_lost);

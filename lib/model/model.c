@@ -24,6 +24,8 @@ void dsv2_model_release(dsv2_model *model)
     dsv2_page_pool_destroy(&model->pages);
     for (int kind = 0; kind < DSV2_LOAD_KINDS; kind++)
         dsv2_load_free(&model->loads[kind]);
+    dsv2_conversions_free(&model->repacking);
+    pthread_mutex_destroy(&model->repacking_lock);
     pthread_mutex_destroy(&model->loads_lock);
     pthread_mutex_destroy(&model->passes_lock);
     dsv2_free(model);
@@ -137,6 +139,7 @@ dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options,
     atomic_init(&model->references, 1);
     pthread_mutex_init(&model->passes_lock, NULL);
     pthread_mutex_init(&model->loads_lock, NULL);
+    pthread_mutex_init(&model->repacking_lock, NULL);
     dsv2_page_pool_init(&model->pages, options->cache_memory_limit);
     model->logger = (dsv2_logger){options->log, options->log_user};
     dsv2_status status = dsv2_kernels_select(options->kernels, &model->kernels);

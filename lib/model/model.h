@@ -1,5 +1,6 @@
-/* model: configuration, weights bound by name, and the forward pass. A model is const in a pass; what a pass needs to write is
- * in dsv2_pass. May include: base, kernels, formats, tokenizer (to own one), cache.
+/* model: configuration, weights bound by name, and the forward pass. A model is const in a pass, but for experts that are repacked
+ * when they are first chosen; what a pass needs to write is in dsv2_pass. May include: base, kernels, formats, tokenizer (to own
+ * one), cache.
  *
  * Where to read what: decoder.c is the forward pass from tokens to logits; mla.c Multi-head Latent Attention (section 2.1), rope.c
  * its rotary embedding and YaRN (section 3.1.4); moe.c DeepSeekMoE (section 2.2) with router.c choosing experts and balance.c counting them; ffn.c the
@@ -21,6 +22,17 @@
  * stays small. An input is always cut at multiples of this from its own beginning, whatever else is in the batch. */
 enum { DSV2_PASS_ROWS = 512 };
 
+typedef struct dsv2_conversion dsv2_conversion;
+
+/* Matrices that wait to be converted together, see packing.c; zeros at first. */
+typedef struct dsv2_conversions {
+    dsv2_conversion *list;
+    size_t n, capacity;
+    uint64_t bytes;   /* to be read */
+    uint8_t *scratch; /* scratch_bytes for each thread */
+    size_t scratch_bytes;
+} dsv2_conversions;
+
 /* A SwiGLU network, W_down (silu(W_gate x) * W_up x): a dense layer's, the shared experts' or one routed expert's. */
 typedef struct dsv2_ffn_weights {
     dsv2_matrix gate, up, down;
@@ -40,11 +52,14 @@ typedef struct dsv2_mla_weights {
     const float *o_bias;
 } dsv2_mla_weights;
 
+typedef struct dsv2_deferred_expert dsv2_deferred_expert;
+
 typedef struct dsv2_moe_weights {
     dsv2_matrix gate;        /* the router: a row e_i for every expert */
     const float *score_bias; /* e_score_correction_bias of noaux_tc, or NULL */
     dsv2_ffn_weights shared; /* the n_shared_experts as one network; unused where there are none */
     dsv2_ffn_weights *experts; /* n_routed_experts */
+    dsv2_deferred_expert *deferred; /* NULL, or n_routed_experts: those of a GGUF, whose matrices' data are there from first use on */
 } dsv2_moe_weights;
 
 typedef struct dsv2_layer {
@@ -94,6 +109,9 @@ struct dsv2_model {
     const dsv2_kernels *kernels;
     dsv2_pool *pool;
     dsv2_page_pool pages;
+
+    pthread_mutex_t repacking_lock;
+    dsv2_conversions repacking; /* with room for the experts of a layer, if any are deferred */
 
     pthread_mutex_t passes_lock;
     dsv2_pass *idle_passes; /* working memory kept between calls */

@@ -19,6 +19,7 @@ static void group_by_expert(dsv2_pass *pass, const dsv2_moe_weights *moe)
         if (n > 0)
             pass->ffn_jobs[pass->n_ffn_jobs++] = (dsv2_ffn_job){
                 .weights = &moe->experts[e],
+                .deferred = moe->deferred == NULL ? NULL : &moe->deferred[e],
                 .n_rows = n,
                 .first_input = first,
                 .first_hidden = (size_t)first * config->moe_intermediate_size,
@@ -72,6 +73,8 @@ void dsv2_moe(dsv2_pass *pass, const dsv2_moe_weights *moe)
     if (pass->model->config.n_shared_experts > 0)
         add_shared(pass, moe);
     group_by_expert(pass, moe);
+    if (moe->deferred != NULL)
+        dsv2_experts_repack(pass);
     dsv2_ffn_run(pass);
     dsv2_pool_run(pass->model->pool, combine_row, pass, pass->n_rows);
 }

@@ -1,4 +1,4 @@
-/* Which element type a weight is held in, and bringing it there: on opening, and into a .dsv2 pack. */
+/* Which element type a weight is held in, and bringing it there: on opening, when an expert is first chosen, and into a .dsv2 pack. */
 #include "model/pass.h"
 
 #include <string.h>
@@ -70,18 +70,29 @@ enum { BYTES_PER_THREAD = 16 << 20 }; /* of the file, mapped meanwhile */
 typedef struct packing {
     const dsv2_model *model;
     const dsv2_conversions *queue;
-    float *scratch; /* DSV2_PACK_ROWS rows for each thread, as floats or less */
-    size_t scratch_floats;
 } packing;
 
+bool dsv2_conversion_is_repacking(const dsv2_conversion *c)
+{
+    return dsv2_type_is_packed(c->type) && dsv2_packed_twin(c->from.type) == c->type;
+}
+
+/* What a thread needs: DSV2_PACK_ROWS rows, as the file has them or as floats. */
+static size_t scratch_bytes(const dsv2_conversion *c)
+{
+    enum { LINE = 64 };
+    size_t row = dsv2_conversion_is_repacking(c) ? c->from.row_bytes : c->from.cols * sizeof(float);
+    return (DSV2_PACK_ROWS * row + LINE - 1) / LINE * LINE;
+}
+
 /* DSV2_PACK_ROWS rows or fewer, from row `first` on: a group, if the type is packed. */
-static void convert_rows(const dsv2_model *model, const dsv2_conversion *c, uint32_t first, float *scratch)
+static void convert_rows(const dsv2_model *model, const dsv2_conversion *c, uint32_t first, void *scratch)
 {
     const dsv2_matrix *from = &c->from;
     uint32_t n = c->end - first < DSV2_PACK_ROWS ? c->end - first : DSV2_PACK_ROWS;
     size_t row_bytes = dsv2_type_row_bytes(c->type, from->cols);
     uint8_t *out = c->out + first * row_bytes;
-    if (dsv2_type_is_packed(c->type) && dsv2_packed_twin(from->type) == c->type) {
+    if (dsv2_conversion_is_repacking(c)) {
         const void *rows[DSV2_PACK_ROWS];
         /* Copied to the cache first, in the order that processors foresee: rows' blocks are read in turns. */
         memcpy(scratch, (const uint8_t *)from->data + first * from->row_bytes, n * from->row_bytes);
@@ -92,7 +103,7 @@ static void convert_rows(const dsv2_model *model, const dsv2_conversion *c, uint
     }
     const float *rows[DSV2_PACK_ROWS];
     for (uint32_t r = 0; r < n; r++) {
-        float *row = scratch + (size_t)r * from->cols;
+        float *row = (float *)scratch + (size_t)r * from->cols;
         dsv2_matrix_row(model->kernels, from, first + r, row);
         rows[r] = row;
         if (!dsv2_type_is_packed(c->type))
@@ -116,7 +127,7 @@ static void convert_task(void *context, size_t task, unsigned thread)
             high = middle;
     }
     uint32_t first = list[low].first + (uint32_t)(task - list[low].first_task) * DSV2_PACK_ROWS;
-    convert_rows(p->model, &list[low], first, p->scratch + thread * p->scratch_floats);
+    convert_rows(p->model, &list[low], first, p->queue->scratch + thread * p->queue->scratch_bytes);
 }
 
 static void drop_all(dsv2_conversions *queue)
@@ -127,43 +138,50 @@ static void drop_all(dsv2_conversions *queue)
     queue->bytes = 0;
 }
 
-dsv2_status dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue)
+void dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue)
 {
     size_t n_tasks = 0;
-    packing p = {.model = model, .queue = queue};
+    packing p = {model, queue};
     for (size_t i = 0; i < queue->n; i++) {
         dsv2_conversion *c = &queue->list[i];
-        size_t floats = (size_t)DSV2_PACK_ROWS * c->from.cols;
-        p.scratch_floats = floats > p.scratch_floats ? floats : p.scratch_floats;
         c->first_task = n_tasks;
         n_tasks += ((size_t)c->end - c->first + DSV2_PACK_ROWS - 1) / DSV2_PACK_ROWS;
     }
-    size_t floats = p.scratch_floats * dsv2_pool_threads(model->pool);
-    p.scratch = dsv2_new_aligned(floats, sizeof(float));
-    if (p.scratch == NULL)
-        return dsv2_fail_memory("rows to convert", floats * sizeof(float));
     dsv2_pool_run(model->pool, convert_task, &p, n_tasks);
-    dsv2_free(p.scratch);
     for (size_t i = 0; i < queue->n; i++) {
         const dsv2_conversion *c = &queue->list[i];
         dsv2_container_forget(model->container, (const uint8_t *)c->from.data + c->first * c->from.row_bytes,
                               (uint64_t)(c->end - c->first) * c->from.row_bytes);
     }
     drop_all(queue);
-    return DSV2_OK;
 }
 
 void dsv2_conversions_free(dsv2_conversions *queue)
 {
     drop_all(queue);
     dsv2_free(queue->list);
+    dsv2_free(queue->scratch);
+}
+
+dsv2_status dsv2_conversions_reserve(const dsv2_model *model, dsv2_conversions *queue, size_t n, const dsv2_conversion *like)
+{
+    if (!dsv2_grow(&queue->list, &queue->capacity, queue->n + n, sizeof *queue->list))
+        return dsv2_fail_memory("matrices to convert", (queue->n + n) * sizeof *queue->list);
+    size_t bytes = scratch_bytes(like);
+    if (bytes <= queue->scratch_bytes)
+        return DSV2_OK;
+    uint8_t *scratch = dsv2_new_aligned(dsv2_pool_threads(model->pool), bytes);
+    if (scratch == NULL)
+        return dsv2_fail_memory("rows to convert", dsv2_pool_threads(model->pool) * bytes);
+    dsv2_free(queue->scratch);
+    queue->scratch = scratch;
+    queue->scratch_bytes = bytes;
+    return DSV2_OK;
 }
 
 /* The next rows of a matrix, as many as the queue still takes. */
-static dsv2_status add_rows(dsv2_conversions *queue, const dsv2_conversion *all, uint64_t most, uint32_t *first)
+static void add_rows(dsv2_conversions *queue, const dsv2_conversion *all, uint64_t most, uint32_t *first)
 {
-    if (!dsv2_grow(&queue->list, &queue->capacity, queue->n + 1, sizeof *queue->list))
-        return dsv2_fail_memory("matrices to convert", (queue->n + 1) * sizeof *queue->list);
     uint64_t rows = (most - queue->bytes) / all->from.row_bytes / DSV2_PACK_ROWS * DSV2_PACK_ROWS;
     if (rows == 0)
         rows = DSV2_PACK_ROWS;
@@ -176,34 +194,58 @@ static dsv2_status add_rows(dsv2_conversions *queue, const dsv2_conversion *all,
     }
     queue->bytes += (uint64_t)(c->end - c->first) * c->from.row_bytes;
     *first = c->end;
-    return DSV2_OK;
 }
 
-dsv2_status dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_matrix *from, void *made, dsv2_type type,
-                                 void *out)
+void dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_conversion *conversion)
 {
-    const dsv2_conversion all = {.from = *from, .made = made, .type = type, .out = out, .end = from->rows};
     uint64_t most = (uint64_t)BYTES_PER_THREAD * dsv2_pool_threads(model->pool);
-    dsv2_status status = DSV2_OK;
     uint32_t first = 0;
-    while (first < from->rows && status == DSV2_OK) {
-        status = add_rows(queue, &all, most, &first);
-        if (status == DSV2_OK && queue->bytes >= most)
-            status = dsv2_conversions_run(model, queue);
+    while (first < conversion->end) {
+        add_rows(queue, conversion, most, &first);
+        if (queue->bytes >= most)
+            dsv2_conversions_run(model, queue); /* and there is room for the rest */
     }
-    if (first < from->rows)
-        dsv2_free(made);
-    return status;
 }
 
 dsv2_status dsv2_matrix_convert(const dsv2_model *model, const dsv2_matrix *from, dsv2_type type, void *out)
 {
     dsv2_conversions queue = {0};
-    dsv2_status status = dsv2_conversions_add(model, &queue, from, NULL, type, out);
-    if (status == DSV2_OK)
-        status = dsv2_conversions_run(model, &queue);
+    const dsv2_conversion conversion = {.from = *from, .type = type, .out = out, .end = from->rows};
+    dsv2_status status = dsv2_conversions_reserve(model, &queue, 1, &conversion);
+    if (status == DSV2_OK) {
+        dsv2_conversions_add(model, &queue, &conversion);
+        dsv2_conversions_run(model, &queue);
+    }
     dsv2_conversions_free(&queue);
     return status;
+}
+
+/* ---- experts that are chosen for the first time ---- */
+
+static bool waits(const dsv2_ffn_job *job)
+{
+    return job->deferred != NULL && atomic_load_explicit(&job->deferred->waiting, memory_order_acquire);
+}
+
+void dsv2_experts_repack(dsv2_pass *pass)
+{
+    dsv2_model *model = pass->model;
+    bool any = false;
+    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
+        any = any || waits(&pass->ffn_jobs[j]);
+    if (!any)
+        return;
+    pthread_mutex_lock(&model->repacking_lock);
+    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++) {
+        const dsv2_ffn_job *job = &pass->ffn_jobs[j];
+        for (uint32_t i = 0; waits(job) && i < job->deferred->n; i++) /* if no other pass was faster */
+            dsv2_conversions_add(model, &model->repacking, &job->deferred->conversions[i]);
+    }
+    dsv2_conversions_run(model, &model->repacking);
+    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
+        if (waits(&pass->ffn_jobs[j]))
+            atomic_store_explicit(&pass->ffn_jobs[j].deferred->waiting, false, memory_order_release);
+    pthread_mutex_unlock(&model->repacking_lock);
 }
 
 void dsv2_store_element(dsv2_type type, void *data, size_t i, float value)

@@ -28,6 +28,7 @@ typedef struct dsv2_ffn_job {
     size_t first_hidden;  /* floats into ffn_hidden: n_rows x intermediate */
     size_t first_x8;      /* blocks into ffn_x8: n_rows x dsv2_prepared_blocks(intermediate) */
     size_t first_output;  /* floats into ffn_output: n_rows x hidden_size */
+    dsv2_deferred_expert *deferred; /* NULL, or the expert may have to be repacked first */
 } dsv2_ffn_job;
 
 /* A slice of one job's weights: a task. */
@@ -195,30 +196,39 @@ dsv2_type dsv2_packing_type(dsv2_weight_type weight_type, const char *name, dsv2
 size_t dsv2_matrix_bytes(dsv2_type type, uint32_t rows, uint32_t cols);
 
 /* Some rows of a matrix that are to be written as another type, or all. */
-typedef struct dsv2_conversion {
+struct dsv2_conversion {
     dsv2_matrix from;
     dsv2_type type;
     uint8_t *out;        /* of the matrix's first row, dsv2_matrix_bytes of the whole */
     uint32_t first, end; /* rows */
     size_t first_task;
-    void *made;          /* memory to free when they are written, or NULL */
-} dsv2_conversion;
+    void *made;          /* memory of `from` to free when they are written, or NULL */
+};
 
-/* Matrices that wait to be converted together; zeros at first. */
-typedef struct dsv2_conversions {
-    dsv2_conversion *list;
-    size_t n, capacity;
-    uint64_t bytes; /* to be read */
-} dsv2_conversions;
+/* Whether it only puts a block type's numbers in another order: fast, and nothing is rounded. */
+bool dsv2_conversion_is_repacking(const dsv2_conversion *conversion);
 
-/* Adds a matrix, and converts what waits as soon as it is enough for all threads: until dsv2_conversions_run, `from`'s data stay and
- * `out` is not read. `made`, if not NULL, is the memory of `from`'s data, and the queue's from now on, also on failure. */
-dsv2_status dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_matrix *from, void *made, dsv2_type type,
-                                 void *out);
+/* Room for n more conversions like this one, so that adding and running them cannot fail. */
+dsv2_status dsv2_conversions_reserve(const dsv2_model *model, dsv2_conversions *queue, size_t n, const dsv2_conversion *like);
+
+/* Adds a whole matrix's, for which there is room, and converts what waits as soon as it is enough for all threads: until
+ * dsv2_conversions_run, `from`'s data stay and `out` is not read. */
+void dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_conversion *conversion);
 
 /* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. */
-dsv2_status dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue);
+void dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue);
 void dsv2_conversions_free(dsv2_conversions *queue);
+
+/* A routed expert that is repacked when a pass first chooses it: a GGUF opens without the time that takes for all of them, and
+ * those never chosen take no memory. */
+struct dsv2_deferred_expert {
+    _Atomic bool waiting; /* cleared under model->repacking_lock; who sees it cleared may read the expert's matrices */
+    uint32_t n;           /* not all three, if some had to be rounded on opening */
+    dsv2_conversion conversions[3];
+};
+
+/* Repacks those of the pass's jobs that still wait, together. Cannot fail. */
+void dsv2_experts_repack(dsv2_pass *pass);
 
 /* One matrix at once. */
 dsv2_status dsv2_matrix_convert(const dsv2_model *model, const dsv2_matrix *from, dsv2_type type, void *out);

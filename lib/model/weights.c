@@ -323,6 +323,50 @@ static dsv2_status transpose_k_up(binder *binder, const dsv2_matrix *kv_b, dsv2_
     return DSV2_OK;
 }
 
+/* Leaves a routed expert's matrix to the pass that first chooses it, which then needs no memory. */
+static dsv2_status defer(dsv2_model *model, const dsv2_gguf_place *place, const dsv2_conversion *conversion)
+{
+    enum { MATRICES = sizeof(dsv2_ffn_weights) / sizeof(dsv2_matrix) };
+    dsv2_moe_weights *moe = &model->layers[place->layer].moe;
+    size_t n = model->config.n_routed_experts;
+    if (moe->deferred == NULL)
+        moe->deferred = keep(model, dsv2_new(n, sizeof *moe->deferred));
+    if (moe->deferred == NULL)
+        return dsv2_fail_memory("experts to repack", n * sizeof *moe->deferred);
+    dsv2_status status = dsv2_conversions_reserve(model, &model->repacking, MATRICES * n, conversion);
+    if (status != DSV2_OK)
+        return status;
+    dsv2_deferred_expert *expert = &moe->deferred[place->expert];
+    expert->conversions[expert->n++] = *conversion;
+    atomic_store_explicit(&expert->waiting, true, memory_order_relaxed);
+    /* The sample that identify took of each brought its neighbourhood into memory: hundreds of megabytes in all. */
+    dsv2_container_forget(model->container, conversion->from.data, (uint64_t)conversion->end * conversion->from.row_bytes);
+    return DSV2_OK;
+}
+
+/* Sees to it that `data` receives the matrix as another type; `made` is freed then, or now on failure. Rounding takes minutes, with
+ * progress for the host to see: it is not left to a pass. */
+static dsv2_status convert(binder *binder, const char *name, void *made, dsv2_type type, void *data, dsv2_matrix *matrix)
+{
+    const dsv2_conversion conversion = {.from = *matrix, .made = made, .type = type, .out = data, .end = matrix->rows};
+    dsv2_gguf_place place = dsv2_gguf_place_of(name);
+    dsv2_status status;
+    if (place.expert >= 0 && dsv2_conversion_is_repacking(&conversion)) {
+        status = defer(binder->model, &place, &conversion);
+    } else {
+        status = dsv2_conversions_reserve(binder->model, &binder->conversions, 1, &conversion);
+        if (status == DSV2_OK)
+            dsv2_conversions_add(binder->model, &binder->conversions, &conversion);
+        else
+            dsv2_free(made);
+    }
+    if (status != DSV2_OK)
+        return status;
+    *matrix = (dsv2_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = type, .data = data,
+                            .row_bytes = dsv2_type_row_bytes(type, matrix->cols)};
+    return DSV2_OK;
+}
+
 /* Brings a matrix to the type it is to be held in, being `found` in the file: at the latest when all are bound. `made`, if not NULL,
  * is the memory it lies in: kept or freed. */
 static dsv2_status hold(binder *binder, const char *name, dsv2_type found, void *made, dsv2_matrix *matrix)
@@ -334,11 +378,9 @@ static dsv2_status hold(binder *binder, const char *name, dsv2_type found, void 
         void *data;
         status = keep_bytes(binder, name, dsv2_matrix_bytes(type, matrix->rows, matrix->cols), &data);
         if (status == DSV2_OK)
-            status = dsv2_conversions_add(model, &binder->conversions, matrix, made, type, data);
+            status = convert(binder, name, made, type, data, matrix);
         else
             dsv2_free(made);
-        *matrix = (dsv2_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = type, .data = data,
-                                .row_bytes = dsv2_type_row_bytes(type, matrix->cols)};
     } else if (made != NULL) {
         model->bytes_copied += dsv2_matrix_bytes(type, matrix->rows, matrix->cols);
         if (keep(model, made) == NULL) {
@@ -456,9 +498,8 @@ dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *optio
         status = dsv2_weights_walk(model, &visitor);
     if (status == DSV2_OK && model->config.tie_word_embeddings)
         model->lm_head = model->embed_tokens;
-    if (status == DSV2_OK)
-        status = dsv2_conversions_run(model, &binder.conversions);
     if (status == DSV2_OK) {
+        dsv2_conversions_run(model, &binder.conversions);
         binder.done = binder.total; /* with tensors that the model does not use */
         status = report(&binder, false);
     }

@@ -179,7 +179,8 @@ pub struct ModelInfo {
     pub parameters_activated: u64,
     /// Size of the weights as held, mapped or copied.
     pub weight_bytes: u64,
-    /// The part of `weight_bytes` that had to be copied or converted.
+    /// The part of `weight_bytes` that is not the file's own: copied or converted, a GGUF's routed experts perhaps only when they are
+    /// first chosen.
     pub bytes_copied: u64,
     /// Of the matrices.
     pub weight_type: WeightType,

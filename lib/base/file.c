@@ -67,9 +67,12 @@ void dsv2_file_unmap(dsv2_file *file)
 
 void dsv2_file_forget(const dsv2_file *file, uint64_t offset, uint64_t size)
 {
-    /* Touching a page brings in its neighbours, by aligned runs of this size: also those before it that were forgotten already. */
+    /* Touching a page brings in its neighbours, by aligned runs of this size: also those that were forgotten already, or will not be
+     * touched themselves. */
     const uint64_t run = 64 << 10;
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), first = offset / run * run, end = (offset + size) / page * page;
+    uint64_t first = offset / run * run, end = (offset + size + run - 1) / run * run;
+    if (end > file->size)
+        end = file->size;
     if (first < end)
         (void)madvise((void *)(uintptr_t)(file->data + first), (size_t)(end - first), MADV_DONTNEED); /* a wish */
 }

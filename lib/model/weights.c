@@ -265,6 +265,7 @@ static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix
     }
     identify(binder, k_b);
     identify(binder, v_b);
+    dsv2_container_forget(binder->model->container, v_b->data, v_b->n_bytes); /* k_b is still to be read */
     binder->model->parameters += (uint64_t)n_rows * n_heads * lora;
     *matrix = (dsv2_matrix){.rows = n_rows * n_heads, .cols = lora, .type = type, .data = data, .row_bytes = row_bytes};
     *made = data;

@@ -3,6 +3,7 @@
 #include <dsv2/dsv2.h>
 
 #include "formats/container.h"
+#include "formats/pack.h"
 #include "support/checkpoint.h"
 #include "support/gguf.h"
 #include "support/run.h"
@@ -21,8 +22,9 @@
 
 static const struct {
     test_checkpoint shape;
-    bool is_gguf;
+    bool is_gguf, is_pack; /* else a folder */
     test_gguf gguf;
+    dsv2_weight_type packed;
 } kinds[] = {
     {.shape = {.name = "device-limited routing", SMALL, .hidden_size = 32, .kv_lora_rank = 16, GROUPS,
                .topk_method = "group_limited_greedy", .seed = 1}},
@@ -40,6 +42,18 @@ static const struct {
                .num_experts_per_tok = 1, .seed = 5},
      .is_gguf = true,
      .gguf = {.quantised = true, .type = DSV2_TYPE_IQ4_XS, .joined = true}},
+    {.shape = {.name = "pack of P8", SMALL, .hidden_size = 32, .kv_lora_rank = 32, .moe_intermediate_size = 32, .n_routed_experts = 4,
+               .num_experts_per_tok = 2, .seed = 6},
+     .is_pack = true,
+     .packed = DSV2_WEIGHTS_Q8_0},
+    {.shape = {.name = "pack of P6", SMALL, .hidden_size = 32, .kv_lora_rank = 32, .moe_intermediate_size = 32, .n_routed_experts = 4,
+               .num_experts_per_tok = 2, .seed = 7},
+     .is_pack = true,
+     .packed = DSV2_WEIGHTS_Q6_K},
+    {.shape = {.name = "pack of P4", SMALL, .hidden_size = 64, .kv_lora_rank = 32, .moe_intermediate_size = 32, .n_routed_experts = 4,
+               .num_experts_per_tok = 2, .seed = 8},
+     .is_pack = true,
+     .packed = DSV2_WEIGHTS_Q4_K},
 };
 
 /* Two bytes over and over: NaN in every type; infinite halves (huge as BF16); infinite BF16 (NaN as F32). */
@@ -53,10 +67,12 @@ typedef struct place {
     size_t begin, size;
 } place;
 
-static size_t list_places(const char *path, bool is_gguf, place *places, size_t capacity)
+static size_t list_places(const char *path, size_t kind, place *places, size_t capacity)
 {
     dsv2_container *container;
-    dsv2_status status = is_gguf ? dsv2_gguf_open(path, NULL, &container) : dsv2_safetensors_open_file(path, NULL, &container);
+    dsv2_status status = kinds[kind].is_gguf   ? dsv2_gguf_open(path, NULL, &container)
+                         : kinds[kind].is_pack ? dsv2_pack_open(path, &container)
+                                               : dsv2_safetensors_open_file(path, NULL, &container);
     ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
     size_t n = 0;
     for (size_t i = 0; i < dsv2_container_count(container); i++) {
@@ -122,14 +138,18 @@ START_TEST(weights_that_are_no_numbers_are_never_a_danger)
     enum { MAX_PLACES = 128 };
     size_t kind = (size_t)_i / N_PATTERNS;
     char *folder = test_checkpoint_write(&kinds[kind].shape), file[600], path[600], copy[600];
-    snprintf(file, sizeof file, "%s/model.%s", folder, kinds[kind].is_gguf ? "gguf" : "safetensors");
-    snprintf(path, sizeof path, "%s", kinds[kind].is_gguf ? file : folder);
+    bool is_file = kinds[kind].is_gguf || kinds[kind].is_pack;
+    snprintf(file, sizeof file, "%s/model.%s", folder, kinds[kind].is_gguf ? "gguf" : kinds[kind].is_pack ? "dsv2" : "safetensors");
+    snprintf(path, sizeof path, "%s", is_file ? file : folder);
     snprintf(copy, sizeof copy, "%s/copy.dsv2", folder);
     if (kinds[kind].is_gguf)
         test_gguf_write(&kinds[kind].gguf, folder, file, NULL);
+    dsv2_pack_options packing = {.struct_size = sizeof packing, .weight_type = kinds[kind].packed};
+    if (kinds[kind].is_pack)
+        ck_assert_msg(dsv2_model_pack(folder, file, &packing) == DSV2_OK, "%s", dsv2_last_error());
     place *places = calloc(MAX_PLACES, sizeof *places);
     ck_assert(places != NULL);
-    size_t n = list_places(file, kinds[kind].is_gguf, places, MAX_PLACES), size;
+    size_t n = list_places(file, kind, places, MAX_PLACES), size;
     char *whole = test_read_file(file, &size), *damaged = malloc(size);
     ck_assert(damaged != NULL && n > 20);
     for (size_t i = 0; i < n; i++) {

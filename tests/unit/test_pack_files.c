@@ -174,6 +174,10 @@ END_TEST
     "\"num_hidden_layers\":1,\"num_attention_heads\":1,\"kv_lora_rank\":4,\"q_lora_rank\":null,\"qk_nope_head_dim\":4,"                 \
     "\"qk_rope_head_dim\":2,\"v_head_dim\":4,\"max_position_embeddings\":16,\"n_routed_experts\":null," more "\"rms_norm_eps\":1e-6}"
 
+/* 2,500 arrays, each in another. */
+#define FIVE_TIMES(text) text text text text text
+#define DEEP             FIVE_TIMES(FIVE_TIMES(FIVE_TIMES(FIVE_TIMES("[[[["))))
+
 #define EMBEDDING(rows, bytes) ENTRY("25", "1", "2", "4096", bytes) "8:" rows " 8:4 b:model.embed_tokens.weight "
 
 static const struct {
@@ -184,6 +188,8 @@ static const struct {
 } models[] = {
     {"", {{NULL, NULL}}, "the pack has no config.json", DSV2_ERROR_FORMAT},
     {"", {{"config.json", ""}}, "not valid JSON", DSV2_ERROR_FORMAT},
+    {"", {{"config.json", "b:" DEEP}}, "maximum parsing depth", DSV2_ERROR_FORMAT},
+    {"", {{"tokenizer.json", "b:" DEEP}, {"config.json", CONFIG("2", "")}}, "maximum parsing depth", DSV2_ERROR_FORMAT},
     {"", {{"config.json", CONFIG("2", "\"bos_token_id\":2,")}}, "bos_token_id is 2, expected 0 to vocab_size - 1, 1", DSV2_ERROR_FORMAT},
     {"", {{"config.json", CONFIG("4294967298", "")}}, "vocab_size is 4294967298", DSV2_ERROR_FORMAT},
     {"", {{"config.json", CONFIG("2", "\"num_hidden_layers\":7,")}}, "duplicate object key", DSV2_ERROR_FORMAT},

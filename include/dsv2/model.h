@@ -78,9 +78,10 @@ typedef struct dsv2_model_options {
  *   model    receives the handle; the caller closes it with dsv2_model_close.
  * Files are mapped, not read, where their layout allows, and must not be changed while the model is open: a change of
  * size is noticed before each pass and answered with DSV2_ERROR_IO.
- * A GGUF's blocks are put in the order that the kernels read. Of most weights that is done here, of a routed expert when a
- * session first chooses it, in memory that is set aside here: feeding needs none for it and gives the same bits, but the first
- * feeds take longer, the more so where several sessions wait for the same new experts. A pack has nothing to be done.
+ * A GGUF's blocks are put in the order that the kernels read. Of routed experts, most of the weights, that is done when a session
+ * first chooses them, in memory that is set aside here: feeding needs none for it and gives the same bits, but the first feeds
+ * take longer, the more so where several sessions wait for the same new experts. Of all else, and of what has to be rounded, it
+ * is done here. A pack has nothing to be done.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED (the message names the field or
  * tensor and its value) or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model);

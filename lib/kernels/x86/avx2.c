@@ -14,7 +14,7 @@ typedef __m256 vec;
 typedef __m256i ivec;
 typedef uint32_t lanes __attribute__((vector_size(32)));
 
-enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2, PACKED_ROWS = 2, QUERY_ROWS = 8 };
+enum { LANES = 8, W_ROWS = 4, SUM_ROWS = 6, SUM_VECS = 2, QUERY_ROWS = 4 };
 
 INLINE __m256i first(size_t n)
 {
@@ -98,38 +98,6 @@ INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm256_cvtepu8_epi3
 INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
 INLINE vec fnmadd(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
 
-INLINE ivec byte_pairs(ivec w, ivec x) { return _mm256_maddubs_epi16(w, x); }
-INLINE ivec four_sums(ivec pairs, int factor) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16((short)factor)); }
-
-/* maddubs leaves 16 bits: as many words are added there as surely fit, 8 of 4 bits (8 * 2 * 15 * 127 < 2^15), 4 of 5 bits, 2 of
- * 6 bits. Bytes of 8 bits are taken apart: their lower 7, and 64 times their highest, which then counts twice. */
-typedef struct dot_sum {
-    ivec sum, pairs;
-} dot_sum;
-
-INLINE dot_sum dot_clear(void) { return (dot_sum){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-INLINE dot_sum dot_add(dsv2_type type, dot_sum d, size_t g, ivec w, const int8_t *four)
-{
-    int word;
-    memcpy(&word, four, sizeof word);
-    ivec x = _mm256_set1_epi32(word);
-    if (type == DSV2_TYPE_P8) {
-        d.sum = _mm256_add_epi32(d.sum, four_sums(byte_pairs(and_bits(w, 0x7f7f7f7f), x), 1));
-        d.sum = _mm256_add_epi32(d.sum, four_sums(byte_pairs(and_bits(shift_right(w, 1), 0x40404040), x), 2));
-        return d;
-    }
-    size_t bits = dsv2_pack_bits(type), fit = bits == 6 ? 2 : bits == 5 ? 4 : 8;
-    d.pairs = g % fit == 0 ? byte_pairs(w, x) : _mm256_add_epi16(d.pairs, byte_pairs(w, x));
-    if (g % fit == fit - 1)
-        d.sum = g < fit ? four_sums(d.pairs, 1) : _mm256_add_epi32(d.sum, four_sums(d.pairs, 1));
-    return d;
-}
-INLINE ivec dot_total(dsv2_type type, dot_sum d)
-{
-    (void)type;
-    return d.sum;
-}
-
 INLINE ivec splat_int(int word) { return _mm256_set1_epi32(word); }
 INLINE void store_ints(void *p, ivec v) { _mm256_storeu_si256(p, v); }
 
@@ -151,6 +119,7 @@ INLINE ivec weave(const int16_t *row, const int16_t *next)
 #include "kernels/x86/vector_kernels.h"
 
 #include "kernels/x86/packed_kernels.h"
+#include "kernels/x86/packed_avx2.h"
 
 INLINE ivec low_words(ivec a, ivec b) { return _mm256_unpacklo_epi32(a, b); }
 INLINE ivec high_words(ivec a, ivec b) { return _mm256_unpackhi_epi32(a, b); }

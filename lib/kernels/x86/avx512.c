@@ -68,19 +68,10 @@ INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm512_cvtepu8_epi3
 INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 INLINE vec fnmadd(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
 
-typedef ivec dot_sum;
-INLINE dot_sum dot_clear(void) { return _mm512_setzero_si512(); }
-
 /* The instruction takes the 4 bytes from memory to all lanes by itself; from intrinsics gcc makes two of it. */
-INLINE dot_sum dot_add(dsv2_type type, dot_sum sum, size_t g, ivec w, const int8_t *x)
+INLINE ivec dot_bytes(ivec sum, ivec w, const int8_t *x)
 {
-    (void)type, (void)g;
     __asm__("vpdpbusd %1%{1to16%}, %2, %0" : "+v"(sum) : "m"(*(const int8_t(*)[4])x), "v"(w));
-    return sum;
-}
-INLINE ivec dot_total(dsv2_type type, dot_sum sum)
-{
-    (void)type;
     return sum;
 }
 
@@ -104,6 +95,7 @@ INLINE ivec weave(const int16_t *row, const int16_t *next)
 #include "kernels/x86/vector_kernels.h"
 
 #include "kernels/x86/packed_kernels.h"
+#include "kernels/x86/packed_avx512.h"
 
 INLINE ivec low_words(ivec a, ivec b) { return _mm512_unpacklo_epi32(a, b); }
 INLINE ivec high_words(ivec a, ivec b) { return _mm512_unpackhi_epi32(a, b); }

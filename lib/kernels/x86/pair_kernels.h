@@ -6,9 +6,12 @@
  *   turn_parts(v, w)       128 bits p of vector 4 q + r of v are 128 bits q of vector 4 p + r of w
  *   weave(rows, at, next)  LANES numbers of 16 bits of each of two rows from column `at` on, lane c having that of the first row
  *                          and then that of the second; `next` NULL: zeros
- *   QUERY_ROWS             rows of a that meet a vector of b together */
+ *   QUERY_ROWS             rows of a that meet a block of b together */
 
-enum { ROW_PAIRS = 2 * DSV2_PAIR_ROWS }; /* numbers of 16 bits of one pair of columns */
+enum {
+    ROW_PAIRS = 2 * DSV2_PAIR_ROWS,       /* numbers of 16 bits of one pair of columns, */
+    BLOCK_VECS = DSV2_PAIR_ROWS / LANES,  /* and vectors */
+};
 
 /* LANES vectors: lane r of vector c changes places with lane c of vector r. Squares of 4 x 4 within each 128 bits, and then these. */
 INLINE void turn(ivec v[LANES])
@@ -73,22 +76,28 @@ static void pair_rows(int16_t *out, size_t block_stride, const int16_t *rows, si
         }
 }
 
-/* Sums over n_pairs pairs of n_x rows of a and LANES rows of b. */
+/* Sums over n_pairs pairs of n_x rows of a and a block of b: sums[i * BLOCK_VECS + v] for row i. */
 INLINE void dot_rows(ivec *sums, const int16_t *a, const int16_t *b, size_t n_x, size_t n_pairs)
 {
-    ivec d[QUERY_ROWS];
+    ivec d[QUERY_ROWS * BLOCK_VECS];
     UNROLL
-    for (size_t i = 0; i < n_x; i++)
+    for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
         d[i] = splat_int(0);
     for (size_t pair = 0; pair < n_pairs; pair++) {
-        ivec values = load_ints(b + pair * ROW_PAIRS);
-        IN_REGISTER(values);
+        ivec values[BLOCK_VECS];
+        UNROLL
+        for (size_t v = 0; v < BLOCK_VECS; v++) {
+            values[v] = load_ints(b + pair * ROW_PAIRS + 2 * LANES * v);
+            IN_REGISTER(values[v]);
+        }
         UNROLL
         for (size_t i = 0; i < n_x; i++)
-            d[i] = dot_words(d[i], values, a + pair * ROW_PAIRS + 2 * i);
+            UNROLL
+            for (size_t v = 0; v < BLOCK_VECS; v++)
+                d[i * BLOCK_VECS + v] = dot_words(d[i * BLOCK_VECS + v], values[v], a + pair * ROW_PAIRS + 2 * i);
     }
     UNROLL
-    for (size_t i = 0; i < n_x; i++)
+    for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
         sums[i] = d[i];
 }
 
@@ -97,24 +106,29 @@ INLINE void scores_block(float *out, size_t out_stride, const int16_t *a, const 
                          const int16_t *b, size_t n, const float *scales, size_t scales_stride, size_t n_groups)
 {
     enum { GROUP = DSV2_PAIR_ROWS * DSV2_SCALE_COLS };
-    for (size_t t = 0; t < n; t += LANES) {
-        const int16_t *block = b + t / DSV2_PAIR_ROWS * n_groups * GROUP + 2 * (t % DSV2_PAIR_ROWS);
-        vec sums[QUERY_ROWS];
+    for (size_t t = 0; t < n; t += DSV2_PAIR_ROWS) {
+        const int16_t *block = b + t * n_groups * DSV2_SCALE_COLS;
+        vec sums[QUERY_ROWS * BLOCK_VECS];
         UNROLL
-        for (size_t i = 0; i < n_x; i++)
+        for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
             sums[i] = zero();
         for (size_t g = 0; g < n_groups; g++) {
-            ivec d[QUERY_ROWS];
+            ivec d[QUERY_ROWS * BLOCK_VECS];
             dot_rows(d, a + g * GROUP + 2 * first, block + g * GROUP, n_x, DSV2_SCALE_COLS / 2);
-            vec scale = load(scales + g * scales_stride + t);
             UNROLL
-            for (size_t i = 0; i < n_x; i++)
-                sums[i] = fmadd(to_floats(d[i]), scale, sums[i]);
+            for (size_t v = 0; v < BLOCK_VECS; v++) {
+                vec scale = load(scales + g * scales_stride + t + v * LANES);
+                UNROLL
+                for (size_t i = 0; i < n_x; i++)
+                    sums[i * BLOCK_VECS + v] = fmadd(to_floats(d[i * BLOCK_VECS + v]), scale, sums[i * BLOCK_VECS + v]);
+            }
         }
         UNROLL
         for (size_t i = 0; i < n_x; i++)
             if (i < n_rows)
-                store(out + (first + i) * out_stride + t, mul(sums[i], splat(a_scales[first + i])));
+                UNROLL
+                for (size_t v = 0; v < BLOCK_VECS; v++)
+                    store(out + (first + i) * out_stride + t + v * LANES, mul(sums[i * BLOCK_VECS + v], splat(a_scales[first + i])));
     }
 }
 
@@ -135,21 +149,24 @@ static void pair_scores(float *out, size_t out_stride, const int16_t *a, const f
 INLINE void sums_block(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t first, size_t n_x,
                        size_t n_rows, const int16_t *b, size_t n_pairs, size_t n)
 {
-    for (size_t j = 0; j < n; j += LANES) {
-        ivec d[QUERY_ROWS];
-        dot_rows(d, a + 2 * first, b + j / DSV2_PAIR_ROWS * n_pairs * ROW_PAIRS + 2 * (j % DSV2_PAIR_ROWS), n_x, n_pairs);
-        size_t valid = n - j < LANES ? n - j : LANES;
+    for (size_t j = 0; j < n; j += DSV2_PAIR_ROWS) {
+        ivec d[QUERY_ROWS * BLOCK_VECS];
+        dot_rows(d, a + 2 * first, b + j * 2 * n_pairs, n_x, n_pairs);
         UNROLL
-        for (size_t i = 0; i < n_x; i++) {
-            if (i >= n_rows)
-                continue;
-            float *at = out + (first + i) * out_stride + j;
-            vec sum = valid == LANES ? load(at) : load_first(at, valid);
-            sum = fmadd(sum, splat(keep[first + i]), mul(to_floats(d[i]), splat(factor[first + i])));
-            if (valid == LANES)
-                store(at, sum);
-            else
-                store_first(at, sum, valid);
+        for (size_t v = 0; v < BLOCK_VECS; v++) {
+            size_t col = j + v * LANES, valid = col >= n ? 0 : n - col < LANES ? n - col : LANES;
+            UNROLL
+            for (size_t i = 0; i < n_x; i++) {
+                if (i >= n_rows)
+                    continue;
+                float *at = out + (first + i) * out_stride + col;
+                vec sum = valid == LANES ? load(at) : load_first(at, valid);
+                sum = fmadd(sum, splat(keep[first + i]), mul(to_floats(d[i * BLOCK_VECS + v]), splat(factor[first + i])));
+                if (valid == LANES)
+                    store(at, sum);
+                else
+                    store_first(at, sum, valid);
+            }
         }
     }
 }

@@ -1,0 +1,317 @@
+/* Products with packed weights for AVX2, which has no instruction that adds products of bytes to 32 bits. vpmaddubsw leaves sums of two
+ * in 16 bits; as many of these are added there as surely fit, and then go to 32 bits in one vpmaddwd, which multiplies by the weights'
+ * small integer scale on the way. Up to there all is exact; floats are only the activations' scales, for every block, and the span's.
+ *
+ * A group is gone through span by span. Where many rows of activations use a span it is unpacked to bytes first. Each row's totals are
+ * kept in floats and grow by one span at a time, in the same steps whichever way is taken. */
+
+enum {
+    VECS = DSV2_PACK_ROWS / LANES, /* vectors of a group's rows */
+    PART = 4 * LANES,              /* bytes of a vector of weights: `v` says which of a word's */
+    BLOCK_ROWS = 4,                /* rows of activations that meet a block together: 8 sums in 16 bits, and all else, fill the registers */
+    DIRECT_ROWS = 8,               /* with more, a span is unpacked first */
+};
+
+/* Of at most 8 rounds gcc would make straight code, with more sums at a time than there are registers. */
+#ifdef __clang__
+#define AS_A_LOOP _Pragma("clang loop unroll(disable)")
+#else
+#define AS_A_LOOP _Pragma("GCC unroll 1")
+#endif
+
+/* Words that fit: 8 * 2 * 15 * 127 < 2^15, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127, and 1 of 8 bits if its bytes are magnitudes up to 128. */
+INLINE size_t words_that_fit(dsv2_type type)
+{
+    size_t bits = dsv2_pack_bits(type);
+    return bits == 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
+}
+
+/* P4, P5, P6: a block (in P6, half a block) has an integer scale. */
+INLINE bool has_integer_scales(dsv2_type type) { return dsv2_has_six_bits(type) || type == DSV2_TYPE_P6; }
+
+/* Scales and minima of a span. With integer scales (`factors`): w = scale * factor * q - minimum * minima[], without them:
+ * w = block_scales[] * q - minimum * minima[]. */
+typedef struct span_scales {
+    ivec factors[2 * SPAN_BLOCKS][VECS]; /* twice in each lane, in 16 bits */
+    vec block_scales[SPAN_BLOCKS][VECS];
+    vec minima[2 * SPAN_BLOCKS][VECS];
+    vec scale[VECS], minimum[VECS];
+} span_scales;
+
+/* 16 bytes, in both halves. */
+INLINE ivec load_twice(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
+
+/* Of 16 bytes, byte 8 v + i to those bytes of lane i that `places` has bits for, zeros to the others. */
+INLINE ivec spread(ivec bytes, size_t v, int places)
+{
+    const ivec lane = _mm256_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606, 0x07070707);
+    int zeros = 0;
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        zeros |= places >> i & 1 ? 0 : (int)(0x80u << 8 * i);
+    return _mm256_shuffle_epi8(bytes, or_ints(lane, splat_int(zeros | (int)v * 0x08080808)));
+}
+
+INLINE void read_six_bit_scales(span_scales *s, const uint8_t *span)
+{
+    uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
+    unpack_six_bits(numbers, span + HEADER_SIX_BITS);
+    for (size_t b = 0; b < SPAN_BLOCKS; b++) {
+        ivec scales = load_twice(numbers + b * DSV2_PACK_ROWS), minima = load_twice(numbers + (SPAN_BLOCKS + b) * DSV2_PACK_ROWS);
+        UNROLL
+        for (size_t v = 0; v < VECS; v++) {
+            s->factors[b][v] = spread(scales, v, 5);
+            s->minima[b][v] = to_floats(spread(minima, v, 1));
+        }
+    }
+    UNROLL
+    for (size_t v = 0; v < VECS; v++) {
+        s->scale[v] = load_f16(span + HEADER_SCALES + 2 * LANES * v);
+        s->minimum[v] = load_f16(span + HEADER_MINIMA + 2 * LANES * v);
+    }
+}
+
+INLINE void read_sixteenths(span_scales *s, const uint8_t *span)
+{
+    for (size_t h = 0; h < 2 * SPAN_BLOCKS; h++) {
+        ivec scales = load_twice(span + HEADER_SIXTEENTHS + h * DSV2_PACK_ROWS);
+        UNROLL
+        for (size_t v = 0; v < VECS; v++) {
+            ivec high = spread(scales, v, 10);
+            s->factors[h][v] = _mm256_srai_epi16(high, 8);
+            s->minima[h][v] = to_floats(_mm256_srai_epi32(high, 24));
+        }
+    }
+    UNROLL
+    for (size_t v = 0; v < VECS; v++) {
+        s->scale[v] = load_f16(span + HEADER_SCALES + 2 * LANES * v);
+        s->minimum[v] = mul(s->scale[v], splat((float)dsv2_pack_zero(DSV2_TYPE_P6)));
+    }
+}
+
+INLINE void read_scales(dsv2_type type, span_scales *s, const uint8_t *span)
+{
+    if (dsv2_has_six_bits(type)) {
+        read_six_bit_scales(s, span);
+        return;
+    }
+    if (type == DSV2_TYPE_P6) {
+        read_sixteenths(s, span);
+        return;
+    }
+    for (size_t b = 0; b < SPAN_BLOCKS; b++)
+        UNROLL
+        for (size_t v = 0; v < VECS; v++) {
+            size_t at = 2 * (b * DSV2_PACK_ROWS + v * LANES);
+            s->block_scales[b][v] = load_f16(span + HEADER_HALVES + at);
+            s->minima[b][v] = dsv2_has_block_minima(type) ? load_f16(span + HEADER_BLOCK_MINIMA + at) : s->block_scales[b][v];
+        }
+    UNROLL
+    for (size_t v = 0; v < VECS; v++)
+        s->minimum[v] = splat(dsv2_has_block_minima(type) ? 1.0f : (float)dsv2_pack_zero(type));
+}
+
+/* Part v of word g of a block: unsigned bytes, but signed in P8. */
+INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g, size_t v)
+{
+    block += v * PART;
+    if (type == DSV2_TYPE_P8)
+        return _mm256_xor_si256(load_ints(block + g * VECTOR), _mm256_set1_epi8(-128));
+    ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
+    if (dsv2_pack_bits(type) == 5) {
+        ivec more = load_ints(block + 4 * VECTOR);
+        w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
+    }
+    if (type == DSV2_TYPE_P6) {
+        ivec more = load_ints(block + (4 + g / 4) * VECTOR);
+        size_t at = 2 * (g % 4);
+        w = or_ints(w, and_bits(at < 4 ? shift_left(more, 4 - at) : shift_right(more, at - 4), 0x30303030));
+    }
+    return w;
+}
+
+/* A span unpacked: */
+typedef ivec span_words[SPAN_BLOCKS][BLOCK_WORDS][VECS];
+
+/* Weights come from memory, and the processor does not look far enough ahead by itself: asking for the block two spans on, decoding
+ * reads a fifth more a second, as much as reading alone. */
+INLINE void prefetch(dsv2_type type, const uint8_t *block)
+{
+    size_t bytes = dsv2_block_bytes(type), ahead = 2 * (dsv2_header_bytes(type) + SPAN_BLOCKS * bytes);
+    UNROLL
+    for (size_t at = 0; at < bytes; at += 64)
+        _mm_prefetch((const char *)block + ahead + at, _MM_HINT_T0);
+}
+
+INLINE void unpack_span(dsv2_type type, span_words words, const uint8_t *block, size_t n_blocks)
+{
+    for (size_t b = 0; b < n_blocks; b++, block += dsv2_block_bytes(type)) {
+        prefetch(type, block);
+        UNROLL
+        for (size_t g = 0; g < BLOCK_WORDS; g++)
+            UNROLL
+            for (size_t v = 0; v < VECS; v++)
+                words[b][g][v] = read_word(type, block, g, v);
+    }
+}
+
+/* The products of part v of a word and the four bytes x of a row. */
+INLINE ivec byte_pairs(dsv2_type type, ivec w, ivec x)
+{
+    if (type == DSV2_TYPE_P8)
+        return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_maddubs_epi16(w, x);
+}
+
+/* Sums over block b of a span for n_x rows, times the integer scale if there is one: exact. `words` NULL: from `block`, packed. */
+INLINE void dot_block(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, size_t b,
+                      ivec (*words)[VECS], const uint8_t *block)
+{
+    size_t fit = words_that_fit(type);
+    ivec pairs[BLOCK_ROWS * VECS];
+    UNROLL
+    for (size_t g = 0; g < BLOCK_WORDS; g++) {
+        /* low and high halves of the same bytes one after the other, where it does not matter */
+        size_t word = words == NULL && dsv2_pack_bits(type) < 6 ? g / 2 + g % 2 * 4 : g;
+        ivec w[VECS];
+        UNROLL
+        for (size_t v = 0; v < VECS; v++) {
+            w[v] = words != NULL ? words[word][v] : read_word(type, block, word, v);
+            IN_REGISTER(w[v]);
+        }
+        UNROLL
+        for (size_t i = 0; i < n_x; i++) {
+            int four;
+            memcpy(&four, x[i][b].q + 4 * word, sizeof four);
+            ivec x4 = _mm256_set1_epi32(four);
+            IN_REGISTER(x4);
+            UNROLL
+            for (size_t v = 0; v < VECS; v++) {
+                ivec *p = &pairs[i * VECS + v], *sum = &sums[i * VECS + v], more = byte_pairs(type, w[v], x4);
+                *p = g % fit == 0 ? more : _mm256_add_epi16(*p, more);
+                IN_REGISTER(*p); /* left alone, gcc adds as a tree, for which there are not registers enough */
+                if (g % fit < fit - 1)
+                    continue;
+                ivec factor = !has_integer_scales(type) ? _mm256_set1_epi16(1)
+                                                        : s->factors[type == DSV2_TYPE_P6 ? 2 * b + g / 4 : b][v];
+                ivec four_sums = _mm256_madd_epi16(*p, factor);
+                *sum = g < fit ? four_sums : _mm256_add_epi32(*sum, four_sums);
+            }
+        }
+    }
+}
+
+/* Adds a span's products to the totals of n_x rows, which are at their first block of it. */
+INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,
+                          ivec (*words)[BLOCK_WORDS][VECS], const uint8_t *block, size_t n_blocks)
+{
+    vec span[BLOCK_ROWS * VECS];
+    UNROLL
+    for (size_t a = 0; a < n_x * VECS; a++)
+        span[a] = zero();
+    for (size_t b = 0; b < n_blocks; b++, block += dsv2_block_bytes(type)) {
+        ivec sums[BLOCK_ROWS * VECS];
+        if (words == NULL)
+            prefetch(type, block);
+        dot_block(type, sums, x, n_x, s, b, words == NULL ? NULL : words[b], block);
+        UNROLL
+        for (size_t i = 0; i < n_x; i++) {
+            vec scale = splat(x[i][b].scale);
+            UNROLL
+            for (size_t v = 0; v < VECS; v++) {
+                vec factor = has_integer_scales(type) ? scale : mul(scale, s->block_scales[b][v]);
+                span[i * VECS + v] = fmadd(to_floats(sums[i * VECS + v]), factor, span[i * VECS + v]);
+            }
+        }
+    }
+    UNROLL
+    for (size_t i = 0; i < n_x; i++)
+        UNROLL
+        for (size_t v = 0; v < VECS; v++)
+            totals[i][v] = has_integer_scales(type) ? fmadd(span[i * VECS + v], s->scale[v], totals[i][v]) : add(totals[i][v], span[i * VECS + v]);
+    if (type == DSV2_TYPE_P8)
+        return;
+    vec minima[BLOCK_ROWS * VECS];
+    UNROLL
+    for (size_t a = 0; a < n_x * VECS; a++)
+        minima[a] = zero();
+    AS_A_LOOP
+    for (size_t b = 0; b < n_blocks; b++)
+        UNROLL
+        for (size_t i = 0; i < n_x; i++)
+            UNROLL
+            for (size_t v = 0; v < VECS; v++) {
+                vec *sum = &minima[i * VECS + v];
+                if (type == DSV2_TYPE_P6) {
+                    *sum = fmadd(splat(x[i][b].halves[0]), s->minima[2 * b][v], *sum);
+                    *sum = fmadd(splat(x[i][b].halves[1]), s->minima[2 * b + 1][v], *sum);
+                } else {
+                    *sum = fmadd(splat(x[i][b].sum), s->minima[b][v], *sum);
+                }
+            }
+    UNROLL
+    for (size_t i = 0; i < n_x; i++)
+        UNROLL
+        for (size_t v = 0; v < VECS; v++)
+            totals[i][v] = fnmadd(minima[i * VECS + v], s->minimum[v], totals[i][v]);
+}
+
+INLINE void multiply_rows(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,
+                          ivec (*words)[BLOCK_WORDS][VECS], const uint8_t *block, size_t n_blocks)
+{
+    switch (n_x) {
+    case 1: multiply_span(type, totals, x, 1, s, words, block, n_blocks); return;
+    case 2: multiply_span(type, totals, x, 2, s, words, block, n_blocks); return;
+    case 3: multiply_span(type, totals, x, 3, s, words, block, n_blocks); return;
+    default: multiply_span(type, totals, x, BLOCK_ROWS, s, words, block, n_blocks); return;
+    }
+}
+
+/* m rows of activations, at most PACKED_M_BLOCK, and a group, of whose rows n count. */
+INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group,
+                         size_t n, size_t k)
+{
+    vec totals[PACKED_M_BLOCK][VECS];
+    for (size_t i = 0; i < m; i++)
+        for (size_t v = 0; v < VECS; v++)
+            totals[i][v] = zero();
+    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
+    for (size_t b = 0; b < blocks; b += SPAN_BLOCKS) {
+        size_t n_blocks = blocks - b < SPAN_BLOCKS ? blocks - b : SPAN_BLOCKS;
+        const uint8_t *span = dsv2_span(type, group, b / SPAN_BLOCKS), *block = span + dsv2_header_bytes(type);
+        span_scales scales;
+        read_scales(type, &scales, span);
+        span_words words;
+        if (m > DIRECT_ROWS)
+            unpack_span(type, words, block, n_blocks);
+        for (size_t i = 0, n_x; i < m; i += n_x) {
+            n_x = m - i == BLOCK_ROWS + 1 ? BLOCK_ROWS - 1 : m - i < BLOCK_ROWS ? m - i : BLOCK_ROWS; /* 5: 3 and 2 */
+            const dsv2_x8 *at[BLOCK_ROWS];
+            for (size_t r = 0; r < n_x; r++)
+                at[r] = x[i + r] + b;
+            if (m <= DIRECT_ROWS)
+                multiply_rows(type, totals + i, at, n_x, &scales, NULL, block, n_blocks);
+            else
+                multiply_rows(type, totals + i, at, n_x, &scales, words, block, n_blocks);
+        }
+    }
+    for (size_t v = 0; v < VECS && v * LANES < n; v++) {
+        size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES;
+        vec factor = load(group + v * PART);
+        for (size_t i = 0; i < m; i++)
+            store_first(out + i * out_stride + v * LANES, mul(totals[i][v], factor), valid);
+    }
+}
+
+INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w,
+                          size_t n, size_t k)
+{
+    size_t group_bytes = dsv2_group_bytes(type, k);
+    for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
+        size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK;
+        for (size_t j = 0; j < n; j += DSV2_PACK_ROWS)
+            packed_group(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, n - j, k);
+    }
+}
+
+PACKED_MATMULS

@@ -105,7 +105,11 @@ INLINE ivec dot_words(ivec sum, ivec b, const int16_t *a)
 {
     int two;
     memcpy(&two, a, sizeof two);
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(b, _mm256_set1_epi32(two)));
+    ivec more = _mm256_set1_epi32(two);
+    __asm__("" : "+x"(more)); /* one number at a time: left alone, gcc reads them all first and has to put sums into memory */
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(b, more));
+    __asm__("" : "+x"(sum));
+    return sum;
 }
 
 INLINE ivec weave(const int16_t *row, const int16_t *next)

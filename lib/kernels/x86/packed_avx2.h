@@ -163,39 +163,76 @@ INLINE ivec byte_pairs(dsv2_type type, ivec w, ivec x)
     return _mm256_maddubs_epi16(w, x);
 }
 
-/* Sums over block b of a span for n_x rows, times the integer scale if there is one: exact. `words` NULL: from `block`, packed. */
-INLINE void dot_block(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, size_t b,
-                      ivec (*words)[VECS], const uint8_t *block)
+/* Word g of block b of a span, both parts. `words` NULL: from `block`, packed. */
+INLINE void load_word(dsv2_type type, ivec w[VECS], ivec (*words)[VECS], const uint8_t *block, size_t g)
+{
+    UNROLL
+    for (size_t v = 0; v < VECS; v++) {
+        w[v] = words != NULL ? words[g][v] : read_word(type, block, g, v);
+        IN_REGISTER(w[v]);
+    }
+}
+
+INLINE ivec load_four(const dsv2_x8 *x, size_t g)
+{
+    int four;
+    memcpy(&four, x->q + 4 * g, sizeof four);
+    ivec x4 = _mm256_set1_epi32(four);
+    IN_REGISTER(x4);
+    return x4;
+}
+
+/* To 32 bits, times the integer scale of half `half` of the block if there is one. */
+INLINE void add_pairs(dsv2_type type, ivec *sum, bool first, ivec pairs, const span_scales *s, size_t b, size_t half, size_t v)
+{
+    ivec factor = has_integer_scales(type) ? s->factors[type == DSV2_TYPE_P6 ? 2 * b + half : b][v] : _mm256_set1_epi16(1);
+    ivec four_sums = _mm256_madd_epi16(pairs, factor);
+    *sum = first ? four_sums : _mm256_add_epi32(*sum, four_sums);
+}
+
+/* Sums over block b of a span for n_x rows: exact. Bytes of 8 bits: each word goes to 32 bits at once. */
+INLINE void dot_block_bytes(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, size_t b,
+                            ivec (*words)[VECS], const uint8_t *block)
+{
+    UNROLL
+    for (size_t g = 0; g < BLOCK_WORDS; g++) {
+        ivec w[VECS];
+        load_word(type, w, words, block, g);
+        UNROLL
+        for (size_t i = 0; i < n_x; i++) {
+            ivec x4 = load_four(&x[i][b], g);
+            UNROLL
+            for (size_t v = 0; v < VECS; v++) {
+                ivec *sum = &sums[i * VECS + v];
+                add_pairs(type, sum, g == 0, byte_pairs(type, w[v], x4), s, b, g / 4, v);
+                IN_REGISTER(*sum); /* left alone, gcc adds as a tree, for which there are not registers enough */
+            }
+        }
+    }
+}
+
+/* The same where several words fit into 16 bits. */
+INLINE void dot_block_pairs(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, size_t b,
+                            ivec (*words)[VECS], const uint8_t *block)
 {
     size_t fit = words_that_fit(type);
     ivec pairs[BLOCK_ROWS * VECS];
     UNROLL
     for (size_t g = 0; g < BLOCK_WORDS; g++) {
-        /* low and high halves of the same bytes one after the other, where it does not matter */
-        size_t word = words == NULL && dsv2_pack_bits(type) < 6 ? g / 2 + g % 2 * 4 : g;
+        /* low and high halves of the same bytes one after the other, but for P6, whose halves of a block have scales of their own */
+        size_t word = words == NULL && type != DSV2_TYPE_P6 ? g / 2 + g % 2 * 4 : g;
         ivec w[VECS];
-        UNROLL
-        for (size_t v = 0; v < VECS; v++) {
-            w[v] = words != NULL ? words[word][v] : read_word(type, block, word, v);
-            IN_REGISTER(w[v]);
-        }
+        load_word(type, w, words, block, word);
         UNROLL
         for (size_t i = 0; i < n_x; i++) {
-            int four;
-            memcpy(&four, x[i][b].q + 4 * word, sizeof four);
-            ivec x4 = _mm256_set1_epi32(four);
-            IN_REGISTER(x4);
+            ivec x4 = load_four(&x[i][b], word);
             UNROLL
             for (size_t v = 0; v < VECS; v++) {
-                ivec *p = &pairs[i * VECS + v], *sum = &sums[i * VECS + v], more = byte_pairs(type, w[v], x4);
+                ivec *p = &pairs[i * VECS + v], more = byte_pairs(type, w[v], x4);
                 *p = g % fit == 0 ? more : _mm256_add_epi16(*p, more);
-                IN_REGISTER(*p); /* left alone, gcc adds as a tree, for which there are not registers enough */
-                if (g % fit < fit - 1)
-                    continue;
-                ivec factor = !has_integer_scales(type) ? _mm256_set1_epi16(1)
-                                                        : s->factors[type == DSV2_TYPE_P6 ? 2 * b + g / 4 : b][v];
-                ivec four_sums = _mm256_madd_epi16(*p, factor);
-                *sum = g < fit ? four_sums : _mm256_add_epi32(*sum, four_sums);
+                IN_REGISTER(*p); /* as above */
+                if (g % fit == fit - 1)
+                    add_pairs(type, &sums[i * VECS + v], g < fit, *p, s, b, g / 4, v);
             }
         }
     }
@@ -213,7 +250,10 @@ INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *co
         ivec sums[BLOCK_ROWS * VECS];
         if (words == NULL)
             prefetch(type, block);
-        dot_block(type, sums, x, n_x, s, b, words == NULL ? NULL : words[b], block);
+        if (words_that_fit(type) > 1)
+            dot_block_pairs(type, sums, x, n_x, s, b, words == NULL ? NULL : words[b], block);
+        else
+            dot_block_bytes(type, sums, x, n_x, s, b, words == NULL ? NULL : words[b], block);
         UNROLL
         for (size_t i = 0; i < n_x; i++) {
             vec scale = splat(x[i][b].scale);

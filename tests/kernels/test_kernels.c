@@ -2,6 +2,7 @@
  * ends, hostile values, and the promise that a row's bits depend on that row alone. With --bench, times instead (bench.c). */
 #include "kernels/bench.h"
 #include "kernels/kernels.h"
+#include "kernels/packed.h"
 
 #include <check.h>
 #include <float.h>
@@ -831,6 +832,48 @@ START_TEST(packed_products_agree_with_exact_sums_of_the_unpacked_weights)
 }
 END_TEST
 
+/* All small integers of a group's weights at one end of their range, in every block of every row, and scales at theirs. */
+static void fill_blocks(dsv2_type type, uint8_t *group, uint32_t k, bool high)
+{
+    size_t blocks = dsv2_prepared_blocks(k);
+    for (size_t b = 0; b < blocks; b += SPAN_BLOCKS) {
+        uint8_t *span = (uint8_t *)dsv2_span(type, group, b / SPAN_BLOCKS);
+        size_t n_blocks = blocks - b < SPAN_BLOCKS ? blocks - b : SPAN_BLOCKS;
+        memset(span + dsv2_header_bytes(type), high ? 0xff : 0, n_blocks * dsv2_block_bytes(type));
+        if (dsv2_has_six_bits(type))
+            memset(span + HEADER_SIX_BITS, 0xff, 3 * VECTOR);
+        if (type == DSV2_TYPE_P6)
+            memset(span + HEADER_SIXTEENTHS, high ? 127 : -128, 4 * VECTOR);
+    }
+}
+
+/* Sums in 16 bits are as large as they can be if all products have one sign. */
+START_TEST(packed_products_of_the_largest_integers_do_not_overflow)
+{
+    const dsv2_kernels *kernels = sets[_i];
+    enum { M = 13, N = 33, K = 300 };
+    for (size_t t = 0; t < N_PACKED; t++)
+        for (int ends = 0; ends < 4; ends++) {
+            packed_product p = new_packed_product(packed_types[t], M, N, K, UNIFORM);
+            size_t group_bytes = DSV2_PACK_ROWS * p.w.row_bytes;
+            for (size_t g = 0; g * DSV2_PACK_ROWS < N; g++)
+                fill_blocks(p.w.type, (uint8_t *)p.data.data + g * group_bytes, K, ends % 2 == 0);
+            float row[K];
+            for (size_t c = 0; c < K; c++)
+                row[c] = ends / 2 == 0 ? 1.0f : -1.0f;
+            for (size_t i = 0; i < M; i++)
+                reference->prepare_row((dsv2_x8 *)p.x.data + i * p.n_blocks, row, K);
+            ck_assert_int_eq(p.rows[M - 1]->q[5], ends / 2 == 0 ? 127 : -127);
+            for (size_t m = 1; m <= M; m++) {
+                p.m = m;
+                kernels->matmul_packed[p.w.type](p.out, N, p.rows, m, p.w.data, N, K);
+                check_packed_product(kernels, &p, "largest integers");
+            }
+            free_packed_product(&p);
+        }
+}
+END_TEST
+
 START_TEST(packed_products_have_the_same_bits_for_any_split)
 {
     const dsv2_kernels *kernels = sets[_i];
@@ -1080,6 +1123,7 @@ int main(int argc, char **argv)
     tcase_add_loop_test(each, swiglu_agrees_with_its_definition, 0, n_sets);
     tcase_add_loop_test(each, add_scaled_and_max_agree_with_the_reference, 0, n_sets);
     tcase_add_loop_test(each, packed_products_agree_with_exact_sums_of_the_unpacked_weights, 0, n_sets);
+    tcase_add_loop_test(each, packed_products_of_the_largest_integers_do_not_overflow, 0, n_sets);
     tcase_add_loop_test(each, packed_products_have_the_same_bits_for_any_split, 0, n_sets);
     tcase_add_loop_test(each, matmul_of_packed_weights_prepares_rows_itself, 0, n_sets);
     tcase_add_loop_test(each, prepared_rows_are_the_references_bits, 0, n_sets);

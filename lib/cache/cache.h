@@ -42,11 +42,14 @@ void dsv2_cache_decode_rows(const dsv2_cache_shape *shape, const dsv2_kernels *k
 /* Whether the cache keeps integers with scales: then attention takes rows so. */
 bool dsv2_cache_is_quantised(const dsv2_cache_shape *shape);
 
-/* n <= DSV2_PAGE_TOKENS consecutive stored rows of a quantised cache as integers: in each of `rows`, the latent's elements and then
- * those of the RoPE part, both filled up with zeros to whole groups of DSV2_SCALE_COLS; scales[g * DSV2_PAGE_TOKENS + t] is what
- * group g of row t is multiplied by. Latents are the very integers that are kept; the RoPE part is rounded to DSV2_NARROW (so is
- * the latent in q6 if its rank is odd). scratch: a row of floats. next: as many stored rows, which are brought from memory
- * meanwhile; or NULL. */
+/* The latents' elements where a cache keeps them as bytes, rows of kv_lora_rank, row_bytes apart; else NULL. */
+const int8_t *dsv2_cache_codes(const dsv2_cache_shape *shape, const uint8_t *stored);
+
+/* n <= DSV2_PAGE_TOKENS consecutive stored rows of a quantised cache as integers: in each of `rows`, the latent's elements (unless
+ * dsv2_cache_codes has them, as they are) and then those of the RoPE part, both filled up with zeros to whole groups of
+ * DSV2_SCALE_COLS; scales[g * DSV2_PAGE_TOKENS + t] is what group g of row t is multiplied by. Latents are the very integers that are
+ * kept; the RoPE part is rounded to DSV2_NARROW (so is the latent in q6 if its rank is odd). scratch: a row of floats. next: as many
+ * stored rows, which are brought from memory meanwhile; or NULL. */
 void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n,
                                 int16_t *rows, float *scales, float *scratch, const uint8_t *next);
 

@@ -221,6 +221,13 @@ void dsv2_cache_decode_rows(const dsv2_cache_shape *shape, const dsv2_kernels *k
 
 bool dsv2_cache_is_quantised(const dsv2_cache_shape *shape) { return shape->type == DSV2_CACHE_Q8 || shape->type == DSV2_CACHE_Q6; }
 
+const int8_t *dsv2_cache_codes(const dsv2_cache_shape *shape, const uint8_t *stored)
+{
+    if (shape->type != DSV2_CACHE_Q8)
+        return NULL;
+    return (const int8_t *)stored + layout_q8(shape->kv_lora_rank, shape->qk_rope_head_dim).codes;
+}
+
 /* n floats as groups of integers: returns the number of groups. */
 static size_t round_groups(const dsv2_kernels *kernels, int16_t *row, float *scales, const float *x, size_t n)
 {
@@ -233,11 +240,10 @@ static size_t round_groups(const dsv2_kernels *kernels, int16_t *row, float *sca
     return g;
 }
 
-/* Fills up a latent's stored integers to whole groups, and says what they are to be multiplied by. */
-static size_t complete_groups(int16_t *row, float *scales, const uint8_t *stored_scales, size_t stored_group, size_t n)
+/* What the groups of a latent's stored integers are to be multiplied by: returns the number of groups. */
+static size_t take_scales(float *scales, const uint8_t *stored_scales, size_t stored_group, size_t n)
 {
     size_t groups = (n + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS;
-    memset(row + n, 0, (groups * DSV2_SCALE_COLS - n) * sizeof *row);
     for (size_t g = 0; g < groups; g++)
         scales[g * DSV2_PAGE_TOKENS] = dsv2_bf16_to_f32(dsv2_load_u16(stored_scales + g * DSV2_SCALE_COLS / stored_group * SCALE_BYTES));
     return groups;
@@ -262,12 +268,12 @@ void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernel
         if (next != NULL)
             fetch_row(next + t * shape->row_bytes, shape->row_bytes);
         if (shape->type == DSV2_CACHE_Q8) {
-            kernels->widen(rows, (const int8_t *)stored + q8.codes, lora);
-            groups = complete_groups(rows, scales, stored + q8.scales, Q8_GROUP, lora);
+            groups = take_scales(scales, stored + q8.scales, Q8_GROUP, lora);
             kernels->to_f32[DSV2_TYPE_F16](scratch + lora, stored, rope);
         } else if (q6.n_latent == lora) {
             kernels->split_pairs(rows, stored + q6.pairs, lora);
-            groups = complete_groups(rows, scales, stored, Q6_GROUP, lora);
+            groups = take_scales(scales, stored, Q6_GROUP, lora);
+            memset(rows + lora, 0, (groups * DSV2_SCALE_COLS - lora) * sizeof *rows);
             kernels->unpack_q8(scratch + lora, stored + q6.rope_scales, (const int8_t *)stored + q6.rope_codes, Q6_ROPE_GROUP, rope);
         } else { /* the last element of the latent has a scale of its own */
             dsv2_cache_decode_rows(shape, kernels, stored, 1, scratch);

@@ -126,7 +126,7 @@ typedef struct dsv2_kernels {
     /* The largest of n >= 1 floats; NaN is not looked for. */
     float (*max)(const float *x, size_t n);
 
-    /* Attention in 16 bits; see DSV2_PAIR_ROWS. The first three give the same bits in every set. */
+    /* Attention in 16 bits; see DSV2_PAIR_ROWS. All but pair_scores and pair_sums give the same bits in every set. */
 
     /* out[c] = the nearest integer to x[c] / scale, with the returned scale such that the largest magnitude becomes `limit`
      * (below 2^15). Next to nothing gives zeros and scale 0; an infinity or NaN zeros and scale NaN. */
@@ -135,15 +135,17 @@ typedef struct dsv2_kernels {
     /* out[c] = the nearest integer to a[c] * b[c] * factor, which is below 2^15. */
     void (*round_products)(int16_t *out, const float *a, const float *b, float factor, size_t n);
 
-    /* out[c] = in[c]. */
-    void (*widen)(int16_t *out, const int8_t *in, size_t n);
-
     /* A block of n_rows <= DSV2_PAIR_ROWS rows, `stride` numbers apart; missing rows are zeros. n_cols is even. */
     void (*pair_columns)(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
 
     /* The same of the rows' transpose: ceil(n_cols / DSV2_PAIR_ROWS) blocks, `block_stride` numbers apart, whose rows are the
      * columns and whose pairs of columns the ceil(n_rows / 2) pairs of rows; zeros for what is missing. */
     void (*pair_rows)(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
+
+    /* Both at once of n_rows rows of bytes: `keys` as pair_columns makes them, filled up with zeros to whole groups of DSV2_SCALE_COLS
+     * columns, `values` as pair_rows does. */
+    void (*pair_codes)(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,
+                       size_t n_cols);
 
     /* out[i * out_stride + t] = a_scales[i] * sum_g scales[g * scales_stride + t] * (a_i . b_t over the columns of group g), for
      * i < m rows of one block a and t < n rows of n / DSV2_PAIR_ROWS blocks b (n a multiple of it), each of n_groups groups. */

@@ -44,12 +44,6 @@ static void pairs_round_products(int16_t *out, const float *a, const float *b, f
         out[c] = pairs_round(a[c] * b[c] * factor);
 }
 
-static void pairs_widen(int16_t *out, const int8_t *in, size_t n)
-{
-    for (size_t c = 0; c < n; c++)
-        out[c] = in[c];
-}
-
-#define PAIRS_KERNELS .round_row = pairs_round_row, .round_products = pairs_round_products, .widen = pairs_widen
+#define PAIRS_KERNELS .round_row = pairs_round_row, .round_products = pairs_round_products
 
 #endif

@@ -81,6 +81,17 @@ void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv
                        dsv2_tile_rows(tile, first), shape->value_width);
 }
 
+void dsv2_tile_codes(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int8_t *codes,
+                     size_t codes_stride, const int16_t *rows, size_t stride)
+{
+    size_t n_pairs = (tile->n + 1) / 2, n = dsv2_tile_rows(tile, first), cols = dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
+    size_t latent = padded_part(shape, 0);
+    int16_t *keys = tile->key_pairs + first * cols;
+    kernels->pair_codes(keys, tile->value_pairs + first * DSV2_PAIR_ROWS, 2 * n_pairs * DSV2_PAIR_ROWS, codes, codes_stride, n,
+                        shape->value_width);
+    kernels->pair_columns(keys + latent * DSV2_PAIR_ROWS, rows + latent, stride, n, cols - latent);
+}
+
 void dsv2_tile_finish(dsv2_tile *tile, const dsv2_attend_shape *shape)
 {
     for (uint32_t g = 0; g < dsv2_attend_value_groups(shape); g++) {

@@ -84,6 +84,11 @@ void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_
 void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
                       size_t stride);
 
+/* The same where a key is a latent of value_width bytes, which is also the value, and a RoPE part: `codes` has the first, `rows`, of whole
+ * groups, the other in its last columns. */
+void dsv2_tile_codes(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int8_t *codes,
+                     size_t codes_stride, const int16_t *rows, size_t stride);
+
 /* sixteen: to be called when all is there, key_scales and value_scales too, which are the caller's to set. */
 void dsv2_tile_finish(dsv2_tile *tile, const dsv2_attend_shape *shape);
 

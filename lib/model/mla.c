@@ -177,8 +177,13 @@ static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, co
             size_t at = t * cache->shape.row_bytes;
             dsv2_cache_decode_integers(&cache->shape, kernels, stored + at, dsv2_tile_rows(tile, t), attend->rows, tile->key_scales + t,
                                        attend->padded, next == NULL ? NULL : next + at);
-            dsv2_tile_keys(tile, shape, kernels, t, attend->rows, stride);
-            dsv2_tile_values(tile, shape, kernels, t, attend->rows, stride);
+            const int8_t *codes = dsv2_cache_codes(&cache->shape, stored + at);
+            if (codes != NULL) {
+                dsv2_tile_codes(tile, shape, kernels, t, codes, cache->shape.row_bytes, attend->rows, stride);
+            } else {
+                dsv2_tile_keys(tile, shape, kernels, t, attend->rows, stride);
+                dsv2_tile_values(tile, shape, kernels, t, attend->rows, stride);
+            }
         }
         tile->value_scales = tile->key_scales;
         dsv2_tile_finish(tile, shape);

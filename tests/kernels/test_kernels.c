@@ -566,12 +566,6 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
         kernels->round_products(out.data, x.data, y.data, DSV2_WIDE, n_cols);
         for (size_t c = 0; c < n_cols; c++)
             ck_assert_int_eq(((int16_t *)out.data)[c], lrintf(((float *)x.data)[c] * ((float *)y.data)[c] * DSV2_WIDE));
-        int8_t bytes[130];
-        for (size_t c = 0; c < n_cols; c++)
-            bytes[c] = (int8_t)random_bits();
-        kernels->widen(out.data, bytes, n_cols);
-        for (size_t c = 0; c < n_cols; c++)
-            ck_assert_int_eq(((int16_t *)out.data)[c], bytes[c]);
         unguard(x), unguard(y), unguard(out);
 
         for (size_t n_rows = 1; n_rows <= 64; n_rows += n_rows < 18 ? 1 : 23) {
@@ -597,6 +591,39 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
             unguard(rows);
         }
     }
+}
+END_TEST
+
+START_TEST(rows_of_bytes_are_interleaved_as_their_numbers_would_be)
+{
+    enum { MOST_COLS = 192, GUARD = 7 };
+    static const size_t columns[] = {1, 2, 15, 16, 17, 40, 63, 64, 65, 100, 128, 131, 192};
+    const dsv2_kernels *kernels = sets[_i];
+    for (size_t shape = 0; shape < sizeof columns / sizeof *columns; shape++)
+        for (size_t n_rows = 1; n_rows <= DSV2_PAIR_ROWS; n_rows++) {
+            size_t n_cols = columns[shape], stride = n_cols + 3, bytes = (n_rows - 1) * stride + n_cols;
+            size_t key_cols = (n_cols + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS * DSV2_SCALE_COLS;
+            size_t blocks = (n_cols + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS, block = (n_rows + 1) / 2 * PAIR_BLOCK + GUARD;
+            size_t value_numbers = blocks * block - GUARD;
+            guarded rows = guard(bytes), keys = guard(key_cols / 2 * PAIR_BLOCK * sizeof(int16_t)), values = guard(value_numbers * sizeof(int16_t));
+            for (size_t i = 0; i < bytes; i++)
+                ((int8_t *)rows.data)[i] = (int8_t)random_bits();
+            int16_t numbers[DSV2_PAIR_ROWS * MOST_COLS] = {0};
+            for (size_t r = 0; r < n_rows; r++)
+                for (size_t c = 0; c < n_cols; c++)
+                    numbers[r * key_cols + c] = ((int8_t *)rows.data)[r * stride + c];
+            static int16_t expected_keys[MOST_COLS / 2 * PAIR_BLOCK], expected_values[MOST_COLS / DSV2_PAIR_ROWS * (8 * PAIR_BLOCK + GUARD)];
+            reference->pair_columns(expected_keys, numbers, key_cols, n_rows, key_cols);
+            memset(values.data, 0x55, value_numbers * sizeof(int16_t));
+            memset(expected_values, 0x55, value_numbers * sizeof(int16_t)); /* what lies between the blocks stays */
+            reference->pair_rows(expected_values, block, numbers, key_cols, n_rows, n_cols);
+            kernels->pair_codes(keys.data, values.data, block, rows.data, stride, n_rows, n_cols);
+            ck_assert_msg(memcmp(keys.data, expected_keys, key_cols / 2 * PAIR_BLOCK * sizeof(int16_t)) == 0, "%s: keys, %zu rows of %zu",
+                          kernels->name, n_rows, n_cols);
+            ck_assert_msg(memcmp(values.data, expected_values, value_numbers * sizeof(int16_t)) == 0, "%s: values, %zu rows of %zu",
+                          kernels->name, n_rows, n_cols);
+            unguard(rows), unguard(keys), unguard(values);
+        }
 }
 END_TEST
 
@@ -1117,6 +1144,7 @@ int main(int argc, char **argv)
     tcase_add_loop_test(each, pair_scores_agree_with_the_reference_and_rows_stand_alone, 0, n_sets);
     tcase_add_loop_test(each, pair_sums_agree_with_the_reference_and_rows_stand_alone, 0, n_sets);
     tcase_add_loop_test(each, rows_are_rounded_and_interleaved_as_the_reference_does, 0, n_sets);
+    tcase_add_loop_test(each, rows_of_bytes_are_interleaved_as_their_numbers_would_be, 0, n_sets);
     tcase_add_loop_test(each, rms_norm_agrees_with_exact_sums_also_in_place, 0, n_sets);
     tcase_add_loop_test(each, exp_is_right_to_two_ulp_over_its_range, 0, n_sets);
     tcase_add_loop_test(each, exp_sum_takes_any_length_and_infinities, 0, n_sets);

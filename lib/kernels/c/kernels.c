@@ -173,6 +173,7 @@ const dsv2_kernels dsv2_kernels_c = {
     .max = maximum,
     .pair_columns = dsv2_pair_columns_c,
     .pair_rows = dsv2_pair_rows_c,
+    .pair_codes = dsv2_pair_codes_c,
     .pair_scores = dsv2_pair_scores_c,
     .pair_sums = dsv2_pair_sums_c,
     PAIRS_KERNELS,

@@ -23,6 +23,20 @@ void dsv2_pair_rows_c(int16_t *out, size_t block_stride, const int16_t *rows, si
     }
 }
 
+void dsv2_pair_codes_c(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,
+                       size_t n_cols)
+{
+    size_t key_cols = (n_cols + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS * DSV2_SCALE_COLS;
+    size_t value_cols = (n_cols + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS * DSV2_PAIR_ROWS;
+    for (size_t r = 0; r < DSV2_PAIR_ROWS; r++)
+        for (size_t c = 0; c < key_cols; c++) {
+            int16_t code = r < n_rows && c < n_cols ? rows[r * stride + c] : 0;
+            keys[pair_at(r, c)] = code;
+            if (r < (n_rows + 1) / 2 * 2 && c < value_cols)
+                values[c / DSV2_PAIR_ROWS * block_stride + pair_at(c % DSV2_PAIR_ROWS, r)] = code;
+        }
+}
+
 static int32_t dot(const int16_t *a, size_t a_row, const int16_t *b, size_t b_row, size_t n_cols)
 {
     int32_t sum = 0;

@@ -139,6 +139,12 @@ INLINE void turn_parts(ivec v[LANES], const ivec w[LANES])
     }
 }
 
+INLINE void store_wide(int16_t *out, __m256i bytes)
+{
+    store_ints(out, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes)));
+    store_ints(out + 16, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1)));
+}
+
 #include "kernels/x86/pair_kernels.h"
 
 /* For latent_kernels.h. */

@@ -115,6 +115,8 @@ INLINE void turn_parts(ivec v[LANES], const ivec w[LANES])
     }
 }
 
+INLINE void store_wide(int16_t *out, __m256i bytes) { store_ints(out, _mm512_cvtepi8_epi16(bytes)); }
+
 #include "kernels/x86/pair_kernels.h"
 
 /* For latent_kernels.h. */

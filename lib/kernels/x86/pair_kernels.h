@@ -6,6 +6,7 @@
  *   turn_parts(v, w)       128 bits p of vector 4 q + r of v are 128 bits q of vector 4 p + r of w
  *   weave(rows, at, next)  LANES numbers of 16 bits of each of two rows from column `at` on, lane c having that of the first row
  *                          and then that of the second; `next` NULL: zeros
+ *   store_wide(out, bytes)  32 signed bytes of a __m256i as numbers of 16 bits
  *   QUERY_ROWS             rows of a that meet a block of b together */
 
 enum {
@@ -74,6 +75,76 @@ static void pair_rows(int16_t *out, size_t block_stride, const int16_t *rows, si
             for (size_t at = 0; at < DSV2_PAIR_ROWS; at += LANES)
                 store_ints(out + pair * ROW_PAIRS + 2 * at, weave(first + at, second == NULL ? NULL : second + at));
         }
+}
+
+/* ---- rows of bytes, 16 columns at a time: pairs of bytes change places, and only then become pairs of 16 bits ---- */
+
+enum { CODE_COLS = 16, HALF_ROWS = DSV2_PAIR_ROWS / 2 };
+
+INLINE __m128i load_codes(const int8_t *rows, size_t stride, size_t r, size_t n_rows)
+{
+    return r < n_rows ? _mm_loadu_si128((const __m128i *)(const void *)(rows + r * stride)) : _mm_setzero_si128();
+}
+
+/* [8 pairs of columns][16 rows][2] */
+INLINE void turn_codes(int16_t *out, const int8_t *rows, size_t stride, size_t n_rows)
+{
+    __m256i v[HALF_ROWS], w[HALF_ROWS]; /* rows r and 8 + r side by side; in the end pair p of the first 8 rows and of the others */
+    UNROLL
+    for (size_t r = 0; r < HALF_ROWS; r++)
+        v[r] = _mm256_set_m128i(load_codes(rows, stride, HALF_ROWS + r, n_rows), load_codes(rows, stride, r, n_rows));
+    UNROLL
+    for (size_t r = 0; r < HALF_ROWS; r += 2) {
+        w[r] = _mm256_unpacklo_epi16(v[r], v[r + 1]); /* of rows r and r + 1: pairs 0 to 3, 4 to 7 */
+        w[r + 1] = _mm256_unpackhi_epi16(v[r], v[r + 1]);
+    }
+    UNROLL
+    for (size_t r = 0; r < HALF_ROWS; r += 4) {
+        v[r] = _mm256_unpacklo_epi32(w[r], w[r + 2]); /* of rows r to r + 3: pairs 0 and 1, 2 and 3, 4 and 5, 6 and 7 */
+        v[r + 1] = _mm256_unpackhi_epi32(w[r], w[r + 2]);
+        v[r + 2] = _mm256_unpacklo_epi32(w[r + 1], w[r + 3]);
+        v[r + 3] = _mm256_unpackhi_epi32(w[r + 1], w[r + 3]);
+    }
+    UNROLL
+    for (size_t p = 0; p < HALF_ROWS / 2; p++) {
+        store_wide(out + 2 * p * ROW_PAIRS, _mm256_unpacklo_epi64(v[p], v[4 + p]));
+        store_wide(out + (2 * p + 1) * ROW_PAIRS, _mm256_unpackhi_epi64(v[p], v[4 + p]));
+    }
+}
+
+/* [pairs of rows][16 columns][2] */
+INLINE void weave_codes(int16_t *out, const int8_t *rows, size_t stride, size_t n_rows)
+{
+    UNROLL
+    for (size_t r = 0; r < DSV2_PAIR_ROWS; r += 2) {
+        if (r >= n_rows)
+            break;
+        __m128i a = load_codes(rows, stride, r, n_rows), b = load_codes(rows, stride, r + 1, n_rows);
+        store_wide(out + r / 2 * ROW_PAIRS, _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b)));
+    }
+}
+
+static void pair_codes(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,
+                       size_t n_cols)
+{
+    size_t c = 0;
+    for (; c + CODE_COLS <= n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += block_stride) {
+        if (n_rows == DSV2_PAIR_ROWS) {
+            turn_codes(keys, rows + c, stride, DSV2_PAIR_ROWS);
+            weave_codes(values, rows + c, stride, DSV2_PAIR_ROWS);
+        } else {
+            turn_codes(keys, rows + c, stride, n_rows);
+            weave_codes(values, rows + c, stride, n_rows);
+        }
+    }
+    for (; c % DSV2_SCALE_COLS != 0 || c < n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += block_stride) {
+        int8_t last[DSV2_PAIR_ROWS][CODE_COLS] = {{0}};
+        for (size_t r = 0; r < n_rows && c < n_cols; r++)
+            memcpy(last[r], rows + r * stride + c, n_cols - c);
+        turn_codes(keys, last[0], CODE_COLS, n_rows);
+        if (c < n_cols)
+            weave_codes(values, last[0], CODE_COLS, n_rows);
+    }
 }
 
 /* Sums over n_pairs pairs of n_x rows of a and a block of b: sums[i * BLOCK_VECS + v] for row i. */
@@ -186,4 +257,5 @@ static void pair_sums(float *out, size_t out_stride, const float *keep, const fl
 }
 
 #define PAIR_KERNELS                                                                                                            \
-    .pair_columns = pair_columns, .pair_rows = pair_rows, .pair_scores = pair_scores, .pair_sums = pair_sums, PAIRS_KERNELS
+    .pair_columns = pair_columns, .pair_rows = pair_rows, .pair_codes = pair_codes, .pair_scores = pair_scores, .pair_sums = pair_sums,         \
+    PAIRS_KERNELS

@@ -94,7 +94,6 @@ INLINE ivec or_ints(ivec a, ivec b) { return _mm256_or_si256(a, b); }
 INLINE ivec shift_left(ivec v, size_t n) { return (ivec)((lanes)v << (uint32_t)n); }
 INLINE ivec shift_right(ivec v, size_t n) { return (ivec)((lanes)v >> (uint32_t)n); }
 INLINE vec to_floats(ivec v) { return _mm256_cvtepi32_ps(v); }
-INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
 INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
 INLINE vec fnmadd(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
 

@@ -9,7 +9,7 @@ enum {
     VECS = DSV2_PACK_ROWS / LANES, /* vectors of a group's rows */
     PART = 4 * LANES,              /* bytes of a vector of weights: `v` says which of a word's */
     BLOCK_ROWS = 4,                /* rows of activations that meet a block together: 8 sums in 16 bits, and all else, fill the registers */
-    DIRECT_ROWS = 8,               /* with more, a span is unpacked first */
+    DIRECT_ROWS = 8,               /* with more, a span is made ready first */
 };
 
 /* Of at most 8 rounds gcc would make straight code, with more sums at a time than there are registers. */
@@ -29,13 +29,10 @@ INLINE size_t words_that_fit(dsv2_type type)
 /* P4, P5, P6: a block (in P6, half a block) has an integer scale. */
 INLINE bool has_integer_scales(dsv2_type type) { return dsv2_has_six_bits(type) || type == DSV2_TYPE_P6; }
 
-/* Scales and minima of a span. With integer scales (`factors`): w = scale * factor * q - minimum * minima[], without them:
- * w = block_scales[] * q - minimum * minima[]. */
+/* Scales and minima of a span, as they are stored: functions below read them. */
 typedef struct span_scales {
-    ivec factors[2 * SPAN_BLOCKS][VECS]; /* twice in each lane, in 16 bits */
-    vec block_scales[SPAN_BLOCKS][VECS];
-    vec minima[2 * SPAN_BLOCKS][VECS];
-    vec scale[VECS], minimum[VECS];
+    const uint8_t *numbers;        /* bytes [2][8 blocks][16 rows]: scales and minima of P4 and P5; P6: int8 [16][16 rows]; others: halves */
+    vec scale[VECS], minimum[VECS]; /* the span's: w = scale * integer_scale * q - minimum * block_minimum; w = block_scale * q - ... */
 } span_scales;
 
 /* 16 bytes, in both halves. */
@@ -52,63 +49,46 @@ INLINE ivec spread(ivec bytes, size_t v, int places)
     return _mm256_shuffle_epi8(bytes, or_ints(lane, splat_int(zeros | (int)v * 0x08080808)));
 }
 
-INLINE void read_six_bit_scales(span_scales *s, const uint8_t *span)
+/* `numbers`: room for them where they have to be unpacked. */
+INLINE void read_scales(dsv2_type type, span_scales *s, const uint8_t *span, uint8_t numbers[4 * VECTOR])
 {
-    uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
-    unpack_six_bits(numbers, span + HEADER_SIX_BITS);
-    for (size_t b = 0; b < SPAN_BLOCKS; b++) {
-        ivec scales = load_twice(numbers + b * DSV2_PACK_ROWS), minima = load_twice(numbers + (SPAN_BLOCKS + b) * DSV2_PACK_ROWS);
-        UNROLL
-        for (size_t v = 0; v < VECS; v++) {
-            s->factors[b][v] = spread(scales, v, 5);
-            s->minima[b][v] = to_floats(spread(minima, v, 1));
-        }
-    }
-    UNROLL
-    for (size_t v = 0; v < VECS; v++) {
-        s->scale[v] = load_f16(span + HEADER_SCALES + 2 * LANES * v);
-        s->minimum[v] = load_f16(span + HEADER_MINIMA + 2 * LANES * v);
-    }
-}
-
-INLINE void read_sixteenths(span_scales *s, const uint8_t *span)
-{
-    for (size_t h = 0; h < 2 * SPAN_BLOCKS; h++) {
-        ivec scales = load_twice(span + HEADER_SIXTEENTHS + h * DSV2_PACK_ROWS);
-        UNROLL
-        for (size_t v = 0; v < VECS; v++) {
-            ivec high = spread(scales, v, 10);
-            s->factors[h][v] = _mm256_srai_epi16(high, 8);
-            s->minima[h][v] = to_floats(_mm256_srai_epi32(high, 24));
-        }
-    }
-    UNROLL
-    for (size_t v = 0; v < VECS; v++) {
-        s->scale[v] = load_f16(span + HEADER_SCALES + 2 * LANES * v);
-        s->minimum[v] = mul(s->scale[v], splat((float)dsv2_pack_zero(DSV2_TYPE_P6)));
-    }
-}
-
-INLINE void read_scales(dsv2_type type, span_scales *s, const uint8_t *span)
-{
+    s->numbers = type == DSV2_TYPE_P6 ? span + HEADER_SIXTEENTHS : span + HEADER_HALVES;
     if (dsv2_has_six_bits(type)) {
-        read_six_bit_scales(s, span);
-        return;
+        unpack_six_bits(numbers, span + HEADER_SIX_BITS);
+        s->numbers = numbers;
     }
-    if (type == DSV2_TYPE_P6) {
-        read_sixteenths(s, span);
-        return;
-    }
-    for (size_t b = 0; b < SPAN_BLOCKS; b++)
-        UNROLL
-        for (size_t v = 0; v < VECS; v++) {
-            size_t at = 2 * (b * DSV2_PACK_ROWS + v * LANES);
-            s->block_scales[b][v] = load_f16(span + HEADER_HALVES + at);
-            s->minima[b][v] = dsv2_has_block_minima(type) ? load_f16(span + HEADER_BLOCK_MINIMA + at) : s->block_scales[b][v];
-        }
     UNROLL
-    for (size_t v = 0; v < VECS; v++)
-        s->minimum[v] = splat(dsv2_has_block_minima(type) ? 1.0f : (float)dsv2_pack_zero(type));
+    for (size_t v = 0; v < VECS; v++) {
+        if (has_integer_scales(type))
+            s->scale[v] = load_f16(span + HEADER_SCALES + 2 * LANES * v);
+        if (dsv2_has_six_bits(type))
+            s->minimum[v] = load_f16(span + HEADER_MINIMA + 2 * LANES * v);
+        else if (type == DSV2_TYPE_P6)
+            s->minimum[v] = mul(s->scale[v], splat((float)dsv2_pack_zero(type)));
+        else
+            s->minimum[v] = splat(dsv2_has_block_minima(type) ? 1.0f : (float)dsv2_pack_zero(type));
+    }
+}
+
+/* The scale of block `at`, in P6 of half block `at`: twice in each lane, in 16 bits. */
+INLINE ivec integer_scale(dsv2_type type, const span_scales *s, size_t at, size_t v)
+{
+    ivec bytes = load_twice(s->numbers + at * DSV2_PACK_ROWS);
+    return type == DSV2_TYPE_P6 ? _mm256_srai_epi16(spread(bytes, v, 10), 8) : spread(bytes, v, 5);
+}
+
+INLINE vec block_scale(const span_scales *s, size_t b, size_t v) { return load_f16(s->numbers + 2 * (b * DSV2_PACK_ROWS + v * LANES)); }
+
+/* P6: of half block `at`. */
+INLINE vec block_minimum(dsv2_type type, const span_scales *s, size_t at, size_t v)
+{
+    if (type == DSV2_TYPE_P6)
+        return to_floats(_mm256_srai_epi32(spread(load_twice(s->numbers + at * DSV2_PACK_ROWS), v, 8), 24));
+    if (dsv2_has_six_bits(type))
+        return to_floats(spread(load_twice(s->numbers + (SPAN_BLOCKS + at) * DSV2_PACK_ROWS), v, 1));
+    if (dsv2_has_block_minima(type))
+        return load_f16(s->numbers + HEADER_BLOCK_MINIMA - HEADER_HALVES + 2 * (at * DSV2_PACK_ROWS + v * LANES));
+    return block_scale(s, at, v);
 }
 
 /* Part v of word g of a block: unsigned bytes, but signed in P8. */
@@ -130,8 +110,12 @@ INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g, size_t v)
     return w;
 }
 
-/* A span unpacked: */
-typedef ivec span_words[SPAN_BLOCKS][BLOCK_WORDS][VECS];
+/* A span made ready for many rows of activations. */
+typedef struct ready_span {
+    ivec words[SPAN_BLOCKS][BLOCK_WORDS][VECS];
+    ivec integer_scales[2 * SPAN_BLOCKS][VECS];
+    vec block_scales[SPAN_BLOCKS][VECS], block_minima[2 * SPAN_BLOCKS][VECS];
+} ready_span;
 
 /* Weights come from memory, and the processor does not look far enough ahead by itself: asking for the block two spans on, decoding
  * reads a fifth more a second, as much as reading alone. */
@@ -143,15 +127,26 @@ INLINE void prefetch(dsv2_type type, const uint8_t *block)
         _mm_prefetch((const char *)block + ahead + at, _MM_HINT_T0);
 }
 
-INLINE void unpack_span(dsv2_type type, span_words words, const uint8_t *block, size_t n_blocks)
+INLINE void make_ready(dsv2_type type, ready_span *ready, const span_scales *s, const uint8_t *block, size_t n_blocks)
 {
+    size_t halves = type == DSV2_TYPE_P6 ? 2 : 1;
     for (size_t b = 0; b < n_blocks; b++, block += dsv2_block_bytes(type)) {
         prefetch(type, block);
         UNROLL
-        for (size_t g = 0; g < BLOCK_WORDS; g++)
+        for (size_t v = 0; v < VECS; v++) {
             UNROLL
-            for (size_t v = 0; v < VECS; v++)
-                words[b][g][v] = read_word(type, block, g, v);
+            for (size_t g = 0; g < BLOCK_WORDS; g++)
+                ready->words[b][g][v] = read_word(type, block, g, v);
+            if (!has_integer_scales(type))
+                ready->block_scales[b][v] = block_scale(s, b, v);
+            UNROLL
+            for (size_t at = halves * b; at < halves * (b + 1); at++) {
+                if (has_integer_scales(type))
+                    ready->integer_scales[at][v] = integer_scale(type, s, at, v);
+                if (type != DSV2_TYPE_P8)
+                    ready->block_minima[at][v] = block_minimum(type, s, at, v);
+            }
+        }
     }
 }
 
@@ -163,12 +158,12 @@ INLINE ivec byte_pairs(dsv2_type type, ivec w, ivec x)
     return _mm256_maddubs_epi16(w, x);
 }
 
-/* Word g of block b of a span, both parts. `words` NULL: from `block`, packed. */
-INLINE void load_word(dsv2_type type, ivec w[VECS], ivec (*words)[VECS], const uint8_t *block, size_t g)
+/* Word g of block b of a span, both parts; from `block` if it was not made ready. */
+INLINE void load_word(dsv2_type type, ivec w[VECS], const ready_span *ready, size_t b, const uint8_t *block, size_t g)
 {
     UNROLL
     for (size_t v = 0; v < VECS; v++) {
-        w[v] = words != NULL ? words[g][v] : read_word(type, block, g, v);
+        w[v] = ready != NULL ? ready->words[b][g][v] : read_word(type, block, g, v);
         IN_REGISTER(w[v]);
     }
 }
@@ -182,29 +177,39 @@ INLINE ivec load_four(const dsv2_x8 *x, size_t g)
     return x4;
 }
 
-/* To 32 bits, times the integer scale of half `half` of the block if there is one. */
-INLINE void add_pairs(dsv2_type type, ivec *sum, bool first, ivec pairs, const span_scales *s, size_t b, size_t half, size_t v)
+/* What takes sums of 16 bits to 32: the integer scale of half `half` of block b, or 1. */
+INLINE void load_factors(dsv2_type type, ivec factors[VECS], const span_scales *s, const ready_span *ready, size_t b, size_t half)
 {
-    ivec factor = has_integer_scales(type) ? s->factors[type == DSV2_TYPE_P6 ? 2 * b + half : b][v] : _mm256_set1_epi16(1);
+    size_t at = type == DSV2_TYPE_P6 ? 2 * b + half : b;
+    UNROLL
+    for (size_t v = 0; v < VECS; v++)
+        factors[v] = !has_integer_scales(type) ? _mm256_set1_epi16(1)
+                     : ready != NULL ? ready->integer_scales[at][v] : integer_scale(type, s, at, v);
+}
+
+INLINE void add_pairs(ivec *sum, bool first, ivec pairs, ivec factor)
+{
     ivec four_sums = _mm256_madd_epi16(pairs, factor);
     *sum = first ? four_sums : _mm256_add_epi32(*sum, four_sums);
 }
 
 /* Sums over block b of a span for n_x rows: exact. Bytes of 8 bits: each word goes to 32 bits at once. */
-INLINE void dot_block_bytes(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, size_t b,
-                            ivec (*words)[VECS], const uint8_t *block)
+INLINE void dot_block_bytes(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, const ready_span *ready,
+                            size_t b, const uint8_t *block)
 {
+    ivec factors[VECS];
+    load_factors(type, factors, s, ready, b, 0);
     UNROLL
     for (size_t g = 0; g < BLOCK_WORDS; g++) {
         ivec w[VECS];
-        load_word(type, w, words, block, g);
+        load_word(type, w, ready, b, block, g);
         UNROLL
         for (size_t i = 0; i < n_x; i++) {
             ivec x4 = load_four(&x[i][b], g);
             UNROLL
             for (size_t v = 0; v < VECS; v++) {
                 ivec *sum = &sums[i * VECS + v];
-                add_pairs(type, sum, g == 0, byte_pairs(type, w[v], x4), s, b, g / 4, v);
+                add_pairs(sum, g == 0, byte_pairs(type, w[v], x4), factors[v]);
                 IN_REGISTER(*sum); /* left alone, gcc adds as a tree, for which there are not registers enough */
             }
         }
@@ -212,17 +217,19 @@ INLINE void dot_block_bytes(dsv2_type type, ivec *sums, const dsv2_x8 *const *x,
 }
 
 /* The same where several words fit into 16 bits. */
-INLINE void dot_block_pairs(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, size_t b,
-                            ivec (*words)[VECS], const uint8_t *block)
+INLINE void dot_block_pairs(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, const ready_span *ready,
+                            size_t b, const uint8_t *block)
 {
     size_t fit = words_that_fit(type);
     ivec pairs[BLOCK_ROWS * VECS];
     UNROLL
     for (size_t g = 0; g < BLOCK_WORDS; g++) {
         /* low and high halves of the same bytes one after the other, but for P6, whose halves of a block have scales of their own */
-        size_t word = words == NULL && type != DSV2_TYPE_P6 ? g / 2 + g % 2 * 4 : g;
-        ivec w[VECS];
-        load_word(type, w, words, block, word);
+        size_t word = ready == NULL && type != DSV2_TYPE_P6 ? g / 2 + g % 2 * 4 : g;
+        ivec w[VECS], factors[VECS];
+        load_word(type, w, ready, b, block, word);
+        if (g % fit == fit - 1)
+            load_factors(type, factors, s, ready, b, g / 4);
         UNROLL
         for (size_t i = 0; i < n_x; i++) {
             ivec x4 = load_four(&x[i][b], word);
@@ -232,15 +239,15 @@ INLINE void dot_block_pairs(dsv2_type type, ivec *sums, const dsv2_x8 *const *x,
                 *p = g % fit == 0 ? more : _mm256_add_epi16(*p, more);
                 IN_REGISTER(*p); /* as above */
                 if (g % fit == fit - 1)
-                    add_pairs(type, &sums[i * VECS + v], g < fit, *p, s, b, g / 4, v);
+                    add_pairs(&sums[i * VECS + v], g < fit, *p, factors[v]);
             }
         }
     }
 }
 
-/* Adds a span's products to the totals of n_x rows, which are at their first block of it. */
+/* Adds a span's products to the totals of n_x rows, which are at their first block of it. `ready` may be NULL. */
 INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,
-                          ivec (*words)[BLOCK_WORDS][VECS], const uint8_t *block, size_t n_blocks)
+                          const ready_span *ready, const uint8_t *block, size_t n_blocks)
 {
     vec span[BLOCK_ROWS * VECS];
     UNROLL
@@ -248,18 +255,22 @@ INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *co
         span[a] = zero();
     for (size_t b = 0; b < n_blocks; b++, block += dsv2_block_bytes(type)) {
         ivec sums[BLOCK_ROWS * VECS];
-        if (words == NULL)
+        if (ready == NULL)
             prefetch(type, block);
         if (words_that_fit(type) > 1)
-            dot_block_pairs(type, sums, x, n_x, s, b, words == NULL ? NULL : words[b], block);
+            dot_block_pairs(type, sums, x, n_x, s, ready, b, block);
         else
-            dot_block_bytes(type, sums, x, n_x, s, b, words == NULL ? NULL : words[b], block);
+            dot_block_bytes(type, sums, x, n_x, s, ready, b, block);
+        vec scales[VECS];
+        UNROLL
+        for (size_t v = 0; v < VECS; v++)
+            scales[v] = has_integer_scales(type) ? zero() : ready != NULL ? ready->block_scales[b][v] : block_scale(s, b, v);
         UNROLL
         for (size_t i = 0; i < n_x; i++) {
             vec scale = splat(x[i][b].scale);
             UNROLL
             for (size_t v = 0; v < VECS; v++) {
-                vec factor = has_integer_scales(type) ? scale : mul(scale, s->block_scales[b][v]);
+                vec factor = has_integer_scales(type) ? scale : mul(scale, scales[v]);
                 span[i * VECS + v] = fmadd(to_floats(sums[i * VECS + v]), factor, span[i * VECS + v]);
             }
         }
@@ -275,20 +286,23 @@ INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *co
     UNROLL
     for (size_t a = 0; a < n_x * VECS; a++)
         minima[a] = zero();
+    size_t halves = type == DSV2_TYPE_P6 ? 2 : 1;
     AS_A_LOOP
     for (size_t b = 0; b < n_blocks; b++)
         UNROLL
-        for (size_t i = 0; i < n_x; i++)
+        for (size_t half = 0; half < halves; half++) {
+            vec least[VECS];
             UNROLL
-            for (size_t v = 0; v < VECS; v++) {
-                vec *sum = &minima[i * VECS + v];
-                if (type == DSV2_TYPE_P6) {
-                    *sum = fmadd(splat(x[i][b].halves[0]), s->minima[2 * b][v], *sum);
-                    *sum = fmadd(splat(x[i][b].halves[1]), s->minima[2 * b + 1][v], *sum);
-                } else {
-                    *sum = fmadd(splat(x[i][b].sum), s->minima[b][v], *sum);
-                }
+            for (size_t v = 0; v < VECS; v++)
+                least[v] = ready != NULL ? ready->block_minima[halves * b + half][v] : block_minimum(type, s, halves * b + half, v);
+            UNROLL
+            for (size_t i = 0; i < n_x; i++) {
+                vec sum = splat(halves == 1 ? x[i][b].sum : x[i][b].halves[half]);
+                UNROLL
+                for (size_t v = 0; v < VECS; v++)
+                    minima[i * VECS + v] = fmadd(sum, least[v], minima[i * VECS + v]);
             }
+        }
     UNROLL
     for (size_t i = 0; i < n_x; i++)
         UNROLL
@@ -297,13 +311,13 @@ INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *co
 }
 
 INLINE void multiply_rows(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,
-                          ivec (*words)[BLOCK_WORDS][VECS], const uint8_t *block, size_t n_blocks)
+                          const ready_span *ready, const uint8_t *block, size_t n_blocks)
 {
     switch (n_x) {
-    case 1: multiply_span(type, totals, x, 1, s, words, block, n_blocks); return;
-    case 2: multiply_span(type, totals, x, 2, s, words, block, n_blocks); return;
-    case 3: multiply_span(type, totals, x, 3, s, words, block, n_blocks); return;
-    default: multiply_span(type, totals, x, BLOCK_ROWS, s, words, block, n_blocks); return;
+    case 1: multiply_span(type, totals, x, 1, s, ready, block, n_blocks); return;
+    case 2: multiply_span(type, totals, x, 2, s, ready, block, n_blocks); return;
+    case 3: multiply_span(type, totals, x, 3, s, ready, block, n_blocks); return;
+    default: multiply_span(type, totals, x, BLOCK_ROWS, s, ready, block, n_blocks); return;
     }
 }
 
@@ -319,11 +333,12 @@ INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const ds
     for (size_t b = 0; b < blocks; b += SPAN_BLOCKS) {
         size_t n_blocks = blocks - b < SPAN_BLOCKS ? blocks - b : SPAN_BLOCKS;
         const uint8_t *span = dsv2_span(type, group, b / SPAN_BLOCKS), *block = span + dsv2_header_bytes(type);
+        uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
         span_scales scales;
-        read_scales(type, &scales, span);
-        span_words words;
+        read_scales(type, &scales, span, numbers);
+        ready_span ready;
         if (m > DIRECT_ROWS)
-            unpack_span(type, words, block, n_blocks);
+            make_ready(type, &ready, &scales, block, n_blocks);
         for (size_t i = 0, n_x; i < m; i += n_x) {
             n_x = m - i == BLOCK_ROWS + 1 ? BLOCK_ROWS - 1 : m - i < BLOCK_ROWS ? m - i : BLOCK_ROWS; /* 5: 3 and 2 */
             const dsv2_x8 *at[BLOCK_ROWS];
@@ -332,7 +347,7 @@ INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const ds
             if (m <= DIRECT_ROWS)
                 multiply_rows(type, totals + i, at, n_x, &scales, NULL, block, n_blocks);
             else
-                multiply_rows(type, totals + i, at, n_x, &scales, words, block, n_blocks);
+                multiply_rows(type, totals + i, at, n_x, &scales, &ready, block, n_blocks);
         }
     }
     for (size_t v = 0; v < VECS && v * LANES < n; v++) {

@@ -104,10 +104,10 @@ INLINE ivec dot_words(ivec sum, ivec b, const int16_t *a)
 {
     int two;
     memcpy(&two, a, sizeof two);
-    ivec more = _mm256_set1_epi32(two);
-    __asm__("" : "+x"(more)); /* one number at a time: left alone, gcc reads them all first and has to put sums into memory */
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(b, more));
-    __asm__("" : "+x"(sum));
+    ivec pair = _mm256_set1_epi32(two);
+    __asm__("" : "+x"(pair)); /* one number at a time: left alone, gcc reads them all first and has to put sums into memory */
+    ivec products = _mm256_madd_epi16(b, pair);
+    __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products)); /* in place, in order */
     return sum;
 }
 

@@ -245,6 +245,38 @@ INLINE void dot_block_pairs(dsv2_type type, ivec *sums, const dsv2_x8 *const *x,
     }
 }
 
+/* Takes a span's minima, times the sums of the activations, from the totals of n_x rows. */
+INLINE void subtract_minima(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,
+                            const ready_span *ready, size_t n_blocks)
+{
+    vec minima[BLOCK_ROWS * VECS];
+    UNROLL
+    for (size_t a = 0; a < n_x * VECS; a++)
+        minima[a] = zero();
+    size_t halves = type == DSV2_TYPE_P6 ? 2 : 1;
+    AS_A_LOOP
+    for (size_t b = 0; b < n_blocks; b++)
+        UNROLL
+        for (size_t half = 0; half < halves; half++) {
+            vec least[VECS];
+            UNROLL
+            for (size_t v = 0; v < VECS; v++)
+                least[v] = ready != NULL ? ready->block_minima[halves * b + half][v] : block_minimum(type, s, halves * b + half, v);
+            UNROLL
+            for (size_t i = 0; i < n_x; i++) {
+                vec sum = splat(halves == 1 ? x[i][b].sum : x[i][b].halves[half]);
+                UNROLL
+                for (size_t v = 0; v < VECS; v++)
+                    minima[i * VECS + v] = fmadd(sum, least[v], minima[i * VECS + v]);
+            }
+        }
+    UNROLL
+    for (size_t i = 0; i < n_x; i++)
+        UNROLL
+        for (size_t v = 0; v < VECS; v++)
+            totals[i][v] = fnmadd(minima[i * VECS + v], s->minimum[v], totals[i][v]);
+}
+
 /* Adds a span's products to the totals of n_x rows, which are at their first block of it. `ready` may be NULL. */
 INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,
                           const ready_span *ready, const uint8_t *block, size_t n_blocks)
@@ -280,34 +312,8 @@ INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *co
         UNROLL
         for (size_t v = 0; v < VECS; v++)
             totals[i][v] = has_integer_scales(type) ? fmadd(span[i * VECS + v], s->scale[v], totals[i][v]) : add(totals[i][v], span[i * VECS + v]);
-    if (type == DSV2_TYPE_P8)
-        return;
-    vec minima[BLOCK_ROWS * VECS];
-    UNROLL
-    for (size_t a = 0; a < n_x * VECS; a++)
-        minima[a] = zero();
-    size_t halves = type == DSV2_TYPE_P6 ? 2 : 1;
-    AS_A_LOOP
-    for (size_t b = 0; b < n_blocks; b++)
-        UNROLL
-        for (size_t half = 0; half < halves; half++) {
-            vec least[VECS];
-            UNROLL
-            for (size_t v = 0; v < VECS; v++)
-                least[v] = ready != NULL ? ready->block_minima[halves * b + half][v] : block_minimum(type, s, halves * b + half, v);
-            UNROLL
-            for (size_t i = 0; i < n_x; i++) {
-                vec sum = splat(halves == 1 ? x[i][b].sum : x[i][b].halves[half]);
-                UNROLL
-                for (size_t v = 0; v < VECS; v++)
-                    minima[i * VECS + v] = fmadd(sum, least[v], minima[i * VECS + v]);
-            }
-        }
-    UNROLL
-    for (size_t i = 0; i < n_x; i++)
-        UNROLL
-        for (size_t v = 0; v < VECS; v++)
-            totals[i][v] = fnmadd(minima[i * VECS + v], s->minimum[v], totals[i][v]);
+    if (type != DSV2_TYPE_P8) /* whose bytes are signed */
+        subtract_minima(type, totals, x, n_x, s, ready, n_blocks);
 }
 
 INLINE void multiply_rows(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,

@@ -172,48 +172,55 @@ INLINE void dot_rows(ivec *sums, const int16_t *a, const int16_t *b, size_t n_x,
         sums[i] = d[i];
 }
 
-/* Rows `first` to first + n_x - 1 of a, of which n_rows count. */
-INLINE void scores_block(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t first, size_t n_x, size_t n_rows,
-                         const int16_t *b, size_t n, const float *scales, size_t scales_stride, size_t n_groups)
+/* Adds groups `first_group` to end - 1 of n_x rows of a, from `row` on, and of a block of b to their scores. */
+INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, const int16_t *b, const float *scales, size_t scales_stride,
+                       size_t first_group, size_t end)
 {
     enum { GROUP = DSV2_PAIR_ROWS * DSV2_SCALE_COLS };
-    for (size_t t = 0; t < n; t += DSV2_PAIR_ROWS) {
-        const int16_t *block = b + t * n_groups * DSV2_SCALE_COLS;
-        vec sums[QUERY_ROWS * BLOCK_VECS];
+    vec s[QUERY_ROWS * BLOCK_VECS];
+    UNROLL
+    for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
+        s[i] = sums[i];
+    for (size_t g = first_group; g < end; g++) {
+        ivec d[QUERY_ROWS * BLOCK_VECS];
+        dot_rows(d, a + g * GROUP + 2 * row, b + g * GROUP, n_x, DSV2_SCALE_COLS / 2);
         UNROLL
-        for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
-            sums[i] = zero();
-        for (size_t g = 0; g < n_groups; g++) {
-            ivec d[QUERY_ROWS * BLOCK_VECS];
-            dot_rows(d, a + g * GROUP + 2 * first, block + g * GROUP, n_x, DSV2_SCALE_COLS / 2);
+        for (size_t v = 0; v < BLOCK_VECS; v++) {
+            vec scale = load(scales + g * scales_stride + v * LANES);
             UNROLL
-            for (size_t v = 0; v < BLOCK_VECS; v++) {
-                vec scale = load(scales + g * scales_stride + t + v * LANES);
-                UNROLL
-                for (size_t i = 0; i < n_x; i++)
-                    sums[i * BLOCK_VECS + v] = fmadd(to_floats(d[i * BLOCK_VECS + v]), scale, sums[i * BLOCK_VECS + v]);
-            }
+            for (size_t i = 0; i < n_x; i++)
+                s[i * BLOCK_VECS + v] = fmadd(to_floats(d[i * BLOCK_VECS + v]), scale, s[i * BLOCK_VECS + v]);
         }
-        UNROLL
-        for (size_t i = 0; i < n_x; i++)
-            if (i < n_rows)
-                UNROLL
-                for (size_t v = 0; v < BLOCK_VECS; v++)
-                    store(out + (first + i) * out_stride + t + v * LANES, mul(sums[i * BLOCK_VECS + v], splat(a_scales[first + i])));
     }
+    UNROLL
+    for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
+        sums[i] = s[i];
 }
 
+/* Where not all rows of a meet b together they do so a group at a time: it stays in the first-level cache. */
 static void pair_scores(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
                         const float *scales, size_t scales_stride, size_t n_groups)
 {
-    for (size_t i = 0; i < m; i += QUERY_ROWS) {
-        size_t rows = m - i < QUERY_ROWS ? m - i : QUERY_ROWS;
-        if (rows > QUERY_ROWS / 2)
-            scores_block(out, out_stride, a, a_scales, i, QUERY_ROWS, rows, b, n, scales, scales_stride, n_groups);
-        else if (rows > QUERY_ROWS / 4)
-            scores_block(out, out_stride, a, a_scales, i, QUERY_ROWS / 2, rows, b, n, scales, scales_stride, n_groups);
-        else
-            scores_block(out, out_stride, a, a_scales, i, QUERY_ROWS / 4, rows, b, n, scales, scales_stride, n_groups);
+    size_t step = QUERY_ROWS < DSV2_PAIR_ROWS ? 1 : n_groups;
+    for (size_t t = 0; t < n; t += DSV2_PAIR_ROWS, b += n_groups * DSV2_PAIR_ROWS * DSV2_SCALE_COLS) {
+        vec sums[DSV2_PAIR_ROWS * BLOCK_VECS];
+        UNROLL
+        for (size_t i = 0; i < DSV2_PAIR_ROWS * BLOCK_VECS; i++)
+            sums[i] = zero();
+        for (size_t g = 0; g < n_groups; g += step)
+            for (size_t i = 0; i < m; i += QUERY_ROWS) {
+                vec *s = sums + i * BLOCK_VECS;
+                if (m - i > QUERY_ROWS / 2)
+                    add_scores(s, a, i, QUERY_ROWS, b, scales + t, scales_stride, g, g + step);
+                else if (m - i > QUERY_ROWS / 4)
+                    add_scores(s, a, i, QUERY_ROWS / 2, b, scales + t, scales_stride, g, g + step);
+                else
+                    add_scores(s, a, i, QUERY_ROWS / 4, b, scales + t, scales_stride, g, g + step);
+            }
+        for (size_t i = 0; i < m; i++)
+            UNROLL
+            for (size_t v = 0; v < BLOCK_VECS; v++)
+                store(out + i * out_stride + t + v * LANES, mul(sums[i * BLOCK_VECS + v], splat(a_scales[i])));
     }
 }
 

@@ -201,7 +201,7 @@ INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, cons
 static void pair_scores(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
                         const float *scales, size_t scales_stride, size_t n_groups)
 {
-    size_t step = QUERY_ROWS < DSV2_PAIR_ROWS ? 1 : n_groups;
+    size_t step = (int)QUERY_ROWS < (int)DSV2_PAIR_ROWS ? 1 : n_groups;
     for (size_t t = 0; t < n; t += DSV2_PAIR_ROWS, b += n_groups * DSV2_PAIR_ROWS * DSV2_SCALE_COLS) {
         vec sums[DSV2_PAIR_ROWS * BLOCK_VECS];
         UNROLL

@@ -7,7 +7,6 @@
 
 enum {
     VECS = DSV2_PACK_ROWS / LANES, /* vectors of a group's rows */
-    PART = 4 * LANES,              /* bytes of a vector of weights: `v` says which of a word's */
     BLOCK_ROWS = 4,                /* rows of activations that meet a block together: 8 sums in 16 bits, and all else, fill the registers */
     DIRECT_ROWS = 8,               /* with more, a span is made ready first */
 };
@@ -92,22 +91,10 @@ INLINE vec block_minimum(dsv2_type type, const span_scales *s, size_t at, size_t
 }
 
 /* Part v of word g of a block: unsigned bytes, but signed in P8. */
-INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g, size_t v)
+INLINE ivec read_part(dsv2_type type, const uint8_t *block, size_t g, size_t v)
 {
-    block += v * PART;
-    if (type == DSV2_TYPE_P8)
-        return _mm256_xor_si256(load_ints(block + g * VECTOR), _mm256_set1_epi8(-128));
-    ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
-    if (dsv2_pack_bits(type) == 5) {
-        ivec more = load_ints(block + 4 * VECTOR);
-        w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
-    }
-    if (type == DSV2_TYPE_P6) {
-        ivec more = load_ints(block + (4 + g / 4) * VECTOR);
-        size_t at = 2 * (g % 4);
-        w = or_ints(w, and_bits(at < 4 ? shift_left(more, 4 - at) : shift_right(more, at - 4), 0x30303030));
-    }
-    return w;
+    ivec w = read_word(type, block + v * PART, g);
+    return type == DSV2_TYPE_P8 ? _mm256_xor_si256(w, _mm256_set1_epi8(-128)) : w;
 }
 
 /* A span made ready for many rows of activations. */
@@ -136,7 +123,7 @@ INLINE void make_ready(dsv2_type type, ready_span *ready, const span_scales *s, 
         for (size_t v = 0; v < VECS; v++) {
             UNROLL
             for (size_t g = 0; g < BLOCK_WORDS; g++)
-                ready->words[b][g][v] = read_word(type, block, g, v);
+                ready->words[b][g][v] = read_part(type, block, g, v);
             if (!has_integer_scales(type))
                 ready->block_scales[b][v] = block_scale(s, b, v);
             UNROLL
@@ -163,7 +150,7 @@ INLINE void load_word(dsv2_type type, ivec w[VECS], const ready_span *ready, siz
 {
     UNROLL
     for (size_t v = 0; v < VECS; v++) {
-        w[v] = ready != NULL ? ready->words[b][g][v] : read_word(type, block, g, v);
+        w[v] = ready != NULL ? ready->words[b][g][v] : read_part(type, block, g, v);
         IN_REGISTER(w[v]);
     }
 }
@@ -327,7 +314,6 @@ INLINE void multiply_rows(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *co
     }
 }
 
-/* m rows of activations, at most PACKED_M_BLOCK, and a group, of whose rows n count. */
 INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group,
                          size_t n, size_t k)
 {
@@ -361,17 +347,6 @@ INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const ds
         vec factor = load(group + v * PART);
         for (size_t i = 0; i < m; i++)
             store_first(out + i * out_stride + v * LANES, mul(totals[i][v], factor), valid);
-    }
-}
-
-INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w,
-                          size_t n, size_t k)
-{
-    size_t group_bytes = dsv2_group_bytes(type, k);
-    for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
-        size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK;
-        for (size_t j = 0; j < n; j += DSV2_PACK_ROWS)
-            packed_group(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, n - j, k);
     }
 }
 

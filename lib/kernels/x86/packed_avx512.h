@@ -1,7 +1,5 @@
 /* Products with packed weights for sets that multiply and add four bytes at once; a set's file includes this after packed_kernels.h.
- * Beside what vector_kernels.h needs it defines:
- *   ivec                        a vector of LANES 32-bit lanes, 4 bytes each
- *   load_ints and_bits(v, mask) or_ints shift_left(v, n) shift_right(v, n)   on lanes of 32 bits
+ * Beside what that one needs it defines:
  *   to_floats(v)                signed lanes
  *   splat_int(n)
  *   floats_of_u8(p) floats_of_s8(p)         LANES bytes
@@ -9,10 +7,7 @@
  *   dot_bytes(sum, w, x)        adds to each lane the products of its four unsigned bytes in w and the four signed ones at x
  *   PACKED_ROWS                 rows of activations that meet a group of weights together: their sums, in floats and in
  *                               integers, have to fit into the registers
- *
- * A vector of weights has LANES rows: `part` of 16 / LANES says which. */
-
-enum { PART = 4 * LANES }; /* bytes */
+ */
 
 /* A span's scales and minima, for blocks or, in P6, half blocks: a weight is scale * q - minimum. */
 typedef struct affine {
@@ -45,24 +40,6 @@ INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t p
         else
             a->minima[b] = mul(a->scales[b], zero_point);
     }
-}
-
-/* Word g of a block. */
-INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
-{
-    if (type == DSV2_TYPE_P8)
-        return load_ints(block + g * VECTOR);
-    ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
-    if (dsv2_pack_bits(type) == 5) {
-        ivec more = load_ints(block + 4 * VECTOR);
-        w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
-    }
-    if (type == DSV2_TYPE_P6) {
-        ivec more = load_ints(block + (4 + g / 4) * VECTOR);
-        size_t at = 2 * (g % 4);
-        w = or_ints(w, and_bits(at < 4 ? shift_left(more, 4 - at) : shift_right(more, at - 4), 0x30303030));
-    }
-    return w;
 }
 
 /* ---- products ---- */
@@ -163,7 +140,7 @@ INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const ds
 }
 
 /* All of m rows of activations: as few blocks as leave few places of them empty. */
-INLINE void packed_rows(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group,
+INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group,
                         size_t n, size_t k)
 {
     while (m > 0) {
@@ -185,17 +162,6 @@ INLINE void packed_rows(dsv2_type type, float *out, size_t out_stride, const dsv
         out += n_rows * out_stride;
         x += n_rows;
         m -= n_rows;
-    }
-}
-
-INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w,
-                          size_t n, size_t k)
-{
-    size_t group_bytes = dsv2_group_bytes(type, k);
-    for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
-        size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK;
-        for (size_t j = 0; j < n; j += DSV2_PACK_ROWS)
-            packed_rows(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, n - j, k);
     }
 }
 

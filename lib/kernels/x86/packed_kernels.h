@@ -1,7 +1,12 @@
-/* What the kernels of packed weights share on x86: rows of activations, the numbers of 6 bits, and the table's entries. An instruction
- * set's file includes this and then its products, packed_avx512.h or packed_avx2.h. */
+/* What the kernels of packed weights share on x86: rows of activations, reading weights, and the table's entries. An instruction set's
+ * file includes this and then its products, packed_avx512.h or packed_avx2.h. Beside what vector_kernels.h needs it defines:
+ *   ivec                        a vector of LANES 32-bit lanes, 4 bytes each
+ *   load_ints and_bits(v, mask) or_ints shift_left(v, n) shift_right(v, n)   on lanes of 32 bits
+ *
+ * A vector of weights has LANES rows: `part` or `v` of 16 / LANES says which. */
 
 enum {
+    PART = 4 * LANES,    /* bytes of a vector of weights */
     PACKED_M_BLOCK = 96, /* rows of activations that use a group of weights before the next: they stay in the second-level cache */
 };
 
@@ -79,7 +84,40 @@ INLINE void unpack_six_bits(uint8_t out[4 * VECTOR], const uint8_t *in)
     }
 }
 
-/* ---- the table: packed_matmul(type, ...), which the products define, for each type ---- */
+/* Word g of a block that begins at the part wanted. */
+INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
+{
+    if (type == DSV2_TYPE_P8)
+        return load_ints(block + g * VECTOR);
+    ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
+    if (dsv2_pack_bits(type) == 5) {
+        ivec more = load_ints(block + 4 * VECTOR);
+        w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
+    }
+    if (type == DSV2_TYPE_P6) {
+        ivec more = load_ints(block + (4 + g / 4) * VECTOR);
+        size_t at = 2 * (g % 4);
+        w = or_ints(w, and_bits(at < 4 ? shift_left(more, 4 - at) : shift_right(more, at - 4), 0x30303030));
+    }
+    return w;
+}
+
+/* ---- the table ---- */
+
+/* What the products define: m rows of activations, at most PACKED_M_BLOCK, times a group, of whose rows n count. */
+INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group, size_t n,
+                         size_t k);
+
+INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w,
+                          size_t n, size_t k)
+{
+    size_t group_bytes = dsv2_group_bytes(type, k);
+    for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
+        size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK;
+        for (size_t j = 0; j < n; j += DSV2_PACK_ROWS)
+            packed_group(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, n - j, k);
+    }
+}
 
 #define PACKED_MATMUL(name, type)                                                                                               \
     static void name(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)        \

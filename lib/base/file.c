@@ -67,9 +67,9 @@ void dsv2_file_unmap(dsv2_file *file)
 
 void dsv2_file_forget(const dsv2_file *file, uint64_t offset, uint64_t size)
 {
-    /* Touching a page brings in its neighbours, by aligned runs of this size: also those that were forgotten already, or will not be
+    /* Touching a page brings in its neighbours, at most a huge page of them: also those that were forgotten already, or will not be
      * touched themselves. */
-    const uint64_t run = 64 << 10;
+    const uint64_t run = 2 << 20;
     uint64_t first = offset / run * run, end = (offset + size + run - 1) / run * run;
     if (end > file->size)
         end = file->size;

@@ -95,8 +95,6 @@ static void lay_out_attention(dsv2_pass *pass, carver *c)
     pass->q = carve(c, m * n_heads * (config->qk_nope_head_dim + config->qk_rope_head_dim), sizeof(float));
     pass->q_a = carve(c, m * config->q_lora_rank, sizeof(float));
     pass->kv_a = carve(c, m * width, sizeof(float));
-    pass->rope_cos = carve(c, m * config->qk_rope_head_dim / 2, sizeof(float));
-    pass->rope_sin = carve(c, m * config->qk_rope_head_dim / 2, sizeof(float));
     pass->absorbed = carve(c, m * n_heads * width, sizeof(float));
     pass->heads_out = carve(c, m * n_heads * config->v_head_dim, sizeof(float));
 
@@ -119,6 +117,13 @@ static void lay_out_attention(dsv2_pass *pass, carver *c)
     pass->span_sum = carve(c, pass->max_partials, sizeof(float));
 }
 
+static void lay_out_head(dsv2_pass *pass, carver *c)
+{
+    uint64_t m = pass->max_rows;
+    pass->logit_rows = carve(c, m, sizeof(uint32_t));
+    pass->logits = carve(c, (m < DSV2_LOGIT_ROWS ? m : DSV2_LOGIT_ROWS) * pass->model->config.vocab_size, sizeof(float));
+}
+
 static void lay_out(dsv2_pass *pass, carver *c)
 {
     const dsv2_config *config = &pass->model->config;
@@ -129,17 +134,24 @@ static void lay_out(dsv2_pass *pass, carver *c)
     pass->hidden = carve(c, m * config->hidden_size, sizeof(float));
     pass->normed = carve(c, m * config->hidden_size, sizeof(float));
     pass->block_out = carve(c, m * config->hidden_size, sizeof(float));
-    lay_out_attention(pass, c);
-    lay_out_ffn(pass, c);
+    pass->rope_cos = carve(c, m * config->qk_rope_head_dim / 2, sizeof(float));
+    pass->rope_sin = carve(c, m * config->qk_rope_head_dim / 2, sizeof(float));
     size_t widest = max_of(max_of(config->hidden_size, config->q_lora_rank), (size_t)config->num_attention_heads * config->v_head_dim);
     pass->x8_stride = dsv2_prepared_blocks((uint32_t)widest);
     pass->x8 = carve(c, pass->model->has_packed ? m * pass->x8_stride : 0, sizeof(dsv2_x8));
     pass->x8_rows = carve(c, m, sizeof(dsv2_x8 *));
-    pass->logit_rows = carve(c, m, sizeof(uint32_t));
-    pass->logits = carve(c, (m < DSV2_LOGIT_ROWS ? m : DSV2_LOGIT_ROWS) * config->vocab_size, sizeof(float));
     size_t ffn_scratch = (size_t)DSV2_PASS_ROWS * DSV2_TASK_ROWS;
     pass->thread_scratch_floats = (matmul_scratch(pass->model) + max_of(dsv2_mla_scratch(pass->model), ffn_scratch) + 15) & ~(size_t)15;
     pass->thread_scratch = carve(c, (uint64_t)pass->thread_scratch_floats * dsv2_pool_threads(pass->model->pool), sizeof(float));
+    /* What attention, feed-forward and head work on is dropped at the end of each: they share the rest. */
+    void (*const parts[])(dsv2_pass *, carver *) = {lay_out_attention, lay_out_ffn, lay_out_head};
+    uint64_t first = c->used, end = first;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        c->used = first;
+        parts[i](pass, c);
+        end = max_of(c->used, end);
+    }
+    c->used = end;
 }
 
 float *dsv2_thread_scratch(const dsv2_pass *pass, unsigned thread)

@@ -66,10 +66,12 @@ struct dsv2_pass {
     float *hidden;     /* [hidden_size]: the residual stream h */
     float *normed;     /* [hidden_size]: input of the next block, after its norm */
     float *block_out;  /* [hidden_size]: output of attention or feed-forward, before it is added */
+    float *rope_cos, *rope_sin; /* [rope / 2] */
+
+    /* Of attention, the next part's memory at the end of it. Rows, m of each: */
     float *q;          /* [n_heads][nope + rope]: queries; rope part rotated in place */
     float *q_a;        /* [q_lora_rank]: c^Q */
     float *kv_a;       /* [kv_lora_rank + rope]: c^KV and k^R */
-    float *rope_cos, *rope_sin; /* [rope / 2] */
     float *absorbed;   /* [n_heads][kv_lora_rank + rope]: q^C W^UK and q^R; afterwards the weighted sum of latents */
     float *heads_out;  /* [n_heads][v_head_dim]: o before W^O */
 
@@ -83,6 +85,7 @@ struct dsv2_pass {
     float *span_out, *span_max, *span_sum;
     size_t max_partials;
 
+    /* Of the feed-forward part: */
     dsv2_routes routes;
     uint32_t *expert_rows; /* counts, then first row per expert: n_routed_experts + 1 */
     uint32_t *pair_slot;   /* [m][num_experts_per_tok]: where in the grouped order the pair went */
@@ -93,18 +96,18 @@ struct dsv2_pass {
     dsv2_ffn_job *ffn_jobs;
     dsv2_ffn_slice *ffn_slices;
     uint32_t n_ffn_jobs;
+    dsv2_x8 *ffn_x8;         /* ffn_hidden rounded to 8 bits, for packed W_down: laid out as ffn_hidden is */
+    const dsv2_x8 **ffn_input_x8, **ffn_hidden_x8; /* [slots], beside ffn_inputs and ffn_hidden_rows */
 
+    /* Of the head: */
     float *logits; /* [DSV2_LOGIT_ROWS][vocab_size] */
     uint32_t *logit_rows; /* [m]: rows whose logits are wanted */
 
-    const float **row_pointers; /* [m], for linear maps */
-
-    /* Rows rounded to 8 bits, for packed weights. */
-    dsv2_x8 *x8;             /* [m][x8_stride]: inputs of linear maps, or of feed-forward networks */
+    /* Of each linear map, also of the feed-forward part's first: */
+    const float **row_pointers; /* [m] */
+    dsv2_x8 *x8;             /* [m][x8_stride]: inputs rounded to 8 bits, for packed weights */
     size_t x8_stride;        /* blocks between rows, of the widest input */
     const dsv2_x8 **x8_rows; /* [m] */
-    dsv2_x8 *ffn_x8;         /* inputs of W_down, laid out as ffn_hidden is */
-    const dsv2_x8 **ffn_input_x8, **ffn_hidden_x8; /* [slots], beside ffn_inputs and ffn_hidden_rows */
     float *thread_scratch;      /* n_threads of thread_scratch_floats */
     size_t thread_scratch_floats;
 };

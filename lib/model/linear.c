@@ -7,14 +7,25 @@ typedef struct linear {
     size_t m;
     float *out;
     size_t out_stride;
+    uint32_t task_rows; /* of W */
 } linear;
+
+/* DSV2_TASK_ROWS, or fewer of a small matrix (the router's, W^DKV) so that every thread gets some tasks. */
+static uint32_t task_rows(const dsv2_pass *pass, uint32_t rows)
+{
+    enum { EVEN_TASKS = 8 };
+    uint32_t n = DSV2_TASK_ROWS, wanted = EVEN_TASKS * dsv2_pool_threads(pass->model->pool);
+    while (n > DSV2_PACK_ROWS && rows / n < wanted)
+        n /= 2;
+    return n;
+}
 
 static void linear_task(void *context, size_t task, unsigned thread)
 {
     const linear *l = context;
     const dsv2_pass *pass = l->pass;
-    uint32_t first = (uint32_t)task * DSV2_TASK_ROWS;
-    uint32_t end = l->w->rows - first < DSV2_TASK_ROWS ? l->w->rows : first + DSV2_TASK_ROWS;
+    uint32_t first = (uint32_t)task * l->task_rows;
+    uint32_t end = l->w->rows - first < l->task_rows ? l->w->rows : first + l->task_rows;
     if (dsv2_type_is_packed(l->w->type))
         dsv2_matmul_prepared(pass->model->kernels, l->out + first, l->out_stride, pass->x8_rows, l->m, l->w, first, end);
     else
@@ -34,8 +45,8 @@ void dsv2_linear(dsv2_pass *pass, const dsv2_matrix *w, const float *bias, const
     else
         for (size_t i = 0; i < m; i++)
             pass->row_pointers[i] = x + i * x_stride;
-    linear l = {pass, w, bias, m, out, out_stride};
-    dsv2_pool_run(pass->model->pool, linear_task, &l, (w->rows + DSV2_TASK_ROWS - 1) / DSV2_TASK_ROWS);
+    linear l = {pass, w, bias, m, out, out_stride, task_rows(pass, w->rows)};
+    dsv2_pool_run(pass->model->pool, linear_task, &l, (w->rows + l.task_rows - 1) / l.task_rows);
 }
 
 typedef struct prepare {

@@ -305,32 +305,29 @@ static void attend_task(void *context, size_t index, unsigned thread)
         attend_partial(a, sequence, task, thread);
 }
 
-/* The tasks of a block's first span begin a run of n_spans tasks: merges them for every query. */
+/* The tasks of a block are a run, one for each span. To merge, each takes some queries and all spans of these. */
 static void merge_task(void *context, size_t index, unsigned thread)
 {
     mla *a = context;
     dsv2_pass *pass = a->pass;
-    const dsv2_attend_task *task = &pass->attend_tasks[index];
-    if (task->span != 0)
-        return;
+    const dsv2_attend_task *task = &pass->attend_tasks[index], *run = task - task->span;
     uint32_t lora = pass->model->config.kv_lora_rank, n_queries = task->n_rows * task->n_heads;
     float *total = attend_scratch_of(pass, thread).total;
-    for (uint32_t i = 0; i < n_queries; i++) {
+    for (size_t i = task->span; i < n_queries; i += task->n_spans) {
         float max = -INFINITY, sum = 0;
         memset(total, 0, lora * sizeof *total);
         for (size_t span = 0; span < task->n_spans; span++) {
-            size_t partial = task[span].first_partial + i;
+            size_t partial = run[span].first_partial + i;
             merge_span(total, &max, &sum, pass->span_out + partial * lora, pass->span_max[partial], pass->span_sum[partial], lora);
         }
-        finish_query(a, task->first_row + i / task->n_heads, task->first_head + i % task->n_heads, total, sum);
+        finish_query(a, task->first_row + (uint32_t)i / task->n_heads, task->first_head + (uint32_t)i % task->n_heads, total, sum);
     }
 }
 
-/* Cuts the absorbed sequences into blocks of queries; and these, where there are too few to keep the threads busy, into spans. */
-static size_t plan_absorbed(dsv2_pass *pass, bool split)
+/* Cuts the absorbed sequences into blocks of queries, each of some rows and block_heads heads; and these, if `split`, into spans. */
+static size_t plan_absorbed(dsv2_pass *pass, uint32_t block_heads, bool split)
 {
     uint32_t n_heads = pass->model->config.num_attention_heads;
-    uint32_t block_heads = n_heads < DSV2_QUERY_BLOCK ? n_heads : DSV2_QUERY_BLOCK;
     uint32_t block_rows = n_heads < DSV2_QUERY_BLOCK ? DSV2_QUERY_BLOCK / n_heads : 1;
     size_t n_tasks = 0, n_partials = 0;
     for (size_t s = 0; s < pass->n_sequences; s++) {
@@ -376,10 +373,16 @@ static void attend_absorbed(mla *a)
     if (n_rows == 0)
         return;
     dsv2_pool_run(pass->model->pool, absorb_task, a, config->num_attention_heads);
-    size_t n_tasks = plan_absorbed(pass, false), n_threads = dsv2_pool_threads(pass->model->pool);
-    bool split = n_tasks < 4 * n_threads && n_rows * config->num_attention_heads * span_count(longest) <= pass->max_partials;
+    /* Where there are too few blocks to keep the threads busy they are cut into spans; and into heads, if they have too few of these:
+     * each then makes the same tiles, which takes less time than waiting. */
+    uint32_t n_heads = config->num_attention_heads, block_heads = n_heads < DSV2_QUERY_BLOCK ? n_heads : DSV2_QUERY_BLOCK;
+    size_t n_tasks = plan_absorbed(pass, block_heads, false), n_threads = dsv2_pool_threads(pass->model->pool);
+    size_t n_spans = span_count(longest);
+    bool split = n_tasks < 4 * n_threads && n_spans > 1 && n_rows * n_heads * n_spans <= pass->max_partials;
     if (split)
-        n_tasks = plan_absorbed(pass, true);
+        n_tasks = plan_absorbed(pass, block_heads, true);
+    if (n_tasks < n_threads)
+        n_tasks = plan_absorbed(pass, (uint32_t)((block_heads * n_tasks + n_threads - 1) / n_threads), split);
     dsv2_pool_run(pass->model->pool, attend_task, a, n_tasks);
     if (split)
         dsv2_pool_run(pass->model->pool, merge_task, a, n_tasks);

@@ -228,14 +228,16 @@ const int8_t *dsv2_cache_codes(const dsv2_cache_shape *shape, const uint8_t *sto
     return (const int8_t *)stored + layout_q8(shape->kv_lora_rank, shape->qk_rope_head_dim).codes;
 }
 
-/* n floats as groups of integers: returns the number of groups. */
-static size_t round_groups(const dsv2_kernels *kernels, int16_t *row, float *scales, const float *x, size_t n)
+/* n floats, or halves, as groups of integers: returns the number of groups. */
+static size_t round_groups(const dsv2_kernels *kernels, int16_t *row, float *scales, const float *floats, const uint8_t *halves, size_t n)
 {
     size_t g = 0;
     for (size_t i = 0; i < n; i += DSV2_SCALE_COLS, g++) {
         size_t m = n - i < DSV2_SCALE_COLS ? n - i : DSV2_SCALE_COLS;
-        scales[g * DSV2_PAGE_TOKENS] = kernels->round_row(row + i, x + i, m, DSV2_NARROW);
-        memset(row + i + m, 0, (DSV2_SCALE_COLS - m) * sizeof *row);
+        scales[g * DSV2_PAGE_TOKENS] = halves != NULL ? kernels->round_halves(row + i, halves + 2 * i, m, DSV2_NARROW)
+                                                      : kernels->round_row(row + i, floats + i, m, DSV2_NARROW);
+        if (m < DSV2_SCALE_COLS)
+            memset(row + i + m, 0, (DSV2_SCALE_COLS - m) * sizeof *row);
     }
     return g;
 }
@@ -268,11 +270,12 @@ void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernel
     q6_layout q6 = layout_q6(lora, rope);
     for (size_t t = 0; t < n; t++, stored += shape->row_bytes, scales++) {
         size_t groups;
+        const uint8_t *halves = NULL;
         if (next != NULL)
             fetch_row(next + t * shape->row_bytes, shape->row_bytes);
         if (shape->type == DSV2_CACHE_Q8) {
             groups = take_scales(scales, stored + q8.scales, Q8_GROUP, lora);
-            kernels->to_f32[DSV2_TYPE_F16](scratch + lora, stored, rope);
+            halves = stored;
         } else if (q6.n_latent == lora) {
             kernels->split_pairs(rows, stored + q6.pairs, lora);
             groups = take_scales(scales, stored, Q6_GROUP, lora);
@@ -280,10 +283,10 @@ void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernel
             kernels->unpack_q8(scratch + lora, stored + q6.rope_scales, (const int8_t *)stored + q6.rope_codes, Q6_ROPE_GROUP, rope);
         } else { /* the last element of the latent has a scale of its own */
             dsv2_cache_decode_rows(shape, kernels, stored, 1, scratch);
-            groups = round_groups(kernels, rows, scales, scratch, lora);
+            groups = round_groups(kernels, rows, scales, scratch, NULL, lora);
         }
         rows += groups * DSV2_SCALE_COLS;
-        groups = round_groups(kernels, rows, scales + groups * DSV2_PAGE_TOKENS, scratch + lora, rope);
+        groups = round_groups(kernels, rows, scales + groups * DSV2_PAGE_TOKENS, scratch + lora, halves, rope);
         rows += groups * DSV2_SCALE_COLS;
     }
 }

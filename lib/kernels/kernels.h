@@ -132,6 +132,9 @@ typedef struct dsv2_kernels {
      * (below 2^15). Next to nothing gives zeros and scale 0; an infinity or NaN zeros and scale NaN. */
     float (*round_row)(int16_t *out, const float *x, size_t n, float limit);
 
+    /* The same of n numbers in half precision, at any address. */
+    float (*round_halves)(int16_t *out, const void *halves, size_t n, float limit);
+
     /* out[c] = the nearest integer to a[c] * b[c] * factor, which is below 2^15. */
     void (*round_products)(int16_t *out, const float *a, const float *b, float factor, size_t n);
 

@@ -563,6 +563,21 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
                 ck_assert_double_le(fabs((double)((float *)x.data)[c] - (double)((int16_t *)out.data)[c] * (double)scale), 0.503 * (double)scale);
         }
         fill(x.data, n_cols, UNIFORM);
+        for (int kind = 0; kind < 5; kind++) { /* the same numbers in half precision and as floats: the same integers */
+            guarded halves = guard(n_cols * sizeof(uint16_t));
+            reference->f32_to_f16(halves.data, x.data, n_cols);
+            if (kind == 1)
+                memset(halves.data, 0, n_cols * sizeof(uint16_t));
+            if (kind >= 2)
+                ((uint16_t *)halves.data)[n_cols - 1] = (uint16_t[]){0x7c00, 0xfe00, 0xfbff}[kind - 2]; /* infinity, NaN, the least */
+            float scale = kernels->round_halves(out.data, halves.data, n_cols, DSV2_NARROW), floats[130];
+            reference->to_f32[DSV2_TYPE_F16](floats, halves.data, n_cols);
+            float expected_scale = reference->round_row(expected, floats, n_cols, DSV2_NARROW);
+            ck_assert_mem_eq(out.data, expected, n_cols * sizeof *expected);
+            ck_assert(memcmp(&scale, &expected_scale, sizeof scale) == 0 || (isnan(scale) && isnan(expected_scale)));
+            ck_assert_int_eq(isnan(scale), kind == 2 || kind == 3);
+            unguard(halves);
+        }
         kernels->round_products(out.data, x.data, y.data, DSV2_WIDE, n_cols);
         for (size_t c = 0; c < n_cols; c++)
             ck_assert_int_eq(((int16_t *)out.data)[c], lrintf(((float *)x.data)[c] * ((float *)y.data)[c] * DSV2_WIDE));

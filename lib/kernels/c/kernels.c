@@ -171,6 +171,7 @@ const dsv2_kernels dsv2_kernels_c = {
     .swiglu = swiglu,
     .add_scaled = add_scaled,
     .max = maximum,
+    .round_halves = dsv2_round_halves_c,
     .pair_columns = dsv2_pair_columns_c,
     .pair_rows = dsv2_pair_rows_c,
     .pair_codes = dsv2_pair_codes_c,

@@ -1,7 +1,29 @@
 /* Attention in 16 bits: the reference. */
 #include "kernels/c/pairs.h"
 
+#include <math.h>
 #include <string.h>
+
+float dsv2_round_halves_c(int16_t *out, const void *halves, size_t n, float limit)
+{
+    const uint8_t *bytes = halves;
+    float largest = 0;
+    for (size_t c = 0; c < n; c++) {
+        float magnitude = fabsf(dsv2_f16_to_f32(dsv2_load_u16(bytes + 2 * c)));
+        if (!(magnitude < INFINITY))
+            largest = NAN;
+        else if (magnitude > largest) /* never of a NaN */
+            largest = magnitude;
+    }
+    if (!(largest > 0)) {
+        memset(out, 0, n * sizeof *out);
+        return largest;
+    }
+    float inverse = limit / largest;
+    for (size_t c = 0; c < n; c++)
+        out[c] = (int16_t)rintf(dsv2_f16_to_f32(dsv2_load_u16(bytes + 2 * c)) * inverse);
+    return largest / limit;
+}
 
 /* Element `column` of row `row` in pairs. */
 static size_t pair_at(size_t row, size_t column) { return (column / 2 * DSV2_PAIR_ROWS + row) * 2 + column % 2; }

@@ -4,6 +4,7 @@
 
 #include "kernels/kernels.h"
 
+float dsv2_round_halves_c(int16_t *out, const void *halves, size_t n, float limit);
 void dsv2_pair_columns_c(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
 void dsv2_pair_rows_c(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
 void dsv2_pair_codes_c(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,

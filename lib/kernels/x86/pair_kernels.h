@@ -14,6 +14,59 @@ enum {
     BLOCK_VECS = DSV2_PAIR_ROWS / LANES,  /* and vectors */
 };
 
+/* 16 halves or, of fewer, those that there are; zeros for the others. */
+INLINE __m256i load_16_halves(const uint8_t *halves, size_t n)
+{
+    uint16_t some[16] = {0};
+    if (n < 16) {
+        memcpy(some, halves, n * sizeof *some);
+        halves = (const uint8_t *)some;
+    }
+    return _mm256_loadu_si256((const __m256i *)(const void *)halves);
+}
+
+/* The bits of the largest magnitude of n halves, NaN being larger than all numbers. */
+INLINE unsigned largest_half(const uint8_t *halves, size_t n)
+{
+    __m256i all = _mm256_setzero_si256();
+    UNROLL
+    for (size_t c = 0; c < n; c += 16)
+        all = _mm256_max_epu16(all, _mm256_and_si256(load_16_halves(halves + 2 * c, n - c), _mm256_set1_epi16(0x7fff)));
+    __m128i half = _mm_max_epu16(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    __m128i least = _mm_minpos_epu16(_mm_xor_si128(half, _mm_set1_epi16(-1)));
+    return (unsigned)_mm_cvtsi128_si32(least) % 0x10000 ^ 0xffff;
+}
+
+INLINE float round_some_halves(int16_t *restrict out, const uint8_t *restrict halves, size_t n, float limit)
+{
+    enum { INFINITE = 0x7c00 };
+    unsigned largest = largest_half(halves, n);
+    if (largest == 0 || largest >= INFINITE) {
+        memset(out, 0, n * sizeof *out);
+        return largest == 0 ? 0.0f : NAN;
+    }
+    float magnitude = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128((int)largest)));
+    __m256 inverse = _mm256_set1_ps(limit / magnitude);
+    UNROLL
+    for (size_t c = 0; c < n; c += 16) {
+        __m256i x = load_16_halves(halves + 2 * c, n - c);
+        __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(x)), inverse));
+        __m256i high = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)), inverse));
+        __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+        if (n - c >= 16)
+            _mm256_storeu_si256((__m256i *)(void *)(out + c), words);
+        else
+            memcpy(out + c, &words, (n - c) * sizeof *out);
+    }
+    return magnitude / limit;
+}
+
+/* The shape of all published models is known when this is compiled. */
+static float round_halves(int16_t *out, const void *halves, size_t n, float limit)
+{
+    return n == 64 ? round_some_halves(out, halves, 64, limit) : round_some_halves(out, halves, n, limit);
+}
+
 /* LANES vectors: lane r of vector c changes places with lane c of vector r. Squares of 4 x 4 within each 128 bits, and then these. */
 INLINE void turn(ivec v[LANES])
 {
@@ -264,5 +317,6 @@ static void pair_sums(float *out, size_t out_stride, const float *keep, const fl
 }
 
 #define PAIR_KERNELS                                                                                                            \
-    .pair_columns = pair_columns, .pair_rows = pair_rows, .pair_codes = pair_codes, .pair_scores = pair_scores, .pair_sums = pair_sums,         \
+    .round_halves = round_halves, .pair_columns = pair_columns, .pair_rows = pair_rows, .pair_codes = pair_codes,                              \
+    .pair_scores = pair_scores, .pair_sums = pair_sums,                                                                                       \
     PAIRS_KERNELS

@@ -39,7 +39,7 @@ static size_t divide(const dsv2_attend_shape *shape, size_t n, float *memory, ds
     size_t widest = cols > shape->value_width ? cols : shape->value_width;
     attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAIR_ROWS * widest);
     attend->padded = take(memory, &used, sizeof(float) * cols);
-    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAGE_TOKENS * cols);
+    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * (shape->at_once ? DSV2_PAIR_ROWS : DSV2_PAGE_TOKENS) * cols);
     tile->key_scales = take(memory, &used, sizeof(float) * DSV2_PAGE_TOKENS * groups);
     tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAGE_TOKENS * fill_up(shape->value_width, DSV2_PAIR_ROWS));
     tile->value_largest = take(memory, &used, sizeof(float) * DSV2_PAGE_TOKENS * value_groups);
@@ -66,11 +66,17 @@ size_t dsv2_tile_rows(const dsv2_tile *tile, size_t first)
     return tile->n - first < DSV2_PAIR_ROWS ? tile->n - first : DSV2_PAIR_ROWS;
 }
 
+/* Where the block of keys of token `first` and the next ones is. */
+static int16_t *key_block(const dsv2_tile *tile, const dsv2_attend_shape *shape, size_t first)
+{
+    return tile->key_pairs + (shape->at_once ? 0 : first * dsv2_attend_groups(shape) * DSV2_SCALE_COLS);
+}
+
 void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
                     size_t stride)
 {
     size_t cols = dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
-    kernels->pair_columns(tile->key_pairs + first * cols, rows, stride, dsv2_tile_rows(tile, first), cols);
+    kernels->pair_columns(key_block(tile, shape, first), rows, stride, dsv2_tile_rows(tile, first), cols);
 }
 
 void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
@@ -86,7 +92,7 @@ void dsv2_tile_codes(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2
 {
     size_t n_pairs = (tile->n + 1) / 2, n = dsv2_tile_rows(tile, first), cols = dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
     size_t latent = padded_part(shape, 0);
-    int16_t *keys = tile->key_pairs + first * cols;
+    int16_t *keys = key_block(tile, shape, first);
     kernels->pair_codes(keys, tile->value_pairs + first * DSV2_PAIR_ROWS, 2 * n_pairs * DSV2_PAIR_ROWS, codes, codes_stride, n,
                         shape->value_width);
     kernels->pair_columns(keys + latent * DSV2_PAIR_ROWS, rows + latent, stride, n, cols - latent);
@@ -152,7 +158,8 @@ static void take_scores(const dsv2_kernels *kernels, bool sixteen, float *scores
         *running_sum = *running_sum * *keep + *factor * kernels->exp_sum(scores, sixteen ? tile_max : max, visible);
         *running_max = max;
     }
-    memset(scores + visible, 0, (n - visible) * sizeof *scores);
+    if (visible < n)
+        memset(scores + visible, 0, (n - visible) * sizeof *scores);
 }
 
 /* m <= DSV2_ATTEND_ROWS queries from `first` on. */
@@ -171,17 +178,36 @@ static void attend_floats(dsv2_attend *attend, const dsv2_tile *tile, const uint
                           tile->values, tile->value_stride, tile->n, attend->shape->value_width);
 }
 
+/* Scores of m <= DSV2_PAIR_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of DSV2_PAIR_ROWS. */
+static void score(const dsv2_attend *attend, const dsv2_tile *tile, uint32_t first_query, uint32_t m, float *scores, size_t first, size_t n)
+{
+    const dsv2_attend_shape *shape = attend->shape;
+    uint32_t groups = dsv2_attend_groups(shape);
+    attend->kernels->pair_scores(scores + first, DSV2_PAGE_TOKENS, attend->q_pairs + (size_t)first_query * groups * DSV2_SCALE_COLS,
+                                 attend->q_scales + first_query, m, key_block(tile, shape, first), n, tile->key_scales + first,
+                                 DSV2_PAGE_TOKENS, groups);
+}
+
+void dsv2_attend_keys(dsv2_attend *attend, const dsv2_tile *tile, size_t first)
+{
+    for (uint32_t i = 0; i < attend->n; i += DSV2_PAIR_ROWS) {
+        uint32_t m = attend->n - i < DSV2_PAIR_ROWS ? attend->n - i : DSV2_PAIR_ROWS;
+        score(attend, tile, i, m, attend->scores + (size_t)i * DSV2_PAGE_TOKENS, first, DSV2_PAIR_ROWS);
+    }
+}
+
 /* m <= DSV2_PAIR_ROWS queries from `first` on, a multiple of it. */
 static void attend_sixteen(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
 {
     const dsv2_attend_shape *shape = attend->shape;
     const dsv2_kernels *kernels = attend->kernels;
-    uint32_t groups = dsv2_attend_groups(shape), n_pairs = (uint32_t)(tile->n + 1) / 2, group_cols = shape->value_group;
+    uint32_t n_pairs = (uint32_t)(tile->n + 1) / 2, group_cols = shape->value_group;
     float keep[DSV2_PAIR_ROWS], factor[DSV2_PAIR_ROWS], scaled[DSV2_PAIR_ROWS];
-    kernels->pair_scores(attend->scores, DSV2_PAGE_TOKENS, attend->q_pairs + (size_t)first * groups * DSV2_SCALE_COLS, attend->q_scales + first,
-                         m, tile->key_pairs, fill_up((uint32_t)tile->n, DSV2_PAIR_ROWS), tile->key_scales, DSV2_PAGE_TOKENS, groups);
+    float *scores = attend->scores + (shape->at_once ? (size_t)first * DSV2_PAGE_TOKENS : 0);
+    if (!shape->at_once)
+        score(attend, tile, first, m, scores, 0, fill_up((uint32_t)tile->n, DSV2_PAIR_ROWS));
     for (uint32_t i = 0; i < m; i++)
-        take_scores(kernels, true, attend->scores + (size_t)i * DSV2_PAGE_TOKENS, visible[first + i], DSV2_PAGE_TOKENS, &attend->max[first + i],
+        take_scores(kernels, true, scores + (size_t)i * DSV2_PAGE_TOKENS, visible[first + i], DSV2_PAGE_TOKENS, &attend->max[first + i],
                     &attend->sum[first + i], &keep[i], &factor[i]);
     for (uint32_t g = 0; g < dsv2_attend_value_groups(shape); g++) {
         uint32_t col = g * group_cols, cols = shape->value_width - col < group_cols ? shape->value_width - col : group_cols;
@@ -190,8 +216,9 @@ static void attend_sixteen(dsv2_attend *attend, const dsv2_tile *tile, const uin
             int16_t *weights = attend->weights + (size_t)i * DSV2_PAGE_TOKENS;
             uint32_t seen = visible[first + i];
             float most = seen > 0 ? largest[seen - 1] : 0.0f;
-            kernels->round_products(weights, attend->scores + (size_t)i * DSV2_PAGE_TOKENS, scales, most > 0 ? DSV2_WIDE / most : 0.0f, seen);
-            memset(weights + seen, 0, (2 * n_pairs - seen) * sizeof *weights);
+            kernels->round_products(weights, scores + (size_t)i * DSV2_PAGE_TOKENS, scales, most > 0 ? DSV2_WIDE / most : 0.0f, seen);
+            if (seen < 2 * n_pairs)
+                memset(weights + seen, 0, (2 * n_pairs - seen) * sizeof *weights);
             scaled[i] = factor[i] * most / DSV2_WIDE;
         }
         kernels->pair_columns(attend->weight_pairs, attend->weights, DSV2_PAGE_TOKENS, m, 2 * n_pairs);

@@ -21,6 +21,8 @@ typedef struct dsv2_attend_shape {
     uint32_t part[2];     /* elements of a key: latent and rope, or all and 0 */
     uint32_t value_width; /* elements of a value */
     uint32_t value_group; /* sixteen: value columns that share a token's scale: DSV2_SCALE_COLS, or all of value_width */
+    bool at_once;         /* sixteen: each block of keys meets the queries as soon as it is made, in the first-level cache: for at most
+                             DSV2_ATTEND_ROWS queries */
 } dsv2_attend_shape;
 
 /* Keys and values of n <= DSV2_PAGE_TOKENS tokens. */
@@ -30,7 +32,7 @@ typedef struct dsv2_tile {
     const float *keys, *values;
     size_t key_stride, value_stride;
     /* sixteen */
-    int16_t *key_pairs;    /* [DSV2_PAGE_TOKENS / DSV2_PAIR_ROWS] blocks of the groups' columns */
+    int16_t *key_pairs;    /* [DSV2_PAGE_TOKENS / DSV2_PAIR_ROWS] blocks of the groups' columns; at_once: the present block */
     float *key_scales;     /* [groups][DSV2_PAGE_TOKENS] */
     int16_t *value_pairs;  /* [value columns / DSV2_PAIR_ROWS] blocks of ceil(n / 2) pairs of tokens */
     const float *value_scales; /* [value groups][DSV2_PAGE_TOKENS] */
@@ -88,6 +90,9 @@ void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv
  * groups, the other in its last columns. */
 void dsv2_tile_codes(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int8_t *codes,
                      size_t codes_stride, const int16_t *rows, size_t stride);
+
+/* sixteen, at_once: to be called after each dsv2_tile_keys or dsv2_tile_codes, the tokens' key_scales being set. */
+void dsv2_attend_keys(dsv2_attend *attend, const dsv2_tile *tile, size_t first);
 
 /* sixteen: to be called when all is there, key_scales and value_scales too, which are the caller's to set. */
 void dsv2_tile_finish(dsv2_tile *tile, const dsv2_attend_shape *shape);

@@ -128,7 +128,7 @@ static void value_task(void *context, size_t head, unsigned thread) { for_absorb
 
 static dsv2_attend_shape absorbed_shape(const dsv2_config *config, bool sixteen)
 {
-    return (dsv2_attend_shape){sixteen, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank, DSV2_SCALE_COLS};
+    return (dsv2_attend_shape){sixteen, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank, DSV2_SCALE_COLS, true};
 }
 
 /* Working memory of one thread: */
@@ -164,7 +164,7 @@ typedef struct queries {
 
 /* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. The next page's are brought from memory
  * meanwhile, also if the present span ends here: the thread's next task will need them. */
-static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, const dsv2_attend *attend, dsv2_tile *tile, float *latents)
+static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, dsv2_attend *attend, dsv2_tile *tile, float *latents)
 {
     const dsv2_kernels *kernels = a->pass->model->kernels;
     const dsv2_attend_shape *shape = attend->shape;
@@ -184,6 +184,7 @@ static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, co
                 dsv2_tile_keys(tile, shape, kernels, t, attend->rows, stride);
                 dsv2_tile_values(tile, shape, kernels, t, attend->rows, stride);
             }
+            dsv2_attend_keys(attend, tile, t);
         }
         tile->value_scales = tile->key_scales;
         dsv2_tile_finish(tile, shape);
@@ -393,7 +394,8 @@ static void attend_absorbed(mla *a)
 
 static dsv2_attend_shape expanded_shape(const dsv2_config *config, bool sixteen)
 {
-    return (dsv2_attend_shape){sixteen, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim, config->v_head_dim};
+    return (dsv2_attend_shape){sixteen, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim, config->v_head_dim,
+                               false};
 }
 
 /* A sequence's context, or as much of it as is worked on: tokens `first` to `end` - 1. */

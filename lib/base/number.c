@@ -2,12 +2,6 @@
 
 #include <string.h>
 
-uint16_t dsv2_load_u16(const void *bytes)
-{
-    const uint8_t *b = bytes;
-    return (uint16_t)(b[0] | b[1] << 8);
-}
-
 uint32_t dsv2_load_u32(const void *bytes)
 {
     const uint8_t *b = bytes;
@@ -45,8 +39,6 @@ static uint32_t to_bits(float value)
     memcpy(&bits, &value, sizeof bits);
     return bits;
 }
-
-float dsv2_bf16_to_f32(uint16_t bits) { return from_bits((uint32_t)bits << 16); }
 
 uint16_t dsv2_f32_to_bf16(float value)
 {

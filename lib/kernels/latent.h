@@ -10,13 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-static inline float latent_scale(const uint8_t *bf16)
-{
-    uint32_t bits = (uint32_t)bf16[0] << 16 | (uint32_t)bf16[1] << 24;
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return scale;
-}
+static inline float latent_scale(const uint8_t *bf16) { return dsv2_bf16_to_f32(dsv2_load_u16(bf16)); }
 
 /* One stage of the transform on 2h elements. */
 static inline void latent_butterfly(float *restrict low, float *restrict high, size_t h)

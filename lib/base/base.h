@@ -74,7 +74,7 @@ static inline bool dsv2_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__b
 
 static inline uint16_t dsv2_load_u16(const void *bytes)
 {
-    const uint8_t *b = (const uint8_t *)bytes;
+    const uint8_t *b = bytes;
     return (uint16_t)(b[0] | b[1] << 8);
 }
 

@@ -188,7 +188,7 @@ static void score(const dsv2_attend *attend, const dsv2_tile *tile, uint32_t fir
                                  DSV2_PAGE_TOKENS, groups);
 }
 
-void dsv2_attend_keys(dsv2_attend *attend, const dsv2_tile *tile, size_t first)
+void dsv2_attend_keys(const dsv2_attend *attend, const dsv2_tile *tile, size_t first)
 {
     for (uint32_t i = 0; i < attend->n; i += DSV2_PAIR_ROWS) {
         uint32_t m = attend->n - i < DSV2_PAIR_ROWS ? attend->n - i : DSV2_PAIR_ROWS;

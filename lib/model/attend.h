@@ -92,7 +92,7 @@ void dsv2_tile_codes(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2
                      size_t codes_stride, const int16_t *rows, size_t stride);
 
 /* sixteen, at_once: to be called after each dsv2_tile_keys or dsv2_tile_codes, the tokens' key_scales being set. */
-void dsv2_attend_keys(dsv2_attend *attend, const dsv2_tile *tile, size_t first);
+void dsv2_attend_keys(const dsv2_attend *attend, const dsv2_tile *tile, size_t first);
 
 /* sixteen: to be called when all is there, key_scales and value_scales too, which are the caller's to set. */
 void dsv2_tile_finish(dsv2_tile *tile, const dsv2_attend_shape *shape);

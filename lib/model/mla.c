@@ -126,6 +126,8 @@ static void value_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned
 static void absorb_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, absorb_rows); }
 static void value_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, value_rows); }
 
+_Static_assert((int)DSV2_QUERY_BLOCK <= (int)DSV2_ATTEND_ROWS, "queries of a task that meet keys at once");
+
 static dsv2_attend_shape absorbed_shape(const dsv2_config *config, bool sixteen)
 {
     return (dsv2_attend_shape){sixteen, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank, DSV2_SCALE_COLS, true};
@@ -164,7 +166,7 @@ typedef struct queries {
 
 /* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. The next page's are brought from memory
  * meanwhile, also if the present span ends here: the thread's next task will need them. */
-static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, dsv2_attend *attend, dsv2_tile *tile, float *latents)
+static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, const dsv2_attend *attend, dsv2_tile *tile, float *latents)
 {
     const dsv2_kernels *kernels = a->pass->model->kernels;
     const dsv2_attend_shape *shape = attend->shape;

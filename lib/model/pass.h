@@ -68,7 +68,7 @@ struct dsv2_pass {
     float *block_out;  /* [hidden_size]: output of attention or feed-forward, before it is added */
     float *rope_cos, *rope_sin; /* [rope / 2] */
 
-    /* Of attention, the next part's memory at the end of it. Rows, m of each: */
+    /* Of attention. It, the feed-forward part and the head each work where the other two do: nothing outlasts its part. Rows, m of each: */
     float *q;          /* [n_heads][nope + rope]: queries; rope part rotated in place */
     float *q_a;        /* [q_lora_rank]: c^Q */
     float *kv_a;       /* [kv_lora_rank + rope]: c^KV and k^R */

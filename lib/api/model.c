@@ -9,7 +9,7 @@ enum { MAX_THREADS = 1024 };
 static dsv2_status check_type_and_threads(dsv2_weight_type weight_type, uint32_t n_threads)
 {
     if (n_threads > MAX_THREADS)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "n_threads is %u, expected at most %d", n_threads, MAX_THREADS);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "n_threads is %u, expected at most %d", n_threads, MAX_THREADS);
     switch (weight_type) {
     case DSV2_WEIGHTS_AS_STORED:
     case DSV2_WEIGHTS_F32:
@@ -20,53 +20,53 @@ static dsv2_status check_type_and_threads(dsv2_weight_type weight_type, uint32_t
     case DSV2_WEIGHTS_Q5_K:
     case DSV2_WEIGHTS_Q4_K:
     case DSV2_WEIGHTS_Q4_0: return DSV2_OK;
-    case DSV2_WEIGHTS_F8_E4M3: return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "weight_type f8_e4m3 is read from files, not made");
+    case DSV2_WEIGHTS_F8_E4M3: return ds_fail(DSV2_ERROR_UNSUPPORTED, "weight_type f8_e4m3 is read from files, not made");
     case DSV2_WEIGHTS_MIXED: break;
     }
-    return dsv2_fail(DSV2_ERROR_ARGUMENT, "weight_type is %d, expected a type to convert to", (int)weight_type);
+    return ds_fail(DSV2_ERROR_ARGUMENT, "weight_type is %d, expected a type to convert to", (int)weight_type);
 }
 
 dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model)
 {
     if (path == NULL || model == NULL)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", path == NULL ? "path" : "model");
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", path == NULL ? "path" : "model");
     dsv2_model_options known = {.struct_size = sizeof known};
-    dsv2_status status = dsv2_read_options("dsv2_model_options", options, &known, sizeof known, sizeof known);
+    dsv2_status status = ds_read_options("dsv2_model_options", options, &known, sizeof known, sizeof known);
     if (status == DSV2_OK)
         status = check_type_and_threads(known.weight_type, known.n_threads);
-    return status == DSV2_OK ? dsv2_model_load(path, &known, false, model) : status;
+    return status == DSV2_OK ? ds_model_load(path, &known, false, model) : status;
 }
 
-void dsv2_model_close(dsv2_model *model) { dsv2_model_release(model); }
+void dsv2_model_close(dsv2_model *model) { ds_model_release(model); }
 
 const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model) { return model == NULL ? NULL : model->tokenizer; }
 
 static dsv2_weight_type weight_type(const dsv2_model *model)
 {
-    static const dsv2_weight_type types[DSV2_TYPE_COUNT] = {
-        [DSV2_TYPE_F32] = DSV2_WEIGHTS_F32,
-        [DSV2_TYPE_F16] = DSV2_WEIGHTS_F16,
-        [DSV2_TYPE_BF16] = DSV2_WEIGHTS_BF16,
-        [DSV2_TYPE_F8_E4M3] = DSV2_WEIGHTS_F8_E4M3,
-        [DSV2_TYPE_P8] = DSV2_WEIGHTS_Q8_0,
-        [DSV2_TYPE_P6] = DSV2_WEIGHTS_Q6_K,
-        [DSV2_TYPE_P5] = DSV2_WEIGHTS_Q5_K,
-        [DSV2_TYPE_P4] = DSV2_WEIGHTS_Q4_K,
-        [DSV2_TYPE_P4S] = DSV2_WEIGHTS_Q4_0,
-        [DSV2_TYPE_Q8_0] = DSV2_WEIGHTS_Q8_0,
-        [DSV2_TYPE_Q6_K] = DSV2_WEIGHTS_Q6_K,
-        [DSV2_TYPE_Q5_K] = DSV2_WEIGHTS_Q5_K,
-        [DSV2_TYPE_Q4_K] = DSV2_WEIGHTS_Q4_K,
-        [DSV2_TYPE_Q4_0] = DSV2_WEIGHTS_Q4_0,
+    static const dsv2_weight_type types[DS_TYPE_COUNT] = {
+        [DS_TYPE_F32] = DSV2_WEIGHTS_F32,
+        [DS_TYPE_F16] = DSV2_WEIGHTS_F16,
+        [DS_TYPE_BF16] = DSV2_WEIGHTS_BF16,
+        [DS_TYPE_F8_E4M3] = DSV2_WEIGHTS_F8_E4M3,
+        [DS_TYPE_P8] = DSV2_WEIGHTS_Q8_0,
+        [DS_TYPE_P6] = DSV2_WEIGHTS_Q6_K,
+        [DS_TYPE_P5] = DSV2_WEIGHTS_Q5_K,
+        [DS_TYPE_P4] = DSV2_WEIGHTS_Q4_K,
+        [DS_TYPE_P4S] = DSV2_WEIGHTS_Q4_0,
+        [DS_TYPE_Q8_0] = DSV2_WEIGHTS_Q8_0,
+        [DS_TYPE_Q6_K] = DSV2_WEIGHTS_Q6_K,
+        [DS_TYPE_Q5_K] = DSV2_WEIGHTS_Q5_K,
+        [DS_TYPE_Q4_K] = DSV2_WEIGHTS_Q4_K,
+        [DS_TYPE_Q4_0] = DSV2_WEIGHTS_Q4_0,
     };
     dsv2_weight_type found = DSV2_WEIGHTS_AS_STORED;
-    for (int type = 0; type < DSV2_TYPE_COUNT; type++)
+    for (int type = 0; type < DS_TYPE_COUNT; type++)
         if (model->types_seen[type])
             found = found == DSV2_WEIGHTS_AS_STORED && types[type] != 0 ? types[type] : DSV2_WEIGHTS_MIXED;
     return found;
 }
 
-static const char *topk_method_name(const dsv2_config *config)
+static const char *topk_method_name(const ds_config *config)
 {
     static const char *const names[] = {"greedy", "group_limited_greedy", "noaux_tc"};
     return config->n_routed_experts == 0 ? "" : names[config->topk_method];
@@ -83,11 +83,11 @@ static void set_name(char *field, size_t size, const char *name)
 dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
 {
     if (model == NULL)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
-    const dsv2_config *config = &model->config;
+        return ds_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
+    const ds_config *config = &model->config;
     dsv2_model_info known = {
         .parameters = model->parameters,
-        .parameters_activated = dsv2_model_parameters_activated(model),
+        .parameters_activated = ds_model_parameters_activated(model),
         .weight_bytes = model->weight_bytes,
         .bytes_copied = model->bytes_copied,
         .weight_type = weight_type(model),
@@ -110,57 +110,57 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
         .qk_rope_head_dim = config->qk_rope_head_dim,
         .v_head_dim = config->v_head_dim,
         .max_position_embeddings = config->max_position_embeddings,
-        .n_threads = dsv2_pool_threads(model->pool),
+        .n_threads = ds_pool_threads(model->pool),
         .bos_token_id = config->bos_token_id,
         .eos_token_id = config->eos_token_id,
-        .fingerprint = dsv2_fingerprint_digest(&model->fingerprint),
+        .fingerprint = ds_fingerprint_digest(&model->fingerprint),
     };
     set_name(known.architecture, sizeof known.architecture, config->is_v3 ? "deepseek_v3" : "deepseek_v2");
     set_name(known.topk_method, sizeof known.topk_method, topk_method_name(config));
-    set_name(known.scoring_func, sizeof known.scoring_func, config->scoring_func == DSV2_SCORING_SIGMOID ? "sigmoid" : "softmax");
-    set_name(known.container, sizeof known.container, dsv2_container_kind(model->container));
+    set_name(known.scoring_func, sizeof known.scoring_func, config->scoring_func == DS_SCORING_SIGMOID ? "sigmoid" : "softmax");
+    set_name(known.container, sizeof known.container, ds_container_kind(model->container));
     set_name(known.kernels, sizeof known.kernels, model->kernels->name);
-    return dsv2_write_info("dsv2_model_info", info, &known, sizeof known, sizeof known);
+    return ds_write_info("dsv2_model_info", info, &known, sizeof known, sizeof known);
 }
 
 dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *info)
 {
     if (model == NULL)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
-    dsv2_page_pool *pages = &((dsv2_model *)(uintptr_t)model)->pages; /* only its lock is written to */
+        return ds_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
+    ds_page_pool *pages = &((dsv2_model *)(uintptr_t)model)->pages; /* only its lock is written to */
     dsv2_memory_info known = {.page_bytes_limit = pages->bytes_limit, .scratch_bytes = atomic_load(&model->scratch_bytes)};
     pthread_mutex_lock(&pages->lock);
     known.pages_in_use = pages->pages_in_use;
     known.page_bytes_in_use = pages->bytes_in_use;
     pthread_mutex_unlock(&pages->lock);
-    return dsv2_write_info("dsv2_memory_info", info, &known, sizeof known, sizeof known);
+    return ds_write_info("dsv2_memory_info", info, &known, sizeof known, sizeof known);
 }
 
 dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv2_pack_options *options)
 {
     if (path == NULL || output_path == NULL)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", path == NULL ? "path" : "output_path");
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", path == NULL ? "path" : "output_path");
     dsv2_pack_options known = {.struct_size = sizeof known};
-    dsv2_status status = dsv2_read_options("dsv2_pack_options", options, &known, sizeof known, sizeof known);
+    dsv2_status status = ds_read_options("dsv2_pack_options", options, &known, sizeof known, sizeof known);
     if (status == DSV2_OK)
         status = check_type_and_threads(known.weight_type, known.n_threads);
-    return status == DSV2_OK ? dsv2_model_export(path, output_path, &known) : status;
+    return status == DSV2_OK ? ds_model_export(path, output_path, &known) : status;
 }
 
 dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress, void *progress_user)
 {
     if (path == NULL)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "path is NULL");
-    if (!dsv2_is_pack(path)) {
-        if (!dsv2_is_file(path) && !dsv2_is_folder(path))
-            return dsv2_fail(DSV2_ERROR_IO, "%s: no such file", path);
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: not a .dsv2 pack; other formats have no checksums", path);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "path is NULL");
+    if (!ds_is_pack(path)) {
+        if (!ds_is_file(path) && !ds_is_folder(path))
+            return ds_fail(DSV2_ERROR_IO, "%s: no such file", path);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: not a .dsv2 pack; other formats have no checksums", path);
     }
-    dsv2_container *container;
-    dsv2_status status = dsv2_pack_open(path, &container);
+    ds_container *container;
+    dsv2_status status = ds_pack_open(path, &container);
     if (status != DSV2_OK)
         return status;
-    status = dsv2_pack_verify(container, progress, progress_user);
-    dsv2_container_close(container);
+    status = ds_pack_verify(container, progress, progress_user);
+    ds_container_close(container);
     return status;
 }

@@ -3,38 +3,38 @@
 #include <dsv2/routing.h>
 
 struct dsv2_routing {
-    dsv2_load_shape shape;
-    dsv2_load load;
+    ds_load_shape shape;
+    ds_load load;
 };
 
-static dsv2_status is_null(const char *name) { return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", name); }
+static dsv2_status is_null(const char *name) { return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", name); }
 
 /* An empty routing of the model's shape. */
 static dsv2_status routing_new(const dsv2_model *model, dsv2_routing_tokens which, dsv2_routing **out)
 {
     if ((unsigned)which > DSV2_ROUTING_GENERATED)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "which is %d, expected a dsv2_routing_tokens", (int)which);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "which is %d, expected a dsv2_routing_tokens", (int)which);
     if (model->load_shape.n_moe_layers == 0)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "the model is dense: it has no routed experts");
-    dsv2_routing *routing = dsv2_new(1, sizeof *routing);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "the model is dense: it has no routed experts");
+    dsv2_routing *routing = ds_new(1, sizeof *routing);
     if (routing == NULL)
-        return dsv2_fail_memory("a dsv2_routing", sizeof *routing);
+        return ds_fail_memory("a dsv2_routing", sizeof *routing);
     routing->shape = model->load_shape;
-    dsv2_status status = dsv2_load_init(&routing->load, &routing->shape);
+    dsv2_status status = ds_load_init(&routing->load, &routing->shape);
     if (status != DSV2_OK) {
-        dsv2_free(routing);
+        ds_free(routing);
         return status;
     }
     *out = routing;
     return DSV2_OK;
 }
 
-static void add_kinds(dsv2_routing *routing, const dsv2_load *loads, dsv2_routing_tokens which)
+static void add_kinds(dsv2_routing *routing, const ds_load *loads, dsv2_routing_tokens which)
 {
     if (which != DSV2_ROUTING_GENERATED)
-        dsv2_load_add(&routing->load, &loads[DSV2_LOAD_PROMPT], &routing->shape);
+        ds_load_add(&routing->load, &loads[DS_LOAD_PROMPT], &routing->shape);
     if (which != DSV2_ROUTING_PROMPT)
-        dsv2_load_add(&routing->load, &loads[DSV2_LOAD_GENERATED], &routing->shape);
+        ds_load_add(&routing->load, &loads[DS_LOAD_GENERATED], &routing->shape);
 }
 
 dsv2_status dsv2_session_routing(dsv2_session *session, dsv2_routing_tokens which, dsv2_routing **routing)
@@ -45,13 +45,13 @@ dsv2_status dsv2_session_routing(dsv2_session *session, dsv2_routing_tokens whic
     dsv2_status status = routing_new(session->model, which, &copy);
     if (status != DSV2_OK)
         return status;
-    status = dsv2_session_enter(session);
+    status = ds_session_enter(session);
     if (status != DSV2_OK) {
         dsv2_routing_free(copy);
         return status;
     }
     add_kinds(copy, session->loads, which);
-    dsv2_session_leave(session);
+    ds_session_leave(session);
     *routing = copy;
     return DSV2_OK;
 }
@@ -75,25 +75,25 @@ void dsv2_routing_free(dsv2_routing *routing)
 {
     if (routing == NULL)
         return;
-    dsv2_load_free(&routing->load);
-    dsv2_free(routing);
+    ds_load_free(&routing->load);
+    ds_free(routing);
 }
 
-static void clear_kinds(const dsv2_model *model, dsv2_load *loads)
+static void clear_kinds(const dsv2_model *model, ds_load *loads)
 {
-    for (int kind = 0; kind < DSV2_LOAD_KINDS; kind++)
-        dsv2_load_clear(&loads[kind], &model->load_shape);
+    for (int kind = 0; kind < DS_LOAD_KINDS; kind++)
+        ds_load_clear(&loads[kind], &model->load_shape);
 }
 
 dsv2_status dsv2_session_routing_reset(dsv2_session *session)
 {
     if (session == NULL)
         return is_null("session");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
     clear_kinds(session->model, session->loads);
-    dsv2_session_leave(session);
+    ds_session_leave(session);
     return DSV2_OK;
 }
 
@@ -111,12 +111,12 @@ dsv2_status dsv2_routing_merge(dsv2_routing *to, const dsv2_routing *from)
 {
     if (to == NULL || from == NULL)
         return is_null(to == NULL ? "to" : "from");
-    if (!dsv2_load_shape_equal(&to->shape, &from->shape))
-        return dsv2_fail(DSV2_ERROR_MISMATCH, "the counts are of %u experts, %u chosen, in %u layers (%u with experts) and of %u, %u, %u (%u)",
-                         to->shape.n_routed_experts, to->shape.num_experts_per_tok, to->shape.num_hidden_layers, to->shape.n_moe_layers,
-                         from->shape.n_routed_experts, from->shape.num_experts_per_tok, from->shape.num_hidden_layers,
-                         from->shape.n_moe_layers);
-    dsv2_load_add(&to->load, &from->load, &to->shape);
+    if (!ds_load_shape_equal(&to->shape, &from->shape))
+        return ds_fail(DSV2_ERROR_MISMATCH, "the counts are of %u experts, %u chosen, in %u layers (%u with experts) and of %u, %u, %u (%u)",
+                       to->shape.n_routed_experts, to->shape.num_experts_per_tok, to->shape.num_hidden_layers, to->shape.n_moe_layers,
+                       from->shape.n_routed_experts, from->shape.num_experts_per_tok, from->shape.num_hidden_layers,
+                       from->shape.n_moe_layers);
+    ds_load_add(&to->load, &from->load, &to->shape);
     return DSV2_OK;
 }
 
@@ -132,17 +132,17 @@ dsv2_status dsv2_routing_get_info(const dsv2_routing *routing, dsv2_routing_info
         .n_group = routing->shape.n_group,
         .topk_group = routing->shape.topk_group,
     };
-    return dsv2_write_info("dsv2_routing_info", info, &known, sizeof known, sizeof known);
+    return ds_write_info("dsv2_routing_info", info, &known, sizeof known, sizeof known);
 }
 
 static dsv2_status find_layer(const dsv2_routing *routing, uint32_t layer, uint32_t *moe_layer)
 {
-    const dsv2_load_shape *shape = &routing->shape;
+    const ds_load_shape *shape = &routing->shape;
     if (layer >= shape->num_hidden_layers)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "layer is %u, the model has %u", layer, shape->num_hidden_layers);
-    *moe_layer = dsv2_load_layer(shape, layer);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "layer is %u, the model has %u", layer, shape->num_hidden_layers);
+    *moe_layer = ds_load_layer(shape, layer);
     if (*moe_layer == shape->n_moe_layers)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "layer %u is dense: it has no routed experts", layer);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "layer %u is dense: it has no routed experts", layer);
     return DSV2_OK;
 }
 
@@ -153,7 +153,7 @@ dsv2_status dsv2_routing_experts(const dsv2_routing *routing, uint32_t layer, ds
     uint32_t moe_layer = 0;
     dsv2_status status = find_layer(routing, layer, &moe_layer);
     if (status == DSV2_OK)
-        dsv2_load_experts(&routing->load, &routing->shape, moe_layer, experts);
+        ds_load_experts(&routing->load, &routing->shape, moe_layer, experts);
     return status;
 }
 
@@ -162,7 +162,7 @@ dsv2_status dsv2_routing_measure(const dsv2_routing *routing, uint32_t layer, ui
 {
     if (routing == NULL)
         return is_null("routing");
-    const dsv2_load_shape *shape = &routing->shape;
+    const ds_load_shape *shape = &routing->shape;
     uint32_t moe_layer = 0;
     dsv2_status status = find_layer(routing, layer, &moe_layer);
     if (status != DSV2_OK)
@@ -170,28 +170,28 @@ dsv2_status dsv2_routing_measure(const dsv2_routing *routing, uint32_t layer, ui
     if (n_devices == 0)
         n_devices = shape->n_group;
     if (n_devices > shape->n_routed_experts || shape->n_routed_experts % n_devices != 0)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "n_devices is %u, expected a divisor of n_routed_experts, %u", n_devices,
-                         shape->n_routed_experts);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "n_devices is %u, expected a divisor of n_routed_experts, %u", n_devices,
+                       shape->n_routed_experts);
     if (max_devices > n_devices)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "max_devices is %u, of %u devices", max_devices, n_devices);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "max_devices is %u, of %u devices", max_devices, n_devices);
     if (max_devices == 0)
         max_devices = shape->topk_group < n_devices ? shape->topk_group : n_devices;
     if (routing->load.n_tokens == 0)
-        return dsv2_fail(DSV2_ERROR_STATE, "no tokens were counted: there is nothing to measure");
+        return ds_fail(DSV2_ERROR_STATE, "no tokens were counted: there is nothing to measure");
     dsv2_routing_balance known = {0};
-    dsv2_load_measure(&routing->load, shape, moe_layer, n_devices, max_devices, &known);
-    return dsv2_write_info("dsv2_routing_balance", balance, &known, sizeof known, sizeof known);
+    ds_load_measure(&routing->load, shape, moe_layer, n_devices, max_devices, &known);
+    return ds_write_info("dsv2_routing_balance", balance, &known, sizeof known, sizeof known);
 }
 
 dsv2_status dsv2_session_set_routing_trace(dsv2_session *session, dsv2_routing_trace_fn trace, void *user)
 {
     if (session == NULL)
         return is_null("session");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
     session->trace = trace;
     session->trace_user = user;
-    dsv2_session_leave(session);
+    ds_session_leave(session);
     return DSV2_OK;
 }

@@ -2,22 +2,22 @@
 
 #include <string.h>
 
-static dsv2_status is_null(const char *name) { return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", name); }
+static dsv2_status is_null(const char *name) { return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", name); }
 
 dsv2_status dsv2_session_open(dsv2_model *model, const dsv2_session_options *options, dsv2_session **session)
 {
     if (model == NULL || session == NULL)
         return is_null(model == NULL ? "model" : "session");
     dsv2_session_options known = {.struct_size = sizeof known};
-    dsv2_status status = dsv2_read_options("dsv2_session_options", options, &known, sizeof known, sizeof known);
+    dsv2_status status = ds_read_options("dsv2_session_options", options, &known, sizeof known, sizeof known);
     if (status != DSV2_OK)
         return status;
     if ((unsigned)known.attention > DSV2_ATTENTION_EXPANDED)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "attention is %d, expected a dsv2_attention", (int)known.attention);
-    return dsv2_session_create(model, &known, session);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "attention is %d, expected a dsv2_attention", (int)known.attention);
+    return ds_session_create(model, &known, session);
 }
 
-void dsv2_session_close(dsv2_session *session) { dsv2_session_destroy(session); }
+void dsv2_session_close(dsv2_session *session) { ds_session_destroy(session); }
 
 void dsv2_session_cancel(dsv2_session *session)
 {
@@ -29,12 +29,12 @@ dsv2_status dsv2_session_set_progress(dsv2_session *session, dsv2_progress_fn pr
 {
     if (session == NULL)
         return is_null("session");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
     session->progress = progress;
     session->progress_user = progress_user;
-    dsv2_session_leave(session);
+    ds_session_leave(session);
     return DSV2_OK;
 }
 
@@ -44,14 +44,14 @@ static dsv2_status check_item(const dsv2_step_item *item)
     if (item->tokens == NULL)
         return is_null("tokens");
     if (item->n_tokens == 0)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "n is 0, expected at least one token");
+        return ds_fail(DSV2_ERROR_ARGUMENT, "n is 0, expected at least one token");
     if (item->n_tokens > session->max_length - session->length)
-        return dsv2_fail(DSV2_ERROR_FULL, "the session holds %zu of at most %u tokens: %zu more do not fit", session->length,
-                         session->max_length, item->n_tokens);
+        return ds_fail(DSV2_ERROR_FULL, "the session holds %zu of at most %u tokens: %zu more do not fit", session->length,
+                       session->max_length, item->n_tokens);
     uint32_t vocab_size = session->model->config.vocab_size;
     for (size_t i = 0; i < item->n_tokens; i++)
         if (item->tokens[i] < 0 || (uint32_t)item->tokens[i] >= vocab_size)
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "token %zu is %d, expected 0 to %u", i, (int)item->tokens[i], vocab_size - 1);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "token %zu is %d, expected 0 to %u", i, (int)item->tokens[i], vocab_size - 1);
     return DSV2_OK;
 }
 
@@ -59,14 +59,14 @@ dsv2_status dsv2_session_feed(dsv2_session *session, const int32_t *tokens, size
 {
     if (session == NULL)
         return is_null("session");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
     dsv2_step_item item = {.struct_size = sizeof item, .session = session, .tokens = tokens, .n_tokens = n};
     status = check_item(&item);
     if (status == DSV2_OK)
-        status = dsv2_session_step(session->model, &item, 1);
-    dsv2_session_leave(session);
+        status = ds_session_step(session->model, &item, 1);
+    ds_session_leave(session);
     return status;
 }
 
@@ -79,17 +79,17 @@ static dsv2_step_item *item_at(dsv2_step_item *items, size_t i)
 static dsv2_status enter_item(dsv2_model *model, const dsv2_step_item *item, size_t stride)
 {
     if (item->struct_size != stride)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "struct_size of an item is %zu, of the first %zu", item->struct_size, stride);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "struct_size of an item is %zu, of the first %zu", item->struct_size, stride);
     if (item->session == NULL)
         return is_null("an item's session");
     if (item->session->model != model)
-        return dsv2_fail(DSV2_ERROR_MISMATCH, "an item's session belongs to another model");
-    dsv2_status status = dsv2_session_enter(item->session);
+        return ds_fail(DSV2_ERROR_MISMATCH, "an item's session belongs to another model");
+    dsv2_status status = ds_session_enter(item->session);
     if (status != DSV2_OK)
         return status;
     status = check_item(item);
     if (status != DSV2_OK)
-        dsv2_session_leave(item->session);
+        ds_session_leave(item->session);
     return status;
 }
 
@@ -98,22 +98,22 @@ dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
     if (model == NULL || items == NULL)
         return is_null(model == NULL ? "model" : "items");
     if (n_items == 0)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "n_items is 0, expected at least one");
+        return ds_fail(DSV2_ERROR_ARGUMENT, "n_items is 0, expected at least one");
     size_t stride = items->struct_size;
     if (stride < sizeof *items || stride > sizeof *items + 4096 || stride % sizeof(void *) != 0)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_step_item.struct_size is %zu, expected sizeof(dsv2_step_item), which is %zu", stride,
-                         sizeof *items);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_step_item.struct_size is %zu, expected sizeof(dsv2_step_item), which is %zu", stride,
+                       sizeof *items);
     dsv2_status status = DSV2_OK;
     size_t n_entered = 0;
     while (n_entered < n_items && (status = enter_item(model, item_at(items, n_entered), stride)) == DSV2_OK)
         n_entered++;
     if (status == DSV2_OK)
-        status = dsv2_session_step(model, items, n_items);
+        status = ds_session_step(model, items, n_items);
     else
         for (size_t i = 0; i < n_items; i++)
             item_at(items, i)->status = status;
     for (size_t i = 0; i < n_entered; i++)
-        dsv2_session_leave(item_at(items, i)->session);
+        ds_session_leave(item_at(items, i)->session);
     return status;
 }
 
@@ -121,19 +121,19 @@ dsv2_status dsv2_session_sample(dsv2_session *session, int32_t *token)
 {
     if (session == NULL || token == NULL)
         return is_null(session == NULL ? "session" : "token");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
-    status = dsv2_session_need_logits(session);
+    status = ds_session_need_logits(session);
     if (status == DSV2_OK)
-        status = dsv2_session_need_candidates(session);
+        status = ds_session_need_candidates(session);
     if (status == DSV2_OK) {
         pthread_mutex_lock(&session->committed); /* the random numbers go on */
-        status = dsv2_sampler_draw(&session->sampler, session->logits, session->model->config.vocab_size, session->tokens,
-                                   session->length, session->candidates, token);
+        status = ds_sampler_draw(&session->sampler, session->logits, session->model->config.vocab_size, session->tokens,
+                                 session->length, session->candidates, token);
         pthread_mutex_unlock(&session->committed);
     }
-    dsv2_session_leave(session);
+    ds_session_leave(session);
     return status;
 }
 
@@ -141,13 +141,13 @@ dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling
 {
     if (session == NULL || sampling == NULL)
         return is_null(session == NULL ? "session" : "sampling");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
     pthread_mutex_lock(&session->committed);
-    status = dsv2_sampler_set(&session->sampler, sampling, session->model->config.vocab_size);
+    status = ds_sampler_set(&session->sampler, sampling, session->model->config.vocab_size);
     pthread_mutex_unlock(&session->committed);
-    dsv2_session_leave(session);
+    ds_session_leave(session);
     return status;
 }
 
@@ -155,13 +155,13 @@ dsv2_status dsv2_session_logits(dsv2_session *session, const float **logits)
 {
     if (session == NULL || logits == NULL)
         return is_null(session == NULL ? "session" : "logits");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
-    status = dsv2_session_need_logits(session);
+    status = ds_session_need_logits(session);
     if (status == DSV2_OK)
         *logits = session->logits;
-    dsv2_session_leave(session);
+    ds_session_leave(session);
     return status;
 }
 
@@ -169,19 +169,19 @@ dsv2_status dsv2_session_top_tokens(dsv2_session *session, size_t k, dsv2_token_
 {
     if (session == NULL || top == NULL)
         return is_null(session == NULL ? "session" : "top");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
     uint32_t vocab_size = session->model->config.vocab_size;
     if (k > vocab_size)
-        status = dsv2_fail(DSV2_ERROR_ARGUMENT, "k is %zu, expected at most the vocabulary size, %u", k, vocab_size);
+        status = ds_fail(DSV2_ERROR_ARGUMENT, "k is %zu, expected at most the vocabulary size, %u", k, vocab_size);
     if (status == DSV2_OK)
-        status = dsv2_session_need_logits(session);
+        status = ds_session_need_logits(session);
     if (status == DSV2_OK)
-        status = dsv2_session_need_candidates(session);
+        status = ds_session_need_candidates(session);
     if (status == DSV2_OK)
-        dsv2_top_tokens(session->logits, vocab_size, k, session->candidates, top);
-    dsv2_session_leave(session);
+        ds_top_tokens(session->logits, vocab_size, k, session->candidates, top);
+    ds_session_leave(session);
     return status;
 }
 
@@ -189,17 +189,17 @@ dsv2_status dsv2_session_log_probability(dsv2_session *session, int32_t token, f
 {
     if (session == NULL || log_probability == NULL)
         return is_null(session == NULL ? "session" : "log_probability");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
     uint32_t vocab_size = session->model->config.vocab_size;
     if (token < 0 || (uint32_t)token >= vocab_size)
-        status = dsv2_fail(DSV2_ERROR_ARGUMENT, "token is %d, expected 0 to %u", (int)token, vocab_size - 1);
+        status = ds_fail(DSV2_ERROR_ARGUMENT, "token is %d, expected 0 to %u", (int)token, vocab_size - 1);
     if (status == DSV2_OK)
-        status = dsv2_session_need_logits(session);
+        status = ds_session_need_logits(session);
     if (status == DSV2_OK)
-        *log_probability = dsv2_log_probability(session->logits[token], dsv2_log_sum_exp(session->logits, vocab_size));
-    dsv2_session_leave(session);
+        *log_probability = ds_log_probability(session->logits[token], ds_log_sum_exp(session->logits, vocab_size));
+    ds_session_leave(session);
     return status;
 }
 
@@ -207,11 +207,11 @@ dsv2_status dsv2_session_length(dsv2_session *session, size_t *n)
 {
     if (session == NULL || n == NULL)
         return is_null(session == NULL ? "session" : "n");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
     *n = session->length;
-    dsv2_session_leave(session);
+    ds_session_leave(session);
     return DSV2_OK;
 }
 
@@ -219,15 +219,15 @@ dsv2_status dsv2_session_tokens(dsv2_session *session, int32_t *tokens, size_t c
 {
     if (session == NULL || n == NULL || (tokens == NULL && capacity > 0))
         return is_null(session == NULL ? "session" : n == NULL ? "n" : "tokens");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
     *n = session->length;
     if (capacity > 0 && capacity < session->length)
-        status = dsv2_fail(DSV2_ERROR_BUFFER, "capacity is %zu, the session has %zu tokens", capacity, session->length);
+        status = ds_fail(DSV2_ERROR_BUFFER, "capacity is %zu, the session has %zu tokens", capacity, session->length);
     else if (capacity > 0 && session->length > 0)
         memcpy(tokens, session->tokens, session->length * sizeof *tokens);
-    dsv2_session_leave(session);
+    ds_session_leave(session);
     return status;
 }
 
@@ -235,13 +235,13 @@ dsv2_status dsv2_session_truncate(dsv2_session *session, size_t n)
 {
     if (session == NULL)
         return is_null("session");
-    dsv2_status status = dsv2_session_enter(session);
+    dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
-    status = dsv2_session_check_length(session, n);
+    status = ds_session_check_length(session, n);
     if (status == DSV2_OK)
-        dsv2_session_rewind(session, n);
-    dsv2_session_leave(session);
+        ds_session_rewind(session, n);
+    ds_session_leave(session);
     return status;
 }
 
@@ -249,7 +249,7 @@ dsv2_status dsv2_session_fork(dsv2_session *session, size_t n, dsv2_session **co
 {
     if (session == NULL || copy == NULL)
         return is_null(session == NULL ? "session" : "copy");
-    return dsv2_session_make_fork(session, n, copy);
+    return ds_session_make_fork(session, n, copy);
 }
 
 dsv2_status dsv2_session_bytes_per_token(const dsv2_session *session, uint64_t *bytes)

@@ -7,21 +7,21 @@
 
 static dsv2_status null_argument(const char *function, const char *name)
 {
-    return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: %s is NULL", function, name);
+    return ds_fail(DSV2_ERROR_ARGUMENT, "%s: %s is NULL", function, name);
 }
 
 /* The tokenizer inside a file that holds weights too. */
 static dsv2_status open_container(const char *path, bool is_pack, dsv2_tokenizer **tokenizer)
 {
-    dsv2_container *container;
+    ds_container *container;
     dsv2_tokenizer *found = NULL;
-    dsv2_status status = is_pack ? dsv2_pack_open(path, &container) : dsv2_gguf_open(path, NULL, &container);
+    dsv2_status status = is_pack ? ds_pack_open(path, &container) : ds_gguf_open(path, NULL, &container);
     if (status != DSV2_OK)
         return status;
-    status = is_pack ? dsv2_pack_tokenizer(container, &found) : dsv2_gguf_tokenizer(container, &found);
-    dsv2_container_close(container);
+    status = is_pack ? ds_pack_tokenizer(container, &found) : ds_gguf_tokenizer(container, &found);
+    ds_container_close(container);
     if (status == DSV2_OK && found == NULL)
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: has no tokenizer", path);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: has no tokenizer", path);
     if (status == DSV2_OK)
         *tokenizer = found;
     return status;
@@ -33,23 +33,23 @@ dsv2_status dsv2_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
         return null_argument(__func__, "path");
     if (tokenizer == NULL)
         return null_argument(__func__, "tokenizer");
-    bool is_pack = dsv2_is_pack(path);
-    return is_pack || dsv2_is_gguf(path) ? open_container(path, is_pack, tokenizer) : dsv2_tokenizer_load(path, tokenizer);
+    bool is_pack = ds_is_pack(path);
+    return is_pack || ds_is_gguf(path) ? open_container(path, is_pack, tokenizer) : ds_tokenizer_load(path, tokenizer);
 }
 
-void dsv2_tokenizer_close(dsv2_tokenizer *tokenizer) { dsv2_tokenizer_destroy(tokenizer); }
+void dsv2_tokenizer_close(dsv2_tokenizer *tokenizer) { ds_tokenizer_destroy(tokenizer); }
 
 /* Hands ids over as every function here does: the length always; the ids if there is room. */
-static dsv2_status give(dsv2_ids *ids, dsv2_status status, int32_t *tokens, size_t capacity, size_t *n_tokens)
+static dsv2_status give(ds_ids *ids, dsv2_status status, int32_t *tokens, size_t capacity, size_t *n_tokens)
 {
     if (status == DSV2_OK) {
         *n_tokens = ids->n;
         if (capacity > 0 && ids->n > capacity)
-            status = dsv2_fail(DSV2_ERROR_BUFFER, "capacity is %zu, expected at least %zu tokens", capacity, ids->n);
+            status = ds_fail(DSV2_ERROR_BUFFER, "capacity is %zu, expected at least %zu tokens", capacity, ids->n);
         else if (capacity > 0 && ids->n > 0)
             memcpy(tokens, ids->ids, ids->n * sizeof *tokens);
     }
-    dsv2_free(ids->ids);
+    ds_free(ids->ids);
     return status;
 }
 
@@ -59,7 +59,7 @@ static dsv2_status check_buffer(const char *function, const dsv2_tokenizer *toke
     if (tokenizer == NULL)
         return null_argument(function, "tokenizer");
     if (buffer == NULL && capacity > 0)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: the buffer is NULL and its capacity %zu", function, capacity);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: the buffer is NULL and its capacity %zu", function, capacity);
     if (size == NULL)
         return null_argument(function, "the place for the length");
     return DSV2_OK;
@@ -74,10 +74,10 @@ dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *t
     if (text == NULL && size > 0)
         return null_argument(__func__, "text");
     if ((flags & ~(uint32_t)(DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL)) != 0)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_ENCODE_BOS and DSV2_ENCODE_SPECIAL alone", __func__,
-                         flags);
-    dsv2_ids ids = {0};
-    return give(&ids, dsv2_encode(tokenizer, text, size, flags, &ids), tokens, capacity, n_tokens);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_ENCODE_BOS and DSV2_ENCODE_SPECIAL alone", __func__,
+                       flags);
+    ds_ids ids = {0};
+    return give(&ids, ds_encode(tokenizer, text, size, flags, &ids), tokens, capacity, n_tokens);
 }
 
 dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags,
@@ -89,8 +89,8 @@ dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t
     if (tokens == NULL && n_tokens > 0)
         return null_argument(__func__, "tokens");
     if ((flags & ~(uint32_t)DSV2_DECODE_SPECIAL) != 0)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_DECODE_SPECIAL alone", __func__, flags);
-    return dsv2_decode(tokenizer, tokens, n_tokens, flags, text, capacity, size);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_DECODE_SPECIAL alone", __func__, flags);
+    return ds_decode(tokenizer, tokens, n_tokens, flags, text, capacity, size);
 }
 
 dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, const char **text, size_t *size)
@@ -98,10 +98,10 @@ dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, cons
     if (tokenizer == NULL || text == NULL || size == NULL)
         return null_argument(__func__, tokenizer == NULL ? "tokenizer" : text == NULL ? "text" : "size");
     dsv2_tokenizer_info info;
-    dsv2_describe_tokenizer(tokenizer, &info);
+    ds_describe_tokenizer(tokenizer, &info);
     if (token < 0 || (uint32_t)token >= info.vocab_size)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s: token is %d, expected 0 to %u", __func__, token, info.vocab_size - 1);
-    dsv2_text bytes = dsv2_get_token(tokenizer, token);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: token is %d, expected 0 to %u", __func__, token, info.vocab_size - 1);
+    ds_text bytes = ds_get_token(tokenizer, token);
     *text = bytes.data;
     *size = bytes.size;
     return DSV2_OK;
@@ -112,15 +112,15 @@ dsv2_status dsv2_tokenizer_get_info(const dsv2_tokenizer *tokenizer, dsv2_tokeni
     if (tokenizer == NULL)
         return null_argument(__func__, "tokenizer");
     dsv2_tokenizer_info known;
-    dsv2_describe_tokenizer(tokenizer, &known);
-    return dsv2_write_info("dsv2_tokenizer_info", info, &known, sizeof known, sizeof known);
+    ds_describe_tokenizer(tokenizer, &known);
+    return ds_write_info("dsv2_tokenizer_info", info, &known, sizeof known, sizeof known);
 }
 
 dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *text, size_t size, int32_t *token)
 {
     if (tokenizer == NULL || token == NULL || (text == NULL && size > 0))
         return null_argument(__func__, tokenizer == NULL ? "tokenizer" : token == NULL ? "token" : "text");
-    *token = dsv2_find_token(tokenizer, text, size);
+    *token = ds_find_token(tokenizer, text, size);
     return DSV2_OK;
 }
 
@@ -132,8 +132,8 @@ dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message
         return status;
     if (messages == NULL && n > 0)
         return null_argument(__func__, "messages");
-    dsv2_ids ids = {0};
-    return give(&ids, dsv2_chat(tokenizer, messages, n, first, &ids), tokens, capacity, n_tokens);
+    ds_ids ids = {0};
+    return give(&ids, ds_chat(tokenizer, messages, n, first, &ids), tokens, capacity, n_tokens);
 }
 
 dsv2_status dsv2_fim_encode(const dsv2_tokenizer *tokenizer, const char *prefix, size_t prefix_size, const char *suffix,
@@ -144,7 +144,7 @@ dsv2_status dsv2_fim_encode(const dsv2_tokenizer *tokenizer, const char *prefix,
         return status;
     if ((prefix == NULL && prefix_size > 0) || (suffix == NULL && suffix_size > 0))
         return null_argument(__func__, prefix == NULL && prefix_size > 0 ? "prefix" : "suffix");
-    dsv2_ids ids = {0};
-    status = dsv2_fim(tokenizer, (dsv2_text){prefix, prefix_size}, (dsv2_text){suffix, suffix_size}, &ids);
+    ds_ids ids = {0};
+    status = ds_fim(tokenizer, (ds_text){prefix, prefix_size}, (ds_text){suffix, suffix_size}, &ids);
     return give(&ids, status, tokens, capacity, n_tokens);
 }

@@ -1,7 +1,7 @@
 /* base: what every other room stands on. Errors, logging, memory, checked arithmetic, files, threads.
  * Includes nothing of the library but the public headers. */
-#ifndef DSV2_LIB_BASE_H
-#define DSV2_LIB_BASE_H
+#ifndef DS_LIB_BASE_H
+#define DS_LIB_BASE_H
 
 #include <dsv2/model.h>
 
@@ -13,72 +13,72 @@
 /* ---- errors (error.c) ---- */
 
 /* Sets this thread's message and returns `status`, so that a failure is one statement:
- *     return dsv2_fail(DSV2_ERROR_FORMAT, "%s: hidden_size is %lld, expected 1 to %d", path, ...);
+ *     return ds_fail(DSV2_ERROR_FORMAT, "%s: hidden_size is %lld, expected 1 to %d", path, ...);
  * The message says what, where (file, field, value) and, if it helps, what to do. Called once, where the facts are known;
  * callers pass the status on untouched. */
-dsv2_status dsv2_fail(dsv2_status status, const char *format, ...) DSV2_PRINTF(2, 3);
+dsv2_status ds_fail(dsv2_status status, const char *format, ...) DSV2_PRINTF(2, 3);
 
 /* DSV2_ERROR_MEMORY for `bytes` of `what`. */
-dsv2_status dsv2_fail_memory(const char *what, size_t bytes);
+dsv2_status ds_fail_memory(const char *what, size_t bytes);
 
 /* DSV2_ERROR_IO with errno's reason: "PATH: cannot DOING: REASON". */
-dsv2_status dsv2_fail_io(const char *path, const char *doing);
+dsv2_status ds_fail_io(const char *path, const char *doing);
 
 /* Checks the struct_size of an option structure that the host may have compiled against older or newer headers: copies it
  * over `known` (of known_size bytes, holding defaults). A size under `minimum` (the structure's first version), or a non-zero
  * byte beyond what is known, fails with DSV2_ERROR_ARGUMENT naming `type`. options may be NULL. */
-dsv2_status dsv2_read_options(const char *type, const void *options, void *known, size_t known_size, size_t minimum);
+dsv2_status ds_read_options(const char *type, const void *options, void *known, size_t known_size, size_t minimum);
 
 /* The other direction, for structures that the library fills: copies at most struct_size bytes of `known` to `info`, whose
  * struct_size is kept. */
-dsv2_status dsv2_write_info(const char *type, void *info, const void *known, size_t known_size, size_t minimum);
+dsv2_status ds_write_info(const char *type, void *info, const void *known, size_t known_size, size_t minimum);
 
 /* ---- logging (log.c) ---- */
 
-typedef struct dsv2_logger {
+typedef struct ds_logger {
     dsv2_log_fn log; /* NULL: nowhere */
     void *user;
-} dsv2_logger;
+} ds_logger;
 
-void dsv2_log(const dsv2_logger *logger, dsv2_log_level level, const char *format, ...) DSV2_PRINTF(3, 4);
+void ds_log(const ds_logger *logger, dsv2_log_level level, const char *format, ...) DSV2_PRINTF(3, 4);
 
 /* ---- memory (memory.c) ---- */
 
 /* Arrays of count * size bytes, zeroed; NULL if there is no memory or the product wraps (no message is set). */
-void *dsv2_new(size_t count, size_t size);
+void *ds_new(size_t count, size_t size);
 
 /* The same, not zeroed, aligned to 64 bytes (a cache line, an AVX-512 register), from 2 MiB on to huge pages. */
-void *dsv2_new_aligned(size_t count, size_t size);
+void *ds_new_aligned(size_t count, size_t size);
 
 /* Grows *array to at least `needed` elements, doubling; keeps contents. False if there is no memory: *array unchanged. */
-bool dsv2_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size);
+bool ds_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size);
 
 /* Frees what the three above gave. NULL is allowed. */
-void dsv2_free(void *memory);
+void ds_free(void *memory);
 
-char *dsv2_copy_string(const char *string);
+char *ds_copy_string(const char *string);
 
 /* Bytes of somebody else, not terminated. */
-typedef struct dsv2_text {
+typedef struct ds_text {
     const char *data;
     size_t size;
-} dsv2_text;
+} ds_text;
 
 /* ---- checked arithmetic (inline: one instruction and a branch) ---- */
 
 /* *out = a op b; false if it does not fit. */
-static inline bool dsv2_add(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
-static inline bool dsv2_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
+static inline bool ds_add(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
+static inline bool ds_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
 
 /* ---- little-endian numbers in files, at any alignment (inline where scales are read: calls were a hundredth of decoding at depth) ---- */
 
-static inline uint16_t dsv2_load_u16(const void *bytes)
+static inline uint16_t ds_load_u16(const void *bytes)
 {
     const uint8_t *b = bytes;
     return (uint16_t)(b[0] | b[1] << 8);
 }
 
-static inline float dsv2_bf16_to_f32(uint16_t bits)
+static inline float ds_bf16_to_f32(uint16_t bits)
 {
     uint32_t wide = (uint32_t)bits << 16;
     float value;
@@ -86,91 +86,91 @@ static inline float dsv2_bf16_to_f32(uint16_t bits)
     return value;
 }
 
-uint32_t dsv2_load_u32(const void *bytes);
-uint64_t dsv2_load_u64(const void *bytes);
-void dsv2_store_u32(void *bytes, uint32_t value);
-void dsv2_store_u64(void *bytes, uint64_t value);
-float dsv2_f16_to_f32(uint16_t half);
-uint16_t dsv2_f32_to_f16(float value);  /* nearest, ties to even; overflow to infinity */
-uint16_t dsv2_f32_to_bf16(float value); /* nearest, ties to even; NaN stays NaN */
+uint32_t ds_load_u32(const void *bytes);
+uint64_t ds_load_u64(const void *bytes);
+void ds_store_u32(void *bytes, uint32_t value);
+void ds_store_u64(void *bytes, uint64_t value);
+float ds_f16_to_f32(uint16_t half);
+uint16_t ds_f32_to_f16(float value);  /* nearest, ties to even; overflow to infinity */
+uint16_t ds_f32_to_bf16(float value); /* nearest, ties to even; NaN stays NaN */
 
 /* ---- files (file.c) ---- */
 
 /* A file mapped for reading. */
-typedef struct dsv2_file {
+typedef struct ds_file {
     char *path;
     const uint8_t *data; /* NULL if the file is empty */
     uint64_t size;
     int fd; /* kept open so that a change of size can be seen; -1: not open */
-} dsv2_file;
+} ds_file;
 
-/* Maps a regular file. On failure *file is as dsv2_file_unmap leaves it. */
-dsv2_status dsv2_file_map(const char *path, dsv2_file *file);
-void dsv2_file_unmap(dsv2_file *file);
+/* Maps a regular file. On failure *file is as ds_file_unmap leaves it. */
+dsv2_status ds_file_map(const char *path, ds_file *file);
+void ds_file_unmap(ds_file *file);
 
 /* DSV2_ERROR_IO if the file no longer has the size it was mapped with: touching its pages could then kill the process. */
-dsv2_status dsv2_file_check(const dsv2_file *file);
+dsv2_status ds_file_check(const ds_file *file);
 
 /* The bytes need not stay in this process's memory; touching them again brings them back. */
-void dsv2_file_forget(const dsv2_file *file, uint64_t offset, uint64_t size);
+void ds_file_forget(const ds_file *file, uint64_t offset, uint64_t size);
 
-/* Reads a whole regular file of at most `limit` bytes into *data (dsv2_free'd by the caller, a NUL after the end). */
-dsv2_status dsv2_file_read(const char *path, uint64_t limit, char **data, size_t *size);
+/* Reads a whole regular file of at most `limit` bytes into *data (ds_free'd by the caller, a NUL after the end). */
+dsv2_status ds_file_read(const char *path, uint64_t limit, char **data, size_t *size);
 
 /* "folder/name", to be freed; NULL without memory. */
-char *dsv2_path_join(const char *folder, const char *name);
+char *ds_path_join(const char *folder, const char *name);
 
 /* Whether a regular file begins with these bytes, at most 16; false also if it cannot be read. Allocates nothing. */
-bool dsv2_file_begins(const char *path, const void *magic, size_t size);
+bool ds_file_begins(const char *path, const void *magic, size_t size);
 
-bool dsv2_is_folder(const char *path);
-bool dsv2_is_file(const char *path);
-bool dsv2_exists(const char *path); /* as anything, a link to nothing included */
+bool ds_is_folder(const char *path);
+bool ds_is_file(const char *path);
+bool ds_exists(const char *path); /* as anything, a link to nothing included */
 
 /* ---- files that appear only when whole (write.c) ---- */
 
 /* A file being written under a temporary name in the folder of the one that it will become. */
-typedef struct dsv2_writer {
+typedef struct ds_writer {
     int fd;
     char *path, *temporary;
     uint64_t size; /* bytes appended so far */
-} dsv2_writer;
+} ds_writer;
 
-dsv2_status dsv2_writer_open(const char *path, dsv2_writer *writer);
+dsv2_status ds_writer_open(const char *path, ds_writer *writer);
 
 /* Appends, or writes over bytes that were appended before. */
-dsv2_status dsv2_writer_append(dsv2_writer *writer, const void *data, size_t size);
-dsv2_status dsv2_writer_replace(dsv2_writer *writer, uint64_t offset, const void *data, size_t size);
+dsv2_status ds_writer_append(ds_writer *writer, const void *data, size_t size);
+dsv2_status ds_writer_replace(ds_writer *writer, uint64_t offset, const void *data, size_t size);
 
 /* Flushes to disk, renames, flushes the folder; then the writer is closed. On failure the file of that name is the old one. */
-dsv2_status dsv2_writer_commit(dsv2_writer *writer);
+dsv2_status ds_writer_commit(ds_writer *writer);
 
 /* Drops an open writer and its temporary file; nothing for one that is closed. */
-void dsv2_writer_abort(dsv2_writer *writer);
+void ds_writer_abort(ds_writer *writer);
 
 /* Flushes the folder that holds `path`, so that a rename in it lasts. */
-dsv2_status dsv2_sync_folder(const char *path);
+dsv2_status ds_sync_folder(const char *path);
 
 /* ---- threads (threads.c) ---- */
 
 /* A pool of worker threads that run one parallel region at a time. Between regions workers spin for some tens of
  * microseconds, then sleep. Workers block every signal: the host's handlers never run on them. */
-typedef struct dsv2_pool dsv2_pool;
+typedef struct ds_pool ds_pool;
 
 /* One task of a region: `task` counts from 0, `thread` (0 to n_threads - 1, 0 being the caller) picks scratch memory. */
-typedef void (*dsv2_task_fn)(void *context, size_t task, unsigned thread);
+typedef void (*ds_task_fn)(void *context, size_t task, unsigned thread);
 
 /* n_threads includes the caller: 1 makes no thread. */
-dsv2_status dsv2_pool_create(unsigned n_threads, dsv2_pool **pool);
-void dsv2_pool_destroy(dsv2_pool *pool);
-unsigned dsv2_pool_threads(const dsv2_pool *pool);
+dsv2_status ds_pool_create(unsigned n_threads, ds_pool **pool);
+void ds_pool_destroy(ds_pool *pool);
+unsigned ds_pool_threads(const ds_pool *pool);
 
 /* Runs fn for every task below n_tasks, on all threads of the pool, and returns when all are done. Each thread begins with
  * a run of neighbouring tasks and takes them in order; which thread runs which is not determined, so results must not depend on
  * it. Fewer than 2^32 tasks. From any thread: regions of several callers run one after another. Must not be called from a task. */
-void dsv2_pool_run(dsv2_pool *pool, dsv2_task_fn fn, void *context, size_t n_tasks);
+void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks);
 
 /* How many threads this process may run at once: CPU affinity, bounded by the cgroup's quota; at least 1. */
-unsigned dsv2_default_threads(void);
+unsigned ds_default_threads(void);
 
 #endif

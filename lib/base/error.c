@@ -10,7 +10,7 @@ enum { MESSAGE_SIZE = 1024 };
 
 static _Thread_local char last_error[MESSAGE_SIZE];
 
-dsv2_status dsv2_fail(dsv2_status status, const char *format, ...)
+dsv2_status ds_fail(dsv2_status status, const char *format, ...)
 {
     char message[MESSAGE_SIZE]; /* apart, since an argument may be the last message itself */
     va_list arguments;
@@ -25,52 +25,52 @@ dsv2_status dsv2_fail(dsv2_status status, const char *format, ...)
     return status;
 }
 
-dsv2_status dsv2_fail_memory(const char *what, size_t bytes)
+dsv2_status ds_fail_memory(const char *what, size_t bytes)
 {
-    return dsv2_fail(DSV2_ERROR_MEMORY, "no memory for %s (%zu bytes)", what, bytes);
+    return ds_fail(DSV2_ERROR_MEMORY, "no memory for %s (%zu bytes)", what, bytes);
 }
 
-dsv2_status dsv2_fail_io(const char *path, const char *doing)
+dsv2_status ds_fail_io(const char *path, const char *doing)
 {
     int reason = errno;
     char text[128];
     /* strerror is not safe in threads; the GNU form of strerror_r may return a static string, which is. */
     const char *words = strerror_r(reason, text, sizeof text);
-    return dsv2_fail(reason == ENOMEM ? DSV2_ERROR_MEMORY : DSV2_ERROR_IO, "%s: cannot %s: %s", path, doing, words);
+    return ds_fail(reason == ENOMEM ? DSV2_ERROR_MEMORY : DSV2_ERROR_IO, "%s: cannot %s: %s", path, doing, words);
 }
 
 const char *dsv2_last_error(void) { return last_error; }
 
-dsv2_status dsv2_read_options(const char *type, const void *options, void *known, size_t known_size, size_t minimum)
+dsv2_status ds_read_options(const char *type, const void *options, void *known, size_t known_size, size_t minimum)
 {
     if (options == NULL)
         return DSV2_OK;
     size_t size;
     memcpy(&size, options, sizeof size);
     if (size < minimum)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size, type,
-                         known_size);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size, type,
+                       known_size);
     /* A size that no header of ours could have is an uninitialised structure: reading that far could leave the host's memory. */
     if (size > known_size + 4096)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu: was it set?", type, size,
-                         type, known_size);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu: was it set?", type, size,
+                       type, known_size);
     for (size_t i = known_size; i < size; i++)
         if (((const unsigned char *)options)[i] != 0)
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s has a field that this version of the library does not know, at byte %zu", type,
-                             i);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "%s has a field that this version of the library does not know, at byte %zu", type,
+                           i);
     memcpy(known, options, size < known_size ? size : known_size);
     return DSV2_OK;
 }
 
-dsv2_status dsv2_write_info(const char *type, void *info, const void *known, size_t known_size, size_t minimum)
+dsv2_status ds_write_info(const char *type, void *info, const void *known, size_t known_size, size_t minimum)
 {
     if (info == NULL)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", type);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", type);
     size_t size;
     memcpy(&size, info, sizeof size);
     if (size < minimum || size > known_size + 4096)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size, type,
-                         known_size);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size, type,
+                       known_size);
     memcpy((char *)info + sizeof size, (const char *)known + sizeof size,
            (size < known_size ? size : known_size) - sizeof size);
     if (size > known_size)

@@ -61,7 +61,7 @@ static size_t deliver(void *buffer, size_t size, void *user)
     return 0;
 }
 
-dsv2_status dsv2_json_parse(const char *path, const char *text, size_t size, json_t **object)
+dsv2_status ds_json_parse(const char *path, const char *text, size_t size, json_t **object)
 {
     json_error_t error;
     source s = {.text = text, .size = size, .longest = longest_token(text, size)};
@@ -70,25 +70,25 @@ dsv2_status dsv2_json_parse(const char *path, const char *text, size_t size, jso
     if (both == NULL && errno != ENOMEM) {
         json_t *alone = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error); /* for the error as the text has it */
         if (alone == NULL && json_error_code(&error) != json_error_out_of_memory)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", path, error.line, error.column,
-                             error.text);
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", path, error.line, error.column,
+                           error.text);
         json_decref(alone);
     }
     dsv2_status status = DSV2_OK;
     json_t *root = json_array_get(both, 1);
     if (both == NULL || json_string_length(json_array_get(both, 0)) != s.longest)
-        status = dsv2_fail_memory("parsed JSON", size);
+        status = ds_fail_memory("parsed JSON", size);
     else if (json_array_size(both) != 2)
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: not valid JSON: there is more behind the first value", path);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: not valid JSON: there is more behind the first value", path);
     else if (!json_is_object(root))
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: is %s, expected a JSON object", path, dsv2_json_kind(root));
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: is %s, expected a JSON object", path, ds_json_kind(root));
     else
         *object = json_incref(root);
     json_decref(both);
     return status;
 }
 
-const char *dsv2_json_kind(const json_t *value)
+const char *ds_json_kind(const json_t *value)
 {
     if (value == NULL)
         return "missing";

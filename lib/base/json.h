@@ -1,6 +1,6 @@
 /* JSON out of files, read by jansson: the one place that turns its errors into ours. */
-#ifndef DSV2_LIB_BASE_JSON_H
-#define DSV2_LIB_BASE_JSON_H
+#ifndef DS_LIB_BASE_JSON_H
+#define DS_LIB_BASE_JSON_H
 
 #include "base/base.h"
 
@@ -8,9 +8,9 @@
 
 /* Parses text that must be one JSON object without duplicate names. jansson itself bounds the depth. The caller releases
  * *object with json_decref. DSV2_ERROR_FORMAT names path, line and column. */
-dsv2_status dsv2_json_parse(const char *path, const char *text, size_t size, json_t **object);
+dsv2_status ds_json_parse(const char *path, const char *text, size_t size, json_t **object);
 
 /* What a value is, for messages: "a string", "null", ... */
-const char *dsv2_json_kind(const json_t *value);
+const char *ds_json_kind(const json_t *value);
 
 #endif

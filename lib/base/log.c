@@ -3,7 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-void dsv2_log(const dsv2_logger *logger, dsv2_log_level level, const char *format, ...)
+void ds_log(const ds_logger *logger, dsv2_log_level level, const char *format, ...)
 {
     if (logger == NULL || logger->log == NULL)
         return;

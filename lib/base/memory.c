@@ -9,16 +9,16 @@ enum {
     HUGE_PAGE = 2 << 20,
 };
 
-void *dsv2_new(size_t count, size_t size)
+void *ds_new(size_t count, size_t size)
 {
     /* calloc checks the product; an empty array still gets an address of its own, so that NULL always means failure. */
     return calloc(count > 0 ? count : 1, size);
 }
 
-void *dsv2_new_aligned(size_t count, size_t size)
+void *ds_new_aligned(size_t count, size_t size)
 {
     uint64_t bytes;
-    if (!dsv2_mul(count, size, &bytes) || bytes > SIZE_MAX - HUGE_PAGE)
+    if (!ds_mul(count, size, &bytes) || bytes > SIZE_MAX - HUGE_PAGE)
         return NULL;
     size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE;
     void *memory;
@@ -29,7 +29,7 @@ void *dsv2_new_aligned(size_t count, size_t size)
     return memory;
 }
 
-bool dsv2_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size)
+bool ds_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size)
 {
     if (needed <= *capacity)
         return true;
@@ -42,7 +42,7 @@ bool dsv2_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size
         grown *= 2;
     }
     uint64_t bytes;
-    if (!dsv2_mul(grown, size, &bytes) || bytes > PTRDIFF_MAX)
+    if (!ds_mul(grown, size, &bytes) || bytes > PTRDIFF_MAX)
         return false;
     array = realloc(array, (size_t)bytes);
     if (array == NULL)
@@ -52,12 +52,12 @@ bool dsv2_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size
     return true;
 }
 
-void dsv2_free(void *memory) { free(memory); }
+void ds_free(void *memory) { free(memory); }
 
-char *dsv2_copy_string(const char *string)
+char *ds_copy_string(const char *string)
 {
     size_t size = strlen(string) + 1;
-    char *copy = dsv2_new(size, 1);
+    char *copy = ds_new(size, 1);
     if (copy != NULL)
         memcpy(copy, string, size);
     return copy;

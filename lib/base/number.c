@@ -2,28 +2,28 @@
 
 #include <string.h>
 
-uint32_t dsv2_load_u32(const void *bytes)
+uint32_t ds_load_u32(const void *bytes)
 {
     const uint8_t *b = bytes;
     return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
 }
 
-uint64_t dsv2_load_u64(const void *bytes)
+uint64_t ds_load_u64(const void *bytes)
 {
-    return (uint64_t)dsv2_load_u32(bytes) | (uint64_t)dsv2_load_u32((const uint8_t *)bytes + 4) << 32;
+    return (uint64_t)ds_load_u32(bytes) | (uint64_t)ds_load_u32((const uint8_t *)bytes + 4) << 32;
 }
 
-void dsv2_store_u32(void *bytes, uint32_t value)
+void ds_store_u32(void *bytes, uint32_t value)
 {
     uint8_t *b = bytes;
     for (int i = 0; i < 4; i++)
         b[i] = (uint8_t)(value >> 8 * i);
 }
 
-void dsv2_store_u64(void *bytes, uint64_t value)
+void ds_store_u64(void *bytes, uint64_t value)
 {
-    dsv2_store_u32(bytes, (uint32_t)value);
-    dsv2_store_u32((uint8_t *)bytes + 4, (uint32_t)(value >> 32));
+    ds_store_u32(bytes, (uint32_t)value);
+    ds_store_u32((uint8_t *)bytes + 4, (uint32_t)(value >> 32));
 }
 
 static float from_bits(uint32_t bits)
@@ -40,7 +40,7 @@ static uint32_t to_bits(float value)
     return bits;
 }
 
-uint16_t dsv2_f32_to_bf16(float value)
+uint16_t ds_f32_to_bf16(float value)
 {
     uint32_t bits = to_bits(value);
     if ((bits & 0x7fffffff) > 0x7f800000)
@@ -48,7 +48,7 @@ uint16_t dsv2_f32_to_bf16(float value)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-float dsv2_f16_to_f32(uint16_t half)
+float ds_f16_to_f32(uint16_t half)
 {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 0x1f, mantissa = half & 0x3ff;
     if (exponent == 0x1f)
@@ -58,7 +58,7 @@ float dsv2_f16_to_f32(uint16_t half)
     return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 
-uint16_t dsv2_f32_to_f16(float value)
+uint16_t ds_f32_to_f16(float value)
 {
     uint32_t bits = to_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
     if (magnitude > 0x7f800000)

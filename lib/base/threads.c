@@ -18,14 +18,14 @@ typedef struct share {
     alignas(64) _Atomic uint64_t left;
 } share;
 
-struct dsv2_pool {
+struct ds_pool {
     unsigned n_threads; /* the caller's included */
     unsigned n_started;
     pthread_t *threads;
     pthread_mutex_t region; /* held for the length of one region */
 
     /* The region at work. Written by the caller before `generation` grows, read by workers after they saw it grow. */
-    dsv2_task_fn fn;
+    ds_task_fn fn;
     void *context;
     share *shares;               /* [n_threads] */
     _Atomic unsigned working;    /* workers that have not finished this region */
@@ -40,7 +40,7 @@ struct dsv2_pool {
 };
 
 typedef struct worker {
-    dsv2_pool *pool;
+    ds_pool *pool;
     unsigned thread;
 } worker;
 
@@ -72,7 +72,7 @@ static bool take_task(share *share, bool owner, size_t *task)
 /* Neighbouring tasks mostly read neighbouring weights. Each thread goes through a part of its own from front to back, so that
  * the processor, which reads ahead, reads for it and not for another (with tasks dealt out one by one, two threads decoded
  * no faster than one); who is done early helps the others from behind. */
-static void work(dsv2_pool *pool, unsigned thread)
+static void work(ds_pool *pool, unsigned thread)
 {
     size_t task;
     for (unsigned i = 0; i < pool->n_threads; i++)
@@ -81,7 +81,7 @@ static void work(dsv2_pool *pool, unsigned thread)
 }
 
 /* Returns when the generation is no longer `seen`, or at stop. */
-static void wait_for_region(dsv2_pool *pool, uint32_t seen)
+static void wait_for_region(ds_pool *pool, uint32_t seen)
 {
     for (int i = 0; i < SPINS; i++) {
         if (atomic_load_explicit(&pool->generation, memory_order_acquire) != seen)
@@ -100,7 +100,7 @@ static void *worker_main(void *argument)
 {
     worker self = *(worker *)argument;
     free(argument);
-    dsv2_pool *pool = self.pool;
+    ds_pool *pool = self.pool;
     for (uint32_t seen = 0;; seen++) {
         wait_for_region(pool, seen);
         if (atomic_load_explicit(&pool->stop, memory_order_acquire))
@@ -114,7 +114,7 @@ static void *worker_main(void *argument)
     }
 }
 
-static void begin_region(dsv2_pool *pool)
+static void begin_region(ds_pool *pool)
 {
     atomic_fetch_add(&pool->generation, 1);
     if (atomic_load(&pool->sleepers) > 0) {
@@ -124,7 +124,7 @@ static void begin_region(dsv2_pool *pool)
     }
 }
 
-static void wait_for_workers(dsv2_pool *pool)
+static void wait_for_workers(ds_pool *pool)
 {
     for (int i = 0; i < SPINS; i++) {
         if (atomic_load_explicit(&pool->working, memory_order_acquire) == 0)
@@ -139,7 +139,7 @@ static void wait_for_workers(dsv2_pool *pool)
     pthread_mutex_unlock(&pool->lock);
 }
 
-void dsv2_pool_run(dsv2_pool *pool, dsv2_task_fn fn, void *context, size_t n_tasks)
+void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
 {
     if (pool->n_threads == 1 || n_tasks <= 1) {
         for (size_t task = 0; task < n_tasks; task++)
@@ -159,10 +159,10 @@ void dsv2_pool_run(dsv2_pool *pool, dsv2_task_fn fn, void *context, size_t n_tas
     pthread_mutex_unlock(&pool->region);
 }
 
-unsigned dsv2_pool_threads(const dsv2_pool *pool) { return pool->n_threads; }
+unsigned ds_pool_threads(const ds_pool *pool) { return pool->n_threads; }
 
 /* Starts one worker with every signal blocked. */
-static bool start_worker(dsv2_pool *pool, unsigned thread)
+static bool start_worker(ds_pool *pool, unsigned thread)
 {
     worker *argument = malloc(sizeof *argument);
     if (argument == NULL)
@@ -178,26 +178,26 @@ static bool start_worker(dsv2_pool *pool, unsigned thread)
     return started;
 }
 
-dsv2_status dsv2_pool_create(unsigned n_threads, dsv2_pool **out)
+dsv2_status ds_pool_create(unsigned n_threads, ds_pool **out)
 {
-    dsv2_pool *pool = dsv2_new(1, sizeof *pool);
+    ds_pool *pool = ds_new(1, sizeof *pool);
     if (pool == NULL)
-        return dsv2_fail_memory("the thread pool", sizeof *pool);
+        return ds_fail_memory("the thread pool", sizeof *pool);
     pool->n_threads = n_threads;
     pthread_mutex_init(&pool->region, NULL);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->done, NULL);
-    pool->threads = dsv2_new(n_threads, sizeof *pool->threads);
-    pool->shares = dsv2_new_aligned(n_threads, sizeof *pool->shares);
+    pool->threads = ds_new(n_threads, sizeof *pool->threads);
+    pool->shares = ds_new_aligned(n_threads, sizeof *pool->shares);
     if (pool->threads == NULL || pool->shares == NULL) {
-        dsv2_pool_destroy(pool);
-        return dsv2_fail_memory("the thread pool", n_threads * sizeof *pool->threads);
+        ds_pool_destroy(pool);
+        return ds_fail_memory("the thread pool", n_threads * sizeof *pool->threads);
     }
     for (unsigned thread = 1; thread < n_threads; thread++) {
         if (!start_worker(pool, thread)) {
-            dsv2_pool_destroy(pool);
-            return dsv2_fail(DSV2_ERROR_MEMORY, "cannot start thread %u of %u", thread + 1, n_threads);
+            ds_pool_destroy(pool);
+            return ds_fail(DSV2_ERROR_MEMORY, "cannot start thread %u of %u", thread + 1, n_threads);
         }
         pool->n_started++;
     }
@@ -205,7 +205,7 @@ dsv2_status dsv2_pool_create(unsigned n_threads, dsv2_pool **out)
     return DSV2_OK;
 }
 
-void dsv2_pool_destroy(dsv2_pool *pool)
+void ds_pool_destroy(ds_pool *pool)
 {
     if (pool == NULL)
         return;
@@ -217,9 +217,9 @@ void dsv2_pool_destroy(dsv2_pool *pool)
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
     pthread_mutex_destroy(&pool->region);
-    dsv2_free(pool->shares);
-    dsv2_free(pool->threads);
-    dsv2_free(pool);
+    ds_free(pool->shares);
+    ds_free(pool->threads);
+    ds_free(pool);
 }
 
 /* CPUs by the cgroup's quota, rounded up; 0 if there is none to be found. Version 2 has "max 100000" or "QUOTA PERIOD" in
@@ -252,7 +252,7 @@ static unsigned cgroup_quota(void)
     return cpus > 1024 ? 1024 : (unsigned)cpus;
 }
 
-unsigned dsv2_default_threads(void)
+unsigned ds_default_threads(void)
 {
     cpu_set_t set;
     CPU_ZERO(&set);

@@ -8,37 +8,37 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-dsv2_status dsv2_writer_open(const char *path, dsv2_writer *writer)
+dsv2_status ds_writer_open(const char *path, ds_writer *writer)
 {
     static const char suffix[] = ".XXXXXX";
     size_t length = strlen(path);
-    *writer = (dsv2_writer){.fd = -1};
-    writer->path = dsv2_copy_string(path);
-    writer->temporary = dsv2_new(length + sizeof suffix, 1);
+    *writer = (ds_writer){.fd = -1};
+    writer->path = ds_copy_string(path);
+    writer->temporary = ds_new(length + sizeof suffix, 1);
     if (writer->path == NULL || writer->temporary == NULL) {
-        dsv2_writer_abort(writer);
-        return dsv2_fail_memory("a path", length);
+        ds_writer_abort(writer);
+        return ds_fail_memory("a path", length);
     }
     memcpy(writer->temporary, path, length);
     memcpy(writer->temporary + length, suffix, sizeof suffix);
     writer->fd = mkostemp(writer->temporary, O_CLOEXEC);
     if (writer->fd >= 0)
         return DSV2_OK;
-    dsv2_status status = dsv2_fail_io(path, "make a temporary file beside it");
-    dsv2_free(writer->temporary); /* there is no such file to remove */
+    dsv2_status status = ds_fail_io(path, "make a temporary file beside it");
+    ds_free(writer->temporary); /* there is no such file to remove */
     writer->temporary = NULL;
-    dsv2_writer_abort(writer);
+    ds_writer_abort(writer);
     return status;
 }
 
-static dsv2_status write_all(const dsv2_writer *writer, const uint8_t *data, size_t size, uint64_t offset)
+static dsv2_status write_all(const ds_writer *writer, const uint8_t *data, size_t size, uint64_t offset)
 {
     while (size > 0) {
         ssize_t n = pwrite(writer->fd, data, size, (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
-            return dsv2_fail_io(writer->path, "write");
+            return ds_fail_io(writer->path, "write");
         data += n;
         size -= (size_t)n;
         offset += (uint64_t)n;
@@ -46,7 +46,7 @@ static dsv2_status write_all(const dsv2_writer *writer, const uint8_t *data, siz
     return DSV2_OK;
 }
 
-dsv2_status dsv2_writer_append(dsv2_writer *writer, const void *data, size_t size)
+dsv2_status ds_writer_append(ds_writer *writer, const void *data, size_t size)
 {
     dsv2_status status = write_all(writer, data, size, writer->size);
     if (status == DSV2_OK)
@@ -54,31 +54,31 @@ dsv2_status dsv2_writer_append(dsv2_writer *writer, const void *data, size_t siz
     return status;
 }
 
-dsv2_status dsv2_writer_replace(dsv2_writer *writer, uint64_t offset, const void *data, size_t size)
+dsv2_status ds_writer_replace(ds_writer *writer, uint64_t offset, const void *data, size_t size)
 {
     return write_all(writer, data, size, offset);
 }
 
-dsv2_status dsv2_sync_folder(const char *path)
+dsv2_status ds_sync_folder(const char *path)
 {
     const char *slash = strrchr(path, '/');
-    char *folder = slash == NULL ? dsv2_copy_string(".") : dsv2_new((size_t)(slash - path) + 2, 1);
+    char *folder = slash == NULL ? ds_copy_string(".") : ds_new((size_t)(slash - path) + 2, 1);
     if (folder == NULL)
-        return dsv2_fail_memory("a path", strlen(path));
+        return ds_fail_memory("a path", strlen(path));
     if (slash != NULL)
         memcpy(folder, path, (size_t)(slash - path) + (slash == path)); /* "/" keeps its slash */
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     /* Some file systems cannot flush a folder (EINVAL); then the rename is as durable as they make it. */
     dsv2_status status = DSV2_OK;
     if (fd < 0 || (fsync(fd) != 0 && errno != EINVAL))
-        status = dsv2_fail_io(folder, "flush the folder");
+        status = ds_fail_io(folder, "flush the folder");
     if (fd >= 0)
         close(fd);
-    dsv2_free(folder);
+    ds_free(folder);
     return status;
 }
 
-dsv2_status dsv2_writer_commit(dsv2_writer *writer)
+dsv2_status ds_writer_commit(ds_writer *writer)
 {
     dsv2_status status = DSV2_OK;
     /* A temporary file is for its owner alone. The finished one keeps the mode of the file it replaces, or gets the usual one: the
@@ -86,27 +86,27 @@ dsv2_status dsv2_writer_commit(dsv2_writer *writer)
     struct stat before;
     mode_t mode = stat(writer->path, &before) == 0 ? before.st_mode & 0777 : 0644;
     if (fchmod(writer->fd, mode) != 0 || fsync(writer->fd) != 0)
-        status = dsv2_fail_io(writer->path, "flush");
+        status = ds_fail_io(writer->path, "flush");
     else if (rename(writer->temporary, writer->path) != 0)
-        status = dsv2_fail_io(writer->path, "rename the finished file");
+        status = ds_fail_io(writer->path, "rename the finished file");
     if (status != DSV2_OK) {
-        dsv2_writer_abort(writer);
+        ds_writer_abort(writer);
         return status;
     }
-    dsv2_free(writer->temporary); /* has the final name now */
+    ds_free(writer->temporary); /* has the final name now */
     writer->temporary = NULL;
-    status = dsv2_sync_folder(writer->path);
-    dsv2_writer_abort(writer);
+    status = ds_sync_folder(writer->path);
+    ds_writer_abort(writer);
     return status;
 }
 
-void dsv2_writer_abort(dsv2_writer *writer)
+void ds_writer_abort(ds_writer *writer)
 {
     if (writer->fd >= 0)
         close(writer->fd);
     if (writer->temporary != NULL)
         unlink(writer->temporary);
-    dsv2_free(writer->temporary);
-    dsv2_free(writer->path);
-    *writer = (dsv2_writer){.fd = -1};
+    ds_free(writer->temporary);
+    ds_free(writer->path);
+    *writer = (ds_writer){.fd = -1};
 }

@@ -3,35 +3,35 @@
 
 #include <string.h>
 
-void dsv2_page_pool_init(dsv2_page_pool *pool, uint64_t bytes_limit)
+void ds_page_pool_init(ds_page_pool *pool, uint64_t bytes_limit)
 {
-    *pool = (dsv2_page_pool){.bytes_limit = bytes_limit};
+    *pool = (ds_page_pool){.bytes_limit = bytes_limit};
     pthread_mutex_init(&pool->lock, NULL);
 }
 
-void dsv2_page_pool_destroy(dsv2_page_pool *pool) { pthread_mutex_destroy(&pool->lock); }
+void ds_page_pool_destroy(ds_page_pool *pool) { pthread_mutex_destroy(&pool->lock); }
 
 /* Memory for one page, or for several that are smaller than one of the system's huge pages but together fill some of these: attention
  * reads some rows of every page, and took twice as long to fetch them where these lay in small pages. */
-typedef struct dsv2_slab {
-    struct dsv2_slab *next, *previous; /* in the pool's list, while it has free pages */
+typedef struct ds_slab {
+    struct ds_slab *next, *previous; /* in the pool's list, while it has free pages */
     uint8_t *data;
     size_t page_bytes;
     uint32_t all, free; /* one bit a page */
-    dsv2_page pages[];
-} dsv2_slab;
+    ds_page pages[];
+} ds_slab;
 
 enum { SLAB_PAGES = 8, SLAB_LEAST = 256 << 10, SLAB_MOST = 2 << 20 };
 
-static dsv2_slab *slab_new(size_t page_bytes)
+static ds_slab *slab_new(size_t page_bytes)
 {
     uint32_t n = page_bytes >= SLAB_LEAST && page_bytes < SLAB_MOST ? SLAB_PAGES : 1;
-    dsv2_slab *slab = dsv2_new(1, sizeof *slab + n * sizeof *slab->pages);
+    ds_slab *slab = ds_new(1, sizeof *slab + n * sizeof *slab->pages);
     if (slab == NULL)
         return NULL;
-    slab->data = dsv2_new_aligned(n, page_bytes);
+    slab->data = ds_new_aligned(n, page_bytes);
     if (slab->data == NULL) {
-        dsv2_free(slab);
+        ds_free(slab);
         return NULL;
     }
     slab->page_bytes = page_bytes;
@@ -43,13 +43,13 @@ static dsv2_slab *slab_new(size_t page_bytes)
     return slab;
 }
 
-static void slab_free(dsv2_slab *slab)
+static void slab_free(ds_slab *slab)
 {
-    dsv2_free(slab->data);
-    dsv2_free(slab);
+    ds_free(slab->data);
+    ds_free(slab);
 }
 
-static void list_slab(dsv2_page_pool *pool, dsv2_slab *slab)
+static void list_slab(ds_page_pool *pool, ds_slab *slab)
 {
     slab->previous = NULL;
     slab->next = pool->slabs;
@@ -58,7 +58,7 @@ static void list_slab(dsv2_page_pool *pool, dsv2_slab *slab)
     pool->slabs = slab;
 }
 
-static void unlist_slab(dsv2_page_pool *pool, dsv2_slab *slab)
+static void unlist_slab(ds_page_pool *pool, ds_slab *slab)
 {
     if (slab->previous != NULL)
         slab->previous->next = slab->next;
@@ -69,28 +69,28 @@ static void unlist_slab(dsv2_page_pool *pool, dsv2_slab *slab)
 }
 
 /* A free page of a listed slab, or NULL. */
-static dsv2_page *take_page(dsv2_page_pool *pool, size_t bytes)
+static ds_page *take_page(ds_page_pool *pool, size_t bytes)
 {
-    dsv2_slab *slab = pool->slabs;
+    ds_slab *slab = pool->slabs;
     while (slab != NULL && slab->page_bytes != bytes)
         slab = slab->next;
     if (slab == NULL)
         return NULL;
-    dsv2_page *page = &slab->pages[__builtin_ctz(slab->free)];
+    ds_page *page = &slab->pages[__builtin_ctz(slab->free)];
     slab->free &= slab->free - 1;
     if (slab->free == 0)
         unlist_slab(pool, slab);
     return page;
 }
 
-static dsv2_status page_new(dsv2_page_pool *pool, size_t bytes, dsv2_page **out)
+static dsv2_status page_new(ds_page_pool *pool, size_t bytes, ds_page **out)
 {
     pthread_mutex_lock(&pool->lock);
     uint64_t in_use = pool->bytes_in_use;
     bool fits = pool->bytes_limit == 0 || (in_use <= pool->bytes_limit && bytes <= pool->bytes_limit - in_use);
-    dsv2_page *page = fits ? take_page(pool, bytes) : NULL;
+    ds_page *page = fits ? take_page(pool, bytes) : NULL;
     if (fits && page == NULL) {
-        dsv2_slab *slab = slab_new(bytes);
+        ds_slab *slab = slab_new(bytes);
         if (slab != NULL) {
             list_slab(pool, slab);
             page = take_page(pool, bytes);
@@ -102,20 +102,20 @@ static dsv2_status page_new(dsv2_page_pool *pool, size_t bytes, dsv2_page **out)
     }
     pthread_mutex_unlock(&pool->lock);
     if (!fits)
-        return dsv2_fail(DSV2_ERROR_MEMORY, "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
-                         (unsigned long long)in_use, bytes, (unsigned long long)pool->bytes_limit);
+        return ds_fail(DSV2_ERROR_MEMORY, "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
+                       (unsigned long long)in_use, bytes, (unsigned long long)pool->bytes_limit);
     if (page == NULL)
-        return dsv2_fail_memory("a KV page", bytes);
+        return ds_fail_memory("a KV page", bytes);
     atomic_init(&page->references, 1);
     *out = page;
     return DSV2_OK;
 }
 
-static void page_release(dsv2_page_pool *pool, dsv2_page *page)
+static void page_release(ds_page_pool *pool, ds_page *page)
 {
     if (atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel) != 1)
         return;
-    dsv2_slab *slab = page->slab;
+    ds_slab *slab = page->slab;
     pthread_mutex_lock(&pool->lock);
     if (slab->free == 0)
         list_slab(pool, slab);
@@ -130,24 +130,24 @@ static void page_release(dsv2_page_pool *pool, dsv2_page *page)
         slab_free(slab);
 }
 
-void dsv2_cache_init(dsv2_cache *cache, dsv2_page_pool *pool, const dsv2_cache_shape *shape)
+void ds_cache_init(ds_cache *cache, ds_page_pool *pool, const ds_cache_shape *shape)
 {
-    *cache = (dsv2_cache){.pool = pool, .shape = *shape};
+    *cache = (ds_cache){.pool = pool, .shape = *shape};
 }
 
-void dsv2_cache_destroy(dsv2_cache *cache)
+void ds_cache_destroy(ds_cache *cache)
 {
-    dsv2_cache_truncate(cache, 0);
-    dsv2_free(cache->pages);
+    ds_cache_truncate(cache, 0);
+    ds_free(cache->pages);
     cache->pages = NULL;
     cache->capacity = 0;
 }
 
 /* Gives the cache a copy of its own of a page that others share: the rows of its first n_tokens tokens. */
-static dsv2_status own_page(dsv2_cache *cache, size_t index, size_t n_tokens)
+static dsv2_status own_page(ds_cache *cache, size_t index, size_t n_tokens)
 {
-    const dsv2_cache_shape *shape = &cache->shape;
-    dsv2_page *shared = cache->pages[index], *own;
+    const ds_cache_shape *shape = &cache->shape;
+    ds_page *shared = cache->pages[index], *own;
     dsv2_status status = page_new(cache->pool, shape->page_bytes, &own);
     if (status != DSV2_OK)
         return status;
@@ -158,11 +158,11 @@ static dsv2_status own_page(dsv2_cache *cache, size_t index, size_t n_tokens)
     return DSV2_OK;
 }
 
-dsv2_status dsv2_cache_reserve(dsv2_cache *cache, size_t first, size_t n)
+dsv2_status ds_cache_reserve(ds_cache *cache, size_t first, size_t n)
 {
-    size_t before = cache->n_pages, needed = (first + n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS;
-    if (!dsv2_grow(&cache->pages, &cache->capacity, needed, sizeof *cache->pages))
-        return dsv2_fail_memory("the list of KV pages", needed * sizeof *cache->pages);
+    size_t before = cache->n_pages, needed = (first + n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS;
+    if (!ds_grow(&cache->pages, &cache->capacity, needed, sizeof *cache->pages))
+        return ds_fail_memory("the list of KV pages", needed * sizeof *cache->pages);
     dsv2_status status = DSV2_OK;
     while (status == DSV2_OK && cache->n_pages < needed) {
         status = page_new(cache->pool, cache->shape.page_bytes, &cache->pages[cache->n_pages]);
@@ -170,26 +170,26 @@ dsv2_status dsv2_cache_reserve(dsv2_cache *cache, size_t first, size_t n)
             cache->n_pages++;
     }
     /* Pages that were there already and will be written to. Only the first can hold rows worth keeping. */
-    for (size_t i = first / DSV2_PAGE_TOKENS; status == DSV2_OK && i < before && i < needed; i++)
+    for (size_t i = first / DS_PAGE_TOKENS; status == DSV2_OK && i < before && i < needed; i++)
         if (atomic_load_explicit(&cache->pages[i]->references, memory_order_acquire) > 1)
-            status = own_page(cache, i, i == first / DSV2_PAGE_TOKENS ? first % DSV2_PAGE_TOKENS : 0);
+            status = own_page(cache, i, i == first / DS_PAGE_TOKENS ? first % DS_PAGE_TOKENS : 0);
     if (status != DSV2_OK)
-        dsv2_cache_truncate(cache, before * DSV2_PAGE_TOKENS);
+        ds_cache_truncate(cache, before * DS_PAGE_TOKENS);
     return status;
 }
 
-void dsv2_cache_truncate(dsv2_cache *cache, size_t n)
+void ds_cache_truncate(ds_cache *cache, size_t n)
 {
-    size_t keep = (n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS;
+    size_t keep = (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS;
     while (cache->n_pages > keep)
         page_release(cache->pool, cache->pages[--cache->n_pages]);
 }
 
-dsv2_status dsv2_cache_share(const dsv2_cache *cache, size_t n, dsv2_cache *copy)
+dsv2_status ds_cache_share(const ds_cache *cache, size_t n, ds_cache *copy)
 {
-    size_t n_pages = (n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS;
-    if (!dsv2_grow(&copy->pages, &copy->capacity, n_pages, sizeof *copy->pages))
-        return dsv2_fail_memory("the list of KV pages", n_pages * sizeof *copy->pages);
+    size_t n_pages = (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS;
+    if (!ds_grow(&copy->pages, &copy->capacity, n_pages, sizeof *copy->pages))
+        return ds_fail_memory("the list of KV pages", n_pages * sizeof *copy->pages);
     for (size_t i = 0; i < n_pages; i++) {
         atomic_fetch_add_explicit(&cache->pages[i]->references, 1, memory_order_relaxed);
         copy->pages[i] = cache->pages[i];
@@ -198,7 +198,7 @@ dsv2_status dsv2_cache_share(const dsv2_cache *cache, size_t n, dsv2_cache *copy
     return DSV2_OK;
 }
 
-uint8_t *dsv2_cache_rows(const dsv2_cache *cache, uint32_t layer, size_t page)
+uint8_t *ds_cache_rows(const ds_cache *cache, uint32_t layer, size_t page)
 {
     return cache->pages[page]->data + layer * cache->shape.layer_bytes;
 }

@@ -7,7 +7,7 @@
  *   q6         scales of the latent, one for 128 elements; of the RoPE part, one for 16; then the latent in pairs of 11 bits; then
  *              the RoPE part, a signed byte for every element
  *
- * q6 keeps the latent rotated (dsv2_cache_rotate): a Walsh-Hadamard transform makes outliers and quiet channels alike, so that few
+ * q6 keeps the latent rotated (ds_cache_rotate): a Walsh-Hadamard transform makes outliers and quiet channels alike, so that few
  * levels serve all. With n latent elements, n / 2 = m pairs and e = (m + 7) / 8, pair i is elements i and i + m, each of 45 levels,
  * as code = (low + 22) + 45 (high + 22):
  *   8 e bytes  bits 0-7 of the codes of pairs 0, 1, 2, ...
@@ -61,8 +61,8 @@ static q6_layout layout_q6(uint32_t kv_lora_rank, uint32_t qk_rope_head_dim)
     return l;
 }
 
-dsv2_status dsv2_cache_shape_init(dsv2_cache_shape *shape, dsv2_cache_type type, uint32_t n_layers, uint32_t kv_lora_rank,
-                                  uint32_t qk_rope_head_dim)
+dsv2_status ds_cache_shape_init(ds_cache_shape *shape, dsv2_cache_type type, uint32_t n_layers, uint32_t kv_lora_rank,
+                                uint32_t qk_rope_head_dim)
 {
     size_t elements = (size_t)kv_lora_rank + qk_rope_head_dim, row_bytes;
     uint32_t rotation = 1;
@@ -76,22 +76,22 @@ dsv2_status dsv2_cache_shape_init(dsv2_cache_shape *shape, dsv2_cache_type type,
         row_bytes = layout_q6(kv_lora_rank, qk_rope_head_dim).end;
         rotation = kv_lora_rank & -kv_lora_rank; /* the largest power of two that divides it */
         break;
-    default: return dsv2_fail(DSV2_ERROR_ARGUMENT, "cache_type is %d, expected a dsv2_cache_type", (int)type);
+    default: return ds_fail(DSV2_ERROR_ARGUMENT, "cache_type is %d, expected a dsv2_cache_type", (int)type);
     }
-    *shape = (dsv2_cache_shape){
+    *shape = (ds_cache_shape){
         .type = type,
         .n_layers = n_layers,
         .kv_lora_rank = kv_lora_rank,
         .qk_rope_head_dim = qk_rope_head_dim,
         .rotation = rotation,
         .row_bytes = row_bytes,
-        .layer_bytes = row_bytes * DSV2_PAGE_TOKENS,
-        .page_bytes = row_bytes * DSV2_PAGE_TOKENS * n_layers,
+        .layer_bytes = row_bytes * DS_PAGE_TOKENS,
+        .page_bytes = row_bytes * DS_PAGE_TOKENS * n_layers,
     };
     return DSV2_OK;
 }
 
-void dsv2_cache_rotate(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, float *latent)
+void ds_cache_rotate(const ds_cache_shape *shape, const ds_kernels *kernels, float *latent)
 {
     if (shape->rotation > 1)
         kernels->rotate(latent, shape->rotation, shape->kv_lora_rank);
@@ -147,18 +147,18 @@ static void pack_pairs(uint8_t *pairs, const int8_t *codes, size_t n)
     uint8_t *middle = pairs + 8 * eighth, *top = middle + 2 * eighth;
     memset(pairs, 0, 11 * eighth);
     for (size_t i = 0; i < half; i++) {
-        unsigned code = (unsigned)(codes[i] + DSV2_PAIR_LEVELS / 2) + (unsigned)(codes[i + half] + DSV2_PAIR_LEVELS / 2) * DSV2_PAIR_LEVELS;
+        unsigned code = (unsigned)(codes[i] + DS_PAIR_LEVELS / 2) + (unsigned)(codes[i + half] + DS_PAIR_LEVELS / 2) * DS_PAIR_LEVELS;
         pairs[i] = (uint8_t)code;
         middle[i % (2 * eighth)] |= (uint8_t)((code >> 8 & 3) << i / (2 * eighth) * 2);
         top[i % eighth] |= (uint8_t)((code >> 10) << i / eighth);
     }
 }
 
-static void encode_q8(const dsv2_cache_shape *shape, const float *row, uint8_t *stored)
+static void encode_q8(const ds_cache_shape *shape, const float *row, uint8_t *stored)
 {
     q8_layout l = layout_q8(shape->kv_lora_rank, shape->qk_rope_head_dim);
     for (uint32_t i = 0; i < shape->qk_rope_head_dim; i++) {
-        uint16_t half = dsv2_f32_to_f16(row[shape->kv_lora_rank + i]);
+        uint16_t half = ds_f32_to_f16(row[shape->kv_lora_rank + i]);
         stored[2 * i] = (uint8_t)half;
         stored[2 * i + 1] = (uint8_t)(half >> 8);
     }
@@ -166,17 +166,17 @@ static void encode_q8(const dsv2_cache_shape *shape, const float *row, uint8_t *
 }
 
 /* The codes of the latent take the place of its floats on their way into pairs. */
-static void encode_q6(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, float *row, uint8_t *stored)
+static void encode_q6(const ds_cache_shape *shape, const ds_kernels *kernels, float *row, uint8_t *stored)
 {
     q6_layout l = layout_q6(shape->kv_lora_rank, shape->qk_rope_head_dim);
-    dsv2_cache_rotate(shape, kernels, row);
+    ds_cache_rotate(shape, kernels, row);
     quantise((int8_t *)stored + l.rope_codes, stored + l.rope_scales, row + l.n_latent, l.n_rope, Q6_ROPE_GROUP, BYTE_LEVELS);
     int8_t *codes = (int8_t *)row;
-    quantise(codes, stored, row, l.n_latent, Q6_GROUP, DSV2_PAIR_LEVELS / 2);
+    quantise(codes, stored, row, l.n_latent, Q6_GROUP, DS_PAIR_LEVELS / 2);
     pack_pairs(stored + l.pairs, codes, l.n_latent);
 }
 
-void dsv2_cache_encode_row(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, float *row, uint8_t *stored)
+void ds_cache_encode_row(const ds_cache_shape *shape, const ds_kernels *kernels, float *row, uint8_t *stored)
 {
     size_t elements = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
     switch (shape->type) {
@@ -188,17 +188,17 @@ void dsv2_cache_encode_row(const dsv2_cache_shape *shape, const dsv2_kernels *ke
     }
 }
 
-static void decode_q8(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n, float *rows)
+static void decode_q8(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n, float *rows)
 {
     uint32_t lora = shape->kv_lora_rank, rope = shape->qk_rope_head_dim;
     q8_layout l = layout_q8(lora, rope);
     for (size_t t = 0; t < n; t++, stored += l.end, rows += lora + rope) {
         kernels->unpack_q8(rows, stored + l.scales, (const int8_t *)stored + l.codes, Q8_GROUP, lora);
-        kernels->to_f32[DSV2_TYPE_F16](rows + lora, stored, rope);
+        kernels->to_f32[DS_TYPE_F16](rows + lora, stored, rope);
     }
 }
 
-static void decode_q6(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n, float *rows)
+static void decode_q6(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n, float *rows)
 {
     q6_layout l = layout_q6(shape->kv_lora_rank, shape->qk_rope_head_dim);
     for (size_t t = 0; t < n; t++, stored += l.end, rows += l.n_latent + l.n_rope) {
@@ -207,21 +207,21 @@ static void decode_q6(const dsv2_cache_shape *shape, const dsv2_kernels *kernels
     }
 }
 
-void dsv2_cache_decode_rows(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n, float *rows)
+void ds_cache_decode_rows(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n, float *rows)
 {
     size_t elements = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
     switch (shape->type) {
     case DSV2_CACHE_DEFAULT: return; /* no shape has it */
-    case DSV2_CACHE_F32: kernels->to_f32[DSV2_TYPE_F32](rows, stored, n * elements); return;
-    case DSV2_CACHE_F16: kernels->to_f32[DSV2_TYPE_F16](rows, stored, n * elements); return;
+    case DSV2_CACHE_F32: kernels->to_f32[DS_TYPE_F32](rows, stored, n * elements); return;
+    case DSV2_CACHE_F16: kernels->to_f32[DS_TYPE_F16](rows, stored, n * elements); return;
     case DSV2_CACHE_Q8: decode_q8(shape, kernels, stored, n, rows); return;
     case DSV2_CACHE_Q6: decode_q6(shape, kernels, stored, n, rows); return;
     }
 }
 
-bool dsv2_cache_is_quantised(const dsv2_cache_shape *shape) { return shape->type == DSV2_CACHE_Q8 || shape->type == DSV2_CACHE_Q6; }
+bool ds_cache_is_quantised(const ds_cache_shape *shape) { return shape->type == DSV2_CACHE_Q8 || shape->type == DSV2_CACHE_Q6; }
 
-const int8_t *dsv2_cache_codes(const dsv2_cache_shape *shape, const uint8_t *stored)
+const int8_t *ds_cache_codes(const ds_cache_shape *shape, const uint8_t *stored)
 {
     if (shape->type != DSV2_CACHE_Q8)
         return NULL;
@@ -229,15 +229,15 @@ const int8_t *dsv2_cache_codes(const dsv2_cache_shape *shape, const uint8_t *sto
 }
 
 /* n floats, or halves, as groups of integers: returns the number of groups. */
-static size_t round_groups(const dsv2_kernels *kernels, int16_t *row, float *scales, const float *floats, const uint8_t *halves, size_t n)
+static size_t round_groups(const ds_kernels *kernels, int16_t *row, float *scales, const float *floats, const uint8_t *halves, size_t n)
 {
     size_t g = 0;
-    for (size_t i = 0; i < n; i += DSV2_SCALE_COLS, g++) {
-        size_t m = n - i < DSV2_SCALE_COLS ? n - i : DSV2_SCALE_COLS;
-        scales[g * DSV2_PAGE_TOKENS] = halves != NULL ? kernels->round_halves(row + i, halves + 2 * i, m, DSV2_NARROW)
-                                                      : kernels->round_row(row + i, floats + i, m, DSV2_NARROW);
-        if (m < DSV2_SCALE_COLS)
-            memset(row + i + m, 0, (DSV2_SCALE_COLS - m) * sizeof *row);
+    for (size_t i = 0; i < n; i += DS_SCALE_COLS, g++) {
+        size_t m = n - i < DS_SCALE_COLS ? n - i : DS_SCALE_COLS;
+        scales[g * DS_PAGE_TOKENS] = halves != NULL ? kernels->round_halves(row + i, halves + 2 * i, m, DS_NARROW)
+                                                      : kernels->round_row(row + i, floats + i, m, DS_NARROW);
+        if (m < DS_SCALE_COLS)
+            memset(row + i + m, 0, (DS_SCALE_COLS - m) * sizeof *row);
     }
     return g;
 }
@@ -245,9 +245,9 @@ static size_t round_groups(const dsv2_kernels *kernels, int16_t *row, float *sca
 /* What the groups of a latent's stored integers are to be multiplied by: returns the number of groups. */
 static size_t take_scales(float *scales, const uint8_t *stored_scales, size_t stored_group, size_t n)
 {
-    size_t groups = (n + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS;
+    size_t groups = (n + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
     for (size_t g = 0; g < groups; g++)
-        scales[g * DSV2_PAGE_TOKENS] = dsv2_bf16_to_f32(dsv2_load_u16(stored_scales + g * DSV2_SCALE_COLS / stored_group * SCALE_BYTES));
+        scales[g * DS_PAGE_TOKENS] = ds_bf16_to_f32(ds_load_u16(stored_scales + g * DS_SCALE_COLS / stored_group * SCALE_BYTES));
     return groups;
 }
 
@@ -258,10 +258,10 @@ static void fetch_row(const uint8_t *row, size_t bytes)
         __builtin_prefetch(row + at);
 }
 
-void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const uint8_t *stored, size_t n,
-                                int16_t *rows, float *scales, float *scratch, const uint8_t *next)
+void ds_cache_decode_integers(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n,
+                              int16_t *rows, float *scales, float *scratch, const uint8_t *next)
 {
-    _Static_assert(Q8_GROUP % (int)DSV2_SCALE_COLS == 0 && Q6_GROUP % (int)DSV2_SCALE_COLS == 0, "a group has one stored scale");
+    _Static_assert(Q8_GROUP % (int)DS_SCALE_COLS == 0 && Q6_GROUP % (int)DS_SCALE_COLS == 0, "a group has one stored scale");
     uint32_t lora = shape->kv_lora_rank, rope = shape->qk_rope_head_dim;
     q8_layout q8 = layout_q8(lora, rope);
     q6_layout q6 = layout_q6(lora, rope);
@@ -276,14 +276,14 @@ void dsv2_cache_decode_integers(const dsv2_cache_shape *shape, const dsv2_kernel
         } else if (q6.n_latent == lora) {
             kernels->split_pairs(rows, stored + q6.pairs, lora);
             groups = take_scales(scales, stored, Q6_GROUP, lora);
-            memset(rows + lora, 0, (groups * DSV2_SCALE_COLS - lora) * sizeof *rows);
+            memset(rows + lora, 0, (groups * DS_SCALE_COLS - lora) * sizeof *rows);
             kernels->unpack_q8(scratch + lora, stored + q6.rope_scales, (const int8_t *)stored + q6.rope_codes, Q6_ROPE_GROUP, rope);
         } else { /* the last element of the latent has a scale of its own */
-            dsv2_cache_decode_rows(shape, kernels, stored, 1, scratch);
+            ds_cache_decode_rows(shape, kernels, stored, 1, scratch);
             groups = round_groups(kernels, rows, scales, scratch, NULL, lora);
         }
-        rows += groups * DSV2_SCALE_COLS;
-        groups = round_groups(kernels, rows, scales + groups * DSV2_PAGE_TOKENS, scratch + lora, halves, rope);
-        rows += groups * DSV2_SCALE_COLS;
+        rows += groups * DS_SCALE_COLS;
+        groups = round_groups(kernels, rows, scales + groups * DS_PAGE_TOKENS, scratch + lora, halves, rope);
+        rows += groups * DS_SCALE_COLS;
     }
 }

@@ -30,7 +30,7 @@ static const struct {
     [T_U64] = {"u64", 8}, [T_I64] = {"i64", 8}, [T_F64] = {"f64", 8},
 };
 
-enum { NOT_READ = DSV2_TYPE_COUNT };
+enum { NOT_READ = DS_TYPE_COUNT };
 
 /* The format's numbers for element types. Those not read have a block size too, so that their extent is checked; 0 where the
  * type was withdrawn before anyone could rely on it. */
@@ -38,37 +38,37 @@ static const struct {
     const char *name;
     uint32_t type, block, bytes;
 } tensor_types[] = {
-    [0] = {"F32", DSV2_TYPE_F32, 1, 4},
-    [1] = {"F16", DSV2_TYPE_F16, 1, 2},
-    [2] = {"Q4_0", DSV2_TYPE_Q4_0, 32, 18},
-    [3] = {"Q4_1", DSV2_TYPE_Q4_1, 32, 20},
+    [0] = {"F32", DS_TYPE_F32, 1, 4},
+    [1] = {"F16", DS_TYPE_F16, 1, 2},
+    [2] = {"Q4_0", DS_TYPE_Q4_0, 32, 18},
+    [3] = {"Q4_1", DS_TYPE_Q4_1, 32, 20},
     [4] = {"Q4_2", NOT_READ, 0, 0},
     [5] = {"Q4_3", NOT_READ, 0, 0},
-    [6] = {"Q5_0", DSV2_TYPE_Q5_0, 32, 22},
-    [7] = {"Q5_1", DSV2_TYPE_Q5_1, 32, 24},
-    [8] = {"Q8_0", DSV2_TYPE_Q8_0, 32, 34},
+    [6] = {"Q5_0", DS_TYPE_Q5_0, 32, 22},
+    [7] = {"Q5_1", DS_TYPE_Q5_1, 32, 24},
+    [8] = {"Q8_0", DS_TYPE_Q8_0, 32, 34},
     [9] = {"Q8_1", NOT_READ, 32, 40},
-    [10] = {"Q2_K", DSV2_TYPE_Q2_K, 256, 84},
-    [11] = {"Q3_K", DSV2_TYPE_Q3_K, 256, 110},
-    [12] = {"Q4_K", DSV2_TYPE_Q4_K, 256, 144},
-    [13] = {"Q5_K", DSV2_TYPE_Q5_K, 256, 176},
-    [14] = {"Q6_K", DSV2_TYPE_Q6_K, 256, 210},
+    [10] = {"Q2_K", DS_TYPE_Q2_K, 256, 84},
+    [11] = {"Q3_K", DS_TYPE_Q3_K, 256, 110},
+    [12] = {"Q4_K", DS_TYPE_Q4_K, 256, 144},
+    [13] = {"Q5_K", DS_TYPE_Q5_K, 256, 176},
+    [14] = {"Q6_K", DS_TYPE_Q6_K, 256, 210},
     [15] = {"Q8_K", NOT_READ, 256, 292},
     [16] = {"IQ2_XXS", NOT_READ, 256, 66},
     [17] = {"IQ2_XS", NOT_READ, 256, 74},
     [18] = {"IQ3_XXS", NOT_READ, 256, 98},
     [19] = {"IQ1_S", NOT_READ, 256, 50},
-    [20] = {"IQ4_NL", DSV2_TYPE_IQ4_NL, 32, 18},
+    [20] = {"IQ4_NL", DS_TYPE_IQ4_NL, 32, 18},
     [21] = {"IQ3_S", NOT_READ, 256, 110},
     [22] = {"IQ2_S", NOT_READ, 256, 82},
-    [23] = {"IQ4_XS", DSV2_TYPE_IQ4_XS, 256, 136},
+    [23] = {"IQ4_XS", DS_TYPE_IQ4_XS, 256, 136},
     [24] = {"I8", NOT_READ, 1, 1},
     [25] = {"I16", NOT_READ, 1, 2},
     [26] = {"I32", NOT_READ, 1, 4},
     [27] = {"I64", NOT_READ, 1, 8},
     [28] = {"F64", NOT_READ, 1, 8},
     [29] = {"IQ1_M", NOT_READ, 256, 56},
-    [30] = {"BF16", DSV2_TYPE_BF16, 1, 2},
+    [30] = {"BF16", DS_TYPE_BF16, 1, 2},
     [31] = {"Q4_0_4_4", NOT_READ, 0, 0},
     [32] = {"Q4_0_4_8", NOT_READ, 0, 0},
     [33] = {"Q4_0_8_8", NOT_READ, 0, 0},
@@ -85,7 +85,7 @@ static const struct {
 /* ---- reading on ---- */
 
 typedef struct cursor {
-    const dsv2_file *file;
+    const ds_file *file;
     uint64_t at; /* never beyond the file's size */
 } cursor;
 
@@ -96,8 +96,8 @@ static dsv2_status take(cursor *c, uint64_t n, const char *what, const uint8_t *
     uint64_t left = c->file->size - c->at;
     *bytes = c->file->data == NULL ? NULL : c->file->data + c->at; /* an empty file is not mapped */
     if (n > left)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s at byte %llu takes %llu bytes, but %llu are left: the file is cut or damaged",
-                         c->file->path, what, (unsigned long long)c->at, (unsigned long long)n, (unsigned long long)left);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s at byte %llu takes %llu bytes, but %llu are left: the file is cut or damaged",
+                       c->file->path, what, (unsigned long long)c->at, (unsigned long long)n, (unsigned long long)left);
     c->at += n;
     return DSV2_OK;
 }
@@ -106,7 +106,7 @@ static dsv2_status take_u32(cursor *c, const char *what, uint32_t *value)
 {
     const uint8_t *bytes;
     dsv2_status status = take(c, 4, what, &bytes);
-    *value = status == DSV2_OK ? dsv2_load_u32(bytes) : 0;
+    *value = status == DSV2_OK ? ds_load_u32(bytes) : 0;
     return status;
 }
 
@@ -114,29 +114,29 @@ static dsv2_status take_u64(cursor *c, const char *what, uint64_t *value)
 {
     const uint8_t *bytes;
     dsv2_status status = take(c, 8, what, &bytes);
-    *value = status == DSV2_OK ? dsv2_load_u64(bytes) : 0;
+    *value = status == DSV2_OK ? ds_load_u64(bytes) : 0;
     return status;
 }
 
-static dsv2_status take_string(cursor *c, const char *what, dsv2_text *text)
+static dsv2_status take_string(cursor *c, const char *what, ds_text *text)
 {
     uint64_t size;
     const uint8_t *bytes = NULL;
     dsv2_status status = take_u64(c, what, &size);
     if (status == DSV2_OK)
         status = take(c, size, what, &bytes);
-    *text = (dsv2_text){(const char *)bytes, (size_t)size};
+    *text = (ds_text){(const char *)bytes, (size_t)size};
     return status;
 }
 
 /* A key or a tensor's name: `what` they are for. */
-static dsv2_status take_name(cursor *c, const char *what, dsv2_text *name)
+static dsv2_status take_name(cursor *c, const char *what, ds_text *name)
 {
     uint64_t at = c->at;
     dsv2_status status = take_string(c, what, name);
     if (status == DSV2_OK && (name->size == 0 || name->size > MAX_NAME || memchr(name->data, '\0', name->size) != NULL))
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s at byte %llu has %zu bytes, expected 1 to %d, none of them zero",
-                           c->file->path, what, (unsigned long long)at, name->size, MAX_NAME);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: %s at byte %llu has %zu bytes, expected 1 to %d, none of them zero",
+                         c->file->path, what, (unsigned long long)at, name->size, MAX_NAME);
     return status;
 }
 
@@ -145,7 +145,7 @@ static int shown(size_t size) { return size > 200 ? 200 : (int)size; }
 
 /* ---- metadata ---- */
 
-static dsv2_status take_array(cursor *c, const char *what, dsv2_gguf_value *value)
+static dsv2_status take_array(cursor *c, const char *what, ds_gguf_value *value)
 {
     dsv2_status status = take_u32(c, what, &value->element);
     if (status == DSV2_OK)
@@ -153,19 +153,19 @@ static dsv2_status take_array(cursor *c, const char *what, dsv2_gguf_value *valu
     if (status != DSV2_OK)
         return status;
     if (value->element >= T_COUNT || value->element == T_ARRAY)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s is an array of type %u, expected a known type that is no array", c->file->path,
-                         what, (unsigned)value->element);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is an array of type %u, expected a known type that is no array", c->file->path,
+                       what, (unsigned)value->element);
     value->data = c->file->data + c->at;
     uint64_t start = c->at;
     if (value->element == T_STRING) {
         /* Each takes its length at least, so a count that the file cannot hold ends within the file's size. */
-        dsv2_text text;
+        ds_text text;
         for (uint64_t i = 0; i < value->count && status == DSV2_OK; i++)
             status = take_string(c, what, &text);
     } else {
         uint64_t size;
         const uint8_t *bytes;
-        if (!dsv2_mul(value->count, value_types[value->element].bytes, &size))
+        if (!ds_mul(value->count, value_types[value->element].bytes, &size))
             size = UINT64_MAX;
         status = take(c, size, what, &bytes);
     }
@@ -173,9 +173,9 @@ static dsv2_status take_array(cursor *c, const char *what, dsv2_gguf_value *valu
     return status;
 }
 
-static dsv2_status take_value(cursor *c, dsv2_gguf_value *value)
+static dsv2_status take_value(cursor *c, ds_gguf_value *value)
 {
-    dsv2_text key;
+    ds_text key;
     dsv2_status status = take_name(c, "a key", &key);
     if (status != DSV2_OK)
         return status;
@@ -187,12 +187,12 @@ static dsv2_status take_value(cursor *c, dsv2_gguf_value *value)
     if (status != DSV2_OK)
         return status;
     if (value->type >= T_COUNT)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s has type %u, expected 0 to %d", c->file->path, what, (unsigned)value->type,
-                         T_COUNT - 1);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s has type %u, expected 0 to %d", c->file->path, what, (unsigned)value->type,
+                       T_COUNT - 1);
     if (value->type == T_ARRAY)
         return take_array(c, what, value);
     if (value->type == T_STRING) {
-        dsv2_text text;
+        ds_text text;
         status = take_string(c, what, &text);
         if (status == DSV2_OK) {
             value->data = (const uint8_t *)text.data;
@@ -204,26 +204,26 @@ static dsv2_status take_value(cursor *c, dsv2_gguf_value *value)
     value->size = value_types[value->type].bytes;
     status = take(c, value->size, what, &value->data);
     if (status == DSV2_OK && value->type == T_BOOL && value->data[0] > 1)
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s is %u, expected 0 or 1", c->file->path, what, (unsigned)value->data[0]);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %u, expected 0 or 1", c->file->path, what, (unsigned)value->data[0]);
     return status;
 }
 
 static int compare_keys(const void *a, const void *b)
 {
-    const dsv2_gguf_value *x = a, *y = b;
+    const ds_gguf_value *x = a, *y = b;
     int order = memcmp(x->key, y->key, x->key_size < y->key_size ? x->key_size : y->key_size);
     return order != 0 ? order : x->key_size < y->key_size ? -1 : x->key_size > y->key_size;
 }
 
 /* The metadata of one file, sorted; *values is for the caller to free. */
-static dsv2_status take_values(cursor *c, uint64_t count, dsv2_gguf_value **out)
+static dsv2_status take_values(cursor *c, uint64_t count, ds_gguf_value **out)
 {
     if (count > (c->file->size - c->at) / MIN_VALUE_BYTES)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: metadata count is %llu, more than the file's %llu bytes can hold", c->file->path,
-                         (unsigned long long)count, (unsigned long long)c->file->size);
-    dsv2_gguf_value *values = dsv2_new((size_t)count, sizeof *values);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: metadata count is %llu, more than the file's %llu bytes can hold", c->file->path,
+                       (unsigned long long)count, (unsigned long long)c->file->size);
+    ds_gguf_value *values = ds_new((size_t)count, sizeof *values);
     if (values == NULL)
-        return dsv2_fail_memory("metadata", (size_t)count * sizeof *values);
+        return ds_fail_memory("metadata", (size_t)count * sizeof *values);
     dsv2_status status = DSV2_OK;
     for (uint64_t i = 0; i < count && status == DSV2_OK; i++)
         status = take_value(c, &values[i]);
@@ -231,37 +231,37 @@ static dsv2_status take_values(cursor *c, uint64_t count, dsv2_gguf_value **out)
         qsort(values, (size_t)count, sizeof *values, compare_keys);
     for (uint64_t i = 1; i < count && status == DSV2_OK; i++)
         if (compare_keys(&values[i - 1], &values[i]) == 0)
-            status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: key %.*s is there twice", c->file->path, shown(values[i].key_size),
-                               values[i].key);
+            status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %.*s is there twice", c->file->path, shown(values[i].key_size),
+                             values[i].key);
     if (status != DSV2_OK) {
-        dsv2_free(values);
+        ds_free(values);
         return status;
     }
     *out = values;
     return DSV2_OK;
 }
 
-static const dsv2_gguf_value *find_value(const dsv2_container *container, const char *key)
+static const ds_gguf_value *find_value(const ds_container *container, const char *key)
 {
-    dsv2_gguf_value wanted = {.key = key, .key_size = strlen(key)};
+    ds_gguf_value wanted = {.key = key, .key_size = strlen(key)};
     return container->n_values == 0 ? NULL : bsearch(&wanted, container->values, container->n_values, sizeof wanted, compare_keys);
 }
 
-bool dsv2_gguf_has(const dsv2_container *container, const char *key) { return find_value(container, key) != NULL; }
+bool ds_gguf_has(const ds_container *container, const char *key) { return find_value(container, key) != NULL; }
 
 /* A missing value, or one of a wrong type. */
-static dsv2_status fail_value(const dsv2_container *container, const char *key, const dsv2_gguf_value *value, const char *expected)
+static dsv2_status fail_value(const ds_container *container, const char *key, const ds_gguf_value *value, const char *expected)
 {
     if (value == NULL)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: key %s is missing, expected %s", container->path, key, expected);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is missing, expected %s", container->path, key, expected);
     bool array = value->type == T_ARRAY;
-    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: key %s is of type %s%s, expected %s", container->path, key, array ? "array of " : "",
-                     value_types[array ? value->element : value->type].name, expected);
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is of type %s%s, expected %s", container->path, key, array ? "array of " : "",
+                   value_types[array ? value->element : value->type].name, expected);
 }
 
-dsv2_status dsv2_gguf_u32(const dsv2_container *container, const char *key, uint32_t *out)
+dsv2_status ds_gguf_u32(const ds_container *container, const char *key, uint32_t *out)
 {
-    const dsv2_gguf_value *value = find_value(container, key);
+    const ds_gguf_value *value = find_value(container, key);
     uint64_t number = 0;
     bool negative = false;
     switch (value == NULL ? T_COUNT : value->type) {
@@ -273,48 +273,48 @@ dsv2_status dsv2_gguf_u32(const dsv2_container *container, const char *key, uint
         number = value->data[0];
         break;
     case T_I16:
-        negative = dsv2_load_u16(value->data) >> 15;
-        number = dsv2_load_u16(value->data);
+        negative = ds_load_u16(value->data) >> 15;
+        number = ds_load_u16(value->data);
         break;
     case T_U16:
-        number = dsv2_load_u16(value->data);
+        number = ds_load_u16(value->data);
         break;
     case T_I32:
-        negative = dsv2_load_u32(value->data) >> 31;
-        number = dsv2_load_u32(value->data);
+        negative = ds_load_u32(value->data) >> 31;
+        number = ds_load_u32(value->data);
         break;
     case T_U32:
-        number = dsv2_load_u32(value->data);
+        number = ds_load_u32(value->data);
         break;
     case T_I64:
-        negative = dsv2_load_u64(value->data) >> 63;
-        number = dsv2_load_u64(value->data);
+        negative = ds_load_u64(value->data) >> 63;
+        number = ds_load_u64(value->data);
         break;
     case T_U64:
-        number = dsv2_load_u64(value->data);
+        number = ds_load_u64(value->data);
         break;
     default:
         return fail_value(container, key, value, "an integer");
     }
     if (negative)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: key %s is negative, expected an integer of at least 0", container->path, key);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is negative, expected an integer of at least 0", container->path, key);
     if (number > UINT32_MAX)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: key %s is %llu, expected at most %u", container->path, key,
-                         (unsigned long long)number, (unsigned)UINT32_MAX);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %llu, expected at most %u", container->path, key,
+                       (unsigned long long)number, (unsigned)UINT32_MAX);
     *out = (uint32_t)number;
     return DSV2_OK;
 }
 
-dsv2_status dsv2_gguf_f32(const dsv2_container *container, const char *key, float *out)
+dsv2_status ds_gguf_f32(const ds_container *container, const char *key, float *out)
 {
-    const dsv2_gguf_value *value = find_value(container, key);
+    const ds_gguf_value *value = find_value(container, key);
     if (value == NULL || (value->type != T_F32 && value->type != T_F64))
         return fail_value(container, key, value, "f32 or f64");
     if (value->type == T_F32) {
-        uint32_t bits = dsv2_load_u32(value->data);
+        uint32_t bits = ds_load_u32(value->data);
         memcpy(out, &bits, sizeof bits);
     } else {
-        uint64_t bits = dsv2_load_u64(value->data);
+        uint64_t bits = ds_load_u64(value->data);
         double number;
         memcpy(&number, &bits, sizeof bits);
         *out = (float)number;
@@ -322,35 +322,35 @@ dsv2_status dsv2_gguf_f32(const dsv2_container *container, const char *key, floa
     return DSV2_OK;
 }
 
-dsv2_status dsv2_gguf_bool(const dsv2_container *container, const char *key, bool *out)
+dsv2_status ds_gguf_bool(const ds_container *container, const char *key, bool *out)
 {
-    const dsv2_gguf_value *value = find_value(container, key);
+    const ds_gguf_value *value = find_value(container, key);
     if (value == NULL || value->type != T_BOOL)
         return fail_value(container, key, value, "bool");
     *out = value->data[0] != 0;
     return DSV2_OK;
 }
 
-dsv2_status dsv2_gguf_string(const dsv2_container *container, const char *key, dsv2_text *out)
+dsv2_status ds_gguf_string(const ds_container *container, const char *key, ds_text *out)
 {
-    const dsv2_gguf_value *value = find_value(container, key);
+    const ds_gguf_value *value = find_value(container, key);
     if (value == NULL || value->type != T_STRING)
         return fail_value(container, key, value, "string");
-    *out = (dsv2_text){(const char *)value->data, (size_t)value->size};
+    *out = (ds_text){(const char *)value->data, (size_t)value->size};
     return DSV2_OK;
 }
 
-dsv2_status dsv2_gguf_strings(const dsv2_container *container, const char *key, dsv2_text **out, size_t *n)
+dsv2_status ds_gguf_strings(const ds_container *container, const char *key, ds_text **out, size_t *n)
 {
-    const dsv2_gguf_value *value = find_value(container, key);
+    const ds_gguf_value *value = find_value(container, key);
     if (value == NULL || value->type != T_ARRAY || value->element != T_STRING)
         return fail_value(container, key, value, "array of string");
-    dsv2_text *texts = dsv2_new((size_t)value->count, sizeof *texts);
+    ds_text *texts = ds_new((size_t)value->count, sizeof *texts);
     if (texts == NULL)
-        return dsv2_fail_memory(key, (size_t)value->count * sizeof *texts);
+        return ds_fail_memory(key, (size_t)value->count * sizeof *texts);
     const uint8_t *at = value->data; /* lengths were checked when the file was opened */
     for (uint64_t i = 0; i < value->count; i++) {
-        texts[i] = (dsv2_text){(const char *)at + 8, (size_t)dsv2_load_u64(at)};
+        texts[i] = (ds_text){(const char *)at + 8, (size_t)ds_load_u64(at)};
         at += 8 + texts[i].size;
     }
     *out = texts;
@@ -358,16 +358,16 @@ dsv2_status dsv2_gguf_strings(const dsv2_container *container, const char *key, 
     return DSV2_OK;
 }
 
-dsv2_status dsv2_gguf_array(const dsv2_container *container, const char *key, dsv2_gguf_element element, const void **values,
-                            size_t *n)
+dsv2_status ds_gguf_array(const ds_container *container, const char *key, ds_gguf_element element, const void **values,
+                          size_t *n)
 {
     static const struct {
         uint32_t type;
         const char *expected;
-    } elements[] = {[DSV2_GGUF_U8] = {T_U8, "array of u8"},
-                    [DSV2_GGUF_I32] = {T_I32, "array of i32"},
-                    [DSV2_GGUF_F32] = {T_F32, "array of f32"}};
-    const dsv2_gguf_value *value = find_value(container, key);
+    } elements[] = {[DS_GGUF_U8] = {T_U8, "array of u8"},
+                    [DS_GGUF_I32] = {T_I32, "array of i32"},
+                    [DS_GGUF_F32] = {T_F32, "array of f32"}};
+    const ds_gguf_value *value = find_value(container, key);
     if (value == NULL || value->type != T_ARRAY || value->element != elements[element].type)
         return fail_value(container, key, value, elements[element].expected);
     *values = value->data;
@@ -379,9 +379,9 @@ dsv2_status dsv2_gguf_array(const dsv2_container *container, const char *key, ds
 
 /* What a file says of one tensor. */
 typedef struct info {
-    dsv2_text name;
+    ds_text name;
     uint32_t n_dims, type;
-    uint64_t dims[DSV2_TENSOR_MAX_DIMS]; /* outermost first */
+    uint64_t dims[DS_TENSOR_MAX_DIMS]; /* outermost first */
     uint64_t offset;                     /* from the beginning of the data */
 } info;
 
@@ -395,9 +395,9 @@ static dsv2_status take_info(cursor *c, info *tensor)
     status = take_u32(c, what, &tensor->n_dims);
     if (status != DSV2_OK)
         return status;
-    if (tensor->n_dims > DSV2_TENSOR_MAX_DIMS)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s has %u dimensions, expected at most %d", c->file->path, what,
-                         (unsigned)tensor->n_dims, DSV2_TENSOR_MAX_DIMS);
+    if (tensor->n_dims > DS_TENSOR_MAX_DIMS)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s has %u dimensions, expected at most %d", c->file->path, what,
+                       (unsigned)tensor->n_dims, DS_TENSOR_MAX_DIMS);
     for (uint32_t i = tensor->n_dims; i > 0 && status == DSV2_OK; i--) /* the file has the innermost first */
         status = take_u64(c, what, &tensor->dims[i - 1]);
     if (status == DSV2_OK)
@@ -408,7 +408,7 @@ static dsv2_status take_info(cursor *c, info *tensor)
 }
 
 /* Bytes of a tensor; 0 where its type's size is not known. */
-static dsv2_status info_bytes(const dsv2_file *file, const info *tensor, uint64_t *bytes)
+static dsv2_status info_bytes(const ds_file *file, const info *tensor, uint64_t *bytes)
 {
     *bytes = 0;
     if (tensor->type >= sizeof tensor_types / sizeof *tensor_types || tensor_types[tensor->type].block == 0)
@@ -416,75 +416,75 @@ static dsv2_status info_bytes(const dsv2_file *file, const info *tensor, uint64_
     uint32_t block = tensor_types[tensor->type].block;
     uint64_t cols = tensor->n_dims > 0 ? tensor->dims[tensor->n_dims - 1] : 1, elements = cols / block;
     if (cols % block != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT,
-                         "%s: tensor %.*s has rows of %llu elements, expected a multiple of %u, the block size of %s", file->path,
-                         shown(tensor->name.size), tensor->name.data, (unsigned long long)cols, (unsigned)block,
-                         tensor_types[tensor->type].name);
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: tensor %.*s has rows of %llu elements, expected a multiple of %u, the block size of %s", file->path,
+                       shown(tensor->name.size), tensor->name.data, (unsigned long long)cols, (unsigned)block,
+                       tensor_types[tensor->type].name);
     bool fits = true;
     for (uint32_t i = 0; i + 1 < tensor->n_dims; i++)
-        fits = fits && dsv2_mul(elements, tensor->dims[i], &elements);
-    if (!fits || !dsv2_mul(elements, tensor_types[tensor->type].bytes, bytes))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s has dimensions whose product is beyond 64 bits", file->path,
-                         shown(tensor->name.size), tensor->name.data);
+        fits = fits && ds_mul(elements, tensor->dims[i], &elements);
+    if (!fits || !ds_mul(elements, tensor_types[tensor->type].bytes, bytes))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s has dimensions whose product is beyond 64 bits", file->path,
+                       shown(tensor->name.size), tensor->name.data);
     return DSV2_OK;
 }
 
 /* Adds one tensor to the container and says where it lies. */
-static dsv2_status add_tensor(dsv2_container *container, const dsv2_file *file, const info *from, uint64_t data_begin,
-                              uint64_t alignment, dsv2_extent *where)
+static dsv2_status add_tensor(ds_container *container, const ds_file *file, const info *from, uint64_t data_begin,
+                              uint64_t alignment, ds_extent *where)
 {
     uint64_t bytes;
     dsv2_status status = info_bytes(file, from, &bytes);
     if (status != DSV2_OK)
         return status;
     if (from->offset % alignment != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s has offset %llu, expected a multiple of the alignment, %llu",
-                         file->path, shown(from->name.size), from->name.data, (unsigned long long)from->offset,
-                         (unsigned long long)alignment);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s has offset %llu, expected a multiple of the alignment, %llu",
+                       file->path, shown(from->name.size), from->name.data, (unsigned long long)from->offset,
+                       (unsigned long long)alignment);
     uint64_t end;
-    if (!dsv2_add(data_begin, from->offset, &where->begin) || !dsv2_add(where->begin, bytes, &end) || end > file->size)
-        return dsv2_fail(DSV2_ERROR_FORMAT,
-                         "%s: tensor %.*s has offset %llu and %llu bytes, which is beyond the file's end: the file is cut "
-                         "or damaged",
-                         file->path, shown(from->name.size), from->name.data, (unsigned long long)from->offset,
-                         (unsigned long long)bytes);
+    if (!ds_add(data_begin, from->offset, &where->begin) || !ds_add(where->begin, bytes, &end) || end > file->size)
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: tensor %.*s has offset %llu and %llu bytes, which is beyond the file's end: the file is cut "
+                       "or damaged",
+                       file->path, shown(from->name.size), from->name.data, (unsigned long long)from->offset,
+                       (unsigned long long)bytes);
     where->end = end;
     where->name = from->name;
 
-    char *name = dsv2_new(from->name.size + 1, 1);
+    char *name = ds_new(from->name.size + 1, 1);
     if (name == NULL)
-        return dsv2_fail_memory("a tensor's name", from->name.size + 1);
+        return ds_fail_memory("a tensor's name", from->name.size + 1);
     memcpy(name, from->name.data, from->name.size);
     bool known = from->type < sizeof tensor_types / sizeof *tensor_types;
     if (known && tensor_types[from->type].type != NOT_READ) {
-        dsv2_tensor tensor = {.name = name,
-                              .type = (dsv2_type)tensor_types[from->type].type,
-                              .n_dims = from->n_dims,
-                              .data = file->data + where->begin,
-                              .n_bytes = bytes,
-                              .path = file->path};
+        ds_tensor tensor = {.name = name,
+                            .type = (ds_type)tensor_types[from->type].type,
+                            .n_dims = from->n_dims,
+                            .data = file->data + where->begin,
+                            .n_bytes = bytes,
+                            .path = file->path};
         memcpy(tensor.dims, from->dims, sizeof tensor.dims);
-        status = dsv2_container_add(container, &tensor);
+        status = ds_container_add(container, &tensor);
     } else {
         char number[32];
         snprintf(number, sizeof number, "%u (unknown)", (unsigned)from->type);
         status =
-            dsv2_container_add_other(container, name, known ? tensor_types[from->type].name : number, from->n_dims, file->path);
+            ds_container_add_other(container, name, known ? tensor_types[from->type].name : number, from->n_dims, file->path);
     }
-    dsv2_free(name);
+    ds_free(name);
     return status;
 }
 
-static dsv2_status add_tensors(dsv2_container *container, cursor *c, uint64_t count, uint64_t alignment)
+static dsv2_status add_tensors(ds_container *container, cursor *c, uint64_t count, uint64_t alignment)
 {
     if (count > (c->file->size - c->at) / MIN_TENSOR_BYTES)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor count is %llu, more than the file's %llu bytes can hold", c->file->path,
-                         (unsigned long long)count, (unsigned long long)c->file->size);
-    info *infos = dsv2_new((size_t)count, sizeof *infos);
-    dsv2_extent *extents = dsv2_new((size_t)count, sizeof *extents);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor count is %llu, more than the file's %llu bytes can hold", c->file->path,
+                       (unsigned long long)count, (unsigned long long)c->file->size);
+    info *infos = ds_new((size_t)count, sizeof *infos);
+    ds_extent *extents = ds_new((size_t)count, sizeof *extents);
     dsv2_status status = DSV2_OK;
     if (infos == NULL || extents == NULL)
-        status = dsv2_fail_memory("a list of tensors", (size_t)count * sizeof *infos);
+        status = ds_fail_memory("a list of tensors", (size_t)count * sizeof *infos);
     for (uint64_t i = 0; i < count && status == DSV2_OK; i++)
         status = take_info(c, &infos[i]);
     /* No wrap: the position is within the file, whose size is within 63 bits. */
@@ -492,9 +492,9 @@ static dsv2_status add_tensors(dsv2_container *container, cursor *c, uint64_t co
     for (uint64_t i = 0; i < count && status == DSV2_OK; i++)
         status = add_tensor(container, c->file, &infos[i], data_begin, alignment, &extents[i]);
     if (status == DSV2_OK)
-        status = dsv2_check_overlap(c->file, extents, (size_t)count);
-    dsv2_free(infos);
-    dsv2_free(extents);
+        status = ds_check_overlap(c->file, extents, (size_t)count);
+    ds_free(infos);
+    ds_free(extents);
     return status;
 }
 
@@ -507,28 +507,28 @@ static dsv2_status take_header(cursor *c, uint64_t *n_tensors, uint64_t *n_value
     dsv2_status status = take(c, HEADER_BYTES, "the header", &bytes);
     if (status != DSV2_OK)
         return status;
-    uint32_t version = dsv2_load_u32(bytes + 4);
+    uint32_t version = ds_load_u32(bytes + 4);
     if (memcmp(bytes, "GGUF", 4) != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: magic is not \"GGUF\": not a GGUF file", c->file->path);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: magic is not \"GGUF\": not a GGUF file", c->file->path);
     if (version != 2 && version != 3)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: version is %u, this library reads versions 2 and 3%s", c->file->path,
-                         (unsigned)version, version != 0 && (version & 0xffffff) == 0 ? " in little-endian byte order" : "");
-    *n_tensors = dsv2_load_u64(bytes + 8);
-    *n_values = dsv2_load_u64(bytes + 16);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: version is %u, this library reads versions 2 and 3%s", c->file->path,
+                       (unsigned)version, version != 0 && (version & 0xffffff) == 0 ? " in little-endian byte order" : "");
+    *n_tensors = ds_load_u64(bytes + 8);
+    *n_values = ds_load_u64(bytes + 16);
     return DSV2_OK;
 }
 
 /* A key of a file that has it or not. */
-static dsv2_status optional_u32(const dsv2_container *container, const char *key, uint32_t fallback, uint32_t *value)
+static dsv2_status optional_u32(const ds_container *container, const char *key, uint32_t fallback, uint32_t *value)
 {
     *value = fallback;
-    return dsv2_gguf_has(container, key) ? dsv2_gguf_u32(container, key, value) : DSV2_OK;
+    return ds_gguf_has(container, key) ? ds_gguf_u32(container, key, value) : DSV2_OK;
 }
 
 /* Maps one file and reads it: tensors go to the container; metadata goes to `view`, which stands for this one file. */
-static dsv2_status read_file(dsv2_container *container, dsv2_file *file, const char *path, dsv2_container *view)
+static dsv2_status read_file(ds_container *container, ds_file *file, const char *path, ds_container *view)
 {
-    dsv2_status status = dsv2_file_map(path, file);
+    dsv2_status status = ds_file_map(path, file);
     if (status != DSV2_OK)
         return status;
     cursor c = {.file = file};
@@ -545,8 +545,8 @@ static dsv2_status read_file(dsv2_container *container, dsv2_file *file, const c
     if (status != DSV2_OK)
         return status;
     if (alignment == 0 || alignment > MAX_ALIGNMENT || (alignment & (alignment - 1)) != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: key general.alignment is %u, expected a power of two of at most %d", path,
-                         (unsigned)alignment, MAX_ALIGNMENT);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key general.alignment is %u, expected a power of two of at most %d", path,
+                       (unsigned)alignment, MAX_ALIGNMENT);
     return add_tensors(container, &c, n_tensors, alignment);
 }
 
@@ -556,7 +556,7 @@ static char *split_path(const char *path, size_t prefix, uint32_t index, uint32_
 {
     char suffix[64];
     snprintf(suffix, sizeof suffix, "-%05u-of-%05u.gguf", (unsigned)index + 1, (unsigned)count);
-    char *name = dsv2_new(prefix + sizeof suffix, 1);
+    char *name = ds_new(prefix + sizeof suffix, 1);
     if (name != NULL) {
         memcpy(name, path, prefix);
         strcpy(name + prefix, suffix);
@@ -565,24 +565,24 @@ static char *split_path(const char *path, size_t prefix, uint32_t index, uint32_
 }
 
 /* One more file of a split model. */
-static dsv2_status read_split(dsv2_container *container, const char *path, uint32_t index, uint32_t count)
+static dsv2_status read_split(ds_container *container, const char *path, uint32_t index, uint32_t count)
 {
-    dsv2_container view = {0};
+    ds_container view = {0};
     uint32_t number, n_files;
     dsv2_status status = read_file(container, &container->files[index], path, &view);
     if (status == DSV2_OK)
-        status = dsv2_gguf_u32(&view, "split.no", &number);
+        status = ds_gguf_u32(&view, "split.no", &number);
     if (status == DSV2_OK)
-        status = dsv2_gguf_u32(&view, "split.count", &n_files);
+        status = ds_gguf_u32(&view, "split.count", &n_files);
     if (status == DSV2_OK && (number != index || n_files != count))
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: keys split.no and split.count are %u and %u, expected %u and %u", path,
-                           (unsigned)number, (unsigned)n_files, (unsigned)index, (unsigned)count);
-    dsv2_free(view.values);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: keys split.no and split.count are %u and %u, expected %u and %u", path,
+                         (unsigned)number, (unsigned)n_files, (unsigned)index, (unsigned)count);
+    ds_free(view.values);
     return status;
 }
 
 /* Opens what belongs to the first file, whose metadata the container has. */
-static dsv2_status read_splits(dsv2_container *container, const char *path)
+static dsv2_status read_splits(ds_container *container, const char *path)
 {
     uint32_t count, number;
     dsv2_status status = optional_u32(container, "split.count", 0, &count);
@@ -591,60 +591,60 @@ static dsv2_status read_splits(dsv2_container *container, const char *path)
     if (status != DSV2_OK || count <= 1)
         return status;
     if (number != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT,
-                         "%s: key split.no is %u: open the first file of the %u, whose name ends in -00001-of-%05u.gguf", path,
-                         (unsigned)number, (unsigned)count, (unsigned)count);
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: key split.no is %u: open the first file of the %u, whose name ends in -00001-of-%05u.gguf", path,
+                       (unsigned)number, (unsigned)count, (unsigned)count);
     if (count > MAX_FILES)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: key split.count is %u, expected at most %d", path, (unsigned)count, MAX_FILES);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key split.count is %u, expected at most %d", path, (unsigned)count, MAX_FILES);
     char suffix[64];
     size_t length = strlen(path), suffix_length = (size_t)snprintf(suffix, sizeof suffix, "-00001-of-%05u.gguf", (unsigned)count);
     if (length < suffix_length || strcmp(path + length - suffix_length, suffix) != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: key split.count is %u, expected a file name that ends in %s", path,
-                         (unsigned)count, suffix);
-    dsv2_file *files = dsv2_new(count, sizeof *files);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key split.count is %u, expected a file name that ends in %s", path,
+                       (unsigned)count, suffix);
+    ds_file *files = ds_new(count, sizeof *files);
     if (files == NULL)
-        return dsv2_fail_memory("the list of files", count * sizeof *files);
+        return ds_fail_memory("the list of files", count * sizeof *files);
     files[0] = container->files[0];
     for (uint32_t i = 1; i < count; i++)
         files[i].fd = -1;
-    dsv2_free(container->files);
+    ds_free(container->files);
     container->files = files;
     container->n_files = count;
     for (uint32_t i = 1; i < count && status == DSV2_OK; i++) {
         char *name = split_path(path, length - suffix_length, i, count);
-        status = name == NULL ? dsv2_fail_memory("a path", length) : read_split(container, name, i, count);
-        dsv2_free(name);
+        status = name == NULL ? ds_fail_memory("a path", length) : read_split(container, name, i, count);
+        ds_free(name);
     }
     uint32_t expected;
     uint64_t n_tensors = (uint64_t)container->n_tensors + container->n_others;
     if (status == DSV2_OK)
         status = optional_u32(container, "split.tensors.count", (uint32_t)n_tensors, &expected);
     if (status == DSV2_OK && expected != n_tensors)
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: key split.tensors.count is %u, but the files hold %llu tensors", path,
-                           (unsigned)expected, (unsigned long long)n_tensors);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key split.tensors.count is %u, but the files hold %llu tensors", path,
+                         (unsigned)expected, (unsigned long long)n_tensors);
     return status;
 }
 
-dsv2_status dsv2_gguf_open(const char *path, const dsv2_logger *logger, dsv2_container **out)
+dsv2_status ds_gguf_open(const char *path, const ds_logger *logger, ds_container **out)
 {
-    dsv2_container *container = dsv2_container_create("gguf", path, 1);
+    ds_container *container = ds_container_create("gguf", path, 1);
     if (container == NULL)
         return DSV2_ERROR_MEMORY;
-    dsv2_container view = {0};
+    ds_container view = {0};
     dsv2_status status = read_file(container, &container->files[0], path, &view);
     container->values = view.values;
     container->n_values = view.n_values;
     if (status == DSV2_OK)
         status = read_splits(container, path);
     if (status == DSV2_OK)
-        status = dsv2_container_finish(container);
+        status = ds_container_finish(container);
     if (status != DSV2_OK) {
-        dsv2_container_close(container);
+        ds_container_close(container);
         return status;
     }
-    dsv2_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu GGUF files", path, container->n_tensors, container->n_files);
+    ds_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu GGUF files", path, container->n_tensors, container->n_files);
     *out = container;
     return DSV2_OK;
 }
 
-bool dsv2_is_gguf(const char *path) { return dsv2_file_begins(path, "GGUF", 4); }
+bool ds_is_gguf(const char *path) { return ds_file_begins(path, "GGUF", 4); }

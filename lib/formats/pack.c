@@ -28,22 +28,22 @@ typedef struct block {
 /* Names in the file to element types: numbers of their own, since the enumeration may change. */
 static const struct {
     uint8_t code;
-    dsv2_type type;
+    ds_type type;
 } type_codes[] = {
-    {1, DSV2_TYPE_F32},
-    {2, DSV2_TYPE_F16},
-    {3, DSV2_TYPE_BF16},
-    {16, DSV2_TYPE_P4},
-    {17, DSV2_TYPE_P5},
-    {18, DSV2_TYPE_P6},
-    {19, DSV2_TYPE_P8},
-    {20, DSV2_TYPE_P4S},
-    {21, DSV2_TYPE_P5S},
-    {22, DSV2_TYPE_P4M},
-    {23, DSV2_TYPE_P5M},
+    {1, DS_TYPE_F32},
+    {2, DS_TYPE_F16},
+    {3, DS_TYPE_BF16},
+    {16, DS_TYPE_P4},
+    {17, DS_TYPE_P5},
+    {18, DS_TYPE_P6},
+    {19, DS_TYPE_P8},
+    {20, DS_TYPE_P4S},
+    {21, DS_TYPE_P5S},
+    {22, DS_TYPE_P4M},
+    {23, DS_TYPE_P5M},
 };
 
-static bool type_of_code(uint8_t code, dsv2_type *type)
+static bool type_of_code(uint8_t code, ds_type *type)
 {
     for (size_t i = 0; i < sizeof type_codes / sizeof *type_codes; i++) {
         if (type_codes[i].code == code) {
@@ -54,7 +54,7 @@ static bool type_of_code(uint8_t code, dsv2_type *type)
     return false;
 }
 
-static bool code_of_type(dsv2_type type, uint8_t *code)
+static bool code_of_type(ds_type type, uint8_t *code)
 {
     for (size_t i = 0; i < sizeof type_codes / sizeof *type_codes; i++) {
         if (type_codes[i].type == type) {
@@ -65,35 +65,35 @@ static bool code_of_type(dsv2_type type, uint8_t *code)
     return false;
 }
 
-bool dsv2_is_pack(const char *path) { return dsv2_file_begins(path, MAGIC, sizeof MAGIC); }
+bool ds_is_pack(const char *path) { return ds_file_begins(path, MAGIC, sizeof MAGIC); }
 
 /* ---- reading ---- */
 
 static block load_block(const uint8_t *bytes)
 {
-    return (block){dsv2_load_u64(bytes), dsv2_load_u64(bytes + 8), dsv2_load_u64(bytes + 16), dsv2_load_u64(bytes + 24)};
+    return (block){ds_load_u64(bytes), ds_load_u64(bytes + 8), ds_load_u64(bytes + 16), ds_load_u64(bytes + 24)};
 }
 
 /* Checks and unpacks one compressed block of the file; a zero byte follows what is unpacked. */
-static dsv2_status unpack_block(const dsv2_file *file, block b, const char *what, char **out, size_t *size)
+static dsv2_status unpack_block(const ds_file *file, block b, const char *what, char **out, size_t *size)
 {
     uint64_t end;
-    if (!dsv2_add(b.offset, b.stored, &end) || end > file->size)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s lies at %llu to %llu, outside the file of %llu bytes", file->path, what,
-                         (unsigned long long)b.offset, (unsigned long long)end, (unsigned long long)file->size);
+    if (!ds_add(b.offset, b.stored, &end) || end > file->size)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s lies at %llu to %llu, outside the file of %llu bytes", file->path, what,
+                       (unsigned long long)b.offset, (unsigned long long)end, (unsigned long long)file->size);
     if (XXH3_64bits(file->data + b.offset, (size_t)b.stored) != b.checksum)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: its checksum differs", file->path, what);
-    if (b.unpacked > DSV2_PACK_MAX_TEXT)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s unpacks to %llu bytes, expected at most %d", file->path, what,
-                         (unsigned long long)b.unpacked, (int)DSV2_PACK_MAX_TEXT);
-    char *data = dsv2_new((size_t)b.unpacked + 1, 1);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: its checksum differs", file->path, what);
+    if (b.unpacked > DS_PACK_MAX_TEXT)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s unpacks to %llu bytes, expected at most %d", file->path, what,
+                       (unsigned long long)b.unpacked, (int)DS_PACK_MAX_TEXT);
+    char *data = ds_new((size_t)b.unpacked + 1, 1);
     if (data == NULL)
-        return dsv2_fail_memory(what, (size_t)b.unpacked + 1);
+        return ds_fail_memory(what, (size_t)b.unpacked + 1);
     size_t got = ZSTD_decompress(data, (size_t)b.unpacked, file->data + b.offset, (size_t)b.stored);
     if (ZSTD_isError(got) || got != b.unpacked) {
-        dsv2_free(data);
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: %s", file->path, what,
-                         ZSTD_isError(got) ? ZSTD_getErrorName(got) : "its size differs");
+        ds_free(data);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: %s", file->path, what,
+                       ZSTD_isError(got) ? ZSTD_getErrorName(got) : "its size differs");
     }
     *out = data;
     *size = got;
@@ -101,62 +101,62 @@ static dsv2_status unpack_block(const dsv2_file *file, block b, const char *what
 }
 
 /* One entry of the index at *at, which moves behind it. Weights end where the index begins. */
-static dsv2_status read_entry(dsv2_container *container, const uint8_t *index, size_t size, size_t *at)
+static dsv2_status read_entry(ds_container *container, const uint8_t *index, size_t size, size_t *at)
 {
-    const dsv2_file *file = &container->files[0];
+    const ds_file *file = &container->files[0];
     const uint8_t *entry = index + *at;
     size_t left = size - *at, entry_size = ENTRY_BYTES;
-    uint16_t name_size = left < entry_size ? 0 : dsv2_load_u16(entry);
+    uint16_t name_size = left < entry_size ? 0 : ds_load_u16(entry);
     uint8_t n_dims = left < entry_size ? 0 : entry[3];
     if (left >= entry_size && (name_size == 0 || name_size >= MAX_NAME))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has a name of %u bytes, expected 1 to %d", file->path,
-                         container->n_tensors, name_size, MAX_NAME - 1);
-    if (left >= entry_size && (n_dims == 0 || n_dims > DSV2_TENSOR_MAX_DIMS))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has %u dimensions, expected 1 to %d", file->path,
-                         container->n_tensors, n_dims, DSV2_TENSOR_MAX_DIMS);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has a name of %u bytes, expected 1 to %d", file->path,
+                       container->n_tensors, name_size, MAX_NAME - 1);
+    if (left >= entry_size && (n_dims == 0 || n_dims > DS_TENSOR_MAX_DIMS))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has %u dimensions, expected 1 to %d", file->path,
+                       container->n_tensors, n_dims, DS_TENSOR_MAX_DIMS);
     entry_size += 8u * n_dims + name_size;
     if (left < entry_size)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu takes %zu bytes, but %zu are left", file->path,
-                         container->n_tensors, entry_size, left);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu takes %zu bytes, but %zu are left", file->path,
+                       container->n_tensors, entry_size, left);
     char name[MAX_NAME];
     memcpy(name, entry + ENTRY_BYTES + 8u * n_dims, name_size);
     name[name_size] = '\0';
     if (strlen(name) != name_size)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has a zero in its name, %s", file->path,
-                         container->n_tensors, name);
-    dsv2_tensor tensor = {.name = name, .n_dims = n_dims, .n_bytes = dsv2_load_u64(entry + 12), .path = file->path,
-                          .checksum = dsv2_load_u64(entry + 20)};
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has a zero in its name, %s", file->path,
+                       container->n_tensors, name);
+    ds_tensor tensor = {.name = name, .n_dims = n_dims, .n_bytes = ds_load_u64(entry + 12), .path = file->path,
+                        .checksum = ds_load_u64(entry + 20)};
     if (!type_of_code(entry[2], &tensor.type))
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has element type %u, which this version does not know", file->path, name,
-                         entry[2]);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has element type %u, which this version does not know", file->path, name,
+                       entry[2]);
     for (uint32_t i = 0; i < n_dims; i++)
-        tensor.dims[i] = dsv2_load_u64(entry + ENTRY_BYTES + 8u * i);
-    uint64_t offset = dsv2_load_u64(entry + 4), bytes, end;
-    if (!dsv2_tensor_bytes(tensor.type, tensor.dims, n_dims, &bytes) || bytes != tensor.n_bytes)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has %llu bytes, which its shape and type %s do not give", file->path, name,
-                         (unsigned long long)tensor.n_bytes, dsv2_type_name(tensor.type));
+        tensor.dims[i] = ds_load_u64(entry + ENTRY_BYTES + 8u * i);
+    uint64_t offset = ds_load_u64(entry + 4), bytes, end;
+    if (!ds_tensor_bytes(tensor.type, tensor.dims, n_dims, &bytes) || bytes != tensor.n_bytes)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has %llu bytes, which its shape and type %s do not give", file->path, name,
+                       (unsigned long long)tensor.n_bytes, ds_type_name(tensor.type));
     uint64_t weights_end = load_block(file->data + INDEX_BLOCK).offset;
-    if (offset % TENSOR_ALIGNMENT != 0 || offset < ALIGNMENT || !dsv2_add(offset, bytes, &end) || end > weights_end)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s lies at %llu, %llu bytes: expected a multiple of %d from %d to %llu, where the "
-                         "weights end", file->path, name, (unsigned long long)offset, (unsigned long long)bytes, TENSOR_ALIGNMENT,
-                         ALIGNMENT, (unsigned long long)weights_end);
+    if (offset % TENSOR_ALIGNMENT != 0 || offset < ALIGNMENT || !ds_add(offset, bytes, &end) || end > weights_end)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s lies at %llu, %llu bytes: expected a multiple of %d from %d to %llu, where the "
+                       "weights end", file->path, name, (unsigned long long)offset, (unsigned long long)bytes, TENSOR_ALIGNMENT,
+                       ALIGNMENT, (unsigned long long)weights_end);
     tensor.data = file->data + offset;
     *at += entry_size;
-    return dsv2_container_add(container, &tensor);
+    return ds_container_add(container, &tensor);
 }
 
-static dsv2_status check_overlap(const dsv2_container *container)
+static dsv2_status check_overlap(const ds_container *container)
 {
-    dsv2_extent *extents = dsv2_new(container->n_tensors, sizeof *extents);
+    ds_extent *extents = ds_new(container->n_tensors, sizeof *extents);
     if (extents == NULL)
-        return dsv2_fail_memory("a list of tensors", container->n_tensors * sizeof *extents);
+        return ds_fail_memory("a list of tensors", container->n_tensors * sizeof *extents);
     for (size_t i = 0; i < container->n_tensors; i++) {
-        const dsv2_tensor *tensor = &container->tensors[i];
+        const ds_tensor *tensor = &container->tensors[i];
         uint64_t begin = (uint64_t)((const uint8_t *)tensor->data - container->files[0].data);
-        extents[i] = (dsv2_extent){begin, begin + tensor->n_bytes, {tensor->name, strlen(tensor->name)}};
+        extents[i] = (ds_extent){begin, begin + tensor->n_bytes, {tensor->name, strlen(tensor->name)}};
     }
-    dsv2_status status = dsv2_check_overlap(&container->files[0], extents, container->n_tensors);
-    dsv2_free(extents);
+    dsv2_status status = ds_check_overlap(&container->files[0], extents, container->n_tensors);
+    ds_free(extents);
     return status;
 }
 
@@ -164,55 +164,55 @@ static dsv2_status check_overlap(const dsv2_container *container)
 enum { TEXT_HEADER = 16 };
 
 /* Afterwards they are walked without a doubt. */
-static dsv2_status check_texts(const dsv2_container *container)
+static dsv2_status check_texts(const ds_container *container)
 {
     for (size_t at = 0; at < container->texts_size;) {
         size_t left = container->texts_size - at;
-        uint64_t name_size = left < TEXT_HEADER ? 0 : dsv2_load_u32(container->texts + at);
-        uint64_t text_size = left < TEXT_HEADER ? 0 : dsv2_load_u64(container->texts + at + 8), size;
-        if (!dsv2_add(TEXT_HEADER + name_size, text_size, &size) || size > left)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the block of texts is damaged: at byte %zu a name of %llu bytes and a text of %llu, "
-                             "but %zu are left", container->path, at, (unsigned long long)name_size, (unsigned long long)text_size, left);
+        uint64_t name_size = left < TEXT_HEADER ? 0 : ds_load_u32(container->texts + at);
+        uint64_t text_size = left < TEXT_HEADER ? 0 : ds_load_u64(container->texts + at + 8), size;
+        if (!ds_add(TEXT_HEADER + name_size, text_size, &size) || size > left)
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: the block of texts is damaged: at byte %zu a name of %llu bytes and a text of %llu, "
+                           "but %zu are left", container->path, at, (unsigned long long)name_size, (unsigned long long)text_size, left);
         at += (size_t)size;
     }
     return DSV2_OK;
 }
 
-dsv2_status dsv2_pack_open(const char *path, dsv2_container **out)
+dsv2_status ds_pack_open(const char *path, ds_container **out)
 {
-    dsv2_container *container = dsv2_container_create("pack", path, 1);
+    ds_container *container = ds_container_create("pack", path, 1);
     if (container == NULL)
         return DSV2_ERROR_MEMORY;
     char *index = NULL;
     size_t size, at = 0;
-    dsv2_file *file = &container->files[0];
-    dsv2_status status = dsv2_file_map(path, file);
+    ds_file *file = &container->files[0];
+    dsv2_status status = ds_file_map(path, file);
     if (status != DSV2_OK)
         goto done;
     if (file->size < HEADER_BYTES || memcmp(file->data, MAGIC, sizeof MAGIC) != 0) {
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: not a .dsv2 pack, or cut within its header", path);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: not a .dsv2 pack, or cut within its header", path);
         goto done;
     }
-    if (XXH3_64bits(file->data, HEADER_BYTES - 8) != dsv2_load_u64(file->data + HEADER_BYTES - 8)) {
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header is damaged: its checksum differs", path);
+    if (XXH3_64bits(file->data, HEADER_BYTES - 8) != ds_load_u64(file->data + HEADER_BYTES - 8)) {
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the header is damaged: its checksum differs", path);
         goto done;
     }
-    uint32_t version = dsv2_load_u32(file->data + 8);
+    uint32_t version = ds_load_u32(file->data + 8);
     if (version != VERSION) {
-        status = dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pack version %u, this library reads %d: pack the model again", path, version,
-                           VERSION);
+        status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pack version %u, this library reads %d: pack the model again", path, version,
+                         VERSION);
         goto done;
     }
-    if (dsv2_load_u64(file->data + 16) != file->size) {
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: %llu bytes, its header says %llu: the file is cut or has grown", path,
-                           (unsigned long long)file->size, (unsigned long long)dsv2_load_u64(file->data + 16));
+    if (ds_load_u64(file->data + 16) != file->size) {
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: %llu bytes, its header says %llu: the file is cut or has grown", path,
+                         (unsigned long long)file->size, (unsigned long long)ds_load_u64(file->data + 16));
         goto done;
     }
     status = unpack_block(file, load_block(file->data + INDEX_BLOCK), "index", &index, &size);
     while (status == DSV2_OK && at < size)
         status = read_entry(container, (const uint8_t *)index, size, &at);
     if (status == DSV2_OK)
-        status = dsv2_container_finish(container);
+        status = ds_container_finish(container);
     if (status == DSV2_OK)
         status = check_overlap(container);
     if (status == DSV2_OK)
@@ -220,22 +220,22 @@ dsv2_status dsv2_pack_open(const char *path, dsv2_container **out)
     if (status == DSV2_OK)
         status = check_texts(container);
 done:
-    dsv2_free(index);
+    ds_free(index);
     if (status != DSV2_OK)
-        dsv2_container_close(container);
+        ds_container_close(container);
     else
         *out = container;
     return status;
 }
 
-void dsv2_pack_text(const dsv2_container *container, const char *name, const char **text, size_t *size)
+void ds_pack_text(const ds_container *container, const char *name, const char **text, size_t *size)
 {
     const char *texts = container->texts;
     *text = NULL;
     *size = 0;
     for (size_t at = 0; at < container->texts_size;) {
-        uint32_t name_size = dsv2_load_u32(texts + at);
-        uint64_t text_size = dsv2_load_u64(texts + at + 8);
+        uint32_t name_size = ds_load_u32(texts + at);
+        uint64_t text_size = ds_load_u64(texts + at + 8);
         if (name_size == strlen(name) && memcmp(texts + at + TEXT_HEADER, name, name_size) == 0) {
             *text = texts + at + TEXT_HEADER + name_size;
             *size = (size_t)text_size;
@@ -245,7 +245,7 @@ void dsv2_pack_text(const dsv2_container *container, const char *name, const cha
     }
 }
 
-dsv2_status dsv2_pack_verify(const dsv2_container *container, dsv2_progress_fn progress, void *progress_user)
+dsv2_status ds_pack_verify(const ds_container *container, dsv2_progress_fn progress, void *progress_user)
 {
     enum { PIECE = 1 << 20 }; /* hashed between two reports */
     uint64_t total = 0, done = 0;
@@ -253,20 +253,20 @@ dsv2_status dsv2_pack_verify(const dsv2_container *container, dsv2_progress_fn p
         total += container->tensors[i].n_bytes;
     XXH3_state_t *state = XXH3_createState();
     if (state == NULL)
-        return dsv2_fail_memory("a checksum", 576);
+        return ds_fail_memory("a checksum", 576);
     dsv2_status status = DSV2_OK;
     for (size_t i = 0; i < container->n_tensors && status == DSV2_OK; i++) {
-        const dsv2_tensor *tensor = &container->tensors[i];
+        const ds_tensor *tensor = &container->tensors[i];
         XXH3_64bits_reset(state);
         for (uint64_t at = 0; at < tensor->n_bytes && status == DSV2_OK; at += PIECE) {
             size_t n = tensor->n_bytes - at < PIECE ? (size_t)(tensor->n_bytes - at) : PIECE;
             XXH3_64bits_update(state, (const uint8_t *)tensor->data + at, n);
             done += n;
             if (progress != NULL && progress(progress_user, DSV2_PHASE_VERIFY, done, total) != 0)
-                status = dsv2_fail(DSV2_ERROR_CANCELLED, "verifying was cancelled by the progress callback");
+                status = ds_fail(DSV2_ERROR_CANCELLED, "verifying was cancelled by the progress callback");
         }
         if (status == DSV2_OK && XXH3_64bits_digest(state) != tensor->checksum)
-            status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is damaged: its checksum differs", tensor->path, tensor->name);
+            status = ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is damaged: its checksum differs", tensor->path, tensor->name);
     }
     XXH3_freeState(state);
     return status;
@@ -274,8 +274,8 @@ dsv2_status dsv2_pack_verify(const dsv2_container *container, dsv2_progress_fn p
 
 /* ---- writing ---- */
 
-struct dsv2_pack_writer {
-    dsv2_writer file;
+struct ds_pack_writer {
+    ds_writer file;
     bool open;
     uint8_t *index, *texts;
     size_t index_size, index_capacity, texts_size, texts_capacity;
@@ -284,59 +284,59 @@ struct dsv2_pack_writer {
     XXH3_state_t *checksum;
 };
 
-static dsv2_status append_padding(dsv2_writer *file, size_t alignment)
+static dsv2_status append_padding(ds_writer *file, size_t alignment)
 {
     static const uint8_t zeros[ALIGNMENT];
-    return dsv2_writer_append(file, zeros, (alignment - file->size % alignment) % alignment);
+    return ds_writer_append(file, zeros, (alignment - file->size % alignment) % alignment);
 }
 
-dsv2_status dsv2_pack_writer_open(const char *path, dsv2_pack_writer **out)
+dsv2_status ds_pack_writer_open(const char *path, ds_pack_writer **out)
 {
-    dsv2_pack_writer *writer = dsv2_new(1, sizeof *writer);
+    ds_pack_writer *writer = ds_new(1, sizeof *writer);
     XXH3_state_t *checksum = XXH3_createState();
     if (writer == NULL || checksum == NULL) {
         XXH3_freeState(checksum);
-        dsv2_free(writer);
-        return dsv2_fail_memory("a pack", sizeof *writer);
+        ds_free(writer);
+        return ds_fail_memory("a pack", sizeof *writer);
     }
     writer->checksum = checksum;
     static const uint8_t header[HEADER_BYTES];
-    dsv2_status status = dsv2_writer_open(path, &writer->file);
+    dsv2_status status = ds_writer_open(path, &writer->file);
     writer->open = status == DSV2_OK;
     if (status == DSV2_OK)
-        status = dsv2_writer_append(&writer->file, header, sizeof header); /* its place; filled in at the end */
+        status = ds_writer_append(&writer->file, header, sizeof header); /* its place; filled in at the end */
     if (status == DSV2_OK)
         status = append_padding(&writer->file, ALIGNMENT);
     if (status != DSV2_OK)
-        dsv2_pack_writer_free(writer);
+        ds_pack_writer_free(writer);
     else
         *out = writer;
     return status;
 }
 
-dsv2_status dsv2_pack_writer_tensor(dsv2_pack_writer *writer, const char *name, dsv2_type type, const uint64_t *dims, uint32_t n_dims)
+dsv2_status ds_pack_writer_tensor(ds_pack_writer *writer, const char *name, ds_type type, const uint64_t *dims, uint32_t n_dims)
 {
     size_t name_size = strlen(name), entry_size = (size_t)ENTRY_BYTES + 8u * n_dims + name_size;
     uint8_t code;
     uint64_t bytes;
-    if (!code_of_type(type, &code) || !dsv2_tensor_bytes(type, dims, n_dims, &bytes) || name_size == 0 || name_size >= MAX_NAME)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "tensor %s of type %s cannot be packed", name, dsv2_type_name(type));
+    if (!code_of_type(type, &code) || !ds_tensor_bytes(type, dims, n_dims, &bytes) || name_size == 0 || name_size >= MAX_NAME)
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "tensor %s of type %s cannot be packed", name, ds_type_name(type));
     dsv2_status status = append_padding(&writer->file, TENSOR_ALIGNMENT);
     if (status != DSV2_OK)
         return status;
-    if (!dsv2_grow(&writer->index, &writer->index_capacity, writer->index_size + entry_size, 1))
-        return dsv2_fail_memory("the index", writer->index_size + entry_size);
+    if (!ds_grow(&writer->index, &writer->index_capacity, writer->index_size + entry_size, 1))
+        return ds_fail_memory("the index", writer->index_size + entry_size);
     uint8_t *entry = writer->index + writer->index_size;
     entry[0] = (uint8_t)name_size;
     entry[1] = (uint8_t)(name_size >> 8);
     entry[2] = code;
     entry[3] = (uint8_t)n_dims;
-    dsv2_store_u64(entry + 4, writer->file.size);
-    dsv2_store_u64(entry + 12, bytes);
-    dsv2_store_u64(entry + 20, 0); /* the checksum comes with the last byte */
-    dsv2_store_u64(entry + 28, 0); /* reserved */
+    ds_store_u64(entry + 4, writer->file.size);
+    ds_store_u64(entry + 12, bytes);
+    ds_store_u64(entry + 20, 0); /* the checksum comes with the last byte */
+    ds_store_u64(entry + 28, 0); /* reserved */
     for (uint32_t i = 0; i < n_dims; i++)
-        dsv2_store_u64(entry + ENTRY_BYTES + 8u * i, dims[i]);
+        ds_store_u64(entry + ENTRY_BYTES + 8u * i, dims[i]);
     memcpy(entry + ENTRY_BYTES + 8u * n_dims, name, name_size);
     writer->entry = writer->index_size;
     writer->index_size += entry_size;
@@ -345,27 +345,27 @@ dsv2_status dsv2_pack_writer_tensor(dsv2_pack_writer *writer, const char *name, 
     return DSV2_OK;
 }
 
-dsv2_status dsv2_pack_writer_data(dsv2_pack_writer *writer, const void *data, size_t size)
+dsv2_status ds_pack_writer_data(ds_pack_writer *writer, const void *data, size_t size)
 {
-    dsv2_status status = dsv2_writer_append(&writer->file, data, size);
+    dsv2_status status = ds_writer_append(&writer->file, data, size);
     if (status != DSV2_OK)
         return status;
     XXH3_64bits_update(writer->checksum, data, size);
     writer->left -= size;
     if (writer->left == 0)
-        dsv2_store_u64(writer->index + writer->entry + 20, XXH3_64bits_digest(writer->checksum));
+        ds_store_u64(writer->index + writer->entry + 20, XXH3_64bits_digest(writer->checksum));
     return DSV2_OK;
 }
 
-dsv2_status dsv2_pack_writer_text(dsv2_pack_writer *writer, const char *name, const char *text, size_t size)
+dsv2_status ds_pack_writer_text(ds_pack_writer *writer, const char *name, const char *text, size_t size)
 {
     size_t name_size = strlen(name), needed = writer->texts_size + TEXT_HEADER + name_size + size;
-    if (needed > DSV2_PACK_MAX_TEXT || !dsv2_grow(&writer->texts, &writer->texts_capacity, needed, 1))
-        return dsv2_fail_memory(name, needed);
+    if (needed > DS_PACK_MAX_TEXT || !ds_grow(&writer->texts, &writer->texts_capacity, needed, 1))
+        return ds_fail_memory(name, needed);
     uint8_t *at = writer->texts + writer->texts_size;
-    dsv2_store_u32(at, (uint32_t)name_size);
-    dsv2_store_u32(at + 4, 0);
-    dsv2_store_u64(at + 8, size);
+    ds_store_u32(at, (uint32_t)name_size);
+    ds_store_u32(at + 4, 0);
+    ds_store_u64(at + 8, size);
     memcpy(at + TEXT_HEADER, name, name_size);
     memcpy(at + TEXT_HEADER + name_size, text, size);
     writer->texts_size = needed;
@@ -373,53 +373,53 @@ dsv2_status dsv2_pack_writer_text(dsv2_pack_writer *writer, const char *name, co
 }
 
 /* Appends a compressed block and describes it in the header. */
-static dsv2_status append_block(dsv2_pack_writer *writer, const uint8_t *data, size_t size, uint8_t *header)
+static dsv2_status append_block(ds_pack_writer *writer, const uint8_t *data, size_t size, uint8_t *header)
 {
     enum { LEVEL = 9 }; /* small and written once */
     size_t capacity = ZSTD_compressBound(size);
-    uint8_t *stored = dsv2_new(capacity, 1);
+    uint8_t *stored = ds_new(capacity, 1);
     if (stored == NULL)
-        return dsv2_fail_memory("a compressed block", capacity);
+        return ds_fail_memory("a compressed block", capacity);
     size_t n = ZSTD_compress(stored, capacity, data, size, LEVEL);
-    dsv2_status status = ZSTD_isError(n) ? dsv2_fail_memory("compression", capacity) : DSV2_OK;
+    dsv2_status status = ZSTD_isError(n) ? ds_fail_memory("compression", capacity) : DSV2_OK;
     if (status == DSV2_OK) {
-        dsv2_store_u64(header, writer->file.size);
-        dsv2_store_u64(header + 8, n);
-        dsv2_store_u64(header + 16, size);
-        dsv2_store_u64(header + 24, XXH3_64bits(stored, n));
-        status = dsv2_writer_append(&writer->file, stored, n);
+        ds_store_u64(header, writer->file.size);
+        ds_store_u64(header + 8, n);
+        ds_store_u64(header + 16, size);
+        ds_store_u64(header + 24, XXH3_64bits(stored, n));
+        status = ds_writer_append(&writer->file, stored, n);
     }
-    dsv2_free(stored);
+    ds_free(stored);
     return status;
 }
 
-dsv2_status dsv2_pack_writer_commit(dsv2_pack_writer *writer)
+dsv2_status ds_pack_writer_commit(ds_pack_writer *writer)
 {
     uint8_t header[HEADER_BYTES] = {0};
     memcpy(header, MAGIC, sizeof MAGIC);
-    dsv2_store_u32(header + 8, VERSION);
+    ds_store_u32(header + 8, VERSION);
     dsv2_status status = append_block(writer, writer->index, writer->index_size, header + INDEX_BLOCK);
     if (status == DSV2_OK)
         status = append_block(writer, writer->texts, writer->texts_size, header + TEXTS_BLOCK);
     if (status != DSV2_OK)
         return status;
-    dsv2_store_u64(header + 16, writer->file.size);
-    dsv2_store_u64(header + HEADER_BYTES - 8, XXH3_64bits(header, HEADER_BYTES - 8));
-    status = dsv2_writer_replace(&writer->file, 0, header, sizeof header);
+    ds_store_u64(header + 16, writer->file.size);
+    ds_store_u64(header + HEADER_BYTES - 8, XXH3_64bits(header, HEADER_BYTES - 8));
+    status = ds_writer_replace(&writer->file, 0, header, sizeof header);
     if (status != DSV2_OK)
         return status;
     writer->open = false;
-    return dsv2_writer_commit(&writer->file);
+    return ds_writer_commit(&writer->file);
 }
 
-void dsv2_pack_writer_free(dsv2_pack_writer *writer)
+void ds_pack_writer_free(ds_pack_writer *writer)
 {
     if (writer == NULL)
         return;
     if (writer->open)
-        dsv2_writer_abort(&writer->file);
+        ds_writer_abort(&writer->file);
     XXH3_freeState(writer->checksum);
-    dsv2_free(writer->texts);
-    dsv2_free(writer->index);
-    dsv2_free(writer);
+    ds_free(writer->texts);
+    ds_free(writer->index);
+    ds_free(writer);
 }

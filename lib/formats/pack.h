@@ -1,48 +1,48 @@
 /* The .dsv2 pack: one file with a model's weights in the kernels' own layout. Described byte by byte in README.md beside this. */
-#ifndef DSV2_LIB_FORMATS_PACK_H
-#define DSV2_LIB_FORMATS_PACK_H
+#ifndef DS_LIB_FORMATS_PACK_H
+#define DS_LIB_FORMATS_PACK_H
 
 #include "formats/formats.h"
 #include "tokenizer/tokenizer.h"
 
 /* Both compressed blocks, unpacked: a tokenizer.json has 10 MB at most. */
-enum { DSV2_PACK_MAX_TEXT = 256 << 20 };
+enum { DS_PACK_MAX_TEXT = 256 << 20 };
 
 /* True if the file begins as a pack does; false also if it cannot be read. */
-bool dsv2_is_pack(const char *path);
+bool ds_is_pack(const char *path);
 
-/* Opens a pack: checks header, texts and index with their checksums, and maps the weights, whose checksums dsv2_pack_verify
+/* Opens a pack: checks header, texts and index with their checksums, and maps the weights, whose checksums ds_pack_verify
  * alone reads. */
-dsv2_status dsv2_pack_open(const char *path, dsv2_container **container);
+dsv2_status ds_pack_open(const char *path, ds_container **container);
 
 /* A text kept with the weights ("config.json", "tokenizer.json"): *text belongs to the container; NULL if there is none. */
-void dsv2_pack_text(const dsv2_container *container, const char *name, const char **text, size_t *size);
+void ds_pack_text(const ds_container *container, const char *name, const char **text, size_t *size);
 
 /* The tokenizer that is in the pack; *tokenizer is NULL if there is none. */
-dsv2_status dsv2_pack_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer);
+dsv2_status ds_pack_tokenizer(const ds_container *container, dsv2_tokenizer **tokenizer);
 
 /* Reads every tensor of an open pack and compares checksums; DSV2_ERROR_FORMAT names the tensor. Calls progress with bytes. */
-dsv2_status dsv2_pack_verify(const dsv2_container *container, dsv2_progress_fn progress, void *progress_user);
+dsv2_status ds_pack_verify(const ds_container *container, dsv2_progress_fn progress, void *progress_user);
 
 /* ---- writing ---- */
 
-typedef struct dsv2_pack_writer dsv2_pack_writer;
+typedef struct ds_pack_writer ds_pack_writer;
 
-dsv2_status dsv2_pack_writer_open(const char *path, dsv2_pack_writer **writer);
+dsv2_status ds_pack_writer_open(const char *path, ds_pack_writer **writer);
 
-/* Begins a tensor; its bytes follow in any number of pieces, dsv2_tensor_bytes of its type and dims in sum. */
-dsv2_status dsv2_pack_writer_tensor(dsv2_pack_writer *writer, const char *name, dsv2_type type, const uint64_t *dims, uint32_t n_dims);
-dsv2_status dsv2_pack_writer_data(dsv2_pack_writer *writer, const void *data, size_t size);
+/* Begins a tensor; its bytes follow in any number of pieces, ds_tensor_bytes of its type and dims in sum. */
+dsv2_status ds_pack_writer_tensor(ds_pack_writer *writer, const char *name, ds_type type, const uint64_t *dims, uint32_t n_dims);
+dsv2_status ds_pack_writer_data(ds_pack_writer *writer, const void *data, size_t size);
 
-dsv2_status dsv2_pack_writer_text(dsv2_pack_writer *writer, const char *name, const char *text, size_t size);
+dsv2_status ds_pack_writer_text(ds_pack_writer *writer, const char *name, const char *text, size_t size);
 
 /* The tokenizer of the container that the weights are taken from, if it has one. */
-dsv2_status dsv2_pack_writer_tokenizer(dsv2_pack_writer *writer, const dsv2_container *from);
+dsv2_status ds_pack_writer_tokenizer(ds_pack_writer *writer, const ds_container *from);
 
 /* Finishes the file under its name. The writer is to be freed in any case. */
-dsv2_status dsv2_pack_writer_commit(dsv2_pack_writer *writer);
+dsv2_status ds_pack_writer_commit(ds_pack_writer *writer);
 
 /* Frees the writer; without a commit before it, nothing is left of the file. NULL is allowed. */
-void dsv2_pack_writer_free(dsv2_pack_writer *writer);
+void ds_pack_writer_free(ds_pack_writer *writer);
 
 #endif

@@ -16,7 +16,7 @@ typedef struct bytes {
 
 static void put(bytes *b, const void *data, size_t size)
 {
-    b->failed = b->failed || !dsv2_grow(&b->data, &b->capacity, b->size + size, 1);
+    b->failed = b->failed || !ds_grow(&b->data, &b->capacity, b->size + size, 1);
     if (b->failed || size == 0)
         return;
     memcpy(b->data + b->size, data, size);
@@ -29,15 +29,15 @@ static void put_u32(bytes *b, uint32_t value)
     put(b, little, sizeof little);
 }
 
-static void put_text(bytes *b, dsv2_text text)
+static void put_text(bytes *b, ds_text text)
 {
     put_u32(b, (uint32_t)text.size);
     put(b, text.data, text.size);
 }
 
-static dsv2_status write_vocabulary(void *context, const dsv2_vocabulary *v)
+static dsv2_status write_vocabulary(void *context, const ds_vocabulary *v)
 {
-    dsv2_pack_writer *writer = context;
+    ds_pack_writer *writer = context;
     bytes b = {0};
     put_u32(&b, (uint32_t)v->n_tokens);
     put_u32(&b, (uint32_t)v->n_merges);
@@ -51,41 +51,41 @@ static dsv2_status write_vocabulary(void *context, const dsv2_vocabulary *v)
         put_text(&b, v->texts[i]);
     for (size_t i = 0; i < 2 * v->n_merges; i++)
         put_text(&b, v->merges[i]);
-    dsv2_status status = b.failed ? dsv2_fail_memory("the vocabulary", b.size)
-                                  : dsv2_pack_writer_text(writer, "vocabulary", (const char *)b.data, b.size);
-    dsv2_free(b.data);
+    dsv2_status status = b.failed ? ds_fail_memory("the vocabulary", b.size)
+                                  : ds_pack_writer_text(writer, "vocabulary", (const char *)b.data, b.size);
+    ds_free(b.data);
     return status;
 }
 
-static dsv2_status copy_text(dsv2_pack_writer *writer, const dsv2_container *from, const char *name)
+static dsv2_status copy_text(ds_pack_writer *writer, const ds_container *from, const char *name)
 {
     const char *text;
     size_t size;
-    dsv2_pack_text(from, name, &text, &size);
-    return text == NULL ? DSV2_OK : dsv2_pack_writer_text(writer, name, text, size);
+    ds_pack_text(from, name, &text, &size);
+    return text == NULL ? DSV2_OK : ds_pack_writer_text(writer, name, text, size);
 }
 
 /* Writes a file of a folder, if it is there. */
-static dsv2_status copy_file(dsv2_pack_writer *writer, const char *folder, const char *name, bool *found)
+static dsv2_status copy_file(ds_pack_writer *writer, const char *folder, const char *name, bool *found)
 {
-    char *path = dsv2_path_join(folder, name), *text = NULL;
+    char *path = ds_path_join(folder, name), *text = NULL;
     size_t size;
     if (path == NULL)
-        return dsv2_fail_memory("a path", strlen(folder));
-    *found = dsv2_is_file(path);
-    dsv2_status status = *found ? dsv2_file_read(path, DSV2_PACK_MAX_TEXT, &text, &size) : DSV2_OK;
+        return ds_fail_memory("a path", strlen(folder));
+    *found = ds_is_file(path);
+    dsv2_status status = *found ? ds_file_read(path, DS_PACK_MAX_TEXT, &text, &size) : DSV2_OK;
     if (*found && status == DSV2_OK)
-        status = dsv2_pack_writer_text(writer, name, text, size);
-    dsv2_free(text);
-    dsv2_free(path);
+        status = ds_pack_writer_text(writer, name, text, size);
+    ds_free(text);
+    ds_free(path);
     return status;
 }
 
-dsv2_status dsv2_pack_writer_tokenizer(dsv2_pack_writer *writer, const dsv2_container *from)
+dsv2_status ds_pack_writer_tokenizer(ds_pack_writer *writer, const ds_container *from)
 {
-    const char *kind = dsv2_container_kind(from);
+    const char *kind = ds_container_kind(from);
     if (strcmp(kind, "gguf") == 0)
-        return dsv2_gguf_vocabulary(from, write_vocabulary, writer);
+        return ds_gguf_vocabulary(from, write_vocabulary, writer);
     dsv2_status status;
     if (strcmp(kind, "pack") == 0) {
         if ((status = copy_text(writer, from, "tokenizer.json")) == DSV2_OK &&
@@ -94,8 +94,8 @@ dsv2_status dsv2_pack_writer_tokenizer(dsv2_pack_writer *writer, const dsv2_cont
         return status;
     }
     bool found;
-    status = copy_file(writer, dsv2_container_path(from), "tokenizer.json", &found);
-    return status == DSV2_OK && found ? copy_file(writer, dsv2_container_path(from), "tokenizer_config.json", &found) : status;
+    status = copy_file(writer, ds_container_path(from), "tokenizer.json", &found);
+    return status == DSV2_OK && found ? copy_file(writer, ds_container_path(from), "tokenizer_config.json", &found) : status;
 }
 
 /* ---- reading ---- */
@@ -107,93 +107,93 @@ typedef struct cursor {
     bool cut; /* something did not fit into what is left */
 } cursor;
 
-static dsv2_text take(cursor *c, size_t size)
+static ds_text take(cursor *c, size_t size)
 {
     if (c->cut || size > c->left) {
         c->cut = true;
-        return (dsv2_text){0};
+        return (ds_text){0};
     }
-    dsv2_text text = {c->data, size};
+    ds_text text = {c->data, size};
     c->data += size;
     c->left -= size;
     return text;
 }
 
-static dsv2_text take_text(cursor *c)
+static ds_text take_text(cursor *c)
 {
-    dsv2_text size = take(c, 4);
-    return c->cut ? size : take(c, dsv2_load_u32(size.data));
+    ds_text size = take(c, 4);
+    return c->cut ? size : take(c, ds_load_u32(size.data));
 }
 
 static dsv2_status read_vocabulary(const char *path, const char *text, size_t size, dsv2_tokenizer **tokenizer)
 {
     cursor c = {text, size, false};
-    dsv2_text header = take(&c, VOCABULARY_HEADER);
+    ds_text header = take(&c, VOCABULARY_HEADER);
     if (c.cut)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: %zu bytes, expected at least %d", path, size, VOCABULARY_HEADER);
-    dsv2_vocabulary v = {
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: %zu bytes, expected at least %d", path, size, VOCABULARY_HEADER);
+    ds_vocabulary v = {
         .path = path,
-        .n_tokens = dsv2_load_u32(header.data),
-        .n_merges = dsv2_load_u32(header.data + 4),
-        .bos_token_id = (int32_t)dsv2_load_u32(header.data + 8),
-        .eos_token_id = (int32_t)dsv2_load_u32(header.data + 12),
-        .ignore_merges = dsv2_load_u32(header.data + 16) != 0,
+        .n_tokens = ds_load_u32(header.data),
+        .n_merges = ds_load_u32(header.data + 4),
+        .bos_token_id = (int32_t)ds_load_u32(header.data + 8),
+        .eos_token_id = (int32_t)ds_load_u32(header.data + 12),
+        .ignore_merges = ds_load_u32(header.data + 16) != 0,
     };
     /* Every token takes five bytes at least, every merge eight. */
     if (v.n_tokens > c.left / 5 || v.n_merges > c.left / 8)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary has %zu bytes, too few for %zu tokens and %zu merges", path, size, v.n_tokens,
-                         v.n_merges);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary has %zu bytes, too few for %zu tokens and %zu merges", path, size, v.n_tokens,
+                       v.n_merges);
     if (v.bos_token_id < -1 || v.eos_token_id < -1 || v.bos_token_id >= (int64_t)v.n_tokens || v.eos_token_id >= (int64_t)v.n_tokens)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary's BOS and EOS ids are %d and %d, expected -1 to %zu", path,
-                         (int)v.bos_token_id, (int)v.eos_token_id, v.n_tokens - 1);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary's BOS and EOS ids are %d and %d, expected -1 to %zu", path,
+                       (int)v.bos_token_id, (int)v.eos_token_id, v.n_tokens - 1);
     v.pre = take_text(&c);
     v.chat_template = take_text(&c);
     v.kinds = (const uint8_t *)take(&c, v.n_tokens).data;
-    dsv2_text *texts = dsv2_new(v.n_tokens, sizeof *texts), *merges = dsv2_new(v.n_merges, 2 * sizeof *merges);
+    ds_text *texts = ds_new(v.n_tokens, sizeof *texts), *merges = ds_new(v.n_merges, 2 * sizeof *merges);
     dsv2_status status = DSV2_OK;
     if (texts == NULL || merges == NULL)
-        status = dsv2_fail_memory("the vocabulary", (v.n_tokens + 2 * v.n_merges) * sizeof *texts);
+        status = ds_fail_memory("the vocabulary", (v.n_tokens + 2 * v.n_merges) * sizeof *texts);
     for (size_t i = 0; i < v.n_tokens && status == DSV2_OK; i++)
         texts[i] = take_text(&c);
     for (size_t i = 0; i < 2 * v.n_merges && status == DSV2_OK; i++)
         merges[i] = take_text(&c);
     if (status == DSV2_OK && c.cut)
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: its %zu bytes end before %zu tokens and %zu merges do", path, size,
-                           v.n_tokens, v.n_merges);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: its %zu bytes end before %zu tokens and %zu merges do", path, size,
+                         v.n_tokens, v.n_merges);
     v.texts = texts;
     v.merges = merges;
     if (status == DSV2_OK)
-        status = dsv2_tokenizer_from_vocabulary(&v, tokenizer);
-    dsv2_free(merges);
-    dsv2_free(texts);
+        status = ds_tokenizer_from_vocabulary(&v, tokenizer);
+    ds_free(merges);
+    ds_free(texts);
     return status;
 }
 
 /* With what the tokenizer_config.json says, if there is one. */
-static dsv2_status read_json(const dsv2_container *container, const char *json, size_t size, dsv2_tokenizer **tokenizer)
+static dsv2_status read_json(const ds_container *container, const char *json, size_t size, dsv2_tokenizer **tokenizer)
 {
-    const char *path = dsv2_container_path(container), *config;
+    const char *path = ds_container_path(container), *config;
     size_t config_size;
     dsv2_tokenizer *t;
-    dsv2_status status = dsv2_tokenizer_from_json(path, json, size, &t);
+    dsv2_status status = ds_tokenizer_from_json(path, json, size, &t);
     if (status != DSV2_OK)
         return status;
-    dsv2_pack_text(container, "tokenizer_config.json", &config, &config_size);
-    if (config != NULL && (status = dsv2_tokenizer_configure(t, path, config, config_size)) != DSV2_OK)
-        dsv2_tokenizer_destroy(t);
+    ds_pack_text(container, "tokenizer_config.json", &config, &config_size);
+    if (config != NULL && (status = ds_tokenizer_configure(t, path, config, config_size)) != DSV2_OK)
+        ds_tokenizer_destroy(t);
     else
         *tokenizer = t;
     return status;
 }
 
-dsv2_status dsv2_pack_tokenizer(const dsv2_container *container, dsv2_tokenizer **tokenizer)
+dsv2_status ds_pack_tokenizer(const ds_container *container, dsv2_tokenizer **tokenizer)
 {
-    const char *path = dsv2_container_path(container), *text;
+    const char *path = ds_container_path(container), *text;
     size_t size;
     *tokenizer = NULL;
-    dsv2_pack_text(container, "tokenizer.json", &text, &size);
+    ds_pack_text(container, "tokenizer.json", &text, &size);
     if (text != NULL)
         return read_json(container, text, size, tokenizer);
-    dsv2_pack_text(container, "vocabulary", &text, &size);
+    ds_pack_text(container, "vocabulary", &text, &size);
     return text == NULL ? DSV2_OK : read_vocabulary(path, text, size, tokenizer);
 }

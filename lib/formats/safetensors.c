@@ -14,12 +14,12 @@ enum {
 
 static const struct {
     const char *name;
-    dsv2_type type;
+    ds_type type;
 } dtypes[] = {
-    {"F32", DSV2_TYPE_F32},
-    {"F16", DSV2_TYPE_F16},
-    {"BF16", DSV2_TYPE_BF16},
-    {"F8_E4M3", DSV2_TYPE_F8_E4M3},
+    {"F32", DS_TYPE_F32},
+    {"F16", DS_TYPE_F16},
+    {"BF16", DS_TYPE_BF16},
+    {"F8_E4M3", DS_TYPE_F8_E4M3},
 };
 
 /* Where a tensor's bytes lie in the data that follow the header. */
@@ -28,64 +28,64 @@ typedef struct extent {
     const char *name;
 } extent;
 
-static dsv2_status read_u64(const dsv2_file *file, const char *tensor, const char *field, const json_t *value, uint64_t *out)
+static dsv2_status read_u64(const ds_file *file, const char *tensor, const char *field, const json_t *value, uint64_t *out)
 {
     if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: %s holds %s, expected integers of at least 0", file->path, tensor,
-                         field, json_is_integer(value) ? "a negative integer" : dsv2_json_kind(value));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: %s holds %s, expected integers of at least 0", file->path, tensor,
+                       field, json_is_integer(value) ? "a negative integer" : ds_json_kind(value));
     *out = (uint64_t)json_integer_value(value);
     return DSV2_OK;
 }
 
-static dsv2_status read_shape(const dsv2_file *file, const char *name, const json_t *shape, dsv2_tensor *tensor)
+static dsv2_status read_shape(const ds_file *file, const char *name, const json_t *shape, ds_tensor *tensor)
 {
     if (!json_is_array(shape))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: shape is %s, expected an array", file->path, name,
-                         dsv2_json_kind(shape));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: shape is %s, expected an array", file->path, name,
+                       ds_json_kind(shape));
     size_t n = json_array_size(shape);
     for (size_t i = 0; i < n; i++) {
         uint64_t dim = 0;
         dsv2_status status = read_u64(file, name, "shape", json_array_get(shape, i), &dim);
         if (status != DSV2_OK)
             return status;
-        if (i < DSV2_TENSOR_MAX_DIMS)
+        if (i < DS_TENSOR_MAX_DIMS)
             tensor->dims[i] = dim;
     }
     tensor->n_dims = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
     return DSV2_OK;
 }
 
-static dsv2_status read_extent(const dsv2_file *file, const char *name, const json_t *offsets, uint64_t data_size, extent *out)
+static dsv2_status read_extent(const ds_file *file, const char *name, const json_t *offsets, uint64_t data_size, extent *out)
 {
     if (!json_is_array(offsets) || json_array_size(offsets) != 2)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets is %s of %zu, expected an array of 2 integers", file->path,
-                         name, dsv2_json_kind(offsets), json_array_size(offsets));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets is %s of %zu, expected an array of 2 integers", file->path,
+                       name, ds_json_kind(offsets), json_array_size(offsets));
     dsv2_status status = read_u64(file, name, "data_offsets", json_array_get(offsets, 0), &out->begin);
     if (status == DSV2_OK)
         status = read_u64(file, name, "data_offsets", json_array_get(offsets, 1), &out->end);
     if (status != DSV2_OK)
         return status;
     if (out->begin > out->end || out->end > data_size)
-        return dsv2_fail(DSV2_ERROR_FORMAT,
-                         "%s: tensor %s: data_offsets are %llu to %llu, expected a range within the file's %llu bytes "
-                         "of data: the file is cut or damaged",
-                         file->path, name, (unsigned long long)out->begin, (unsigned long long)out->end,
-                         (unsigned long long)data_size);
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: tensor %s: data_offsets are %llu to %llu, expected a range within the file's %llu bytes "
+                       "of data: the file is cut or damaged",
+                       file->path, name, (unsigned long long)out->begin, (unsigned long long)out->end,
+                       (unsigned long long)data_size);
     out->name = name;
     return DSV2_OK;
 }
 
 /* One entry of the header. */
-static dsv2_status read_tensor(dsv2_container *container, const dsv2_file *file, const char *name, const json_t *entry,
+static dsv2_status read_tensor(ds_container *container, const ds_file *file, const char *name, const json_t *entry,
                                uint64_t data_begin, extent *where)
 {
     if (!json_is_object(entry))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is %s, expected an object", file->path, name, dsv2_json_kind(entry));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is %s, expected an object", file->path, name, ds_json_kind(entry));
     const json_t *dtype = json_object_get(entry, "dtype");
     if (!json_is_string(dtype))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: dtype is %s, expected a string", file->path, name,
-                         dsv2_json_kind(dtype));
-    dsv2_tensor tensor = {.name = name, .path = file->path};
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: dtype is %s, expected a string", file->path, name,
+                       ds_json_kind(dtype));
+    ds_tensor tensor = {.name = name, .path = file->path};
     dsv2_status status = read_shape(file, name, json_object_get(entry, "shape"), &tensor);
     if (status == DSV2_OK)
         status = read_extent(file, name, json_object_get(entry, "data_offsets"), file->size - data_begin, where);
@@ -95,14 +95,14 @@ static dsv2_status read_tensor(dsv2_container *container, const dsv2_file *file,
     size_t i = 0, n = sizeof dtypes / sizeof *dtypes;
     while (i < n && strcmp(json_string_value(dtype), dtypes[i].name) != 0)
         i++;
-    if (i == n || tensor.n_dims > DSV2_TENSOR_MAX_DIMS)
-        return dsv2_container_add_other(container, name, json_string_value(dtype), tensor.n_dims, file->path);
+    if (i == n || tensor.n_dims > DS_TENSOR_MAX_DIMS)
+        return ds_container_add_other(container, name, json_string_value(dtype), tensor.n_dims, file->path);
     tensor.type = dtypes[i].type;
-    if (!dsv2_tensor_bytes(tensor.type, tensor.dims, tensor.n_dims, &tensor.n_bytes) || tensor.n_bytes != where->end - where->begin)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets give %llu bytes, which is not what its shape has in %s",
-                         file->path, name, (unsigned long long)(where->end - where->begin), dtypes[i].name);
+    if (!ds_tensor_bytes(tensor.type, tensor.dims, tensor.n_dims, &tensor.n_bytes) || tensor.n_bytes != where->end - where->begin)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets give %llu bytes, which is not what its shape has in %s",
+                       file->path, name, (unsigned long long)(where->end - where->begin), dtypes[i].name);
     tensor.data = file->data + data_begin + where->begin;
-    return dsv2_container_add(container, &tensor);
+    return ds_container_add(container, &tensor);
 }
 
 static int compare_extents(const void *a, const void *b)
@@ -114,29 +114,29 @@ static int compare_extents(const void *a, const void *b)
 }
 
 /* The format wants every byte of the data to belong to exactly one tensor. */
-static dsv2_status check_extents(const dsv2_file *file, extent *extents, size_t n, uint64_t data_size)
+static dsv2_status check_extents(const ds_file *file, extent *extents, size_t n, uint64_t data_size)
 {
     qsort(extents, n, sizeof *extents, compare_extents);
     uint64_t end = 0;
     for (size_t i = 0; i < n; i++) {
         if (extents[i].begin != end)
-            return dsv2_fail(DSV2_ERROR_FORMAT,
-                             "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s", file->path,
-                             extents[i].name, (unsigned long long)extents[i].begin, (unsigned long long)end,
-                             extents[i].begin < end ? "overlaps another" : "leaves a hole");
+            return ds_fail(DSV2_ERROR_FORMAT,
+                           "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s", file->path,
+                           extents[i].name, (unsigned long long)extents[i].begin, (unsigned long long)end,
+                           extents[i].begin < end ? "overlaps another" : "leaves a hole");
         end = extents[i].end;
     }
     if (end != data_size)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: data_offsets end at %llu, but the file holds %llu bytes of data", file->path,
-                         (unsigned long long)end, (unsigned long long)data_size);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: data_offsets end at %llu, but the file holds %llu bytes of data", file->path,
+                       (unsigned long long)end, (unsigned long long)data_size);
     return DSV2_OK;
 }
 
-static dsv2_status read_header(dsv2_container *container, const dsv2_file *file, json_t *header, uint64_t data_begin)
+static dsv2_status read_header(ds_container *container, const ds_file *file, json_t *header, uint64_t data_begin)
 {
-    extent *extents = dsv2_new(json_object_size(header), sizeof *extents);
+    extent *extents = ds_new(json_object_size(header), sizeof *extents);
     if (extents == NULL)
-        return dsv2_fail_memory("a list of tensors", json_object_size(header) * sizeof *extents);
+        return ds_fail_memory("a list of tensors", json_object_size(header) * sizeof *extents);
     size_t n = 0;
     dsv2_status status = DSV2_OK;
     const char *name;
@@ -150,28 +150,28 @@ static dsv2_status read_header(dsv2_container *container, const dsv2_file *file,
     }
     status = check_extents(file, extents, n, file->size - data_begin);
 done:
-    dsv2_free(extents);
+    ds_free(extents);
     return status;
 }
 
 /* Maps one file into a free place of the container and adds its tensors. */
-static dsv2_status open_file(dsv2_container *container, dsv2_file *file, const char *path)
+static dsv2_status open_file(ds_container *container, ds_file *file, const char *path)
 {
-    dsv2_status status = dsv2_file_map(path, file);
+    dsv2_status status = ds_file_map(path, file);
     if (status != DSV2_OK)
         return status;
     if (file->size < LENGTH_BYTES)
-        return dsv2_fail(DSV2_ERROR_FORMAT,
-                         "%s: header length: the file has %llu bytes, expected at least %d: not a safetensors file", path,
-                         (unsigned long long)file->size, LENGTH_BYTES);
-    uint64_t length = dsv2_load_u64(file->data);
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: header length: the file has %llu bytes, expected at least %d: not a safetensors file", path,
+                       (unsigned long long)file->size, LENGTH_BYTES);
+    uint64_t length = ds_load_u64(file->data);
     if (length > file->size - LENGTH_BYTES || length > HEADER_LIMIT)
-        return dsv2_fail(DSV2_ERROR_FORMAT,
-                         "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,
-                         (unsigned long long)length,
-                         (unsigned long long)(file->size - LENGTH_BYTES < HEADER_LIMIT ? file->size - LENGTH_BYTES : HEADER_LIMIT));
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,
+                       (unsigned long long)length,
+                       (unsigned long long)(file->size - LENGTH_BYTES < HEADER_LIMIT ? file->size - LENGTH_BYTES : HEADER_LIMIT));
     json_t *header;
-    status = dsv2_json_parse(path, (const char *)file->data + LENGTH_BYTES, (size_t)length, &header);
+    status = ds_json_parse(path, (const char *)file->data + LENGTH_BYTES, (size_t)length, &header);
     if (status != DSV2_OK)
         return status;
     status = read_header(container, file, header, LENGTH_BYTES + length);
@@ -179,17 +179,17 @@ static dsv2_status open_file(dsv2_container *container, dsv2_file *file, const c
     return status;
 }
 
-dsv2_status dsv2_safetensors_open_file(const char *path, const dsv2_logger *logger, dsv2_container **out)
+dsv2_status ds_safetensors_open_file(const char *path, const ds_logger *logger, ds_container **out)
 {
     (void)logger;
-    dsv2_container *container = dsv2_container_create("safetensors", path, 1);
+    ds_container *container = ds_container_create("safetensors", path, 1);
     if (container == NULL)
         return DSV2_ERROR_MEMORY;
     dsv2_status status = open_file(container, &container->files[0], path);
     if (status == DSV2_OK)
-        status = dsv2_container_finish(container);
+        status = ds_container_finish(container);
     if (status != DSV2_OK) {
-        dsv2_container_close(container);
+        ds_container_close(container);
         return status;
     }
     *out = container;
@@ -205,18 +205,18 @@ typedef struct file_list {
 static void free_list(file_list *list)
 {
     for (size_t i = 0; i < list->n; i++)
-        dsv2_free(list->names[i]);
-    dsv2_free(list->names);
+        ds_free(list->names[i]);
+    ds_free(list->names);
 }
 
 static int compare_names(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 static dsv2_status add_name(file_list *list, const char *name)
 {
-    char *copy = dsv2_copy_string(name);
-    if (copy == NULL || !dsv2_grow(&list->names, &list->capacity, list->n + 1, sizeof *list->names)) {
-        dsv2_free(copy);
-        return dsv2_fail_memory("a list of files", (list->n + 1) * sizeof *list->names);
+    char *copy = ds_copy_string(name);
+    if (copy == NULL || !ds_grow(&list->names, &list->capacity, list->n + 1, sizeof *list->names)) {
+        ds_free(copy);
+        return ds_fail_memory("a list of files", (list->n + 1) * sizeof *list->names);
     }
     list->names[list->n++] = copy;
     return DSV2_OK;
@@ -232,14 +232,14 @@ static bool is_plain_name(const char *name)
 static dsv2_status list_index(const char *path, json_t *map, file_list *list)
 {
     if (!json_is_object(map))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: weight_map is %s, expected an object", path, dsv2_json_kind(map));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map is %s, expected an object", path, ds_json_kind(map));
     const char *name;
     json_t *value;
     json_object_foreach(map, name, value) {
         if (!json_is_string(value) || !is_plain_name(json_string_value(value)))
-            return dsv2_fail(DSV2_ERROR_FORMAT,
-                             "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path, name,
-                             json_is_string(value) ? json_string_value(value) : dsv2_json_kind(value));
+            return ds_fail(DSV2_ERROR_FORMAT,
+                           "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path, name,
+                           json_is_string(value) ? json_string_value(value) : ds_json_kind(value));
         const char *file = json_string_value(value);
         /* Neighbours mostly share a file, so this keeps the list short; the rest of the doubles go after sorting. */
         if (list->n > 0 && strcmp(list->names[list->n - 1], file) == 0)
@@ -249,12 +249,12 @@ static dsv2_status list_index(const char *path, json_t *map, file_list *list)
             return status;
     }
     if (list->n == 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: weight_map is empty", path);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map is empty", path);
     qsort(list->names, list->n, sizeof *list->names, compare_names);
     size_t kept = 1;
     for (size_t i = 1; i < list->n; i++) {
         if (strcmp(list->names[i], list->names[kept - 1]) == 0)
-            dsv2_free(list->names[i]);
+            ds_free(list->names[i]);
         else
             list->names[kept++] = list->names[i];
     }
@@ -274,7 +274,7 @@ static dsv2_status list_folder(const char *folder, file_list *list)
 {
     DIR *dir = opendir(folder);
     if (dir == NULL)
-        return dsv2_fail_io(folder, "open");
+        return ds_fail_io(folder, "open");
     dsv2_status status = DSV2_OK;
     const struct dirent *entry;
     while (status == DSV2_OK && (entry = readdir(dir)) != NULL)
@@ -282,24 +282,24 @@ static dsv2_status list_folder(const char *folder, file_list *list)
             status = add_name(list, entry->d_name);
     closedir(dir);
     if (status == DSV2_OK && list->n == 0)
-        status = dsv2_fail(DSV2_ERROR_IO, "%s: has no *.safetensors file", folder);
+        status = ds_fail(DSV2_ERROR_IO, "%s: has no *.safetensors file", folder);
     if (list->n > 0)
         qsort(list->names, list->n, sizeof *list->names, compare_names);
     return status;
 }
 
 /* Each tensor has to be in the file where the index has it. */
-static dsv2_status check_index(const dsv2_container *container, const char *path, json_t *map)
+static dsv2_status check_index(const ds_container *container, const char *path, json_t *map)
 {
     const char *name;
     json_t *value;
     json_object_foreach(map, name, value) {
-        const dsv2_tensor *tensor = dsv2_container_find(container, name);
-        const dsv2_other_tensor *other = dsv2_container_find_other(container, name);
+        const ds_tensor *tensor = ds_container_find(container, name);
+        const ds_other_tensor *other = ds_container_find_other(container, name);
         const char *found = tensor != NULL ? tensor->path : other != NULL ? other->path : NULL;
         if (found == NULL || strcmp(strrchr(found, '/') + 1, json_string_value(value)) != 0)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: weight_map: tensor %s should be in %s, but is %s%s", path, name,
-                             json_string_value(value), found == NULL ? "in none of the files" : "in ", found == NULL ? "" : found);
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map: tensor %s should be in %s, but is %s%s", path, name,
+                           json_string_value(value), found == NULL ? "in none of the files" : "in ", found == NULL ? "" : found);
     }
     return DSV2_OK;
 }
@@ -309,11 +309,11 @@ static dsv2_status read_index(const char *path, json_t **index, json_t **map)
 {
     char *text;
     size_t size;
-    dsv2_status status = dsv2_file_read(path, HEADER_LIMIT, &text, &size);
+    dsv2_status status = ds_file_read(path, HEADER_LIMIT, &text, &size);
     if (status != DSV2_OK)
         return status;
-    status = dsv2_json_parse(path, text, size, index);
-    dsv2_free(text);
+    status = ds_json_parse(path, text, size, index);
+    ds_free(text);
     if (status == DSV2_OK)
         *map = json_object_get(*index, "weight_map");
     return status;
@@ -321,56 +321,56 @@ static dsv2_status read_index(const char *path, json_t **index, json_t **map)
 
 static dsv2_status list_files(const char *folder, const char *index_path, json_t **index, json_t **map, file_list *list)
 {
-    if (dsv2_exists(index_path)) {
+    if (ds_exists(index_path)) {
         dsv2_status status = read_index(index_path, index, map);
         return status == DSV2_OK ? list_index(index_path, *map, list) : status;
     }
-    char *single = dsv2_path_join(folder, "model.safetensors");
+    char *single = ds_path_join(folder, "model.safetensors");
     if (single == NULL)
-        return dsv2_fail_memory("a path", strlen(folder));
-    bool has_single = dsv2_exists(single);
-    dsv2_free(single);
+        return ds_fail_memory("a path", strlen(folder));
+    bool has_single = ds_exists(single);
+    ds_free(single);
     return has_single ? add_name(list, "model.safetensors") : list_folder(folder, list);
 }
 
-dsv2_status dsv2_safetensors_open(const char *folder, const dsv2_logger *logger, dsv2_container **out)
+dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_container **out)
 {
-    dsv2_container *container = NULL;
+    ds_container *container = NULL;
     file_list list = {0};
     json_t *index = NULL;
     json_t *map = NULL;
-    char *index_path = dsv2_path_join(folder, "model.safetensors.index.json");
+    char *index_path = ds_path_join(folder, "model.safetensors.index.json");
     dsv2_status status;
     if (index_path == NULL) {
-        status = dsv2_fail_memory("a path", strlen(folder));
+        status = ds_fail_memory("a path", strlen(folder));
         goto done;
     }
     status = list_files(folder, index_path, &index, &map, &list);
     if (status != DSV2_OK)
         goto done;
-    container = dsv2_container_create("safetensors", folder, list.n);
+    container = ds_container_create("safetensors", folder, list.n);
     if (container == NULL) {
         status = DSV2_ERROR_MEMORY;
         goto done;
     }
     for (size_t i = 0; i < list.n && status == DSV2_OK; i++) {
-        char *path = dsv2_path_join(folder, list.names[i]);
-        status = path == NULL ? dsv2_fail_memory("a path", strlen(folder)) : open_file(container, &container->files[i], path);
-        dsv2_free(path);
+        char *path = ds_path_join(folder, list.names[i]);
+        status = path == NULL ? ds_fail_memory("a path", strlen(folder)) : open_file(container, &container->files[i], path);
+        ds_free(path);
     }
     if (status == DSV2_OK)
-        status = dsv2_container_finish(container);
+        status = ds_container_finish(container);
     if (status == DSV2_OK && map != NULL)
         status = check_index(container, index_path, map);
     if (status != DSV2_OK)
         goto done;
-    dsv2_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu safetensors files", folder, container->n_tensors, container->n_files);
+    ds_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu safetensors files", folder, container->n_tensors, container->n_files);
     *out = container;
     container = NULL;
 done:
-    dsv2_container_close(container);
+    ds_container_close(container);
     json_decref(index);
     free_list(&list);
-    dsv2_free(index_path);
+    ds_free(index_path);
     return status;
 }

@@ -3,105 +3,105 @@
  *
  * Promise kept by every kernel: a row's result depends on that row alone. How many rows there are, where a row stands among
  * them and how the output rows are split over tasks change no bit of it. So each output is summed in one fixed order. */
-#ifndef DSV2_LIB_KERNELS_H
-#define DSV2_LIB_KERNELS_H
+#ifndef DS_LIB_KERNELS_H
+#define DS_LIB_KERNELS_H
 
 #include "base/base.h"
 
 /* Element types of weights, as files hold them. */
-typedef enum dsv2_type {
-    DSV2_TYPE_F32 = 0,
-    DSV2_TYPE_F16,
-    DSV2_TYPE_BF16,
-    DSV2_TYPE_F8_E4M3, /* with a float scale per block, see dsv2_matrix */
-    DSV2_TYPE_Q8_0,    /* from here on the block types of GGUF files: scales and elements together, 32 or 256 at a time */
-    DSV2_TYPE_Q4_0,
-    DSV2_TYPE_Q4_1,
-    DSV2_TYPE_Q5_0,
-    DSV2_TYPE_Q5_1,
-    DSV2_TYPE_Q2_K,
-    DSV2_TYPE_Q3_K,
-    DSV2_TYPE_Q4_K,
-    DSV2_TYPE_Q5_K,
-    DSV2_TYPE_Q6_K,
-    DSV2_TYPE_IQ4_NL,
-    DSV2_TYPE_IQ4_XS,
+typedef enum ds_type {
+    DS_TYPE_F32 = 0,
+    DS_TYPE_F16,
+    DS_TYPE_BF16,
+    DS_TYPE_F8_E4M3, /* with a float scale per block, see ds_matrix */
+    DS_TYPE_Q8_0,    /* from here on the block types of GGUF files: scales and elements together, 32 or 256 at a time */
+    DS_TYPE_Q4_0,
+    DS_TYPE_Q4_1,
+    DS_TYPE_Q5_0,
+    DS_TYPE_Q5_1,
+    DS_TYPE_Q2_K,
+    DS_TYPE_Q3_K,
+    DS_TYPE_Q4_K,
+    DS_TYPE_Q5_K,
+    DS_TYPE_Q6_K,
+    DS_TYPE_IQ4_NL,
+    DS_TYPE_IQ4_XS,
     /* Packed: small integers, 16 rows interleaved; README.md has the layout. Bits per weight in brackets, to which come 32 for
      * each row. */
-    DSV2_TYPE_P4,  /* [4.5] 4 bits, scale and minimum per 32 columns: holds any Q4_K exactly */
-    DSV2_TYPE_P5,  /* [5.5] 5 bits, the same: Q5_K */
-    DSV2_TYPE_P6,  /* [6.5625] 6 bits, scale per 16 columns: Q6_K */
-    DSV2_TYPE_P8,  /* [8.5] 8 bits, scale per 32 columns: Q8_0 */
-    DSV2_TYPE_P4S, /* [4.5] 4 bits, scale per 32 columns: Q4_0 */
-    DSV2_TYPE_P5S, /* [5.5] 5 bits, the same: Q5_0 */
-    DSV2_TYPE_P4M, /* [5] 4 bits, scale and minimum in half precision per 32 columns: Q4_1 */
-    DSV2_TYPE_P5M, /* [6] 5 bits, the same: Q5_1 */
-    DSV2_TYPE_COUNT
-} dsv2_type;
+    DS_TYPE_P4,  /* [4.5] 4 bits, scale and minimum per 32 columns: holds any Q4_K exactly */
+    DS_TYPE_P5,  /* [5.5] 5 bits, the same: Q5_K */
+    DS_TYPE_P6,  /* [6.5625] 6 bits, scale per 16 columns: Q6_K */
+    DS_TYPE_P8,  /* [8.5] 8 bits, scale per 32 columns: Q8_0 */
+    DS_TYPE_P4S, /* [4.5] 4 bits, scale per 32 columns: Q4_0 */
+    DS_TYPE_P5S, /* [5.5] 5 bits, the same: Q5_0 */
+    DS_TYPE_P4M, /* [5] 4 bits, scale and minimum in half precision per 32 columns: Q4_1 */
+    DS_TYPE_P5M, /* [6] 5 bits, the same: Q5_1 */
+    DS_TYPE_COUNT
+} ds_type;
 
 /* Rows of a packed matrix come in groups of so many; the last group is filled up. */
-enum { DSV2_PACK_ROWS = 16 };
+enum { DS_PACK_ROWS = 16 };
 
-const char *dsv2_type_name(dsv2_type type);
+const char *ds_type_name(ds_type type);
 
-bool dsv2_type_is_packed(dsv2_type type);
+bool ds_type_is_packed(ds_type type);
 
 /* F32, F16 and BF16: the types whose elements stand alone, which every set multiplies as they are. */
-bool dsv2_type_is_plain(dsv2_type type);
+bool ds_type_is_plain(ds_type type);
 
 /* Bytes of `cols` consecutive elements; 0 if cols is no multiple of the type's block. Packed types take any cols; theirs is a
  * row's share of its group. */
-size_t dsv2_type_row_bytes(dsv2_type type, uint64_t cols);
+size_t ds_type_row_bytes(ds_type type, uint64_t cols);
 
 /* A weight matrix W of a linear map y = W x. */
-typedef struct dsv2_matrix {
+typedef struct ds_matrix {
     uint32_t rows, cols; /* outputs, inputs */
-    dsv2_type type;
+    ds_type type;
     const void *data;    /* row-major, each row row_bytes after the one before; not owned. Packed: groups of rows, each
-                            DSV2_PACK_ROWS * row_bytes after the one before, row_bytes being dsv2_type_row_bytes(type, cols) */
+                            DS_PACK_ROWS * row_bytes after the one before, row_bytes being ds_type_row_bytes(type, cols) */
     size_t row_bytes;
     /* F8_E4M3 only: element (r, c) is multiplied by scales[r / scale_rows * scale_stride + c / scale_cols]. */
     const float *scales;
     uint32_t scale_rows, scale_cols, scale_stride;
-} dsv2_matrix;
+} ds_matrix;
 
 /* 32 columns of a row of activations, as the kernels of packed weights take them: x[c] ~ scale * q[c]. */
-enum { DSV2_PACK_COLS = 32 };
-typedef struct dsv2_x8 {
-    int8_t q[DSV2_PACK_COLS]; /* -127 to 127 */
+enum { DS_PACK_COLS = 32 };
+typedef struct ds_x8 {
+    int8_t q[DS_PACK_COLS]; /* -127 to 127 */
     float scale;
     float sum;      /* scale * the sum of q */
     float halves[2]; /* the same of each 16 */
-} dsv2_x8;
+} ds_x8;
 
 /* Two elements of 45 levels, -22 to 22, share 11 bits: 45^2 = 2025 of 2048 codes. */
-enum { DSV2_PAIR_LEVELS = 45 };
+enum { DS_PAIR_LEVELS = 45 };
 
-/* Attention in 16 bits. A block is DSV2_PAIR_ROWS rows, interleaved by pairs of columns: [columns / 2][DSV2_PAIR_ROWS][2]. Of keys
- * and queries, DSV2_SCALE_COLS columns are a group with a scale of its own; of these, sums of products of a DSV2_WIDE and a
- * DSV2_NARROW number fit into 32 bits. */
-enum { DSV2_PAIR_ROWS = 16, DSV2_SCALE_COLS = 64, DSV2_WIDE = 16383, DSV2_NARROW = 2047 };
+/* Attention in 16 bits. A block is DS_PAIR_ROWS rows, interleaved by pairs of columns: [columns / 2][DS_PAIR_ROWS][2]. Of keys
+ * and queries, DS_SCALE_COLS columns are a group with a scale of its own; of these, sums of products of a DS_WIDE and a
+ * DS_NARROW number fit into 32 bits. */
+enum { DS_PAIR_ROWS = 16, DS_SCALE_COLS = 64, DS_WIDE = 16383, DS_NARROW = 2047 };
 
-typedef struct dsv2_kernels {
+typedef struct ds_kernels {
     const char *name; /* "c", "avx2", "avx512" */
 
     /* out[i * out_stride + j] = sum_c x[i][c] * w[j][c], for i < m and j < n, c < k. x: m pointers to rows of k floats (so that
      * rows can be gathered); w: n rows of k elements, w_stride bytes apart. Any m, n, k >= 1; no alignment asked for. */
-    void (*matmul[DSV2_TYPE_COUNT])(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
-                                    size_t n, size_t k); /* F32, F16, BF16; NULL where a type has none */
+    void (*matmul[DS_TYPE_COUNT])(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
+                                  size_t n, size_t k); /* F32, F16, BF16; NULL where a type has none */
 
     /* The same for packed types: x: m pointers to prepared rows of ceil(k / 32) blocks; w: ceil(n / 16) groups of rows. NULL for
      * the others. */
-    void (*matmul_packed[DSV2_TYPE_COUNT])(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w,
-                                           size_t n, size_t k);
+    void (*matmul_packed[DS_TYPE_COUNT])(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w,
+                                         size_t n, size_t k);
 
     /* Rounds a row of k floats to 8 bits: ceil(k / 32) blocks, filled up with zeros. The same bits in every set, for finite x. A
      * block with an infinity or NaN gets a NaN scale. */
-    void (*prepare_row)(dsv2_x8 *out, const float *x, size_t k);
+    void (*prepare_row)(ds_x8 *out, const float *x, size_t k);
 
     /* n consecutive elements, whole blocks, to float: exact for the plain types, for block types the format's own product of
      * scale and integer, rounded as plain C rounds it. NULL for F8_E4M3: its scales are not applied here. */
-    void (*to_f32[DSV2_TYPE_COUNT])(float *out, const void *in, size_t n);
+    void (*to_f32[DS_TYPE_COUNT])(float *out, const void *in, size_t n);
 
     /* n floats to F16, nearest, ties to even. */
     void (*f32_to_f16)(uint16_t *out, const float *in, size_t n);
@@ -126,7 +126,7 @@ typedef struct dsv2_kernels {
     /* The largest of n >= 1 floats; NaN is not looked for. */
     float (*max)(const float *x, size_t n);
 
-    /* Attention in 16 bits; see DSV2_PAIR_ROWS. All but pair_scores and pair_sums give the same bits in every set. */
+    /* Attention in 16 bits; see DS_PAIR_ROWS. All but pair_scores and pair_sums give the same bits in every set. */
 
     /* out[c] = the nearest integer to x[c] / scale, with the returned scale such that the largest magnitude becomes `limit`
      * (below 2^15). Next to nothing gives zeros and scale 0; an infinity or NaN zeros and scale NaN. */
@@ -138,25 +138,25 @@ typedef struct dsv2_kernels {
     /* out[c] = the nearest integer to a[c] * b[c] * factor, which is below 2^15. */
     void (*round_products)(int16_t *out, const float *a, const float *b, float factor, size_t n);
 
-    /* A block of n_rows <= DSV2_PAIR_ROWS rows, `stride` numbers apart; missing rows are zeros. n_cols is even. */
+    /* A block of n_rows <= DS_PAIR_ROWS rows, `stride` numbers apart; missing rows are zeros. n_cols is even. */
     void (*pair_columns)(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
 
-    /* The same of the rows' transpose: ceil(n_cols / DSV2_PAIR_ROWS) blocks, `block_stride` numbers apart, whose rows are the
+    /* The same of the rows' transpose: ceil(n_cols / DS_PAIR_ROWS) blocks, `block_stride` numbers apart, whose rows are the
      * columns and whose pairs of columns the ceil(n_rows / 2) pairs of rows; zeros for what is missing. */
     void (*pair_rows)(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
 
-    /* Both at once of n_rows rows of bytes: `keys` as pair_columns makes them, filled up with zeros to whole groups of DSV2_SCALE_COLS
+    /* Both at once of n_rows rows of bytes: `keys` as pair_columns makes them, filled up with zeros to whole groups of DS_SCALE_COLS
      * columns, `values` as pair_rows does. */
     void (*pair_codes)(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,
                        size_t n_cols);
 
     /* out[i * out_stride + t] = a_scales[i] * sum_g scales[g * scales_stride + t] * (a_i . b_t over the columns of group g), for
-     * i < m rows of one block a and t < n rows of n / DSV2_PAIR_ROWS blocks b (n a multiple of it), each of n_groups groups. */
+     * i < m rows of one block a and t < n rows of n / DS_PAIR_ROWS blocks b (n a multiple of it), each of n_groups groups. */
     void (*pair_scores)(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
                         const float *scales, size_t scales_stride, size_t n_groups);
 
     /* out[i * out_stride + j] = out[i * out_stride + j] * keep[i] + factor[i] * (a_i . b_j), for i < m rows of one block a and
-     * j < n rows of ceil(n / DSV2_PAIR_ROWS) blocks b, all of n_pairs pairs of columns. */
+     * j < n rows of ceil(n / DS_PAIR_ROWS) blocks b, all of n_pairs pairs of columns. */
     void (*pair_sums)(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t m,
                       const int16_t *b, size_t n_pairs, size_t n);
 
@@ -169,42 +169,42 @@ typedef struct dsv2_kernels {
     /* out[i] = codes[i] * scale of i's group; a bf16 scale for every `group` elements. */
     void (*unpack_q8)(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n);
 
-    /* Elements of DSV2_PAIR_LEVELS levels, two in 11 bits, as integers: from -22 on; n even. */
+    /* Elements of DS_PAIR_LEVELS levels, two in 11 bits, as integers: from -22 on; n even. */
     void (*split_pairs)(int16_t *out, const uint8_t *pairs, size_t n);
 
     /* The same times their scales, as unpack_q8. */
     void (*unpack_pairs)(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n);
-} dsv2_kernels;
+} ds_kernels;
 
 /* The table by name; NULL or "auto" gives the best that this processor and operating system run.
  * Fails with DSV2_ERROR_ARGUMENT (no such set) or _UNSUPPORTED (not on this processor). */
-dsv2_status dsv2_kernels_select(const char *name, const dsv2_kernels **kernels);
+dsv2_status ds_kernels_select(const char *name, const ds_kernels **kernels);
 
 /* Rows n0 to n1 - 1 of y = W x for m rows x: out[i * out_stride + j - n0]. Takes the type's own kernel, or unpacks some rows of
- * W at a time into `scratch` (dsv2_matmul_scratch(W) floats, may be 0) and multiplies those. If W is packed, rows of x are
- * prepared there: who calls for many ranges of the same W prepares them once and calls dsv2_matmul_prepared, for the same bits. */
-void dsv2_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const dsv2_matrix *w,
-                 uint32_t n0, uint32_t n1, float *scratch);
-size_t dsv2_matmul_scratch(const dsv2_matrix *w);
+ * W at a time into `scratch` (ds_matmul_scratch(W) floats, may be 0) and multiplies those. If W is packed, rows of x are
+ * prepared there: who calls for many ranges of the same W prepares them once and calls ds_matmul_prepared, for the same bits. */
+void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const ds_matrix *w,
+               uint32_t n0, uint32_t n1, float *scratch);
+size_t ds_matmul_scratch(const ds_matrix *w);
 
-/* The same for a packed W and rows of dsv2_prepared_blocks(W->cols) blocks each, written by prepare_row. Ranges of whole groups
- * (n0 and n1 multiples of DSV2_PACK_ROWS) are the fast ones. */
-void dsv2_matmul_prepared(const dsv2_kernels *kernels, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m,
-                          const dsv2_matrix *w, uint32_t n0, uint32_t n1);
-size_t dsv2_prepared_blocks(uint32_t cols);
+/* The same for a packed W and rows of ds_prepared_blocks(W->cols) blocks each, written by prepare_row. Ranges of whole groups
+ * (n0 and n1 multiples of DS_PACK_ROWS) are the fast ones. */
+void ds_matmul_prepared(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                        const ds_matrix *w, uint32_t n0, uint32_t n1);
+size_t ds_prepared_blocks(uint32_t cols);
 
-/* Writes a group of a packed type (DSV2_PACK_ROWS * row_bytes bytes) from n_rows <= DSV2_PACK_ROWS rows of floats, rounded so
+/* Writes a group of a packed type (DS_PACK_ROWS * row_bytes bytes) from n_rows <= DS_PACK_ROWS rows of floats, rounded so
  * that the squared error is small; missing rows are zeros. 256 columns of a row with an infinity or NaN among them become NaN. */
-void dsv2_pack_group(dsv2_type type, void *group, const float *const *rows, size_t n_rows, size_t cols);
+void ds_pack_group(ds_type type, void *group, const float *const *rows, size_t n_rows, size_t cols);
 
 /* The packed type that holds all values of a block type exactly (of IQ4_XS with scales rounded to half precision, 2^-11 of a value
- * at the most); DSV2_TYPE_COUNT if there is none. */
-dsv2_type dsv2_packed_twin(dsv2_type type);
+ * at the most); DS_TYPE_COUNT if there is none. */
+ds_type ds_packed_twin(ds_type type);
 
 /* The same from rows of block type `from` into its twin. */
-void dsv2_repack_group(dsv2_type from, void *group, const void *const *rows, size_t n_rows, size_t cols);
+void ds_repack_group(ds_type from, void *group, const void *const *rows, size_t n_rows, size_t cols);
 
 /* One row of a matrix as floats: the embedding of a token. */
-void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t row, float *out);
+void ds_matrix_row(const ds_kernels *kernels, const ds_matrix *w, uint32_t row, float *out);
 
 #endif

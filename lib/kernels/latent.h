@@ -2,15 +2,15 @@
  *
  * Plain C that each set's file includes, so that the compiler makes vectors of it with that set's instructions. Every result is
  * one expression of floats or integers whatever the width of a vector: all sets give the same bits. */
-#ifndef DSV2_LIB_KERNELS_LATENT_H
-#define DSV2_LIB_KERNELS_LATENT_H
+#ifndef DS_LIB_KERNELS_LATENT_H
+#define DS_LIB_KERNELS_LATENT_H
 
 #include "kernels/kernels.h"
 
 #include <math.h>
 #include <string.h>
 
-static inline float latent_scale(const uint8_t *bf16) { return dsv2_bf16_to_f32(dsv2_load_u16(bf16)); }
+static inline float latent_scale(const uint8_t *bf16) { return ds_bf16_to_f32(ds_load_u16(bf16)); }
 
 /* One stage of the transform on 2h elements. */
 static inline void latent_butterfly(float *restrict low, float *restrict high, size_t h)
@@ -66,7 +66,7 @@ static void latent_unpack_q8(float *out, const uint8_t *scales, const int8_t *co
     }
 }
 
-/* Times this, over 2^16: the division of a pair's code by DSV2_PAIR_LEVELS, exact up to 2047. */
+/* Times this, over 2^16: the division of a pair's code by DS_PAIR_LEVELS, exact up to 2047. */
 enum { LATENT_DIVIDER = 1457 };
 
 /* m pairs: the low byte of a pair's code, then two bits from `middle`, then one from `top`. Code / 45 is the high element. */
@@ -78,8 +78,8 @@ static inline __attribute__((always_inline)) void latent_split_part(int16_t *res
     for (size_t j = 0; j < m; j++) {
         uint16_t two = (uint16_t)(middle[j] << (8 - middle_shift) & 0x300), one = (uint16_t)(top[j] << (10 - top_shift) & 0x400);
         uint16_t code = (uint16_t)(low[j] | two | one), high = (uint16_t)((uint32_t)code * LATENT_DIVIDER >> 16);
-        low_out[j] = (int16_t)(code - high * DSV2_PAIR_LEVELS - DSV2_PAIR_LEVELS / 2);
-        high_out[j] = (int16_t)(high - DSV2_PAIR_LEVELS / 2);
+        low_out[j] = (int16_t)(code - high * DS_PAIR_LEVELS - DS_PAIR_LEVELS / 2);
+        high_out[j] = (int16_t)(high - DS_PAIR_LEVELS / 2);
     }
 }
 

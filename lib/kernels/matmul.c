@@ -10,7 +10,7 @@ enum { PREPARE_ROWS = 16 };
 
 /* n elements of E4M3 as floats without their scales. Shifted to half precision's place, an E4M3 number (subnormals too) reads
  * 2^-8 of its value, since the exponents' biases are 7 and 15; only its two NaNs have no such twin. */
-static void unpack_e4m3(const dsv2_kernels *kernels, float *out, const uint8_t *in, size_t n)
+static void unpack_e4m3(const ds_kernels *kernels, float *out, const uint8_t *in, size_t n)
 {
     enum { CHUNK = 256 };
     uint16_t halves[CHUNK];
@@ -20,21 +20,21 @@ static void unpack_e4m3(const dsv2_kernels *kernels, float *out, const uint8_t *
             uint32_t bits = in[c + i];
             halves[i] = (bits & 0x7f) == 0x7f ? 0x7e00 : (uint16_t)((bits & 0x80) << 8 | (bits & 0x7f) << 7);
         }
-        kernels->to_f32[DSV2_TYPE_F16](out + c, halves, length);
+        kernels->to_f32[DS_TYPE_F16](out + c, halves, length);
         for (size_t i = 0; i < length; i++)
             out[c + i] *= 256.0f;
     }
 }
 
-void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t row, float *out)
+void ds_matrix_row(const ds_kernels *kernels, const ds_matrix *w, uint32_t row, float *out)
 {
     const uint8_t *data = (const uint8_t *)w->data + (size_t)row * w->row_bytes;
-    if (dsv2_type_is_packed(w->type)) {
-        const uint8_t *group = (const uint8_t *)w->data + (size_t)(row / DSV2_PACK_ROWS) * DSV2_PACK_ROWS * w->row_bytes;
-        dsv2_unpack_row(w->type, group, row % DSV2_PACK_ROWS, out, w->cols);
+    if (ds_type_is_packed(w->type)) {
+        const uint8_t *group = (const uint8_t *)w->data + (size_t)(row / DS_PACK_ROWS) * DS_PACK_ROWS * w->row_bytes;
+        ds_unpack_row(w->type, group, row % DS_PACK_ROWS, out, w->cols);
         return;
     }
-    if (w->type != DSV2_TYPE_F8_E4M3) {
+    if (w->type != DS_TYPE_F8_E4M3) {
         kernels->to_f32[w->type](out, data, w->cols);
         return;
     }
@@ -48,27 +48,27 @@ void dsv2_matrix_row(const dsv2_kernels *kernels, const dsv2_matrix *w, uint32_t
     }
 }
 
-size_t dsv2_prepared_blocks(uint32_t cols) { return ((size_t)cols + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS; }
+size_t ds_prepared_blocks(uint32_t cols) { return ((size_t)cols + DS_PACK_COLS - 1) / DS_PACK_COLS; }
 
 /* Rows n0 to n1 - 1, all of one group. */
-static void matmul_part_of_group(const dsv2_kernels *kernels, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m,
-                                 const dsv2_matrix *w, uint32_t n0, uint32_t n1)
+static void matmul_part_of_group(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                                 const ds_matrix *w, uint32_t n0, uint32_t n1)
 {
-    uint32_t first = n0 / DSV2_PACK_ROWS * DSV2_PACK_ROWS;
+    uint32_t first = n0 / DS_PACK_ROWS * DS_PACK_ROWS;
     const uint8_t *group = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
     for (size_t i = 0; i < m; i++) {
-        float whole[DSV2_PACK_ROWS];
-        kernels->matmul_packed[w->type](whole, DSV2_PACK_ROWS, x + i, 1, group, DSV2_PACK_ROWS, w->cols);
+        float whole[DS_PACK_ROWS];
+        kernels->matmul_packed[w->type](whole, DS_PACK_ROWS, x + i, 1, group, DS_PACK_ROWS, w->cols);
         memcpy(out + i * out_stride, whole + (n0 - first), (n1 - n0) * sizeof *out);
     }
 }
 
-void dsv2_matmul_prepared(const dsv2_kernels *kernels, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m,
-                          const dsv2_matrix *w, uint32_t n0, uint32_t n1)
+void ds_matmul_prepared(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                        const ds_matrix *w, uint32_t n0, uint32_t n1)
 {
-    uint32_t start = n0 % DSV2_PACK_ROWS;
+    uint32_t start = n0 % DS_PACK_ROWS;
     if (start != 0) {
-        uint32_t end = n1 - n0 < DSV2_PACK_ROWS - start ? n1 : n0 + DSV2_PACK_ROWS - start;
+        uint32_t end = n1 - n0 < DS_PACK_ROWS - start ? n1 : n0 + DS_PACK_ROWS - start;
         matmul_part_of_group(kernels, out, out_stride, x, m, w, n0, end);
         out += end - n0;
         n0 = end;
@@ -79,33 +79,33 @@ void dsv2_matmul_prepared(const dsv2_kernels *kernels, float *out, size_t out_st
     kernels->matmul_packed[w->type](out, out_stride, x, m, groups, n1 - n0, w->cols);
 }
 
-static void prepare_and_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m,
-                               const dsv2_matrix *w, uint32_t n0, uint32_t n1, dsv2_x8 *scratch)
+static void prepare_and_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m,
+                               const ds_matrix *w, uint32_t n0, uint32_t n1, ds_x8 *scratch)
 {
-    size_t blocks = dsv2_prepared_blocks(w->cols);
+    size_t blocks = ds_prepared_blocks(w->cols);
     for (size_t i0 = 0; i0 < m; i0 += PREPARE_ROWS) {
         size_t rows = m - i0 < PREPARE_ROWS ? m - i0 : PREPARE_ROWS;
-        const dsv2_x8 *prepared[PREPARE_ROWS];
+        const ds_x8 *prepared[PREPARE_ROWS];
         for (size_t i = 0; i < rows; i++) {
             kernels->prepare_row(scratch + i * blocks, x[i0 + i], w->cols);
             prepared[i] = scratch + i * blocks;
         }
-        dsv2_matmul_prepared(kernels, out + i0 * out_stride, out_stride, prepared, rows, w, n0, n1);
+        ds_matmul_prepared(kernels, out + i0 * out_stride, out_stride, prepared, rows, w, n0, n1);
     }
 }
 
-size_t dsv2_matmul_scratch(const dsv2_matrix *w)
+size_t ds_matmul_scratch(const ds_matrix *w)
 {
-    if (dsv2_type_is_packed(w->type))
-        return PREPARE_ROWS * dsv2_prepared_blocks(w->cols) * (sizeof(dsv2_x8) / sizeof(float));
-    return dsv2_type_is_plain(w->type) ? 0 : (size_t)UNPACK_ROWS * w->cols;
+    if (ds_type_is_packed(w->type))
+        return PREPARE_ROWS * ds_prepared_blocks(w->cols) * (sizeof(ds_x8) / sizeof(float));
+    return ds_type_is_plain(w->type) ? 0 : (size_t)UNPACK_ROWS * w->cols;
 }
 
-void dsv2_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const dsv2_matrix *w,
-                 uint32_t n0, uint32_t n1, float *scratch)
+void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const ds_matrix *w,
+               uint32_t n0, uint32_t n1, float *scratch)
 {
-    if (dsv2_type_is_packed(w->type)) {
-        prepare_and_matmul(kernels, out, out_stride, x, m, w, n0, n1, (dsv2_x8 *)(void *)scratch);
+    if (ds_type_is_packed(w->type)) {
+        prepare_and_matmul(kernels, out, out_stride, x, m, w, n0, n1, (ds_x8 *)(void *)scratch);
         return;
     }
     if (kernels->matmul[w->type] != NULL) {
@@ -117,7 +117,7 @@ void dsv2_matmul(const dsv2_kernels *kernels, float *out, size_t out_stride, con
     for (uint32_t j = n0; j < n1; j += UNPACK_ROWS) {
         uint32_t n = n1 - j < UNPACK_ROWS ? n1 - j : UNPACK_ROWS;
         for (uint32_t r = 0; r < n; r++)
-            dsv2_matrix_row(kernels, w, j + r, scratch + (size_t)r * w->cols);
-        kernels->matmul[DSV2_TYPE_F32](out + (j - n0), out_stride, x, m, scratch, row_bytes, n, w->cols);
+            ds_matrix_row(kernels, w, j + r, scratch + (size_t)r * w->cols);
+        kernels->matmul[DS_TYPE_F32](out + (j - n0), out_stride, x, m, scratch, row_bytes, n, w->cols);
     }
 }

@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { HALF_BLOCK = DSV2_PACK_COLS / 2 };
+enum { HALF_BLOCK = DS_PACK_COLS / 2 };
 
 /* One row of a span before it is put among the others. */
 typedef struct span_row {
@@ -34,31 +34,31 @@ static void store_six_bits(uint8_t *bytes, const uint8_t *numbers)
             bytes[part * VECTOR + i] = (uint8_t)(numbers[part * VECTOR + i] | (numbers[3 * VECTOR + i] >> 2 * part & 3) << 6);
 }
 
-static void store_header(dsv2_type type, uint8_t *span, const span_row *rows)
+static void store_header(ds_type type, uint8_t *span, const span_row *rows)
 {
     uint8_t numbers[4 * VECTOR];
-    for (size_t row = 0; row < DSV2_PACK_ROWS; row++) {
+    for (size_t row = 0; row < DS_PACK_ROWS; row++) {
         const span_row *s = &rows[row];
-        if (dsv2_has_six_bits(type) || type == DSV2_TYPE_P6)
+        if (ds_has_six_bits(type) || type == DS_TYPE_P6)
             store_half(span + HEADER_SCALES + 2 * row, s->scale);
-        if (dsv2_has_six_bits(type))
+        if (ds_has_six_bits(type))
             store_half(span + HEADER_MINIMA + 2 * row, s->minimum);
         for (size_t b = 0; b < SPAN_BLOCKS; b++) {
-            size_t at = b * DSV2_PACK_ROWS + row;
-            if (dsv2_has_six_bits(type)) {
+            size_t at = b * DS_PACK_ROWS + row;
+            if (ds_has_six_bits(type)) {
                 numbers[at] = s->sub_scales[b];
                 numbers[2 * VECTOR + at] = s->sub_minima[b];
-            } else if (type == DSV2_TYPE_P6) {
-                span[HEADER_SIXTEENTHS + 2 * b * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b];
-                span[HEADER_SIXTEENTHS + (2 * b + 1) * DSV2_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b + 1];
+            } else if (type == DS_TYPE_P6) {
+                span[HEADER_SIXTEENTHS + 2 * b * DS_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b];
+                span[HEADER_SIXTEENTHS + (2 * b + 1) * DS_PACK_ROWS + row] = (uint8_t)s->sixteenths[2 * b + 1];
             } else {
                 store_half(span + HEADER_HALVES + 2 * at, s->halves[b]);
-                if (dsv2_has_block_minima(type))
+                if (ds_has_block_minima(type))
                     store_half(span + HEADER_BLOCK_MINIMA + 2 * at, s->minima[b]);
             }
         }
     }
-    if (dsv2_has_six_bits(type))
+    if (ds_has_six_bits(type))
         store_six_bits(span + HEADER_SIX_BITS, numbers);
 }
 
@@ -99,31 +99,31 @@ static void store_word(uint8_t *block, size_t vector, size_t row, uint32_t word)
 }
 
 /* The inverse of the reference's element(). */
-static void store_block(dsv2_type type, uint8_t *block, size_t row, const uint8_t *q)
+static void store_block(ds_type type, uint8_t *block, size_t row, const uint8_t *q)
 {
-    four_words low = load_words(q), high = load_words(q + DSV2_PACK_COLS / 2);
-    if (type == DSV2_TYPE_P8) {
+    four_words low = load_words(q), high = load_words(q + DS_PACK_COLS / 2);
+    if (type == DS_TYPE_P8) {
         store_words(block, 0, row, low);
         store_words(block, 4, row, high);
         return;
     }
     store_words(block, 0, row, (low & 15) | high << 4);
-    if (dsv2_pack_bits(type) == 5)
+    if (ds_pack_bits(type) == 5)
         store_word(block, 4, row, join_high_bits(q, BLOCK_WORDS, 1));
-    if (type == DSV2_TYPE_P6) {
+    if (type == DS_TYPE_P6) {
         store_word(block, 4, row, join_high_bits(q, BLOCK_WORDS / 2, 2));
-        store_word(block, 5, row, join_high_bits(q + DSV2_PACK_COLS / 2, BLOCK_WORDS / 2, 2));
+        store_word(block, 5, row, join_high_bits(q + DS_PACK_COLS / 2, BLOCK_WORDS / 2, 2));
     }
 }
 
-/* Span `index` of a group, all of it: n_blocks blocks of DSV2_PACK_ROWS rows, of which those that are missing are zeros. */
-static void store_span(dsv2_type type, uint8_t *group, size_t index, const span_row *rows, size_t n_blocks)
+/* Span `index` of a group, all of it: n_blocks blocks of DS_PACK_ROWS rows, of which those that are missing are zeros. */
+static void store_span(ds_type type, uint8_t *group, size_t index, const span_row *rows, size_t n_blocks)
 {
-    uint8_t *span = group + (dsv2_span(type, group, index) - group);
+    uint8_t *span = group + (ds_span(type, group, index) - group);
     store_header(type, span, rows);
     for (size_t b = 0; b < n_blocks; b++)
-        for (size_t row = 0; row < DSV2_PACK_ROWS; row++)
-            store_block(type, span + dsv2_header_bytes(type) + b * dsv2_block_bytes(type), row, rows[row].q + b * DSV2_PACK_COLS);
+        for (size_t row = 0; row < DS_PACK_ROWS; row++)
+            store_block(type, span + ds_header_bytes(type) + b * ds_block_bytes(type), row, rows[row].q + b * DS_PACK_COLS);
 }
 
 static void store_factor(uint8_t *group, size_t row, float factor) { memcpy(group + 4 * row, &factor, sizeof factor); }
@@ -131,7 +131,7 @@ static void store_factor(uint8_t *group, size_t row, float factor) { memcpy(grou
 static size_t blocks_from(size_t cols, size_t first)
 {
     size_t n = cols - first < SPAN_COLS ? cols - first : SPAN_COLS;
-    return (n + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
+    return (n + DS_PACK_COLS - 1) / DS_PACK_COLS;
 }
 
 /* ---- rounding ----
@@ -218,7 +218,7 @@ static void search_affine(const float *x, size_t n, float levels, float *best_sc
         return;
     float best = INFINITY;
     for (int step = -6; step <= 3; step++) {
-        float scale = (high - low) / (levels + 0.15f * (float)step), minimum = -low, q[DSV2_PACK_COLS];
+        float scale = (high - low) / (levels + 0.15f * (float)step), minimum = -low, q[DS_PACK_COLS];
         round_affine(x, n, scale, minimum, levels, q);
         for (int fit = 0; fit < 2; fit++) {
             fit_affine(x, n, q, &scale, &minimum);
@@ -237,10 +237,10 @@ static unsigned limit(float v, unsigned most) { return v > 0 ? v < (float)most ?
 /* A block's whole scale and minimum in units of the span's: the best pair around the wanted one. */
 static void choose_six_bits(const float *x, size_t n, float levels, float scale, float minimum, span_row *s, size_t block)
 {
-    float span_scale = dsv2_f16_to_f32(s->scale), span_minimum = dsv2_f16_to_f32(s->minimum);
+    float span_scale = ds_f16_to_f32(s->scale), span_minimum = ds_f16_to_f32(s->minimum);
     unsigned near_scale = limit(span_scale > 0 ? scale / span_scale : 0, 63);
     unsigned near_minimum = limit(span_minimum > 0 ? minimum / span_minimum : 0, 63);
-    float best = INFINITY, q[DSV2_PACK_COLS];
+    float best = INFINITY, q[DS_PACK_COLS];
     for (unsigned a = near_scale > 0 ? near_scale - 1 : 0; a <= near_scale + 1 && a <= 63; a++)
         for (unsigned m = near_minimum > 0 ? near_minimum - 1 : 0; m <= near_minimum + 1 && m <= 63; m++) {
             float error = round_affine(x, n, span_scale * (float)a, span_minimum * (float)m, levels, q);
@@ -250,7 +250,7 @@ static void choose_six_bits(const float *x, size_t n, float levels, float scale,
             s->sub_scales[block] = (uint8_t)a;
             s->sub_minima[block] = (uint8_t)m;
             for (size_t i = 0; i < n; i++)
-                s->q[block * DSV2_PACK_COLS + i] = (uint8_t)q[i];
+                s->q[block * DS_PACK_COLS + i] = (uint8_t)q[i];
         }
 }
 
@@ -259,7 +259,7 @@ static void fit_span(const float *x, size_t n, span_row *s)
 {
     double aa = 0, ab = 0, bb = 0, xa = 0, xb = 0;
     for (size_t i = 0; i < n; i++) {
-        double a = (double)s->sub_scales[i / DSV2_PACK_COLS] * s->q[i], b = s->sub_minima[i / DSV2_PACK_COLS], v = (double)x[i];
+        double a = (double)s->sub_scales[i / DS_PACK_COLS] * s->q[i], b = s->sub_minima[i / DS_PACK_COLS], v = (double)x[i];
         aa += a * a;
         ab += a * b;
         bb += b * b;
@@ -270,30 +270,30 @@ static void fit_span(const float *x, size_t n, span_row *s)
     if (determinant > 1e-6 * aa * bb) { /* w = scale * a - minimum * b */
         double scale = (xa * bb - xb * ab) / determinant, minimum = (xa * ab - xb * aa) / determinant;
         if (scale > 0 && minimum >= 0) {
-            s->scale = dsv2_f32_to_f16((float)scale);
-            s->minimum = dsv2_f32_to_f16((float)minimum);
+            s->scale = ds_f32_to_f16((float)scale);
+            s->minimum = ds_f32_to_f16((float)minimum);
         }
     } else if (bb == 0 && aa > 0 && xa > 0) {
-        s->scale = dsv2_f32_to_f16((float)(xa / aa));
+        s->scale = ds_f32_to_f16((float)(xa / aa));
     }
 }
 
 static void round_span_affine(const float *x, size_t n, float levels, span_row *s)
 {
     float scales[SPAN_BLOCKS], minima[SPAN_BLOCKS], largest_scale = 0, largest_minimum = 0;
-    size_t blocks = n / DSV2_PACK_COLS;
+    size_t blocks = n / DS_PACK_COLS;
     for (size_t b = 0; b < blocks; b++) {
-        search_affine(x + b * DSV2_PACK_COLS, DSV2_PACK_COLS, levels, &scales[b], &minima[b]);
+        search_affine(x + b * DS_PACK_COLS, DS_PACK_COLS, levels, &scales[b], &minima[b]);
         largest_scale = scales[b] > largest_scale ? scales[b] : largest_scale;
         largest_minimum = minima[b] > largest_minimum ? minima[b] : largest_minimum;
     }
-    s->scale = dsv2_f32_to_f16(largest_scale / 63);
-    s->minimum = dsv2_f32_to_f16(largest_minimum / 63);
+    s->scale = ds_f32_to_f16(largest_scale / 63);
+    s->minimum = ds_f32_to_f16(largest_minimum / 63);
     for (int round = 0; round < 2; round++) {
         if (round > 0)
             fit_span(x, n, s);
         for (size_t b = 0; b < blocks; b++)
-            choose_six_bits(x + b * DSV2_PACK_COLS, DSV2_PACK_COLS, levels, scales[b], minima[b], s, b);
+            choose_six_bits(x + b * DS_PACK_COLS, DS_PACK_COLS, levels, scales[b], minima[b], s, b);
     }
 }
 
@@ -321,7 +321,7 @@ static float search_symmetric(const float *x, size_t n, float lowest, float high
     float best_scale = 0, best = INFINITY;
     for (int side = -1; side <= 1; side += 2)
         for (int step = -5; step <= 4; step++) {
-            float scale = extreme / ((float)side * ((side < 0 ? lowest : highest) + 0.2f * (float)step)), q[DSV2_PACK_COLS];
+            float scale = extreme / ((float)side * ((side < 0 ? lowest : highest) + 0.2f * (float)step)), q[DS_PACK_COLS];
             round_symmetric(x, n, scale, lowest, highest, q);
             four all_xq = {0}, all_qq = {0};
             for (size_t i = 0; i < n; i += FOUR) {
@@ -343,7 +343,7 @@ static float search_symmetric(const float *x, size_t n, float lowest, float high
 
 static void store_rounded(const float *x, size_t n, float scale, float lowest, float highest, int zero, uint8_t *out)
 {
-    float q[DSV2_PACK_COLS];
+    float q[DS_PACK_COLS];
     round_symmetric(x, n, scale, lowest, highest, q);
     for (size_t i = 0; i < n; i++)
         out[i] = (uint8_t)((int)q[i] + zero);
@@ -357,8 +357,8 @@ static void round_span_sixteenths(const float *x, size_t n, span_row *s)
         scales[h] = search_symmetric(x + h * HALF_BLOCK, HALF_BLOCK, 32, 31);
         largest = fabsf(scales[h]) > largest ? fabsf(scales[h]) : largest;
     }
-    s->scale = dsv2_f32_to_f16(largest / 127);
-    float span_scale = dsv2_f16_to_f32(s->scale);
+    s->scale = ds_f32_to_f16(largest / 127);
+    float span_scale = ds_f16_to_f32(s->scale);
     for (size_t h = 0; h < halves && span_scale > 0; h++) {
         float near_factor = nearest(scales[h] / span_scale), best = INFINITY, q[HALF_BLOCK];
         for (float factor = near_factor - 1; factor <= near_factor + 1; factor++) {
@@ -373,50 +373,50 @@ static void round_span_sixteenths(const float *x, size_t n, span_row *s)
     }
 }
 
-static void round_span_halves(dsv2_type type, const float *x, size_t n, span_row *s)
+static void round_span_halves(ds_type type, const float *x, size_t n, span_row *s)
 {
-    int zero = dsv2_pack_zero(type);
-    float highest = (float)zero - 1, lowest = type == DSV2_TYPE_P8 ? highest : (float)zero;
-    for (size_t b = 0; b * DSV2_PACK_COLS < n; b++) {
-        const float *block = x + b * DSV2_PACK_COLS;
-        s->halves[b] = dsv2_f32_to_f16(search_symmetric(block, DSV2_PACK_COLS, lowest, highest));
-        store_rounded(block, DSV2_PACK_COLS, dsv2_f16_to_f32(s->halves[b]), lowest, highest, zero, s->q + b * DSV2_PACK_COLS);
+    int zero = ds_pack_zero(type);
+    float highest = (float)zero - 1, lowest = type == DS_TYPE_P8 ? highest : (float)zero;
+    for (size_t b = 0; b * DS_PACK_COLS < n; b++) {
+        const float *block = x + b * DS_PACK_COLS;
+        s->halves[b] = ds_f32_to_f16(search_symmetric(block, DS_PACK_COLS, lowest, highest));
+        store_rounded(block, DS_PACK_COLS, ds_f16_to_f32(s->halves[b]), lowest, highest, zero, s->q + b * DS_PACK_COLS);
     }
 }
 
 static void round_span_minima(const float *x, size_t n, float levels, span_row *s)
 {
-    for (size_t b = 0; b * DSV2_PACK_COLS < n; b++) {
-        float scale, minimum, q[DSV2_PACK_COLS];
-        search_affine(x + b * DSV2_PACK_COLS, DSV2_PACK_COLS, levels, &scale, &minimum);
-        s->halves[b] = dsv2_f32_to_f16(scale);
-        s->minima[b] = dsv2_f32_to_f16(minimum);
-        scale = dsv2_f16_to_f32(s->halves[b]);
-        round_affine(x + b * DSV2_PACK_COLS, DSV2_PACK_COLS, scale, dsv2_f16_to_f32(s->minima[b]), levels, q);
-        for (size_t i = 0; i < DSV2_PACK_COLS; i++)
-            s->q[b * DSV2_PACK_COLS + i] = (uint8_t)q[i];
+    for (size_t b = 0; b * DS_PACK_COLS < n; b++) {
+        float scale, minimum, q[DS_PACK_COLS];
+        search_affine(x + b * DS_PACK_COLS, DS_PACK_COLS, levels, &scale, &minimum);
+        s->halves[b] = ds_f32_to_f16(scale);
+        s->minima[b] = ds_f32_to_f16(minimum);
+        scale = ds_f16_to_f32(s->halves[b]);
+        round_affine(x + b * DS_PACK_COLS, DS_PACK_COLS, scale, ds_f16_to_f32(s->minima[b]), levels, q);
+        for (size_t i = 0; i < DS_PACK_COLS; i++)
+            s->q[b * DS_PACK_COLS + i] = (uint8_t)q[i];
     }
 }
 
 /* n columns, whole blocks, of a row that was multiplied by its power of two. */
-static void round_span(dsv2_type type, const float *x, size_t n, span_row *s)
+static void round_span(ds_type type, const float *x, size_t n, span_row *s)
 {
     enum { NOT_A_NUMBER = 0x7e00 };
     memset(s, 0, sizeof *s);
-    memset(s->q, dsv2_pack_zero(type), sizeof s->q);
+    memset(s->q, ds_pack_zero(type), sizeof s->q);
     bool finite = true;
-    float levels = dsv2_pack_bits(type) == 5 ? 31 : 15; /* of the types with minima */
+    float levels = ds_pack_bits(type) == 5 ? 31 : 15; /* of the types with minima */
     for (size_t i = 0; i < n; i++)
         finite = finite && isfinite(x[i]);
     if (!finite) {
         s->scale = s->minimum = NOT_A_NUMBER;
         for (size_t b = 0; b < SPAN_BLOCKS; b++)
             s->halves[b] = NOT_A_NUMBER;
-    } else if (dsv2_has_six_bits(type)) {
+    } else if (ds_has_six_bits(type)) {
         round_span_affine(x, n, levels, s);
-    } else if (dsv2_has_block_minima(type)) {
+    } else if (ds_has_block_minima(type)) {
         round_span_minima(x, n, levels, s);
-    } else if (type == DSV2_TYPE_P6) {
+    } else if (type == DS_TYPE_P6) {
         round_span_sixteenths(x, n, s);
     } else {
         round_span_halves(type, x, n, s);
@@ -435,20 +435,20 @@ static int row_exponent(const float *row, size_t cols)
 }
 
 /* Columns `first` and on of a row that is divided by 2^exponent. */
-static void pack_span(dsv2_type type, const float *in, size_t cols, size_t first, int exponent, span_row *s)
+static void pack_span(ds_type type, const float *in, size_t cols, size_t first, int exponent, span_row *s)
 {
     /* in two steps, since 2^-exponent may be out of range */
     float once = ldexpf(1, -exponent / 2), again = ldexpf(1, -exponent - -exponent / 2), x[SPAN_COLS];
-    size_t n = cols - first < SPAN_COLS ? cols - first : SPAN_COLS, filled = blocks_from(cols, first) * DSV2_PACK_COLS;
+    size_t n = cols - first < SPAN_COLS ? cols - first : SPAN_COLS, filled = blocks_from(cols, first) * DS_PACK_COLS;
     for (size_t i = 0; i < filled; i++) /* beyond the row's end, where nothing is multiplied, what came before */
         x[i] = in[first + i % n] * once * again;
     round_span(type, x, filled, s);
 }
 
-void dsv2_pack_group(dsv2_type type, void *group, const float *const *rows, size_t n_rows, size_t cols)
+void ds_pack_group(ds_type type, void *group, const float *const *rows, size_t n_rows, size_t cols)
 {
-    int exponents[DSV2_PACK_ROWS];
-    span_row spans[DSV2_PACK_ROWS] = {0};
+    int exponents[DS_PACK_ROWS];
+    span_row spans[DS_PACK_ROWS] = {0};
     memset(group, 0, GROUP_HEADER);
     for (size_t row = 0; row < n_rows; row++) {
         exponents[row] = row_exponent(rows[row], cols);
@@ -487,21 +487,21 @@ static void read_nibbles_of_256(const uint8_t *bytes, uint8_t *q)
 
 static void read_q4_k(const uint8_t *block, span_row *s)
 {
-    s->scale = dsv2_load_u16(block);
-    s->minimum = dsv2_load_u16(block + 2);
+    s->scale = ds_load_u16(block);
+    s->minimum = ds_load_u16(block + 2);
     read_sub_scales(block + 4, s);
     read_nibbles_of_256(block + 16, s->q);
 }
 
 static void read_q5_k(const uint8_t *block, span_row *s)
 {
-    s->scale = dsv2_load_u16(block);
-    s->minimum = dsv2_load_u16(block + 2);
+    s->scale = ds_load_u16(block);
+    s->minimum = ds_load_u16(block + 2);
     read_sub_scales(block + 4, s);
     read_nibbles_of_256(block + 48, s->q);
     for (size_t b = 0; b < SPAN_BLOCKS; b++) /* bit b of byte i is the fifth of element 32b + i */
-        for (size_t i = 0; i < DSV2_PACK_COLS; i++)
-            s->q[b * DSV2_PACK_COLS + i] |= (uint8_t)((block[16 + i] >> b & 1) << 4);
+        for (size_t i = 0; i < DS_PACK_COLS; i++)
+            s->q[b * DS_PACK_COLS + i] |= (uint8_t)((block[16 + i] >> b & 1) << 4);
 }
 
 /* 128 elements share 64 bytes of nibbles and 32 of high pairs of bits. */
@@ -516,7 +516,7 @@ static void read_q6_k(const uint8_t *block, span_row *s)
             s->q[at + 96 + i] = (uint8_t)(low[32 + i] >> 4 | high[i] >> 6 << 4);
         }
     memcpy(s->sixteenths, block + 192, sizeof s->sixteenths);
-    s->scale = dsv2_load_u16(block + 208);
+    s->scale = ds_load_u16(block + 208);
 }
 
 /* 16 scales of 6 bits, less 32: low nibbles in 8 bytes, high pairs in 4. Pairs of bits for elements, then their third bits, which
@@ -530,27 +530,27 @@ static void read_q3_k(const uint8_t *block, span_row *s)
         int value = (low[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3) | (third[i % 32] >> i / 32 & 1) << 2;
         s->q[i] = (uint8_t)(value - 4 + 32);
     }
-    s->scale = dsv2_load_u16(block + 108);
+    s->scale = ds_load_u16(block + 108);
 }
 
 /* 32 nibbles that count the levels of the IQ4 types. */
 static void read_levels(const uint8_t *nibbles, uint8_t *q)
 {
     for (size_t c = 0; c < 16; c++) {
-        q[c] = (uint8_t)(dsv2_iq4_levels[nibbles[c] & 15] + 128);
-        q[16 + c] = (uint8_t)(dsv2_iq4_levels[nibbles[c] >> 4] + 128);
+        q[c] = (uint8_t)(ds_iq4_levels[nibbles[c] & 15] + 128);
+        q[16 + c] = (uint8_t)(ds_iq4_levels[nibbles[c] >> 4] + 128);
     }
 }
 
 /* A half times 8 numbers of 6 bits less 32: together they have more bits than a half, and are rounded. */
 static void read_iq4_xs(const uint8_t *block, span_row *s)
 {
-    float scale = dsv2_f16_to_f32(dsv2_load_u16(block)) / s->factor;
-    unsigned high = dsv2_load_u16(block + 2);
+    float scale = ds_f16_to_f32(ds_load_u16(block)) / s->factor;
+    unsigned high = ds_load_u16(block + 2);
     for (size_t b = 0; b < SPAN_BLOCKS; b++) {
         int part = (int)((block[4 + b / 2] >> b % 2 * 4 & 15u) | (high >> 2 * b & 3u) << 4) - 32;
-        s->halves[b] = dsv2_f32_to_f16(scale * (float)part);
-        read_levels(block + 8 + 16 * b, s->q + b * DSV2_PACK_COLS);
+        s->halves[b] = ds_f32_to_f16(scale * (float)part);
+        read_levels(block + 8 + 16 * b, s->q + b * DS_PACK_COLS);
     }
 }
 
@@ -559,7 +559,7 @@ static float factor_of_iq4_xs(const uint8_t *row, size_t n_blocks, size_t block_
 {
     float largest = 0;
     for (size_t b = 0; b < n_blocks; b++) {
-        float scale = fabsf(dsv2_f16_to_f32(dsv2_load_u16(row + b * block_bytes))) * 32;
+        float scale = fabsf(ds_f16_to_f32(ds_load_u16(row + b * block_bytes))) * 32;
         largest = isfinite(scale) && scale > largest ? scale : largest;
     }
     return largest > 0 ? ldexpf(1, ilogbf(largest) - 14) : 1;
@@ -568,84 +568,84 @@ static float factor_of_iq4_xs(const uint8_t *row, size_t n_blocks, size_t block_
 /* Blocks of 32: a half float, then the elements. */
 static void read_iq4_nl(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = dsv2_load_u16(block);
-    read_levels(block + 2, s->q + b * DSV2_PACK_COLS);
+    s->halves[b] = ds_load_u16(block);
+    read_levels(block + 2, s->q + b * DS_PACK_COLS);
 }
 
 static void read_q8_0(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = dsv2_load_u16(block);
-    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
-        s->q[b * DSV2_PACK_COLS + c] = block[2 + c] ^ 128;
+    s->halves[b] = ds_load_u16(block);
+    for (size_t c = 0; c < DS_PACK_COLS; c++)
+        s->q[b * DS_PACK_COLS + c] = block[2 + c] ^ 128;
 }
 
 /* 16 bytes: the low halves are the first 16 columns, the high ones the others. */
 static void read_nibbles(const uint8_t *bytes, uint8_t *q)
 {
-    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+    for (size_t c = 0; c < DS_PACK_COLS; c++)
         q[c] = bytes[c % 16] >> c / 16 * 4 & 15;
 }
 
 /* 4 bytes before these, with a bit for each column. */
 static void read_five_bits(const uint8_t *bytes, uint8_t *q)
 {
-    uint32_t fifth = dsv2_load_u32(bytes);
+    uint32_t fifth = ds_load_u32(bytes);
     read_nibbles(bytes + 4, q);
-    for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+    for (size_t c = 0; c < DS_PACK_COLS; c++)
         q[c] |= (uint8_t)((fifth >> c & 1) << 4);
 }
 
 /* The minimum is added there: it is kept with its sign changed. */
 static void read_scale_and_minimum(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = dsv2_load_u16(block);
-    s->minima[b] = dsv2_load_u16(block + 2) ^ 0x8000;
+    s->halves[b] = ds_load_u16(block);
+    s->minima[b] = ds_load_u16(block + 2) ^ 0x8000;
 }
 
 static void read_q4_0(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = dsv2_load_u16(block);
-    read_nibbles(block + 2, s->q + b * DSV2_PACK_COLS);
+    s->halves[b] = ds_load_u16(block);
+    read_nibbles(block + 2, s->q + b * DS_PACK_COLS);
 }
 
 static void read_q4_1(const uint8_t *block, span_row *s, size_t b)
 {
     read_scale_and_minimum(block, s, b);
-    read_nibbles(block + 4, s->q + b * DSV2_PACK_COLS);
+    read_nibbles(block + 4, s->q + b * DS_PACK_COLS);
 }
 
 static void read_q5_0(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = dsv2_load_u16(block);
-    read_five_bits(block + 2, s->q + b * DSV2_PACK_COLS);
+    s->halves[b] = ds_load_u16(block);
+    read_five_bits(block + 2, s->q + b * DS_PACK_COLS);
 }
 
 static void read_q5_1(const uint8_t *block, span_row *s, size_t b)
 {
     read_scale_and_minimum(block, s, b);
-    read_five_bits(block + 4, s->q + b * DSV2_PACK_COLS);
+    read_five_bits(block + 4, s->q + b * DS_PACK_COLS);
 }
 
 static const struct {
-    dsv2_type from, to;
+    ds_type from, to;
     void (*read_span)(const uint8_t *block, span_row *s);
     void (*read_block)(const uint8_t *block, span_row *s, size_t b);
 } twins[] = {
-    {DSV2_TYPE_Q4_K, DSV2_TYPE_P4, read_q4_k, NULL},  {DSV2_TYPE_Q5_K, DSV2_TYPE_P5, read_q5_k, NULL},
-    {DSV2_TYPE_Q6_K, DSV2_TYPE_P6, read_q6_k, NULL},  {DSV2_TYPE_Q8_0, DSV2_TYPE_P8, NULL, read_q8_0},
-    {DSV2_TYPE_Q4_0, DSV2_TYPE_P4S, NULL, read_q4_0}, {DSV2_TYPE_Q5_0, DSV2_TYPE_P5S, NULL, read_q5_0},
-    {DSV2_TYPE_Q4_1, DSV2_TYPE_P4M, NULL, read_q4_1}, {DSV2_TYPE_Q5_1, DSV2_TYPE_P5M, NULL, read_q5_1},
-    {DSV2_TYPE_Q3_K, DSV2_TYPE_P6, read_q3_k, NULL},  {DSV2_TYPE_IQ4_NL, DSV2_TYPE_P8, NULL, read_iq4_nl},
-    {DSV2_TYPE_IQ4_XS, DSV2_TYPE_P8, read_iq4_xs, NULL},
+    {DS_TYPE_Q4_K, DS_TYPE_P4, read_q4_k, NULL},  {DS_TYPE_Q5_K, DS_TYPE_P5, read_q5_k, NULL},
+    {DS_TYPE_Q6_K, DS_TYPE_P6, read_q6_k, NULL},  {DS_TYPE_Q8_0, DS_TYPE_P8, NULL, read_q8_0},
+    {DS_TYPE_Q4_0, DS_TYPE_P4S, NULL, read_q4_0}, {DS_TYPE_Q5_0, DS_TYPE_P5S, NULL, read_q5_0},
+    {DS_TYPE_Q4_1, DS_TYPE_P4M, NULL, read_q4_1}, {DS_TYPE_Q5_1, DS_TYPE_P5M, NULL, read_q5_1},
+    {DS_TYPE_Q3_K, DS_TYPE_P6, read_q3_k, NULL},  {DS_TYPE_IQ4_NL, DS_TYPE_P8, NULL, read_iq4_nl},
+    {DS_TYPE_IQ4_XS, DS_TYPE_P8, read_iq4_xs, NULL},
 };
 enum { N_TWINS = sizeof twins / sizeof *twins };
 
-dsv2_type dsv2_packed_twin(dsv2_type type)
+ds_type ds_packed_twin(ds_type type)
 {
     for (size_t t = 0; t < N_TWINS; t++)
         if (twins[t].from == type)
             return twins[t].to;
-    return DSV2_TYPE_COUNT;
+    return DS_TYPE_COUNT;
 }
 
 /* One row of a span; `data` is the row's first block there. */
@@ -660,12 +660,12 @@ static void repack_span(size_t twin, const uint8_t *data, size_t block_bytes, si
 
 static void repack_group(size_t twin, uint8_t *group, const void *const *rows, size_t n_rows, size_t cols)
 {
-    size_t block_cols = twins[twin].read_span != NULL ? SPAN_COLS : DSV2_PACK_COLS;
-    size_t block_bytes = dsv2_type_row_bytes(twins[twin].from, block_cols);
-    span_row spans[DSV2_PACK_ROWS] = {0};
+    size_t block_cols = twins[twin].read_span != NULL ? SPAN_COLS : DS_PACK_COLS;
+    size_t block_bytes = ds_type_row_bytes(twins[twin].from, block_cols);
+    span_row spans[DS_PACK_ROWS] = {0};
     memset(group, 0, GROUP_HEADER);
     for (size_t row = 0; row < n_rows; row++) {
-        bool is_iq4_xs = twins[twin].from == DSV2_TYPE_IQ4_XS;
+        bool is_iq4_xs = twins[twin].from == DS_TYPE_IQ4_XS;
         spans[row].factor = is_iq4_xs ? factor_of_iq4_xs(rows[row], cols / SPAN_COLS, block_bytes) : 1;
         store_factor(group, row, spans[row].factor);
     }
@@ -680,7 +680,7 @@ static void repack_group(size_t twin, uint8_t *group, const void *const *rows, s
     }
 }
 
-void dsv2_repack_group(dsv2_type from, void *group, const void *const *rows, size_t n_rows, size_t cols)
+void ds_repack_group(ds_type from, void *group, const void *const *rows, size_t n_rows, size_t cols)
 {
     for (size_t t = 0; t < N_TWINS; t++)
         if (twins[t].from == from)

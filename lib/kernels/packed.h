@@ -3,16 +3,16 @@
  * 16 rows are a group. A group is 16 floats, one a row, that everything in the row is multiplied by, and then a run of spans of
  * 256 columns. A span is a header for all of its 256 columns and then blocks of 32 columns, as many as the matrix has. In a block,
  * 64 bytes are a vector of 16 lanes, lane r being 4 bytes of row r. */
-#ifndef DSV2_LIB_KERNELS_PACKED_H
-#define DSV2_LIB_KERNELS_PACKED_H
+#ifndef DS_LIB_KERNELS_PACKED_H
+#define DS_LIB_KERNELS_PACKED_H
 
 #include "kernels/kernels.h"
 
 enum {
     SPAN_COLS = 256,
-    SPAN_BLOCKS = SPAN_COLS / DSV2_PACK_COLS,
-    VECTOR = 4 * DSV2_PACK_ROWS,     /* bytes */
-    BLOCK_WORDS = DSV2_PACK_COLS / 4, /* vectors of a block once each weight is a byte: word g has columns 4g to 4g + 3 */
+    SPAN_BLOCKS = SPAN_COLS / DS_PACK_COLS,
+    VECTOR = 4 * DS_PACK_ROWS,     /* bytes */
+    BLOCK_WORDS = DS_PACK_COLS / 4, /* vectors of a block once each weight is a byte: word g has columns 4g to 4g + 3 */
 
     GROUP_HEADER = VECTOR, /* 16 floats: powers of two, so that no scale in half precision is too large or too small */
 
@@ -30,27 +30,27 @@ enum {
 };
 
 /* Scales and minima of 6 bits in units of the span's. */
-static inline bool dsv2_has_six_bits(dsv2_type type) { return type == DSV2_TYPE_P4 || type == DSV2_TYPE_P5; }
+static inline bool ds_has_six_bits(ds_type type) { return type == DS_TYPE_P4 || type == DS_TYPE_P5; }
 
 /* A minimum in half precision for each block. */
-static inline bool dsv2_has_block_minima(dsv2_type type) { return type == DSV2_TYPE_P4M || type == DSV2_TYPE_P5M; }
+static inline bool ds_has_block_minima(ds_type type) { return type == DS_TYPE_P4M || type == DS_TYPE_P5M; }
 
-static inline size_t dsv2_header_bytes(dsv2_type type)
+static inline size_t ds_header_bytes(ds_type type)
 {
-    if (dsv2_has_block_minima(type))
+    if (ds_has_block_minima(type))
         return HEADER_BLOCK_MINIMA + 4 * VECTOR;
-    return type == DSV2_TYPE_P6 ? HEADER_SIXTEENTHS + 4 * VECTOR : 4 * VECTOR;
+    return type == DS_TYPE_P6 ? HEADER_SIXTEENTHS + 4 * VECTOR : 4 * VECTOR;
 }
 
 /* Bits of q. */
-static inline size_t dsv2_pack_bits(dsv2_type type)
+static inline size_t ds_pack_bits(ds_type type)
 {
     switch (type) {
-    case DSV2_TYPE_P8: return 8;
-    case DSV2_TYPE_P6: return 6;
-    case DSV2_TYPE_P5:
-    case DSV2_TYPE_P5S:
-    case DSV2_TYPE_P5M: return 5;
+    case DS_TYPE_P8: return 8;
+    case DS_TYPE_P6: return 6;
+    case DS_TYPE_P5:
+    case DS_TYPE_P5S:
+    case DS_TYPE_P5M: return 5;
     default: return 4;
     }
 }
@@ -60,47 +60,47 @@ static inline size_t dsv2_pack_bits(dsv2_type type)
  *   5 bits   these 4, then 1 vector: bit g of byte b of a lane is bit 4 of column 4g + b
  *   6 bits   these 4, then 2 vectors h: bits 2g and 2g + 1 of byte b are bits 4 and 5 of column 16h + 4g + b, g < 4
  *   8 bits   8 vectors, word by word */
-static inline size_t dsv2_block_bytes(dsv2_type type) { return dsv2_pack_bits(type) * VECTOR; }
+static inline size_t ds_block_bytes(ds_type type) { return ds_pack_bits(type) * VECTOR; }
 
 /* What is subtracted from q; 0 for types with minima. */
-static inline int dsv2_pack_zero(dsv2_type type)
+static inline int ds_pack_zero(ds_type type)
 {
     switch (type) {
-    case DSV2_TYPE_P8: return 128;
-    case DSV2_TYPE_P6: return 32;
-    case DSV2_TYPE_P5S: return 16;
-    case DSV2_TYPE_P4S: return 8;
+    case DS_TYPE_P8: return 128;
+    case DS_TYPE_P6: return 32;
+    case DS_TYPE_P5S: return 16;
+    case DS_TYPE_P4S: return 8;
     default: return 0;
     }
 }
 
-static inline size_t dsv2_group_bytes(dsv2_type type, size_t cols)
+static inline size_t ds_group_bytes(ds_type type, size_t cols)
 {
-    return GROUP_HEADER + (cols + SPAN_COLS - 1) / SPAN_COLS * dsv2_header_bytes(type) +
-           (cols + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS * dsv2_block_bytes(type);
+    return GROUP_HEADER + (cols + SPAN_COLS - 1) / SPAN_COLS * ds_header_bytes(type) +
+           (cols + DS_PACK_COLS - 1) / DS_PACK_COLS * ds_block_bytes(type);
 }
 
 /* Span `span` of a group; all spans before it are whole. */
-static inline const uint8_t *dsv2_span(dsv2_type type, const void *group, size_t span)
+static inline const uint8_t *ds_span(ds_type type, const void *group, size_t span)
 {
-    return (const uint8_t *)group + GROUP_HEADER + span * (dsv2_header_bytes(type) + SPAN_BLOCKS * dsv2_block_bytes(type));
+    return (const uint8_t *)group + GROUP_HEADER + span * (ds_header_bytes(type) + SPAN_BLOCKS * ds_block_bytes(type));
 }
 
 /* A block of activations whose largest magnitude is less counts as zeros: 127 over it would overflow. */
-#define DSV2_X8_LEAST 1e-36f
+#define DS_X8_LEAST 1e-36f
 
 /* One row of a group as floats. */
-void dsv2_unpack_row(dsv2_type type, const void *group, size_t row, float *out, size_t cols);
+void ds_unpack_row(ds_type type, const void *group, size_t row, float *out, size_t cols);
 
 /* The reference's kernels, in c/packed.c. */
-void dsv2_prepare_row_c(dsv2_x8 *out, const float *x, size_t k);
-void dsv2_matmul_p4_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void dsv2_matmul_p5_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void dsv2_matmul_p6_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void dsv2_matmul_p8_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void dsv2_matmul_p5s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void dsv2_matmul_p4s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void dsv2_matmul_p4m_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void dsv2_matmul_p5m_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void ds_prepare_row_c(ds_x8 *out, const float *x, size_t k);
+void ds_matmul_p4_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void ds_matmul_p5_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void ds_matmul_p6_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void ds_matmul_p8_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void ds_matmul_p5s_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void ds_matmul_p4s_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void ds_matmul_p4m_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
+void ds_matmul_p5m_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 
 #endif

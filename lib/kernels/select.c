@@ -1,14 +1,14 @@
 #include "kernels/tables.h"
 
 #include <string.h>
-#ifdef DSV2_KERNELS_X86
+#ifdef DS_KERNELS_X86
 #include <cpuid.h>
 #endif
 
 /* __builtin_cpu_supports also asks whether the operating system keeps the wide registers (XGETBV). */
 static bool runs_c(void) { return true; }
 
-#ifdef DSV2_KERNELS_X86
+#ifdef DS_KERNELS_X86
 /* clang 14 knows no "f16c". */
 static bool has_f16c(void)
 {
@@ -31,17 +31,17 @@ static bool runs_avx512(void)
 
 /* Best first. */
 static const struct {
-    const dsv2_kernels *kernels;
+    const ds_kernels *kernels;
     bool (*runs)(void);
 } sets[] = {
-#ifdef DSV2_KERNELS_X86
-    {&dsv2_kernels_avx512, runs_avx512},
-    {&dsv2_kernels_avx2, runs_avx2},
+#ifdef DS_KERNELS_X86
+    {&ds_kernels_avx512, runs_avx512},
+    {&ds_kernels_avx2, runs_avx2},
 #endif
-    {&dsv2_kernels_c, runs_c},
+    {&ds_kernels_c, runs_c},
 };
 
-dsv2_status dsv2_kernels_select(const char *name, const dsv2_kernels **kernels)
+dsv2_status ds_kernels_select(const char *name, const ds_kernels **kernels)
 {
     bool automatic = name == NULL || strcmp(name, "auto") == 0;
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
@@ -52,7 +52,7 @@ dsv2_status dsv2_kernels_select(const char *name, const dsv2_kernels **kernels)
             return DSV2_OK;
         }
         if (!automatic)
-            return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "kernels \"%s\" need instructions that this processor does not have", name);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "kernels \"%s\" need instructions that this processor does not have", name);
     }
-    return dsv2_fail(DSV2_ERROR_ARGUMENT, "no kernels are called \"%s\"; there are auto, avx512, avx2, c", name);
+    return ds_fail(DSV2_ERROR_ARGUMENT, "no kernels are called \"%s\"; there are auto, avx512, avx2, c", name);
 }

@@ -5,11 +5,11 @@
 
 static uint32_t fill_up(uint32_t n, uint32_t whole) { return (n + whole - 1) / whole * whole; }
 
-static uint32_t padded_part(const dsv2_attend_shape *shape, int part) { return fill_up(shape->part[part], DSV2_SCALE_COLS); }
+static uint32_t padded_part(const ds_attend_shape *shape, int part) { return fill_up(shape->part[part], DS_SCALE_COLS); }
 
-uint32_t dsv2_attend_groups(const dsv2_attend_shape *shape) { return (padded_part(shape, 0) + padded_part(shape, 1)) / DSV2_SCALE_COLS; }
+uint32_t ds_attend_groups(const ds_attend_shape *shape) { return (padded_part(shape, 0) + padded_part(shape, 1)) / DS_SCALE_COLS; }
 
-uint32_t dsv2_attend_value_groups(const dsv2_attend_shape *shape)
+uint32_t ds_attend_value_groups(const ds_attend_shape *shape)
 {
     return (shape->value_width + shape->value_group - 1) / shape->value_group;
 }
@@ -24,36 +24,36 @@ static float *take(float *memory, size_t *used, size_t bytes)
     return part;
 }
 
-static size_t divide(const dsv2_attend_shape *shape, size_t n, float *memory, dsv2_attend *attend, dsv2_tile *tile)
+static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
 {
-    size_t used = 0, groups = dsv2_attend_groups(shape), cols = groups * DSV2_SCALE_COLS, value_groups = dsv2_attend_value_groups(shape);
+    size_t used = 0, groups = ds_attend_groups(shape), cols = groups * DS_SCALE_COLS, value_groups = ds_attend_value_groups(shape);
     attend->max = take(memory, &used, n * sizeof(float));
     attend->sum = take(memory, &used, n * sizeof(float));
-    attend->scores = take(memory, &used, sizeof(float) * DSV2_ATTEND_ROWS * DSV2_PAGE_TOKENS);
+    attend->scores = take(memory, &used, sizeof(float) * DS_ATTEND_ROWS * DS_PAGE_TOKENS);
     if (!shape->sixteen)
         return used;
-    attend->q_pairs = (int16_t *)take(memory, &used, fill_up((uint32_t)n, DSV2_PAIR_ROWS) * cols * sizeof(int16_t));
+    attend->q_pairs = (int16_t *)take(memory, &used, fill_up((uint32_t)n, DS_PAIR_ROWS) * cols * sizeof(int16_t));
     attend->q_scales = take(memory, &used, n * sizeof(float));
-    attend->weights = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAIR_ROWS * DSV2_PAGE_TOKENS);
-    attend->weight_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAIR_ROWS * DSV2_PAGE_TOKENS);
+    attend->weights = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAIR_ROWS * DS_PAGE_TOKENS);
+    attend->weight_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAIR_ROWS * DS_PAGE_TOKENS);
     size_t widest = cols > shape->value_width ? cols : shape->value_width;
-    attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAIR_ROWS * widest);
+    attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAIR_ROWS * widest);
     attend->padded = take(memory, &used, sizeof(float) * cols);
-    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * (shape->at_once ? DSV2_PAIR_ROWS : DSV2_PAGE_TOKENS) * cols);
-    tile->key_scales = take(memory, &used, sizeof(float) * DSV2_PAGE_TOKENS * groups);
-    tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DSV2_PAGE_TOKENS * fill_up(shape->value_width, DSV2_PAIR_ROWS));
-    tile->value_largest = take(memory, &used, sizeof(float) * DSV2_PAGE_TOKENS * value_groups);
+    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * (shape->at_once ? DS_PAIR_ROWS : DS_PAGE_TOKENS) * cols);
+    tile->key_scales = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * groups);
+    tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAGE_TOKENS * fill_up(shape->value_width, DS_PAIR_ROWS));
+    tile->value_largest = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * value_groups);
     return used;
 }
 
-size_t dsv2_attend_floats(const dsv2_attend_shape *shape, size_t n)
+size_t ds_attend_floats(const ds_attend_shape *shape, size_t n)
 {
-    dsv2_attend attend;
-    dsv2_tile tile;
+    ds_attend attend;
+    ds_tile tile;
     return divide(shape, n, NULL, &attend, &tile);
 }
 
-float *dsv2_attend_lay_out(const dsv2_attend_shape *shape, size_t n, float *memory, dsv2_attend *attend, dsv2_tile *tile)
+float *ds_attend_lay_out(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
 {
     attend->shape = shape;
     return memory + divide(shape, n, memory, attend, tile);
@@ -61,48 +61,48 @@ float *dsv2_attend_lay_out(const dsv2_attend_shape *shape, size_t n, float *memo
 
 /* ---- tiles in 16 bits ---- */
 
-size_t dsv2_tile_rows(const dsv2_tile *tile, size_t first)
+size_t ds_tile_rows(const ds_tile *tile, size_t first)
 {
-    return tile->n - first < DSV2_PAIR_ROWS ? tile->n - first : DSV2_PAIR_ROWS;
+    return tile->n - first < DS_PAIR_ROWS ? tile->n - first : DS_PAIR_ROWS;
 }
 
 /* Where the block of keys of token `first` and the next ones is. */
-static int16_t *key_block(const dsv2_tile *tile, const dsv2_attend_shape *shape, size_t first)
+static int16_t *key_block(const ds_tile *tile, const ds_attend_shape *shape, size_t first)
 {
-    return tile->key_pairs + (shape->at_once ? 0 : first * dsv2_attend_groups(shape) * DSV2_SCALE_COLS);
+    return tile->key_pairs + (shape->at_once ? 0 : first * ds_attend_groups(shape) * DS_SCALE_COLS);
 }
 
-void dsv2_tile_keys(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
+void ds_tile_keys(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int16_t *rows,
+                  size_t stride)
+{
+    size_t cols = ds_attend_groups(shape) * DS_SCALE_COLS;
+    kernels->pair_columns(key_block(tile, shape, first), rows, stride, ds_tile_rows(tile, first), cols);
+}
+
+void ds_tile_values(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int16_t *rows,
                     size_t stride)
 {
-    size_t cols = dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
-    kernels->pair_columns(key_block(tile, shape, first), rows, stride, dsv2_tile_rows(tile, first), cols);
-}
-
-void dsv2_tile_values(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int16_t *rows,
-                      size_t stride)
-{
     size_t n_pairs = (tile->n + 1) / 2;
-    kernels->pair_rows(tile->value_pairs + first * DSV2_PAIR_ROWS, 2 * n_pairs * DSV2_PAIR_ROWS, rows, stride,
-                       dsv2_tile_rows(tile, first), shape->value_width);
+    kernels->pair_rows(tile->value_pairs + first * DS_PAIR_ROWS, 2 * n_pairs * DS_PAIR_ROWS, rows, stride,
+                       ds_tile_rows(tile, first), shape->value_width);
 }
 
-void dsv2_tile_codes(dsv2_tile *tile, const dsv2_attend_shape *shape, const dsv2_kernels *kernels, size_t first, const int8_t *codes,
-                     size_t codes_stride, const int16_t *rows, size_t stride)
+void ds_tile_codes(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int8_t *codes,
+                   size_t codes_stride, const int16_t *rows, size_t stride)
 {
-    size_t n_pairs = (tile->n + 1) / 2, n = dsv2_tile_rows(tile, first), cols = dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
+    size_t n_pairs = (tile->n + 1) / 2, n = ds_tile_rows(tile, first), cols = ds_attend_groups(shape) * DS_SCALE_COLS;
     size_t latent = padded_part(shape, 0);
     int16_t *keys = key_block(tile, shape, first);
-    kernels->pair_codes(keys, tile->value_pairs + first * DSV2_PAIR_ROWS, 2 * n_pairs * DSV2_PAIR_ROWS, codes, codes_stride, n,
+    kernels->pair_codes(keys, tile->value_pairs + first * DS_PAIR_ROWS, 2 * n_pairs * DS_PAIR_ROWS, codes, codes_stride, n,
                         shape->value_width);
-    kernels->pair_columns(keys + latent * DSV2_PAIR_ROWS, rows + latent, stride, n, cols - latent);
+    kernels->pair_columns(keys + latent * DS_PAIR_ROWS, rows + latent, stride, n, cols - latent);
 }
 
-void dsv2_tile_finish(dsv2_tile *tile, const dsv2_attend_shape *shape)
+void ds_tile_finish(ds_tile *tile, const ds_attend_shape *shape)
 {
-    for (uint32_t g = 0; g < dsv2_attend_value_groups(shape); g++) {
+    for (uint32_t g = 0; g < ds_attend_value_groups(shape); g++) {
         float largest = 0;
-        for (size_t at = (size_t)g * DSV2_PAGE_TOKENS; at < (size_t)g * DSV2_PAGE_TOKENS + tile->n; at++) {
+        for (size_t at = (size_t)g * DS_PAGE_TOKENS; at < (size_t)g * DS_PAGE_TOKENS + tile->n; at++) {
             largest = tile->value_scales[at] > largest ? tile->value_scales[at] : largest; /* NaN stays with its token */
             tile->value_largest[at] = largest;
         }
@@ -112,21 +112,21 @@ void dsv2_tile_finish(dsv2_tile *tile, const dsv2_attend_shape *shape)
 /* ---- queries ---- */
 
 /* A block of queries in 16 bits. One scale a query: what is small beside its largest element counts for little in its scores. */
-static void round_queries(dsv2_attend *attend, uint32_t first, uint32_t n)
+static void round_queries(ds_attend *attend, uint32_t first, uint32_t n)
 {
-    const dsv2_attend_shape *shape = attend->shape;
+    const ds_attend_shape *shape = attend->shape;
     size_t padded = padded_part(shape, 0), cols = padded + padded_part(shape, 1);
     memset(attend->padded, 0, cols * sizeof *attend->padded);
     for (uint32_t i = 0; i < n; i++) {
         const float *q = attend->q[first + i];
         memcpy(attend->padded, q, shape->part[0] * sizeof *q);
         memcpy(attend->padded + padded, q + shape->part[0], shape->part[1] * sizeof *q);
-        attend->q_scales[first + i] = attend->kernels->round_row(attend->rows + i * cols, attend->padded, cols, DSV2_WIDE);
+        attend->q_scales[first + i] = attend->kernels->round_row(attend->rows + i * cols, attend->padded, cols, DS_WIDE);
     }
     attend->kernels->pair_columns(attend->q_pairs + first * cols, attend->rows, cols, n, cols);
 }
 
-void dsv2_attend_begin(dsv2_attend *attend)
+void ds_attend_begin(ds_attend *attend)
 {
     for (uint32_t i = 0; i < attend->n; i++) {
         attend->max[i] = -INFINITY;
@@ -135,10 +135,10 @@ void dsv2_attend_begin(dsv2_attend *attend)
     }
 }
 
-void dsv2_attend_queries(dsv2_attend *attend)
+void ds_attend_queries(ds_attend *attend)
 {
-    for (uint32_t i = 0; attend->shape->sixteen && i < attend->n; i += DSV2_PAIR_ROWS)
-        round_queries(attend, i, attend->n - i < DSV2_PAIR_ROWS ? attend->n - i : DSV2_PAIR_ROWS);
+    for (uint32_t i = 0; attend->shape->sixteen && i < attend->n; i += DS_PAIR_ROWS)
+        round_queries(attend, i, attend->n - i < DS_PAIR_ROWS ? attend->n - i : DS_PAIR_ROWS);
 }
 
 /* ---- the online softmax ---- */
@@ -146,7 +146,7 @@ void dsv2_attend_queries(dsv2_attend *attend)
 /* Turns `visible` scores of a query into weights, and the rest of n into zeros; takes them into its running maximum and sum. Weights
  * are relative to the new maximum, or, so that in 16 bits the largest gets all of them, to the tile's own and shrink by *factor.
  * What was summed before shrinks by *keep. */
-static void take_scores(const dsv2_kernels *kernels, bool sixteen, float *scores, size_t visible, size_t n, float *running_max,
+static void take_scores(const ds_kernels *kernels, bool sixteen, float *scores, size_t visible, size_t n, float *running_max,
                         float *running_sum, float *keep, float *factor)
 {
     *keep = 1.0f;
@@ -162,74 +162,74 @@ static void take_scores(const dsv2_kernels *kernels, bool sixteen, float *scores
         memset(scores + visible, 0, (n - visible) * sizeof *scores);
 }
 
-/* m <= DSV2_ATTEND_ROWS queries from `first` on. */
-static void attend_floats(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
+/* m <= DS_ATTEND_ROWS queries from `first` on. */
+static void attend_floats(ds_attend *attend, const ds_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
 {
-    const dsv2_kernels *kernels = attend->kernels;
+    const ds_kernels *kernels = attend->kernels;
     uint32_t width = attend->shape->part[0] + attend->shape->part[1];
-    float keep[DSV2_ATTEND_ROWS], factor;
-    kernels->matmul[DSV2_TYPE_F32](attend->scores, DSV2_PAGE_TOKENS, attend->q + first, m, tile->keys, tile->key_stride * sizeof(float),
-                                   tile->n, width);
+    float keep[DS_ATTEND_ROWS], factor;
+    kernels->matmul[DS_TYPE_F32](attend->scores, DS_PAGE_TOKENS, attend->q + first, m, tile->keys, tile->key_stride * sizeof(float),
+                                 tile->n, width);
     for (uint32_t i = 0; i < m; i++) {
-        float *scores = attend->scores + (size_t)i * DSV2_PAGE_TOKENS;
+        float *scores = attend->scores + (size_t)i * DS_PAGE_TOKENS;
         take_scores(kernels, false, scores, visible[first + i], tile->n, &attend->max[first + i], &attend->sum[first + i], &keep[i], &factor);
     }
-    kernels->weighted_sum(attend->sums + first * attend->sums_stride, attend->sums_stride, keep, attend->scores, DSV2_PAGE_TOKENS, m,
+    kernels->weighted_sum(attend->sums + first * attend->sums_stride, attend->sums_stride, keep, attend->scores, DS_PAGE_TOKENS, m,
                           tile->values, tile->value_stride, tile->n, attend->shape->value_width);
 }
 
-/* Scores of m <= DSV2_PAIR_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of DSV2_PAIR_ROWS. */
-static void score(const dsv2_attend *attend, const dsv2_tile *tile, uint32_t first_query, uint32_t m, float *scores, size_t first, size_t n)
+/* Scores of m <= DS_PAIR_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of DS_PAIR_ROWS. */
+static void score(const ds_attend *attend, const ds_tile *tile, uint32_t first_query, uint32_t m, float *scores, size_t first, size_t n)
 {
-    const dsv2_attend_shape *shape = attend->shape;
-    uint32_t groups = dsv2_attend_groups(shape);
-    attend->kernels->pair_scores(scores + first, DSV2_PAGE_TOKENS, attend->q_pairs + (size_t)first_query * groups * DSV2_SCALE_COLS,
+    const ds_attend_shape *shape = attend->shape;
+    uint32_t groups = ds_attend_groups(shape);
+    attend->kernels->pair_scores(scores + first, DS_PAGE_TOKENS, attend->q_pairs + (size_t)first_query * groups * DS_SCALE_COLS,
                                  attend->q_scales + first_query, m, key_block(tile, shape, first), n, tile->key_scales + first,
-                                 DSV2_PAGE_TOKENS, groups);
+                                 DS_PAGE_TOKENS, groups);
 }
 
-void dsv2_attend_keys(const dsv2_attend *attend, const dsv2_tile *tile, size_t first)
+void ds_attend_keys(const ds_attend *attend, const ds_tile *tile, size_t first)
 {
-    for (uint32_t i = 0; i < attend->n; i += DSV2_PAIR_ROWS) {
-        uint32_t m = attend->n - i < DSV2_PAIR_ROWS ? attend->n - i : DSV2_PAIR_ROWS;
-        score(attend, tile, i, m, attend->scores + (size_t)i * DSV2_PAGE_TOKENS, first, DSV2_PAIR_ROWS);
+    for (uint32_t i = 0; i < attend->n; i += DS_PAIR_ROWS) {
+        uint32_t m = attend->n - i < DS_PAIR_ROWS ? attend->n - i : DS_PAIR_ROWS;
+        score(attend, tile, i, m, attend->scores + (size_t)i * DS_PAGE_TOKENS, first, DS_PAIR_ROWS);
     }
 }
 
-/* m <= DSV2_PAIR_ROWS queries from `first` on, a multiple of it. */
-static void attend_sixteen(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
+/* m <= DS_PAIR_ROWS queries from `first` on, a multiple of it. */
+static void attend_sixteen(ds_attend *attend, const ds_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
 {
-    const dsv2_attend_shape *shape = attend->shape;
-    const dsv2_kernels *kernels = attend->kernels;
+    const ds_attend_shape *shape = attend->shape;
+    const ds_kernels *kernels = attend->kernels;
     uint32_t n_pairs = (uint32_t)(tile->n + 1) / 2, group_cols = shape->value_group;
-    float keep[DSV2_PAIR_ROWS], factor[DSV2_PAIR_ROWS], scaled[DSV2_PAIR_ROWS];
-    float *scores = attend->scores + (shape->at_once ? (size_t)first * DSV2_PAGE_TOKENS : 0);
+    float keep[DS_PAIR_ROWS], factor[DS_PAIR_ROWS], scaled[DS_PAIR_ROWS];
+    float *scores = attend->scores + (shape->at_once ? (size_t)first * DS_PAGE_TOKENS : 0);
     if (!shape->at_once)
-        score(attend, tile, first, m, scores, 0, fill_up((uint32_t)tile->n, DSV2_PAIR_ROWS));
+        score(attend, tile, first, m, scores, 0, fill_up((uint32_t)tile->n, DS_PAIR_ROWS));
     for (uint32_t i = 0; i < m; i++)
-        take_scores(kernels, true, scores + (size_t)i * DSV2_PAGE_TOKENS, visible[first + i], DSV2_PAGE_TOKENS, &attend->max[first + i],
+        take_scores(kernels, true, scores + (size_t)i * DS_PAGE_TOKENS, visible[first + i], DS_PAGE_TOKENS, &attend->max[first + i],
                     &attend->sum[first + i], &keep[i], &factor[i]);
-    for (uint32_t g = 0; g < dsv2_attend_value_groups(shape); g++) {
+    for (uint32_t g = 0; g < ds_attend_value_groups(shape); g++) {
         uint32_t col = g * group_cols, cols = shape->value_width - col < group_cols ? shape->value_width - col : group_cols;
-        const float *scales = tile->value_scales + (size_t)g * DSV2_PAGE_TOKENS, *largest = tile->value_largest + (size_t)g * DSV2_PAGE_TOKENS;
+        const float *scales = tile->value_scales + (size_t)g * DS_PAGE_TOKENS, *largest = tile->value_largest + (size_t)g * DS_PAGE_TOKENS;
         for (uint32_t i = 0; i < m; i++) {
-            int16_t *weights = attend->weights + (size_t)i * DSV2_PAGE_TOKENS;
+            int16_t *weights = attend->weights + (size_t)i * DS_PAGE_TOKENS;
             uint32_t seen = visible[first + i];
             float most = seen > 0 ? largest[seen - 1] : 0.0f;
-            kernels->round_products(weights, scores + (size_t)i * DSV2_PAGE_TOKENS, scales, most > 0 ? DSV2_WIDE / most : 0.0f, seen);
+            kernels->round_products(weights, scores + (size_t)i * DS_PAGE_TOKENS, scales, most > 0 ? DS_WIDE / most : 0.0f, seen);
             if (seen < 2 * n_pairs)
                 memset(weights + seen, 0, (2 * n_pairs - seen) * sizeof *weights);
-            scaled[i] = factor[i] * most / DSV2_WIDE;
+            scaled[i] = factor[i] * most / DS_WIDE;
         }
-        kernels->pair_columns(attend->weight_pairs, attend->weights, DSV2_PAGE_TOKENS, m, 2 * n_pairs);
+        kernels->pair_columns(attend->weight_pairs, attend->weights, DS_PAGE_TOKENS, m, 2 * n_pairs);
         kernels->pair_sums(attend->sums + first * attend->sums_stride + col, attend->sums_stride, keep, scaled, attend->weight_pairs, m,
                            tile->value_pairs + (size_t)col * 2 * n_pairs, n_pairs, cols);
     }
 }
 
-void dsv2_attend_tile(dsv2_attend *attend, const dsv2_tile *tile, const uint32_t *visible)
+void ds_attend_tile(ds_attend *attend, const ds_tile *tile, const uint32_t *visible)
 {
-    uint32_t rows = attend->shape->sixteen ? DSV2_PAIR_ROWS : DSV2_ATTEND_ROWS;
+    uint32_t rows = attend->shape->sixteen ? DS_PAIR_ROWS : DS_ATTEND_ROWS;
     for (uint32_t first = 0; first < attend->n; first += rows) {
         uint32_t m = attend->n - first < rows ? attend->n - first : rows;
         bool any = false;

@@ -5,9 +5,9 @@
 
 static uint32_t min_of(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-void dsv2_load_shape_init(dsv2_load_shape *shape, const dsv2_config *config)
+void ds_load_shape_init(ds_load_shape *shape, const ds_config *config)
 {
-    *shape = (dsv2_load_shape){
+    *shape = (ds_load_shape){
         .num_hidden_layers = config->num_hidden_layers,
         .first_k_dense_replace = config->first_k_dense_replace,
         .moe_layer_freq = config->moe_layer_freq,
@@ -18,7 +18,7 @@ void dsv2_load_shape_init(dsv2_load_shape *shape, const dsv2_config *config)
         .layer_counts = config->n_routed_experts,
     };
     for (uint32_t l = 0; l < config->num_hidden_layers; l++)
-        shape->n_moe_layers += dsv2_config_is_moe(config, l);
+        shape->n_moe_layers += ds_config_is_moe(config, l);
     for (uint32_t d = 1; d <= shape->n_routed_experts; d++) {
         if (shape->n_routed_experts % d != 0)
             continue;
@@ -27,14 +27,14 @@ void dsv2_load_shape_init(dsv2_load_shape *shape, const dsv2_config *config)
     }
 }
 
-bool dsv2_load_shape_equal(const dsv2_load_shape *a, const dsv2_load_shape *b)
+bool ds_load_shape_equal(const ds_load_shape *a, const ds_load_shape *b)
 {
     return a->num_hidden_layers == b->num_hidden_layers && a->first_k_dense_replace == b->first_k_dense_replace &&
            a->moe_layer_freq == b->moe_layer_freq && a->n_routed_experts == b->n_routed_experts &&
            a->num_experts_per_tok == b->num_experts_per_tok;
 }
 
-uint32_t dsv2_load_layer(const dsv2_load_shape *shape, uint32_t layer)
+uint32_t ds_load_layer(const ds_load_shape *shape, uint32_t layer)
 {
     if (shape->n_moe_layers == 0 || layer >= shape->num_hidden_layers || layer < shape->first_k_dense_replace ||
         layer % shape->moe_layer_freq != 0)
@@ -44,28 +44,28 @@ uint32_t dsv2_load_layer(const dsv2_load_shape *shape, uint32_t layer)
     return layer / freq - dense_multiples;
 }
 
-dsv2_status dsv2_load_init(dsv2_load *load, const dsv2_load_shape *shape)
+dsv2_status ds_load_init(ds_load *load, const ds_load_shape *shape)
 {
     size_t n_counts = shape->n_moe_layers * shape->layer_counts, n_sums = (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts;
-    *load = (dsv2_load){0};
+    *load = (ds_load){0};
     if (shape->n_moe_layers == 0)
         return DSV2_OK;
-    load->counts = dsv2_new(n_counts, sizeof *load->counts);
-    load->sums = dsv2_new(n_sums, sizeof *load->sums);
+    load->counts = ds_new(n_counts, sizeof *load->counts);
+    load->sums = ds_new(n_sums, sizeof *load->sums);
     if (load->counts != NULL && load->sums != NULL)
         return DSV2_OK;
-    dsv2_load_free(load);
-    return dsv2_fail_memory("expert statistics", n_counts * sizeof *load->counts + n_sums * sizeof *load->sums);
+    ds_load_free(load);
+    return ds_fail_memory("expert statistics", n_counts * sizeof *load->counts + n_sums * sizeof *load->sums);
 }
 
-void dsv2_load_free(dsv2_load *load)
+void ds_load_free(ds_load *load)
 {
-    dsv2_free(load->counts);
-    dsv2_free(load->sums);
-    *load = (dsv2_load){0};
+    ds_free(load->counts);
+    ds_free(load->sums);
+    *load = (ds_load){0};
 }
 
-void dsv2_load_clear(dsv2_load *load, const dsv2_load_shape *shape)
+void ds_load_clear(ds_load *load, const ds_load_shape *shape)
 {
     load->n_tokens = 0;
     if (shape->n_moe_layers == 0)
@@ -74,7 +74,7 @@ void dsv2_load_clear(dsv2_load *load, const dsv2_load_shape *shape)
     memset(load->sums, 0, (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts * sizeof *load->sums);
 }
 
-void dsv2_load_add(dsv2_load *to, const dsv2_load *from, const dsv2_load_shape *shape)
+void ds_load_add(ds_load *to, const ds_load *from, const ds_load_shape *shape)
 {
     size_t n_counts = shape->n_moe_layers * shape->layer_counts, n_sums = (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts;
     to->n_tokens += from->n_tokens;
@@ -95,8 +95,8 @@ static void sort_experts(const uint32_t *experts, uint32_t n, uint32_t *sorted)
     }
 }
 
-void dsv2_load_count(dsv2_load *load, const dsv2_load_shape *shape, uint32_t layer, const dsv2_routes *routes, uint32_t first_row,
-                     uint32_t n_rows)
+void ds_load_count(ds_load *load, const ds_load_shape *shape, uint32_t layer, const ds_routes *routes, uint32_t first_row,
+                   uint32_t n_rows)
 {
     uint32_t n = shape->n_routed_experts, top_k = shape->num_experts_per_tok;
     uint64_t *chosen = load->counts + layer * shape->layer_counts;
@@ -110,7 +110,7 @@ void dsv2_load_count(dsv2_load *load, const dsv2_load_shape *shape, uint32_t lay
             chosen[experts[k]]++;
             gate_sum[experts[k]] += (double)gates[k];
         }
-        uint32_t sorted[DSV2_MAX_TOP_K];
+        uint32_t sorted[DS_MAX_TOP_K];
         sort_experts(experts, top_k, sorted);
         uint64_t *sent = chosen + n;
         for (uint32_t d = 0; d < shape->n_divisors; d++) {
@@ -127,7 +127,7 @@ void dsv2_load_count(dsv2_load *load, const dsv2_load_shape *shape, uint32_t lay
     }
 }
 
-void dsv2_load_experts(const dsv2_load *load, const dsv2_load_shape *shape, uint32_t layer, dsv2_expert_load *experts)
+void ds_load_experts(const ds_load *load, const ds_load_shape *shape, uint32_t layer, dsv2_expert_load *experts)
 {
     uint32_t n = shape->n_routed_experts;
     const uint64_t *chosen = load->counts + layer * shape->layer_counts;
@@ -137,7 +137,7 @@ void dsv2_load_experts(const dsv2_load *load, const dsv2_load_shape *shape, uint
 }
 
 /* L_ExpBal, and what needs no devices. */
-static void measure_experts(const dsv2_load_shape *shape, const uint64_t *chosen, const double *affinity_sum, double tokens,
+static void measure_experts(const ds_load_shape *shape, const uint64_t *chosen, const double *affinity_sum, double tokens,
                             dsv2_routing_balance *balance)
 {
     uint32_t n = shape->n_routed_experts;
@@ -156,7 +156,7 @@ static void measure_experts(const dsv2_load_shape *shape, const uint64_t *chosen
 }
 
 /* L_DevBal, L_CommBal and dropping, from the expert counts and the tokens sent to each device. */
-static void measure_devices(const dsv2_load_shape *shape, const uint64_t *chosen, const double *affinity_sum, const uint64_t *sent,
+static void measure_devices(const ds_load_shape *shape, const uint64_t *chosen, const double *affinity_sum, const uint64_t *sent,
                             double tokens, uint32_t n_devices, uint32_t max_devices, dsv2_routing_balance *balance)
 {
     uint32_t per_device = shape->n_routed_experts / n_devices;
@@ -176,8 +176,8 @@ static void measure_devices(const dsv2_load_shape *shape, const uint64_t *chosen
     balance->dropped_share = over / pairs;
 }
 
-void dsv2_load_measure(const dsv2_load *load, const dsv2_load_shape *shape, uint32_t layer, uint32_t n_devices, uint32_t max_devices,
-                       dsv2_routing_balance *balance)
+void ds_load_measure(const ds_load *load, const ds_load_shape *shape, uint32_t layer, uint32_t n_devices, uint32_t max_devices,
+                     dsv2_routing_balance *balance)
 {
     uint32_t n = shape->n_routed_experts, top_k = shape->num_experts_per_tok;
     const uint64_t *chosen = load->counts + layer * shape->layer_counts, *sent = chosen + n;

@@ -2,8 +2,8 @@
  *
  * Counts are kept for every number of devices D that divides n_routed_experts: which devices a token is sent to depends on D in a
  * way that no counts per expert can tell afterwards. */
-#ifndef DSV2_LIB_MODEL_BALANCE_H
-#define DSV2_LIB_MODEL_BALANCE_H
+#ifndef DS_LIB_MODEL_BALANCE_H
+#define DS_LIB_MODEL_BALANCE_H
 
 #include "base/base.h"
 #include "model/config.h"
@@ -11,59 +11,59 @@
 #include <dsv2/routing.h>
 
 /* The routers' choices for the rows of a pass. */
-typedef struct dsv2_routes {
+typedef struct ds_routes {
     float *scores;     /* [m][n_routed_experts]: affinities s_(i,t) */
     uint32_t *experts; /* [m][num_experts_per_tok], by falling score as chosen */
     float *gates;      /* [m][num_experts_per_tok], as multiplied into the experts' outputs */
     uint64_t *groups;  /* [m]: bit g set if group g was kept; all n_group bits if routing is not limited */
-} dsv2_routes;
+} ds_routes;
 
-/* No number up to DSV2_MAX_EXPERTS has more divisors: 3360 has 48. */
-enum { DSV2_MAX_DIVISORS = 48 };
+/* No number up to DS_MAX_EXPERTS has more divisors: 3360 has 48. */
+enum { DS_MAX_DIVISORS = 48 };
 
 /* What the counts of one model look like. */
-typedef struct dsv2_load_shape {
+typedef struct ds_load_shape {
     uint32_t num_hidden_layers, first_k_dense_replace, moe_layer_freq;
     uint32_t n_moe_layers; /* 0: a dense model, of which nothing is counted */
     uint32_t n_routed_experts, num_experts_per_tok, n_group, topk_group;
-    uint32_t n_divisors, divisors[DSV2_MAX_DIVISORS]; /* of n_routed_experts, rising */
+    uint32_t n_divisors, divisors[DS_MAX_DIVISORS]; /* of n_routed_experts, rising */
     size_t layer_counts; /* integers kept of one layer */
-} dsv2_load_shape;
+} ds_load_shape;
 
-typedef struct dsv2_load {
+typedef struct ds_load {
     uint64_t n_tokens; /* T */
     /* [n_moe_layers][layer_counts]. Of a layer: times chosen, by expert; then for each divisor D the tokens sent to each of D
      * devices, and how many tokens reached 1, 2, ... min(D, num_experts_per_tok) devices. */
     uint64_t *counts;
     double *sums; /* [n_moe_layers][2][n_routed_experts]: of gates, of affinities */
-} dsv2_load;
+} ds_load;
 
 /* Prompts, fed several tokens at a time, and generated tokens, fed one at a time. */
-enum { DSV2_LOAD_PROMPT, DSV2_LOAD_GENERATED, DSV2_LOAD_KINDS };
+enum { DS_LOAD_PROMPT, DS_LOAD_GENERATED, DS_LOAD_KINDS };
 
-void dsv2_load_shape_init(dsv2_load_shape *shape, const dsv2_config *config);
-bool dsv2_load_shape_equal(const dsv2_load_shape *a, const dsv2_load_shape *b); /* same layers, experts and chosen experts */
+void ds_load_shape_init(ds_load_shape *shape, const ds_config *config);
+bool ds_load_shape_equal(const ds_load_shape *a, const ds_load_shape *b); /* same layers, experts and chosen experts */
 
 /* The index of a layer among the MoE layers; n_moe_layers if it is dense or not there. */
-uint32_t dsv2_load_layer(const dsv2_load_shape *shape, uint32_t layer);
+uint32_t ds_load_layer(const ds_load_shape *shape, uint32_t layer);
 
 /* All zero. */
-dsv2_status dsv2_load_init(dsv2_load *load, const dsv2_load_shape *shape);
-void dsv2_load_free(dsv2_load *load);
-void dsv2_load_clear(dsv2_load *load, const dsv2_load_shape *shape);
+dsv2_status ds_load_init(ds_load *load, const ds_load_shape *shape);
+void ds_load_free(ds_load *load);
+void ds_load_clear(ds_load *load, const ds_load_shape *shape);
 
 /* to += from */
-void dsv2_load_add(dsv2_load *to, const dsv2_load *from, const dsv2_load_shape *shape);
+void ds_load_add(ds_load *to, const ds_load *from, const ds_load_shape *shape);
 
 /* Counts the choices of n_rows rows in one MoE layer. n_tokens is the caller's to set, once for all layers. */
-void dsv2_load_count(dsv2_load *load, const dsv2_load_shape *shape, uint32_t layer, const dsv2_routes *routes, uint32_t first_row,
-                     uint32_t n_rows);
+void ds_load_count(ds_load *load, const ds_load_shape *shape, uint32_t layer, const ds_routes *routes, uint32_t first_row,
+                   uint32_t n_rows);
 
 /* One layer's experts[n_routed_experts]; `layer` counts MoE layers alone, here and below. */
-void dsv2_load_experts(const dsv2_load *load, const dsv2_load_shape *shape, uint32_t layer, dsv2_expert_load *experts);
+void ds_load_experts(const ds_load *load, const ds_load_shape *shape, uint32_t layer, dsv2_expert_load *experts);
 
 /* One layer's measures for n_devices devices, a divisor of n_routed_experts, and max_devices for a token; n_tokens > 0. */
-void dsv2_load_measure(const dsv2_load *load, const dsv2_load_shape *shape, uint32_t layer, uint32_t n_devices, uint32_t max_devices,
-                       dsv2_routing_balance *balance);
+void ds_load_measure(const ds_load *load, const ds_load_shape *shape, uint32_t layer, uint32_t n_devices, uint32_t max_devices,
+                     dsv2_routing_balance *balance);
 
 #endif

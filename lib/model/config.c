@@ -1,4 +1,4 @@
-/* config.json to dsv2_config. Defaults are those of DeepSeek's configuration_deepseek.py, but what gives weights their shape has
+/* config.json to ds_config. Defaults are those of DeepSeek's configuration_deepseek.py, but what gives weights their shape has
  * to be there: a wrong guess would only be noticed as a missing tensor. */
 #include "model/config.h"
 
@@ -17,13 +17,13 @@ typedef struct reader {
 static dsv2_status fail_kind(const reader *r, const char *name, const json_t *value, const char *expected)
 {
     if (value == NULL)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s%s is missing, expected %s", r->path, r->scope, name, expected);
-    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %s, expected %s", r->path, r->scope, name, dsv2_json_kind(value), expected);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is missing, expected %s", r->path, r->scope, name, expected);
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %s, expected %s", r->path, r->scope, name, ds_json_kind(value), expected);
 }
 
 static dsv2_status fail_unsupported(const reader *r, const char *name, const char *value, const char *supported)
 {
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s%s is \"%s\", this library runs %s", r->path, r->scope, name, value, supported);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s%s is \"%s\", this library runs %s", r->path, r->scope, name, value, supported);
 }
 
 /* Missing and null are the same to DeepSeek's code wherever it has a default of None. */
@@ -46,8 +46,8 @@ static dsv2_status read_u32(const reader *r, const char *name, uint32_t min, uin
         return fail_kind(r, name, json_object_get(r->root, name), "an integer");
     json_int_t number = json_integer_value(value);
     if (number < (json_int_t)min || number > (json_int_t)max)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %lld, expected %u to %u", r->path, r->scope, name, (long long)number,
-                         (unsigned)min, (unsigned)max);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %lld, expected %u to %u", r->path, r->scope, name, (long long)number,
+                       (unsigned)min, (unsigned)max);
     *out = (uint32_t)number;
     return DSV2_OK;
 }
@@ -63,7 +63,7 @@ static dsv2_status read_float(const reader *r, const char *name, double min, dou
         return fail_kind(r, name, json_object_get(r->root, name), "a number");
     double number = json_number_value(value);
     if (!(number >= min && number <= max))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %g, expected %g to %g", r->path, r->scope, name, number, min, max);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %g, expected %g to %g", r->path, r->scope, name, number, min, max);
     *out = (float)number;
     return DSV2_OK;
 }
@@ -87,7 +87,7 @@ static dsv2_status read_string(const reader *r, const char *name, const char *fa
     return DSV2_OK;
 }
 
-static dsv2_status read_model_type(const reader *r, dsv2_config *config)
+static dsv2_status read_model_type(const reader *r, ds_config *config)
 {
     const char *type;
     dsv2_status status = read_string(r, "model_type", NULL, &type);
@@ -100,23 +100,23 @@ static dsv2_status read_model_type(const reader *r, dsv2_config *config)
 }
 
 /* The sizes that give the dense weights their shapes. */
-static dsv2_status read_shapes(const reader *r, dsv2_config *config)
+static dsv2_status read_shapes(const reader *r, ds_config *config)
 {
     const struct {
         const char *name;
         uint32_t max;
         uint32_t *out;
     } fields[] = {
-        {"vocab_size", DSV2_MAX_VOCAB, &config->vocab_size},
-        {"hidden_size", DSV2_MAX_DIM, &config->hidden_size},
-        {"intermediate_size", DSV2_MAX_DIM, &config->intermediate_size},
-        {"num_hidden_layers", DSV2_MAX_LAYERS, &config->num_hidden_layers},
-        {"num_attention_heads", DSV2_MAX_HEADS, &config->num_attention_heads},
-        {"kv_lora_rank", DSV2_MAX_DIM, &config->kv_lora_rank},
-        {"qk_nope_head_dim", DSV2_MAX_HEAD_DIM, &config->qk_nope_head_dim},
-        {"qk_rope_head_dim", DSV2_MAX_HEAD_DIM, &config->qk_rope_head_dim},
-        {"v_head_dim", DSV2_MAX_HEAD_DIM, &config->v_head_dim},
-        {"max_position_embeddings", DSV2_MAX_CONTEXT, &config->max_position_embeddings},
+        {"vocab_size", DS_MAX_VOCAB, &config->vocab_size},
+        {"hidden_size", DS_MAX_DIM, &config->hidden_size},
+        {"intermediate_size", DS_MAX_DIM, &config->intermediate_size},
+        {"num_hidden_layers", DS_MAX_LAYERS, &config->num_hidden_layers},
+        {"num_attention_heads", DS_MAX_HEADS, &config->num_attention_heads},
+        {"kv_lora_rank", DS_MAX_DIM, &config->kv_lora_rank},
+        {"qk_nope_head_dim", DS_MAX_HEAD_DIM, &config->qk_nope_head_dim},
+        {"qk_rope_head_dim", DS_MAX_HEAD_DIM, &config->qk_rope_head_dim},
+        {"v_head_dim", DS_MAX_HEAD_DIM, &config->v_head_dim},
+        {"max_position_embeddings", DS_MAX_CONTEXT, &config->max_position_embeddings},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         dsv2_status status = read_u32(r, fields[i].name, 1, fields[i].max, REQUIRED, fields[i].out);
@@ -124,24 +124,24 @@ static dsv2_status read_shapes(const reader *r, dsv2_config *config)
             return status;
     }
     if (config->qk_rope_head_dim % 2 != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: qk_rope_head_dim is %u, expected an even number: it holds pairs", r->path,
-                         (unsigned)config->qk_rope_head_dim);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: qk_rope_head_dim is %u, expected an even number: it holds pairs", r->path,
+                       (unsigned)config->qk_rope_head_dim);
     /* null means that queries are not compressed; left out, DeepSeek's code would take 1536. */
     if (json_object_get(r->root, "q_lora_rank") == NULL)
         return fail_kind(r, "q_lora_rank", NULL, "an integer or null");
-    return read_u32(r, "q_lora_rank", 1, DSV2_MAX_DIM, 0, &config->q_lora_rank);
+    return read_u32(r, "q_lora_rank", 1, DS_MAX_DIM, 0, &config->q_lora_rank);
 }
 
-static dsv2_status read_attention(const reader *r, dsv2_config *config)
+static dsv2_status read_attention(const reader *r, ds_config *config)
 {
     uint32_t kv_heads;
-    dsv2_status status = read_u32(r, "num_key_value_heads", 1, DSV2_MAX_HEADS, config->num_attention_heads, &kv_heads);
+    dsv2_status status = read_u32(r, "num_key_value_heads", 1, DS_MAX_HEADS, config->num_attention_heads, &kv_heads);
     if (status != DSV2_OK)
         return status;
     if (kv_heads != config->num_attention_heads)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED,
-                         "%s: num_key_value_heads is %u, this library runs as many as num_attention_heads, %u", r->path,
-                         (unsigned)kv_heads, (unsigned)config->num_attention_heads);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                       "%s: num_key_value_heads is %u, this library runs as many as num_attention_heads, %u", r->path,
+                       (unsigned)kv_heads, (unsigned)config->num_attention_heads);
     bool interleave = true;
     status = read_bool(r, "attention_bias", false, &config->attention_bias);
     if (status == DSV2_OK)
@@ -179,13 +179,13 @@ static dsv2_status check_switches(const reader *r)
     return DSV2_OK;
 }
 
-static dsv2_status read_yarn(const reader *r, dsv2_yarn *yarn)
+static dsv2_status read_yarn(const reader *r, ds_yarn *yarn)
 {
     yarn->enabled = true;
     dsv2_status status = read_float(r, "factor", 1, 1e6, NAN, &yarn->factor);
     if (status == DSV2_OK)
         status =
-            read_u32(r, "original_max_position_embeddings", 1, DSV2_MAX_CONTEXT, 4096, &yarn->original_max_position_embeddings);
+            read_u32(r, "original_max_position_embeddings", 1, DS_MAX_CONTEXT, 4096, &yarn->original_max_position_embeddings);
     if (status == DSV2_OK)
         status = read_float(r, "beta_fast", 1e-6, 1e6, 32, &yarn->beta_fast);
     if (status == DSV2_OK)
@@ -198,9 +198,9 @@ static dsv2_status read_yarn(const reader *r, dsv2_yarn *yarn)
         return status;
     /* Additions of newer transformers versions: DeepSeek's code does not know them, and they would change every position. */
     if (get(r, "attention_factor") != NULL)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED,
-                         "%s: %sattention_factor is set, this library derives it from mscale and mscale_all_dim", r->path,
-                         r->scope);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                       "%s: %sattention_factor is set, this library derives it from mscale and mscale_all_dim", r->path,
+                       r->scope);
     bool truncate;
     status = read_bool(r, "truncate", true, &truncate);
     if (status == DSV2_OK && !truncate)
@@ -209,16 +209,16 @@ static dsv2_status read_yarn(const reader *r, dsv2_yarn *yarn)
 }
 
 /* rope_scaling, or rope_parameters as newer files have it: with the base inside, and for models without scaling too. */
-static dsv2_status read_rope(const reader *r, const dsv2_logger *logger, dsv2_config *config)
+static dsv2_status read_rope(const reader *r, const ds_logger *logger, ds_config *config)
 {
     /* The correction range divides by the logarithm of the base. */
     const double min_theta = 1.001, max_theta = 1e12;
-    config->yarn = (dsv2_yarn){.factor = 1,
-                               .original_max_position_embeddings = config->max_position_embeddings,
-                               .beta_fast = 32,
-                               .beta_slow = 1,
-                               .mscale = 1,
-                               .mscale_all_dim = 0};
+    config->yarn = (ds_yarn){.factor = 1,
+                             .original_max_position_embeddings = config->max_position_embeddings,
+                             .beta_fast = 32,
+                             .beta_slow = 1,
+                             .mscale = 1,
+                             .mscale_all_dim = 0};
     dsv2_status status = read_float(r, "rope_theta", min_theta, max_theta, 10000, &config->rope_theta);
     if (status != DSV2_OK)
         return status;
@@ -243,13 +243,13 @@ static dsv2_status read_rope(const reader *r, const dsv2_logger *logger, dsv2_co
         return fail_unsupported(&inner, type_name, type, "\"yarn\" and \"default\"");
     status = read_yarn(&inner, &config->yarn);
     if (status == DSV2_OK && config->yarn.original_max_position_embeddings > config->max_position_embeddings)
-        dsv2_log(logger, DSV2_LOG_WARNING, "%s: %soriginal_max_position_embeddings is %u, more than max_position_embeddings, %u",
-                 r->path, inner.scope, (unsigned)config->yarn.original_max_position_embeddings,
-                 (unsigned)config->max_position_embeddings);
+        ds_log(logger, DSV2_LOG_WARNING, "%s: %soriginal_max_position_embeddings is %u, more than max_position_embeddings, %u",
+               r->path, inner.scope, (unsigned)config->yarn.original_max_position_embeddings,
+               (unsigned)config->max_position_embeddings);
     return status;
 }
 
-static dsv2_status read_routing_names(const reader *r, dsv2_config *config)
+static dsv2_status read_routing_names(const reader *r, ds_config *config)
 {
     const char *scoring, *method;
     dsv2_status status = read_string(r, "scoring_func", config->is_v3 ? "sigmoid" : "softmax", &scoring);
@@ -261,15 +261,15 @@ static dsv2_status read_routing_names(const reader *r, dsv2_config *config)
     if (strcmp(scoring, config->is_v3 ? "sigmoid" : "softmax") != 0)
         return fail_unsupported(r, "scoring_func", scoring,
                                 config->is_v3 ? "\"sigmoid\" for deepseek_v3" : "\"softmax\" for deepseek_v2");
-    config->scoring_func = config->is_v3 ? DSV2_SCORING_SIGMOID : DSV2_SCORING_SOFTMAX;
+    config->scoring_func = config->is_v3 ? DS_SCORING_SIGMOID : DS_SCORING_SOFTMAX;
     if (config->is_v3) {
         if (strcmp(method, "noaux_tc") != 0)
             return fail_unsupported(r, "topk_method", method, "\"noaux_tc\" for deepseek_v3");
-        config->topk_method = DSV2_TOPK_NOAUX_TC;
+        config->topk_method = DS_TOPK_NOAUX_TC;
     } else if (strcmp(method, "group_limited_greedy") == 0) {
-        config->topk_method = DSV2_TOPK_GROUP_LIMITED_GREEDY;
+        config->topk_method = DS_TOPK_GROUP_LIMITED_GREEDY;
     } else if (strcmp(method, "greedy") == 0 || strcmp(method, "gready") == 0) { /* the second as early published files spell it */
-        config->topk_method = DSV2_TOPK_GREEDY;
+        config->topk_method = DS_TOPK_GREEDY;
     } else {
         return fail_unsupported(r, "topk_method", method, "\"greedy\" and \"group_limited_greedy\" for deepseek_v2");
     }
@@ -277,33 +277,33 @@ static dsv2_status read_routing_names(const reader *r, dsv2_config *config)
 }
 
 /* n_group and topk_group, where they count. */
-static dsv2_status read_groups(const reader *r, dsv2_config *config)
+static dsv2_status read_groups(const reader *r, ds_config *config)
 {
     config->n_group = config->topk_group = 1;
-    if (config->topk_method == DSV2_TOPK_GREEDY)
+    if (config->topk_method == DS_TOPK_GREEDY)
         return DSV2_OK;
-    dsv2_status status = read_u32(r, "n_group", 1, DSV2_MAX_GROUPS, REQUIRED, &config->n_group);
+    dsv2_status status = read_u32(r, "n_group", 1, DS_MAX_GROUPS, REQUIRED, &config->n_group);
     if (status == DSV2_OK)
         status = read_u32(r, "topk_group", 1, config->n_group, REQUIRED, &config->topk_group);
     return status;
 }
 
-dsv2_status dsv2_config_settle_experts(const char *path, dsv2_config *config)
+dsv2_status ds_config_settle_experts(const char *path, ds_config *config)
 {
     uint32_t experts = config->n_routed_experts, groups = config->n_group;
     if (experts % groups != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: n_group is %u, which does not divide n_routed_experts, %u", path, (unsigned)groups,
-                         (unsigned)experts);
-    if (config->topk_method == DSV2_TOPK_NOAUX_TC && experts / groups < 2)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: n_group is %u of %u experts, expected at least 2 experts in a group", path,
-                         (unsigned)groups, (unsigned)experts);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: n_group is %u, which does not divide n_routed_experts, %u", path, (unsigned)groups,
+                       (unsigned)experts);
+    if (config->topk_method == DS_TOPK_NOAUX_TC && experts / groups < 2)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: n_group is %u of %u experts, expected at least 2 experts in a group", path,
+                       (unsigned)groups, (unsigned)experts);
     if (config->num_experts_per_tok > config->topk_group * (experts / groups))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: num_experts_per_tok is %u, but topk_group leaves %u to choose from", path,
-                         (unsigned)config->num_experts_per_tok, (unsigned)(config->topk_group * (experts / groups)));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: num_experts_per_tok is %u, but topk_group leaves %u to choose from", path,
+                       (unsigned)config->num_experts_per_tok, (unsigned)(config->topk_group * (experts / groups)));
     uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size; /* the size of their common network */
-    if (shared > DSV2_MAX_DIM)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: n_shared_experts times moe_intermediate_size is %llu, expected at most %d", path,
-                         (unsigned long long)shared, DSV2_MAX_DIM);
+    if (shared > DS_MAX_DIM)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: n_shared_experts times moe_intermediate_size is %llu, expected at most %d", path,
+                       (unsigned long long)shared, DS_MAX_DIM);
     if (config->num_experts_per_tok == 1)
         config->norm_topk_prob = false;
     if (config->norm_topk_prob && !config->is_v3)
@@ -311,12 +311,12 @@ dsv2_status dsv2_config_settle_experts(const char *path, dsv2_config *config)
     return DSV2_OK;
 }
 
-static dsv2_status read_experts(const reader *r, dsv2_config *config)
+static dsv2_status read_experts(const reader *r, ds_config *config)
 {
     /* The published defaults make a V2 without the field a dense model and a V3 a mixture of 256. */
     if (config->is_v3 && json_object_get(r->root, "n_routed_experts") == NULL)
         return fail_kind(r, "n_routed_experts", NULL, "an integer or null");
-    dsv2_status status = read_u32(r, "n_routed_experts", 0, DSV2_MAX_EXPERTS, 0, &config->n_routed_experts);
+    dsv2_status status = read_u32(r, "n_routed_experts", 0, DS_MAX_EXPERTS, 0, &config->n_routed_experts);
     if (status != DSV2_OK)
         return status;
     if (config->n_routed_experts == 0) {
@@ -330,11 +330,11 @@ static dsv2_status read_experts(const reader *r, dsv2_config *config)
         int64_t fallback;
         uint32_t *out;
     } fields[] = {
-        {"moe_intermediate_size", 1, DSV2_MAX_DIM, REQUIRED, &config->moe_intermediate_size},
-        {"num_experts_per_tok", 1, DSV2_MAX_TOP_K, REQUIRED, &config->num_experts_per_tok},
-        {"n_shared_experts", 0, DSV2_MAX_EXPERTS, 0, &config->n_shared_experts},
-        {"moe_layer_freq", 1, DSV2_MAX_LAYERS, 1, &config->moe_layer_freq},
-        {"first_k_dense_replace", 0, DSV2_MAX_LAYERS, config->is_v3 ? REQUIRED : 0, &config->first_k_dense_replace},
+        {"moe_intermediate_size", 1, DS_MAX_DIM, REQUIRED, &config->moe_intermediate_size},
+        {"num_experts_per_tok", 1, DS_MAX_TOP_K, REQUIRED, &config->num_experts_per_tok},
+        {"n_shared_experts", 0, DS_MAX_EXPERTS, 0, &config->n_shared_experts},
+        {"moe_layer_freq", 1, DS_MAX_LAYERS, 1, &config->moe_layer_freq},
+        {"first_k_dense_replace", 0, DS_MAX_LAYERS, config->is_v3 ? REQUIRED : 0, &config->first_k_dense_replace},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         status = read_u32(r, fields[i].name, fields[i].min, fields[i].max, fields[i].fallback, fields[i].out);
@@ -349,12 +349,12 @@ static dsv2_status read_experts(const reader *r, dsv2_config *config)
     if (status == DSV2_OK)
         status = read_bool(r, "norm_topk_prob", config->is_v3, &config->norm_topk_prob);
     if (status == DSV2_OK)
-        status = dsv2_config_settle_experts(r->path, config);
+        status = ds_config_settle_experts(r->path, config);
     return status;
 }
 
 /* FP8 as DeepSeek-V3 publishes it; the scales' block size is what matters, activations stay as they are. */
-static dsv2_status read_quantization(const reader *r, dsv2_config *config)
+static dsv2_status read_quantization(const reader *r, ds_config *config)
 {
     const json_t *quantization = get(r, "quantization_config");
     if (quantization == NULL)
@@ -379,24 +379,24 @@ static dsv2_status read_quantization(const reader *r, dsv2_config *config)
     uint32_t *sizes[2] = {&config->fp8_block_rows, &config->fp8_block_cols};
     for (size_t i = 0; i < 2; i++) {
         const json_t *size = json_array_get(block, i);
-        if (!json_is_integer(size) || json_integer_value(size) < 1 || json_integer_value(size) > DSV2_MAX_DIM)
-            return dsv2_fail(DSV2_ERROR_FORMAT,
-                             "%s: quantization_config.weight_block_size holds %s (%lld), expected integers from 1 to %d", r->path,
-                             dsv2_json_kind(size), (long long)json_integer_value(size), DSV2_MAX_DIM);
+        if (!json_is_integer(size) || json_integer_value(size) < 1 || json_integer_value(size) > DS_MAX_DIM)
+            return ds_fail(DSV2_ERROR_FORMAT,
+                           "%s: quantization_config.weight_block_size holds %s (%lld), expected integers from 1 to %d", r->path,
+                           ds_json_kind(size), (long long)json_integer_value(size), DS_MAX_DIM);
         *sizes[i] = (uint32_t)json_integer_value(size);
     }
     return DSV2_OK;
 }
 
 /* An id, null, or a list of ids of which the first counts. */
-static dsv2_status read_token_id(const reader *r, const char *name, const dsv2_logger *logger, const dsv2_config *config,
+static dsv2_status read_token_id(const reader *r, const char *name, const ds_logger *logger, const ds_config *config,
                                  int32_t *out)
 {
     const json_t *value = get(r, name);
     *out = -1;
     if (json_is_array(value)) {
         if (json_array_size(value) > 1)
-            dsv2_log(logger, DSV2_LOG_WARNING, "%s: %s lists %zu ids, the first is used", r->path, name, json_array_size(value));
+            ds_log(logger, DSV2_LOG_WARNING, "%s: %s lists %zu ids, the first is used", r->path, name, json_array_size(value));
         if (json_array_size(value) == 0)
             return DSV2_OK;
         value = json_array_get(value, 0);
@@ -407,13 +407,13 @@ static dsv2_status read_token_id(const reader *r, const char *name, const dsv2_l
         return fail_kind(r, name, value, "an integer, a list of integers or null");
     json_int_t id = json_integer_value(value);
     if (id < 0 || id >= (json_int_t)config->vocab_size)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s is %lld, expected 0 to vocab_size - 1, %u", r->path, name, (long long)id,
-                         (unsigned)config->vocab_size - 1);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %lld, expected 0 to vocab_size - 1, %u", r->path, name, (long long)id,
+                       (unsigned)config->vocab_size - 1);
     *out = (int32_t)id;
     return DSV2_OK;
 }
 
-static dsv2_status read_all(const reader *r, const dsv2_logger *logger, dsv2_config *config)
+static dsv2_status read_all(const reader *r, const ds_logger *logger, ds_config *config)
 {
     dsv2_status status = read_model_type(r, config);
     if (status == DSV2_OK)
@@ -435,13 +435,13 @@ static dsv2_status read_all(const reader *r, const dsv2_logger *logger, dsv2_con
     return status;
 }
 
-dsv2_status dsv2_config_from_json(const char *path, const char *json, size_t size, const dsv2_logger *logger, dsv2_config *config)
+dsv2_status ds_config_from_json(const char *path, const char *json, size_t size, const ds_logger *logger, ds_config *config)
 {
     reader r = {.path = path, .scope = ""};
-    dsv2_status status = dsv2_json_parse(path, json, size, &r.root);
+    dsv2_status status = ds_json_parse(path, json, size, &r.root);
     if (status != DSV2_OK)
         return status;
-    dsv2_config read = {0};
+    ds_config read = {0};
     status = read_all(&r, logger, &read);
     json_decref(r.root);
     if (status == DSV2_OK)
@@ -449,7 +449,7 @@ dsv2_status dsv2_config_from_json(const char *path, const char *json, size_t siz
     return status;
 }
 
-bool dsv2_config_is_moe(const dsv2_config *config, uint32_t layer)
+bool ds_config_is_moe(const ds_config *config, uint32_t layer)
 {
     return config->n_routed_experts > 0 && layer >= config->first_k_dense_replace && layer % config->moe_layer_freq == 0;
 }

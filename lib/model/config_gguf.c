@@ -1,4 +1,4 @@
-/* The metadata of a GGUF to dsv2_config. Keys are those of architecture "deepseek2". Two things the files cannot say, since no
+/* The metadata of a GGUF to ds_config. Keys are those of architecture "deepseek2". Two things the files cannot say, since no
  * key exists: moe_layer_freq, which is 1 in all published models, and YaRN's mscale apart from mscale_all_dim, which they have
  * equal. */
 #include "model/config.h"
@@ -15,67 +15,67 @@ static const char *full_key(const char *name, char key[KEY_SIZE])
     return key;
 }
 
-static bool has(const dsv2_container *gguf, const char *name)
+static bool has(const ds_container *gguf, const char *name)
 {
     char key[KEY_SIZE];
-    return dsv2_gguf_has(gguf, full_key(name, key));
+    return ds_gguf_has(gguf, full_key(name, key));
 }
 
-static dsv2_status read_u32(const dsv2_container *gguf, const char *name, uint32_t min, uint32_t max, uint32_t *out)
+static dsv2_status read_u32(const ds_container *gguf, const char *name, uint32_t min, uint32_t max, uint32_t *out)
 {
     char key[KEY_SIZE];
-    dsv2_status status = dsv2_gguf_u32(gguf, full_key(name, key), out);
+    dsv2_status status = ds_gguf_u32(gguf, full_key(name, key), out);
     if (status == DSV2_OK && (*out < min || *out > max))
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected %u to %u", dsv2_container_path(gguf), key, (unsigned)*out,
-                           (unsigned)min, (unsigned)max);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected %u to %u", ds_container_path(gguf), key, (unsigned)*out,
+                         (unsigned)min, (unsigned)max);
     return status;
 }
 
-static dsv2_status read_optional_u32(const dsv2_container *gguf, const char *name, uint32_t min, uint32_t max, uint32_t fallback,
+static dsv2_status read_optional_u32(const ds_container *gguf, const char *name, uint32_t min, uint32_t max, uint32_t fallback,
                                      uint32_t *out)
 {
     *out = fallback;
     return has(gguf, name) ? read_u32(gguf, name, min, max, out) : DSV2_OK;
 }
 
-static dsv2_status read_f32(const dsv2_container *gguf, const char *name, float min, float max, float *out)
+static dsv2_status read_f32(const ds_container *gguf, const char *name, float min, float max, float *out)
 {
     char key[KEY_SIZE];
-    dsv2_status status = dsv2_gguf_f32(gguf, full_key(name, key), out);
+    dsv2_status status = ds_gguf_f32(gguf, full_key(name, key), out);
     if (status == DSV2_OK && !(*out >= min && *out <= max))
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: key %s is %g, expected %g to %g", dsv2_container_path(gguf), key, (double)*out,
-                           (double)min, (double)max);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %g, expected %g to %g", ds_container_path(gguf), key, (double)*out,
+                         (double)min, (double)max);
     return status;
 }
 
-static dsv2_status read_optional_f32(const dsv2_container *gguf, const char *name, float min, float max, float fallback, float *out)
+static dsv2_status read_optional_f32(const ds_container *gguf, const char *name, float min, float max, float fallback, float *out)
 {
     *out = fallback;
     return has(gguf, name) ? read_f32(gguf, name, min, max, out) : DSV2_OK;
 }
 
-static bool is(dsv2_text text, const char *word) { return text.size == strlen(word) && memcmp(text.data, word, text.size) == 0; }
+static bool is(ds_text text, const char *word) { return text.size == strlen(word) && memcmp(text.data, word, text.size) == 0; }
 
-static dsv2_status fail_text(const dsv2_container *gguf, const char *key, dsv2_text text, const char *supported)
+static dsv2_status fail_text(const ds_container *gguf, const char *key, ds_text text, const char *supported)
 {
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: key %s is \"%.*s\", this library runs %s", dsv2_container_path(gguf), key,
-                     text.size > 100 ? 100 : (int)text.size, text.data, supported);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key %s is \"%.*s\", this library runs %s", ds_container_path(gguf), key,
+                   text.size > 100 ? 100 : (int)text.size, text.data, supported);
 }
 
-static dsv2_status read_shapes(const dsv2_container *gguf, dsv2_config *config)
+static dsv2_status read_shapes(const ds_container *gguf, ds_config *config)
 {
     const struct {
         const char *name;
         uint32_t max;
         uint32_t *out;
     } fields[] = {
-        {"embedding_length", DSV2_MAX_DIM, &config->hidden_size},
-        {"feed_forward_length", DSV2_MAX_DIM, &config->intermediate_size},
-        {"block_count", DSV2_MAX_LAYERS, &config->num_hidden_layers},
-        {"context_length", DSV2_MAX_CONTEXT, &config->max_position_embeddings},
-        {"attention.head_count", DSV2_MAX_HEADS, &config->num_attention_heads},
-        {"attention.kv_lora_rank", DSV2_MAX_DIM, &config->kv_lora_rank},
-        {"rope.dimension_count", DSV2_MAX_HEAD_DIM, &config->qk_rope_head_dim},
+        {"embedding_length", DS_MAX_DIM, &config->hidden_size},
+        {"feed_forward_length", DS_MAX_DIM, &config->intermediate_size},
+        {"block_count", DS_MAX_LAYERS, &config->num_hidden_layers},
+        {"context_length", DS_MAX_CONTEXT, &config->max_position_embeddings},
+        {"attention.head_count", DS_MAX_HEADS, &config->num_attention_heads},
+        {"attention.kv_lora_rank", DS_MAX_DIM, &config->kv_lora_rank},
+        {"rope.dimension_count", DS_MAX_HEAD_DIM, &config->qk_rope_head_dim},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         dsv2_status status = read_u32(gguf, fields[i].name, 1, fields[i].max, fields[i].out);
@@ -83,40 +83,40 @@ static dsv2_status read_shapes(const dsv2_container *gguf, dsv2_config *config)
             return status;
     }
     if (config->qk_rope_head_dim % 2 != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: key deepseek2.rope.dimension_count is %u, expected an even number: it holds pairs",
-                         dsv2_container_path(gguf), (unsigned)config->qk_rope_head_dim);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key deepseek2.rope.dimension_count is %u, expected an even number: it holds pairs",
+                       ds_container_path(gguf), (unsigned)config->qk_rope_head_dim);
     uint32_t next_n; /* V3's layers for predicting further tokens, counted among the blocks by newer converters */
     dsv2_status status = read_optional_u32(gguf, "nextn_predict_layers", 0, config->num_hidden_layers - 1, 0, &next_n);
     config->num_hidden_layers -= next_n;
     if (status == DSV2_OK)
-        status = read_optional_u32(gguf, "attention.q_lora_rank", 1, DSV2_MAX_DIM, 0, &config->q_lora_rank);
+        status = read_optional_u32(gguf, "attention.q_lora_rank", 1, DS_MAX_DIM, 0, &config->q_lora_rank);
     return status;
 }
 
 /* Head sizes are those of the expanded form. Newer files have them under "_mla" and say of attention itself that it is over the
  * latent: one head for keys and values. */
-static dsv2_status read_heads(const dsv2_container *gguf, dsv2_config *config)
+static dsv2_status read_heads(const ds_container *gguf, ds_config *config)
 {
     bool mla = has(gguf, "attention.key_length_mla");
     const char *key_name = mla ? "attention.key_length_mla" : "attention.key_length";
     uint32_t rope = config->qk_rope_head_dim, key_length, kv_heads;
-    dsv2_status status = read_u32(gguf, key_name, rope + 1, rope + DSV2_MAX_HEAD_DIM, &key_length);
+    dsv2_status status = read_u32(gguf, key_name, rope + 1, rope + DS_MAX_HEAD_DIM, &key_length);
     if (status == DSV2_OK)
-        status = read_u32(gguf, mla ? "attention.value_length_mla" : "attention.value_length", 1, DSV2_MAX_HEAD_DIM,
+        status = read_u32(gguf, mla ? "attention.value_length_mla" : "attention.value_length", 1, DS_MAX_HEAD_DIM,
                           &config->v_head_dim);
     if (status != DSV2_OK)
         return status;
     config->qk_nope_head_dim = key_length - rope;
     uint32_t expected = mla ? 1 : config->num_attention_heads;
-    status = read_optional_u32(gguf, "attention.head_count_kv", 1, DSV2_MAX_HEADS, expected, &kv_heads);
+    status = read_optional_u32(gguf, "attention.head_count_kv", 1, DS_MAX_HEADS, expected, &kv_heads);
     if (status == DSV2_OK && kv_heads != expected)
-        status = dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: key deepseek2.attention.head_count_kv is %u, this library runs %u here",
-                           dsv2_container_path(gguf), (unsigned)kv_heads, (unsigned)expected);
+        status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key deepseek2.attention.head_count_kv is %u, this library runs %u here",
+                         ds_container_path(gguf), (unsigned)kv_heads, (unsigned)expected);
     return status;
 }
 
 /* Keys that other models of this architecture have and that would change every result. */
-static dsv2_status check_switches(const dsv2_container *gguf)
+static dsv2_status check_switches(const ds_container *gguf)
 {
     static const struct {
         const char *name;
@@ -130,32 +130,32 @@ static dsv2_status check_switches(const dsv2_container *gguf)
         float value;
         if (!has(gguf, fixed[i].name))
             continue;
-        dsv2_status status = dsv2_gguf_f32(gguf, full_key(fixed[i].name, key), &value);
+        dsv2_status status = ds_gguf_f32(gguf, full_key(fixed[i].name, key), &value);
         if (status != DSV2_OK)
             return status;
         if (value != fixed[i].value)
-            return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: key %s is %g, this library runs %g", dsv2_container_path(gguf), key,
-                             (double)value, (double)fixed[i].value);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key %s is %g, this library runs %g", ds_container_path(gguf), key,
+                           (double)value, (double)fixed[i].value);
     }
     return DSV2_OK;
 }
 
-static dsv2_status read_rope(const dsv2_container *gguf, dsv2_config *config)
+static dsv2_status read_rope(const ds_container *gguf, ds_config *config)
 {
-    dsv2_yarn *yarn = &config->yarn;
-    *yarn = (dsv2_yarn){.factor = 1,
-                        .original_max_position_embeddings = config->max_position_embeddings,
-                        .beta_fast = 32,
-                        .beta_slow = 1,
-                        .mscale = 1,
-                        .mscale_all_dim = 0};
+    ds_yarn *yarn = &config->yarn;
+    *yarn = (ds_yarn){.factor = 1,
+                      .original_max_position_embeddings = config->max_position_embeddings,
+                      .beta_fast = 32,
+                      .beta_slow = 1,
+                      .mscale = 1,
+                      .mscale_all_dim = 0};
     dsv2_status status = read_optional_f32(gguf, "rope.freq_base", 1.001f, 1e12f, 10000, &config->rope_theta);
     if (status != DSV2_OK)
         return status;
     char key[KEY_SIZE];
-    dsv2_text type = {"none", 4};
+    ds_text type = {"none", 4};
     if (has(gguf, "rope.scaling.type"))
-        status = dsv2_gguf_string(gguf, full_key("rope.scaling.type", key), &type);
+        status = ds_gguf_string(gguf, full_key("rope.scaling.type", key), &type);
     if (status != DSV2_OK)
         return status;
     if (is(type, "none")) {
@@ -168,7 +168,7 @@ static dsv2_status read_rope(const dsv2_container *gguf, dsv2_config *config)
     yarn->enabled = true;
     status = read_f32(gguf, "rope.scaling.factor", 1, 1e6f, &yarn->factor);
     if (status == DSV2_OK)
-        status = read_optional_u32(gguf, "rope.scaling.original_context_length", 1, DSV2_MAX_CONTEXT, 4096,
+        status = read_optional_u32(gguf, "rope.scaling.original_context_length", 1, DS_MAX_CONTEXT, 4096,
                                    &yarn->original_max_position_embeddings);
     if (status == DSV2_OK)
         status = read_optional_f32(gguf, "rope.scaling.yarn_beta_fast", 1e-6f, 1e6f, 32, &yarn->beta_fast);
@@ -186,30 +186,30 @@ enum { GATING_NONE = 0, GATING_SOFTMAX = 1, GATING_SIGMOID = 2 };
 
 /* Which experts may be chosen. Files of before the keys for groups existed are of published models: those with 160 experts keep 3
  * of 8 groups (V2, V2.5, Coder-V2), those with 256 keep 4 of 8 (V3, R1); the others do without. */
-static dsv2_status read_groups(const dsv2_container *gguf, const dsv2_logger *logger, dsv2_config *config)
+static dsv2_status read_groups(const ds_container *gguf, const ds_logger *logger, ds_config *config)
 {
     dsv2_status status = DSV2_OK;
     if (has(gguf, "expert_group_count")) {
-        status = read_u32(gguf, "expert_group_count", 1, DSV2_MAX_GROUPS, &config->n_group);
+        status = read_u32(gguf, "expert_group_count", 1, DS_MAX_GROUPS, &config->n_group);
         if (status == DSV2_OK)
             status = read_u32(gguf, "expert_group_used_count", 1, config->n_group, &config->topk_group);
     } else if (config->n_routed_experts == (config->is_v3 ? 256 : 160)) {
         config->n_group = 8;
         config->topk_group = config->is_v3 ? 4 : 3;
-        dsv2_log(logger, DSV2_LOG_WARNING,
-                 "%s: key deepseek2.expert_group_count is missing: %u groups with %u used are assumed for %u experts, as published",
-                 dsv2_container_path(gguf), config->n_group, config->topk_group, config->n_routed_experts);
+        ds_log(logger, DSV2_LOG_WARNING,
+               "%s: key deepseek2.expert_group_count is missing: %u groups with %u used are assumed for %u experts, as published",
+               ds_container_path(gguf), config->n_group, config->topk_group, config->n_routed_experts);
     } else {
         config->n_group = config->topk_group = 1;
     }
     if (config->is_v3)
-        config->topk_method = DSV2_TOPK_NOAUX_TC;
+        config->topk_method = DS_TOPK_NOAUX_TC;
     else
-        config->topk_method = config->n_group > 1 ? DSV2_TOPK_GROUP_LIMITED_GREEDY : DSV2_TOPK_GREEDY;
+        config->topk_method = config->n_group > 1 ? DS_TOPK_GROUP_LIMITED_GREEDY : DS_TOPK_GREEDY;
     return status;
 }
 
-static dsv2_status read_gates(const dsv2_container *gguf, dsv2_config *config)
+static dsv2_status read_gates(const ds_container *gguf, ds_config *config)
 {
     char key[KEY_SIZE];
     uint32_t gating;
@@ -217,70 +217,70 @@ static dsv2_status read_gates(const dsv2_container *gguf, dsv2_config *config)
     if (status != DSV2_OK)
         return status;
     if (gating > GATING_SIGMOID)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED,
-                         "%s: key deepseek2.expert_gating_func is %u, this library runs 1 (softmax) and 2 (sigmoid)",
-                         dsv2_container_path(gguf), (unsigned)gating);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                       "%s: key deepseek2.expert_gating_func is %u, this library runs 1 (softmax) and 2 (sigmoid)",
+                       ds_container_path(gguf), (unsigned)gating);
     config->is_v3 = gating == GATING_SIGMOID;
-    config->scoring_func = config->is_v3 ? DSV2_SCORING_SIGMOID : DSV2_SCORING_SOFTMAX;
+    config->scoring_func = config->is_v3 ? DS_SCORING_SIGMOID : DS_SCORING_SOFTMAX;
     status = read_optional_f32(gguf, "expert_weights_scale", 1e-6f, 1e6f, 1, &config->routed_scaling_factor);
     if (status == DSV2_OK && has(gguf, "expert_weights_norm"))
-        status = dsv2_gguf_bool(gguf, full_key("expert_weights_norm", key), &config->norm_topk_prob);
+        status = ds_gguf_bool(gguf, full_key("expert_weights_norm", key), &config->norm_topk_prob);
     return status;
 }
 
-static dsv2_status read_experts(const dsv2_container *gguf, const dsv2_logger *logger, dsv2_config *config)
+static dsv2_status read_experts(const ds_container *gguf, const ds_logger *logger, ds_config *config)
 {
     config->n_group = config->topk_group = config->moe_layer_freq = 1;
     config->routed_scaling_factor = 1;
-    dsv2_status status = read_optional_u32(gguf, "expert_count", 0, DSV2_MAX_EXPERTS, 0, &config->n_routed_experts);
+    dsv2_status status = read_optional_u32(gguf, "expert_count", 0, DS_MAX_EXPERTS, 0, &config->n_routed_experts);
     if (status != DSV2_OK || config->n_routed_experts == 0)
         return status;
-    status = read_u32(gguf, "expert_feed_forward_length", 1, DSV2_MAX_DIM, &config->moe_intermediate_size);
+    status = read_u32(gguf, "expert_feed_forward_length", 1, DS_MAX_DIM, &config->moe_intermediate_size);
     if (status == DSV2_OK)
-        status = read_u32(gguf, "expert_used_count", 1, DSV2_MAX_TOP_K, &config->num_experts_per_tok);
+        status = read_u32(gguf, "expert_used_count", 1, DS_MAX_TOP_K, &config->num_experts_per_tok);
     if (status == DSV2_OK)
-        status = read_optional_u32(gguf, "expert_shared_count", 0, DSV2_MAX_EXPERTS, 0, &config->n_shared_experts);
+        status = read_optional_u32(gguf, "expert_shared_count", 0, DS_MAX_EXPERTS, 0, &config->n_shared_experts);
     if (status == DSV2_OK)
-        status = read_optional_u32(gguf, "leading_dense_block_count", 0, DSV2_MAX_LAYERS, 0, &config->first_k_dense_replace);
+        status = read_optional_u32(gguf, "leading_dense_block_count", 0, DS_MAX_LAYERS, 0, &config->first_k_dense_replace);
     if (status == DSV2_OK)
         status = read_gates(gguf, config);
     if (status == DSV2_OK)
         status = read_groups(gguf, logger, config);
-    return status == DSV2_OK ? dsv2_config_settle_experts(dsv2_container_path(gguf), config) : status;
+    return status == DSV2_OK ? ds_config_settle_experts(ds_container_path(gguf), config) : status;
 }
 
 /* The vocabulary is as large as the embedding: some files have no key for it, some a key and a longer, padded list of tokens. */
-static dsv2_status read_embedding(const dsv2_container *gguf, dsv2_config *config)
+static dsv2_status read_embedding(const ds_container *gguf, ds_config *config)
 {
-    const dsv2_tensor *embedding;
-    dsv2_status status = dsv2_container_require(gguf, "token_embd.weight", &embedding);
+    const ds_tensor *embedding;
+    dsv2_status status = ds_container_require(gguf, "token_embd.weight", &embedding);
     if (status != DSV2_OK)
         return status;
-    if (embedding->n_dims != 2 || embedding->dims[0] < 1 || embedding->dims[0] > DSV2_MAX_VOCAB)
-        return dsv2_fail(DSV2_ERROR_FORMAT,
-                         "%s: tensor token_embd.weight has %u dimensions, the first %llu, expected 2 and 1 to %d tokens",
-                         embedding->path, (unsigned)embedding->n_dims, (unsigned long long)embedding->dims[0], DSV2_MAX_VOCAB);
+    if (embedding->n_dims != 2 || embedding->dims[0] < 1 || embedding->dims[0] > DS_MAX_VOCAB)
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: tensor token_embd.weight has %u dimensions, the first %llu, expected 2 and 1 to %d tokens",
+                       embedding->path, (unsigned)embedding->n_dims, (unsigned long long)embedding->dims[0], DS_MAX_VOCAB);
     config->vocab_size = (uint32_t)embedding->dims[0];
-    config->tie_word_embeddings = !dsv2_container_has(gguf, "output.weight");
-    config->attention_bias = dsv2_container_has(gguf, "blk.0.attn_output.bias");
+    config->tie_word_embeddings = !ds_container_has(gguf, "output.weight");
+    config->attention_bias = ds_container_has(gguf, "blk.0.attn_output.bias");
     return DSV2_OK;
 }
 
-static dsv2_status read_token_id(const dsv2_container *gguf, const char *key, const dsv2_config *config, int32_t *out)
+static dsv2_status read_token_id(const ds_container *gguf, const char *key, const ds_config *config, int32_t *out)
 {
     uint32_t id = UINT32_MAX;
-    dsv2_status status = dsv2_gguf_has(gguf, key) ? dsv2_gguf_u32(gguf, key, &id) : DSV2_OK;
+    dsv2_status status = ds_gguf_has(gguf, key) ? ds_gguf_u32(gguf, key, &id) : DSV2_OK;
     if (status == DSV2_OK && id != UINT32_MAX && id >= config->vocab_size)
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected less than the vocabulary's size, %u",
-                           dsv2_container_path(gguf), key, (unsigned)id, (unsigned)config->vocab_size);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected less than the vocabulary's size, %u",
+                         ds_container_path(gguf), key, (unsigned)id, (unsigned)config->vocab_size);
     *out = id == UINT32_MAX ? -1 : (int32_t)id; /* 2^32 - 1 is how -1 was written */
     return status;
 }
 
-static dsv2_status read_all(const dsv2_container *gguf, const dsv2_logger *logger, dsv2_config *config)
+static dsv2_status read_all(const ds_container *gguf, const ds_logger *logger, ds_config *config)
 {
-    dsv2_text architecture;
-    dsv2_status status = dsv2_gguf_string(gguf, "general.architecture", &architecture);
+    ds_text architecture;
+    dsv2_status status = ds_gguf_string(gguf, "general.architecture", &architecture);
     if (status != DSV2_OK)
         return status;
     if (!is(architecture, "deepseek2"))
@@ -305,9 +305,9 @@ static dsv2_status read_all(const dsv2_container *gguf, const dsv2_logger *logge
     return status;
 }
 
-dsv2_status dsv2_config_from_gguf(const dsv2_container *container, const dsv2_logger *logger, dsv2_config *config)
+dsv2_status ds_config_from_gguf(const ds_container *container, const ds_logger *logger, ds_config *config)
 {
-    dsv2_config read = {0};
+    ds_config read = {0};
     dsv2_status status = read_all(container, logger, &read);
     if (status == DSV2_OK)
         *config = read;

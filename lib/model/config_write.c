@@ -1,4 +1,4 @@
-/* dsv2_config to config.json, for packs: what dsv2_config_from_json reads back as the same configuration. */
+/* ds_config to config.json, for packs: what ds_config_from_json reads back as the same configuration. */
 #include "model/config.h"
 
 #include <jansson.h>
@@ -12,7 +12,7 @@ static json_t *optional(uint32_t value) { return value == 0 ? json_null() : json
 
 static json_t *token(int32_t id) { return id < 0 ? json_null() : json_integer(id); }
 
-static json_t *yarn_to_json(const dsv2_yarn *yarn)
+static json_t *yarn_to_json(const ds_yarn *yarn)
 {
     if (!yarn->enabled)
         return json_null();
@@ -22,7 +22,7 @@ static json_t *yarn_to_json(const dsv2_yarn *yarn)
                      (double)yarn->mscale_all_dim);
 }
 
-static json_t *to_json(const dsv2_config *c)
+static json_t *to_json(const ds_config *c)
 {
     static const char *const methods[] = {"greedy", "group_limited_greedy", "noaux_tc"};
     json_t *root = json_pack(
@@ -45,7 +45,7 @@ static json_t *to_json(const dsv2_config *c)
                                       (int)c->first_k_dense_replace, "moe_layer_freq", (int)c->moe_layer_freq, "routed_scaling_factor",
                                       (double)c->routed_scaling_factor, "norm_topk_prob", c->norm_topk_prob, "topk_method",
                                       methods[c->topk_method], "scoring_func",
-                                      c->scoring_func == DSV2_SCORING_SIGMOID ? "sigmoid" : "softmax");
+                                      c->scoring_func == DS_SCORING_SIGMOID ? "sigmoid" : "softmax");
     bool whole = root != NULL && rest != NULL && experts != NULL && json_object_update(root, rest) == 0 &&
                  json_object_update(root, experts) == 0;
     json_decref(rest);
@@ -56,12 +56,12 @@ static json_t *to_json(const dsv2_config *c)
     return NULL;
 }
 
-dsv2_status dsv2_config_to_json(const dsv2_config *config, char **out)
+dsv2_status ds_config_to_json(const ds_config *config, char **out)
 {
     json_t *root = to_json(config);
     char *text = root == NULL ? NULL : json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(FLOAT_DIGITS));
     json_decref(root);
-    *out = text == NULL ? NULL : dsv2_copy_string(text);
+    *out = text == NULL ? NULL : ds_copy_string(text);
     free(text); /* jansson's own */
-    return *out != NULL ? DSV2_OK : dsv2_fail_memory("config.json", 4096);
+    return *out != NULL ? DSV2_OK : ds_fail_memory("config.json", 4096);
 }

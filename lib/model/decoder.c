@@ -4,7 +4,7 @@
 #include <string.h>
 
 /* Lays the sequences' rows one after another. */
-static void begin(dsv2_pass *pass, dsv2_sequence *sequences, size_t n_sequences)
+static void begin(ds_pass *pass, ds_sequence *sequences, size_t n_sequences)
 {
     pass->sequences = sequences;
     pass->n_sequences = n_sequences;
@@ -12,7 +12,7 @@ static void begin(dsv2_pass *pass, dsv2_sequence *sequences, size_t n_sequences)
     for (size_t s = 0; s < n_sequences; s++) {
         sequences[s].first_row = pass->n_rows;
         sequences[s].stopped = false;
-        dsv2_mla_choose_form(pass->model, &sequences[s]);
+        ds_mla_choose_form(pass->model, &sequences[s]);
         for (uint32_t i = 0; i < sequences[s].n_rows; i++) {
             pass->row_sequence[pass->n_rows] = (uint32_t)s;
             pass->row_position[pass->n_rows++] = sequences[s].first_position + i;
@@ -20,49 +20,49 @@ static void begin(dsv2_pass *pass, dsv2_sequence *sequences, size_t n_sequences)
     }
 }
 
-static void embed(dsv2_pass *pass)
+static void embed(ds_pass *pass)
 {
     const dsv2_model *model = pass->model;
     for (uint32_t row = 0; row < pass->n_rows; row++) {
-        const dsv2_sequence *sequence = &pass->sequences[pass->row_sequence[row]];
-        dsv2_matrix_row(model->kernels, &model->embed_tokens, (uint32_t)sequence->tokens[row - sequence->first_row],
-                        pass->hidden + (size_t)row * model->config.hidden_size);
+        const ds_sequence *sequence = &pass->sequences[pass->row_sequence[row]];
+        ds_matrix_row(model->kernels, &model->embed_tokens, (uint32_t)sequence->tokens[row - sequence->first_row],
+                      pass->hidden + (size_t)row * model->config.hidden_size);
     }
 }
 
-static void norm(dsv2_pass *pass, const float *weight)
+static void norm(ds_pass *pass, const float *weight)
 {
     uint32_t hidden = pass->model->config.hidden_size;
-    dsv2_norm_rows(pass, weight, pass->hidden, hidden, hidden, pass->n_rows, pass->normed, hidden);
+    ds_norm_rows(pass, weight, pass->hidden, hidden, hidden, pass->n_rows, pass->normed, hidden);
 }
 
 static void add_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;
-    dsv2_pass *pass = context;
+    ds_pass *pass = context;
     uint32_t hidden = pass->model->config.hidden_size;
     pass->model->kernels->add_scaled(pass->hidden + row * hidden, pass->block_out + row * hidden, 1.0f, hidden);
 }
 
 /* hidden += block_out: the residual connection. */
-static void add(dsv2_pass *pass) { dsv2_pool_run(pass->model->pool, add_row, pass, pass->n_rows); }
+static void add(ds_pass *pass) { ds_pool_run(pass->model->pool, add_row, pass, pass->n_rows); }
 
 /* Tells every sequence what the router chose for its rows. */
-static void report_routes(const dsv2_pass *pass, uint32_t layer)
+static void report_routes(const ds_pass *pass, uint32_t layer)
 {
     for (size_t s = 0; s < pass->n_sequences; s++) {
-        const dsv2_sequence *sequence = &pass->sequences[s];
+        const ds_sequence *sequence = &pass->sequences[s];
         if (!sequence->stopped && sequence->routed != NULL)
             sequence->routed(sequence->owner, sequence, layer, &pass->routes);
     }
 }
 
 /* Asks every sequence whether to go on; true if none does. */
-static bool all_stopped(dsv2_pass *pass)
+static bool all_stopped(ds_pass *pass)
 {
     bool all = true;
     for (size_t s = 0; s < pass->n_sequences; s++) {
-        dsv2_sequence *sequence = &pass->sequences[s];
+        ds_sequence *sequence = &pass->sequences[s];
         if (!sequence->stopped && sequence->stop != NULL)
             sequence->stopped = sequence->stop(sequence->owner, sequence->n_rows);
         all = all && sequence->stopped;
@@ -70,15 +70,15 @@ static bool all_stopped(dsv2_pass *pass)
     return all;
 }
 
-static bool wants_logits(const dsv2_sequence *sequence, uint32_t row)
+static bool wants_logits(const ds_sequence *sequence, uint32_t row)
 {
     bool last = row == sequence->first_row + sequence->n_rows - 1;
     return !sequence->stopped && (sequence->all_logits != NULL || (last && sequence->last_logits != NULL));
 }
 
-static void store_logits(const dsv2_pass *pass, uint32_t row, const float *logits)
+static void store_logits(const ds_pass *pass, uint32_t row, const float *logits)
 {
-    const dsv2_sequence *sequence = &pass->sequences[pass->row_sequence[row]];
+    const ds_sequence *sequence = &pass->sequences[pass->row_sequence[row]];
     size_t vocab = pass->model->config.vocab_size, i = row - sequence->first_row;
     if (sequence->all_logits != NULL)
         memcpy(sequence->all_logits + i * vocab, logits, vocab * sizeof *logits);
@@ -87,40 +87,40 @@ static void store_logits(const dsv2_pass *pass, uint32_t row, const float *logit
 }
 
 /* Final norm and output head, for the rows whose logits somebody wants. */
-static void head(dsv2_pass *pass)
+static void head(ds_pass *pass)
 {
     const dsv2_model *model = pass->model;
     uint32_t hidden = model->config.hidden_size, vocab = model->config.vocab_size, n = 0;
     for (uint32_t row = 0; row < pass->n_rows; row++)
         if (wants_logits(&pass->sequences[pass->row_sequence[row]], row))
             pass->logit_rows[n++] = row;
-    for (uint32_t first = 0; first < n; first += DSV2_LOGIT_ROWS) {
-        uint32_t rows = n - first < DSV2_LOGIT_ROWS ? n - first : DSV2_LOGIT_ROWS;
+    for (uint32_t first = 0; first < n; first += DS_LOGIT_ROWS) {
+        uint32_t rows = n - first < DS_LOGIT_ROWS ? n - first : DS_LOGIT_ROWS;
         for (uint32_t i = 0; i < rows; i++)
-            dsv2_norm_rows(pass, model->norm, pass->hidden + (size_t)pass->logit_rows[first + i] * hidden, hidden, hidden, 1,
-                           pass->normed + (size_t)i * hidden, hidden);
-        dsv2_linear(pass, &model->lm_head, NULL, pass->normed, hidden, rows, pass->logits, vocab);
+            ds_norm_rows(pass, model->norm, pass->hidden + (size_t)pass->logit_rows[first + i] * hidden, hidden, hidden, 1,
+                         pass->normed + (size_t)i * hidden, hidden);
+        ds_linear(pass, &model->lm_head, NULL, pass->normed, hidden, rows, pass->logits, vocab);
         for (uint32_t i = 0; i < rows; i++)
             store_logits(pass, pass->logit_rows[first + i], pass->logits + (size_t)i * vocab);
     }
 }
 
-void dsv2_decoder_forward(dsv2_pass *pass, dsv2_sequence *sequences, size_t n_sequences)
+void ds_decoder_forward(ds_pass *pass, ds_sequence *sequences, size_t n_sequences)
 {
     const dsv2_model *model = pass->model;
     begin(pass, sequences, n_sequences);
     embed(pass);
-    dsv2_rope_tables(pass);
+    ds_rope_tables(pass);
     for (uint32_t l = 0; l < model->config.num_hidden_layers; l++) {
-        const dsv2_layer *layer = &model->layers[l];
+        const ds_layer *layer = &model->layers[l];
         norm(pass, layer->input_norm);
-        dsv2_mla(pass, l);
+        ds_mla(pass, l);
         add(pass);
         norm(pass, layer->post_attention_norm);
         if (layer->is_moe)
-            dsv2_moe(pass, &layer->moe);
+            ds_moe(pass, &layer->moe);
         else
-            dsv2_ffn_dense(pass, &layer->ffn);
+            ds_ffn_dense(pass, &layer->ffn);
         add(pass);
         if (layer->is_moe)
             report_routes(pass, l);

@@ -9,7 +9,7 @@
 typedef struct exporter {
     dsv2_model *model;
     const dsv2_pack_options *options;
-    dsv2_pack_writer *writer;
+    ds_pack_writer *writer;
     uint8_t *buffer; /* of the largest matrix so far */
     size_t capacity;
     uint64_t done, total; /* bytes of weights as found */
@@ -19,36 +19,36 @@ static dsv2_status report(exporter *e, uint64_t bytes)
 {
     e->done = bytes < e->total - e->done ? e->done + bytes : e->total;
     if (e->options->progress != NULL && e->options->progress(e->options->progress_user, DSV2_PHASE_PACK, e->done, e->total) != 0)
-        return dsv2_fail(DSV2_ERROR_CANCELLED, "packing was cancelled by the progress callback");
+        return ds_fail(DSV2_ERROR_CANCELLED, "packing was cancelled by the progress callback");
     return DSV2_OK;
 }
 
-static dsv2_status write_tensor(exporter *e, const char *name, dsv2_type type, const uint64_t *dims, uint32_t n_dims, const void *data,
+static dsv2_status write_tensor(exporter *e, const char *name, ds_type type, const uint64_t *dims, uint32_t n_dims, const void *data,
                                 size_t size)
 {
-    dsv2_status status = dsv2_pack_writer_tensor(e->writer, name, type, dims, n_dims);
-    return status == DSV2_OK ? dsv2_pack_writer_data(e->writer, data, size) : status;
+    dsv2_status status = ds_pack_writer_tensor(e->writer, name, type, dims, n_dims);
+    return status == DSV2_OK ? ds_pack_writer_data(e->writer, data, size) : status;
 }
 
-static dsv2_status export_matrix(void *context, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+static dsv2_status export_matrix(void *context, const char *name, uint32_t rows, uint32_t cols, ds_matrix *matrix)
 {
     exporter *e = context;
-    dsv2_type type = dsv2_packing_type(e->options->weight_type, name, matrix->type);
-    if (type == DSV2_TYPE_F8_E4M3)
-        type = DSV2_TYPE_P8; /* block scales have no place in a pack */
+    ds_type type = ds_packing_type(e->options->weight_type, name, matrix->type);
+    if (type == DS_TYPE_F8_E4M3)
+        type = DS_TYPE_P8; /* block scales have no place in a pack */
     const uint64_t dims[] = {rows, cols};
-    size_t size = dsv2_matrix_bytes(type, rows, cols), found = dsv2_matrix_bytes(matrix->type, rows, cols);
+    size_t size = ds_matrix_bytes(type, rows, cols), found = ds_matrix_bytes(matrix->type, rows, cols);
     const void *data = matrix->data;
     dsv2_status status = DSV2_OK;
     if (type != matrix->type) {
-        if (!dsv2_grow(&e->buffer, &e->capacity, size, 1))
-            return dsv2_fail_memory(name, size);
+        if (!ds_grow(&e->buffer, &e->capacity, size, 1))
+            return ds_fail_memory(name, size);
         data = e->buffer;
-        status = dsv2_matrix_convert(e->model, matrix, type, e->buffer);
+        status = ds_matrix_convert(e->model, matrix, type, e->buffer);
     }
     if (status == DSV2_OK)
         status = write_tensor(e, name, type, dims, 2, data, size);
-    dsv2_container_forget(e->model->container, matrix->data, found);
+    ds_container_forget(e->model->container, matrix->data, found);
     return status == DSV2_OK ? report(e, found) : status;
 }
 
@@ -56,7 +56,7 @@ static dsv2_status export_vector(void *context, const char *name, uint32_t n, co
 {
     exporter *e = context;
     const uint64_t dims[] = {n};
-    dsv2_status status = write_tensor(e, name, DSV2_TYPE_F32, dims, 1, *vector, n * sizeof **vector);
+    dsv2_status status = write_tensor(e, name, DS_TYPE_F32, dims, 1, *vector, n * sizeof **vector);
     return status == DSV2_OK ? report(e, n * sizeof **vector) : status;
 }
 
@@ -65,9 +65,9 @@ static dsv2_status export_k_up(exporter *e)
 {
     dsv2_status status = DSV2_OK;
     for (uint32_t l = 0; l < e->model->config.num_hidden_layers && status == DSV2_OK; l++) {
-        dsv2_matrix *matrix = &e->model->layers[l].mla.k_up_transposed;
-        char name[DSV2_NAME_SIZE];
-        snprintf(name, sizeof name, "model.layers.%u" DSV2_K_UP_TRANSPOSED, (unsigned)l);
+        ds_matrix *matrix = &e->model->layers[l].mla.k_up_transposed;
+        char name[DS_NAME_SIZE];
+        snprintf(name, sizeof name, "model.layers.%u" DS_K_UP_TRANSPOSED, (unsigned)l);
         status = export_matrix(e, name, matrix->rows, matrix->cols, matrix);
     }
     return status;
@@ -76,26 +76,26 @@ static dsv2_status export_k_up(exporter *e)
 static dsv2_status export_texts(exporter *e)
 {
     char *config;
-    dsv2_status status = dsv2_config_to_json(&e->model->config, &config);
+    dsv2_status status = ds_config_to_json(&e->model->config, &config);
     if (status != DSV2_OK)
         return status;
-    status = dsv2_pack_writer_text(e->writer, "config.json", config, strlen(config));
-    dsv2_free(config);
-    return status == DSV2_OK ? dsv2_pack_writer_tokenizer(e->writer, e->model->container) : status;
+    status = ds_pack_writer_text(e->writer, "config.json", config, strlen(config));
+    ds_free(config);
+    return status == DSV2_OK ? ds_pack_writer_tokenizer(e->writer, e->model->container) : status;
 }
 
-dsv2_status dsv2_model_export(const char *path, const char *output_path, const dsv2_pack_options *options)
+dsv2_status ds_model_export(const char *path, const char *output_path, const dsv2_pack_options *options)
 {
     dsv2_model_options open_options = {.struct_size = sizeof open_options, .n_threads = options->n_threads};
     exporter e = {.options = options};
-    dsv2_status status = dsv2_model_load(path, &open_options, true, &e.model);
+    dsv2_status status = ds_model_load(path, &open_options, true, &e.model);
     if (status != DSV2_OK)
         return status;
     e.total = e.model->weight_bytes;
-    status = dsv2_pack_writer_open(output_path, &e.writer);
+    status = ds_pack_writer_open(output_path, &e.writer);
     if (status == DSV2_OK) {
-        const dsv2_weights_visitor visitor = {export_matrix, export_vector, &e};
-        status = dsv2_weights_walk(e.model, &visitor);
+        const ds_weights_visitor visitor = {export_matrix, export_vector, &e};
+        status = ds_weights_walk(e.model, &visitor);
     }
     if (status == DSV2_OK)
         status = export_k_up(&e);
@@ -104,9 +104,9 @@ dsv2_status dsv2_model_export(const char *path, const char *output_path, const d
     if (status == DSV2_OK)
         status = report(&e, e.total - e.done);
     if (status == DSV2_OK)
-        status = dsv2_pack_writer_commit(e.writer);
-    dsv2_pack_writer_free(e.writer);
-    dsv2_free(e.buffer);
-    dsv2_model_release(e.model);
+        status = ds_pack_writer_commit(e.writer);
+    ds_pack_writer_free(e.writer);
+    ds_free(e.buffer);
+    ds_model_release(e.model);
     return status;
 }

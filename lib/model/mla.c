@@ -14,8 +14,8 @@
 #include <string.h>
 
 typedef struct mla {
-    dsv2_pass *pass;
-    const dsv2_mla_weights *weights;
+    ds_pass *pass;
+    const ds_mla_weights *weights;
     uint32_t layer;
 } mla;
 
@@ -26,22 +26,22 @@ static void position_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;
     const mla *a = context;
-    dsv2_pass *pass = a->pass;
+    ds_pass *pass = a->pass;
     const dsv2_model *model = pass->model;
-    const dsv2_config *config = &model->config;
+    const ds_config *config = &model->config;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
 
     float *kv_a = pass->kv_a + row * (lora + rope);
     model->kernels->rms_norm(kv_a, kv_a, a->weights->kv_a_norm, config->rms_norm_eps, lora);
-    dsv2_rope_rotate(pass, (uint32_t)row, kv_a + lora);
-    const dsv2_cache *cache = pass->sequences[pass->row_sequence[row]].cache;
+    ds_rope_rotate(pass, (uint32_t)row, kv_a + lora);
+    const ds_cache *cache = pass->sequences[pass->row_sequence[row]].cache;
     size_t position = pass->row_position[row];
-    dsv2_cache_encode_row(&cache->shape, model->kernels, kv_a,
-                          dsv2_cache_rows(cache, a->layer, position / DSV2_PAGE_TOKENS) + position % DSV2_PAGE_TOKENS * cache->shape.row_bytes);
+    ds_cache_encode_row(&cache->shape, model->kernels, kv_a,
+                        ds_cache_rows(cache, a->layer, position / DS_PAGE_TOKENS) + position % DS_PAGE_TOKENS * cache->shape.row_bytes);
 
     for (uint32_t head = 0; head < config->num_attention_heads; head++) {
         float *q = pass->q + (row * config->num_attention_heads + head) * (nope + rope);
-        dsv2_rope_rotate(pass, (uint32_t)row, q + nope);
+        ds_rope_rotate(pass, (uint32_t)row, q + nope);
         for (uint32_t i = 0; i < nope + rope; i++)
             q[i] *= model->softmax_scale;
     }
@@ -49,19 +49,19 @@ static void position_row(void *context, size_t row, unsigned thread)
 
 static void queries_and_latents(mla *a)
 {
-    dsv2_pass *pass = a->pass;
-    const dsv2_mla_weights *w = a->weights;
-    const dsv2_config *config = &pass->model->config;
+    ds_pass *pass = a->pass;
+    const ds_mla_weights *w = a->weights;
+    const ds_config *config = &pass->model->config;
     uint32_t hidden = config->hidden_size, q_lora = config->q_lora_rank, m = pass->n_rows;
     if (q_lora == 0) {
-        dsv2_linear(pass, &w->q_proj, NULL, pass->normed, hidden, m, pass->q, w->q_proj.rows);
+        ds_linear(pass, &w->q_proj, NULL, pass->normed, hidden, m, pass->q, w->q_proj.rows);
     } else {
-        dsv2_linear(pass, &w->q_a_proj, w->q_a_bias, pass->normed, hidden, m, pass->q_a, q_lora);
-        dsv2_norm_rows(pass, w->q_a_norm, pass->q_a, q_lora, q_lora, m, pass->q_a, q_lora);
-        dsv2_linear(pass, &w->q_b_proj, NULL, pass->q_a, q_lora, m, pass->q, w->q_b_proj.rows);
+        ds_linear(pass, &w->q_a_proj, w->q_a_bias, pass->normed, hidden, m, pass->q_a, q_lora);
+        ds_norm_rows(pass, w->q_a_norm, pass->q_a, q_lora, q_lora, m, pass->q_a, q_lora);
+        ds_linear(pass, &w->q_b_proj, NULL, pass->q_a, q_lora, m, pass->q, w->q_b_proj.rows);
     }
-    dsv2_linear(pass, &w->kv_a_proj, w->kv_a_bias, pass->normed, hidden, m, pass->kv_a, w->kv_a_proj.rows);
-    dsv2_pool_run(pass->model->pool, position_row, a, m);
+    ds_linear(pass, &w->kv_a_proj, w->kv_a_bias, pass->normed, hidden, m, pass->kv_a, w->kv_a_proj.rows);
+    ds_pool_run(pass->model->pool, position_row, a, m);
 }
 
 /* How many of n tokens from `first` on the query at `position` may see. */
@@ -74,13 +74,13 @@ static uint32_t visible_tokens(size_t position, size_t first, size_t n)
 
 /* ---- the absorbed form ---- */
 
-/* Calls fn for every run of at most DSV2_QUERY_BLOCK consecutive rows in the absorbed form. */
+/* Calls fn for every run of at most DS_QUERY_BLOCK consecutive rows in the absorbed form. */
 static void for_absorbed_rows(mla *a, uint32_t head, unsigned thread, void (*fn)(mla *, uint32_t head, uint32_t row, uint32_t n, unsigned))
 {
-    const dsv2_pass *pass = a->pass;
+    const ds_pass *pass = a->pass;
     for (uint32_t row = 0; row < pass->n_rows;) {
         uint32_t n = 0;
-        while (n < DSV2_QUERY_BLOCK && row + n < pass->n_rows && !pass->sequences[pass->row_sequence[row + n]].expanded)
+        while (n < DS_QUERY_BLOCK && row + n < pass->n_rows && !pass->sequences[pass->row_sequence[row + n]].expanded)
             n++;
         if (n > 0)
             fn(a, head, row, n, thread);
@@ -91,72 +91,72 @@ static void for_absorbed_rows(mla *a, uint32_t head, unsigned thread, void (*fn)
 /* (W^UK)^T q^C in the cache's basis, and q^R behind it. */
 static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread)
 {
-    dsv2_pass *pass = a->pass;
-    const dsv2_config *config = &pass->model->config;
+    ds_pass *pass = a->pass;
+    const ds_config *config = &pass->model->config;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
     uint32_t n_heads = config->num_attention_heads;
-    const float *q[DSV2_QUERY_BLOCK];
+    const float *q[DS_QUERY_BLOCK];
     float *out = pass->absorbed + ((size_t)row * n_heads + head) * (lora + rope);
     size_t stride = (size_t)n_heads * (lora + rope);
     for (uint32_t i = 0; i < n; i++) {
         q[i] = pass->q + ((size_t)(row + i) * n_heads + head) * (nope + rope);
         memcpy(out + i * stride + lora, q[i] + nope, rope * sizeof *out);
     }
-    dsv2_matmul(pass->model->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
-                dsv2_thread_scratch(pass, thread));
+    ds_matmul(pass->model->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
+              ds_thread_scratch(pass, thread));
     for (uint32_t i = 0; i < n; i++)
-        dsv2_cache_rotate(&pass->sequences[pass->row_sequence[row + i]].cache->shape, pass->model->kernels, out + i * stride);
+        ds_cache_rotate(&pass->sequences[pass->row_sequence[row + i]].cache->shape, pass->model->kernels, out + i * stride);
 }
 
 /* o = W^UV (weighted sum of latents). */
 static void value_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread)
 {
-    dsv2_pass *pass = a->pass;
-    const dsv2_config *config = &pass->model->config;
+    ds_pass *pass = a->pass;
+    const ds_config *config = &pass->model->config;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
     uint32_t n_heads = config->num_attention_heads, v_dim = config->v_head_dim;
-    const float *latent[DSV2_QUERY_BLOCK];
+    const float *latent[DS_QUERY_BLOCK];
     for (uint32_t i = 0; i < n; i++)
         latent[i] = pass->absorbed + ((size_t)(row + i) * n_heads + head) * (lora + rope);
     uint32_t first = head * (nope + v_dim) + nope;
-    dsv2_matmul(pass->model->kernels, pass->heads_out + ((size_t)row * n_heads + head) * v_dim, (size_t)n_heads * v_dim, latent, n,
-                &a->weights->kv_b_proj, first, first + v_dim, dsv2_thread_scratch(pass, thread));
+    ds_matmul(pass->model->kernels, pass->heads_out + ((size_t)row * n_heads + head) * v_dim, (size_t)n_heads * v_dim, latent, n,
+              &a->weights->kv_b_proj, first, first + v_dim, ds_thread_scratch(pass, thread));
 }
 
 static void absorb_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, absorb_rows); }
 static void value_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, value_rows); }
 
-_Static_assert((int)DSV2_QUERY_BLOCK <= (int)DSV2_ATTEND_ROWS, "queries of a task that meet keys at once");
+_Static_assert((int)DS_QUERY_BLOCK <= (int)DS_ATTEND_ROWS, "queries of a task that meet keys at once");
 
-static dsv2_attend_shape absorbed_shape(const dsv2_config *config, bool sixteen)
+static ds_attend_shape absorbed_shape(const ds_config *config, bool sixteen)
 {
-    return (dsv2_attend_shape){sixteen, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank, DSV2_SCALE_COLS, true};
+    return (ds_attend_shape){sixteen, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank, DS_SCALE_COLS, true};
 }
 
 /* Working memory of one thread: */
 typedef struct attend_scratch {
-    float *latents; /* [DSV2_PAGE_TOKENS][lora + rope]: cached rows, if they are taken as floats */
-    float *sums;    /* [DSV2_QUERY_BLOCK][lora]: of the present span */
-    float *total;   /* [DSV2_QUERY_BLOCK][lora]: of all spans so far */
+    float *latents; /* [DS_PAGE_TOKENS][lora + rope]: cached rows, if they are taken as floats */
+    float *sums;    /* [DS_QUERY_BLOCK][lora]: of the present span */
+    float *total;   /* [DS_QUERY_BLOCK][lora]: of all spans so far */
     float *attend;  /* what attend.c needs */
 } attend_scratch;
 
-static attend_scratch attend_scratch_of(const dsv2_pass *pass, unsigned thread)
+static attend_scratch attend_scratch_of(const ds_pass *pass, unsigned thread)
 {
-    const dsv2_config *config = &pass->model->config;
+    const ds_config *config = &pass->model->config;
     attend_scratch s;
-    s.latents = dsv2_thread_scratch(pass, thread);
-    s.sums = s.latents + (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
-    s.total = s.sums + (size_t)DSV2_QUERY_BLOCK * config->kv_lora_rank;
-    s.attend = s.total + (size_t)DSV2_QUERY_BLOCK * config->kv_lora_rank;
+    s.latents = ds_thread_scratch(pass, thread);
+    s.sums = s.latents + (size_t)DS_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
+    s.total = s.sums + (size_t)DS_QUERY_BLOCK * config->kv_lora_rank;
+    s.attend = s.total + (size_t)DS_QUERY_BLOCK * config->kv_lora_rank;
     return s;
 }
 
-static size_t attend_scratch_floats(const dsv2_config *config)
+static size_t attend_scratch_floats(const ds_config *config)
 {
-    dsv2_attend_shape shape = absorbed_shape(config, true);
-    return (size_t)DSV2_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim) + 2 * (size_t)DSV2_QUERY_BLOCK * config->kv_lora_rank +
-           dsv2_attend_floats(&shape, DSV2_QUERY_BLOCK);
+    ds_attend_shape shape = absorbed_shape(config, true);
+    return (size_t)DS_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim) + 2 * (size_t)DS_QUERY_BLOCK * config->kv_lora_rank +
+           ds_attend_floats(&shape, DS_QUERY_BLOCK);
 }
 
 /* The query vectors that a task takes together: some rows of one sequence times some heads. */
@@ -166,54 +166,54 @@ typedef struct queries {
 
 /* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. The next page's are brought from memory
  * meanwhile, also if the present span ends here: the thread's next task will need them. */
-static void load_latents(const mla *a, const dsv2_cache *cache, size_t first, const dsv2_attend *attend, dsv2_tile *tile, float *latents)
+static void load_latents(const mla *a, const ds_cache *cache, size_t first, const ds_attend *attend, ds_tile *tile, float *latents)
 {
-    const dsv2_kernels *kernels = a->pass->model->kernels;
-    const dsv2_attend_shape *shape = attend->shape;
-    size_t page = first / DSV2_PAGE_TOKENS;
-    const uint8_t *stored = dsv2_cache_rows(cache, a->layer, page);
+    const ds_kernels *kernels = a->pass->model->kernels;
+    const ds_attend_shape *shape = attend->shape;
+    size_t page = first / DS_PAGE_TOKENS;
+    const uint8_t *stored = ds_cache_rows(cache, a->layer, page);
     if (shape->sixteen) {
-        const uint8_t *next = page + 1 < cache->n_pages ? dsv2_cache_rows(cache, a->layer, page + 1) : NULL;
-        size_t stride = (size_t)dsv2_attend_groups(shape) * DSV2_SCALE_COLS;
-        for (size_t t = 0; t < tile->n; t += DSV2_PAIR_ROWS) {
+        const uint8_t *next = page + 1 < cache->n_pages ? ds_cache_rows(cache, a->layer, page + 1) : NULL;
+        size_t stride = (size_t)ds_attend_groups(shape) * DS_SCALE_COLS;
+        for (size_t t = 0; t < tile->n; t += DS_PAIR_ROWS) {
             size_t at = t * cache->shape.row_bytes;
-            dsv2_cache_decode_integers(&cache->shape, kernels, stored + at, dsv2_tile_rows(tile, t), attend->rows, tile->key_scales + t,
-                                       attend->padded, next == NULL ? NULL : next + at);
-            const int8_t *codes = dsv2_cache_codes(&cache->shape, stored + at);
+            ds_cache_decode_integers(&cache->shape, kernels, stored + at, ds_tile_rows(tile, t), attend->rows, tile->key_scales + t,
+                                     attend->padded, next == NULL ? NULL : next + at);
+            const int8_t *codes = ds_cache_codes(&cache->shape, stored + at);
             if (codes != NULL) {
-                dsv2_tile_codes(tile, shape, kernels, t, codes, cache->shape.row_bytes, attend->rows, stride);
+                ds_tile_codes(tile, shape, kernels, t, codes, cache->shape.row_bytes, attend->rows, stride);
             } else {
-                dsv2_tile_keys(tile, shape, kernels, t, attend->rows, stride);
-                dsv2_tile_values(tile, shape, kernels, t, attend->rows, stride);
+                ds_tile_keys(tile, shape, kernels, t, attend->rows, stride);
+                ds_tile_values(tile, shape, kernels, t, attend->rows, stride);
             }
-            dsv2_attend_keys(attend, tile, t);
+            ds_attend_keys(attend, tile, t);
         }
         tile->value_scales = tile->key_scales;
-        dsv2_tile_finish(tile, shape);
+        ds_tile_finish(tile, shape);
     } else {
-        dsv2_cache_decode_rows(&cache->shape, kernels, stored, tile->n, latents);
+        ds_cache_decode_rows(&cache->shape, kernels, stored, tile->n, latents);
         tile->keys = tile->values = latents;
         tile->key_stride = tile->value_stride = shape->part[0] + shape->part[1];
     }
 }
 
 /* The context from token `first` to `end` - 1, at most one span: sums[i] = sum_t exp(s_it - max[i]) c_t, sum[i] its weights. */
-static void attend_span(const mla *a, const dsv2_sequence *sequence, queries block, size_t first, size_t end,
+static void attend_span(const mla *a, const ds_sequence *sequence, queries block, size_t first, size_t end,
                         const attend_scratch *scratch, float *sums, float *max, float *sum)
 {
-    dsv2_pass *pass = a->pass;
-    const dsv2_config *config = &pass->model->config;
-    const dsv2_cache *cache = sequence->cache;
+    ds_pass *pass = a->pass;
+    const ds_config *config = &pass->model->config;
+    const ds_cache *cache = sequence->cache;
     uint32_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim, n_queries = block.n_rows * block.n_heads;
-    dsv2_attend_shape shape = absorbed_shape(config, dsv2_cache_is_quantised(&cache->shape));
-    const float *q[DSV2_QUERY_BLOCK];
+    ds_attend_shape shape = absorbed_shape(config, ds_cache_is_quantised(&cache->shape));
+    const float *q[DS_QUERY_BLOCK];
     for (uint32_t i = 0; i < n_queries; i++) {
         uint32_t row = block.first_row + i / block.n_heads, head = block.first_head + i % block.n_heads;
         q[i] = pass->absorbed + ((size_t)row * config->num_attention_heads + head) * width;
     }
-    dsv2_tile tile;
-    dsv2_attend attend;
-    dsv2_attend_lay_out(&shape, DSV2_QUERY_BLOCK, scratch->attend, &attend, &tile);
+    ds_tile tile;
+    ds_attend attend;
+    ds_attend_lay_out(&shape, DS_QUERY_BLOCK, scratch->attend, &attend, &tile);
     attend.kernels = pass->model->kernels;
     attend.n = n_queries;
     attend.q = q;
@@ -221,18 +221,18 @@ static void attend_span(const mla *a, const dsv2_sequence *sequence, queries blo
     attend.sums_stride = lora;
     attend.max = max;
     attend.sum = sum;
-    dsv2_attend_begin(&attend);
-    dsv2_attend_queries(&attend);
+    ds_attend_begin(&attend);
+    ds_attend_queries(&attend);
     size_t last_position = pass->row_position[block.first_row + block.n_rows - 1];
     if (end > last_position + 1)
         end = last_position + 1;
-    for (size_t t = first; t < end; t += DSV2_PAGE_TOKENS) {
-        uint32_t visible[DSV2_QUERY_BLOCK];
-        tile.n = end - t < DSV2_PAGE_TOKENS ? end - t : DSV2_PAGE_TOKENS;
+    for (size_t t = first; t < end; t += DS_PAGE_TOKENS) {
+        uint32_t visible[DS_QUERY_BLOCK];
+        tile.n = end - t < DS_PAGE_TOKENS ? end - t : DS_PAGE_TOKENS;
         for (uint32_t i = 0; i < n_queries; i++)
             visible[i] = visible_tokens(pass->row_position[block.first_row + i / block.n_heads], t, tile.n);
         load_latents(a, cache, t, &attend, &tile, scratch->latents);
-        dsv2_attend_tile(&attend, &tile, visible);
+        ds_attend_tile(&attend, &tile, visible);
     }
 }
 
@@ -252,24 +252,24 @@ static void merge_span(float *total, float *total_max, float *total_sum, const f
 /* The query's softmax-weighted latent, in the model's own basis, over what was its query vector. */
 static void finish_query(const mla *a, uint32_t row, uint32_t head, const float *total, float total_sum)
 {
-    const dsv2_config *config = &a->pass->model->config;
+    const ds_config *config = &a->pass->model->config;
     uint32_t lora = config->kv_lora_rank;
     float *out = a->pass->absorbed + ((size_t)row * config->num_attention_heads + head) * (lora + config->qk_rope_head_dim);
     float scale = 1.0f / total_sum;
     for (uint32_t j = 0; j < lora; j++)
         out[j] = total[j] * scale;
-    dsv2_cache_rotate(&a->pass->sequences[a->pass->row_sequence[row]].cache->shape, a->pass->model->kernels, out);
+    ds_cache_rotate(&a->pass->sequences[a->pass->row_sequence[row]].cache->shape, a->pass->model->kernels, out);
 }
 
-static size_t span_count(size_t position) { return position / DSV2_SPAN_TOKENS + 1; }
+static size_t span_count(size_t position) { return position / DS_SPAN_TOKENS + 1; }
 
 /* A block of queries over its whole context. */
-static void attend_block(mla *a, const dsv2_sequence *sequence, queries block, unsigned thread)
+static void attend_block(mla *a, const ds_sequence *sequence, queries block, unsigned thread)
 {
-    dsv2_pass *pass = a->pass;
+    ds_pass *pass = a->pass;
     uint32_t lora = pass->model->config.kv_lora_rank, n_queries = block.n_rows * block.n_heads;
     attend_scratch scratch = attend_scratch_of(pass, thread);
-    float max[DSV2_QUERY_BLOCK], sum[DSV2_QUERY_BLOCK], total_max[DSV2_QUERY_BLOCK], total_sum[DSV2_QUERY_BLOCK];
+    float max[DS_QUERY_BLOCK], sum[DS_QUERY_BLOCK], total_max[DS_QUERY_BLOCK], total_sum[DS_QUERY_BLOCK];
     for (uint32_t i = 0; i < n_queries; i++) {
         total_max[i] = -INFINITY;
         total_sum[i] = 0;
@@ -277,7 +277,7 @@ static void attend_block(mla *a, const dsv2_sequence *sequence, queries block, u
     memset(scratch.total, 0, (size_t)n_queries * lora * sizeof *scratch.total);
     size_t n_spans = span_count(pass->row_position[block.first_row + block.n_rows - 1]);
     for (size_t span = 0; span < n_spans; span++) {
-        attend_span(a, sequence, block, span * DSV2_SPAN_TOKENS, (span + 1) * DSV2_SPAN_TOKENS, &scratch, scratch.sums, max, sum);
+        attend_span(a, sequence, block, span * DS_SPAN_TOKENS, (span + 1) * DS_SPAN_TOKENS, &scratch, scratch.sums, max, sum);
         for (uint32_t i = 0; i < n_queries; i++)
             merge_span(scratch.total + (size_t)i * lora, &total_max[i], &total_sum[i], scratch.sums + (size_t)i * lora, max[i], sum[i], lora);
     }
@@ -287,12 +287,12 @@ static void attend_block(mla *a, const dsv2_sequence *sequence, queries block, u
 }
 
 /* One span of a block, its sums kept until all spans are there. */
-static void attend_partial(mla *a, const dsv2_sequence *sequence, const dsv2_attend_task *task, unsigned thread)
+static void attend_partial(mla *a, const ds_sequence *sequence, const ds_attend_task *task, unsigned thread)
 {
-    dsv2_pass *pass = a->pass;
+    ds_pass *pass = a->pass;
     attend_scratch scratch = attend_scratch_of(pass, thread);
     queries block = {task->first_row, task->n_rows, task->first_head, task->n_heads};
-    attend_span(a, sequence, block, task->span * DSV2_SPAN_TOKENS, (task->span + 1) * DSV2_SPAN_TOKENS, &scratch,
+    attend_span(a, sequence, block, task->span * DS_SPAN_TOKENS, (task->span + 1) * DS_SPAN_TOKENS, &scratch,
                 pass->span_out + task->first_partial * pass->model->config.kv_lora_rank, pass->span_max + task->first_partial,
                 pass->span_sum + task->first_partial);
 }
@@ -300,9 +300,9 @@ static void attend_partial(mla *a, const dsv2_sequence *sequence, const dsv2_att
 static void attend_task(void *context, size_t index, unsigned thread)
 {
     mla *a = context;
-    const dsv2_attend_task *task = &a->pass->attend_tasks[index];
-    const dsv2_sequence *sequence = &a->pass->sequences[a->pass->row_sequence[task->first_row]];
-    if (task->span == DSV2_ALL_SPANS)
+    const ds_attend_task *task = &a->pass->attend_tasks[index];
+    const ds_sequence *sequence = &a->pass->sequences[a->pass->row_sequence[task->first_row]];
+    if (task->span == DS_ALL_SPANS)
         attend_block(a, sequence, (queries){task->first_row, task->n_rows, task->first_head, task->n_heads}, thread);
     else
         attend_partial(a, sequence, task, thread);
@@ -312,8 +312,8 @@ static void attend_task(void *context, size_t index, unsigned thread)
 static void merge_task(void *context, size_t index, unsigned thread)
 {
     mla *a = context;
-    dsv2_pass *pass = a->pass;
-    const dsv2_attend_task *task = &pass->attend_tasks[index], *run = task - task->span;
+    ds_pass *pass = a->pass;
+    const ds_attend_task *task = &pass->attend_tasks[index], *run = task - task->span;
     uint32_t lora = pass->model->config.kv_lora_rank, n_queries = task->n_rows * task->n_heads;
     float *total = attend_scratch_of(pass, thread).total;
     for (size_t i = task->span; i < n_queries; i += task->n_spans) {
@@ -328,23 +328,23 @@ static void merge_task(void *context, size_t index, unsigned thread)
 }
 
 /* Cuts the absorbed sequences into blocks of queries, each of some rows and block_heads heads; and these, if `split`, into spans. */
-static size_t plan_absorbed(dsv2_pass *pass, uint32_t block_heads, bool split)
+static size_t plan_absorbed(ds_pass *pass, uint32_t block_heads, bool split)
 {
     uint32_t n_heads = pass->model->config.num_attention_heads;
-    uint32_t block_rows = n_heads < DSV2_QUERY_BLOCK ? DSV2_QUERY_BLOCK / n_heads : 1;
+    uint32_t block_rows = n_heads < DS_QUERY_BLOCK ? DS_QUERY_BLOCK / n_heads : 1;
     size_t n_tasks = 0, n_partials = 0;
     for (size_t s = 0; s < pass->n_sequences; s++) {
-        const dsv2_sequence *sequence = &pass->sequences[s];
+        const ds_sequence *sequence = &pass->sequences[s];
         if (sequence->expanded)
             continue;
         for (uint32_t row = 0; row < sequence->n_rows; row += block_rows) {
             for (uint32_t head = 0; head < n_heads; head += block_heads) {
-                dsv2_attend_task task = {
+                ds_attend_task task = {
                     .first_row = sequence->first_row + row,
                     .n_rows = sequence->n_rows - row < block_rows ? sequence->n_rows - row : block_rows,
                     .first_head = head,
                     .n_heads = n_heads - head < block_heads ? n_heads - head : block_heads,
-                    .span = DSV2_ALL_SPANS,
+                    .span = DS_ALL_SPANS,
                 };
                 if (!split) {
                     pass->attend_tasks[n_tasks++] = task;
@@ -364,8 +364,8 @@ static size_t plan_absorbed(dsv2_pass *pass, uint32_t block_heads, bool split)
 
 static void attend_absorbed(mla *a)
 {
-    dsv2_pass *pass = a->pass;
-    const dsv2_config *config = &pass->model->config;
+    ds_pass *pass = a->pass;
+    const ds_config *config = &pass->model->config;
     size_t n_rows = 0, longest = 0;
     for (uint32_t row = 0; row < pass->n_rows; row++) {
         if (pass->sequences[pass->row_sequence[row]].expanded)
@@ -375,35 +375,35 @@ static void attend_absorbed(mla *a)
     }
     if (n_rows == 0)
         return;
-    dsv2_pool_run(pass->model->pool, absorb_task, a, config->num_attention_heads);
+    ds_pool_run(pass->model->pool, absorb_task, a, config->num_attention_heads);
     /* Where there are too few blocks to keep the threads busy they are cut into spans; and into heads, if they have too few of these:
      * each then makes the same tiles, which takes less time than waiting. */
-    uint32_t n_heads = config->num_attention_heads, block_heads = n_heads < DSV2_QUERY_BLOCK ? n_heads : DSV2_QUERY_BLOCK;
-    size_t n_tasks = plan_absorbed(pass, block_heads, false), n_threads = dsv2_pool_threads(pass->model->pool);
+    uint32_t n_heads = config->num_attention_heads, block_heads = n_heads < DS_QUERY_BLOCK ? n_heads : DS_QUERY_BLOCK;
+    size_t n_tasks = plan_absorbed(pass, block_heads, false), n_threads = ds_pool_threads(pass->model->pool);
     size_t n_spans = span_count(longest);
     bool split = n_tasks < 4 * n_threads && n_spans > 1 && n_rows * n_heads * n_spans <= pass->max_partials;
     if (split)
         n_tasks = plan_absorbed(pass, block_heads, true);
     if (n_tasks < n_threads)
         n_tasks = plan_absorbed(pass, (uint32_t)((block_heads * n_tasks + n_threads - 1) / n_threads), split);
-    dsv2_pool_run(pass->model->pool, attend_task, a, n_tasks);
+    ds_pool_run(pass->model->pool, attend_task, a, n_tasks);
     if (split)
-        dsv2_pool_run(pass->model->pool, merge_task, a, n_tasks);
-    dsv2_pool_run(pass->model->pool, value_task, a, config->num_attention_heads);
+        ds_pool_run(pass->model->pool, merge_task, a, n_tasks);
+    ds_pool_run(pass->model->pool, value_task, a, config->num_attention_heads);
 }
 
 /* ---- the expanded form ---- */
 
-static dsv2_attend_shape expanded_shape(const dsv2_config *config, bool sixteen)
+static ds_attend_shape expanded_shape(const ds_config *config, bool sixteen)
 {
-    return (dsv2_attend_shape){sixteen, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim, config->v_head_dim,
-                               false};
+    return (ds_attend_shape){sixteen, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim, config->v_head_dim,
+                             false};
 }
 
 /* A sequence's context, or as much of it as is worked on: tokens `first` to `end` - 1. */
 typedef struct segment {
     const mla *a;
-    const dsv2_sequence *sequence;
+    const ds_sequence *sequence;
     size_t first, end;
 } segment;
 
@@ -412,79 +412,79 @@ static void segment_task(void *context, size_t page, unsigned thread)
 {
     (void)thread;
     const segment *s = context;
-    dsv2_pass *pass = s->a->pass;
-    const dsv2_cache *cache = s->sequence->cache;
-    const dsv2_kernels *kernels = pass->model->kernels;
-    const dsv2_matrix *kv_b = &s->a->weights->kv_b_proj;
-    size_t first = s->first + page * DSV2_PAGE_TOKENS, n = s->end - first < DSV2_PAGE_TOKENS ? s->end - first : DSV2_PAGE_TOKENS;
-    size_t width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim, at = page * DSV2_PAGE_TOKENS;
+    ds_pass *pass = s->a->pass;
+    const ds_cache *cache = s->sequence->cache;
+    const ds_kernels *kernels = pass->model->kernels;
+    const ds_matrix *kv_b = &s->a->weights->kv_b_proj;
+    size_t first = s->first + page * DS_PAGE_TOKENS, n = s->end - first < DS_PAGE_TOKENS ? s->end - first : DS_PAGE_TOKENS;
+    size_t width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim, at = page * DS_PAGE_TOKENS;
     float *latents = pass->segment_latents + at * width;
-    dsv2_cache_decode_rows(&cache->shape, kernels, dsv2_cache_rows(cache, s->a->layer, first / DSV2_PAGE_TOKENS), n, latents);
+    ds_cache_decode_rows(&cache->shape, kernels, ds_cache_rows(cache, s->a->layer, first / DS_PAGE_TOKENS), n, latents);
     for (size_t t = 0; t < n; t++) {
-        dsv2_cache_rotate(&cache->shape, kernels, latents + t * width);
-        if (dsv2_type_is_packed(kv_b->type))
-            kernels->prepare_row(pass->segment_x8 + (at + t) * dsv2_prepared_blocks(kv_b->cols), latents + t * width, kv_b->cols);
+        ds_cache_rotate(&cache->shape, kernels, latents + t * width);
+        if (ds_type_is_packed(kv_b->type))
+            kernels->prepare_row(pass->segment_x8 + (at + t) * ds_prepared_blocks(kv_b->cols), latents + t * width, kv_b->cols);
     }
 }
 
-/* Working memory of one thread, behind what dsv2_matmul wants. */
+/* Working memory of one thread, behind what ds_matmul wants. */
 typedef struct expand_scratch {
     float *matmul;
-    float *keys;   /* [DSV2_PAGE_TOKENS][nope + rope]: k^C and k^R */
-    float *values; /* [DSV2_PAGE_TOKENS][v] */
-    float *value_scales; /* [DSV2_PAGE_TOKENS] */
+    float *keys;   /* [DS_PAGE_TOKENS][nope + rope]: k^C and k^R */
+    float *values; /* [DS_PAGE_TOKENS][v] */
+    float *value_scales; /* [DS_PAGE_TOKENS] */
     float *attend; /* what attend.c needs */
 } expand_scratch;
 
-static size_t expand_scratch_floats(const dsv2_config *config)
+static size_t expand_scratch_floats(const ds_config *config)
 {
-    dsv2_attend_shape shape = expanded_shape(config, true);
-    return (size_t)DSV2_PAGE_TOKENS * (config->qk_nope_head_dim + (size_t)config->qk_rope_head_dim + config->v_head_dim + 1) +
-           dsv2_attend_floats(&shape, DSV2_PASS_ROWS);
+    ds_attend_shape shape = expanded_shape(config, true);
+    return (size_t)DS_PAGE_TOKENS * (config->qk_nope_head_dim + (size_t)config->qk_rope_head_dim + config->v_head_dim + 1) +
+           ds_attend_floats(&shape, DS_PASS_ROWS);
 }
 
-static expand_scratch expand_scratch_of(const dsv2_pass *pass, const dsv2_mla_weights *weights, unsigned thread)
+static expand_scratch expand_scratch_of(const ds_pass *pass, const ds_mla_weights *weights, unsigned thread)
 {
-    const dsv2_config *config = &pass->model->config;
+    const ds_config *config = &pass->model->config;
     expand_scratch s;
-    s.matmul = dsv2_thread_scratch(pass, thread);
-    s.keys = s.matmul + dsv2_matmul_scratch(&weights->kv_b_proj);
-    s.values = s.keys + (size_t)DSV2_PAGE_TOKENS * (config->qk_nope_head_dim + config->qk_rope_head_dim);
-    s.value_scales = s.values + (size_t)DSV2_PAGE_TOKENS * config->v_head_dim;
-    s.attend = s.value_scales + DSV2_PAGE_TOKENS;
+    s.matmul = ds_thread_scratch(pass, thread);
+    s.keys = s.matmul + ds_matmul_scratch(&weights->kv_b_proj);
+    s.values = s.keys + (size_t)DS_PAGE_TOKENS * (config->qk_nope_head_dim + config->qk_rope_head_dim);
+    s.value_scales = s.values + (size_t)DS_PAGE_TOKENS * config->v_head_dim;
+    s.attend = s.value_scales + DS_PAGE_TOKENS;
     return s;
 }
 
 /* k^C = W^UK c (Eq. 42), with k^R behind it, and v^C = W^UV c (Eq. 45), of one head for n tokens from number `at` of the segment. */
 static void expand(const segment *segment, uint32_t head, size_t at, size_t n, const expand_scratch *s)
 {
-    dsv2_pass *pass = segment->a->pass;
-    const dsv2_kernels *kernels = pass->model->kernels;
-    const dsv2_config *config = &pass->model->config;
-    const dsv2_matrix *kv_b = &segment->a->weights->kv_b_proj;
+    ds_pass *pass = segment->a->pass;
+    const ds_kernels *kernels = pass->model->kernels;
+    const ds_config *config = &pass->model->config;
+    const ds_matrix *kv_b = &segment->a->weights->kv_b_proj;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim, v_dim = config->v_head_dim;
-    const float *latents[DSV2_PAGE_TOKENS];
-    const dsv2_x8 *x8[DSV2_PAGE_TOKENS];
+    const float *latents[DS_PAGE_TOKENS];
+    const ds_x8 *x8[DS_PAGE_TOKENS];
     for (size_t t = 0; t < n; t++) {
         latents[t] = pass->segment_latents + (at + t) * (lora + rope);
-        x8[t] = pass->segment_x8 + (at + t) * dsv2_prepared_blocks(lora);
+        x8[t] = pass->segment_x8 + (at + t) * ds_prepared_blocks(lora);
         memcpy(s->keys + t * (nope + rope) + nope, latents[t] + lora, rope * sizeof(float));
     }
     uint32_t first = head * (nope + v_dim);
-    if (dsv2_type_is_packed(kv_b->type)) {
-        dsv2_matmul_prepared(kernels, s->keys, nope + rope, x8, n, kv_b, first, first + nope);
-        dsv2_matmul_prepared(kernels, s->values, v_dim, x8, n, kv_b, first + nope, first + nope + v_dim);
+    if (ds_type_is_packed(kv_b->type)) {
+        ds_matmul_prepared(kernels, s->keys, nope + rope, x8, n, kv_b, first, first + nope);
+        ds_matmul_prepared(kernels, s->values, v_dim, x8, n, kv_b, first + nope, first + nope + v_dim);
     } else {
-        dsv2_matmul(kernels, s->keys, nope + rope, latents, n, kv_b, first, first + nope, s->matmul);
-        dsv2_matmul(kernels, s->values, v_dim, latents, n, kv_b, first + nope, first + nope + v_dim, s->matmul);
+        ds_matmul(kernels, s->keys, nope + rope, latents, n, kv_b, first, first + nope, s->matmul);
+        ds_matmul(kernels, s->values, v_dim, latents, n, kv_b, first + nope, first + nope + v_dim, s->matmul);
     }
 }
 
 /* Makes the tile of expanded keys and values; in 16 bits, with one scale for each token's key and one for its value. */
-static void load_expanded(const dsv2_attend *attend, dsv2_tile *tile, const expand_scratch *s)
+static void load_expanded(const ds_attend *attend, ds_tile *tile, const expand_scratch *s)
 {
-    const dsv2_attend_shape *shape = attend->shape;
-    uint32_t width = shape->part[0], v_dim = shape->value_width, groups = dsv2_attend_groups(shape), cols = groups * DSV2_SCALE_COLS;
+    const ds_attend_shape *shape = attend->shape;
+    uint32_t width = shape->part[0], v_dim = shape->value_width, groups = ds_attend_groups(shape), cols = groups * DS_SCALE_COLS;
     if (!shape->sixteen) {
         tile->keys = s->keys;
         tile->key_stride = width;
@@ -492,22 +492,22 @@ static void load_expanded(const dsv2_attend *attend, dsv2_tile *tile, const expa
         tile->value_stride = v_dim;
         return;
     }
-    for (size_t first = 0; first < tile->n; first += DSV2_PAIR_ROWS) {
-        size_t end = first + dsv2_tile_rows(tile, first);
+    for (size_t first = 0; first < tile->n; first += DS_PAIR_ROWS) {
+        size_t end = first + ds_tile_rows(tile, first);
         for (size_t t = first; t < end; t++) {
             int16_t *row = attend->rows + (t - first) * cols;
-            float scale = attend->kernels->round_row(row, s->keys + t * width, width, DSV2_NARROW);
+            float scale = attend->kernels->round_row(row, s->keys + t * width, width, DS_NARROW);
             memset(row + width, 0, (cols - width) * sizeof *row);
             for (uint32_t g = 0; g < groups; g++)
-                tile->key_scales[g * DSV2_PAGE_TOKENS + t] = scale;
+                tile->key_scales[g * DS_PAGE_TOKENS + t] = scale;
         }
-        dsv2_tile_keys(tile, shape, attend->kernels, first, attend->rows, cols);
+        ds_tile_keys(tile, shape, attend->kernels, first, attend->rows, cols);
         for (size_t t = first; t < end; t++)
-            s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim, v_dim, DSV2_NARROW);
-        dsv2_tile_values(tile, shape, attend->kernels, first, attend->rows, v_dim);
+            s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim, v_dim, DS_NARROW);
+        ds_tile_values(tile, shape, attend->kernels, first, attend->rows, v_dim);
     }
     tile->value_scales = s->value_scales;
-    dsv2_tile_finish(tile, shape);
+    ds_tile_finish(tile, shape);
 }
 
 /* All rows of a sequence for one head, over one segment of the context (Eqs. 46, 47). */
@@ -515,19 +515,19 @@ static void expanded_task(void *context, size_t head, unsigned thread)
 {
     const segment *segment = context;
     const mla *a = segment->a;
-    dsv2_pass *pass = a->pass;
-    const dsv2_sequence *sequence = segment->sequence;
-    const dsv2_config *config = &pass->model->config;
+    ds_pass *pass = a->pass;
+    const ds_sequence *sequence = segment->sequence;
+    const ds_config *config = &pass->model->config;
     uint32_t width = config->qk_nope_head_dim + config->qk_rope_head_dim, v_dim = config->v_head_dim, n_rows = sequence->n_rows;
     expand_scratch s = expand_scratch_of(pass, a->weights, thread);
-    dsv2_attend_shape shape = expanded_shape(config, dsv2_cache_is_quantised(&sequence->cache->shape));
+    ds_attend_shape shape = expanded_shape(config, ds_cache_is_quantised(&sequence->cache->shape));
     size_t q_stride = (size_t)config->num_attention_heads * width, out_stride = (size_t)config->num_attention_heads * v_dim;
-    const float *q[DSV2_PASS_ROWS];
+    const float *q[DS_PASS_ROWS];
     for (uint32_t i = 0; i < n_rows; i++)
         q[i] = pass->q + (sequence->first_row + i) * q_stride + head * width;
-    dsv2_tile tile;
-    dsv2_attend attend;
-    dsv2_attend_lay_out(&shape, n_rows, s.attend, &attend, &tile);
+    ds_tile tile;
+    ds_attend attend;
+    ds_attend_lay_out(&shape, n_rows, s.attend, &attend, &tile);
     attend.kernels = pass->model->kernels;
     attend.n = n_rows;
     attend.q = q;
@@ -536,16 +536,16 @@ static void expanded_task(void *context, size_t head, unsigned thread)
     attend.max = pass->expanded_max + head * pass->max_rows;
     attend.sum = pass->expanded_sum + head * pass->max_rows;
     if (segment->first == 0)
-        dsv2_attend_begin(&attend);
-    dsv2_attend_queries(&attend);
-    for (size_t t = segment->first; t < segment->end; t += DSV2_PAGE_TOKENS) {
-        uint32_t visible[DSV2_PASS_ROWS];
-        tile.n = segment->end - t < DSV2_PAGE_TOKENS ? segment->end - t : DSV2_PAGE_TOKENS;
+        ds_attend_begin(&attend);
+    ds_attend_queries(&attend);
+    for (size_t t = segment->first; t < segment->end; t += DS_PAGE_TOKENS) {
+        uint32_t visible[DS_PASS_ROWS];
+        tile.n = segment->end - t < DS_PAGE_TOKENS ? segment->end - t : DS_PAGE_TOKENS;
         for (uint32_t i = 0; i < n_rows; i++)
             visible[i] = visible_tokens(sequence->first_position + i, t, tile.n);
         expand(segment, (uint32_t)head, t - segment->first, tile.n, &s);
         load_expanded(&attend, &tile, &s);
-        dsv2_attend_tile(&attend, &tile, visible);
+        ds_attend_tile(&attend, &tile, visible);
     }
     if (segment->end < sequence->first_position + n_rows)
         return;
@@ -557,17 +557,17 @@ static void expanded_task(void *context, size_t head, unsigned thread)
 /* All sequences in the expanded form. The context's latents are made ready for all heads a segment at a time. */
 static void attend_expanded(const mla *a)
 {
-    dsv2_pass *pass = a->pass;
+    ds_pass *pass = a->pass;
     for (size_t i = 0; i < pass->n_sequences; i++) {
-        const dsv2_sequence *sequence = &pass->sequences[i];
+        const ds_sequence *sequence = &pass->sequences[i];
         if (!sequence->expanded)
             continue;
         size_t total = sequence->first_position + sequence->n_rows;
-        for (size_t first = 0; first < total; first += DSV2_SEGMENT_TOKENS) {
-            size_t n = total - first < DSV2_SEGMENT_TOKENS ? total - first : DSV2_SEGMENT_TOKENS;
+        for (size_t first = 0; first < total; first += DS_SEGMENT_TOKENS) {
+            size_t n = total - first < DS_SEGMENT_TOKENS ? total - first : DS_SEGMENT_TOKENS;
             segment s = {a, sequence, first, first + n};
-            dsv2_pool_run(pass->model->pool, segment_task, &s, (n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS);
-            dsv2_pool_run(pass->model->pool, expanded_task, &s, pass->model->config.num_attention_heads);
+            ds_pool_run(pass->model->pool, segment_task, &s, (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS);
+            ds_pool_run(pass->model->pool, expanded_task, &s, pass->model->config.num_attention_heads);
         }
     }
 }
@@ -576,7 +576,7 @@ static void attend_expanded(const mla *a)
  *   absorbed: each row through W^UK and W^UV once, then 2 lora + rope for every token it sees
  *   expanded: each token of the context through W^UK and W^UV once, then nope + rope + v for every token a row sees
  * Asked of a sequence's own rows alone, so that its bits do not depend on its companions. */
-static bool is_expanded(const dsv2_config *config, const dsv2_sequence *sequence)
+static bool is_expanded(const ds_config *config, const ds_sequence *sequence)
 {
     if (sequence->attention != DSV2_ATTENTION_AUTO)
         return sequence->attention == DSV2_ATTENTION_EXPANDED;
@@ -587,22 +587,22 @@ static bool is_expanded(const dsv2_config *config, const dsv2_sequence *sequence
     return expanded_cost < absorbed;
 }
 
-void dsv2_mla_choose_form(const dsv2_model *model, dsv2_sequence *sequence) { sequence->expanded = is_expanded(&model->config, sequence); }
+void ds_mla_choose_form(const dsv2_model *model, ds_sequence *sequence) { sequence->expanded = is_expanded(&model->config, sequence); }
 
-size_t dsv2_mla_scratch(const dsv2_model *model)
+size_t ds_mla_scratch(const dsv2_model *model)
 {
     size_t absorbed = attend_scratch_floats(&model->config), expand = expand_scratch_floats(&model->config);
     return absorbed > expand ? absorbed : expand;
 }
 
-void dsv2_mla(dsv2_pass *pass, uint32_t layer)
+void ds_mla(ds_pass *pass, uint32_t layer)
 {
-    const dsv2_mla_weights *weights = &pass->model->layers[layer].mla;
-    const dsv2_config *config = &pass->model->config;
+    const ds_mla_weights *weights = &pass->model->layers[layer].mla;
+    const ds_config *config = &pass->model->config;
     mla a = {pass, weights, layer};
     queries_and_latents(&a);
     attend_absorbed(&a);
     attend_expanded(&a);
-    dsv2_linear(pass, &weights->o_proj, weights->o_bias, pass->heads_out, weights->o_proj.cols, pass->n_rows, pass->block_out,
-                config->hidden_size);
+    ds_linear(pass, &weights->o_proj, weights->o_bias, pass->heads_out, weights->o_proj.cols, pass->n_rows, pass->block_out,
+              config->hidden_size);
 }

@@ -7,68 +7,68 @@
 /* A configuration is a page of text; anything far larger is something else. */
 enum { CONFIG_MAX_BYTES = 16 << 20 };
 
-void dsv2_model_retain(dsv2_model *model) { atomic_fetch_add_explicit(&model->references, 1, memory_order_relaxed); }
+void ds_model_retain(dsv2_model *model) { atomic_fetch_add_explicit(&model->references, 1, memory_order_relaxed); }
 
-void dsv2_model_release(dsv2_model *model)
+void ds_model_release(dsv2_model *model)
 {
     if (model == NULL || atomic_fetch_sub_explicit(&model->references, 1, memory_order_acq_rel) != 1)
         return;
-    dsv2_passes_free(model);
-    dsv2_pool_destroy(model->pool);
-    dsv2_tokenizer_destroy(model->tokenizer);
-    dsv2_container_close(model->container);
+    ds_passes_free(model);
+    ds_pool_destroy(model->pool);
+    ds_tokenizer_destroy(model->tokenizer);
+    ds_container_close(model->container);
     for (size_t i = 0; i < model->n_owned; i++)
-        dsv2_free(model->owned[i]);
-    dsv2_free(model->owned);
-    dsv2_free(model->rope_frequency);
-    dsv2_page_pool_destroy(&model->pages);
-    for (int kind = 0; kind < DSV2_LOAD_KINDS; kind++)
-        dsv2_load_free(&model->loads[kind]);
-    dsv2_conversions_free(&model->repacking);
+        ds_free(model->owned[i]);
+    ds_free(model->owned);
+    ds_free(model->rope_frequency);
+    ds_page_pool_destroy(&model->pages);
+    for (int kind = 0; kind < DS_LOAD_KINDS; kind++)
+        ds_load_free(&model->loads[kind]);
+    ds_conversions_free(&model->repacking);
     pthread_mutex_destroy(&model->repacking_lock);
     pthread_mutex_destroy(&model->loads_lock);
     pthread_mutex_destroy(&model->passes_lock);
-    dsv2_free(model);
+    ds_free(model);
 }
 
 /* A folder as Hugging Face publishes it. */
 static dsv2_status load_folder(dsv2_model *model, const char *path)
 {
-    char *json = NULL, *tokenizer_path = NULL, *config_path = dsv2_path_join(path, "config.json");
+    char *json = NULL, *tokenizer_path = NULL, *config_path = ds_path_join(path, "config.json");
     size_t size;
     dsv2_status status;
     if (config_path == NULL)
-        return dsv2_fail_memory("a path", strlen(path));
-    status = dsv2_file_read(config_path, CONFIG_MAX_BYTES, &json, &size);
+        return ds_fail_memory("a path", strlen(path));
+    status = ds_file_read(config_path, CONFIG_MAX_BYTES, &json, &size);
     if (status == DSV2_OK)
-        status = dsv2_config_from_json(config_path, json, size, &model->logger, &model->config);
+        status = ds_config_from_json(config_path, json, size, &model->logger, &model->config);
     if (status == DSV2_OK)
-        status = dsv2_safetensors_open(path, &model->logger, &model->container);
+        status = ds_safetensors_open(path, &model->logger, &model->container);
     if (status != DSV2_OK)
         goto done;
-    tokenizer_path = dsv2_path_join(path, "tokenizer.json");
+    tokenizer_path = ds_path_join(path, "tokenizer.json");
     if (tokenizer_path == NULL)
-        status = dsv2_fail_memory("a path", strlen(path));
-    else if (dsv2_is_file(tokenizer_path))
-        status = dsv2_tokenizer_load(path, &model->tokenizer);
+        status = ds_fail_memory("a path", strlen(path));
+    else if (ds_is_file(tokenizer_path))
+        status = ds_tokenizer_load(path, &model->tokenizer);
     else
-        dsv2_log(&model->logger, DSV2_LOG_INFO, "%s: no tokenizer.json: the model runs on token ids only", path);
+        ds_log(&model->logger, DSV2_LOG_INFO, "%s: no tokenizer.json: the model runs on token ids only", path);
 done:
-    dsv2_free(tokenizer_path);
-    dsv2_free(json);
-    dsv2_free(config_path);
+    ds_free(tokenizer_path);
+    ds_free(json);
+    ds_free(config_path);
     return status;
 }
 
 static dsv2_status load_gguf(dsv2_model *model, const char *path)
 {
-    dsv2_status status = dsv2_gguf_open(path, &model->logger, &model->container);
+    dsv2_status status = ds_gguf_open(path, &model->logger, &model->container);
     if (status == DSV2_OK)
-        status = dsv2_config_from_gguf(model->container, &model->logger, &model->config);
+        status = ds_config_from_gguf(model->container, &model->logger, &model->config);
     if (status == DSV2_OK)
-        status = dsv2_gguf_tokenizer(model->container, &model->tokenizer);
+        status = ds_gguf_tokenizer(model->container, &model->tokenizer);
     if (status == DSV2_OK && model->tokenizer == NULL)
-        dsv2_log(&model->logger, DSV2_LOG_INFO, "%s: has no tokenizer: the model runs on token ids only", path);
+        ds_log(&model->logger, DSV2_LOG_INFO, "%s: has no tokenizer: the model runs on token ids only", path);
     return status;
 }
 
@@ -76,37 +76,37 @@ static dsv2_status load_pack(dsv2_model *model, const char *path)
 {
     const char *text;
     size_t size;
-    dsv2_status status = dsv2_pack_open(path, &model->container);
+    dsv2_status status = ds_pack_open(path, &model->container);
     if (status != DSV2_OK)
         return status;
-    dsv2_pack_text(model->container, "config.json", &text, &size);
+    ds_pack_text(model->container, "config.json", &text, &size);
     if (text == NULL)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the pack has no config.json", path);
-    status = dsv2_config_from_json(path, text, size, &model->logger, &model->config);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the pack has no config.json", path);
+    status = ds_config_from_json(path, text, size, &model->logger, &model->config);
     if (status != DSV2_OK)
         return status;
-    return dsv2_pack_tokenizer(model->container, &model->tokenizer);
+    return ds_pack_tokenizer(model->container, &model->tokenizer);
 }
 
 static dsv2_status load_container(dsv2_model *model, const char *path)
 {
-    if (dsv2_is_folder(path))
+    if (ds_is_folder(path))
         return load_folder(model, path);
-    if (dsv2_is_gguf(path))
+    if (ds_is_gguf(path))
         return load_gguf(model, path);
-    if (dsv2_is_pack(path))
+    if (ds_is_pack(path))
         return load_pack(model, path);
-    dsv2_file file;
-    dsv2_status status = dsv2_file_map(path, &file); /* says why if it is not there */
+    ds_file file;
+    dsv2_status status = ds_file_map(path, &file); /* says why if it is not there */
     if (status != DSV2_OK)
         return status;
-    dsv2_file_unmap(&file);
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack",
-                     path);
+    ds_file_unmap(&file);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack",
+                   path);
 }
 
 /* Digest of everything in the configuration that changes a logit. Field by field: a structure's padding holds anything. */
-static uint64_t config_fingerprint(const dsv2_config *c)
+static uint64_t config_fingerprint(const ds_config *c)
 {
     const uint32_t integers[] = {
         c->is_v3, c->vocab_size, c->hidden_size, c->intermediate_size, c->moe_intermediate_size, c->num_hidden_layers,
@@ -120,7 +120,7 @@ static uint64_t config_fingerprint(const dsv2_config *c)
     return XXH3_64bits_withSeed(reals, sizeof reals, XXH3_64bits(integers, sizeof integers));
 }
 
-uint64_t dsv2_fingerprint_digest(const dsv2_fingerprint *fingerprint)
+uint64_t ds_fingerprint_digest(const ds_fingerprint *fingerprint)
 {
     const uint64_t parts[] = {fingerprint->config, fingerprint->tokenizer, fingerprint->weights};
     return XXH3_64bits(parts, sizeof parts);
@@ -128,52 +128,52 @@ uint64_t dsv2_fingerprint_digest(const dsv2_fingerprint *fingerprint)
 
 static dsv2_status start_threads(dsv2_model *model, uint32_t n_threads)
 {
-    return dsv2_pool_create(n_threads > 0 ? n_threads : dsv2_default_threads(), &model->pool);
+    return ds_pool_create(n_threads > 0 ? n_threads : ds_default_threads(), &model->pool);
 }
 
-dsv2_status dsv2_model_load(const char *path, const dsv2_model_options *options, bool as_found, dsv2_model **out)
+dsv2_status ds_model_load(const char *path, const dsv2_model_options *options, bool as_found, dsv2_model **out)
 {
-    dsv2_model *model = dsv2_new(1, sizeof *model);
+    dsv2_model *model = ds_new(1, sizeof *model);
     if (model == NULL)
-        return dsv2_fail_memory("a model", sizeof *model);
+        return ds_fail_memory("a model", sizeof *model);
     atomic_init(&model->references, 1);
     pthread_mutex_init(&model->passes_lock, NULL);
     pthread_mutex_init(&model->loads_lock, NULL);
     pthread_mutex_init(&model->repacking_lock, NULL);
-    dsv2_page_pool_init(&model->pages, options->cache_memory_limit);
-    model->logger = (dsv2_logger){options->log, options->log_user};
-    dsv2_status status = dsv2_kernels_select(options->kernels, &model->kernels);
+    ds_page_pool_init(&model->pages, options->cache_memory_limit);
+    model->logger = (ds_logger){options->log, options->log_user};
+    dsv2_status status = ds_kernels_select(options->kernels, &model->kernels);
     if (status == DSV2_OK)
         status = start_threads(model, options->n_threads); /* weights may have to be packed */
     if (status == DSV2_OK)
         status = load_container(model, path);
     if (status == DSV2_OK) {
         model->fingerprint.config = config_fingerprint(&model->config);
-        model->fingerprint.tokenizer = model->tokenizer == NULL ? 0 : dsv2_tokenizer_digest(model->tokenizer);
-        status = dsv2_weights_bind(model, options, as_found);
+        model->fingerprint.tokenizer = model->tokenizer == NULL ? 0 : ds_tokenizer_digest(model->tokenizer);
+        status = ds_weights_bind(model, options, as_found);
     }
     if (status == DSV2_OK)
-        status = dsv2_rope_init(model);
+        status = ds_rope_init(model);
     if (status == DSV2_OK)
-        dsv2_load_shape_init(&model->load_shape, &model->config);
-    for (int kind = 0; kind < DSV2_LOAD_KINDS && status == DSV2_OK; kind++)
-        status = dsv2_load_init(&model->loads[kind], &model->load_shape);
+        ds_load_shape_init(&model->load_shape, &model->config);
+    for (int kind = 0; kind < DS_LOAD_KINDS && status == DSV2_OK; kind++)
+        status = ds_load_init(&model->loads[kind], &model->load_shape);
     if (status != DSV2_OK) {
-        dsv2_model_release(model);
+        ds_model_release(model);
         return status;
     }
     if (model->tokenizer != NULL)
-        dsv2_tokenizer_set_special(model->tokenizer, model->config.bos_token_id, model->config.eos_token_id);
-    dsv2_log(&model->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path, model->config.num_hidden_layers,
-             model->kernels->name, dsv2_pool_threads(model->pool));
+        ds_tokenizer_set_special(model->tokenizer, model->config.bos_token_id, model->config.eos_token_id);
+    ds_log(&model->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path, model->config.num_hidden_layers,
+           model->kernels->name, ds_pool_threads(model->pool));
     *out = model;
     return DSV2_OK;
 }
 
 /* Weights that one token meets: everything but the experts that it does not choose, and of the embedding one row. */
-uint64_t dsv2_model_parameters_activated(const dsv2_model *model)
+uint64_t ds_model_parameters_activated(const dsv2_model *model)
 {
-    const dsv2_config *config = &model->config;
+    const ds_config *config = &model->config;
     uint64_t expert = 3 * (uint64_t)config->moe_intermediate_size * config->hidden_size, unused = 0;
     for (uint32_t l = 0; l < config->num_hidden_layers; l++)
         if (model->layers[l].is_moe)

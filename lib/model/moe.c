@@ -5,9 +5,9 @@
 #include <string.h>
 
 /* Sorts the (row, chosen expert) pairs by expert, rows in order within each, and makes a job of every expert that was chosen. */
-static void group_by_expert(dsv2_pass *pass, const dsv2_moe_weights *moe)
+static void group_by_expert(ds_pass *pass, const ds_moe_weights *moe)
 {
-    const dsv2_config *config = &pass->model->config;
+    const ds_config *config = &pass->model->config;
     uint32_t n_experts = config->n_routed_experts, top_k = config->num_experts_per_tok, n_pairs = pass->n_rows * top_k;
     uint32_t *next = pass->expert_rows;
     memset(next, 0, (n_experts + 1) * sizeof *next);
@@ -17,13 +17,13 @@ static void group_by_expert(dsv2_pass *pass, const dsv2_moe_weights *moe)
         uint32_t n = next[e + 1], first = next[e];
         next[e + 1] += first;
         if (n > 0)
-            pass->ffn_jobs[pass->n_ffn_jobs++] = (dsv2_ffn_job){
+            pass->ffn_jobs[pass->n_ffn_jobs++] = (ds_ffn_job){
                 .weights = &moe->experts[e],
                 .deferred = moe->deferred == NULL ? NULL : &moe->deferred[e],
                 .n_rows = n,
                 .first_input = first,
                 .first_hidden = (size_t)first * config->moe_intermediate_size,
-                .first_x8 = first * dsv2_prepared_blocks(config->moe_intermediate_size),
+                .first_x8 = first * ds_prepared_blocks(config->moe_intermediate_size),
                 .first_output = (size_t)first * config->hidden_size,
             };
     }
@@ -35,18 +35,18 @@ static void group_by_expert(dsv2_pass *pass, const dsv2_moe_weights *moe)
 }
 
 /* The shared experts take every row; they go first, being the largest job. Their slots come after the pairs'. */
-static void add_shared(dsv2_pass *pass, const dsv2_moe_weights *moe)
+static void add_shared(ds_pass *pass, const ds_moe_weights *moe)
 {
-    const dsv2_config *config = &pass->model->config;
+    const ds_config *config = &pass->model->config;
     uint32_t first = pass->n_rows * config->num_experts_per_tok;
     for (uint32_t row = 0; row < pass->n_rows; row++)
         pass->ffn_rows[first + row] = row;
-    pass->ffn_jobs[pass->n_ffn_jobs++] = (dsv2_ffn_job){
+    pass->ffn_jobs[pass->n_ffn_jobs++] = (ds_ffn_job){
         .weights = &moe->shared,
         .n_rows = pass->n_rows,
         .first_input = first,
         .first_hidden = (size_t)first * config->moe_intermediate_size,
-        .first_x8 = first * dsv2_prepared_blocks(config->moe_intermediate_size),
+        .first_x8 = first * ds_prepared_blocks(config->moe_intermediate_size),
         .first_output = (size_t)first * config->hidden_size,
     };
 }
@@ -54,8 +54,8 @@ static void add_shared(dsv2_pass *pass, const dsv2_moe_weights *moe)
 static void combine_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;
-    dsv2_pass *pass = context;
-    const dsv2_config *config = &pass->model->config;
+    ds_pass *pass = context;
+    const ds_config *config = &pass->model->config;
     uint32_t hidden = config->hidden_size, top_k = config->num_experts_per_tok;
     float *out = pass->block_out + row * hidden;
     memset(out, 0, hidden * sizeof *out);
@@ -66,15 +66,15 @@ static void combine_row(void *context, size_t row, unsigned thread)
         pass->model->kernels->add_scaled(out, pass->ffn_output + ((size_t)pass->n_rows * top_k + row) * hidden, 1.0f, hidden);
 }
 
-void dsv2_moe(dsv2_pass *pass, const dsv2_moe_weights *moe)
+void ds_moe(ds_pass *pass, const ds_moe_weights *moe)
 {
-    dsv2_route(pass, moe);
+    ds_route(pass, moe);
     pass->n_ffn_jobs = 0;
     if (pass->model->config.n_shared_experts > 0)
         add_shared(pass, moe);
     group_by_expert(pass, moe);
     if (moe->deferred != NULL)
-        dsv2_experts_repack(pass);
-    dsv2_ffn_run(pass);
-    dsv2_pool_run(pass->model->pool, combine_row, pass, pass->n_rows);
+        ds_experts_repack(pass);
+    ds_ffn_run(pass);
+    ds_pool_run(pass->model->pool, combine_row, pass, pass->n_rows);
 }

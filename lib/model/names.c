@@ -7,16 +7,16 @@
 
 typedef struct walk {
     dsv2_model *model;
-    const dsv2_weights_visitor *visitor;
+    const ds_weights_visitor *visitor;
     dsv2_status status; /* of the first failure; nothing is visited after it */
 } walk;
 
-static void matrix(walk *w, uint32_t rows, uint32_t cols, dsv2_matrix *matrix, const char *format, ...) DSV2_PRINTF(5, 6);
+static void matrix(walk *w, uint32_t rows, uint32_t cols, ds_matrix *matrix, const char *format, ...) DSV2_PRINTF(5, 6);
 static void vector(walk *w, uint32_t n, const float **vector, const char *format, ...) DSV2_PRINTF(4, 5);
 
-static void matrix(walk *w, uint32_t rows, uint32_t cols, dsv2_matrix *matrix, const char *format, ...)
+static void matrix(walk *w, uint32_t rows, uint32_t cols, ds_matrix *matrix, const char *format, ...)
 {
-    char name[DSV2_NAME_SIZE];
+    char name[DS_NAME_SIZE];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(name, sizeof name, format, arguments);
@@ -27,7 +27,7 @@ static void matrix(walk *w, uint32_t rows, uint32_t cols, dsv2_matrix *matrix, c
 
 static void vector(walk *w, uint32_t n, const float **vector, const char *format, ...)
 {
-    char name[DSV2_NAME_SIZE];
+    char name[DS_NAME_SIZE];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(name, sizeof name, format, arguments);
@@ -36,9 +36,9 @@ static void vector(walk *w, uint32_t n, const float **vector, const char *format
         w->status = w->visitor->vector(w->visitor->context, name, n, vector);
 }
 
-static void walk_mla(walk *w, uint32_t l, dsv2_mla_weights *mla)
+static void walk_mla(walk *w, uint32_t l, ds_mla_weights *mla)
 {
-    const dsv2_config *c = &w->model->config;
+    const ds_config *c = &w->model->config;
     uint32_t n_heads = c->num_attention_heads, q_rows = n_heads * (c->qk_nope_head_dim + c->qk_rope_head_dim);
     uint32_t kv_a_rows = c->kv_lora_rank + c->qk_rope_head_dim, kv_b_rows = n_heads * (c->qk_nope_head_dim + c->v_head_dim);
     if (c->q_lora_rank == 0) {
@@ -61,7 +61,7 @@ static void walk_mla(walk *w, uint32_t l, dsv2_mla_weights *mla)
 }
 
 /* `where`: "mlp", "mlp.shared_experts" or "mlp.experts.E". */
-static void walk_ffn(walk *w, uint32_t l, const char *where, uint32_t intermediate, dsv2_ffn_weights *ffn)
+static void walk_ffn(walk *w, uint32_t l, const char *where, uint32_t intermediate, ds_ffn_weights *ffn)
 {
     uint32_t hidden = w->model->config.hidden_size;
     matrix(w, intermediate, hidden, &ffn->gate, "model.layers.%u.%s.gate_proj.weight", l, where);
@@ -69,14 +69,14 @@ static void walk_ffn(walk *w, uint32_t l, const char *where, uint32_t intermedia
     matrix(w, hidden, intermediate, &ffn->down, "model.layers.%u.%s.down_proj.weight", l, where);
 }
 
-static void walk_moe(walk *w, uint32_t l, dsv2_moe_weights *moe)
+static void walk_moe(walk *w, uint32_t l, ds_moe_weights *moe)
 {
-    const dsv2_config *c = &w->model->config;
+    const ds_config *c = &w->model->config;
     matrix(w, c->n_routed_experts, c->hidden_size, &moe->gate, "model.layers.%u.mlp.gate.weight", l);
     /* Only now, when the router's matrix has shown that the file is large enough for so many. */
     if (w->status == DSV2_OK && moe->experts == NULL)
-        w->status = dsv2_experts_allocate(w->model, moe);
-    if (c->topk_method == DSV2_TOPK_NOAUX_TC)
+        w->status = ds_experts_allocate(w->model, moe);
+    if (c->topk_method == DS_TOPK_NOAUX_TC)
         vector(w, c->n_routed_experts, &moe->score_bias, "model.layers.%u.mlp.gate.e_score_correction_bias", l);
     if (c->n_shared_experts > 0)
         walk_ffn(w, l, "mlp.shared_experts", c->n_shared_experts * c->moe_intermediate_size, &moe->shared);
@@ -87,13 +87,13 @@ static void walk_moe(walk *w, uint32_t l, dsv2_moe_weights *moe)
     }
 }
 
-dsv2_status dsv2_weights_walk(dsv2_model *model, const dsv2_weights_visitor *visitor)
+dsv2_status ds_weights_walk(dsv2_model *model, const ds_weights_visitor *visitor)
 {
-    const dsv2_config *c = &model->config;
+    const ds_config *c = &model->config;
     walk w = {model, visitor, DSV2_OK};
     matrix(&w, c->vocab_size, c->hidden_size, &model->embed_tokens, "model.embed_tokens.weight");
     for (uint32_t l = 0; l < c->num_hidden_layers && w.status == DSV2_OK; l++) {
-        dsv2_layer *layer = &model->layers[l];
+        ds_layer *layer = &model->layers[l];
         vector(&w, c->hidden_size, &layer->input_norm, "model.layers.%u.input_layernorm.weight", l);
         walk_mla(&w, l, &layer->mla);
         vector(&w, c->hidden_size, &layer->post_attention_norm, "model.layers.%u.post_attention_layernorm.weight", l);
@@ -108,7 +108,7 @@ dsv2_status dsv2_weights_walk(dsv2_model *model, const dsv2_weights_visitor *vis
     return w.status;
 }
 
-bool dsv2_name_ends(const char *name, const char *end)
+bool ds_name_ends(const char *name, const char *end)
 {
     size_t a = strlen(name), b = strlen(end);
     return a >= b && strcmp(name + a - b, end) == 0;

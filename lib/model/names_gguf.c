@@ -47,16 +47,16 @@ static const char *look_up(const char *const names[][2], size_t n, const char *n
     return NULL;
 }
 
-dsv2_gguf_place dsv2_gguf_place_of(const char *name)
+ds_gguf_place ds_gguf_place_of(const char *name)
 {
     static const char layers[] = "model.layers.", experts[] = "mlp.experts.";
-    dsv2_gguf_place place = {.expert = -1, .n_parts = 1};
+    ds_gguf_place place = {.expert = -1, .n_parts = 1};
     if (strncmp(name, layers, sizeof layers - 1) != 0) {
         const char *found = look_up(other_names, sizeof other_names / sizeof *other_names, name);
         snprintf(place.name, sizeof place.name, "%s", found != NULL ? found : name);
         return place;
     }
-    char *rest, part[DSV2_NAME_SIZE];
+    char *rest, part[DS_NAME_SIZE];
     place.layer = (uint32_t)strtoul(name + sizeof layers - 1, &rest, 10);
     rest++; /* the full stop */
     if (strncmp(rest, experts, sizeof experts - 1) == 0) {
@@ -69,7 +69,7 @@ dsv2_gguf_place dsv2_gguf_place_of(const char *name)
     return place;
 }
 
-bool dsv2_gguf_joined_place(const dsv2_gguf_place *place, dsv2_gguf_place *joined)
+bool ds_gguf_joined_place(const ds_gguf_place *place, ds_gguf_place *joined)
 {
     static const char *const parts[] = {"gate", "up"};
     for (uint32_t part = 0; part < 2; part++) {
@@ -77,7 +77,7 @@ bool dsv2_gguf_joined_place(const dsv2_gguf_place *place, dsv2_gguf_place *joine
         snprintf(name, sizeof name, "blk.%u.ffn_%s_exps.weight", (unsigned)place->layer, parts[part]);
         if (strcmp(name, place->name) != 0)
             continue;
-        *joined = (dsv2_gguf_place){.layer = place->layer, .expert = place->expert, .part = part, .n_parts = 2};
+        *joined = (ds_gguf_place){.layer = place->layer, .expert = place->expert, .part = part, .n_parts = 2};
         snprintf(joined->name, sizeof joined->name, "blk.%u.ffn_gate_up_exps.weight", (unsigned)place->layer);
         return true;
     }

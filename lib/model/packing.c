@@ -7,58 +7,58 @@ typedef enum role { ROLE_OTHER, ROLE_ROUTER, ROLE_EMBEDDING, ROLE_HEAD, ROLE_LAT
 
 static role role_of(const char *name)
 {
-    if (dsv2_name_ends(name, ".mlp.gate.weight"))
+    if (ds_name_ends(name, ".mlp.gate.weight"))
         return ROLE_ROUTER;
-    if (dsv2_name_ends(name, "embed_tokens.weight"))
+    if (ds_name_ends(name, "embed_tokens.weight"))
         return ROLE_EMBEDDING;
-    if (dsv2_name_ends(name, "lm_head.weight"))
+    if (ds_name_ends(name, "lm_head.weight"))
         return ROLE_HEAD;
-    if (strstr(name, ".self_attn.kv_") != NULL || dsv2_name_ends(name, DSV2_K_UP_TRANSPOSED))
+    if (strstr(name, ".self_attn.kv_") != NULL || ds_name_ends(name, DS_K_UP_TRANSPOSED))
         return ROLE_LATENT;
     return ROLE_OTHER;
 }
 
 /* As stored: what the kernels take stays; block types of GGUF files become their packed twin, and those without one 8 bits. */
-static dsv2_type stored_type(role role, dsv2_type type)
+static ds_type stored_type(role role, ds_type type)
 {
-    if (dsv2_type_is_plain(type) || type == DSV2_TYPE_F8_E4M3 || dsv2_type_is_packed(type))
+    if (ds_type_is_plain(type) || type == DS_TYPE_F8_E4M3 || ds_type_is_packed(type))
         return type;
     if (role == ROLE_ROUTER)
-        return DSV2_TYPE_F32;
-    dsv2_type twin = dsv2_packed_twin(type);
-    return twin != DSV2_TYPE_COUNT ? twin : DSV2_TYPE_P8;
+        return DS_TYPE_F32;
+    ds_type twin = ds_packed_twin(type);
+    return twin != DS_TYPE_COUNT ? twin : DS_TYPE_P8;
 }
 
-dsv2_type dsv2_packing_type(dsv2_weight_type weight_type, const char *name, dsv2_type type)
+ds_type ds_packing_type(dsv2_weight_type weight_type, const char *name, ds_type type)
 {
     role role = role_of(name);
-    dsv2_type packed;
+    ds_type packed;
     switch (weight_type) {
-    case DSV2_WEIGHTS_F32: return DSV2_TYPE_F32;
-    case DSV2_WEIGHTS_F16: return DSV2_TYPE_F16;
-    case DSV2_WEIGHTS_BF16: return DSV2_TYPE_BF16;
-    case DSV2_WEIGHTS_Q8_0: packed = DSV2_TYPE_P8; break;
-    case DSV2_WEIGHTS_Q6_K: packed = DSV2_TYPE_P6; break;
-    case DSV2_WEIGHTS_Q5_K: packed = DSV2_TYPE_P5; break;
-    case DSV2_WEIGHTS_Q4_K: packed = DSV2_TYPE_P4; break;
-    case DSV2_WEIGHTS_Q4_0: packed = DSV2_TYPE_P4S; break;
+    case DSV2_WEIGHTS_F32: return DS_TYPE_F32;
+    case DSV2_WEIGHTS_F16: return DS_TYPE_F16;
+    case DSV2_WEIGHTS_BF16: return DS_TYPE_BF16;
+    case DSV2_WEIGHTS_Q8_0: packed = DS_TYPE_P8; break;
+    case DSV2_WEIGHTS_Q6_K: packed = DS_TYPE_P6; break;
+    case DSV2_WEIGHTS_Q5_K: packed = DS_TYPE_P5; break;
+    case DSV2_WEIGHTS_Q4_K: packed = DS_TYPE_P4; break;
+    case DSV2_WEIGHTS_Q4_0: packed = DS_TYPE_P4S; break;
     default: return stored_type(role, type);
     }
     /* The router decides which experts a token meets; the latent is what all heads and later tokens see; embedding and head meet
      * every token: they are small, or matter more than their size. */
     if (role == ROLE_ROUTER)
-        return dsv2_type_is_plain(type) ? type : DSV2_TYPE_F32;
+        return ds_type_is_plain(type) ? type : DS_TYPE_F32;
     if (role == ROLE_EMBEDDING || role == ROLE_LATENT)
-        return DSV2_TYPE_P8;
-    if (role == ROLE_HEAD && packed != DSV2_TYPE_P8)
-        return DSV2_TYPE_P6;
+        return DS_TYPE_P8;
+    if (role == ROLE_HEAD && packed != DS_TYPE_P8)
+        return DS_TYPE_P6;
     return packed;
 }
 
-size_t dsv2_matrix_bytes(dsv2_type type, uint32_t rows, uint32_t cols)
+size_t ds_matrix_bytes(ds_type type, uint32_t rows, uint32_t cols)
 {
-    size_t whole = dsv2_type_is_packed(type) ? ((size_t)rows + DSV2_PACK_ROWS - 1) / DSV2_PACK_ROWS * DSV2_PACK_ROWS : rows;
-    return whole * dsv2_type_row_bytes(type, cols);
+    size_t whole = ds_type_is_packed(type) ? ((size_t)rows + DS_PACK_ROWS - 1) / DS_PACK_ROWS * DS_PACK_ROWS : rows;
+    return whole * ds_type_row_bytes(type, cols);
 }
 
 /* ---- conversions: many at a time ----
@@ -69,55 +69,55 @@ enum { BYTES_PER_THREAD = 16 << 20 }; /* of the file, mapped meanwhile */
 
 typedef struct packing {
     const dsv2_model *model;
-    const dsv2_conversions *queue;
+    const ds_conversions *queue;
 } packing;
 
-bool dsv2_conversion_is_repacking(const dsv2_conversion *c)
+bool ds_conversion_is_repacking(const ds_conversion *c)
 {
-    return dsv2_type_is_packed(c->type) && dsv2_packed_twin(c->from.type) == c->type;
+    return ds_type_is_packed(c->type) && ds_packed_twin(c->from.type) == c->type;
 }
 
-/* What a thread needs: DSV2_PACK_ROWS rows, as the file has them or as floats. */
-static size_t scratch_bytes(const dsv2_conversion *c)
+/* What a thread needs: DS_PACK_ROWS rows, as the file has them or as floats. */
+static size_t scratch_bytes(const ds_conversion *c)
 {
     enum { LINE = 64 };
-    size_t row = dsv2_conversion_is_repacking(c) ? c->from.row_bytes : c->from.cols * sizeof(float);
-    return (DSV2_PACK_ROWS * row + LINE - 1) / LINE * LINE;
+    size_t row = ds_conversion_is_repacking(c) ? c->from.row_bytes : c->from.cols * sizeof(float);
+    return (DS_PACK_ROWS * row + LINE - 1) / LINE * LINE;
 }
 
-/* DSV2_PACK_ROWS rows or fewer, from row `first` on: a group, if the type is packed. */
-static void convert_rows(const dsv2_model *model, const dsv2_conversion *c, uint32_t first, void *scratch)
+/* DS_PACK_ROWS rows or fewer, from row `first` on: a group, if the type is packed. */
+static void convert_rows(const dsv2_model *model, const ds_conversion *c, uint32_t first, void *scratch)
 {
-    const dsv2_matrix *from = &c->from;
-    uint32_t n = c->end - first < DSV2_PACK_ROWS ? c->end - first : DSV2_PACK_ROWS;
-    size_t row_bytes = dsv2_type_row_bytes(c->type, from->cols);
+    const ds_matrix *from = &c->from;
+    uint32_t n = c->end - first < DS_PACK_ROWS ? c->end - first : DS_PACK_ROWS;
+    size_t row_bytes = ds_type_row_bytes(c->type, from->cols);
     uint8_t *out = c->out + first * row_bytes;
-    if (dsv2_conversion_is_repacking(c)) {
-        const void *rows[DSV2_PACK_ROWS];
+    if (ds_conversion_is_repacking(c)) {
+        const void *rows[DS_PACK_ROWS];
         /* Copied to the cache first, in the order that processors foresee: rows' blocks are read in turns. */
         memcpy(scratch, (const uint8_t *)from->data + first * from->row_bytes, n * from->row_bytes);
         for (uint32_t r = 0; r < n; r++)
             rows[r] = (const uint8_t *)scratch + r * from->row_bytes;
-        dsv2_repack_group(from->type, out, rows, n, from->cols);
+        ds_repack_group(from->type, out, rows, n, from->cols);
         return;
     }
-    const float *rows[DSV2_PACK_ROWS];
+    const float *rows[DS_PACK_ROWS];
     for (uint32_t r = 0; r < n; r++) {
         float *row = (float *)scratch + (size_t)r * from->cols;
-        dsv2_matrix_row(model->kernels, from, first + r, row);
+        ds_matrix_row(model->kernels, from, first + r, row);
         rows[r] = row;
-        if (!dsv2_type_is_packed(c->type))
+        if (!ds_type_is_packed(c->type))
             for (uint32_t i = 0; i < from->cols; i++)
-                dsv2_store_element(c->type, out + r * row_bytes, i, row[i]);
+                ds_store_element(c->type, out + r * row_bytes, i, row[i]);
     }
-    if (dsv2_type_is_packed(c->type))
-        dsv2_pack_group(c->type, out, rows, n, from->cols);
+    if (ds_type_is_packed(c->type))
+        ds_pack_group(c->type, out, rows, n, from->cols);
 }
 
 static void convert_task(void *context, size_t task, unsigned thread)
 {
     const packing *p = context;
-    const dsv2_conversion *list = p->queue->list;
+    const ds_conversion *list = p->queue->list;
     size_t low = 0, high = p->queue->n; /* the last whose first task is not after this one */
     while (high - low > 1) {
         size_t middle = (low + high) / 2;
@@ -126,66 +126,66 @@ static void convert_task(void *context, size_t task, unsigned thread)
         else
             high = middle;
     }
-    uint32_t first = list[low].first + (uint32_t)(task - list[low].first_task) * DSV2_PACK_ROWS;
+    uint32_t first = list[low].first + (uint32_t)(task - list[low].first_task) * DS_PACK_ROWS;
     convert_rows(p->model, &list[low], first, p->queue->scratch + thread * p->queue->scratch_bytes);
 }
 
-static void drop_all(dsv2_conversions *queue)
+static void drop_all(ds_conversions *queue)
 {
     for (size_t i = 0; i < queue->n; i++)
-        dsv2_free(queue->list[i].made);
+        ds_free(queue->list[i].made);
     queue->n = 0;
     queue->bytes = 0;
 }
 
-void dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue)
+void ds_conversions_run(const dsv2_model *model, ds_conversions *queue)
 {
     size_t n_tasks = 0;
     packing p = {model, queue};
     for (size_t i = 0; i < queue->n; i++) {
-        dsv2_conversion *c = &queue->list[i];
+        ds_conversion *c = &queue->list[i];
         c->first_task = n_tasks;
-        n_tasks += ((size_t)c->end - c->first + DSV2_PACK_ROWS - 1) / DSV2_PACK_ROWS;
+        n_tasks += ((size_t)c->end - c->first + DS_PACK_ROWS - 1) / DS_PACK_ROWS;
     }
-    dsv2_pool_run(model->pool, convert_task, &p, n_tasks);
+    ds_pool_run(model->pool, convert_task, &p, n_tasks);
     for (size_t i = 0; i < queue->n; i++) {
-        const dsv2_conversion *c = &queue->list[i];
-        dsv2_container_forget(model->container, (const uint8_t *)c->from.data + c->first * c->from.row_bytes,
-                              (uint64_t)(c->end - c->first) * c->from.row_bytes);
+        const ds_conversion *c = &queue->list[i];
+        ds_container_forget(model->container, (const uint8_t *)c->from.data + c->first * c->from.row_bytes,
+                            (uint64_t)(c->end - c->first) * c->from.row_bytes);
     }
     drop_all(queue);
 }
 
-void dsv2_conversions_free(dsv2_conversions *queue)
+void ds_conversions_free(ds_conversions *queue)
 {
     drop_all(queue);
-    dsv2_free(queue->list);
-    dsv2_free(queue->scratch);
+    ds_free(queue->list);
+    ds_free(queue->scratch);
 }
 
-dsv2_status dsv2_conversions_reserve(const dsv2_model *model, dsv2_conversions *queue, size_t n, const dsv2_conversion *like)
+dsv2_status ds_conversions_reserve(const dsv2_model *model, ds_conversions *queue, size_t n, const ds_conversion *like)
 {
-    if (!dsv2_grow(&queue->list, &queue->capacity, queue->n + n, sizeof *queue->list))
-        return dsv2_fail_memory("matrices to convert", (queue->n + n) * sizeof *queue->list);
+    if (!ds_grow(&queue->list, &queue->capacity, queue->n + n, sizeof *queue->list))
+        return ds_fail_memory("matrices to convert", (queue->n + n) * sizeof *queue->list);
     size_t bytes = scratch_bytes(like);
     if (bytes <= queue->scratch_bytes)
         return DSV2_OK;
-    uint8_t *scratch = dsv2_new_aligned(dsv2_pool_threads(model->pool), bytes);
+    uint8_t *scratch = ds_new_aligned(ds_pool_threads(model->pool), bytes);
     if (scratch == NULL)
-        return dsv2_fail_memory("rows to convert", dsv2_pool_threads(model->pool) * bytes);
-    dsv2_free(queue->scratch);
+        return ds_fail_memory("rows to convert", ds_pool_threads(model->pool) * bytes);
+    ds_free(queue->scratch);
     queue->scratch = scratch;
     queue->scratch_bytes = bytes;
     return DSV2_OK;
 }
 
 /* The next rows of a matrix, as many as the queue still takes. */
-static void add_rows(dsv2_conversions *queue, const dsv2_conversion *all, uint64_t most, uint32_t *first)
+static void add_rows(ds_conversions *queue, const ds_conversion *all, uint64_t most, uint32_t *first)
 {
-    uint64_t rows = (most - queue->bytes) / all->from.row_bytes / DSV2_PACK_ROWS * DSV2_PACK_ROWS;
+    uint64_t rows = (most - queue->bytes) / all->from.row_bytes / DS_PACK_ROWS * DS_PACK_ROWS;
     if (rows == 0)
-        rows = DSV2_PACK_ROWS;
-    dsv2_conversion *c = &queue->list[queue->n++];
+        rows = DS_PACK_ROWS;
+    ds_conversion *c = &queue->list[queue->n++];
     *c = *all;
     c->first = *first;
     if (all->end - *first > rows) {
@@ -196,38 +196,38 @@ static void add_rows(dsv2_conversions *queue, const dsv2_conversion *all, uint64
     *first = c->end;
 }
 
-void dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_conversion *conversion)
+void ds_conversions_add(const dsv2_model *model, ds_conversions *queue, const ds_conversion *conversion)
 {
-    uint64_t most = (uint64_t)BYTES_PER_THREAD * dsv2_pool_threads(model->pool);
+    uint64_t most = (uint64_t)BYTES_PER_THREAD * ds_pool_threads(model->pool);
     uint32_t first = 0;
     while (first < conversion->end) {
         add_rows(queue, conversion, most, &first);
         if (queue->bytes >= most)
-            dsv2_conversions_run(model, queue); /* and there is room for the rest */
+            ds_conversions_run(model, queue); /* and there is room for the rest */
     }
 }
 
-dsv2_status dsv2_matrix_convert(const dsv2_model *model, const dsv2_matrix *from, dsv2_type type, void *out)
+dsv2_status ds_matrix_convert(const dsv2_model *model, const ds_matrix *from, ds_type type, void *out)
 {
-    dsv2_conversions queue = {0};
-    const dsv2_conversion conversion = {.from = *from, .type = type, .out = out, .end = from->rows};
-    dsv2_status status = dsv2_conversions_reserve(model, &queue, 1, &conversion);
+    ds_conversions queue = {0};
+    const ds_conversion conversion = {.from = *from, .type = type, .out = out, .end = from->rows};
+    dsv2_status status = ds_conversions_reserve(model, &queue, 1, &conversion);
     if (status == DSV2_OK) {
-        dsv2_conversions_add(model, &queue, &conversion);
-        dsv2_conversions_run(model, &queue);
+        ds_conversions_add(model, &queue, &conversion);
+        ds_conversions_run(model, &queue);
     }
-    dsv2_conversions_free(&queue);
+    ds_conversions_free(&queue);
     return status;
 }
 
 /* ---- experts that are chosen for the first time ---- */
 
-static bool waits(const dsv2_ffn_job *job)
+static bool waits(const ds_ffn_job *job)
 {
     return job->deferred != NULL && atomic_load_explicit(&job->deferred->waiting, memory_order_acquire);
 }
 
-void dsv2_experts_repack(dsv2_pass *pass)
+void ds_experts_repack(ds_pass *pass)
 {
     dsv2_model *model = pass->model;
     bool any = false;
@@ -237,21 +237,21 @@ void dsv2_experts_repack(dsv2_pass *pass)
         return;
     pthread_mutex_lock(&model->repacking_lock);
     for (uint32_t j = 0; j < pass->n_ffn_jobs; j++) {
-        const dsv2_ffn_job *job = &pass->ffn_jobs[j];
+        const ds_ffn_job *job = &pass->ffn_jobs[j];
         for (uint32_t i = 0; waits(job) && i < job->deferred->n; i++) /* if no other pass was faster */
-            dsv2_conversions_add(model, &model->repacking, &job->deferred->conversions[i]);
+            ds_conversions_add(model, &model->repacking, &job->deferred->conversions[i]);
     }
-    dsv2_conversions_run(model, &model->repacking);
+    ds_conversions_run(model, &model->repacking);
     for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
         if (waits(&pass->ffn_jobs[j]))
             atomic_store_explicit(&pass->ffn_jobs[j].deferred->waiting, false, memory_order_release);
     pthread_mutex_unlock(&model->repacking_lock);
 }
 
-void dsv2_store_element(dsv2_type type, void *data, size_t i, float value)
+void ds_store_element(ds_type type, void *data, size_t i, float value)
 {
-    if (type == DSV2_TYPE_F32)
+    if (type == DS_TYPE_F32)
         ((float *)data)[i] = value;
     else
-        ((uint16_t *)data)[i] = type == DSV2_TYPE_F16 ? dsv2_f32_to_f16(value) : dsv2_f32_to_bf16(value);
+        ((uint16_t *)data)[i] = type == DS_TYPE_F16 ? ds_f32_to_f16(value) : ds_f32_to_bf16(value);
 }

@@ -1,53 +1,53 @@
 /* What one forward pass works on. Inside the model room only. m: rows in the pass. */
-#ifndef DSV2_LIB_MODEL_PASS_H
-#define DSV2_LIB_MODEL_PASS_H
+#ifndef DS_LIB_MODEL_PASS_H
+#define DS_LIB_MODEL_PASS_H
 
 #include "model/model.h"
 
 /* Rows of weights that one task of a parallel region multiplies: small enough to share out evenly, large enough to pay. */
-enum { DSV2_TASK_ROWS = 64 };
+enum { DS_TASK_ROWS = 64 };
 
 /* Attention in the absorbed form goes over the context in spans of this many pages, each summed by itself and merged in order,
  * so that spans can be shared out over threads without changing a bit of the result. */
-enum { DSV2_SPAN_PAGES = 8, DSV2_SPAN_TOKENS = DSV2_SPAN_PAGES * DSV2_PAGE_TOKENS };
+enum { DS_SPAN_PAGES = 8, DS_SPAN_TOKENS = DS_SPAN_PAGES * DS_PAGE_TOKENS };
 
 /* Tokens of context whose latents are made ready together for the expanded form: some megabytes. */
-enum { DSV2_SEGMENT_TOKENS = 2048 };
+enum { DS_SEGMENT_TOKENS = 2048 };
 
 /* Query vectors that one attention task takes through a tile together. */
-enum { DSV2_QUERY_BLOCK = 64 };
+enum { DS_QUERY_BLOCK = 64 };
 
 /* Rows of logits computed at a time when every token's are asked for. */
-enum { DSV2_LOGIT_ROWS = 32 };
+enum { DS_LOGIT_ROWS = 32 };
 
-/* One SwiGLU network applied to some rows: an item of dsv2_ffn_run's work. */
-typedef struct dsv2_ffn_job {
-    const dsv2_ffn_weights *weights;
+/* One SwiGLU network applied to some rows: an item of ds_ffn_run's work. */
+typedef struct ds_ffn_job {
+    const ds_ffn_weights *weights;
     uint32_t n_rows;      /* rows of input, */
     uint32_t first_input; /* which are rows pass->ffn_rows[first_input ...] of `normed` */
     size_t first_hidden;  /* floats into ffn_hidden: n_rows x intermediate */
-    size_t first_x8;      /* blocks into ffn_x8: n_rows x dsv2_prepared_blocks(intermediate) */
+    size_t first_x8;      /* blocks into ffn_x8: n_rows x ds_prepared_blocks(intermediate) */
     size_t first_output;  /* floats into ffn_output: n_rows x hidden_size */
-    dsv2_deferred_expert *deferred; /* NULL, or the expert may have to be repacked first */
-} dsv2_ffn_job;
+    ds_deferred_expert *deferred; /* NULL, or the expert may have to be repacked first */
+} ds_ffn_job;
 
 /* A slice of one job's weights: a task. */
-typedef struct dsv2_ffn_slice {
+typedef struct ds_ffn_slice {
     uint32_t job, first, end;
-} dsv2_ffn_slice;
+} ds_ffn_slice;
 
 /* Some query vectors of one sequence, rows times heads, and a part of their context. */
-typedef struct dsv2_attend_task {
+typedef struct ds_attend_task {
     uint32_t first_row, n_rows, first_head, n_heads;
-    size_t span; /* or DSV2_ALL_SPANS */
+    size_t span; /* or DS_ALL_SPANS */
     size_t n_spans, first_partial; /* for single spans: how many the block has, and where this one's sums go */
-} dsv2_attend_task;
+} ds_attend_task;
 
-#define DSV2_ALL_SPANS SIZE_MAX
+#define DS_ALL_SPANS SIZE_MAX
 
-struct dsv2_pass {
+struct ds_pass {
     dsv2_model *model;
-    dsv2_pass *next; /* in the model's store */
+    ds_pass *next; /* in the model's store */
 
     /* What it has room for. */
     uint32_t max_rows;
@@ -56,7 +56,7 @@ struct dsv2_pass {
     size_t memory_bytes;
 
     /* The pass at work. */
-    dsv2_sequence *sequences;
+    ds_sequence *sequences;
     size_t n_sequences;
     uint32_t n_rows;
     uint32_t *row_sequence;  /* [m]: index of the row's sequence */
@@ -76,167 +76,167 @@ struct dsv2_pass {
     float *heads_out;  /* [n_heads][v_head_dim]: o before W^O */
 
     /* The expanded form: */
-    float *segment_latents; /* [DSV2_SEGMENT_TOKENS or fewer][kv_lora_rank + rope] */
-    dsv2_x8 *segment_x8;    /* the same rounded, without k^R */
+    float *segment_latents; /* [DS_SEGMENT_TOKENS or fewer][kv_lora_rank + rope] */
+    ds_x8 *segment_x8;    /* the same rounded, without k^R */
     float *expanded_max, *expanded_sum; /* [n_heads][max_rows] */
 
-    dsv2_attend_task *attend_tasks;
+    ds_attend_task *attend_tasks;
     /* Sums of attention over single spans, see mla.c: max_partials query vectors times spans fit. */
     float *span_out, *span_max, *span_sum;
     size_t max_partials;
 
     /* Of the feed-forward part: */
-    dsv2_routes routes;
+    ds_routes routes;
     uint32_t *expert_rows; /* counts, then first row per expert: n_routed_experts + 1 */
     uint32_t *pair_slot;   /* [m][num_experts_per_tok]: where in the grouped order the pair went */
     uint32_t *ffn_rows;       /* [m * (top_k + 1)]: the slots, grouped by job: rows of the pass, */
     const float **ffn_inputs; /* and where they are in `normed` */
     const float **ffn_hidden_rows; /* the same slots: rows of ffn_hidden */
     float *ffn_hidden, *ffn_output;
-    dsv2_ffn_job *ffn_jobs;
-    dsv2_ffn_slice *ffn_slices;
+    ds_ffn_job *ffn_jobs;
+    ds_ffn_slice *ffn_slices;
     uint32_t n_ffn_jobs;
-    dsv2_x8 *ffn_x8;         /* ffn_hidden rounded to 8 bits, for packed W_down: laid out as ffn_hidden is */
-    const dsv2_x8 **ffn_input_x8, **ffn_hidden_x8; /* [slots], beside ffn_inputs and ffn_hidden_rows */
+    ds_x8 *ffn_x8;         /* ffn_hidden rounded to 8 bits, for packed W_down: laid out as ffn_hidden is */
+    const ds_x8 **ffn_input_x8, **ffn_hidden_x8; /* [slots], beside ffn_inputs and ffn_hidden_rows */
 
     /* Of the head: */
-    float *logits; /* [DSV2_LOGIT_ROWS][vocab_size] */
+    float *logits; /* [DS_LOGIT_ROWS][vocab_size] */
     uint32_t *logit_rows; /* [m]: rows whose logits are wanted */
 
     /* Of each linear map, also of the feed-forward part's first: */
     const float **row_pointers; /* [m] */
-    dsv2_x8 *x8;             /* [m][x8_stride]: inputs rounded to 8 bits, for packed weights */
+    ds_x8 *x8;             /* [m][x8_stride]: inputs rounded to 8 bits, for packed weights */
     size_t x8_stride;        /* blocks between rows, of the widest input */
-    const dsv2_x8 **x8_rows; /* [m] */
+    const ds_x8 **x8_rows; /* [m] */
     float *thread_scratch;      /* n_threads of thread_scratch_floats */
     size_t thread_scratch_floats;
 };
 
 /* out[i] = W x[i] (+ bias) for m rows, over all threads; x[i] is x + i * x_stride. */
-void dsv2_linear(dsv2_pass *pass, const dsv2_matrix *w, const float *bias, const float *x, size_t x_stride, size_t m, float *out,
-                 size_t out_stride);
+void ds_linear(ds_pass *pass, const ds_matrix *w, const float *bias, const float *x, size_t x_stride, size_t m, float *out,
+               size_t out_stride);
 
 /* Rounds m rows of n floats to pass->x8 and points pass->x8_rows at them. */
-void dsv2_prepare_rows(dsv2_pass *pass, const float *x, size_t x_stride, uint32_t n, size_t m);
+void ds_prepare_rows(ds_pass *pass, const float *x, size_t x_stride, uint32_t n, size_t m);
 
 /* out[i] = RMSNorm(x[i]) for m rows of n elements. */
-void dsv2_norm_rows(dsv2_pass *pass, const float *weight, const float *x, size_t x_stride, size_t n, size_t m, float *out,
-                    size_t out_stride);
+void ds_norm_rows(ds_pass *pass, const float *weight, const float *x, size_t x_stride, size_t n, size_t m, float *out,
+                  size_t out_stride);
 
 /* pass.c: the working memory of one thread, thread_scratch_floats floats. */
-float *dsv2_thread_scratch(const dsv2_pass *pass, unsigned thread);
+float *ds_thread_scratch(const ds_pass *pass, unsigned thread);
 
 /* rope.c */
-dsv2_status dsv2_rope_init(dsv2_model *model);
-void dsv2_rope_tables(dsv2_pass *pass);
+dsv2_status ds_rope_init(dsv2_model *model);
+void ds_rope_tables(ds_pass *pass);
 /* Rotates the rope part x (qk_rope_head_dim elements, interleaved pairs) of one row. */
-void dsv2_rope_rotate(const dsv2_pass *pass, uint32_t row, float *x);
+void ds_rope_rotate(const ds_pass *pass, uint32_t row, float *x);
 
 /* Frees all idle working memory. */
-void dsv2_passes_free(dsv2_model *model);
+void ds_passes_free(dsv2_model *model);
 
 /* mla.c: block_out = attention(normed), writing the rows' latents to their caches. */
-void dsv2_mla(dsv2_pass *pass, uint32_t layer);
-/* Floats of scratch that a thread needs for it, besides dsv2_matmul's. */
-size_t dsv2_mla_scratch(const dsv2_model *model);
+void ds_mla(ds_pass *pass, uint32_t layer);
+/* Floats of scratch that a thread needs for it, besides ds_matmul's. */
+size_t ds_mla_scratch(const dsv2_model *model);
 /* Sets sequence->expanded. */
-void dsv2_mla_choose_form(const dsv2_model *model, dsv2_sequence *sequence);
+void ds_mla_choose_form(const dsv2_model *model, ds_sequence *sequence);
 
 /* ffn.c: every job's network on its rows: ffn_output = W_down (silu(W_gate x) * W_up x). */
-void dsv2_ffn_run(dsv2_pass *pass);
+void ds_ffn_run(ds_pass *pass);
 /* block_out = the dense layer's network on `normed`. */
-void dsv2_ffn_dense(dsv2_pass *pass, const dsv2_ffn_weights *weights);
+void ds_ffn_dense(ds_pass *pass, const ds_ffn_weights *weights);
 
 /* router.c: fills pass->routes from `normed`. */
-void dsv2_route(dsv2_pass *pass, const dsv2_moe_weights *moe);
+void ds_route(ds_pass *pass, const ds_moe_weights *moe);
 
 /* moe.c: block_out = shared experts + gated routed experts of `normed`. */
-void dsv2_moe(dsv2_pass *pass, const dsv2_moe_weights *moe);
+void ds_moe(ds_pass *pass, const ds_moe_weights *moe);
 
 /* names.c: calls the visitor for every weight that the model's configuration asks for, in the order of the forward pass, until one
  * call fails. matrix and vector point into the model (whose layers and experts are allocated). */
-enum { DSV2_NAME_SIZE = 128 };
+enum { DS_NAME_SIZE = 128 };
 
-typedef struct dsv2_weights_visitor {
-    dsv2_status (*matrix)(void *context, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix);
+typedef struct ds_weights_visitor {
+    dsv2_status (*matrix)(void *context, const char *name, uint32_t rows, uint32_t cols, ds_matrix *matrix);
     dsv2_status (*vector)(void *context, const char *name, uint32_t n, const float **vector);
     void *context;
-} dsv2_weights_visitor;
+} ds_weights_visitor;
 
 /* Whether a weight's name ends so. */
-bool dsv2_name_ends(const char *name, const char *end);
+bool ds_name_ends(const char *name, const char *end);
 
-dsv2_status dsv2_weights_walk(dsv2_model *model, const dsv2_weights_visitor *visitor);
+dsv2_status ds_weights_walk(dsv2_model *model, const ds_weights_visitor *visitor);
 
 /* names_gguf.c: where a weight of a published name is in a GGUF: a tensor and, for a routed expert's, its number in the outermost
  * dimension, else -1; what the tensor has for one expert is n_parts matrices of the same shape, one after the other, of which the
  * weight is number `part`. `layer` is 0 for weights outside the layers. */
-typedef struct dsv2_gguf_place {
-    char name[DSV2_NAME_SIZE + 16];
+typedef struct ds_gguf_place {
+    char name[DS_NAME_SIZE + 16];
     uint32_t layer;
     int32_t expert;
     uint32_t part, n_parts;
-} dsv2_gguf_place;
+} ds_gguf_place;
 
-dsv2_gguf_place dsv2_gguf_place_of(const char *name);
+ds_gguf_place ds_gguf_place_of(const char *name);
 
 /* Where it is if the converter was told to join the experts' gate and up; false for all other weights. */
-bool dsv2_gguf_joined_place(const dsv2_gguf_place *place, dsv2_gguf_place *joined);
+bool ds_gguf_joined_place(const ds_gguf_place *place, ds_gguf_place *joined);
 
 /* weights.c: room for a layer's experts, freed with the model. */
-dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe);
+dsv2_status ds_experts_allocate(dsv2_model *model, ds_moe_weights *moe);
 
 /* weights.c: binds every tensor; messages name tensor, shape found and shape expected. */
-dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found);
+dsv2_status ds_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found);
 
 /* What follows "model.layers.N" in a pack's name of (W^UK)^T. */
-#define DSV2_K_UP_TRANSPOSED ".self_attn.k_up_transposed"
+#define DS_K_UP_TRANSPOSED ".self_attn.k_up_transposed"
 
 /* packing.c: the type in which to hold the weight of this name that is found as `type`. */
-dsv2_type dsv2_packing_type(dsv2_weight_type weight_type, const char *name, dsv2_type type);
+ds_type ds_packing_type(dsv2_weight_type weight_type, const char *name, ds_type type);
 
 /* Bytes of a matrix. */
-size_t dsv2_matrix_bytes(dsv2_type type, uint32_t rows, uint32_t cols);
+size_t ds_matrix_bytes(ds_type type, uint32_t rows, uint32_t cols);
 
 /* Some rows of a matrix that are to be written as another type, or all. */
-struct dsv2_conversion {
-    dsv2_matrix from;
-    dsv2_type type;
-    uint8_t *out;        /* of the matrix's first row, dsv2_matrix_bytes of the whole */
+struct ds_conversion {
+    ds_matrix from;
+    ds_type type;
+    uint8_t *out;        /* of the matrix's first row, ds_matrix_bytes of the whole */
     uint32_t first, end; /* rows */
     size_t first_task;
     void *made;          /* memory of `from` to free when they are written, or NULL */
 };
 
 /* Whether it only puts a block type's numbers in another order: fast, and nothing is rounded. */
-bool dsv2_conversion_is_repacking(const dsv2_conversion *conversion);
+bool ds_conversion_is_repacking(const ds_conversion *conversion);
 
 /* Room for n more conversions like this one, so that adding and running them cannot fail. */
-dsv2_status dsv2_conversions_reserve(const dsv2_model *model, dsv2_conversions *queue, size_t n, const dsv2_conversion *like);
+dsv2_status ds_conversions_reserve(const dsv2_model *model, ds_conversions *queue, size_t n, const ds_conversion *like);
 
 /* Adds a whole matrix's, for which there is room, and converts what waits as soon as it is enough for all threads: until
- * dsv2_conversions_run, `from`'s data stay and `out` is not read. */
-void dsv2_conversions_add(const dsv2_model *model, dsv2_conversions *queue, const dsv2_conversion *conversion);
+ * ds_conversions_run, `from`'s data stay and `out` is not read. */
+void ds_conversions_add(const dsv2_model *model, ds_conversions *queue, const ds_conversion *conversion);
 
 /* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. */
-void dsv2_conversions_run(const dsv2_model *model, dsv2_conversions *queue);
-void dsv2_conversions_free(dsv2_conversions *queue);
+void ds_conversions_run(const dsv2_model *model, ds_conversions *queue);
+void ds_conversions_free(ds_conversions *queue);
 
 /* A routed expert that is repacked when a pass first chooses it: a GGUF opens without the time that takes for all of them, and
  * those never chosen take no memory. */
-struct dsv2_deferred_expert {
+struct ds_deferred_expert {
     _Atomic bool waiting; /* cleared under model->repacking_lock; who sees it cleared may read the expert's matrices */
     uint32_t n;           /* not all three, if some had to be rounded on opening */
-    dsv2_conversion conversions[3];
+    ds_conversion conversions[3];
 };
 
 /* Repacks those of the pass's jobs that still wait, together. Cannot fail. */
-void dsv2_experts_repack(dsv2_pass *pass);
+void ds_experts_repack(ds_pass *pass);
 
 /* One matrix at once. */
-dsv2_status dsv2_matrix_convert(const dsv2_model *model, const dsv2_matrix *from, dsv2_type type, void *out);
+dsv2_status ds_matrix_convert(const dsv2_model *model, const ds_matrix *from, ds_type type, void *out);
 
 /* Element i of an array of F32, F16 or BF16. */
-void dsv2_store_element(dsv2_type type, void *data, size_t i, float value);
+void ds_store_element(ds_type type, void *data, size_t i, float value);
 
 #endif

@@ -12,14 +12,14 @@ static double correction_dim(double rotations, double dim, double base, double o
     return dim * log(original_context / (rotations * 2.0 * 3.14159265358979323846)) / (2.0 * log(base));
 }
 
-dsv2_status dsv2_rope_init(dsv2_model *model)
+dsv2_status ds_rope_init(dsv2_model *model)
 {
-    const dsv2_config *config = &model->config;
-    const dsv2_yarn *yarn = &config->yarn;
+    const ds_config *config = &model->config;
+    const ds_yarn *yarn = &config->yarn;
     uint32_t dim = config->qk_rope_head_dim, half = dim / 2;
-    model->rope_frequency = dsv2_new(half, sizeof *model->rope_frequency);
+    model->rope_frequency = ds_new(half, sizeof *model->rope_frequency);
     if (model->rope_frequency == NULL)
-        return dsv2_fail_memory("RoPE frequencies", half * sizeof *model->rope_frequency);
+        return ds_fail_memory("RoPE frequencies", half * sizeof *model->rope_frequency);
     model->rope_scale = 1.0f;
     model->softmax_scale = 1.0f / sqrtf((float)(config->qk_nope_head_dim + dim));
     for (uint32_t i = 0; i < half; i++)
@@ -52,7 +52,7 @@ dsv2_status dsv2_rope_init(dsv2_model *model)
 static void rope_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;
-    dsv2_pass *pass = context;
+    ds_pass *pass = context;
     const dsv2_model *model = pass->model;
     uint32_t half = model->config.qk_rope_head_dim / 2;
     for (uint32_t i = 0; i < half; i++) {
@@ -62,11 +62,11 @@ static void rope_row(void *context, size_t row, unsigned thread)
     }
 }
 
-void dsv2_rope_tables(dsv2_pass *pass) { dsv2_pool_run(pass->model->pool, rope_row, pass, pass->n_rows); }
+void ds_rope_tables(ds_pass *pass) { ds_pool_run(pass->model->pool, rope_row, pass, pass->n_rows); }
 
-void dsv2_rope_rotate(const dsv2_pass *pass, uint32_t row, float *x)
+void ds_rope_rotate(const ds_pass *pass, uint32_t row, float *x)
 {
-    const dsv2_config *config = &pass->model->config;
+    const ds_config *config = &pass->model->config;
     uint32_t half = config->qk_rope_head_dim / 2;
     const float *cos = pass->rope_cos + (size_t)row * half, *sin = pass->rope_sin + (size_t)row * half;
     /* Pairs are (2i, 2i + 1), or in some files (i, i + half); q and k are ordered alike, so that their product is the same. */

@@ -4,14 +4,14 @@
 #include <math.h>
 
 typedef struct router {
-    dsv2_pass *pass;
-    const dsv2_moe_weights *moe;
+    ds_pass *pass;
+    const ds_moe_weights *moe;
 } router;
 
 /* Affinities s_(i,t) from the products u_t e_i (Eq. 22): softmax over all experts in float, or DeepSeek-V3's sigmoid. */
-static void affinities(dsv2_scoring_func scoring_func, float *scores, uint32_t n)
+static void affinities(ds_scoring_func scoring_func, float *scores, uint32_t n)
 {
-    if (scoring_func == DSV2_SCORING_SIGMOID) {
+    if (scoring_func == DS_SCORING_SIGMOID) {
         for (uint32_t i = 0; i < n; i++)
             scores[i] = 1.0f / (1.0f + expf(-scores[i]));
         return;
@@ -28,7 +28,7 @@ static void affinities(dsv2_scoring_func scoring_func, float *scores, uint32_t n
 }
 
 /* A group's score: the largest in it (group_limited_greedy), or the sum of its two largest (noaux_tc). */
-static float group_score(dsv2_topk_method method, const float *choice, uint32_t first, uint32_t end)
+static float group_score(ds_topk_method method, const float *choice, uint32_t first, uint32_t end)
 {
     float best = -INFINITY, second = -INFINITY;
     for (uint32_t i = first; i < end; i++) {
@@ -39,7 +39,7 @@ static float group_score(dsv2_topk_method method, const float *choice, uint32_t 
             second = choice[i];
         }
     }
-    return method == DSV2_TOPK_NOAUX_TC && end - first > 1 ? best + second : best;
+    return method == DS_TOPK_NOAUX_TC && end - first > 1 ? best + second : best;
 }
 
 /* The index of the largest of n values whose bit in `taken` is clear, of equals the first. NaN counts as smallest, so that
@@ -54,10 +54,10 @@ static uint32_t best_free(const float *values, uint32_t n, const uint64_t *taken
 }
 
 /* Device-limited routing (section 2.2.2): only experts of the topk_group best groups may be chosen. Marks the others as taken. */
-static uint64_t limit_groups(const dsv2_config *config, const float *choice, uint64_t *taken)
+static uint64_t limit_groups(const ds_config *config, const float *choice, uint64_t *taken)
 {
     uint32_t per_group = config->n_routed_experts / config->n_group;
-    float scores[DSV2_MAX_GROUPS];
+    float scores[DS_MAX_GROUPS];
     for (uint32_t g = 0; g < config->n_group; g++)
         scores[g] = group_score(config->topk_method, choice, g * per_group, (g + 1) * per_group);
     uint64_t kept = 0;
@@ -73,24 +73,24 @@ static void route_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;
     const router *r = context;
-    const dsv2_config *config = &r->pass->model->config;
-    dsv2_routes *routes = &r->pass->routes;
+    const ds_config *config = &r->pass->model->config;
+    ds_routes *routes = &r->pass->routes;
     uint32_t n = config->n_routed_experts, top_k = config->num_experts_per_tok;
     float *scores = routes->scores + row * n, *gates = routes->gates + row * top_k;
     uint32_t *experts = routes->experts + row * top_k;
     affinities(config->scoring_func, scores, n);
 
     /* The bias of noaux_tc balances load: it has a say in the choice, not in the gates. */
-    float biased[DSV2_MAX_EXPERTS];
+    float biased[DS_MAX_EXPERTS];
     const float *choice = scores;
     if (r->moe->score_bias != NULL) {
         for (uint32_t i = 0; i < n; i++)
             biased[i] = scores[i] + r->moe->score_bias[i];
         choice = biased;
     }
-    uint64_t taken[DSV2_MAX_EXPERTS / 64] = {0};
+    uint64_t taken[DS_MAX_EXPERTS / 64] = {0};
     uint64_t all_groups = config->n_group >= 64 ? ~(uint64_t)0 : ((uint64_t)1 << config->n_group) - 1;
-    routes->groups[row] = config->topk_method == DSV2_TOPK_GREEDY ? all_groups : limit_groups(config, choice, taken);
+    routes->groups[row] = config->topk_method == DS_TOPK_GREEDY ? all_groups : limit_groups(config, choice, taken);
 
     float sum = 0;
     for (uint32_t k = 0; k < top_k; k++) {
@@ -105,10 +105,10 @@ static void route_row(void *context, size_t row, unsigned thread)
         gates[k] *= scale;
 }
 
-void dsv2_route(dsv2_pass *pass, const dsv2_moe_weights *moe)
+void ds_route(ds_pass *pass, const ds_moe_weights *moe)
 {
-    const dsv2_config *config = &pass->model->config;
-    dsv2_linear(pass, &moe->gate, NULL, pass->normed, config->hidden_size, pass->n_rows, pass->routes.scores, config->n_routed_experts);
+    const ds_config *config = &pass->model->config;
+    ds_linear(pass, &moe->gate, NULL, pass->normed, config->hidden_size, pass->n_rows, pass->routes.scores, config->n_routed_experts);
     router context = {pass, moe};
-    dsv2_pool_run(pass->model->pool, route_row, &context, pass->n_rows);
+    ds_pool_run(pass->model->pool, route_row, &context, pass->n_rows);
 }

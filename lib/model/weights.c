@@ -10,11 +10,11 @@ typedef struct binder {
     dsv2_model *model;
     const dsv2_model_options *options;
     uint64_t done, total; /* tensors, for progress */
-    dsv2_conversions conversions;
+    ds_conversions conversions;
     bool is_gguf;         /* names are the container's own */
     bool is_pack;         /* tensors have checksums */
-    bool as_found;        /* convert nothing: the model will not run, see dsv2_model_load */
-    float *row;           /* DSV2_MAX_DIM-bounded: one row of floats, for conversions */
+    bool as_found;        /* convert nothing: the model will not run, see ds_model_load */
+    float *row;           /* DS_MAX_DIM-bounded: one row of floats, for conversions */
     size_t row_capacity;
     uint8_t *slab;        /* what is left of the last one */
     size_t slab_left, slab_bytes;
@@ -24,8 +24,8 @@ static void *keep(dsv2_model *model, void *memory)
 {
     if (memory == NULL)
         return NULL;
-    if (!dsv2_grow(&model->owned, &model->owned_capacity, model->n_owned + 1, sizeof *model->owned)) {
-        dsv2_free(memory);
+    if (!ds_grow(&model->owned, &model->owned_capacity, model->n_owned + 1, sizeof *model->owned)) {
+        ds_free(memory);
         return NULL;
     }
     model->owned[model->n_owned++] = memory;
@@ -41,9 +41,9 @@ static dsv2_status keep_bytes(binder *binder, const char *name, size_t bytes, vo
     bool own = rounded >= binder->slab_bytes / 8;
     if (own || rounded > binder->slab_left) {
         size_t wanted = own ? rounded : binder->slab_bytes;
-        void *memory = keep(binder->model, dsv2_new_aligned(wanted, 1));
+        void *memory = keep(binder->model, ds_new_aligned(wanted, 1));
         if (memory == NULL)
-            return dsv2_fail_memory(name, wanted);
+            return ds_fail_memory(name, wanted);
         if (own) {
             *out = memory;
             return DSV2_OK;
@@ -65,7 +65,7 @@ static dsv2_status report(binder *binder, bool new_tensor)
     if (new_tensor && binder->done + 1 < binder->total)
         binder->done++;
     if (options->progress != NULL && options->progress(options->progress_user, DSV2_PHASE_OPEN, binder->done, binder->total) != 0)
-        return dsv2_fail(DSV2_ERROR_CANCELLED, "opening was cancelled by the progress callback");
+        return ds_fail(DSV2_ERROR_CANCELLED, "opening was cancelled by the progress callback");
     return DSV2_OK;
 }
 
@@ -75,15 +75,15 @@ static void add_identity(binder *binder, const void *data, size_t size)
     *digest = XXH3_64bits_withSeed(data, size, *digest);
 }
 
-static void add_type(binder *binder, dsv2_type type)
+static void add_type(binder *binder, ds_type type)
 {
-    const char *name = dsv2_type_name(type); /* its number may change */
+    const char *name = ds_type_name(type); /* its number may change */
     add_identity(binder, name, strlen(name));
 }
 
 /* The identity of a tensor: its name, type, shape and data; of data without a checksum, whose reading would take as long as that of
  * the whole model, a sample from the middle. */
-static void identify(binder *binder, const dsv2_tensor *tensor)
+static void identify(binder *binder, const ds_tensor *tensor)
 {
     enum { SAMPLE = 1024 };
     uint64_t size = tensor->n_bytes < SAMPLE ? tensor->n_bytes : SAMPLE, from = (tensor->n_bytes - size) / 2;
@@ -96,7 +96,7 @@ static void identify(binder *binder, const dsv2_tensor *tensor)
         add_identity(binder, (const uint8_t *)tensor->data + from, (size_t)size);
 }
 
-static void shape_text(const dsv2_tensor *tensor, char *text, size_t size)
+static void shape_text(const ds_tensor *tensor, char *text, size_t size)
 {
     size_t length = (size_t)snprintf(text, size, "[");
     for (uint32_t i = 0; i < tensor->n_dims && length < size; i++)
@@ -106,34 +106,34 @@ static void shape_text(const dsv2_tensor *tensor, char *text, size_t size)
 }
 
 /* Takes a tensor of the container if its shape is `dims`; `name` is its own there. */
-static dsv2_status find_shaped(binder *binder, const char *name, uint32_t n_dims, const uint64_t *dims, const dsv2_tensor **out)
+static dsv2_status find_shaped(binder *binder, const char *name, uint32_t n_dims, const uint64_t *dims, const ds_tensor **out)
 {
-    const dsv2_tensor *tensor;
-    dsv2_status status = dsv2_container_require(binder->model->container, name, &tensor);
+    const ds_tensor *tensor;
+    dsv2_status status = ds_container_require(binder->model->container, name, &tensor);
     if (status != DSV2_OK)
         return status;
     if (tensor->n_dims != n_dims || memcmp(tensor->dims, dims, n_dims * sizeof *dims) != 0) {
         char shape[96], expected[96];
-        dsv2_tensor wanted = {.n_dims = n_dims};
+        ds_tensor wanted = {.n_dims = n_dims};
         memcpy(wanted.dims, dims, n_dims * sizeof *dims);
         shape_text(tensor, shape, sizeof shape);
         shape_text(&wanted, expected, sizeof expected);
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has shape %s, the configuration says %s", tensor->path, name, shape,
-                         expected);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has shape %s, the configuration says %s", tensor->path, name, shape,
+                       expected);
     }
     *out = tensor;
     return DSV2_OK;
 }
 
 /* The weight of a published name, rows x cols, or a vector of `rows` if cols is 0; in a GGUF it may be a part of a tensor. */
-static dsv2_status find(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_tensor *out)
+static dsv2_status find(binder *binder, const char *name, uint32_t rows, uint32_t cols, ds_tensor *out)
 {
-    const dsv2_tensor *tensor;
-    dsv2_gguf_place place = {.expert = -1, .n_parts = 1};
+    const ds_tensor *tensor;
+    ds_gguf_place place = {.expert = -1, .n_parts = 1};
     if (binder->is_gguf) {
-        dsv2_gguf_place joined;
-        place = dsv2_gguf_place_of(name);
-        if (dsv2_gguf_joined_place(&place, &joined) && dsv2_container_has(binder->model->container, joined.name))
+        ds_gguf_place joined;
+        place = ds_gguf_place_of(name);
+        if (ds_gguf_joined_place(&place, &joined) && ds_container_has(binder->model->container, joined.name))
             place = joined;
         name = place.name;
     }
@@ -158,13 +158,13 @@ static dsv2_status find(binder *binder, const char *name, uint32_t rows, uint32_
 /* A vector as floats: norms, biases. */
 static dsv2_status bind_vector(binder *binder, const char *name, uint32_t n, const float **out)
 {
-    dsv2_tensor tensor;
+    ds_tensor tensor;
     dsv2_status status = find(binder, name, n, 0, &tensor);
     if (status != DSV2_OK)
         return status;
-    if (!dsv2_type_is_plain(tensor.type))
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32, F16 or BF16", tensor.path, tensor.name,
-                         dsv2_type_name(tensor.type));
+    if (!ds_type_is_plain(tensor.type))
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32, F16 or BF16", tensor.path, tensor.name,
+                       ds_type_name(tensor.type));
     void *values;
     status = keep_bytes(binder, name, n * sizeof(float), &values);
     if (status != DSV2_OK)
@@ -176,25 +176,25 @@ static dsv2_status bind_vector(binder *binder, const char *name, uint32_t n, con
 }
 
 /* The block scales of an FP8 matrix: NAME_scale_inv, one float for each block of weight_block_size. */
-static dsv2_status bind_scales(binder *binder, const dsv2_tensor *tensor, dsv2_matrix *matrix)
+static dsv2_status bind_scales(binder *binder, const ds_tensor *tensor, ds_matrix *matrix)
 {
-    const dsv2_config *config = &binder->model->config;
+    const ds_config *config = &binder->model->config;
     uint32_t block_rows = config->fp8_block_rows, block_cols = config->fp8_block_cols;
     if (block_rows == 0 || block_cols == 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
-                         tensor->path, tensor->name);
-    char name[DSV2_NAME_SIZE + 16];
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
+                       tensor->path, tensor->name);
+    char name[DS_NAME_SIZE + 16];
     snprintf(name, sizeof name, "%s_scale_inv", tensor->name);
     uint32_t rows = (matrix->rows + block_rows - 1) / block_rows, cols = (matrix->cols + block_cols - 1) / block_cols;
     uint64_t parameters = binder->model->parameters;
-    dsv2_tensor scales;
+    ds_tensor scales;
     dsv2_status status = find(binder, name, rows, cols, &scales);
     if (status != DSV2_OK)
         return status;
     binder->model->parameters = parameters; /* scales are no weights */
-    if (scales.type != DSV2_TYPE_F32)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32", scales.path, name,
-                         dsv2_type_name(scales.type));
+    if (scales.type != DS_TYPE_F32)
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32", scales.path, name,
+                       ds_type_name(scales.type));
     void *copy; /* a copy, since floats in a file may lie at any address */
     status = keep_bytes(binder, name, (size_t)rows * cols * sizeof(float), &copy);
     if (status != DSV2_OK)
@@ -210,17 +210,17 @@ static dsv2_status bind_scales(binder *binder, const dsv2_tensor *tensor, dsv2_m
 /* Whether a GGUF has a layer's kv_b_proj in two: attn_k_b by head with rows and columns exchanged, and attn_v_b by head. */
 static bool is_split(const binder *binder, uint32_t layer)
 {
-    char name[DSV2_NAME_SIZE];
+    char name[DS_NAME_SIZE];
     snprintf(name, sizeof name, "blk.%u.attn_kv_b.weight", (unsigned)layer);
-    return binder->is_gguf && !dsv2_container_has(binder->model->container, name);
+    return binder->is_gguf && !ds_container_has(binder->model->container, name);
 }
 
-static dsv2_status find_split(binder *binder, uint32_t layer, const dsv2_tensor **k_b, const dsv2_tensor **v_b)
+static dsv2_status find_split(binder *binder, uint32_t layer, const ds_tensor **k_b, const ds_tensor **v_b)
 {
-    const dsv2_config *config = &binder->model->config;
+    const ds_config *config = &binder->model->config;
     const uint64_t k_dims[] = {config->num_attention_heads, config->kv_lora_rank, config->qk_nope_head_dim};
     const uint64_t v_dims[] = {config->num_attention_heads, config->v_head_dim, config->kv_lora_rank};
-    char name[DSV2_NAME_SIZE];
+    char name[DS_NAME_SIZE];
     snprintf(name, sizeof name, "blk.%u.attn_k_b.weight", (unsigned)layer);
     dsv2_status status = find_shaped(binder, name, 3, k_dims, k_b);
     snprintf(name, sizeof name, "blk.%u.attn_v_b.weight", (unsigned)layer);
@@ -228,228 +228,228 @@ static dsv2_status find_split(binder *binder, uint32_t layer, const dsv2_tensor 
 }
 
 /* Makes the published kv_b_proj of the two, in their precision: block types become floats. *made is the caller's. */
-static dsv2_status join_kv_b(binder *binder, uint32_t layer, dsv2_matrix *matrix, dsv2_type *found, void **made)
+static dsv2_status join_kv_b(binder *binder, uint32_t layer, ds_matrix *matrix, ds_type *found, void **made)
 {
-    const dsv2_config *config = &binder->model->config;
+    const ds_config *config = &binder->model->config;
     uint32_t nope = config->qk_nope_head_dim, v_dim = config->v_head_dim, lora = config->kv_lora_rank;
     uint32_t n_heads = config->num_attention_heads, n_rows = nope + v_dim;
-    const dsv2_tensor *k_b, *v_b;
+    const ds_tensor *k_b, *v_b;
     dsv2_status status = find_split(binder, layer, &k_b, &v_b);
     if (status != DSV2_OK)
         return status;
-    bool halves = k_b->type == v_b->type && (k_b->type == DSV2_TYPE_F16 || k_b->type == DSV2_TYPE_BF16);
-    dsv2_type type = halves ? k_b->type : DSV2_TYPE_F32;
-    size_t row_bytes = dsv2_type_row_bytes(type, lora);
+    bool halves = k_b->type == v_b->type && (k_b->type == DS_TYPE_F16 || k_b->type == DS_TYPE_BF16);
+    ds_type type = halves ? k_b->type : DS_TYPE_F32;
+    size_t row_bytes = ds_type_row_bytes(type, lora);
     uint32_t longest = lora > nope ? lora : nope;
-    if (!dsv2_grow(&binder->row, &binder->row_capacity, longest, sizeof *binder->row))
-        return dsv2_fail_memory(k_b->name, longest * sizeof *binder->row);
-    void *data = dsv2_new_aligned(row_bytes, (size_t)n_rows * n_heads);
+    if (!ds_grow(&binder->row, &binder->row_capacity, longest, sizeof *binder->row))
+        return ds_fail_memory(k_b->name, longest * sizeof *binder->row);
+    void *data = ds_new_aligned(row_bytes, (size_t)n_rows * n_heads);
     if (data == NULL)
-        return dsv2_fail_memory(k_b->name, row_bytes * n_rows * n_heads);
-    const dsv2_matrix k = {.rows = n_heads * lora, .cols = nope, .type = k_b->type, .data = k_b->data,
-                           .row_bytes = dsv2_type_row_bytes(k_b->type, nope)};
-    const dsv2_matrix v = {.rows = n_heads * v_dim, .cols = lora, .type = v_b->type, .data = v_b->data,
-                           .row_bytes = dsv2_type_row_bytes(v_b->type, lora)};
+        return ds_fail_memory(k_b->name, row_bytes * n_rows * n_heads);
+    const ds_matrix k = {.rows = n_heads * lora, .cols = nope, .type = k_b->type, .data = k_b->data,
+                         .row_bytes = ds_type_row_bytes(k_b->type, nope)};
+    const ds_matrix v = {.rows = n_heads * v_dim, .cols = lora, .type = v_b->type, .data = v_b->data,
+                         .row_bytes = ds_type_row_bytes(v_b->type, lora)};
     for (uint32_t head = 0; head < n_heads; head++) {
         size_t first = (size_t)head * n_rows * lora;
         for (uint32_t c = 0; c < lora; c++) {
-            dsv2_matrix_row(binder->model->kernels, &k, head * lora + c, binder->row);
+            ds_matrix_row(binder->model->kernels, &k, head * lora + c, binder->row);
             for (uint32_t i = 0; i < nope; i++)
-                dsv2_store_element(type, data, first + (size_t)i * lora + c, binder->row[i]);
+                ds_store_element(type, data, first + (size_t)i * lora + c, binder->row[i]);
         }
         for (uint32_t i = 0; i < v_dim; i++) {
-            dsv2_matrix_row(binder->model->kernels, &v, head * v_dim + i, binder->row);
+            ds_matrix_row(binder->model->kernels, &v, head * v_dim + i, binder->row);
             for (uint32_t c = 0; c < lora; c++)
-                dsv2_store_element(type, data, first + (size_t)(nope + i) * lora + c, binder->row[c]);
+                ds_store_element(type, data, first + (size_t)(nope + i) * lora + c, binder->row[c]);
         }
     }
     identify(binder, k_b);
     identify(binder, v_b);
-    dsv2_container_forget(binder->model->container, v_b->data, v_b->n_bytes); /* k_b is still to be read */
+    ds_container_forget(binder->model->container, v_b->data, v_b->n_bytes); /* k_b is still to be read */
     binder->model->parameters += (uint64_t)n_rows * n_heads * lora;
-    *matrix = (dsv2_matrix){.rows = n_rows * n_heads, .cols = lora, .type = type, .data = data, .row_bytes = row_bytes};
+    *matrix = (ds_matrix){.rows = n_rows * n_heads, .cols = lora, .type = type, .data = data, .row_bytes = row_bytes};
     *made = data;
     /* Rows of attn_k_b are columns here: its blocks cannot be kept, and eight bits lose nothing that matters. */
-    bool plain = dsv2_type_is_plain(k_b->type);
-    *found = plain ? type : DSV2_TYPE_P8;
+    bool plain = ds_type_is_plain(k_b->type);
+    *found = plain ? type : DS_TYPE_P8;
     return report(binder, true);
 }
 
-static bool is_kv_b(const char *name) { return dsv2_name_ends(name, ".self_attn.kv_b_proj.weight"); }
+static bool is_kv_b(const char *name) { return ds_name_ends(name, ".self_attn.kv_b_proj.weight"); }
 
 /* A matrix as the file has it; *made is memory that had to be made for it, or NULL. */
-static dsv2_status take_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix,
-                               dsv2_type *found, void **made)
+static dsv2_status take_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, ds_matrix *matrix,
+                               ds_type *found, void **made)
 {
     *made = NULL;
-    *found = DSV2_TYPE_COUNT;
+    *found = DS_TYPE_COUNT;
     if (binder->is_gguf && is_kv_b(name)) {
-        uint32_t layer = dsv2_gguf_place_of(name).layer;
+        uint32_t layer = ds_gguf_place_of(name).layer;
         if (is_split(binder, layer))
             return join_kv_b(binder, layer, matrix, found, made);
     }
-    dsv2_tensor tensor;
+    ds_tensor tensor;
     dsv2_status status = find(binder, name, rows, cols, &tensor);
     if (status != DSV2_OK)
         return status;
     *found = tensor.type;
-    *matrix = (dsv2_matrix){.rows = rows, .cols = cols, .type = tensor.type, .data = tensor.data,
-                            .row_bytes = dsv2_type_row_bytes(tensor.type, cols)};
-    return tensor.type == DSV2_TYPE_F8_E4M3 ? bind_scales(binder, &tensor, matrix) : DSV2_OK;
+    *matrix = (ds_matrix){.rows = rows, .cols = cols, .type = tensor.type, .data = tensor.data,
+                          .row_bytes = ds_type_row_bytes(tensor.type, cols)};
+    return tensor.type == DS_TYPE_F8_E4M3 ? bind_scales(binder, &tensor, matrix) : DSV2_OK;
 }
 
 /* The nope rows of kv_b_proj with rows and columns exchanged, by head, in its precision: other types become halves (packed) or
  * floats. *made is the caller's. */
-static dsv2_status transpose_k_up(binder *binder, const dsv2_matrix *kv_b, dsv2_matrix *matrix, void **made)
+static dsv2_status transpose_k_up(binder *binder, const ds_matrix *kv_b, ds_matrix *matrix, void **made)
 {
-    const dsv2_config *config = &binder->model->config;
+    const ds_config *config = &binder->model->config;
     uint32_t nope = config->qk_nope_head_dim, lora = config->kv_lora_rank, n_heads = config->num_attention_heads;
-    dsv2_type type = kv_b->type == DSV2_TYPE_F16 || kv_b->type == DSV2_TYPE_BF16 ? kv_b->type
-                     : dsv2_type_is_packed(kv_b->type)                           ? DSV2_TYPE_F16
-                                                                                 : DSV2_TYPE_F32;
-    if (!dsv2_grow(&binder->row, &binder->row_capacity, lora, sizeof *binder->row))
-        return dsv2_fail_memory("k_up_transposed", lora * sizeof *binder->row);
-    void *data = dsv2_new_aligned((size_t)n_heads * lora, dsv2_type_row_bytes(type, nope));
+    ds_type type = kv_b->type == DS_TYPE_F16 || kv_b->type == DS_TYPE_BF16 ? kv_b->type
+                     : ds_type_is_packed(kv_b->type)                           ? DS_TYPE_F16
+                                                                                 : DS_TYPE_F32;
+    if (!ds_grow(&binder->row, &binder->row_capacity, lora, sizeof *binder->row))
+        return ds_fail_memory("k_up_transposed", lora * sizeof *binder->row);
+    void *data = ds_new_aligned((size_t)n_heads * lora, ds_type_row_bytes(type, nope));
     if (data == NULL)
-        return dsv2_fail_memory("k_up_transposed", n_heads * lora * dsv2_type_row_bytes(type, nope));
+        return ds_fail_memory("k_up_transposed", n_heads * lora * ds_type_row_bytes(type, nope));
     for (uint32_t head = 0; head < n_heads; head++) {
         for (uint32_t i = 0; i < nope; i++) {
-            dsv2_matrix_row(binder->model->kernels, kv_b, head * (nope + config->v_head_dim) + i, binder->row);
+            ds_matrix_row(binder->model->kernels, kv_b, head * (nope + config->v_head_dim) + i, binder->row);
             for (uint32_t c = 0; c < lora; c++)
-                dsv2_store_element(type, data, ((size_t)head * lora + c) * nope + i, binder->row[c]);
+                ds_store_element(type, data, ((size_t)head * lora + c) * nope + i, binder->row[c]);
         }
     }
-    *matrix = (dsv2_matrix){.rows = n_heads * lora, .cols = nope, .type = type, .data = data, .row_bytes = dsv2_type_row_bytes(type, nope)};
+    *matrix = (ds_matrix){.rows = n_heads * lora, .cols = nope, .type = type, .data = data, .row_bytes = ds_type_row_bytes(type, nope)};
     *made = data;
     return DSV2_OK;
 }
 
 /* Leaves a routed expert's matrix to the pass that first chooses it, which then needs no memory. */
-static dsv2_status defer(dsv2_model *model, const dsv2_gguf_place *place, const dsv2_conversion *conversion)
+static dsv2_status defer(dsv2_model *model, const ds_gguf_place *place, const ds_conversion *conversion)
 {
-    enum { MATRICES = sizeof(dsv2_ffn_weights) / sizeof(dsv2_matrix) };
-    dsv2_moe_weights *moe = &model->layers[place->layer].moe;
+    enum { MATRICES = sizeof(ds_ffn_weights) / sizeof(ds_matrix) };
+    ds_moe_weights *moe = &model->layers[place->layer].moe;
     size_t n = model->config.n_routed_experts;
     if (moe->deferred == NULL)
-        moe->deferred = keep(model, dsv2_new(n, sizeof *moe->deferred));
+        moe->deferred = keep(model, ds_new(n, sizeof *moe->deferred));
     if (moe->deferred == NULL)
-        return dsv2_fail_memory("experts to repack", n * sizeof *moe->deferred);
-    dsv2_status status = dsv2_conversions_reserve(model, &model->repacking, MATRICES * n, conversion);
+        return ds_fail_memory("experts to repack", n * sizeof *moe->deferred);
+    dsv2_status status = ds_conversions_reserve(model, &model->repacking, MATRICES * n, conversion);
     if (status != DSV2_OK)
         return status;
-    dsv2_deferred_expert *expert = &moe->deferred[place->expert];
+    ds_deferred_expert *expert = &moe->deferred[place->expert];
     expert->conversions[expert->n++] = *conversion;
     atomic_store_explicit(&expert->waiting, true, memory_order_relaxed);
     /* The sample that identify took of each brought its neighbourhood into memory: hundreds of megabytes in all. */
-    dsv2_container_forget(model->container, conversion->from.data, (uint64_t)conversion->end * conversion->from.row_bytes);
+    ds_container_forget(model->container, conversion->from.data, (uint64_t)conversion->end * conversion->from.row_bytes);
     return DSV2_OK;
 }
 
 /* Sees to it that `data` receives the matrix as another type; `made` is freed then, or now on failure. Rounding takes minutes, with
  * progress for the host to see: it is not left to a pass. */
-static dsv2_status convert(binder *binder, const char *name, void *made, dsv2_type type, void *data, dsv2_matrix *matrix)
+static dsv2_status convert(binder *binder, const char *name, void *made, ds_type type, void *data, ds_matrix *matrix)
 {
-    const dsv2_conversion conversion = {.from = *matrix, .made = made, .type = type, .out = data, .end = matrix->rows};
-    dsv2_gguf_place place = dsv2_gguf_place_of(name);
+    const ds_conversion conversion = {.from = *matrix, .made = made, .type = type, .out = data, .end = matrix->rows};
+    ds_gguf_place place = ds_gguf_place_of(name);
     dsv2_status status;
-    if (place.expert >= 0 && dsv2_conversion_is_repacking(&conversion)) {
+    if (place.expert >= 0 && ds_conversion_is_repacking(&conversion)) {
         status = defer(binder->model, &place, &conversion);
     } else {
-        status = dsv2_conversions_reserve(binder->model, &binder->conversions, 1, &conversion);
+        status = ds_conversions_reserve(binder->model, &binder->conversions, 1, &conversion);
         if (status == DSV2_OK)
-            dsv2_conversions_add(binder->model, &binder->conversions, &conversion);
+            ds_conversions_add(binder->model, &binder->conversions, &conversion);
         else
-            dsv2_free(made);
+            ds_free(made);
     }
     if (status != DSV2_OK)
         return status;
-    *matrix = (dsv2_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = type, .data = data,
-                            .row_bytes = dsv2_type_row_bytes(type, matrix->cols)};
+    *matrix = (ds_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = type, .data = data,
+                          .row_bytes = ds_type_row_bytes(type, matrix->cols)};
     return DSV2_OK;
 }
 
 /* Brings a matrix to the type it is to be held in, being `found` in the file: at the latest when all are bound. `made`, if not NULL,
  * is the memory it lies in: kept or freed. */
-static dsv2_status hold(binder *binder, const char *name, dsv2_type found, void *made, dsv2_matrix *matrix)
+static dsv2_status hold(binder *binder, const char *name, ds_type found, void *made, ds_matrix *matrix)
 {
     dsv2_model *model = binder->model;
-    dsv2_type type = binder->as_found && made == NULL ? matrix->type : dsv2_packing_type(binder->options->weight_type, name, found);
+    ds_type type = binder->as_found && made == NULL ? matrix->type : ds_packing_type(binder->options->weight_type, name, found);
     dsv2_status status = DSV2_OK;
     if (type != matrix->type) {
         void *data;
-        status = keep_bytes(binder, name, dsv2_matrix_bytes(type, matrix->rows, matrix->cols), &data);
+        status = keep_bytes(binder, name, ds_matrix_bytes(type, matrix->rows, matrix->cols), &data);
         if (status == DSV2_OK)
             status = convert(binder, name, made, type, data, matrix);
         else
-            dsv2_free(made);
+            ds_free(made);
     } else if (made != NULL) {
-        model->bytes_copied += dsv2_matrix_bytes(type, matrix->rows, matrix->cols);
+        model->bytes_copied += ds_matrix_bytes(type, matrix->rows, matrix->cols);
         if (keep(model, made) == NULL) {
-            dsv2_free(made);
-            return dsv2_fail_memory(name, sizeof made);
+            ds_free(made);
+            return ds_fail_memory(name, sizeof made);
         }
     }
     if (status == DSV2_OK) {
         model->types_seen[type] = true;
         add_type(binder, type);
-        model->has_packed = model->has_packed || dsv2_type_is_packed(type);
-        model->weight_bytes += dsv2_matrix_bytes(type, matrix->rows, matrix->cols);
+        model->has_packed = model->has_packed || ds_type_is_packed(type);
+        model->weight_bytes += ds_matrix_bytes(type, matrix->rows, matrix->cols);
     }
     return status;
 }
 
 /* (W^UK)^T by head: the absorbed form multiplies it with queries (section 2.1.2: W^UK is absorbed into W^Q). Packs have it, GGUFs
  * may; otherwise it is made of kv_b_proj as the file has it. */
-static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, const dsv2_matrix *kv_b)
+static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, const ds_matrix *kv_b)
 {
-    const dsv2_config *config = &binder->model->config;
+    const ds_config *config = &binder->model->config;
     uint32_t n_heads = config->num_attention_heads, rows = n_heads * config->kv_lora_rank, cols = config->qk_nope_head_dim;
-    char name[DSV2_NAME_SIZE];
-    snprintf(name, sizeof name, "model.layers.%u" DSV2_K_UP_TRANSPOSED, (unsigned)layer);
+    char name[DS_NAME_SIZE];
+    snprintf(name, sizeof name, "model.layers.%u" DS_K_UP_TRANSPOSED, (unsigned)layer);
     void *made = NULL;
     dsv2_status status = DSV2_OK;
-    dsv2_matrix *matrix = &binder->model->layers[layer].mla.k_up_transposed;
+    ds_matrix *matrix = &binder->model->layers[layer].mla.k_up_transposed;
     if (is_split(binder, layer)) {
-        const dsv2_tensor *k_b, *v_b;
+        const ds_tensor *k_b, *v_b;
         status = find_split(binder, layer, &k_b, &v_b);
         if (status == DSV2_OK)
-            *matrix = (dsv2_matrix){.rows = rows, .cols = cols, .type = k_b->type, .data = k_b->data,
-                                    .row_bytes = dsv2_type_row_bytes(k_b->type, cols)};
-    } else if (!binder->is_gguf && dsv2_container_has(binder->model->container, name)) {
+            *matrix = (ds_matrix){.rows = rows, .cols = cols, .type = k_b->type, .data = k_b->data,
+                                  .row_bytes = ds_type_row_bytes(k_b->type, cols)};
+    } else if (!binder->is_gguf && ds_container_has(binder->model->container, name)) {
         uint64_t parameters = binder->model->parameters;
-        dsv2_tensor tensor;
+        ds_tensor tensor;
         status = find(binder, name, rows, cols, &tensor);
         binder->model->parameters = parameters; /* counted in kv_b_proj */
         if (status == DSV2_OK)
-            *matrix = (dsv2_matrix){.rows = rows, .cols = cols, .type = tensor.type, .data = tensor.data,
-                                    .row_bytes = dsv2_type_row_bytes(tensor.type, cols)};
+            *matrix = (ds_matrix){.rows = rows, .cols = cols, .type = tensor.type, .data = tensor.data,
+                                  .row_bytes = ds_type_row_bytes(tensor.type, cols)};
     } else {
         status = transpose_k_up(binder, kv_b, matrix, &made);
     }
-    bool plain = dsv2_type_is_plain(kv_b->type);
+    bool plain = ds_type_is_plain(kv_b->type);
     /* Transposed blocks are rounded a second time: with bits to spare. FP8's range is more than eight bits hold: it becomes floats. */
-    bool floats = made == NULL || plain || kv_b->type == DSV2_TYPE_F8_E4M3;
-    dsv2_type found = floats ? matrix->type : DSV2_TYPE_P8;
+    bool floats = made == NULL || plain || kv_b->type == DS_TYPE_F8_E4M3;
+    ds_type found = floats ? matrix->type : DS_TYPE_P8;
     return status == DSV2_OK ? hold(binder, name, found, made, matrix) : status;
 }
 
-static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+static dsv2_status bind_matrix(binder *binder, const char *name, uint32_t rows, uint32_t cols, ds_matrix *matrix)
 {
     void *made;
-    dsv2_type found;
+    ds_type found;
     unsigned layer;
     dsv2_status status = take_matrix(binder, name, rows, cols, matrix, &found, &made);
     if (status == DSV2_OK && is_kv_b(name) && sscanf(name, "model.layers.%u.", &layer) == 1)
         status = bind_k_up_transposed(binder, layer, matrix);
     if (status != DSV2_OK) {
-        dsv2_free(made);
+        ds_free(made);
         return status;
     }
     return hold(binder, name, found, made, matrix);
 }
 
-/* What dsv2_weights_walk asks for, by name, in the order of the forward pass. */
-static dsv2_status visit_matrix(void *context, const char *name, uint32_t rows, uint32_t cols, dsv2_matrix *matrix)
+/* What ds_weights_walk asks for, by name, in the order of the forward pass. */
+static dsv2_status visit_matrix(void *context, const char *name, uint32_t rows, uint32_t cols, ds_matrix *matrix)
 {
     return bind_matrix(context, name, rows, cols, matrix);
 }
@@ -461,50 +461,50 @@ static dsv2_status visit_vector(void *context, const char *name, uint32_t n, con
 
 static dsv2_status allocate(dsv2_model *model)
 {
-    const dsv2_config *config = &model->config;
-    model->layers = keep(model, dsv2_new(config->num_hidden_layers, sizeof *model->layers));
+    const ds_config *config = &model->config;
+    model->layers = keep(model, ds_new(config->num_hidden_layers, sizeof *model->layers));
     if (model->layers == NULL)
-        return dsv2_fail_memory("the layers", config->num_hidden_layers * sizeof *model->layers);
+        return ds_fail_memory("the layers", config->num_hidden_layers * sizeof *model->layers);
     for (uint32_t l = 0; l < config->num_hidden_layers; l++)
-        model->layers[l].is_moe = dsv2_config_is_moe(config, l);
+        model->layers[l].is_moe = ds_config_is_moe(config, l);
     return DSV2_OK;
 }
 
-dsv2_status dsv2_experts_allocate(dsv2_model *model, dsv2_moe_weights *moe)
+dsv2_status ds_experts_allocate(dsv2_model *model, ds_moe_weights *moe)
 {
     size_t n = model->config.n_routed_experts;
-    moe->experts = keep(model, dsv2_new(n, sizeof *moe->experts));
-    return moe->experts != NULL ? DSV2_OK : dsv2_fail_memory("the experts", n * sizeof *moe->experts);
+    moe->experts = keep(model, ds_new(n, sizeof *moe->experts));
+    return moe->experts != NULL ? DSV2_OK : ds_fail_memory("the experts", n * sizeof *moe->experts);
 }
 
 /* Slabs of 64 MiB, less for a model that is smaller itself. */
-static size_t slab_bytes(const dsv2_container *container)
+static size_t slab_bytes(const ds_container *container)
 {
     const uint64_t most = 64 << 20;
     uint64_t bytes = 0;
-    for (size_t i = 0; i < dsv2_container_count(container) && bytes < most; i++)
-        bytes += dsv2_container_tensor(container, i)->n_bytes;
+    for (size_t i = 0; i < ds_container_count(container) && bytes < most; i++)
+        bytes += ds_container_tensor(container, i)->n_bytes;
     return (size_t)(bytes < most ? bytes : most);
 }
 
-dsv2_status dsv2_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found)
+dsv2_status ds_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found)
 {
-    binder binder = {.model = model, .options = options, .as_found = as_found, .total = dsv2_container_count(model->container),
-                     .is_gguf = strcmp(dsv2_container_kind(model->container), "gguf") == 0,
-                     .is_pack = strcmp(dsv2_container_kind(model->container), "pack") == 0};
-    const dsv2_weights_visitor visitor = {visit_matrix, visit_vector, &binder};
+    binder binder = {.model = model, .options = options, .as_found = as_found, .total = ds_container_count(model->container),
+                     .is_gguf = strcmp(ds_container_kind(model->container), "gguf") == 0,
+                     .is_pack = strcmp(ds_container_kind(model->container), "pack") == 0};
+    const ds_weights_visitor visitor = {visit_matrix, visit_vector, &binder};
     binder.slab_bytes = slab_bytes(model->container);
     dsv2_status status = allocate(model);
     if (status == DSV2_OK)
-        status = dsv2_weights_walk(model, &visitor);
+        status = ds_weights_walk(model, &visitor);
     if (status == DSV2_OK && model->config.tie_word_embeddings)
         model->lm_head = model->embed_tokens;
     if (status == DSV2_OK) {
-        dsv2_conversions_run(model, &binder.conversions);
+        ds_conversions_run(model, &binder.conversions);
         binder.done = binder.total; /* with tensors that the model does not use */
         status = report(&binder, false);
     }
-    dsv2_conversions_free(&binder.conversions);
-    dsv2_free(binder.row);
+    ds_conversions_free(&binder.conversions);
+    ds_free(binder.row);
     return status;
 }

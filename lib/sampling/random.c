@@ -2,7 +2,7 @@
 
 static uint64_t rotate_left(uint64_t x, int n) { return x << n | x >> (64 - n); }
 
-void dsv2_random_seed(dsv2_random *random, uint64_t seed)
+void ds_random_seed(ds_random *random, uint64_t seed)
 {
     for (int i = 0; i < 4; i++) {
         seed += 0x9e3779b97f4a7c15u;
@@ -13,7 +13,7 @@ void dsv2_random_seed(dsv2_random *random, uint64_t seed)
     }
 }
 
-uint64_t dsv2_random_next(dsv2_random *random)
+uint64_t ds_random_next(ds_random *random)
 {
     uint64_t *s = random->state;
     uint64_t result = rotate_left(s[1] * 5, 7) * 9;
@@ -27,8 +27,8 @@ uint64_t dsv2_random_next(dsv2_random *random)
     return result;
 }
 
-uint64_t dsv2_random_below(dsv2_random *random, uint64_t bound)
+uint64_t ds_random_below(ds_random *random, uint64_t bound)
 {
     __extension__ typedef unsigned __int128 wide;
-    return (uint64_t)((wide)dsv2_random_next(random) * bound >> 64);
+    return (uint64_t)((wide)ds_random_next(random) * bound >> 64);
 }

@@ -18,16 +18,16 @@ void dsv2_sampling_defaults(dsv2_sampling *sampling)
     };
 }
 
-void dsv2_sampler_init(dsv2_sampler *sampler)
+void ds_sampler_init(ds_sampler *sampler)
 {
     dsv2_sampling_defaults(&sampler->params);
-    dsv2_random_seed(&sampler->random, sampler->params.seed);
+    ds_random_seed(&sampler->random, sampler->params.seed);
 }
 
-void dsv2_sampler_free(dsv2_sampler *sampler)
+void ds_sampler_free(ds_sampler *sampler)
 {
-    dsv2_free((void *)sampler->params.logit_bias);
-    dsv2_sampler_init(sampler);
+    ds_free((void *)sampler->params.logit_bias);
+    ds_sampler_init(sampler);
 }
 
 static int compare_bias(const void *a, const void *b)
@@ -52,8 +52,8 @@ static dsv2_status check_fields(const dsv2_sampling *s)
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (!fields[i].valid)
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.%s is %g, expected %s", fields[i].name, (double)fields[i].value,
-                             fields[i].expected);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.%s is %g, expected %s", fields[i].name, (double)fields[i].value,
+                           fields[i].expected);
     return DSV2_OK;
 }
 
@@ -64,41 +64,41 @@ static dsv2_status copy_biases(const dsv2_sampling *s, uint32_t vocab_size, dsv2
     if (s->n_logit_bias == 0)
         return DSV2_OK;
     if (s->logit_bias == NULL)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias is NULL, but n_logit_bias is %zu", s->n_logit_bias);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias is NULL, but n_logit_bias is %zu", s->n_logit_bias);
     if (s->n_logit_bias > vocab_size)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.n_logit_bias is %zu, more than the %u tokens of the vocabulary",
-                         s->n_logit_bias, vocab_size);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.n_logit_bias is %zu, more than the %u tokens of the vocabulary",
+                       s->n_logit_bias, vocab_size);
     for (size_t i = 0; i < s->n_logit_bias; i++) {
         const dsv2_logit_bias *b = &s->logit_bias[i];
         if (b->token < 0 || (uint32_t)b->token >= vocab_size)
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias[%zu].token is %d, expected 0 to %u", i, b->token,
-                             vocab_size - 1);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias[%zu].token is %d, expected 0 to %u", i, b->token,
+                           vocab_size - 1);
         if (isnan(b->bias) || b->bias == INFINITY)
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias[%zu].bias is %g, expected a number or -INFINITY", i,
-                             (double)b->bias);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias[%zu].bias is %g, expected a number or -INFINITY", i,
+                           (double)b->bias);
     }
-    dsv2_logit_bias *sorted = dsv2_new(s->n_logit_bias, sizeof *sorted);
+    dsv2_logit_bias *sorted = ds_new(s->n_logit_bias, sizeof *sorted);
     if (sorted == NULL)
-        return dsv2_fail_memory("logit biases", s->n_logit_bias * sizeof *sorted);
+        return ds_fail_memory("logit biases", s->n_logit_bias * sizeof *sorted);
     memcpy(sorted, s->logit_bias, s->n_logit_bias * sizeof *sorted);
     qsort(sorted, s->n_logit_bias, sizeof *sorted, compare_bias);
     for (size_t i = 1; i < s->n_logit_bias; i++)
         if (sorted[i].token == sorted[i - 1].token) {
             int32_t twice = sorted[i].token;
-            dsv2_free(sorted);
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias has token %d twice", twice);
+            ds_free(sorted);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias has token %d twice", twice);
         }
     *copy = sorted;
     return DSV2_OK;
 }
 
-dsv2_status dsv2_sampler_set(dsv2_sampler *sampler, const dsv2_sampling *sampling, uint32_t vocab_size)
+dsv2_status ds_sampler_set(ds_sampler *sampler, const dsv2_sampling *sampling, uint32_t vocab_size)
 {
     if (sampling == NULL)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "sampling is NULL");
+        return ds_fail(DSV2_ERROR_ARGUMENT, "sampling is NULL");
     dsv2_sampling params;
     dsv2_sampling_defaults(&params);
-    dsv2_status status = dsv2_read_options("dsv2_sampling", sampling, &params, sizeof params, sizeof params);
+    dsv2_status status = ds_read_options("dsv2_sampling", sampling, &params, sizeof params, sizeof params);
     if (status != DSV2_OK)
         return status;
     status = check_fields(&params);
@@ -108,23 +108,23 @@ dsv2_status dsv2_sampler_set(dsv2_sampler *sampler, const dsv2_sampling *samplin
     status = copy_biases(&params, vocab_size, &biases);
     if (status != DSV2_OK)
         return status;
-    dsv2_sampler_free(sampler);
+    ds_sampler_free(sampler);
     sampler->params = params;
     sampler->params.struct_size = sizeof params;
     sampler->params.logit_bias = biases;
-    dsv2_random_seed(&sampler->random, params.seed);
+    ds_random_seed(&sampler->random, params.seed);
     return DSV2_OK;
 }
 
-dsv2_status dsv2_sampler_copy(dsv2_sampler *to, const dsv2_sampler *from)
+dsv2_status ds_sampler_copy(ds_sampler *to, const ds_sampler *from)
 {
-    dsv2_sampler_init(to);
+    ds_sampler_init(to);
     size_t n = from->params.n_logit_bias;
     dsv2_logit_bias *biases = NULL;
     if (n > 0) {
-        biases = dsv2_new(n, sizeof *biases);
+        biases = ds_new(n, sizeof *biases);
         if (biases == NULL)
-            return dsv2_fail_memory("logit biases", n * sizeof *biases);
+            return ds_fail_memory("logit biases", n * sizeof *biases);
         memcpy(biases, from->params.logit_bias, n * sizeof *biases);
     }
     *to = *from;
@@ -155,9 +155,9 @@ static float key_logit(uint64_t key)
 
 static int32_t key_token(uint64_t key) { return (int32_t)(UINT32_MAX - (uint32_t)key); }
 
-static void swap(dsv2_candidate *a, dsv2_candidate *b)
+static void swap(ds_candidate *a, ds_candidate *b)
 {
-    dsv2_candidate t = *a;
+    ds_candidate t = *a;
     *a = *b;
     *b = t;
 }
@@ -170,7 +170,7 @@ static uint64_t median_of_three(uint64_t a, uint64_t b, uint64_t c)
 
 /* A pivot for [begin, end). What is looked for is mostly among the few likeliest: as long as nothing before `begin` has been ruled
  * in, the likeliest of some samples cuts a long range at once to about a 16th; the median of three halves what is left. */
-static uint64_t pick_pivot(const dsv2_candidate *c, size_t begin, size_t end, dsv2_random *random)
+static uint64_t pick_pivot(const ds_candidate *c, size_t begin, size_t end, ds_random *random)
 {
     enum { LONG_RANGE = 512, SAMPLES = 16 };
     uint64_t keys[SAMPLES];
@@ -178,7 +178,7 @@ static uint64_t pick_pivot(const dsv2_candidate *c, size_t begin, size_t end, ds
     int n = long_range ? SAMPLES : 3;
     uint64_t likeliest = 0;
     for (int i = 0; i < n; i++) {
-        keys[i] = c[begin + dsv2_random_below(random, end - begin)].key;
+        keys[i] = c[begin + ds_random_below(random, end - begin)].key;
         likeliest = keys[i] > likeliest ? keys[i] : likeliest;
     }
     return long_range ? likeliest : median_of_three(keys[0], keys[1], keys[2]);
@@ -187,17 +187,17 @@ static uint64_t pick_pivot(const dsv2_candidate *c, size_t begin, size_t end, ds
 /* Puts the fewest most likely candidates whose weights reach `target` at the front, the last of them (the least likely)
  * at the end of these, and returns how many they are. 1 <= target <= the sum of all weights. A quickselect by weight, in linear
  * time on average; pivots are picked pseudo-randomly so that no order of logits is slow. */
-static size_t select_weight(dsv2_candidate *c, size_t n, uint64_t target)
+static size_t select_weight(ds_candidate *c, size_t n, uint64_t target)
 {
     size_t begin = 0, end = n; /* the boundary candidate is in [begin, end); `target` counts from begin on */
-    dsv2_random random = {{1, 2, 3, 4}};
+    ds_random random = {{1, 2, 3, 4}};
     while (end - begin > 1) {
         uint64_t pivot = pick_pivot(c, begin, end, &random);
         /* Likelier than the pivot to the front, without a branch: which way a comparison goes cannot be foretold. */
         size_t middle = begin, pivot_at = begin;
         uint64_t before = 0;
         for (size_t i = begin; i < end; i++) {
-            dsv2_candidate candidate = c[i];
+            ds_candidate candidate = c[i];
             uint64_t likelier = candidate.key > pivot;
             pivot_at = pivot_at == middle ? i : pivot_at; /* what stands at `middle` moves to i */
             pivot_at = candidate.key == pivot ? middle : pivot_at;
@@ -252,7 +252,7 @@ static double below_max(float logit, float max)
 }
 
 /* Weights of the candidates, softmax(logit / temperature) scaled so that the likeliest has `one`; returns their sum. */
-static uint64_t weigh(dsv2_candidate *c, size_t n, float max, float temperature, uint64_t one)
+static uint64_t weigh(ds_candidate *c, size_t n, float max, float temperature, uint64_t one)
 {
     enum { BLOCK = 128 };
     double x[BLOCK];
@@ -290,7 +290,7 @@ static float penalise(const dsv2_sampling *p, float x, uint64_t count)
 /* Candidates: every token whose logit, after bias and penalties, is above -INFINITY. Returns their number; *best is the key of
  * the likeliest. */
 static size_t gather(const dsv2_sampling *p, const float *logits, uint32_t vocab_size, const int32_t *tokens, size_t n_tokens,
-                     dsv2_candidate *c, uint64_t *best)
+                     ds_candidate *c, uint64_t *best)
 {
     bool penalties = p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
     if (penalties) { /* until a candidate is made, its weight is the token's count */
@@ -318,7 +318,7 @@ static size_t gather(const dsv2_sampling *p, const float *logits, uint32_t vocab
 }
 
 /* Keeps the candidates at least min_p times as likely as the likeliest; returns their number. */
-static size_t drop_unlikely(dsv2_candidate *c, size_t n, float min_p, uint64_t one, uint64_t *total)
+static size_t drop_unlikely(ds_candidate *c, size_t n, float min_p, uint64_t one, uint64_t *total)
 {
     size_t kept = 0;
     *total = 0;
@@ -332,23 +332,23 @@ static size_t drop_unlikely(dsv2_candidate *c, size_t n, float min_p, uint64_t o
 
 /* The candidates laid end to end by ascending id: the one that `point`, below the sum of their weights, falls into. By id and
  * not by likelihood, so that logits that differ a little (another kernel set, another cache type) mostly draw the same token. */
-static int32_t draw(dsv2_candidate *c, size_t n, uint64_t point)
+static int32_t draw(ds_candidate *c, size_t n, uint64_t point)
 {
     for (size_t i = 0; i < n; i++)
         c[i].key &= UINT32_MAX; /* what is left of the key orders by id, and still tells it */
     return key_token(c[select_weight(c, n, point + 1) - 1].key);
 }
 
-dsv2_status dsv2_sampler_draw(dsv2_sampler *sampler, const float *logits, uint32_t vocab_size, const int32_t *tokens,
-                              size_t n_tokens, dsv2_candidate *scratch, int32_t *token)
+dsv2_status ds_sampler_draw(ds_sampler *sampler, const float *logits, uint32_t vocab_size, const int32_t *tokens,
+                            size_t n_tokens, ds_candidate *scratch, int32_t *token)
 {
     const dsv2_sampling *p = &sampler->params;
-    dsv2_candidate *c = scratch;
+    ds_candidate *c = scratch;
     uint64_t best;
     size_t n = gather(p, logits, vocab_size, tokens, n_tokens, c, &best);
     if (n == 0)
-        return dsv2_fail(DSV2_ERROR_STATE, "no token can be drawn: all %u logits, with %zu biases, are -infinity or not a number",
-                         vocab_size, p->n_logit_bias);
+        return ds_fail(DSV2_ERROR_STATE, "no token can be drawn: all %u logits, with %zu biases, are -infinity or not a number",
+                       vocab_size, p->n_logit_bias);
     if (p->temperature == 0) {
         *token = key_token(best);
         return DSV2_OK;
@@ -366,13 +366,13 @@ dsv2_status dsv2_sampler_draw(dsv2_sampler *sampler, const float *logits, uint32
     }
     if (p->top_p < 1 || p->min_p > 0)
         n = drop_unlikely(c, n, p->min_p, one, &total);
-    *token = draw(c, n, dsv2_random_below(&sampler->random, total));
+    *token = draw(c, n, ds_random_below(&sampler->random, total));
     return DSV2_OK;
 }
 
 /* ---- log probabilities ---- */
 
-double dsv2_log_sum_exp(const float *logits, uint32_t vocab_size)
+double ds_log_sum_exp(const float *logits, uint32_t vocab_size)
 {
     float max = -INFINITY;
     for (uint32_t i = 0; i < vocab_size; i++)
@@ -391,7 +391,7 @@ double dsv2_log_sum_exp(const float *logits, uint32_t vocab_size)
     return (double)max + log(sum);
 }
 
-float dsv2_log_probability(float logit, double log_sum_exp)
+float ds_log_probability(float logit, double log_sum_exp)
 {
     if (!(logit > -INFINITY))
         return -INFINITY;
@@ -401,19 +401,19 @@ float dsv2_log_probability(float logit, double log_sum_exp)
 
 static int compare_likelier_first(const void *a, const void *b)
 {
-    uint64_t x = ((const dsv2_candidate *)a)->key, y = ((const dsv2_candidate *)b)->key;
+    uint64_t x = ((const ds_candidate *)a)->key, y = ((const ds_candidate *)b)->key;
     return (x < y) - (x > y);
 }
 
-void dsv2_top_tokens(const float *logits, uint32_t vocab_size, size_t k, dsv2_candidate *scratch, dsv2_token_probability *top)
+void ds_top_tokens(const float *logits, uint32_t vocab_size, size_t k, ds_candidate *scratch, dsv2_token_probability *top)
 {
     if (k == 0)
         return;
     for (uint32_t token = 0; token < vocab_size; token++)
-        scratch[token] = (dsv2_candidate){make_key(isnan(logits[token]) ? -INFINITY : logits[token], token), 1};
+        scratch[token] = (ds_candidate){make_key(isnan(logits[token]) ? -INFINITY : logits[token], token), 1};
     size_t n = select_weight(scratch, vocab_size, k);
     qsort(scratch, n, sizeof *scratch, compare_likelier_first);
-    double log_sum = dsv2_log_sum_exp(logits, vocab_size);
+    double log_sum = ds_log_sum_exp(logits, vocab_size);
     for (size_t i = 0; i < n; i++)
-        top[i] = (dsv2_token_probability){key_token(scratch[i].key), dsv2_log_probability(key_logit(scratch[i].key), log_sum)};
+        top[i] = (dsv2_token_probability){key_token(scratch[i].key), ds_log_probability(key_logit(scratch[i].key), log_sum)};
 }

@@ -2,26 +2,26 @@
 
 #include <string.h>
 
-dsv2_status dsv2_session_create(dsv2_model *model, const dsv2_session_options *options, dsv2_session **out)
+dsv2_status ds_session_create(dsv2_model *model, const dsv2_session_options *options, dsv2_session **out)
 {
-    const dsv2_config *config = &model->config;
-    dsv2_cache_shape shape;
-    dsv2_status status = dsv2_cache_shape_init(&shape, options->cache_type, config->num_hidden_layers, config->kv_lora_rank,
-                                               config->qk_rope_head_dim);
+    const ds_config *config = &model->config;
+    ds_cache_shape shape;
+    dsv2_status status = ds_cache_shape_init(&shape, options->cache_type, config->num_hidden_layers, config->kv_lora_rank,
+                                             config->qk_rope_head_dim);
     if (status != DSV2_OK)
         return status;
     if (options->max_length > config->max_position_embeddings)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "max_length is %u, the model's context length is %u", options->max_length,
-                         config->max_position_embeddings);
-    dsv2_session *session = dsv2_new(1, sizeof *session);
-    float *logits = dsv2_new(config->vocab_size, sizeof *logits), *next_logits = dsv2_new(config->vocab_size, sizeof *next_logits);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "max_length is %u, the model's context length is %u", options->max_length,
+                       config->max_position_embeddings);
+    dsv2_session *session = ds_new(1, sizeof *session);
+    float *logits = ds_new(config->vocab_size, sizeof *logits), *next_logits = ds_new(config->vocab_size, sizeof *next_logits);
     if (session == NULL || logits == NULL || next_logits == NULL) {
-        dsv2_free(next_logits);
-        dsv2_free(logits);
-        dsv2_free(session);
-        return dsv2_fail_memory("a session", sizeof *session + 2 * config->vocab_size * sizeof *logits);
+        ds_free(next_logits);
+        ds_free(logits);
+        ds_free(session);
+        return ds_fail_memory("a session", sizeof *session + 2 * config->vocab_size * sizeof *logits);
     }
-    dsv2_model_retain(model);
+    ds_model_retain(model);
     pthread_mutex_init(&session->committed, NULL);
     session->model = model;
     session->max_length = options->max_length > 0 ? options->max_length : config->max_position_embeddings;
@@ -30,75 +30,75 @@ dsv2_status dsv2_session_create(dsv2_model *model, const dsv2_session_options *o
     session->progress_user = options->progress_user;
     session->logits = logits;
     session->next_logits = next_logits;
-    dsv2_cache_init(&session->cache, &model->pages, &shape);
-    dsv2_sampler_init(&session->sampler);
-    status = dsv2_load_init(&session->pending, &model->load_shape);
-    for (int kind = 0; kind < DSV2_LOAD_KINDS && status == DSV2_OK; kind++)
-        status = dsv2_load_init(&session->loads[kind], &model->load_shape);
+    ds_cache_init(&session->cache, &model->pages, &shape);
+    ds_sampler_init(&session->sampler);
+    status = ds_load_init(&session->pending, &model->load_shape);
+    for (int kind = 0; kind < DS_LOAD_KINDS && status == DSV2_OK; kind++)
+        status = ds_load_init(&session->loads[kind], &model->load_shape);
     if (status != DSV2_OK) {
-        dsv2_session_destroy(session);
+        ds_session_destroy(session);
         return status;
     }
     *out = session;
     return DSV2_OK;
 }
 
-void dsv2_session_destroy(dsv2_session *session)
+void ds_session_destroy(dsv2_session *session)
 {
     if (session == NULL)
         return;
-    dsv2_load_free(&session->pending);
-    for (int kind = 0; kind < DSV2_LOAD_KINDS; kind++)
-        dsv2_load_free(&session->loads[kind]);
-    dsv2_sampler_free(&session->sampler);
-    dsv2_cache_destroy(&session->cache);
-    dsv2_free(session->candidates);
-    dsv2_free(session->next_logits);
-    dsv2_free(session->logits);
-    dsv2_free(session->tokens);
+    ds_load_free(&session->pending);
+    for (int kind = 0; kind < DS_LOAD_KINDS; kind++)
+        ds_load_free(&session->loads[kind]);
+    ds_sampler_free(&session->sampler);
+    ds_cache_destroy(&session->cache);
+    ds_free(session->candidates);
+    ds_free(session->next_logits);
+    ds_free(session->logits);
+    ds_free(session->tokens);
     pthread_mutex_destroy(&session->committed);
-    dsv2_model_release(session->model);
-    dsv2_free(session);
+    ds_model_release(session->model);
+    ds_free(session);
 }
 
-dsv2_status dsv2_session_enter(dsv2_session *session)
+dsv2_status ds_session_enter(dsv2_session *session)
 {
     if (atomic_exchange_explicit(&session->busy, true, memory_order_acquire))
-        return dsv2_fail(DSV2_ERROR_BUSY, "the session is in use by another call");
+        return ds_fail(DSV2_ERROR_BUSY, "the session is in use by another call");
     atomic_store_explicit(&session->cancel, false, memory_order_relaxed);
     return DSV2_OK;
 }
 
-void dsv2_session_leave(dsv2_session *session) { atomic_store_explicit(&session->busy, false, memory_order_release); }
+void ds_session_leave(dsv2_session *session) { atomic_store_explicit(&session->busy, false, memory_order_release); }
 
-void dsv2_session_rewind(dsv2_session *session, size_t n)
+void ds_session_rewind(dsv2_session *session, size_t n)
 {
     if (n == session->length)
         return;
     pthread_mutex_lock(&session->committed);
-    dsv2_cache_truncate(&session->cache, n);
+    ds_cache_truncate(&session->cache, n);
     session->length = n;
     session->has_logits = false;
     pthread_mutex_unlock(&session->committed);
 }
 
-dsv2_status dsv2_session_check_length(const dsv2_session *session, size_t n)
+dsv2_status ds_session_check_length(const dsv2_session *session, size_t n)
 {
     if (n <= session->length)
         return DSV2_OK;
-    return dsv2_fail(DSV2_ERROR_ARGUMENT, "n is %zu, the session has %zu tokens", n, session->length);
+    return ds_fail(DSV2_ERROR_ARGUMENT, "n is %zu, the session has %zu tokens", n, session->length);
 }
 
 /* Copies and shares the first n tokens of a session whose lock is held. */
 static dsv2_status take_over(const dsv2_session *session, size_t n, dsv2_session *copy)
 {
-    dsv2_status status = dsv2_session_check_length(session, n);
-    if (status == DSV2_OK && !dsv2_grow(&copy->tokens, &copy->tokens_capacity, n, sizeof *copy->tokens))
-        status = dsv2_fail_memory("tokens", n * sizeof *copy->tokens);
+    dsv2_status status = ds_session_check_length(session, n);
+    if (status == DSV2_OK && !ds_grow(&copy->tokens, &copy->tokens_capacity, n, sizeof *copy->tokens))
+        status = ds_fail_memory("tokens", n * sizeof *copy->tokens);
     if (status == DSV2_OK)
-        status = dsv2_sampler_copy(&copy->sampler, &session->sampler);
+        status = ds_sampler_copy(&copy->sampler, &session->sampler);
     if (status == DSV2_OK)
-        status = dsv2_cache_share(&session->cache, n, &copy->cache);
+        status = ds_cache_share(&session->cache, n, &copy->cache);
     if (status != DSV2_OK)
         return status;
     if (n > 0)
@@ -110,7 +110,7 @@ static dsv2_status take_over(const dsv2_session *session, size_t n, dsv2_session
     return DSV2_OK;
 }
 
-dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session **out)
+dsv2_status ds_session_make_fork(dsv2_session *session, size_t n, dsv2_session **out)
 {
     dsv2_session_options options = {
         .struct_size = sizeof options,
@@ -119,14 +119,14 @@ dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session
         .attention = session->attention,
     };
     dsv2_session *copy;
-    dsv2_status status = dsv2_session_create(session->model, &options, &copy);
+    dsv2_status status = ds_session_create(session->model, &options, &copy);
     if (status != DSV2_OK)
         return status;
     pthread_mutex_lock(&session->committed);
     status = take_over(session, n, copy);
     pthread_mutex_unlock(&session->committed);
     if (status != DSV2_OK) {
-        dsv2_session_destroy(copy);
+        ds_session_destroy(copy);
         return status;
     }
     *out = copy;
@@ -140,32 +140,32 @@ dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session
         b = kept;                                                                                                                  \
     } while (0)
 
-void dsv2_session_exchange(dsv2_session *session, dsv2_snapshot_content *content, bool sampler_too)
+void ds_session_exchange(dsv2_session *session, ds_snapshot_content *content, bool sampler_too)
 {
     pthread_mutex_lock(&session->committed);
-    EXCHANGE(dsv2_cache, session->cache, content->cache);
+    EXCHANGE(ds_cache, session->cache, content->cache);
     EXCHANGE(int32_t *, session->tokens, content->tokens);
     EXCHANGE(size_t, session->tokens_capacity, content->tokens_capacity);
     EXCHANGE(size_t, session->length, content->n_tokens);
     EXCHANGE(float *, session->logits, content->logits);
     EXCHANGE(bool, session->has_logits, content->has_logits);
     if (sampler_too)
-        EXCHANGE(dsv2_sampler, session->sampler, content->sampler);
+        EXCHANGE(ds_sampler, session->sampler, content->sampler);
     pthread_mutex_unlock(&session->committed);
 }
 
-dsv2_status dsv2_session_need_logits(const dsv2_session *session)
+dsv2_status ds_session_need_logits(const dsv2_session *session)
 {
     if (session->has_logits)
         return DSV2_OK;
-    return dsv2_fail(DSV2_ERROR_STATE, "the session has no logits: feed at least one token first%s",
-                     session->length > 0 ? " (after truncate, too)" : "");
+    return ds_fail(DSV2_ERROR_STATE, "the session has no logits: feed at least one token first%s",
+                   session->length > 0 ? " (after truncate, too)" : "");
 }
 
-dsv2_status dsv2_session_need_candidates(dsv2_session *session)
+dsv2_status ds_session_need_candidates(dsv2_session *session)
 {
     size_t vocab_size = session->model->config.vocab_size;
     if (session->candidates == NULL)
-        session->candidates = dsv2_new(vocab_size, sizeof *session->candidates);
-    return session->candidates != NULL ? DSV2_OK : dsv2_fail_memory("sampling", vocab_size * sizeof *session->candidates);
+        session->candidates = ds_new(vocab_size, sizeof *session->candidates);
+    return session->candidates != NULL ? DSV2_OK : ds_fail_memory("sampling", vocab_size * sizeof *session->candidates);
 }

@@ -1,8 +1,8 @@
 /* session: a conversation. Its tokens, its pages, its sampler; fork, rewind, and passes over one session or many.
  * The public functions are in api/session.c, which checks arguments and takes and leaves the session (busy).
  * May include: base, cache, model, sampling, snapshot. */
-#ifndef DSV2_LIB_SESSION_H
-#define DSV2_LIB_SESSION_H
+#ifndef DS_LIB_SESSION_H
+#define DS_LIB_SESSION_H
 
 #include "base/base.h"
 #include "cache/cache.h"
@@ -14,7 +14,7 @@
 
 struct dsv2_session {
     dsv2_model *model; /* a reference */
-    _Atomic bool busy;   /* a call is at work; see dsv2_session_enter */
+    _Atomic bool busy;   /* a call is at work; see ds_session_enter */
     _Atomic bool cancel; /* that call is to stop */
     uint32_t max_length;
     dsv2_attention attention;
@@ -28,48 +28,48 @@ struct dsv2_session {
 
     int32_t *tokens; /* length of them, and room for more */
     size_t length, tokens_capacity;
-    dsv2_cache cache; /* pages for at least `length` positions */
+    ds_cache cache; /* pages for at least `length` positions */
 
     float *logits;      /* [vocab_size]: of the last token, if has_logits */
     float *next_logits; /* [vocab_size]: where a pass puts its own until it is sure to succeed */
     bool has_logits;
-    dsv2_sampler sampler;
+    ds_sampler sampler;
     /* Expert statistics: of the call at work, which count once it succeeds, and of all that did. */
-    dsv2_load pending, loads[DSV2_LOAD_KINDS];
+    ds_load pending, loads[DS_LOAD_KINDS];
     dsv2_routing_trace_fn trace; /* NULL: none */
     void *trace_user;
 
-    dsv2_candidate *candidates; /* [vocab_size], made when first needed */
+    ds_candidate *candidates; /* [vocab_size], made when first needed */
 };
 
 /* options: complete, checked for sizes only. */
-dsv2_status dsv2_session_create(dsv2_model *model, const dsv2_session_options *options, dsv2_session **session);
-void dsv2_session_destroy(dsv2_session *session);
+dsv2_status ds_session_create(dsv2_model *model, const dsv2_session_options *options, dsv2_session **session);
+void ds_session_destroy(dsv2_session *session);
 
-/* Takes the session for one call; DSV2_ERROR_BUSY if another has it. Every success is followed by dsv2_session_leave. */
-dsv2_status dsv2_session_enter(dsv2_session *session);
-void dsv2_session_leave(dsv2_session *session);
+/* Takes the session for one call; DSV2_ERROR_BUSY if another has it. Every success is followed by ds_session_leave. */
+dsv2_status ds_session_enter(dsv2_session *session);
+void ds_session_leave(dsv2_session *session);
 
 /* Whether or not a call has the session. DSV2_ERROR_ARGUMENT if it has fewer than n tokens. */
-dsv2_status dsv2_session_make_fork(dsv2_session *session, size_t n, dsv2_session **copy);
+dsv2_status ds_session_make_fork(dsv2_session *session, size_t n, dsv2_session **copy);
 
 /* The rest is called with the session taken. */
 
-void dsv2_session_rewind(dsv2_session *session, size_t n);
+void ds_session_rewind(dsv2_session *session, size_t n);
 
 /* The session takes over what came out of a snapshot, its sampler only if asked for, and the content gets what it had. */
-void dsv2_session_exchange(dsv2_session *session, dsv2_snapshot_content *content, bool sampler_too);
+void ds_session_exchange(dsv2_session *session, ds_snapshot_content *content, bool sampler_too);
 
 /* DSV2_ERROR_STATE without logits. */
-dsv2_status dsv2_session_need_logits(const dsv2_session *session);
+dsv2_status ds_session_need_logits(const dsv2_session *session);
 
 /* Memory for vocab_size candidates. */
-dsv2_status dsv2_session_need_candidates(dsv2_session *session);
+dsv2_status ds_session_need_candidates(dsv2_session *session);
 
 /* DSV2_ERROR_ARGUMENT unless n <= length. */
-dsv2_status dsv2_session_check_length(const dsv2_session *session, size_t n);
+dsv2_status ds_session_check_length(const dsv2_session *session, size_t n);
 
 /* step.c: the work of dsv2_step and dsv2_session_feed; items' arguments are checked, their sessions taken. */
-dsv2_status dsv2_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items);
+dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items);
 
 #endif

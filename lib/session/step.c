@@ -1,6 +1,6 @@
 /* Passes over the tokens of one session or many.
  *
- * An item's tokens are cut into chunks of DSV2_PASS_ROWS from its own beginning; a pass takes the next chunk of as many items as
+ * An item's tokens are cut into chunks of DS_PASS_ROWS from its own beginning; a pass takes the next chunk of as many items as
  * fit. So the rows that go through the layers together never depend on the companions, and neither do the bits. */
 #include "session/session.h"
 
@@ -19,10 +19,10 @@ static dsv2_status prepare(dsv2_step_item *item)
     size_t length = session->length + item->n_tokens;
     pthread_mutex_lock(&session->committed);
     dsv2_status status = DSV2_OK;
-    if (!dsv2_grow(&session->tokens, &session->tokens_capacity, length, sizeof *session->tokens))
-        status = dsv2_fail_memory("tokens", length * sizeof *session->tokens);
+    if (!ds_grow(&session->tokens, &session->tokens_capacity, length, sizeof *session->tokens))
+        status = ds_fail_memory("tokens", length * sizeof *session->tokens);
     if (status == DSV2_OK)
-        status = dsv2_cache_reserve(&session->cache, session->length, item->n_tokens);
+        status = ds_cache_reserve(&session->cache, session->length, item->n_tokens);
     pthread_mutex_unlock(&session->committed);
     return status;
 }
@@ -32,9 +32,9 @@ static void drop(dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
     pthread_mutex_lock(&session->committed);
-    dsv2_cache_truncate(&session->cache, session->length);
+    ds_cache_truncate(&session->cache, session->length);
     pthread_mutex_unlock(&session->committed);
-    dsv2_load_clear(&session->pending, &session->model->load_shape);
+    ds_load_clear(&session->pending, &session->model->load_shape);
 }
 
 /* What the item's tokens did to the experts counts from now on, for its session and the model. */
@@ -42,13 +42,13 @@ static void commit_load(const dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
     dsv2_model *model = session->model;
-    int kind = item->n_tokens > 1 ? DSV2_LOAD_PROMPT : DSV2_LOAD_GENERATED;
+    int kind = item->n_tokens > 1 ? DS_LOAD_PROMPT : DS_LOAD_GENERATED;
     session->pending.n_tokens = item->n_tokens;
-    dsv2_load_add(&session->loads[kind], &session->pending, &model->load_shape);
+    ds_load_add(&session->loads[kind], &session->pending, &model->load_shape);
     pthread_mutex_lock(&model->loads_lock);
-    dsv2_load_add(&model->loads[kind], &session->pending, &model->load_shape);
+    ds_load_add(&model->loads[kind], &session->pending, &model->load_shape);
     pthread_mutex_unlock(&model->loads_lock);
-    dsv2_load_clear(&session->pending, &model->load_shape);
+    ds_load_clear(&session->pending, &model->load_shape);
 }
 
 static void commit(dsv2_step_item *item)
@@ -78,12 +78,12 @@ static bool stop(void *owner, uint32_t n_rows)
 }
 
 /* After each MoE layer: counts, and tells who watches. */
-static void routed(void *owner, const dsv2_sequence *sequence, uint32_t layer, const dsv2_routes *routes)
+static void routed(void *owner, const ds_sequence *sequence, uint32_t layer, const ds_routes *routes)
 {
     const progress *p = owner;
     dsv2_session *session = p->item->session;
-    const dsv2_load_shape *shape = &session->model->load_shape;
-    dsv2_load_count(&session->pending, shape, dsv2_load_layer(shape, layer), routes, sequence->first_row, sequence->n_rows);
+    const ds_load_shape *shape = &session->model->load_shape;
+    ds_load_count(&session->pending, shape, ds_load_layer(shape, layer), routes, sequence->first_row, sequence->n_rows);
     for (size_t i = 0; i < sequence->n_rows && session->trace != NULL; i++) {
         size_t row = sequence->first_row + i, pair = row * shape->num_experts_per_tok;
         session->trace(session->trace_user, &(dsv2_routing_event){
@@ -100,24 +100,24 @@ static void routed(void *owner, const dsv2_sequence *sequence, uint32_t layer, c
 static uint32_t next_chunk(const progress *p)
 {
     size_t left = p->item->n_tokens - p->done;
-    return left < DSV2_PASS_ROWS ? (uint32_t)left : DSV2_PASS_ROWS;
+    return left < DS_PASS_ROWS ? (uint32_t)left : DS_PASS_ROWS;
 }
 
 static bool is_open(const progress *p) { return p->item->status == DSV2_OK && p->done < p->item->n_tokens; }
 
 /* Fills `sequences` with the next chunks, in order of items, as many as a pass takes. */
-static size_t gather(progress *items, size_t n_items, dsv2_sequence *sequences)
+static size_t gather(progress *items, size_t n_items, ds_sequence *sequences)
 {
     size_t n_sequences = 0;
     uint32_t n_rows = 0;
     for (size_t i = 0; i < n_items; i++) {
         progress *p = &items[i];
-        if (!is_open(p) || next_chunk(p) > DSV2_PASS_ROWS - n_rows)
+        if (!is_open(p) || next_chunk(p) > DS_PASS_ROWS - n_rows)
             continue;
         dsv2_session *session = p->item->session;
         uint32_t n = next_chunk(p);
         size_t vocab_size = session->model->config.vocab_size;
-        sequences[n_sequences++] = (dsv2_sequence){
+        sequences[n_sequences++] = (ds_sequence){
             .cache = &session->cache,
             .tokens = p->item->tokens + p->done,
             .n_rows = n,
@@ -134,49 +134,49 @@ static size_t gather(progress *items, size_t n_items, dsv2_sequence *sequences)
     return n_sequences;
 }
 
-static void run(dsv2_pass *pass, progress *items, size_t n_items, dsv2_sequence *sequences)
+static void run(ds_pass *pass, progress *items, size_t n_items, ds_sequence *sequences)
 {
     for (;;) {
         size_t n_sequences = gather(items, n_items, sequences);
         if (n_sequences == 0)
             return;
-        dsv2_decoder_forward(pass, sequences, n_sequences);
+        ds_decoder_forward(pass, sequences, n_sequences);
         for (size_t s = 0; s < n_sequences; s++) {
             progress *p = sequences[s].owner;
             p->done += sequences[s].n_rows;
             if (sequences[s].stopped)
-                p->item->status = dsv2_fail(DSV2_ERROR_CANCELLED, "cancelled after %zu of %zu tokens", p->done - sequences[s].n_rows,
-                                            p->item->n_tokens);
+                p->item->status = ds_fail(DSV2_ERROR_CANCELLED, "cancelled after %zu of %zu tokens", p->done - sequences[s].n_rows,
+                                          p->item->n_tokens);
         }
     }
 }
 
-dsv2_status dsv2_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
+dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
 {
-    dsv2_pass *pass = NULL;
+    ds_pass *pass = NULL;
     size_t n_rows = 0, longest = 0, n_prepared = 0, stride = items->struct_size;
-    progress *progress_of = dsv2_new(n_items, sizeof *progress_of);
-    dsv2_sequence *sequences = dsv2_new(n_items, sizeof *sequences);
+    progress *progress_of = ds_new(n_items, sizeof *progress_of);
+    ds_sequence *sequences = ds_new(n_items, sizeof *sequences);
     dsv2_status status = DSV2_OK;
     if (progress_of == NULL || sequences == NULL)
-        status = dsv2_fail_memory("a step", n_items * (sizeof *progress_of + sizeof *sequences));
+        status = ds_fail_memory("a step", n_items * (sizeof *progress_of + sizeof *sequences));
     for (size_t i = 0; i < n_items && status == DSV2_OK; i++) {
         dsv2_step_item *item = (dsv2_step_item *)(void *)((char *)items + i * stride);
         progress_of[i].item = item;
         item->status = DSV2_OK;
         size_t length = item->session->length + item->n_tokens;
         longest = length > longest ? length : longest;
-        n_rows += n_rows < DSV2_PASS_ROWS ? item->n_tokens < DSV2_PASS_ROWS ? item->n_tokens : DSV2_PASS_ROWS : 0;
+        n_rows += n_rows < DS_PASS_ROWS ? item->n_tokens < DS_PASS_ROWS ? item->n_tokens : DS_PASS_ROWS : 0;
         status = prepare(item);
         n_prepared += status == DSV2_OK;
     }
     if (status == DSV2_OK)
-        status = dsv2_container_check(model->container);
+        status = ds_container_check(model->container);
     if (status == DSV2_OK)
-        status = dsv2_pass_acquire(model, n_rows < DSV2_PASS_ROWS ? (uint32_t)n_rows : DSV2_PASS_ROWS, longest, &pass);
+        status = ds_pass_acquire(model, n_rows < DS_PASS_ROWS ? (uint32_t)n_rows : DS_PASS_ROWS, longest, &pass);
     if (status == DSV2_OK) {
         run(pass, progress_of, n_items, sequences);
-        dsv2_pass_release(model, pass);
+        ds_pass_release(model, pass);
     }
     dsv2_status first = status;
     for (size_t i = 0; i < n_items; i++) {
@@ -190,7 +190,7 @@ dsv2_status dsv2_session_step(dsv2_model *model, dsv2_step_item *items, size_t n
         if (first == DSV2_OK)
             first = item->status;
     }
-    dsv2_free(sequences);
-    dsv2_free(progress_of);
+    ds_free(sequences);
+    ds_free(progress_of);
     return first;
 }

@@ -10,11 +10,11 @@ enum { MAX_BATCH = 16 };
 /* Compressing has to save this part of a block, or it is stored as it is: reading it back takes time. */
 enum { WORTHWHILE = 32 };
 
-size_t dsv2_block_raw_bytes(const dsv2_cache_shape *shape, size_t n_tokens) { return n_tokens * shape->row_bytes * shape->n_layers; }
+size_t ds_block_raw_bytes(const ds_cache_shape *shape, size_t n_tokens) { return n_tokens * shape->row_bytes * shape->n_layers; }
 
 /* ---- planes: numbers of `width` bytes, all first bytes, then all second ones, ...: exponents compress, the ends of mantissas do not ---- */
 
-static size_t plane_width(const dsv2_cache_shape *shape)
+static size_t plane_width(const ds_cache_shape *shape)
 {
     return shape->type == DSV2_CACHE_F32 ? 4 : shape->type == DSV2_CACHE_F16 ? 2 : 1;
 }
@@ -50,47 +50,47 @@ static void join_planes(uint8_t *restrict bytes, const uint8_t *restrict planes,
 /* ---- the cache's side ---- */
 
 /* The rows one after another, layer by layer: where they are if they fill the page, else copied to `raw`. */
-static const uint8_t *gather(const dsv2_cache *cache, uint64_t first_token, size_t n_tokens, uint8_t *raw)
+static const uint8_t *gather(const ds_cache *cache, uint64_t first_token, size_t n_tokens, uint8_t *raw)
 {
-    const dsv2_cache_shape *shape = &cache->shape;
-    size_t page = (size_t)(first_token / DSV2_PAGE_TOKENS), skipped = (size_t)(first_token % DSV2_PAGE_TOKENS) * shape->row_bytes;
-    if (n_tokens == DSV2_PAGE_TOKENS)
-        return dsv2_cache_rows(cache, 0, page);
+    const ds_cache_shape *shape = &cache->shape;
+    size_t page = (size_t)(first_token / DS_PAGE_TOKENS), skipped = (size_t)(first_token % DS_PAGE_TOKENS) * shape->row_bytes;
+    if (n_tokens == DS_PAGE_TOKENS)
+        return ds_cache_rows(cache, 0, page);
     size_t bytes = n_tokens * shape->row_bytes;
     for (uint32_t layer = 0; layer < shape->n_layers; layer++)
-        memcpy(raw + layer * bytes, dsv2_cache_rows(cache, layer, page) + skipped, bytes);
+        memcpy(raw + layer * bytes, ds_cache_rows(cache, layer, page) + skipped, bytes);
     return raw;
 }
 
-static void scatter(const dsv2_cache *cache, uint64_t first_token, size_t n_tokens, const uint8_t *raw)
+static void scatter(const ds_cache *cache, uint64_t first_token, size_t n_tokens, const uint8_t *raw)
 {
-    const dsv2_cache_shape *shape = &cache->shape;
-    size_t page = (size_t)(first_token / DSV2_PAGE_TOKENS), skipped = (size_t)(first_token % DSV2_PAGE_TOKENS) * shape->row_bytes;
+    const ds_cache_shape *shape = &cache->shape;
+    size_t page = (size_t)(first_token / DS_PAGE_TOKENS), skipped = (size_t)(first_token % DS_PAGE_TOKENS) * shape->row_bytes;
     size_t bytes = n_tokens * shape->row_bytes;
     for (uint32_t layer = 0; layer < shape->n_layers; layer++)
-        memcpy(dsv2_cache_rows(cache, layer, page) + skipped, raw + layer * bytes, bytes);
+        memcpy(ds_cache_rows(cache, layer, page) + skipped, raw + layer * bytes, bytes);
 }
 
 /* The same from rows of another type. */
 static void convert(const block_batch *batch, uint64_t first_token, size_t n_tokens, const uint8_t *raw, float *tile)
 {
-    const dsv2_cache *cache = batch->cache;
-    const dsv2_kernels *kernels = batch->model->kernels;
-    const dsv2_cache_shape *from = &batch->shape, *to = &cache->shape;
-    size_t width = (size_t)to->kv_lora_rank + to->qk_rope_head_dim, page = (size_t)(first_token / DSV2_PAGE_TOKENS);
+    const ds_cache *cache = batch->cache;
+    const ds_kernels *kernels = batch->model->kernels;
+    const ds_cache_shape *from = &batch->shape, *to = &cache->shape;
+    size_t width = (size_t)to->kv_lora_rank + to->qk_rope_head_dim, page = (size_t)(first_token / DS_PAGE_TOKENS);
     for (uint32_t layer = 0; layer < to->n_layers; layer++) {
-        uint8_t *stored = dsv2_cache_rows(cache, layer, page) + first_token % DSV2_PAGE_TOKENS * to->row_bytes;
-        dsv2_cache_decode_rows(from, kernels, raw + layer * n_tokens * from->row_bytes, n_tokens, tile);
+        uint8_t *stored = ds_cache_rows(cache, layer, page) + first_token % DS_PAGE_TOKENS * to->row_bytes;
+        ds_cache_decode_rows(from, kernels, raw + layer * n_tokens * from->row_bytes, n_tokens, tile);
         for (size_t t = 0; t < n_tokens; t++) {
-            dsv2_cache_rotate(from, kernels, tile + t * width);
-            dsv2_cache_encode_row(to, kernels, tile + t * width, stored + t * to->row_bytes);
+            ds_cache_rotate(from, kernels, tile + t * width);
+            ds_cache_encode_row(to, kernels, tile + t * width, stored + t * to->row_bytes);
         }
     }
 }
 
-XXH128_hash_t dsv2_block_raw_digest(const dsv2_cache *cache, uint64_t first_token, uint32_t n_tokens, uint8_t *work)
+XXH128_hash_t ds_block_raw_digest(const ds_cache *cache, uint64_t first_token, uint32_t n_tokens, uint8_t *work)
 {
-    return XXH3_128bits(gather(cache, first_token, n_tokens, work), dsv2_block_raw_bytes(&cache->shape, n_tokens));
+    return XXH3_128bits(gather(cache, first_token, n_tokens, work), ds_block_raw_bytes(&cache->shape, n_tokens));
 }
 
 /* ---- the work on one block ---- */
@@ -106,9 +106,9 @@ static void encode_task(void *context, size_t index, unsigned thread)
     const block_batch *batch = context;
     block *b = &batch->blocks[index];
     const block_worker *worker = &batch->workers[thread];
-    size_t raw_bytes = dsv2_block_raw_bytes(&batch->shape, b->header.n_tokens), width = plane_width(&batch->shape);
+    size_t raw_bytes = ds_block_raw_bytes(&batch->shape, b->header.n_tokens), width = plane_width(&batch->shape);
     const uint8_t *raw = gather(batch->cache, b->header.first_token, b->header.n_tokens, worker->raw), *plain = raw;
-    dsv2_digest_store(XXH3_128bits(raw, raw_bytes), b->header.raw_digest);
+    ds_digest_store(XXH3_128bits(raw, raw_bytes), b->header.raw_digest);
     if (width > 1) {
         split_planes(worker->planes, raw, raw_bytes, width);
         plain = worker->planes;
@@ -127,9 +127,9 @@ static void encode_task(void *context, size_t index, unsigned thread)
             b->stored = b->buffer;
         }
     }
-    dsv2_block_header_pack(&b->header, b->header_bytes);
-    dsv2_digest_store(stored_digest(b), b->header.digest);
-    dsv2_block_header_pack(&b->header, b->header_bytes);
+    ds_block_header_pack(&b->header, b->header_bytes);
+    ds_digest_store(stored_digest(b), b->header.digest);
+    ds_block_header_pack(&b->header, b->header_bytes);
 }
 
 /* What is stored, unpacked to `raw`. */
@@ -151,18 +151,18 @@ static bool unpack(const block_batch *batch, const block *b, const block_worker 
 
 static block_verdict decode(const block_batch *batch, const block *b, const block_worker *worker)
 {
-    if (!dsv2_digest_equals(stored_digest(b), b->header.digest))
+    if (!ds_digest_equals(stored_digest(b), b->header.digest))
         return BLOCK_DAMAGED;
     if (!b->wanted)
         return BLOCK_GOOD;
-    const dsv2_cache *cache = batch->cache;
+    const ds_cache *cache = batch->cache;
     uint64_t first_token = b->header.first_token;
-    size_t n_tokens = b->header.n_tokens, raw_bytes = dsv2_block_raw_bytes(&batch->shape, n_tokens);
-    bool same_type = cache->shape.type == batch->shape.type, in_place = same_type && n_tokens == DSV2_PAGE_TOKENS;
-    uint8_t *raw = in_place ? dsv2_cache_rows(cache, 0, (size_t)(first_token / DSV2_PAGE_TOKENS)) : worker->raw;
+    size_t n_tokens = b->header.n_tokens, raw_bytes = ds_block_raw_bytes(&batch->shape, n_tokens);
+    bool same_type = cache->shape.type == batch->shape.type, in_place = same_type && n_tokens == DS_PAGE_TOKENS;
+    uint8_t *raw = in_place ? ds_cache_rows(cache, 0, (size_t)(first_token / DS_PAGE_TOKENS)) : worker->raw;
     if (!unpack(batch, b, worker, raw, raw_bytes))
         return BLOCK_UNREADABLE;
-    if (!dsv2_digest_equals(XXH3_128bits(raw, raw_bytes), b->header.raw_digest))
+    if (!ds_digest_equals(XXH3_128bits(raw, raw_bytes), b->header.raw_digest))
         return BLOCK_OTHER_ROWS;
     if (!same_type)
         convert(batch, first_token, n_tokens, raw, worker->tile);
@@ -177,9 +177,9 @@ static void decode_task(void *context, size_t index, unsigned thread)
     batch->blocks[index].verdict = decode(batch, &batch->blocks[index], &batch->workers[thread]);
 }
 
-void dsv2_block_batch_encode(block_batch *batch) { dsv2_pool_run(batch->model->pool, encode_task, batch, batch->n); }
+void ds_block_batch_encode(block_batch *batch) { ds_pool_run(batch->model->pool, encode_task, batch, batch->n); }
 
-void dsv2_block_batch_decode(block_batch *batch) { dsv2_pool_run(batch->model->pool, decode_task, batch, batch->n); }
+void ds_block_batch_decode(block_batch *batch) { ds_pool_run(batch->model->pool, decode_task, batch, batch->n); }
 
 /* ---- memory ---- */
 
@@ -193,10 +193,10 @@ static bool make_zstd(block_worker *worker, block_batch_use use, int level)
     return worker->zstd != NULL && !ZSTD_isError(ZSTD_CCtx_setParameter(worker->zstd, ZSTD_c_compressionLevel, level));
 }
 
-dsv2_status dsv2_block_batch_init(block_batch *batch, block_batch_use use, const dsv2_model *model, const dsv2_cache_shape *shape,
-                                  const dsv2_cache *cache, int level)
+dsv2_status ds_block_batch_init(block_batch *batch, block_batch_use use, const dsv2_model *model, const ds_cache_shape *shape,
+                                const ds_cache *cache, int level)
 {
-    unsigned n_threads = dsv2_pool_threads(model->pool);
+    unsigned n_threads = ds_pool_threads(model->pool);
     *batch = (block_batch){
         .model = model,
         .shape = *shape,
@@ -207,13 +207,13 @@ dsv2_status dsv2_block_batch_init(block_batch *batch, block_batch_use use, const
     };
     bool converts = shape->type != cache->shape.type;
     size_t page_bytes = shape->page_bytes, per_worker = plane_width(shape) > 1 ? 2 * page_bytes : page_bytes;
-    size_t tile_floats = converts ? (size_t)DSV2_PAGE_TOKENS * ((size_t)shape->kv_lora_rank + shape->qk_rope_head_dim) : 0;
+    size_t tile_floats = converts ? (size_t)DS_PAGE_TOKENS * ((size_t)shape->kv_lora_rank + shape->qk_rope_head_dim) : 0;
     size_t bytes = batch->capacity * page_bytes + n_threads * (per_worker + tile_floats * sizeof(float));
-    batch->blocks = dsv2_new(batch->capacity, sizeof *batch->blocks);
-    batch->workers = dsv2_new(n_threads, sizeof *batch->workers);
-    batch->memory = dsv2_new_aligned(bytes, 1);
+    batch->blocks = ds_new(batch->capacity, sizeof *batch->blocks);
+    batch->workers = ds_new(n_threads, sizeof *batch->workers);
+    batch->memory = ds_new_aligned(bytes, 1);
     if (batch->blocks == NULL || batch->workers == NULL || batch->memory == NULL)
-        return dsv2_fail_memory("blocks of a snapshot", bytes);
+        return ds_fail_memory("blocks of a snapshot", bytes);
     uint8_t *at = batch->memory;
     for (unsigned i = 0; i < n_threads; i++, at += tile_floats * sizeof(float))
         batch->workers[i].tile = converts ? (float *)(void *)at : NULL;
@@ -221,14 +221,14 @@ dsv2_status dsv2_block_batch_init(block_batch *batch, block_batch_use use, const
         batch->workers[i].raw = at;
         batch->workers[i].planes = per_worker > page_bytes ? at + page_bytes : NULL;
         if (!make_zstd(&batch->workers[i], use, level))
-            return dsv2_fail_memory("compression", 0);
+            return ds_fail_memory("compression", 0);
     }
     for (size_t i = 0; i < batch->capacity; i++, at += page_bytes)
         batch->blocks[i].buffer = at;
     return DSV2_OK;
 }
 
-void dsv2_block_batch_free(block_batch *batch, block_batch_use use)
+void ds_block_batch_free(block_batch *batch, block_batch_use use)
 {
     for (unsigned i = 0; batch->workers != NULL && i < batch->n_workers; i++) {
         if (use == BATCH_READS)
@@ -236,8 +236,8 @@ void dsv2_block_batch_free(block_batch *batch, block_batch_use use)
         else
             ZSTD_freeCCtx(batch->workers[i].zstd);
     }
-    dsv2_free(batch->memory);
-    dsv2_free(batch->workers);
-    dsv2_free(batch->blocks);
+    ds_free(batch->memory);
+    ds_free(batch->workers);
+    ds_free(batch->blocks);
     *batch = (block_batch){0};
 }

@@ -8,82 +8,82 @@ static const uint8_t BLOCK_MAGIC[4] = {'R', 'O', 'W', 'S'};
 
 enum { FLAG_LOGITS = 1 };
 
-void dsv2_digest_store(XXH128_hash_t digest, uint8_t *bytes)
+void ds_digest_store(XXH128_hash_t digest, uint8_t *bytes)
 {
-    dsv2_store_u64(bytes, digest.low64);
-    dsv2_store_u64(bytes + 8, digest.high64);
+    ds_store_u64(bytes, digest.low64);
+    ds_store_u64(bytes + 8, digest.high64);
 }
 
-bool dsv2_digest_equals(XXH128_hash_t digest, const uint8_t *bytes)
+bool ds_digest_equals(XXH128_hash_t digest, const uint8_t *bytes)
 {
-    return digest.low64 == dsv2_load_u64(bytes) && digest.high64 == dsv2_load_u64(bytes + 8);
+    return digest.low64 == ds_load_u64(bytes) && digest.high64 == ds_load_u64(bytes + 8);
 }
 
 /* The last bytes of a header are the digest of those before. */
 static void seal(uint8_t *bytes, size_t size)
 {
-    dsv2_digest_store(XXH3_128bits(bytes, size - DIGEST_BYTES), bytes + size - DIGEST_BYTES);
+    ds_digest_store(XXH3_128bits(bytes, size - DIGEST_BYTES), bytes + size - DIGEST_BYTES);
 }
 
 static bool is_sealed(const uint8_t *bytes, size_t size)
 {
-    return dsv2_digest_equals(XXH3_128bits(bytes, size - DIGEST_BYTES), bytes + size - DIGEST_BYTES);
+    return ds_digest_equals(XXH3_128bits(bytes, size - DIGEST_BYTES), bytes + size - DIGEST_BYTES);
 }
 
-void dsv2_file_header_pack(const file_header *header, uint8_t *bytes)
+void ds_file_header_pack(const file_header *header, uint8_t *bytes)
 {
     memset(bytes, 0, FILE_HEADER_BYTES);
     memcpy(bytes, FILE_MAGIC, sizeof FILE_MAGIC);
-    dsv2_store_u32(bytes + 8, header->version);
-    dsv2_store_u32(bytes + 12, header->cache_type);
-    dsv2_store_u32(bytes + 16, header->n_layers);
-    dsv2_store_u32(bytes + 20, header->kv_lora_rank);
-    dsv2_store_u32(bytes + 24, header->qk_rope_head_dim);
-    dsv2_store_u32(bytes + 28, header->vocab_size);
-    dsv2_store_u64(bytes + 32, header->fingerprint.config);
-    dsv2_store_u64(bytes + 40, header->fingerprint.tokenizer);
-    dsv2_store_u64(bytes + 48, header->fingerprint.weights);
+    ds_store_u32(bytes + 8, header->version);
+    ds_store_u32(bytes + 12, header->cache_type);
+    ds_store_u32(bytes + 16, header->n_layers);
+    ds_store_u32(bytes + 20, header->kv_lora_rank);
+    ds_store_u32(bytes + 24, header->qk_rope_head_dim);
+    ds_store_u32(bytes + 28, header->vocab_size);
+    ds_store_u64(bytes + 32, header->fingerprint.config);
+    ds_store_u64(bytes + 40, header->fingerprint.tokenizer);
+    ds_store_u64(bytes + 48, header->fingerprint.weights);
     seal(bytes, FILE_HEADER_BYTES);
 }
 
-dsv2_status dsv2_file_header_unpack(const char *name, const uint8_t *bytes, file_header *header)
+dsv2_status ds_file_header_unpack(const char *name, const uint8_t *bytes, file_header *header)
 {
     if (memcmp(bytes, FILE_MAGIC, sizeof FILE_MAGIC) != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: not a snapshot of libdsv2", name);
-    uint32_t version = dsv2_load_u32(bytes + 8);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: not a snapshot of libdsv2", name);
+    uint32_t version = ds_load_u32(bytes + 8);
     if (version != SNAPSHOT_VERSION)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: snapshot version %u, this library reads %d", name, version, SNAPSHOT_VERSION);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: snapshot version %u, this library reads %d", name, version, SNAPSHOT_VERSION);
     if (!is_sealed(bytes, FILE_HEADER_BYTES))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the file's header is damaged", name);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the file's header is damaged", name);
     *header = (file_header){
         .version = version,
-        .cache_type = dsv2_load_u32(bytes + 12),
-        .n_layers = dsv2_load_u32(bytes + 16),
-        .kv_lora_rank = dsv2_load_u32(bytes + 20),
-        .qk_rope_head_dim = dsv2_load_u32(bytes + 24),
-        .vocab_size = dsv2_load_u32(bytes + 28),
-        .fingerprint = {.config = dsv2_load_u64(bytes + 32), .tokenizer = dsv2_load_u64(bytes + 40), .weights = dsv2_load_u64(bytes + 48)},
+        .cache_type = ds_load_u32(bytes + 12),
+        .n_layers = ds_load_u32(bytes + 16),
+        .kv_lora_rank = ds_load_u32(bytes + 20),
+        .qk_rope_head_dim = ds_load_u32(bytes + 24),
+        .vocab_size = ds_load_u32(bytes + 28),
+        .fingerprint = {.config = ds_load_u64(bytes + 32), .tokenizer = ds_load_u64(bytes + 40), .weights = ds_load_u64(bytes + 48)},
     };
     const struct {
         const char *field;
         uint32_t value, min, max;
     } fields[] = {
         {"cache type", header->cache_type, DSV2_CACHE_F32, DSV2_CACHE_Q6},
-        {"number of layers", header->n_layers, 1, DSV2_MAX_LAYERS},
-        {"kv_lora_rank", header->kv_lora_rank, 1, DSV2_MAX_DIM},
-        {"qk_rope_head_dim", header->qk_rope_head_dim, 0, DSV2_MAX_HEAD_DIM},
-        {"vocab_size", header->vocab_size, 1, DSV2_MAX_VOCAB},
+        {"number of layers", header->n_layers, 1, DS_MAX_LAYERS},
+        {"kv_lora_rank", header->kv_lora_rank, 1, DS_MAX_DIM},
+        {"qk_rope_head_dim", header->qk_rope_head_dim, 0, DS_MAX_HEAD_DIM},
+        {"vocab_size", header->vocab_size, 1, DS_MAX_VOCAB},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (fields[i].value < fields[i].min || fields[i].value > fields[i].max)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header's %s is %u, expected %u to %u", name, fields[i].field, fields[i].value,
-                             fields[i].min, fields[i].max);
-    if (!dsv2_is_zero(bytes + 56, FILE_HEADER_BYTES - DIGEST_BYTES - 56))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header's reserved bytes are not zero", name);
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's %s is %u, expected %u to %u", name, fields[i].field, fields[i].value,
+                           fields[i].min, fields[i].max);
+    if (!ds_is_zero(bytes + 56, FILE_HEADER_BYTES - DIGEST_BYTES - 56))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's reserved bytes are not zero", name);
     return DSV2_OK;
 }
 
-file_header dsv2_file_header_of(const dsv2_model *model, const dsv2_cache_shape *shape)
+file_header ds_file_header_of(const dsv2_model *model, const ds_cache_shape *shape)
 {
     return (file_header){
         .version = SNAPSHOT_VERSION,
@@ -96,19 +96,19 @@ file_header dsv2_file_header_of(const dsv2_model *model, const dsv2_cache_shape 
     };
 }
 
-void dsv2_save_header_pack(const save_header *header, uint8_t *bytes)
+void ds_save_header_pack(const save_header *header, uint8_t *bytes)
 {
     memset(bytes, 0, HEADER_BYTES);
     memcpy(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC);
-    dsv2_store_u32(bytes + 8, header->sequence);
-    dsv2_store_u32(bytes + 12, header->has_logits ? FLAG_LOGITS : 0);
-    dsv2_store_u64(bytes + 16, header->first_token);
-    dsv2_store_u64(bytes + 24, header->n_tokens);
-    dsv2_store_u64(bytes + 32, header->n_biases);
+    ds_store_u32(bytes + 8, header->sequence);
+    ds_store_u32(bytes + 12, header->has_logits ? FLAG_LOGITS : 0);
+    ds_store_u64(bytes + 16, header->first_token);
+    ds_store_u64(bytes + 24, header->n_tokens);
+    ds_store_u64(bytes + 32, header->n_biases);
     seal(bytes, HEADER_BYTES);
 }
 
-bool dsv2_is_zero(const uint8_t *bytes, size_t size)
+bool ds_is_zero(const uint8_t *bytes, size_t size)
 {
     for (size_t i = 0; i < size; i++)
         if (bytes[i] != 0)
@@ -116,76 +116,76 @@ bool dsv2_is_zero(const uint8_t *bytes, size_t size)
     return true;
 }
 
-dsv2_status dsv2_save_header_unpack(const char *name, const uint8_t *bytes, uint32_t sequence, uint64_t first_token, save_header *header)
+dsv2_status ds_save_header_unpack(const char *name, const uint8_t *bytes, uint32_t sequence, uint64_t first_token, save_header *header)
 {
     if (memcmp(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC) != 0 || !is_sealed(bytes, HEADER_BYTES))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u is damaged", name, sequence);
-    uint32_t flags = dsv2_load_u32(bytes + 12);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u is damaged", name, sequence);
+    uint32_t flags = ds_load_u32(bytes + 12);
     *header = (save_header){
-        .sequence = dsv2_load_u32(bytes + 8),
+        .sequence = ds_load_u32(bytes + 8),
         .has_logits = (flags & FLAG_LOGITS) != 0,
-        .first_token = dsv2_load_u64(bytes + 16),
-        .n_tokens = dsv2_load_u64(bytes + 24),
-        .n_biases = dsv2_load_u64(bytes + 32),
+        .first_token = ds_load_u64(bytes + 16),
+        .n_tokens = ds_load_u64(bytes + 24),
+        .n_biases = ds_load_u64(bytes + 32),
     };
-    if ((flags & ~(uint32_t)FLAG_LOGITS) != 0 || dsv2_load_u64(bytes + 40) != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u has flags %u and reserved bytes %llx, which this version "
-                         "does not know", name, sequence, flags, (unsigned long long)dsv2_load_u64(bytes + 40));
+    if ((flags & ~(uint32_t)FLAG_LOGITS) != 0 || ds_load_u64(bytes + 40) != 0)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u has flags %u and reserved bytes %llx, which this version "
+                       "does not know", name, sequence, flags, (unsigned long long)ds_load_u64(bytes + 40));
     if (header->sequence != sequence || header->first_token != first_token || header->n_tokens < first_token ||
-        header->n_tokens > DSV2_MAX_CONTEXT)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: save %u is numbered %u and of tokens %llu to %llu, expected them from %llu on", name,
-                         sequence, header->sequence, (unsigned long long)header->first_token, (unsigned long long)header->n_tokens,
-                         (unsigned long long)first_token);
-    if (header->n_biases > DSV2_MAX_VOCAB)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: save %u has %llu logit biases, expected at most %d", name, sequence,
-                         (unsigned long long)header->n_biases, DSV2_MAX_VOCAB);
+        header->n_tokens > DS_MAX_CONTEXT)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u is numbered %u and of tokens %llu to %llu, expected them from %llu on", name,
+                       sequence, header->sequence, (unsigned long long)header->first_token, (unsigned long long)header->n_tokens,
+                       (unsigned long long)first_token);
+    if (header->n_biases > DS_MAX_VOCAB)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u has %llu logit biases, expected at most %d", name, sequence,
+                       (unsigned long long)header->n_biases, DS_MAX_VOCAB);
     return DSV2_OK;
 }
 
-uint64_t dsv2_state_bytes(const save_header *save, uint32_t vocab_size)
+uint64_t ds_state_bytes(const save_header *save, uint32_t vocab_size)
 {
     return SAMPLER_BYTES + save->n_biases * sizeof(dsv2_logit_bias) + (save->has_logits ? vocab_size * sizeof(float) : 0) +
            (save->n_tokens - save->first_token) * sizeof(int32_t) + DIGEST_BYTES;
 }
 
-void dsv2_block_header_pack(const block_header *header, uint8_t *bytes)
+void ds_block_header_pack(const block_header *header, uint8_t *bytes)
 {
     memcpy(bytes, BLOCK_MAGIC, sizeof BLOCK_MAGIC);
-    dsv2_store_u32(bytes + 4, header->encoding);
-    dsv2_store_u64(bytes + 8, header->first_token);
-    dsv2_store_u32(bytes + 16, header->n_tokens);
-    dsv2_store_u32(bytes + 20, 0);
-    dsv2_store_u64(bytes + 24, header->stored_bytes);
+    ds_store_u32(bytes + 4, header->encoding);
+    ds_store_u64(bytes + 8, header->first_token);
+    ds_store_u32(bytes + 16, header->n_tokens);
+    ds_store_u32(bytes + 20, 0);
+    ds_store_u64(bytes + 24, header->stored_bytes);
     memcpy(bytes + 32, header->raw_digest, DIGEST_BYTES);
     memcpy(bytes + 48, header->digest, DIGEST_BYTES);
 }
 
-dsv2_status dsv2_block_header_unpack(const char *name, const uint8_t *bytes, const dsv2_cache_shape *shape, uint64_t first_token,
-                                     uint64_t end, block_header *header)
+dsv2_status ds_block_header_unpack(const char *name, const uint8_t *bytes, const ds_cache_shape *shape, uint64_t first_token,
+                                   uint64_t end, block_header *header)
 {
     *header = (block_header){
-        .encoding = dsv2_load_u32(bytes + 4),
-        .first_token = dsv2_load_u64(bytes + 8),
-        .n_tokens = dsv2_load_u32(bytes + 16),
-        .stored_bytes = dsv2_load_u64(bytes + 24),
+        .encoding = ds_load_u32(bytes + 4),
+        .first_token = ds_load_u64(bytes + 8),
+        .n_tokens = ds_load_u32(bytes + 16),
+        .stored_bytes = ds_load_u64(bytes + 24),
     };
     memcpy(header->raw_digest, bytes + 32, DIGEST_BYTES);
     memcpy(header->digest, bytes + 48, DIGEST_BYTES);
-    uint64_t room = DSV2_PAGE_TOKENS - first_token % DSV2_PAGE_TOKENS;
+    uint64_t room = DS_PAGE_TOKENS - first_token % DS_PAGE_TOKENS;
     room = room < end - first_token ? room : end - first_token;
-    if (memcmp(bytes, BLOCK_MAGIC, sizeof BLOCK_MAGIC) != 0 || dsv2_load_u32(bytes + 20) != 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the header of the block at token %llu is damaged", name, (unsigned long long)first_token);
+    if (memcmp(bytes, BLOCK_MAGIC, sizeof BLOCK_MAGIC) != 0 || ds_load_u32(bytes + 20) != 0)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of the block at token %llu is damaged", name, (unsigned long long)first_token);
     if (header->first_token != first_token || header->n_tokens == 0 || header->n_tokens > room)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the block at token %llu says that it holds %u tokens from %llu on, expected 1 to %llu", name,
-                         (unsigned long long)first_token, header->n_tokens, (unsigned long long)header->first_token,
-                         (unsigned long long)room);
-    uint64_t raw_bytes = dsv2_block_raw_bytes(shape, header->n_tokens);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the block at token %llu says that it holds %u tokens from %llu on, expected 1 to %llu", name,
+                       (unsigned long long)first_token, header->n_tokens, (unsigned long long)header->first_token,
+                       (unsigned long long)room);
+    uint64_t raw_bytes = ds_block_raw_bytes(shape, header->n_tokens);
     bool fits = header->encoding == BLOCK_RAW    ? header->stored_bytes == raw_bytes
                 : header->encoding == BLOCK_ZSTD ? header->stored_bytes > 0 && header->stored_bytes < raw_bytes
                                                  : false;
     if (!fits)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the block at token %llu has encoding %u and %llu bytes for %llu of rows", name,
-                         (unsigned long long)first_token, header->encoding, (unsigned long long)header->stored_bytes,
-                         (unsigned long long)raw_bytes);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the block at token %llu has encoding %u and %llu bytes for %llu of rows", name,
+                       (unsigned long long)first_token, header->encoding, (unsigned long long)header->stored_bytes,
+                       (unsigned long long)raw_bytes);
     return DSV2_OK;
 }

@@ -1,6 +1,6 @@
 /* The parts of a snapshot file, for writing and reading. Private to the room; README.md says what each byte is. */
-#ifndef DSV2_LIB_SNAPSHOT_FORMAT_H
-#define DSV2_LIB_SNAPSHOT_FORMAT_H
+#ifndef DS_LIB_SNAPSHOT_FORMAT_H
+#define DS_LIB_SNAPSHOT_FORMAT_H
 
 #include "snapshot/snapshot.h"
 
@@ -20,15 +20,15 @@ enum {
 
 /* ---- checksums: XXH3-128, the low half first ---- */
 
-void dsv2_digest_store(XXH128_hash_t digest, uint8_t *bytes);
-bool dsv2_digest_equals(XXH128_hash_t digest, const uint8_t *bytes);
+void ds_digest_store(XXH128_hash_t digest, uint8_t *bytes);
+bool ds_digest_equals(XXH128_hash_t digest, const uint8_t *bytes);
 
 /* ---- headers: packed into and unpacked from FILE_HEADER_BYTES or HEADER_BYTES ---- */
 
 typedef struct file_header {
     uint32_t version;
     uint32_t cache_type, n_layers, kv_lora_rank, qk_rope_head_dim, vocab_size;
-    dsv2_fingerprint fingerprint;
+    ds_fingerprint fingerprint;
 } file_header;
 
 /* One call of save: tokens first_token to n_tokens - 1, and the state after them. */
@@ -49,28 +49,28 @@ typedef struct block_header {
     uint8_t raw_digest[DIGEST_BYTES], digest[DIGEST_BYTES];
 } block_header;
 
-void dsv2_file_header_pack(const file_header *header, uint8_t *bytes);
-void dsv2_save_header_pack(const save_header *header, uint8_t *bytes);
+void ds_file_header_pack(const file_header *header, uint8_t *bytes);
+void ds_save_header_pack(const save_header *header, uint8_t *bytes);
 
 /* `name` is the file, for messages. DSV2_ERROR_FORMAT, or DSV2_ERROR_UNSUPPORTED for another version. */
-dsv2_status dsv2_file_header_unpack(const char *name, const uint8_t *bytes, file_header *header);
+dsv2_status ds_file_header_unpack(const char *name, const uint8_t *bytes, file_header *header);
 
 /* Also that it is the save that has to follow: number `sequence`, from first_token on. */
-dsv2_status dsv2_save_header_unpack(const char *name, const uint8_t *bytes, uint32_t sequence, uint64_t first_token, save_header *header);
+dsv2_status ds_save_header_unpack(const char *name, const uint8_t *bytes, uint32_t sequence, uint64_t first_token, save_header *header);
 
 /* Zeros are what the file has in place of a save's header until all of the save is on the disk. */
-bool dsv2_is_zero(const uint8_t *bytes, size_t size);
+bool ds_is_zero(const uint8_t *bytes, size_t size);
 
 /* The header of this model with this cache. */
-file_header dsv2_file_header_of(const dsv2_model *model, const dsv2_cache_shape *shape);
+file_header ds_file_header_of(const dsv2_model *model, const ds_cache_shape *shape);
 
 /* Bytes of a save's state with its checksum: sampler, biases, logits, tokens. The header's bounds keep it far inside 64 bits. */
-uint64_t dsv2_state_bytes(const save_header *save, uint32_t vocab_size);
+uint64_t ds_state_bytes(const save_header *save, uint32_t vocab_size);
 
 /* ---- blocks (block.c) ---- */
 
 /* Bytes of n tokens' rows, all layers. */
-size_t dsv2_block_raw_bytes(const dsv2_cache_shape *shape, size_t n_tokens);
+size_t ds_block_raw_bytes(const ds_cache_shape *shape, size_t n_tokens);
 
 typedef enum block_verdict { BLOCK_GOOD = 0, BLOCK_DAMAGED, BLOCK_UNREADABLE, BLOCK_OTHER_ROWS } block_verdict;
 
@@ -94,8 +94,8 @@ typedef struct block_worker {
 /* Blocks that threads work on side by side. */
 typedef struct block_batch {
     const dsv2_model *model;
-    dsv2_cache_shape shape;  /* of the rows in the file */
-    const dsv2_cache *cache; /* to take rows from; or to put them into, converted if it is of another type */
+    ds_cache_shape shape;  /* of the rows in the file */
+    const ds_cache *cache; /* to take rows from; or to put them into, converted if it is of another type */
     int level;
     block *blocks; /* n of them are in use */
     size_t n, capacity;
@@ -106,24 +106,24 @@ typedef struct block_batch {
 
 typedef enum block_batch_use { BATCH_WRITES, BATCH_READS } block_batch_use;
 
-dsv2_status dsv2_block_batch_init(block_batch *batch, block_batch_use use, const dsv2_model *model, const dsv2_cache_shape *shape,
-                                  const dsv2_cache *cache, int level);
-void dsv2_block_batch_free(block_batch *batch, block_batch_use use);
+dsv2_status ds_block_batch_init(block_batch *batch, block_batch_use use, const dsv2_model *model, const ds_cache_shape *shape,
+                                const ds_cache *cache, int level);
+void ds_block_batch_free(block_batch *batch, block_batch_use use);
 
 /* Takes rows first_token to first_token + n_tokens - 1 of each block out of the cache and makes header_bytes and stored of them. */
-void dsv2_block_batch_encode(block_batch *batch);
+void ds_block_batch_encode(block_batch *batch);
 
 /* Checks header_bytes and stored of each block; puts the rows of wanted ones into the cache, where they are reserved; sets verdicts. */
-void dsv2_block_batch_decode(block_batch *batch);
+void ds_block_batch_decode(block_batch *batch);
 
-void dsv2_block_header_pack(const block_header *header, uint8_t *bytes);
+void ds_block_header_pack(const block_header *header, uint8_t *bytes);
 
 /* Checks all but checksums: that it is of tokens from first_token on, of one page, not beyond end, no longer than they are raw. */
-dsv2_status dsv2_block_header_unpack(const char *name, const uint8_t *bytes, const dsv2_cache_shape *shape, uint64_t first_token,
-                                     uint64_t end, block_header *header);
+dsv2_status ds_block_header_unpack(const char *name, const uint8_t *bytes, const ds_cache_shape *shape, uint64_t first_token,
+                                   uint64_t end, block_header *header);
 
 /* The checksum that a block of these tokens would have before compression; `work` has room for page_bytes. */
-XXH128_hash_t dsv2_block_raw_digest(const dsv2_cache *cache, uint64_t first_token, uint32_t n_tokens, uint8_t *work);
+XXH128_hash_t ds_block_raw_digest(const ds_cache *cache, uint64_t first_token, uint32_t n_tokens, uint8_t *work);
 
 /* ---- reading (read.c) ---- */
 
@@ -137,27 +137,27 @@ typedef struct snapshot_reader {
 } snapshot_reader;
 
 /* Reads `size` bytes unless the end comes before: *got says how many. */
-dsv2_status dsv2_reader_some(snapshot_reader *reader, void *data, size_t size, size_t *got);
+dsv2_status ds_reader_some(snapshot_reader *reader, void *data, size_t size, size_t *got);
 
 /* Reads exactly so many. */
-dsv2_status dsv2_reader_all(snapshot_reader *reader, void *data, size_t size);
+dsv2_status ds_reader_all(snapshot_reader *reader, void *data, size_t size);
 
 /* Passes over bytes of a file, which must have them. */
-dsv2_status dsv2_reader_skip(snapshot_reader *reader, int fd, uint64_t bytes);
+dsv2_status ds_reader_skip(snapshot_reader *reader, int fd, uint64_t bytes);
 
 /* Reads up to the alignment of saves; the bytes have to be zero. */
-dsv2_status dsv2_reader_padding(snapshot_reader *reader);
+dsv2_status ds_reader_padding(snapshot_reader *reader);
 
 /* The header of the next save; *end: there is none any more. */
-dsv2_status dsv2_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save, bool *end);
+dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save, bool *end);
 
 /* The state of a save, checked: tokens are added to content's, the rest replaces what it has. */
-dsv2_status dsv2_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size, dsv2_snapshot_content *content);
+dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size, ds_snapshot_content *content);
 
 /* An open file as a reader. Closes nothing. */
-snapshot_reader dsv2_reader_of_file(const char *path, int *fd);
+snapshot_reader ds_reader_of_file(const char *path, int *fd);
 
 /* Opens a regular file for reading, or for appending. */
-dsv2_status dsv2_snapshot_open(const char *path, int flags, int *fd, uint64_t *size);
+dsv2_status ds_snapshot_open(const char *path, int flags, int *fd, uint64_t *size);
 
 #endif

@@ -6,22 +6,22 @@
 
 /* A restore at work. */
 typedef struct loader {
-    const dsv2_snapshot_target *target;
+    const ds_snapshot_target *target;
     const dsv2_restore_options *options;
     snapshot_reader *reader;
-    dsv2_snapshot_content *content;
-    dsv2_cache_shape shape; /* of the file's rows */
+    ds_snapshot_content *content;
+    ds_cache_shape shape; /* of the file's rows */
     block_batch batch;
     uint64_t n_tokens; /* of the saves read so far */
     uint64_t wanted;   /* the first so many of them are restored */
 } loader;
 
-void dsv2_snapshot_content_free(dsv2_snapshot_content *content)
+void ds_snapshot_content_free(ds_snapshot_content *content)
 {
-    dsv2_sampler_free(&content->sampler);
-    dsv2_cache_destroy(&content->cache);
-    dsv2_free(content->logits);
-    dsv2_free(content->tokens);
+    ds_sampler_free(&content->sampler);
+    ds_cache_destroy(&content->cache);
+    ds_free(content->logits);
+    ds_free(content->tokens);
     content->logits = NULL;
     content->tokens = NULL;
 }
@@ -37,24 +37,24 @@ static const char *type_name(uint32_t type)
 static dsv2_status check_header(const loader *l, const file_header *header)
 {
     const char *name = l->reader->name;
-    file_header own = dsv2_file_header_of(l->target->model, &l->target->shape);
-    const dsv2_fingerprint *theirs = &header->fingerprint, *ours = &own.fingerprint;
+    file_header own = ds_file_header_of(l->target->model, &l->target->shape);
+    const ds_fingerprint *theirs = &header->fingerprint, *ours = &own.fingerprint;
     bool config = theirs->config != ours->config, tokenizer = theirs->tokenizer != ours->tokenizer, weights = theirs->weights != ours->weights;
     if (config || tokenizer || weights)
-        return dsv2_fail(DSV2_ERROR_MISMATCH,
-                         "%s: a snapshot of another model: it differs in%s%s%s (its fingerprint is %016llx, the model's is %016llx)", name,
-                         config ? " hyper-parameters" : "", tokenizer ? config ? ", tokenizer" : " tokenizer" : "",
-                         weights ? config || tokenizer ? ", weights" : " weights" : "",
-                         (unsigned long long)dsv2_fingerprint_digest(theirs), (unsigned long long)dsv2_fingerprint_digest(ours));
+        return ds_fail(DSV2_ERROR_MISMATCH,
+                       "%s: a snapshot of another model: it differs in%s%s%s (its fingerprint is %016llx, the model's is %016llx)", name,
+                       config ? " hyper-parameters" : "", tokenizer ? config ? ", tokenizer" : " tokenizer" : "",
+                       weights ? config || tokenizer ? ", weights" : " weights" : "",
+                       (unsigned long long)ds_fingerprint_digest(theirs), (unsigned long long)ds_fingerprint_digest(ours));
     if (header->n_layers != own.n_layers || header->kv_lora_rank != own.kv_lora_rank || header->qk_rope_head_dim != own.qk_rope_head_dim ||
         header->vocab_size != own.vocab_size)
-        return dsv2_fail(DSV2_ERROR_MISMATCH,
-                         "%s: a snapshot of another model: %u layers, kv_lora_rank %u, qk_rope_head_dim %u, vocab_size %u; "
-                         "the model has %u, %u, %u, %u", name, header->n_layers, header->kv_lora_rank, header->qk_rope_head_dim,
-                         header->vocab_size, own.n_layers, own.kv_lora_rank, own.qk_rope_head_dim, own.vocab_size);
+        return ds_fail(DSV2_ERROR_MISMATCH,
+                       "%s: a snapshot of another model: %u layers, kv_lora_rank %u, qk_rope_head_dim %u, vocab_size %u; "
+                       "the model has %u, %u, %u, %u", name, header->n_layers, header->kv_lora_rank, header->qk_rope_head_dim,
+                       header->vocab_size, own.n_layers, own.kv_lora_rank, own.qk_rope_head_dim, own.vocab_size);
     if (header->cache_type != own.cache_type && !l->options->convert)
-        return dsv2_fail(DSV2_ERROR_MISMATCH, "%s: its cache is of type %s, the session's of type %s, and convert is not set", name,
-                         type_name(header->cache_type), type_name(own.cache_type));
+        return ds_fail(DSV2_ERROR_MISMATCH, "%s: its cache is of type %s, the session's of type %s, and convert is not set", name,
+                       type_name(header->cache_type), type_name(own.cache_type));
     return DSV2_OK;
 }
 
@@ -78,9 +78,9 @@ static dsv2_status check_verdicts(const loader *l)
                            : b->verdict == BLOCK_UNREADABLE ? "cannot be decompressed"
                                                             : "holds other rows than its header says";
         if (b->verdict != BLOCK_GOOD)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the block of tokens %llu to %llu %s", l->reader->name,
-                             (unsigned long long)b->header.first_token,
-                             (unsigned long long)(b->header.first_token + b->header.n_tokens - 1), what);
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: the block of tokens %llu to %llu %s", l->reader->name,
+                           (unsigned long long)b->header.first_token,
+                           (unsigned long long)(b->header.first_token + b->header.n_tokens - 1), what);
     }
     return DSV2_OK;
 }
@@ -90,7 +90,7 @@ static dsv2_status flush(loader *l)
 {
     if (l->batch.n == 0)
         return DSV2_OK;
-    dsv2_block_batch_decode(&l->batch);
+    ds_block_batch_decode(&l->batch);
     dsv2_status status = check_verdicts(l);
     l->batch.n = 0;
     return status;
@@ -100,25 +100,25 @@ static dsv2_status report(const loader *l, uint64_t done, uint64_t total)
 {
     if (atomic_load_explicit(l->target->cancel, memory_order_relaxed) ||
         (l->options->progress != NULL && l->options->progress(l->options->progress_user, DSV2_PHASE_RESTORE, done, total) != 0))
-        return dsv2_fail(DSV2_ERROR_CANCELLED, "cancelled while restoring, after %llu of %llu tokens", (unsigned long long)done,
-                         (unsigned long long)total);
+        return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while restoring, after %llu of %llu tokens", (unsigned long long)done,
+                       (unsigned long long)total);
     return DSV2_OK;
 }
 
 static dsv2_status read_block(loader *l, uint64_t first_token, uint64_t end)
 {
     block *b = &l->batch.blocks[l->batch.n];
-    dsv2_status status = dsv2_reader_all(l->reader, b->header_bytes, sizeof b->header_bytes);
+    dsv2_status status = ds_reader_all(l->reader, b->header_bytes, sizeof b->header_bytes);
     if (status == DSV2_OK)
-        status = dsv2_block_header_unpack(l->reader->name, b->header_bytes, &l->shape, first_token, end, &b->header);
+        status = ds_block_header_unpack(l->reader->name, b->header_bytes, &l->shape, first_token, end, &b->header);
     if (status == DSV2_OK)
-        status = dsv2_reader_all(l->reader, b->buffer, (size_t)b->header.stored_bytes);
+        status = ds_reader_all(l->reader, b->buffer, (size_t)b->header.stored_bytes);
     if (status != DSV2_OK)
         return status;
     b->stored = b->buffer;
     b->wanted = first_token < l->wanted;
     l->batch.n++;
-    return b->wanted ? dsv2_cache_reserve(&l->content->cache, (size_t)first_token, b->header.n_tokens) : DSV2_OK;
+    return b->wanted ? ds_cache_reserve(&l->content->cache, (size_t)first_token, b->header.n_tokens) : DSV2_OK;
 }
 
 static dsv2_status read_blocks(loader *l, const save_header *save)
@@ -140,20 +140,20 @@ static dsv2_status read_blocks(loader *l, const save_header *save)
 
 static dsv2_status read_save(loader *l, const save_header *save)
 {
-    const dsv2_snapshot_target *target = l->target;
+    const ds_snapshot_target *target = l->target;
     if (l->options->prompt == NULL && save->n_tokens > target->max_length)
-        return dsv2_fail(DSV2_ERROR_FULL, "%s: has %llu tokens, the session's maximum length is %zu", l->reader->name,
-                         (unsigned long long)save->n_tokens, target->max_length);
-    dsv2_status status = dsv2_reader_state(l->reader, save, target->model->config.vocab_size, l->content);
+        return ds_fail(DSV2_ERROR_FULL, "%s: has %llu tokens, the session's maximum length is %zu", l->reader->name,
+                       (unsigned long long)save->n_tokens, target->max_length);
+    dsv2_status status = ds_reader_state(l->reader, save, target->model->config.vocab_size, l->content);
     if (status != DSV2_OK)
         return status;
     l->n_tokens = save->n_tokens;
     l->wanted = wanted_tokens(l);
     if (l->wanted > target->max_length)
-        return dsv2_fail(DSV2_ERROR_FULL, "%s: shares %llu tokens with the prompt, the session's maximum length is %zu", l->reader->name,
-                         (unsigned long long)l->wanted, target->max_length);
+        return ds_fail(DSV2_ERROR_FULL, "%s: shares %llu tokens with the prompt, the session's maximum length is %zu", l->reader->name,
+                       (unsigned long long)l->wanted, target->max_length);
     status = read_blocks(l, save);
-    return status == DSV2_OK ? dsv2_reader_padding(l->reader) : status;
+    return status == DSV2_OK ? ds_reader_padding(l->reader) : status;
 }
 
 static dsv2_status load(loader *l)
@@ -161,66 +161,66 @@ static dsv2_status load(loader *l)
     const dsv2_model *model = l->target->model;
     uint8_t bytes[FILE_HEADER_BYTES];
     file_header header;
-    dsv2_status status = dsv2_reader_all(l->reader, bytes, sizeof bytes);
+    dsv2_status status = ds_reader_all(l->reader, bytes, sizeof bytes);
     if (status == DSV2_OK)
-        status = dsv2_file_header_unpack(l->reader->name, bytes, &header);
+        status = ds_file_header_unpack(l->reader->name, bytes, &header);
     if (status == DSV2_OK)
         status = check_header(l, &header);
     if (status == DSV2_OK)
-        status = dsv2_cache_shape_init(&l->shape, (dsv2_cache_type)header.cache_type, header.n_layers, header.kv_lora_rank,
-                                       header.qk_rope_head_dim);
+        status = ds_cache_shape_init(&l->shape, (dsv2_cache_type)header.cache_type, header.n_layers, header.kv_lora_rank,
+                                     header.qk_rope_head_dim);
     if (status == DSV2_OK)
-        status = dsv2_block_batch_init(&l->batch, BATCH_READS, model, &l->shape, &l->content->cache, 0);
+        status = ds_block_batch_init(&l->batch, BATCH_READS, model, &l->shape, &l->content->cache, 0);
     bool end = false;
     for (uint32_t sequence = 0; status == DSV2_OK; sequence++) {
         save_header save;
-        status = dsv2_reader_save(l->reader, sequence, l->n_tokens, &save, &end);
+        status = ds_reader_save(l->reader, sequence, l->n_tokens, &save, &end);
         if (status != DSV2_OK || end)
             break;
         status = read_save(l, &save);
     }
-    dsv2_block_batch_free(&l->batch, BATCH_READS);
+    ds_block_batch_free(&l->batch, BATCH_READS);
     if (status == DSV2_OK)
         status = report(l, l->n_tokens, l->n_tokens);
     if (status != DSV2_OK)
         return status;
     l->content->has_logits = l->content->has_logits && l->wanted == l->n_tokens;
     l->content->n_tokens = (size_t)l->wanted;
-    dsv2_cache_truncate(&l->content->cache, l->content->n_tokens);
+    ds_cache_truncate(&l->content->cache, l->content->n_tokens);
     return DSV2_OK;
 }
 
-static dsv2_status load_reader(const dsv2_snapshot_target *target, snapshot_reader *reader, const dsv2_restore_options *options,
-                               dsv2_snapshot_content *content)
+static dsv2_status load_reader(const ds_snapshot_target *target, snapshot_reader *reader, const dsv2_restore_options *options,
+                               ds_snapshot_content *content)
 {
-    *content = (dsv2_snapshot_content){0};
-    dsv2_sampler_init(&content->sampler);
-    dsv2_cache_init(&content->cache, target->pages, &target->shape);
-    content->logits = dsv2_new(target->model->config.vocab_size, sizeof *content->logits);
+    *content = (ds_snapshot_content){0};
+    ds_sampler_init(&content->sampler);
+    ds_cache_init(&content->cache, target->pages, &target->shape);
+    content->logits = ds_new(target->model->config.vocab_size, sizeof *content->logits);
     if (content->logits == NULL)
-        return dsv2_fail_memory("logits", target->model->config.vocab_size * sizeof *content->logits);
+        return ds_fail_memory("logits", target->model->config.vocab_size * sizeof *content->logits);
     loader l = {.target = target, .options = options, .reader = reader, .content = content};
     return load(&l);
 }
 
-dsv2_status dsv2_snapshot_load(const dsv2_snapshot_target *target, const char *path, const dsv2_restore_options *options,
-                               dsv2_snapshot_content *content)
+dsv2_status ds_snapshot_load(const ds_snapshot_target *target, const char *path, const dsv2_restore_options *options,
+                             ds_snapshot_content *content)
 {
     int fd;
     uint64_t size;
-    *content = (dsv2_snapshot_content){0};
-    dsv2_sampler_init(&content->sampler);
-    dsv2_status status = dsv2_snapshot_open(path, O_RDONLY, &fd, &size);
+    *content = (ds_snapshot_content){0};
+    ds_sampler_init(&content->sampler);
+    dsv2_status status = ds_snapshot_open(path, O_RDONLY, &fd, &size);
     if (status != DSV2_OK)
         return status;
-    snapshot_reader reader = dsv2_reader_of_file(path, &fd);
+    snapshot_reader reader = ds_reader_of_file(path, &fd);
     status = load_reader(target, &reader, options, content);
     close(fd);
     return status;
 }
 
-dsv2_status dsv2_snapshot_load_from(const dsv2_snapshot_target *target, dsv2_read_fn read, void *user,
-                                    const dsv2_restore_options *options, dsv2_snapshot_content *content)
+dsv2_status ds_snapshot_load_from(const ds_snapshot_target *target, dsv2_read_fn read, void *user,
+                                  const dsv2_restore_options *options, ds_snapshot_content *content)
 {
     snapshot_reader reader = {.name = "snapshot", .read = read, .user = user};
     return load_reader(target, &reader, options, content);
@@ -228,21 +228,21 @@ dsv2_status dsv2_snapshot_load_from(const dsv2_snapshot_target *target, dsv2_rea
 
 /* ---- without a model ---- */
 
-static dsv2_status skip_blocks(snapshot_reader *reader, int fd, const dsv2_cache_shape *shape, const save_header *save)
+static dsv2_status skip_blocks(snapshot_reader *reader, int fd, const ds_cache_shape *shape, const save_header *save)
 {
     dsv2_status status = DSV2_OK;
     for (uint64_t at = save->first_token; at < save->n_tokens && status == DSV2_OK;) {
         uint8_t bytes[HEADER_BYTES];
         block_header header;
-        status = dsv2_reader_all(reader, bytes, sizeof bytes);
+        status = ds_reader_all(reader, bytes, sizeof bytes);
         if (status == DSV2_OK)
-            status = dsv2_block_header_unpack(reader->name, bytes, shape, at, save->n_tokens, &header);
+            status = ds_block_header_unpack(reader->name, bytes, shape, at, save->n_tokens, &header);
         if (status == DSV2_OK)
-            status = dsv2_reader_skip(reader, fd, header.stored_bytes);
+            status = ds_reader_skip(reader, fd, header.stored_bytes);
         if (status == DSV2_OK)
             at += header.n_tokens;
     }
-    return status == DSV2_OK ? dsv2_reader_padding(reader) : status;
+    return status == DSV2_OK ? ds_reader_padding(reader) : status;
 }
 
 /* From header to header. */
@@ -250,21 +250,21 @@ static dsv2_status read_info(snapshot_reader *reader, int fd, uint64_t size, dsv
 {
     uint8_t bytes[FILE_HEADER_BYTES];
     file_header header;
-    dsv2_cache_shape shape;
-    dsv2_status status = dsv2_reader_all(reader, bytes, sizeof bytes);
+    ds_cache_shape shape;
+    dsv2_status status = ds_reader_all(reader, bytes, sizeof bytes);
     if (status == DSV2_OK)
-        status = dsv2_file_header_unpack(reader->name, bytes, &header);
+        status = ds_file_header_unpack(reader->name, bytes, &header);
     if (status == DSV2_OK)
-        status = dsv2_cache_shape_init(&shape, (dsv2_cache_type)header.cache_type, header.n_layers, header.kv_lora_rank,
-                                       header.qk_rope_head_dim);
+        status = ds_cache_shape_init(&shape, (dsv2_cache_type)header.cache_type, header.n_layers, header.kv_lora_rank,
+                                     header.qk_rope_head_dim);
     uint64_t n_tokens = 0;
     bool end = false;
     for (uint32_t sequence = 0; status == DSV2_OK; sequence++) {
         save_header save;
-        status = dsv2_reader_save(reader, sequence, n_tokens, &save, &end);
+        status = ds_reader_save(reader, sequence, n_tokens, &save, &end);
         if (status != DSV2_OK || end)
             break;
-        status = dsv2_reader_skip(reader, fd, dsv2_state_bytes(&save, header.vocab_size));
+        status = ds_reader_skip(reader, fd, ds_state_bytes(&save, header.vocab_size));
         if (status == DSV2_OK)
             status = skip_blocks(reader, fd, &shape, &save);
         n_tokens = save.n_tokens;
@@ -275,21 +275,21 @@ static dsv2_status read_info(snapshot_reader *reader, int fd, uint64_t size, dsv
         .version = header.version,
         .cache_type = shape.type,
         .n_tokens = n_tokens,
-        .model_fingerprint = dsv2_fingerprint_digest(&header.fingerprint),
+        .model_fingerprint = ds_fingerprint_digest(&header.fingerprint),
         .file_bytes = size,
         .latent_bytes = n_tokens * shape.row_bytes * shape.n_layers,
     };
     return DSV2_OK;
 }
 
-dsv2_status dsv2_snapshot_read_info(const char *path, dsv2_snapshot_info *info)
+dsv2_status ds_snapshot_read_info(const char *path, dsv2_snapshot_info *info)
 {
     int fd;
     uint64_t size;
-    dsv2_status status = dsv2_snapshot_open(path, O_RDONLY, &fd, &size);
+    dsv2_status status = ds_snapshot_open(path, O_RDONLY, &fd, &size);
     if (status != DSV2_OK)
         return status;
-    snapshot_reader reader = dsv2_reader_of_file(path, &fd);
+    snapshot_reader reader = ds_reader_of_file(path, &fd);
     status = read_info(&reader, fd, size, info);
     close(fd);
     return status;

@@ -7,17 +7,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-dsv2_status dsv2_snapshot_open(const char *path, int flags, int *fd, uint64_t *size)
+dsv2_status ds_snapshot_open(const char *path, int flags, int *fd, uint64_t *size)
 {
     *fd = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* O_NONBLOCK: a FIFO must not hang the host */
     if (*fd < 0)
-        return dsv2_fail_io(path, "open");
+        return ds_fail_io(path, "open");
     struct stat status;
     dsv2_status result = DSV2_OK;
     if (fstat(*fd, &status) != 0)
-        result = dsv2_fail_io(path, "stat");
+        result = ds_fail_io(path, "stat");
     else if (!S_ISREG(status.st_mode))
-        result = dsv2_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
+        result = ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
     else
         *size = (uint64_t)status.st_size;
     if (result != DSV2_OK) {
@@ -40,23 +40,23 @@ static int read_file(void *user, void *data, size_t size, size_t *got)
     return 0;
 }
 
-snapshot_reader dsv2_reader_of_file(const char *path, int *fd)
+snapshot_reader ds_reader_of_file(const char *path, int *fd)
 {
     return (snapshot_reader){.name = path, .read = read_file, .user = fd, .is_file = true};
 }
 
-dsv2_status dsv2_reader_some(snapshot_reader *reader, void *data, size_t size, size_t *got)
+dsv2_status ds_reader_some(snapshot_reader *reader, void *data, size_t size, size_t *got)
 {
     *got = 0;
     while (*got < size) {
         size_t n = 0;
         if (reader->read(reader->user, (uint8_t *)data + *got, size - *got, &n) != 0)
-            return reader->is_file ? dsv2_fail_io(reader->name, "read")
-                                   : dsv2_fail(DSV2_ERROR_IO, "%s: the read callback failed at byte %llu", reader->name,
-                                               (unsigned long long)reader->offset);
+            return reader->is_file ? ds_fail_io(reader->name, "read")
+                                   : ds_fail(DSV2_ERROR_IO, "%s: the read callback failed at byte %llu", reader->name,
+                                             (unsigned long long)reader->offset);
         if (n > size - *got)
-            return dsv2_fail(DSV2_ERROR_IO, "%s: the read callback says that it read %zu bytes, it was asked for %zu", reader->name, n,
-                             size - *got);
+            return ds_fail(DSV2_ERROR_IO, "%s: the read callback says that it read %zu bytes, it was asked for %zu", reader->name, n,
+                           size - *got);
         if (n == 0)
             break;
         *got += n;
@@ -65,51 +65,51 @@ dsv2_status dsv2_reader_some(snapshot_reader *reader, void *data, size_t size, s
     return DSV2_OK;
 }
 
-dsv2_status dsv2_reader_all(snapshot_reader *reader, void *data, size_t size)
+dsv2_status ds_reader_all(snapshot_reader *reader, void *data, size_t size)
 {
     size_t got;
-    dsv2_status status = dsv2_reader_some(reader, data, size, &got);
+    dsv2_status status = ds_reader_some(reader, data, size, &got);
     if (status == DSV2_OK && got < size)
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name, (unsigned long long)reader->offset);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name, (unsigned long long)reader->offset);
     return status;
 }
 
-dsv2_status dsv2_reader_skip(snapshot_reader *reader, int fd, uint64_t bytes)
+dsv2_status ds_reader_skip(snapshot_reader *reader, int fd, uint64_t bytes)
 {
     struct stat status;
     if (fstat(fd, &status) != 0)
-        return dsv2_fail_io(reader->name, "stat");
+        return ds_fail_io(reader->name, "stat");
     uint64_t size = (uint64_t)status.st_size;
     if (reader->offset > size || bytes > size - reader->offset)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: cut short: %llu bytes from byte %llu on are not there", reader->name,
-                         (unsigned long long)bytes, (unsigned long long)reader->offset);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: cut short: %llu bytes from byte %llu on are not there", reader->name,
+                       (unsigned long long)bytes, (unsigned long long)reader->offset);
     reader->offset += bytes;
-    return lseek(fd, (off_t)reader->offset, SEEK_SET) >= 0 ? DSV2_OK : dsv2_fail_io(reader->name, "seek");
+    return lseek(fd, (off_t)reader->offset, SEEK_SET) >= 0 ? DSV2_OK : ds_fail_io(reader->name, "seek");
 }
 
-dsv2_status dsv2_reader_padding(snapshot_reader *reader)
+dsv2_status ds_reader_padding(snapshot_reader *reader)
 {
     uint8_t padding[HEADER_BYTES];
     size_t size = (HEADER_BYTES - reader->offset % HEADER_BYTES) % HEADER_BYTES;
-    dsv2_status status = dsv2_reader_all(reader, padding, size);
-    if (status == DSV2_OK && !dsv2_is_zero(padding, size))
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: the zeros before byte %llu are damaged", reader->name, (unsigned long long)reader->offset);
+    dsv2_status status = ds_reader_all(reader, padding, size);
+    if (status == DSV2_OK && !ds_is_zero(padding, size))
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the zeros before byte %llu are damaged", reader->name, (unsigned long long)reader->offset);
     return status;
 }
 
-dsv2_status dsv2_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save, bool *end)
+dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save, bool *end)
 {
     uint8_t bytes[HEADER_BYTES];
     size_t got;
-    dsv2_status status = dsv2_reader_some(reader, bytes, sizeof bytes, &got);
+    dsv2_status status = ds_reader_some(reader, bytes, sizeof bytes, &got);
     if (status != DSV2_OK)
         return status;
-    *end = sequence > 0 && dsv2_is_zero(bytes, got);
+    *end = sequence > 0 && ds_is_zero(bytes, got);
     if (*end)
         return DSV2_OK;
     if (got < sizeof bytes)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name, (unsigned long long)reader->offset);
-    return dsv2_save_header_unpack(reader->name, bytes, sequence, first_token, save);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name, (unsigned long long)reader->offset);
+    return ds_save_header_unpack(reader->name, bytes, sequence, first_token, save);
 }
 
 /* ---- the state ---- */
@@ -117,7 +117,7 @@ dsv2_status dsv2_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_
 /* Reads exactly so many bytes of a state, into its checksum too. */
 static dsv2_status read_checked(snapshot_reader *reader, XXH3_state_t *checksum, void *data, size_t size)
 {
-    dsv2_status status = dsv2_reader_all(reader, data, size);
+    dsv2_status status = ds_reader_all(reader, data, size);
     if (status == DSV2_OK)
         XXH3_128bits_update(checksum, data, size);
     return status;
@@ -126,12 +126,12 @@ static dsv2_status read_checked(snapshot_reader *reader, XXH3_state_t *checksum,
 /* Pieces, so that a header that promises more than the file holds takes no memory for it. */
 enum { PIECE = 16384 };
 
-static dsv2_status read_tokens(snapshot_reader *reader, XXH3_state_t *checksum, const save_header *save, dsv2_snapshot_content *content)
+static dsv2_status read_tokens(snapshot_reader *reader, XXH3_state_t *checksum, const save_header *save, ds_snapshot_content *content)
 {
     for (size_t at = (size_t)save->first_token; at < save->n_tokens;) {
         size_t n = (size_t)save->n_tokens - at < PIECE ? (size_t)save->n_tokens - at : PIECE;
-        if (!dsv2_grow(&content->tokens, &content->tokens_capacity, at + n, sizeof *content->tokens))
-            return dsv2_fail_memory("tokens", (at + n) * sizeof *content->tokens);
+        if (!ds_grow(&content->tokens, &content->tokens_capacity, at + n, sizeof *content->tokens))
+            return ds_fail_memory("tokens", (at + n) * sizeof *content->tokens);
         dsv2_status status = read_checked(reader, checksum, content->tokens + at, n * sizeof *content->tokens);
         if (status != DSV2_OK)
             return status;
@@ -146,8 +146,8 @@ static dsv2_status read_biases(snapshot_reader *reader, XXH3_state_t *checksum, 
     *biases = NULL;
     for (size_t at = 0; at < n;) {
         size_t piece = n - at < PIECE ? n - at : PIECE;
-        if (!dsv2_grow(biases, &capacity, at + piece, sizeof **biases))
-            return dsv2_fail_memory("logit biases", (at + piece) * sizeof **biases);
+        if (!ds_grow(biases, &capacity, at + piece, sizeof **biases))
+            return ds_fail_memory("logit biases", (at + piece) * sizeof **biases);
         dsv2_status status = read_checked(reader, checksum, *biases + at, piece * sizeof **biases);
         if (status != DSV2_OK)
             return status;
@@ -164,7 +164,7 @@ static float load_float(const uint8_t *bytes)
 }
 
 static dsv2_status unpack_sampler(const char *name, const uint8_t *bytes, const dsv2_logit_bias *biases, size_t n_biases,
-                                  uint32_t vocab_size, dsv2_sampler *sampler)
+                                  uint32_t vocab_size, ds_sampler *sampler)
 {
     dsv2_sampling sampling = {
         .struct_size = sizeof sampling,
@@ -173,33 +173,33 @@ static dsv2_status unpack_sampler(const char *name, const uint8_t *bytes, const 
         .repetition_penalty = load_float(bytes),
         .presence_penalty = load_float(bytes + 4),
         .frequency_penalty = load_float(bytes + 8),
-        .penalty_window = dsv2_load_u32(bytes + 12),
+        .penalty_window = ds_load_u32(bytes + 12),
         .temperature = load_float(bytes + 16),
-        .top_k = dsv2_load_u32(bytes + 20),
+        .top_k = ds_load_u32(bytes + 20),
         .top_p = load_float(bytes + 24),
         .min_p = load_float(bytes + 28),
-        .seed = dsv2_load_u64(bytes + 32),
+        .seed = ds_load_u64(bytes + 32),
     };
-    dsv2_random random;
+    ds_random random;
     for (int i = 0; i < 4; i++)
-        random.state[i] = dsv2_load_u64(bytes + 40 + 8 * i);
+        random.state[i] = ds_load_u64(bytes + 40 + 8 * i);
     if ((random.state[0] | random.state[1] | random.state[2] | random.state[3]) == 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the state of the random numbers is zero", name);
-    dsv2_status status = dsv2_sampler_set(sampler, &sampling, vocab_size);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the state of the random numbers is zero", name);
+    dsv2_status status = ds_sampler_set(sampler, &sampling, vocab_size);
     if (status == DSV2_ERROR_ARGUMENT)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s", name, dsv2_last_error());
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s", name, dsv2_last_error());
     if (status == DSV2_OK)
         sampler->random = random;
     return status;
 }
 
-dsv2_status dsv2_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size, dsv2_snapshot_content *content)
+dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size, ds_snapshot_content *content)
 {
     uint8_t packed[SAMPLER_BYTES], digest[DIGEST_BYTES];
     dsv2_logit_bias *biases = NULL;
     XXH3_state_t *checksum = XXH3_createState();
     if (checksum == NULL)
-        return dsv2_fail_memory("a checksum", 0);
+        return ds_fail_memory("a checksum", 0);
     XXH3_128bits_reset(checksum);
     dsv2_status status = read_checked(reader, checksum, packed, sizeof packed);
     if (status == DSV2_OK)
@@ -210,16 +210,16 @@ dsv2_status dsv2_reader_state(snapshot_reader *reader, const save_header *save, 
     if (status == DSV2_OK)
         status = read_tokens(reader, checksum, save, content);
     if (status == DSV2_OK)
-        status = dsv2_reader_all(reader, digest, sizeof digest);
-    if (status == DSV2_OK && !dsv2_digest_equals(XXH3_128bits_digest(checksum), digest))
-        status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: the sampler, logits or tokens of save %u are damaged", reader->name, save->sequence);
+        status = ds_reader_all(reader, digest, sizeof digest);
+    if (status == DSV2_OK && !ds_digest_equals(XXH3_128bits_digest(checksum), digest))
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the sampler, logits or tokens of save %u are damaged", reader->name, save->sequence);
     for (size_t i = (size_t)save->first_token; status == DSV2_OK && i < save->n_tokens; i++)
         if (content->tokens[i] < 0 || (uint32_t)content->tokens[i] >= vocab_size)
-            status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: token %zu is %d, expected 0 to %u", reader->name, i, (int)content->tokens[i],
-                               vocab_size - 1);
+            status = ds_fail(DSV2_ERROR_FORMAT, "%s: token %zu is %d, expected 0 to %u", reader->name, i, (int)content->tokens[i],
+                             vocab_size - 1);
     if (status == DSV2_OK)
         status = unpack_sampler(reader->name, packed, biases, (size_t)save->n_biases, vocab_size, &content->sampler);
     XXH3_freeState(checksum);
-    dsv2_free(biases);
+    ds_free(biases);
     return status;
 }

@@ -16,18 +16,18 @@ enum { DEFAULT_LEVEL = 1 };
 /* Where bytes go. */
 typedef struct sink {
     dsv2_status (*put)(struct sink *sink, const void *data, size_t size);
-    dsv2_writer *writer; /* a file, */
+    ds_writer *writer; /* a file, */
     dsv2_write_fn write; /* or a callback */
     void *user;
     uint64_t offset; /* bytes put so far, counted from the beginning of the snapshot */
 } sink;
 
-static dsv2_status put_file(sink *s, const void *data, size_t size) { return dsv2_writer_append(s->writer, data, size); }
+static dsv2_status put_file(sink *s, const void *data, size_t size) { return ds_writer_append(s->writer, data, size); }
 
 static dsv2_status put_callback(sink *s, const void *data, size_t size)
 {
     if (s->write(s->user, data, size) != 0)
-        return dsv2_fail(DSV2_ERROR_IO, "the write callback failed at byte %llu of the snapshot", (unsigned long long)s->offset);
+        return ds_fail(DSV2_ERROR_IO, "the write callback failed at byte %llu of the snapshot", (unsigned long long)s->offset);
     return DSV2_OK;
 }
 
@@ -51,29 +51,29 @@ static dsv2_status put_checked(sink *s, XXH3_state_t *checksum, const void *data
 
 static void store_float(uint8_t *bytes, float value) { memcpy(bytes, &value, sizeof value); }
 
-static void pack_sampler(const dsv2_sampler *sampler, uint8_t *bytes)
+static void pack_sampler(const ds_sampler *sampler, uint8_t *bytes)
 {
     const dsv2_sampling *p = &sampler->params;
     store_float(bytes, p->repetition_penalty);
     store_float(bytes + 4, p->presence_penalty);
     store_float(bytes + 8, p->frequency_penalty);
-    dsv2_store_u32(bytes + 12, p->penalty_window);
+    ds_store_u32(bytes + 12, p->penalty_window);
     store_float(bytes + 16, p->temperature);
-    dsv2_store_u32(bytes + 20, p->top_k);
+    ds_store_u32(bytes + 20, p->top_k);
     store_float(bytes + 24, p->top_p);
     store_float(bytes + 28, p->min_p);
-    dsv2_store_u64(bytes + 32, p->seed);
+    ds_store_u64(bytes + 32, p->seed);
     for (int i = 0; i < 4; i++)
-        dsv2_store_u64(bytes + 40 + 8 * i, sampler->random.state[i]);
+        ds_store_u64(bytes + 40 + 8 * i, sampler->random.state[i]);
 }
 
-static dsv2_status put_state(sink *s, const dsv2_snapshot_source *source, uint64_t first_token)
+static dsv2_status put_state(sink *s, const ds_snapshot_source *source, uint64_t first_token)
 {
     uint8_t packed[SAMPLER_BYTES], digest[DIGEST_BYTES];
     const dsv2_sampling *params = &source->sampler->params;
     XXH3_state_t *checksum = XXH3_createState();
     if (checksum == NULL)
-        return dsv2_fail_memory("a checksum", 0);
+        return ds_fail_memory("a checksum", 0);
     XXH3_128bits_reset(checksum);
     pack_sampler(source->sampler, packed);
     dsv2_status status = put_checked(s, checksum, packed, sizeof packed);
@@ -83,17 +83,17 @@ static dsv2_status put_state(sink *s, const dsv2_snapshot_source *source, uint64
         status = put_checked(s, checksum, source->logits, source->model->config.vocab_size * sizeof *source->logits);
     if (status == DSV2_OK && source->n_tokens > first_token)
         status = put_checked(s, checksum, source->tokens + first_token, (source->n_tokens - (size_t)first_token) * sizeof *source->tokens);
-    dsv2_digest_store(XXH3_128bits_digest(checksum), digest);
+    ds_digest_store(XXH3_128bits_digest(checksum), digest);
     XXH3_freeState(checksum);
     return status == DSV2_OK ? put(s, digest, sizeof digest) : status;
 }
 
-static dsv2_status report(const dsv2_snapshot_source *source, const dsv2_save_options *options, uint64_t done)
+static dsv2_status report(const ds_snapshot_source *source, const dsv2_save_options *options, uint64_t done)
 {
     if (atomic_load_explicit(source->cancel, memory_order_relaxed) ||
         (options->progress != NULL && options->progress(options->progress_user, DSV2_PHASE_SAVE, done, source->n_tokens) != 0))
-        return dsv2_fail(DSV2_ERROR_CANCELLED, "cancelled while saving, after %llu of %zu tokens", (unsigned long long)done,
-                         source->n_tokens);
+        return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while saving, after %llu of %zu tokens", (unsigned long long)done,
+                       source->n_tokens);
     return DSV2_OK;
 }
 
@@ -101,20 +101,20 @@ static dsv2_status report(const dsv2_snapshot_source *source, const dsv2_save_op
 static void plan_blocks(block_batch *batch, uint64_t *at, uint64_t end)
 {
     for (batch->n = 0; batch->n < batch->capacity && *at < end; batch->n++) {
-        uint64_t room = DSV2_PAGE_TOKENS - *at % DSV2_PAGE_TOKENS, n = room < end - *at ? room : end - *at;
+        uint64_t room = DS_PAGE_TOKENS - *at % DS_PAGE_TOKENS, n = room < end - *at ? room : end - *at;
         batch->blocks[batch->n].header = (block_header){.first_token = *at, .n_tokens = (uint32_t)n};
         *at += n;
     }
 }
 
-static dsv2_status put_blocks(sink *s, const dsv2_snapshot_source *source, const dsv2_save_options *options, uint64_t first_token)
+static dsv2_status put_blocks(sink *s, const ds_snapshot_source *source, const dsv2_save_options *options, uint64_t first_token)
 {
     block_batch batch;
     int level = options->compression_level == 0 ? DEFAULT_LEVEL : options->compression_level;
-    dsv2_status status = dsv2_block_batch_init(&batch, BATCH_WRITES, source->model, &source->cache->shape, source->cache, level);
+    dsv2_status status = ds_block_batch_init(&batch, BATCH_WRITES, source->model, &source->cache->shape, source->cache, level);
     for (uint64_t at = first_token; at < source->n_tokens && status == DSV2_OK;) {
         plan_blocks(&batch, &at, source->n_tokens);
-        dsv2_block_batch_encode(&batch);
+        ds_block_batch_encode(&batch);
         for (size_t i = 0; i < batch.n && status == DSV2_OK; i++) {
             const block *b = &batch.blocks[i];
             status = put(s, b->header_bytes, sizeof b->header_bytes);
@@ -124,12 +124,12 @@ static dsv2_status put_blocks(sink *s, const dsv2_snapshot_source *source, const
         if (status == DSV2_OK && at < source->n_tokens)
             status = report(source, options, at);
     }
-    dsv2_block_batch_free(&batch, BATCH_WRITES);
+    ds_block_batch_free(&batch, BATCH_WRITES);
     return status;
 }
 
 /* The save's header as given, then all the rest of it. */
-static dsv2_status put_save(sink *s, const dsv2_snapshot_source *source, const dsv2_save_options *options, const uint8_t *header,
+static dsv2_status put_save(sink *s, const ds_snapshot_source *source, const dsv2_save_options *options, const uint8_t *header,
                             uint64_t first_token)
 {
     static const uint8_t zeros[HEADER_BYTES];
@@ -143,7 +143,7 @@ static dsv2_status put_save(sink *s, const dsv2_snapshot_source *source, const d
     return status == DSV2_OK ? report(source, options, source->n_tokens) : status;
 }
 
-static void pack_save_header(const dsv2_snapshot_source *source, uint32_t sequence, uint64_t first_token, uint8_t *bytes)
+static void pack_save_header(const ds_snapshot_source *source, uint32_t sequence, uint64_t first_token, uint8_t *bytes)
 {
     save_header header = {
         .sequence = sequence,
@@ -152,14 +152,14 @@ static void pack_save_header(const dsv2_snapshot_source *source, uint32_t sequen
         .n_tokens = source->n_tokens,
         .n_biases = source->sampler->params.n_logit_bias,
     };
-    dsv2_save_header_pack(&header, bytes);
+    ds_save_header_pack(&header, bytes);
 }
 
-static dsv2_status put_whole(sink *s, const dsv2_snapshot_source *source, const dsv2_save_options *options)
+static dsv2_status put_whole(sink *s, const ds_snapshot_source *source, const dsv2_save_options *options)
 {
     uint8_t bytes[FILE_HEADER_BYTES], save[HEADER_BYTES];
-    file_header header = dsv2_file_header_of(source->model, &source->cache->shape);
-    dsv2_file_header_pack(&header, bytes);
+    file_header header = ds_file_header_of(source->model, &source->cache->shape);
+    ds_file_header_pack(&header, bytes);
     dsv2_status status = put(s, bytes, sizeof bytes);
     if (status != DSV2_OK)
         return status;
@@ -167,21 +167,21 @@ static dsv2_status put_whole(sink *s, const dsv2_snapshot_source *source, const 
     return put_save(s, source, options, save, 0);
 }
 
-static dsv2_status save_anew(const dsv2_snapshot_source *source, const char *path, const dsv2_save_options *options)
+static dsv2_status save_anew(const ds_snapshot_source *source, const char *path, const dsv2_save_options *options)
 {
-    dsv2_writer writer;
-    dsv2_status status = dsv2_writer_open(path, &writer);
+    ds_writer writer;
+    dsv2_status status = ds_writer_open(path, &writer);
     if (status != DSV2_OK)
         return status;
     sink s = {.put = put_file, .writer = &writer};
     status = put_whole(&s, source, options);
     if (status == DSV2_OK)
-        return dsv2_writer_commit(&writer);
-    dsv2_writer_abort(&writer);
+        return ds_writer_commit(&writer);
+    ds_writer_abort(&writer);
     return status;
 }
 
-dsv2_status dsv2_snapshot_save_to(const dsv2_snapshot_source *source, dsv2_write_fn write, void *user, const dsv2_save_options *options)
+dsv2_status ds_snapshot_save_to(const ds_snapshot_source *source, dsv2_write_fn write, void *user, const dsv2_save_options *options)
 {
     sink s = {.put = put_callback, .write = write, .user = user};
     return put_whole(&s, source, options);
@@ -197,41 +197,41 @@ typedef struct existing {
 } existing;
 
 /* DSV2_ERROR_MISMATCH unless the blocks of a save hold the rows that the session has. */
-static dsv2_status compare_blocks(snapshot_reader *reader, int fd, const dsv2_snapshot_source *source, const save_header *save, uint8_t *work)
+static dsv2_status compare_blocks(snapshot_reader *reader, int fd, const ds_snapshot_source *source, const save_header *save, uint8_t *work)
 {
     dsv2_status status = DSV2_OK;
     for (uint64_t at = save->first_token; at < save->n_tokens && status == DSV2_OK;) {
         uint8_t bytes[HEADER_BYTES];
         block_header header;
-        status = dsv2_reader_all(reader, bytes, sizeof bytes);
+        status = ds_reader_all(reader, bytes, sizeof bytes);
         if (status == DSV2_OK)
-            status = dsv2_block_header_unpack(reader->name, bytes, &source->cache->shape, at, save->n_tokens, &header);
+            status = ds_block_header_unpack(reader->name, bytes, &source->cache->shape, at, save->n_tokens, &header);
         if (status != DSV2_OK)
             break;
-        if (!dsv2_digest_equals(dsv2_block_raw_digest(source->cache, at, header.n_tokens, work), header.raw_digest))
-            return dsv2_fail(DSV2_ERROR_MISMATCH, "%s: has other rows at token %llu", reader->name, (unsigned long long)at);
-        status = dsv2_reader_skip(reader, fd, header.stored_bytes);
+        if (!ds_digest_equals(ds_block_raw_digest(source->cache, at, header.n_tokens, work), header.raw_digest))
+            return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other rows at token %llu", reader->name, (unsigned long long)at);
+        status = ds_reader_skip(reader, fd, header.stored_bytes);
         at += header.n_tokens;
     }
-    return status == DSV2_OK ? dsv2_reader_padding(reader) : status;
+    return status == DSV2_OK ? ds_reader_padding(reader) : status;
 }
 
 /* One save in the file, if there is another: whether it is of the session's first tokens. */
-static dsv2_status compare_save(snapshot_reader *reader, int fd, const dsv2_snapshot_source *source, dsv2_snapshot_content *content,
+static dsv2_status compare_save(snapshot_reader *reader, int fd, const ds_snapshot_source *source, ds_snapshot_content *content,
                                 uint8_t *work, existing *found, bool *end)
 {
     save_header save;
-    dsv2_status status = dsv2_reader_save(reader, found->n_saves, found->n_tokens, &save, end);
+    dsv2_status status = ds_reader_save(reader, found->n_saves, found->n_tokens, &save, end);
     if (status != DSV2_OK || *end)
         return status;
     if (save.n_tokens > source->n_tokens)
-        return dsv2_fail(DSV2_ERROR_MISMATCH, "%s: has more tokens than the session", reader->name);
-    status = dsv2_reader_state(reader, &save, source->model->config.vocab_size, content);
+        return ds_fail(DSV2_ERROR_MISMATCH, "%s: has more tokens than the session", reader->name);
+    status = ds_reader_state(reader, &save, source->model->config.vocab_size, content);
     if (status != DSV2_OK)
         return status;
     size_t first = (size_t)save.first_token, n = (size_t)(save.n_tokens - save.first_token);
     if (n > 0 && memcmp(content->tokens + first, source->tokens + first, n * sizeof *source->tokens) != 0)
-        return dsv2_fail(DSV2_ERROR_MISMATCH, "%s: has other tokens than the session", reader->name);
+        return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other tokens than the session", reader->name);
     status = compare_blocks(reader, fd, source, &save, work);
     if (status == DSV2_OK)
         *found = (existing){.end = reader->offset, .n_tokens = save.n_tokens, .n_saves = found->n_saves + 1};
@@ -239,47 +239,47 @@ static dsv2_status compare_save(snapshot_reader *reader, int fd, const dsv2_snap
 }
 
 /* DSV2_OK if the file is a snapshot of the session's first tokens; DSV2_ERROR_MISMATCH, _FORMAT or _UNSUPPORTED if it is not. */
-static dsv2_status examine(const dsv2_snapshot_source *source, const char *path, int fd, existing *found)
+static dsv2_status examine(const ds_snapshot_source *source, const char *path, int fd, existing *found)
 {
     uint8_t bytes[FILE_HEADER_BYTES], own[FILE_HEADER_BYTES];
-    file_header header = dsv2_file_header_of(source->model, &source->cache->shape);
-    dsv2_file_header_pack(&header, own);
-    snapshot_reader reader = dsv2_reader_of_file(path, &fd);
+    file_header header = ds_file_header_of(source->model, &source->cache->shape);
+    ds_file_header_pack(&header, own);
+    snapshot_reader reader = ds_reader_of_file(path, &fd);
     *found = (existing){0};
-    dsv2_status status = dsv2_reader_all(&reader, bytes, sizeof bytes);
+    dsv2_status status = ds_reader_all(&reader, bytes, sizeof bytes);
     if (status == DSV2_OK && memcmp(bytes, own, sizeof own) != 0)
-        status = dsv2_fail(DSV2_ERROR_MISMATCH, "%s: of another model or cache type", path);
+        status = ds_fail(DSV2_ERROR_MISMATCH, "%s: of another model or cache type", path);
     if (status != DSV2_OK)
         return status;
-    dsv2_snapshot_content content = {.logits = dsv2_new(source->model->config.vocab_size, sizeof *content.logits)};
-    uint8_t *work = dsv2_new_aligned(source->cache->shape.page_bytes, 1);
-    dsv2_sampler_init(&content.sampler);
+    ds_snapshot_content content = {.logits = ds_new(source->model->config.vocab_size, sizeof *content.logits)};
+    uint8_t *work = ds_new_aligned(source->cache->shape.page_bytes, 1);
+    ds_sampler_init(&content.sampler);
     if (content.logits == NULL || work == NULL)
-        status = dsv2_fail_memory("the snapshot to append to", source->cache->shape.page_bytes);
+        status = ds_fail_memory("the snapshot to append to", source->cache->shape.page_bytes);
     for (bool end = false; status == DSV2_OK && !end;)
         status = compare_save(&reader, fd, source, &content, work, found, &end);
-    dsv2_free(work);
-    dsv2_snapshot_content_free(&content);
+    ds_free(work);
+    ds_snapshot_content_free(&content);
     return status;
 }
 
 /* Writes behind what is there: zeros in place of the header first, the header at last. */
-static dsv2_status append(const dsv2_snapshot_source *source, const dsv2_save_options *options, dsv2_writer *writer, const existing *found)
+static dsv2_status append(const ds_snapshot_source *source, const dsv2_save_options *options, ds_writer *writer, const existing *found)
 {
     static const uint8_t zeros[HEADER_BYTES];
     uint8_t header[HEADER_BYTES];
     if (ftruncate(writer->fd, (off_t)found->end) != 0) /* what an append that was cut short has left */
-        return dsv2_fail_io(writer->path, "shorten");
+        return ds_fail_io(writer->path, "shorten");
     writer->size = found->end;
     sink s = {.put = put_file, .writer = writer, .offset = found->end};
     dsv2_status status = put_save(&s, source, options, zeros, found->n_tokens);
     if (status == DSV2_OK && fdatasync(writer->fd) != 0)
-        status = dsv2_fail_io(writer->path, "flush");
+        status = ds_fail_io(writer->path, "flush");
     if (status == DSV2_OK) {
         pack_save_header(source, found->n_saves, found->n_tokens, header);
-        status = dsv2_writer_replace(writer, found->end, header, sizeof header);
+        status = ds_writer_replace(writer, found->end, header, sizeof header);
         if (status == DSV2_OK && fdatasync(writer->fd) != 0)
-            status = dsv2_fail_io(writer->path, "flush");
+            status = ds_fail_io(writer->path, "flush");
     }
     if (status != DSV2_OK && ftruncate(writer->fd, (off_t)found->end) != 0)
         return status; /* the zeros end it as well */
@@ -287,22 +287,22 @@ static dsv2_status append(const dsv2_snapshot_source *source, const dsv2_save_op
 }
 
 /* Appends if the file is one that can be appended to; *done says whether it was. */
-static dsv2_status save_behind(const dsv2_snapshot_source *source, const char *path, const dsv2_save_options *options, bool *done)
+static dsv2_status save_behind(const ds_snapshot_source *source, const char *path, const dsv2_save_options *options, bool *done)
 {
-    dsv2_writer writer = {.fd = -1};
+    ds_writer writer = {.fd = -1};
     existing found;
     uint64_t size;
     *done = false;
-    if (!dsv2_is_file(path))
+    if (!ds_is_file(path))
         return DSV2_OK;
-    dsv2_status status = dsv2_snapshot_open(path, O_RDWR, &writer.fd, &size);
+    dsv2_status status = ds_snapshot_open(path, O_RDWR, &writer.fd, &size);
     if (status != DSV2_OK)
         return status;
-    writer.path = dsv2_copy_string(path);
+    writer.path = ds_copy_string(path);
     if (writer.path == NULL)
-        status = dsv2_fail_memory("a path", strlen(path));
+        status = ds_fail_memory("a path", strlen(path));
     else if (flock(writer.fd, LOCK_EX | LOCK_NB) != 0)
-        status = dsv2_fail_io(path, "lock (is it being saved to by another session?)");
+        status = ds_fail_io(path, "lock (is it being saved to by another session?)");
     if (status == DSV2_OK) {
         status = examine(source, path, writer.fd, &found);
         *done = status != DSV2_ERROR_MISMATCH && status != DSV2_ERROR_FORMAT && status != DSV2_ERROR_UNSUPPORTED;
@@ -311,11 +311,11 @@ static dsv2_status save_behind(const dsv2_snapshot_source *source, const char *p
         else if (!*done)
             status = DSV2_OK;
     }
-    dsv2_writer_abort(&writer);
+    ds_writer_abort(&writer);
     return status;
 }
 
-dsv2_status dsv2_snapshot_save(const dsv2_snapshot_source *source, const char *path, const dsv2_save_options *options)
+dsv2_status ds_snapshot_save(const ds_snapshot_source *source, const char *path, const dsv2_save_options *options)
 {
     bool done = false;
     dsv2_status status = options->append ? save_behind(source, path, options, &done) : DSV2_OK;

@@ -7,10 +7,10 @@
 
 enum { SHORT = 48 }; /* bytes: up to here looking through all neighbours is quicker than keeping a heap */
 
-dsv2_status dsv2_push(dsv2_ids *out, int32_t id)
+dsv2_status ds_push(ds_ids *out, int32_t id)
 {
-    if (out->n == out->capacity && !dsv2_grow(&out->ids, &out->capacity, out->n + 1, sizeof *out->ids))
-        return dsv2_fail_memory("token ids", (out->n + 1) * sizeof *out->ids);
+    if (out->n == out->capacity && !ds_grow(&out->ids, &out->capacity, out->n + 1, sizeof *out->ids))
+        return ds_fail_memory("token ids", (out->n + 1) * sizeof *out->ids);
     out->ids[out->n++] = id;
     return DSV2_OK;
 }
@@ -18,9 +18,9 @@ dsv2_status dsv2_push(dsv2_ids *out, int32_t id)
 /* Merges what is in ids, in place; returns how many are left. */
 static size_t merge_short(const dsv2_tokenizer *t, uint32_t *ids, size_t n)
 {
-    const dsv2_merge *merges[SHORT]; /* of i and i + 1 */
+    const ds_merge *merges[SHORT]; /* of i and i + 1 */
     for (size_t i = 0; i + 1 < n; i++)
-        merges[i] = dsv2_find_merge(t, ids[i], ids[i + 1]);
+        merges[i] = ds_find_merge(t, ids[i], ids[i + 1]);
     while (n > 1) {
         size_t best = n;
         uint32_t rank = UINT32_MAX;
@@ -34,12 +34,12 @@ static size_t merge_short(const dsv2_tokenizer *t, uint32_t *ids, size_t n)
         ids[best] = merges[best]->id;
         memmove(&ids[best + 1], &ids[best + 2], (n - best - 2) * sizeof *ids);
         if (n - best > 2)
-            memmove(&merges[best + 1], &merges[best + 2], (n - best - 3) * sizeof(dsv2_merge *));
+            memmove(&merges[best + 1], &merges[best + 2], (n - best - 3) * sizeof(ds_merge *));
         n--;
         if (best > 0)
-            merges[best - 1] = dsv2_find_merge(t, ids[best - 1], ids[best]);
+            merges[best - 1] = ds_find_merge(t, ids[best - 1], ids[best]);
         if (best + 1 < n)
-            merges[best] = dsv2_find_merge(t, ids[best], ids[best + 1]);
+            merges[best] = ds_find_merge(t, ids[best], ids[best + 1]);
     }
     return n;
 }
@@ -66,24 +66,24 @@ static void heap_down(uint64_t *heap, size_t n, size_t at)
 }
 
 /* Looks up the merge of a symbol with its next. */
-static void rate(const dsv2_tokenizer *t, dsv2_symbol *symbols, int32_t at)
+static void rate(const dsv2_tokenizer *t, ds_symbol *symbols, int32_t at)
 {
-    dsv2_symbol *symbol = &symbols[at];
-    const dsv2_merge *merge = symbol->next < 0 ? NULL : dsv2_find_merge(t, symbol->id, symbols[symbol->next].id);
+    ds_symbol *symbol = &symbols[at];
+    const ds_merge *merge = symbol->next < 0 ? NULL : ds_find_merge(t, symbol->id, symbols[symbol->next].id);
     symbol->rank = merge == NULL ? UINT32_MAX : merge->rank;
     symbol->merged = merge == NULL ? 0 : merge->id;
 }
 
-static uint64_t candidate(const dsv2_symbol *symbols, int32_t at) { return (uint64_t)symbols[at].rank << 32 | (uint32_t)at; }
+static uint64_t candidate(const ds_symbol *symbols, int32_t at) { return (uint64_t)symbols[at].rank << 32 | (uint32_t)at; }
 
-static dsv2_status merge_long(dsv2_encoder *e, const char *text, size_t size)
+static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
 {
     const dsv2_tokenizer *t = e->tokenizer;
     /* Each merge takes one entry out and puts two in: never more than 2 * size. */
-    if (!dsv2_grow(&e->symbols, &e->symbols_capacity, size, sizeof *e->symbols) ||
-        !dsv2_grow(&e->heap, &e->heap_capacity, 2 * size, sizeof *e->heap))
-        return dsv2_fail_memory("merging a long piece", size * (sizeof *e->symbols + 2 * sizeof *e->heap));
-    dsv2_symbol *symbols = e->symbols;
+    if (!ds_grow(&e->symbols, &e->symbols_capacity, size, sizeof *e->symbols) ||
+        !ds_grow(&e->heap, &e->heap_capacity, 2 * size, sizeof *e->heap))
+        return ds_fail_memory("merging a long piece", size * (sizeof *e->symbols + 2 * sizeof *e->heap));
+    ds_symbol *symbols = e->symbols;
     uint64_t *heap = e->heap;
     size_t n = 0;
     for (size_t i = 0; i < size; i++) {
@@ -104,10 +104,10 @@ static dsv2_status merge_long(dsv2_encoder *e, const char *text, size_t size)
         if (n > 0)
             heap_down(heap, n, 0);
         int32_t at = (int32_t)(uint32_t)top;
-        dsv2_symbol *symbol = &symbols[at];
+        ds_symbol *symbol = &symbols[at];
         if (symbol->rank != top >> 32)
             continue; /* it, or its next, was merged meanwhile */
-        dsv2_symbol *next = &symbols[symbol->next];
+        ds_symbol *next = &symbols[symbol->next];
         symbol->id = symbol->merged;
         symbol->next = next->next;
         next->rank = UINT32_MAX;
@@ -126,12 +126,12 @@ static dsv2_status merge_long(dsv2_encoder *e, const char *text, size_t size)
     }
     dsv2_status status = DSV2_OK;
     for (int32_t at = 0; at >= 0 && status == DSV2_OK; at = symbols[at].next)
-        status = dsv2_push(e->out, (int32_t)symbols[at].id);
+        status = ds_push(e->out, (int32_t)symbols[at].id);
     return status;
 }
 
 /* Merges bytes that all have tokens. */
-static dsv2_status encode_letters(dsv2_encoder *e, const char *text, size_t size)
+static dsv2_status encode_letters(ds_encoder *e, const char *text, size_t size)
 {
     if (size > SHORT)
         return merge_long(e, text, size);
@@ -141,16 +141,16 @@ static dsv2_status encode_letters(dsv2_encoder *e, const char *text, size_t size
     size_t n = merge_short(e->tokenizer, ids, size);
     dsv2_status status = DSV2_OK;
     for (size_t i = 0; i < n && status == DSV2_OK; i++)
-        status = dsv2_push(e->out, (int32_t)ids[i]);
+        status = ds_push(e->out, (int32_t)ids[i]);
     return status;
 }
 
-dsv2_status dsv2_encode_piece(dsv2_encoder *e, const char *text, size_t size)
+dsv2_status ds_encode_piece(ds_encoder *e, const char *text, size_t size)
 {
     const dsv2_tokenizer *t = e->tokenizer;
-    int32_t id = dsv2_find_model_token(t, text, size);
-    if (id >= 0 && (t->tokens[id].kind & DSV2_TOKEN_WHOLE) != 0)
-        return dsv2_push(e->out, id);
+    int32_t id = ds_find_model_token(t, text, size);
+    if (id >= 0 && (t->tokens[id].kind & DS_TOKEN_WHOLE) != 0)
+        return ds_push(e->out, id);
     dsv2_status status = DSV2_OK;
     for (size_t i = 0, begin = 0; i <= size && status == DSV2_OK; i++) {
         if (i < size && t->letter[(uint8_t)text[i]] >= 0)
@@ -158,28 +158,28 @@ dsv2_status dsv2_encode_piece(dsv2_encoder *e, const char *text, size_t size)
         if (i > begin)
             status = encode_letters(e, text + begin, i - begin);
         begin = i + 1;
-        if (i < size && status == DSV2_OK && (status = dsv2_push(e->out, t->escape)) == DSV2_OK)
-            status = dsv2_push(e->out, t->twin[(uint8_t)text[i]]);
+        if (i < size && status == DSV2_OK && (status = ds_push(e->out, t->escape)) == DSV2_OK)
+            status = ds_push(e->out, t->twin[(uint8_t)text[i]]);
     }
     return status;
 }
 
-dsv2_status dsv2_mark_whole_tokens(dsv2_tokenizer *t)
+dsv2_status ds_mark_whole_tokens(dsv2_tokenizer *t)
 {
-    dsv2_ids ids = {0};
-    dsv2_encoder e = {.tokenizer = t, .out = &ids};
+    ds_ids ids = {0};
+    ds_encoder e = {.tokenizer = t, .out = &ids};
     dsv2_status status = DSV2_OK;
     for (uint32_t id = 0; id < t->n_tokens && status == DSV2_OK; id++) {
-        dsv2_token *token = &t->tokens[id];
-        if ((token->kind & DSV2_TOKEN_LETTERS) == 0 || token->size == 0)
+        ds_token *token = &t->tokens[id];
+        if ((token->kind & DS_TOKEN_LETTERS) == 0 || token->size == 0)
             continue;
         ids.n = 0;
         if (!t->ignore_merges)
             status = encode_letters(&e, t->texts + token->offset, token->size);
         if (t->ignore_merges || (ids.n == 1 && ids.ids[0] == (int32_t)id))
-            token->kind |= DSV2_TOKEN_WHOLE;
+            token->kind |= DS_TOKEN_WHOLE;
     }
-    dsv2_encoder_free(&e);
-    dsv2_free(ids.ids);
+    ds_encoder_free(&e);
+    ds_free(ids.ids);
     return status;
 }

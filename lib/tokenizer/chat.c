@@ -8,7 +8,7 @@
 
 typedef struct prompt {
     const dsv2_tokenizer *tokenizer;
-    dsv2_ids *out;
+    ds_ids *out;
     char *text; /* since the last special token */
     size_t size, capacity;
     dsv2_status status; /* of the first failure: then nothing more is done */
@@ -18,8 +18,8 @@ static void add_bytes(prompt *p, const char *text, size_t size)
 {
     if (p->status != DSV2_OK || size == 0)
         return;
-    if (!dsv2_grow(&p->text, &p->capacity, p->size + size, 1)) {
-        p->status = dsv2_fail_memory("a prompt", p->size + size);
+    if (!ds_grow(&p->text, &p->capacity, p->size + size, 1)) {
+        p->status = ds_fail_memory("a prompt", p->size + size);
         return;
     }
     memcpy(p->text + p->size, text, size);
@@ -32,7 +32,7 @@ static void add_string(prompt *p, const char *text) { add_bytes(p, text, strlen(
 static void flush(prompt *p)
 {
     if (p->status == DSV2_OK && p->size > 0)
-        p->status = dsv2_encode(p->tokenizer, p->text, p->size, 0, p->out);
+        p->status = ds_encode(p->tokenizer, p->text, p->size, 0, p->out);
     p->size = 0;
 }
 
@@ -40,7 +40,7 @@ static void add_token(prompt *p, int32_t token)
 {
     flush(p);
     if (p->status == DSV2_OK)
-        p->status = dsv2_push(p->out, token);
+        p->status = ds_push(p->out, token);
 }
 
 static bool is_role(const dsv2_message *message, const char *role) { return strcmp(message->role, role) == 0; }
@@ -48,21 +48,21 @@ static bool is_role(const dsv2_message *message, const char *role) { return strc
 static dsv2_status check(const dsv2_message *messages, size_t n, size_t first)
 {
     if (first > n)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "first is %zu, expected at most n, which is %zu", first, n);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "first is %zu, expected at most n, which is %zu", first, n);
     for (size_t i = 0, turn = 0; i < n; i++) {
         if (messages[i].role == NULL)
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is NULL", i);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is NULL", i);
         if (messages[i].content == NULL && messages[i].content_size > 0)
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].content is NULL", i);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].content is NULL", i);
         if (i == 0 && is_role(&messages[i], "system"))
             continue;
         const char *expected = turn++ % 2 == 0 ? "user" : "assistant";
         if (!is_role(&messages[i], expected))
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is \"%.100s\", expected \"%s\"", i, messages[i].role,
-                             expected);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is \"%.100s\", expected \"%s\"", i, messages[i].role,
+                           expected);
     }
     if (n == 0 || is_role(&messages[n - 1], "system"))
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "the conversation has no user's message");
+        return ds_fail(DSV2_ERROR_ARGUMENT, "the conversation has no user's message");
     return DSV2_OK;
 }
 
@@ -92,7 +92,7 @@ static void add_message(prompt *p, const dsv2_message *message)
     }
 }
 
-dsv2_status dsv2_chat(const dsv2_tokenizer *t, const dsv2_message *messages, size_t n, size_t first, dsv2_ids *out)
+dsv2_status ds_chat(const dsv2_tokenizer *t, const dsv2_message *messages, size_t n, size_t first, ds_ids *out)
 {
     dsv2_status status = check(messages, n, first);
     if (status != DSV2_OK)
@@ -102,22 +102,22 @@ dsv2_status dsv2_chat(const dsv2_tokenizer *t, const dsv2_message *messages, siz
         add_token(&p, t->bos);
     for (size_t i = first; i < n; i++) {
         if (is_role(&messages[i], "assistant") && t->eos < 0) {
-            p.status = dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: no end-of-sequence token is known, which ends an assistant's message",
-                                 t->path);
+            p.status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: no end-of-sequence token is known, which ends an assistant's message",
+                               t->path);
             break;
         }
         add_message(&p, &messages[i]);
     }
     flush(&p);
-    dsv2_free(p.text);
+    ds_free(p.text);
     return p.status;
 }
 
-dsv2_status dsv2_fim(const dsv2_tokenizer *t, dsv2_text prefix, dsv2_text suffix, dsv2_ids *out)
+dsv2_status ds_fim(const dsv2_tokenizer *t, ds_text prefix, ds_text suffix, ds_ids *out)
 {
     if (t->fim_begin < 0 || t->fim_hole < 0 || t->fim_end < 0)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no tokens for filling in the middle "
-                         "(<｜fim▁begin｜>, <｜fim▁hole｜>, <｜fim▁end｜>)", t->path);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no tokens for filling in the middle "
+                       "(<｜fim▁begin｜>, <｜fim▁hole｜>, <｜fim▁end｜>)", t->path);
     prompt p = {.tokenizer = t, .out = out};
     if (t->bos >= 0)
         add_token(&p, t->bos);
@@ -126,6 +126,6 @@ dsv2_status dsv2_fim(const dsv2_tokenizer *t, dsv2_text prefix, dsv2_text suffix
     add_token(&p, t->fim_hole);
     add_bytes(&p, suffix.data, suffix.size);
     add_token(&p, t->fim_end);
-    dsv2_free(p.text);
+    ds_free(p.text);
     return p.status;
 }

@@ -22,18 +22,18 @@ static int twin_of(const dsv2_tokenizer *t, int32_t token)
     return -1;
 }
 
-static dsv2_status encode_bytes(dsv2_encoder *e, const char *text, size_t size)
+static dsv2_status encode_bytes(ds_encoder *e, const char *text, size_t size)
 {
     dsv2_status status = DSV2_OK;
     for (size_t i = 0; i < size && status == DSV2_OK;) {
-        size_t n = dsv2_utf8_valid(text + i, size - i);
+        size_t n = ds_utf8_valid(text + i, size - i);
         if (n > 0) {
-            status = dsv2_encode_valid(e, text + i, n);
+            status = ds_encode_valid(e, text + i, n);
         } else {
             do
                 n++;
-            while (i + n < size && dsv2_utf8_length(text + i + n, size - i - n) == 0);
-            status = dsv2_encode_piece(e, text + i, n);
+            while (i + n < size && ds_utf8_length(text + i + n, size - i - n) == 0);
+            status = ds_encode_piece(e, text + i, n);
         }
         i += n;
     }
@@ -41,26 +41,26 @@ static dsv2_status encode_bytes(dsv2_encoder *e, const char *text, size_t size)
 }
 
 /* Puts an added token that the text spells. */
-static dsv2_status push_added(dsv2_encoder *e, int32_t id)
+static dsv2_status push_added(ds_encoder *e, int32_t id)
 {
     const dsv2_tokenizer *t = e->tokenizer;
-    const dsv2_ids *out = e->out;
+    const ds_ids *out = e->out;
     if (t->n_twins > 0 && out->n > 0 && out->ids[out->n - 1] == t->escape && twin_of(t, id) >= 0)
-        return dsv2_encode_piece(e, t->texts + t->tokens[id].offset, t->tokens[id].size);
-    return dsv2_push(e->out, id);
+        return ds_encode_piece(e, t->texts + t->tokens[id].offset, t->tokens[id].size);
+    return ds_push(e->out, id);
 }
 
-static dsv2_status cut_added(dsv2_encoder *e, unsigned round, const char *text, size_t size)
+static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, size_t size)
 {
     if (round == 2)
         return encode_bytes(e, text, size);
     const dsv2_tokenizer *t = e->tokenizer;
-    const dsv2_added *added = round == 0 ? &t->early : &t->late;
+    const ds_added *added = round == 0 ? &t->early : &t->late;
     bool special = (e->flags & DSV2_ENCODE_SPECIAL) != 0;
     size_t done = 0;
     dsv2_status status = DSV2_OK;
     for (size_t i = 0; i < size && added->n > 0 && status == DSV2_OK;) {
-        int32_t id = dsv2_match_added(t, added, special, text + i, size - i);
+        int32_t id = ds_match_added(t, added, special, text + i, size - i);
         if (id < 0) {
             i++;
             continue;
@@ -77,55 +77,55 @@ static dsv2_status cut_added(dsv2_encoder *e, unsigned round, const char *text, 
     return status;
 }
 
-dsv2_status dsv2_encode(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags, dsv2_ids *out)
+dsv2_status ds_encode(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags, ds_ids *out)
 {
     enum { BEHIND = 64 }; /* PCRE2's compiled matchers read up to a vector past the end: checkers of memory would tell the host */
     if (size >= INT32_MAX)
-        return dsv2_fail(DSV2_ERROR_ARGUMENT, "size is %zu, expected less than 2 GiB", size);
-    char *copy = dsv2_new(size + BEHIND, 1);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "size is %zu, expected less than 2 GiB", size);
+    char *copy = ds_new(size + BEHIND, 1);
     if (copy == NULL)
-        return dsv2_fail_memory("a text", size + BEHIND);
+        return ds_fail_memory("a text", size + BEHIND);
     if (size > 0)
         memcpy(copy, text, size);
-    dsv2_encoder e = {.tokenizer = t, .out = out, .flags = flags};
+    ds_encoder e = {.tokenizer = t, .out = out, .flags = flags};
     dsv2_status status = DSV2_OK;
     if ((flags & DSV2_ENCODE_BOS) != 0 && t->bos >= 0)
-        status = dsv2_push(out, t->bos);
+        status = ds_push(out, t->bos);
     if (status == DSV2_OK)
         status = cut_added(&e, 0, copy, size);
-    dsv2_encoder_free(&e);
-    dsv2_free(copy);
+    ds_encoder_free(&e);
+    ds_free(copy);
     return status;
 }
 
-dsv2_status dsv2_decode(const dsv2_tokenizer *t, const int32_t *tokens, size_t n_tokens, uint32_t flags, char *text,
-                        size_t capacity, size_t *size)
+dsv2_status ds_decode(const dsv2_tokenizer *t, const int32_t *tokens, size_t n_tokens, uint32_t flags, char *text,
+                      size_t capacity, size_t *size)
 {
     for (size_t i = 0; i < n_tokens; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= t->n_tokens)
-            return dsv2_fail(DSV2_ERROR_ARGUMENT, "tokens[%zu] is %d, expected 0 to %u", i, tokens[i], t->n_tokens - 1);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "tokens[%zu] is %d, expected 0 to %u", i, tokens[i], t->n_tokens - 1);
     /* Twice over: the length first, since nothing is written to a buffer that is too small. */
     for (unsigned writing = 0; writing < 2; writing++) {
         uint64_t total = 0;
         for (size_t i = 0; i < n_tokens; i++) {
-            const dsv2_token *token = &t->tokens[tokens[i]];
+            const ds_token *token = &t->tokens[tokens[i]];
             int byte = tokens[i] == t->escape && i + 1 < n_tokens ? twin_of(t, tokens[i + 1]) : -1;
-            bool hidden = (token->kind & DSV2_TOKEN_SPECIAL) != 0 && (flags & DSV2_DECODE_SPECIAL) == 0;
+            bool hidden = (token->kind & DS_TOKEN_SPECIAL) != 0 && (flags & DSV2_DECODE_SPECIAL) == 0;
             uint64_t n = byte >= 0 ? 1 : hidden ? 0 : token->size;
             if (writing && byte >= 0)
                 text[total] = (char)byte;
             else if (writing)
                 memcpy(text + total, t->texts + token->offset, (size_t)n);
-            if (!dsv2_add(total, n, &total) || total > SIZE_MAX)
-                return dsv2_fail(DSV2_ERROR_ARGUMENT, "%zu tokens are more text than memory can hold", n_tokens);
+            if (!ds_add(total, n, &total) || total > SIZE_MAX)
+                return ds_fail(DSV2_ERROR_ARGUMENT, "%zu tokens are more text than memory can hold", n_tokens);
             i += byte >= 0;
         }
         *size = (size_t)total;
         if (capacity == 0)
             return DSV2_OK;
         if (total > capacity)
-            return dsv2_fail(DSV2_ERROR_BUFFER, "capacity is %zu, expected at least %llu bytes", capacity,
-                             (unsigned long long)total);
+            return ds_fail(DSV2_ERROR_BUFFER, "capacity is %zu, expected at least %llu bytes", capacity,
+                           (unsigned long long)total);
     }
     return DSV2_OK;
 }

@@ -16,14 +16,14 @@ enum { MAX_FILE = 256 << 20 };
 typedef struct reader {
     const char *path;
     const json_t *root, *model;
-    dsv2_text *texts, *merges;
+    ds_text *texts, *merges;
     uint8_t *kinds;
     size_t n_tokens;
 } reader;
 
 static dsv2_status wrong_type(const char *path, const char *field, const json_t *value, const char *expected)
 {
-    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s is %s, expected %s", path, field, dsv2_json_kind(value), expected);
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %s, expected %s", path, field, ds_json_kind(value), expected);
 }
 
 static bool absent(const json_t *value) { return value == NULL || json_is_null(value); }
@@ -35,7 +35,7 @@ static dsv2_status get_bool(const char *path, const char *field, const json_t *o
     *value = absent(member) ? missing : json_is_true(member);
     if (absent(member) || json_is_boolean(member))
         return DSV2_OK;
-    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected true or false", path, field, name, dsv2_json_kind(member));
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected true or false", path, field, name, ds_json_kind(member));
 }
 
 /* object["type"]; NULL, with a message, if there is none. */
@@ -45,8 +45,8 @@ static const char *get_type(const char *path, const char *field, const json_t *o
     if (!json_is_object(object))
         (void)wrong_type(path, field, object, "an object");
     else if (type == NULL)
-        (void)dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.type is %s, expected a string", path, field,
-                        dsv2_json_kind(json_object_get(object, "type")));
+        (void)ds_fail(DSV2_ERROR_FORMAT, "%s: %s.type is %s, expected a string", path, field,
+                      ds_json_kind(json_object_get(object, "type")));
     return type;
 }
 
@@ -55,11 +55,11 @@ static const char *get_type(const char *path, const char *field, const json_t *o
 static dsv2_status check_id(const reader *r, const char *field, const char *name, const json_t *id)
 {
     if (!json_is_integer(id))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %s, expected an integer", r->path, field, name,
-                         dsv2_json_kind(id));
-    if (json_integer_value(id) < 0 || json_integer_value(id) >= DSV2_MAX_TOKENS)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %lld, expected 0 to %d", r->path, field, name,
-                         (long long)json_integer_value(id), DSV2_MAX_TOKENS - 1);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %s, expected an integer", r->path, field, name,
+                       ds_json_kind(id));
+    if (json_integer_value(id) < 0 || json_integer_value(id) >= DS_MAX_TOKENS)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %lld, expected 0 to %d", r->path, field, name,
+                       (long long)json_integer_value(id), DS_MAX_TOKENS - 1);
     return DSV2_OK;
 }
 
@@ -79,15 +79,15 @@ static dsv2_status count_tokens(reader *r, const json_t *vocab, const json_t *ad
     json_array_foreach(added, index, value) {
         const json_t *content = json_object_get(value, "content"), *number = json_object_get(value, "id");
         if (!json_is_string(content))
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: added_tokens[%zu].content is %s, expected a string", r->path, index,
-                             dsv2_json_kind(content));
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: added_tokens[%zu].content is %s, expected a string", r->path, index,
+                           ds_json_kind(content));
         if ((status = check_id(r, "added_tokens", json_string_value(content), number)) != DSV2_OK)
             return status;
         size_t id = (size_t)json_integer_value(number);
         r->n_tokens = id >= r->n_tokens ? id + 1 : r->n_tokens;
     }
     if (r->n_tokens == 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: model.vocab is empty", r->path);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab is empty", r->path);
     return DSV2_OK;
 }
 
@@ -96,7 +96,7 @@ static dsv2_status read_added_token(reader *r, size_t index, const json_t *token
     static const char *const refused[] = {"single_word", "lstrip", "rstrip"};
     const json_t *content = json_object_get(token, "content");
     size_t id = (size_t)json_integer_value(json_object_get(token, "id"));
-    dsv2_text text = {json_string_value(content), json_string_length(content)};
+    ds_text text = {json_string_value(content), json_string_length(content)};
     char field[64];
     snprintf(field, sizeof field, "added_tokens[%zu]", index);
     dsv2_status status;
@@ -105,25 +105,25 @@ static dsv2_status read_added_token(reader *r, size_t index, const json_t *token
         if ((status = get_bool(r->path, field, token, refused[i], false, &flag)) != DSV2_OK)
             return status;
         if (flag)
-            return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s is true, which is not supported", r->path, field, refused[i]);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s is true, which is not supported", r->path, field, refused[i]);
     }
     bool special, normalized;
     if ((status = get_bool(r->path, field, token, "special", false, &special)) != DSV2_OK ||
         (status = get_bool(r->path, field, token, "normalized", !special, &normalized)) != DSV2_OK)
         return status;
-    if (r->kinds[id] != 0 && ((r->kinds[id] & DSV2_TOKEN_ADDED) != 0 || r->texts[id].size != text.size ||
+    if (r->kinds[id] != 0 && ((r->kinds[id] & DS_TOKEN_ADDED) != 0 || r->texts[id].size != text.size ||
                               memcmp(r->texts[id].data, text.data, text.size) != 0))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.id is %zu, which \"%.200s\" has too", r->path, field, id, r->texts[id].data);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.id is %zu, which \"%.200s\" has too", r->path, field, id, r->texts[id].data);
     const json_t *in_vocab = json_object_getn(json_object_get(r->model, "vocab"), text.data, text.size);
     if (in_vocab != NULL && (size_t)json_integer_value(in_vocab) != id)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s \"%.200s\" has id %zu, in model.vocab it has %lld", r->path, field,
-                         text.data, id, (long long)json_integer_value(in_vocab));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s \"%.200s\" has id %zu, in model.vocab it has %lld", r->path, field,
+                       text.data, id, (long long)json_integer_value(in_vocab));
     r->texts[id] = text;
-    r->kinds[id] |= DSV2_TOKEN_ADDED;
-    if (special || dsv2_looks_special(text.data, text.size))
-        r->kinds[id] |= DSV2_TOKEN_SPECIAL;
+    r->kinds[id] |= DS_TOKEN_ADDED;
+    if (special || ds_looks_special(text.data, text.size))
+        r->kinds[id] |= DS_TOKEN_SPECIAL;
     if (!normalized)
-        r->kinds[id] |= DSV2_TOKEN_EARLY;
+        r->kinds[id] |= DS_TOKEN_EARLY;
     return DSV2_OK;
 }
 
@@ -137,20 +137,20 @@ static dsv2_status read_tokens(reader *r)
     dsv2_status status = count_tokens(r, vocab, added);
     if (status != DSV2_OK)
         return status;
-    r->texts = dsv2_new(r->n_tokens, sizeof *r->texts);
-    r->kinds = dsv2_new(r->n_tokens, sizeof *r->kinds);
+    r->texts = ds_new(r->n_tokens, sizeof *r->texts);
+    r->kinds = ds_new(r->n_tokens, sizeof *r->kinds);
     if (r->texts == NULL || r->kinds == NULL)
-        return dsv2_fail_memory("the vocabulary", r->n_tokens * (sizeof *r->texts + 1));
+        return ds_fail_memory("the vocabulary", r->n_tokens * (sizeof *r->texts + 1));
     const char *key;
     size_t length, index;
     json_t *value;
     json_object_keylen_foreach((json_t *)vocab, key, length, value) {
         size_t id = (size_t)json_integer_value(value);
         if (r->kinds[id] != 0)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: model.vocab gives id %zu to both \"%.200s\" and \"%.200s\"", r->path, id,
-                             r->texts[id].data, key);
-        r->texts[id] = (dsv2_text){key, length};
-        r->kinds[id] = DSV2_TOKEN_LETTERS;
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab gives id %zu to both \"%.200s\" and \"%.200s\"", r->path, id,
+                           r->texts[id].data, key);
+        r->texts[id] = (ds_text){key, length};
+        r->kinds[id] = DS_TOKEN_LETTERS;
     }
     json_array_foreach(added, index, value)
         if ((status = read_added_token(r, index, value)) != DSV2_OK)
@@ -161,25 +161,25 @@ static dsv2_status read_tokens(reader *r)
 /* ---- merges ---- */
 
 /* "a b" or ["a", "b"]. */
-static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge, dsv2_text parts[2])
+static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge, ds_text parts[2])
 {
     if (json_is_string(merge)) {
         const char *text = json_string_value(merge);
         size_t size = json_string_length(merge);
         const char *space = memchr(text, ' ', size);
         if (space == NULL || memchr(space + 1, ' ', size - (size_t)(space - text) - 1) != NULL)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is \"%.200s\", expected two tokens with a space between",
-                             r->path, index, text);
-        parts[0] = (dsv2_text){text, (size_t)(space - text)};
-        parts[1] = (dsv2_text){space + 1, size - parts[0].size - 1};
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is \"%.200s\", expected two tokens with a space between",
+                           r->path, index, text);
+        parts[0] = (ds_text){text, (size_t)(space - text)};
+        parts[1] = (ds_text){space + 1, size - parts[0].size - 1};
         return DSV2_OK;
     }
     if (!json_is_array(merge) || json_array_size(merge) != 2 || !json_is_string(json_array_get(merge, 0)) ||
         !json_is_string(json_array_get(merge, 1)))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is %s, expected \"a b\" or [\"a\", \"b\"]", r->path, index,
-                         dsv2_json_kind(merge));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is %s, expected \"a b\" or [\"a\", \"b\"]", r->path, index,
+                       ds_json_kind(merge));
     for (size_t i = 0; i < 2; i++)
-        parts[i] = (dsv2_text){json_string_value(json_array_get(merge, i)), json_string_length(json_array_get(merge, i))};
+        parts[i] = (ds_text){json_string_value(json_array_get(merge, i)), json_string_length(json_array_get(merge, i))};
     return DSV2_OK;
 }
 
@@ -188,9 +188,9 @@ static dsv2_status read_merges(reader *r)
     const json_t *merges = json_object_get(r->model, "merges");
     if (!json_is_array(merges))
         return wrong_type(r->path, "model.merges", merges, "an array");
-    r->merges = dsv2_new(json_array_size(merges), 2 * sizeof *r->merges);
+    r->merges = ds_new(json_array_size(merges), 2 * sizeof *r->merges);
     if (r->merges == NULL)
-        return dsv2_fail_memory("the merges", json_array_size(merges) * 2 * sizeof *r->merges);
+        return ds_fail_memory("the merges", json_array_size(merges) * 2 * sizeof *r->merges);
     size_t index;
     json_t *merge;
     dsv2_status status;
@@ -210,20 +210,20 @@ static dsv2_status check_model(const reader *r)
     if (type != NULL && !json_is_string(type))
         return wrong_type(r->path, "model.type", type, "a string");
     if (type != NULL && strcmp(json_string_value(type), "BPE") != 0)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.type is \"%.100s\", expected BPE", r->path, json_string_value(type));
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.type is \"%.100s\", expected BPE", r->path, json_string_value(type));
     const json_t *dropout = json_object_get(r->model, "dropout");
     if (!absent(dropout) && !json_is_number(dropout))
         return wrong_type(r->path, "model.dropout", dropout, "a number or null");
     if (!absent(dropout) && json_number_value(dropout) != 0)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.dropout is %g: encoding at random is not supported", r->path,
-                         json_number_value(dropout));
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.dropout is %g: encoding at random is not supported", r->path,
+                       json_number_value(dropout));
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     for (size_t i = 0; i < sizeof affixes / sizeof *affixes; i++) {
         const json_t *affix = json_object_get(r->model, affixes[i]);
         if (absent(affix) || (json_is_string(affix) && json_string_length(affix) == 0))
             continue;
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.%s is %s \"%.100s\", expected null", r->path, affixes[i],
-                         dsv2_json_kind(affix), json_is_string(affix) ? json_string_value(affix) : "");
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.%s is %s \"%.100s\", expected null", r->path, affixes[i],
+                       ds_json_kind(affix), json_is_string(affix) ? json_string_value(affix) : "");
     }
     return DSV2_OK;
 }
@@ -239,18 +239,18 @@ static dsv2_status check_part(const char *path, const char *field, const json_t 
     if (strcmp(type, allowed) == 0)
         return DSV2_OK;
     if (strcmp(type, "Sequence") != 0)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" is not supported", path, field, type);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" is not supported", path, field, type);
     const json_t *members = json_object_get(part, list);
     if (!json_is_array(members))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected an array", path, field, list, dsv2_json_kind(members));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected an array", path, field, list, ds_json_kind(members));
     size_t index;
     json_t *member;
     json_array_foreach(members, index, member) {
         if ((type = get_type(path, field, member)) == NULL)
             return DSV2_ERROR_FORMAT;
         if (strcmp(type, allowed) != 0)
-            return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s[%zu] of type \"%.100s\" is not supported", path, field, list, index,
-                             type);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s[%zu] of type \"%.100s\" is not supported", path, field, list, index,
+                           type);
     }
     return DSV2_OK;
 }
@@ -260,17 +260,17 @@ static dsv2_status check_part(const char *path, const char *field, const json_t 
 /* {"String": "x"} means these characters: each that could mean more gets a backslash. */
 static dsv2_status add_literal(dsv2_tokenizer *t, const char *text, size_t size)
 {
-    char *pattern = dsv2_new(2, size);
+    char *pattern = ds_new(2, size);
     if (pattern == NULL)
-        return dsv2_fail_memory("an expression", 2 * size);
+        return ds_fail_memory("an expression", 2 * size);
     size_t n = 0;
     for (size_t i = 0; i < size; i++) {
         if (text[i] != '\0' && strchr("\\^$.[]|()*+?{}-", text[i]) != NULL)
             pattern[n++] = '\\';
         pattern[n++] = text[i];
     }
-    dsv2_status status = dsv2_add_split(t, pattern, n);
-    dsv2_free(pattern);
+    dsv2_status status = ds_add_split(t, pattern, n);
+    ds_free(pattern);
     return status;
 }
 
@@ -279,17 +279,17 @@ static dsv2_status add_split(dsv2_tokenizer *t, const char *field, const json_t 
     const json_t *pattern = json_object_get(split, "pattern"), *behavior = json_object_get(split, "behavior");
     const json_t *regex = json_object_get(pattern, "Regex"), *string = json_object_get(pattern, "String");
     if (!json_is_string(behavior))
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.behavior is %s, expected a string", t->path, field, dsv2_json_kind(behavior));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.behavior is %s, expected a string", t->path, field, ds_json_kind(behavior));
     if (strcmp(json_string_value(behavior), "Isolated") != 0)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.behavior is \"%.100s\", expected Isolated", t->path, field,
-                         json_string_value(behavior));
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.behavior is \"%.100s\", expected Isolated", t->path, field,
+                       json_string_value(behavior));
     /* "invert" takes matches for gaps and gaps for matches; isolated, both are pieces. */
     if (json_is_string(regex))
-        return dsv2_add_split(t, json_string_value(regex), json_string_length(regex));
+        return ds_add_split(t, json_string_value(regex), json_string_length(regex));
     if (json_is_string(string))
         return add_literal(t, json_string_value(string), json_string_length(string));
-    return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s.pattern is %s, expected {\"Regex\": ...} or {\"String\": ...}", t->path, field,
-                     dsv2_json_kind(pattern));
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.pattern is %s, expected {\"Regex\": ...} or {\"String\": ...}", t->path, field,
+                   ds_json_kind(pattern));
 }
 
 /* One pre-tokenizer; *bytes once ByteLevel was met, behind which nothing may come. */
@@ -299,7 +299,7 @@ static dsv2_status add_pre_tokenizer(dsv2_tokenizer *t, const char *field, const
     if (type == NULL)
         return DSV2_ERROR_FORMAT;
     if (*bytes)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" comes after ByteLevel", t->path, field, type);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" comes after ByteLevel", t->path, field, type);
     if (strcmp(type, "Split") == 0)
         return add_split(t, field, part);
     dsv2_status status;
@@ -307,18 +307,18 @@ static dsv2_status add_pre_tokenizer(dsv2_tokenizer *t, const char *field, const
         bool individual;
         if ((status = get_bool(t->path, field, part, "individual_digits", false, &individual)) != DSV2_OK)
             return status;
-        return individual ? dsv2_add_split(t, "\\p{N}", 5) : dsv2_add_split(t, "\\p{N}+", 6);
+        return individual ? ds_add_split(t, "\\p{N}", 5) : ds_add_split(t, "\\p{N}+", 6);
     }
     if (strcmp(type, "ByteLevel") != 0)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" is not supported", t->path, field, type);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" is not supported", t->path, field, type);
     bool prefix, regex;
     if ((status = get_bool(t->path, field, part, "add_prefix_space", true, &prefix)) != DSV2_OK ||
         (status = get_bool(t->path, field, part, "use_regex", true, &regex)) != DSV2_OK)
         return status;
     if (prefix)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.add_prefix_space is true, which is not supported", t->path, field);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.add_prefix_space is true, which is not supported", t->path, field);
     *bytes = true;
-    return regex ? dsv2_add_gpt2_stage(t) : DSV2_OK;
+    return regex ? ds_add_gpt2_stage(t) : DSV2_OK;
 }
 
 static dsv2_status add_pre_tokenizers(dsv2_tokenizer *t, const json_t *part)
@@ -342,7 +342,7 @@ static dsv2_status add_pre_tokenizers(dsv2_tokenizer *t, const json_t *part)
         }
     }
     if (status == DSV2_OK && !bytes)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer has no ByteLevel: the vocabulary is not byte-level", t->path);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer has no ByteLevel: the vocabulary is not byte-level", t->path);
     return status;
 }
 
@@ -366,7 +366,7 @@ static int32_t template_bos(const dsv2_tokenizer *t, const json_t *processor)
         return -1;
     const json_t *first = json_object_get(json_array_get(json_object_get(processor, "single"), 0), "SpecialToken");
     const json_t *name = json_object_get(first, "id");
-    return json_is_string(name) ? dsv2_find_token(t, json_string_value(name), json_string_length(name)) : -1;
+    return json_is_string(name) ? ds_find_token(t, json_string_value(name), json_string_length(name)) : -1;
 }
 
 static dsv2_status build(reader *r, dsv2_tokenizer **tokenizer)
@@ -380,7 +380,7 @@ static dsv2_status build(reader *r, dsv2_tokenizer **tokenizer)
         (status = read_tokens(r)) != DSV2_OK ||
         (status = read_merges(r)) != DSV2_OK)
         return status;
-    dsv2_vocabulary vocabulary = {
+    ds_vocabulary vocabulary = {
         .path = r->path,
         .n_tokens = r->n_tokens,
         .texts = r->texts,
@@ -392,28 +392,28 @@ static dsv2_status build(reader *r, dsv2_tokenizer **tokenizer)
         .eos_token_id = -1,
     };
     dsv2_tokenizer *t;
-    if ((status = dsv2_tokenizer_create(&vocabulary, &t)) != DSV2_OK)
+    if ((status = ds_tokenizer_create(&vocabulary, &t)) != DSV2_OK)
         return status;
     if ((status = add_pre_tokenizers(t, json_object_get(r->root, "pre_tokenizer"))) != DSV2_OK) {
-        dsv2_tokenizer_destroy(t);
+        ds_tokenizer_destroy(t);
         return status;
     }
-    dsv2_tokenizer_set_special(t, template_bos(t, json_object_get(r->root, "post_processor")), -1);
+    ds_tokenizer_set_special(t, template_bos(t, json_object_get(r->root, "post_processor")), -1);
     *tokenizer = t;
     return DSV2_OK;
 }
 
-dsv2_status dsv2_tokenizer_from_json(const char *path, const char *json, size_t size, dsv2_tokenizer **tokenizer)
+dsv2_status ds_tokenizer_from_json(const char *path, const char *json, size_t size, dsv2_tokenizer **tokenizer)
 {
     json_t *root;
-    dsv2_status status = dsv2_json_parse(path, json, size, &root);
+    dsv2_status status = ds_json_parse(path, json, size, &root);
     if (status != DSV2_OK)
         return status;
     reader r = {.path = path, .root = root, .model = json_object_get(root, "model")};
     status = build(&r, tokenizer);
-    dsv2_free(r.merges);
-    dsv2_free(r.kinds);
-    dsv2_free(r.texts);
+    ds_free(r.merges);
+    ds_free(r.kinds);
+    ds_free(r.texts);
     json_decref(root);
     return status;
 }
@@ -430,10 +430,10 @@ static dsv2_status read_special(const char *path, const json_t *config, const ch
         value = json_object_get(value, "content");
     if (!json_is_string(value))
         return wrong_type(path, name, value, "a string or {\"content\": ...}");
-    *id = dsv2_find_token(t, json_string_value(value), json_string_length(value));
+    *id = ds_find_token(t, json_string_value(value), json_string_length(value));
     if (*id < 0)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: %s is \"%.200s\", which is not in the vocabulary", path, name,
-                         json_string_value(value));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is \"%.200s\", which is not in the vocabulary", path, name,
+                       json_string_value(value));
     return DSV2_OK;
 }
 
@@ -451,19 +451,19 @@ static const json_t *find_template(const json_t *config)
     return template;
 }
 
-dsv2_status dsv2_tokenizer_configure(dsv2_tokenizer *t, const char *path, const char *json, size_t size)
+dsv2_status ds_tokenizer_configure(dsv2_tokenizer *t, const char *path, const char *json, size_t size)
 {
     json_t *config;
-    dsv2_status status = dsv2_json_parse(path, json, size, &config);
+    dsv2_status status = ds_json_parse(path, json, size, &config);
     if (status != DSV2_OK)
         return status;
     int32_t bos = -1, eos = -1;
     if ((status = read_special(path, config, "bos_token", t, &bos)) == DSV2_OK &&
         (status = read_special(path, config, "eos_token", t, &eos)) == DSV2_OK) {
-        dsv2_tokenizer_set_special(t, bos, eos);
+        ds_tokenizer_set_special(t, bos, eos);
         const json_t *template = find_template(config);
         if (json_is_string(template))
-            dsv2_use_chat_template(t, json_string_value(template), json_string_length(template));
+            ds_use_chat_template(t, json_string_value(template), json_string_length(template));
     }
     json_decref(config);
     return status;
@@ -474,43 +474,43 @@ static char *config_path(const char *path, bool folder)
 {
     const char *slash = strrchr(path, '/');
     if (folder)
-        return dsv2_path_join(path, "tokenizer_config.json");
+        return ds_path_join(path, "tokenizer_config.json");
     if (slash == NULL)
-        return dsv2_copy_string("tokenizer_config.json");
-    char *parent = dsv2_copy_string(path);
+        return ds_copy_string("tokenizer_config.json");
+    char *parent = ds_copy_string(path);
     if (parent == NULL)
         return NULL;
     parent[slash - path + 1] = '\0';
-    char *joined = dsv2_path_join(parent, "tokenizer_config.json");
-    dsv2_free(parent);
+    char *joined = ds_path_join(parent, "tokenizer_config.json");
+    ds_free(parent);
     return joined;
 }
 
-dsv2_status dsv2_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer)
+dsv2_status ds_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer)
 {
-    bool folder = dsv2_is_folder(path);
-    char *json_path = folder ? dsv2_path_join(path, "tokenizer.json") : dsv2_copy_string(path);
+    bool folder = ds_is_folder(path);
+    char *json_path = folder ? ds_path_join(path, "tokenizer.json") : ds_copy_string(path);
     char *beside = config_path(path, folder), *text = NULL, *config = NULL;
     size_t size, config_size;
     dsv2_tokenizer *t = NULL;
     dsv2_status status;
     if (json_path == NULL || beside == NULL) {
-        status = dsv2_fail_memory("a path", strlen(path) + sizeof "tokenizer_config.json");
+        status = ds_fail_memory("a path", strlen(path) + sizeof "tokenizer_config.json");
         goto done;
     }
-    if ((status = dsv2_file_read(json_path, MAX_FILE, &text, &size)) != DSV2_OK ||
-        (status = dsv2_tokenizer_from_json(json_path, text, size, &t)) != DSV2_OK)
+    if ((status = ds_file_read(json_path, MAX_FILE, &text, &size)) != DSV2_OK ||
+        (status = ds_tokenizer_from_json(json_path, text, size, &t)) != DSV2_OK)
         goto done;
-    if (dsv2_is_file(beside) && ((status = dsv2_file_read(beside, MAX_FILE, &config, &config_size)) != DSV2_OK ||
-                                 (status = dsv2_tokenizer_configure(t, beside, config, config_size)) != DSV2_OK))
+    if (ds_is_file(beside) && ((status = ds_file_read(beside, MAX_FILE, &config, &config_size)) != DSV2_OK ||
+                               (status = ds_tokenizer_configure(t, beside, config, config_size)) != DSV2_OK))
         goto done;
     *tokenizer = t;
     t = NULL;
 done:
-    dsv2_tokenizer_destroy(t);
-    dsv2_free(config);
-    dsv2_free(text);
-    dsv2_free(beside);
-    dsv2_free(json_path);
+    ds_tokenizer_destroy(t);
+    ds_free(config);
+    ds_free(text);
+    ds_free(beside);
+    ds_free(json_path);
     return status;
 }

@@ -30,7 +30,7 @@ typedef struct scanner {
 
 static void put(scanner *s, const char *text, size_t size)
 {
-    if (!dsv2_grow(&s->out, &s->capacity, s->used + size, 1)) {
+    if (!ds_grow(&s->out, &s->capacity, s->used + size, 1)) {
         s->no_memory = true;
         return;
     }
@@ -75,7 +75,7 @@ static void property(scanner *s, bool in_class)
     }
     const char *category = s->pattern + s->at + 3;
     uint32_t first, last;
-    if (!dsv2_gained_range(category, letters, &index, &first, &last)) {
+    if (!ds_gained_range(category, letters, &index, &first, &last)) {
         copy(s, 4 + letters);
         return;
     }
@@ -91,7 +91,7 @@ static void property(scanner *s, bool in_class)
         char range[40];
         snprintf(range, sizeof range, "\\x{%x}-\\x{%x}", (unsigned)first, (unsigned)last);
         put_string(s, range);
-    } while (dsv2_gained_range(category, letters, &index, &first, &last));
+    } while (ds_gained_range(category, letters, &index, &first, &last));
     put_string(s, in_class ? "" : "]");
 }
 
@@ -158,7 +158,7 @@ static bool escape(scanner *s, bool in_class)
     default:
         break;
     }
-    size_t length = dsv2_utf8_length(s->pattern + s->at + 1, s->size - s->at - 1);
+    size_t length = ds_utf8_length(s->pattern + s->at + 1, s->size - s->at - 1);
     if (length > 1) {
         s->at++; /* PCRE2 would take the backslash too, but need not for ever */
         copy(s, length);
@@ -240,7 +240,7 @@ static void guard(scanner *s, size_t begin)
         return;
     static const char before[] = "(?:\\G|(?<!", after[] = "))";
     size_t atom = s->used - begin, shift = sizeof before - 1 + atom + sizeof after - 1;
-    if (!dsv2_grow(&s->out, &s->capacity, s->used + shift, 1)) {
+    if (!ds_grow(&s->out, &s->capacity, s->used + shift, 1)) {
         s->no_memory = true;
         return;
     }
@@ -277,7 +277,7 @@ static void scan(scanner *s)
         } else if (strchr("|*+?^$", c) != NULL && c != '\0') {
             copy(s, 1);
         } else {
-            size_t length = dsv2_utf8_length(s->pattern + s->at, s->size - s->at);
+            size_t length = ds_utf8_length(s->pattern + s->at, s->size - s->at);
             copy(s, length > 0 ? length : 1);
             atom = true;
         }
@@ -287,22 +287,22 @@ static void scan(scanner *s)
     }
 }
 
-dsv2_status dsv2_translate_pattern(const char *path, const char *pattern, size_t size, char **translated, size_t *translated_size)
+dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t size, char **translated, size_t *translated_size)
 {
-    if (size > DSV2_MAX_PATTERN)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: an expression of %zu bytes, expected at most %d", path, size,
-                         DSV2_MAX_PATTERN);
+    if (size > DS_MAX_PATTERN)
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: an expression of %zu bytes, expected at most %d", path, size,
+                       DS_MAX_PATTERN);
     scanner s = {.pattern = pattern, .size = size};
-    s.no_memory = !dsv2_grow(&s.out, &s.capacity, 1, 1); /* an empty expression has memory too */
+    s.no_memory = !ds_grow(&s.out, &s.capacity, 1, 1); /* an empty expression has memory too */
     scan(&s);
     if (s.no_memory) {
-        dsv2_free(s.out);
-        return dsv2_fail_memory("an expression", s.used);
+        ds_free(s.out);
+        return ds_fail_memory("an expression", s.used);
     }
     if (s.refused != NULL) {
-        dsv2_free(s.out);
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s, at byte %zu, is not supported", path,
-                         (int)(size < 200 ? size : 200), pattern, s.refused, s.at);
+        ds_free(s.out);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s, at byte %zu, is not supported", path,
+                       (int)(size < 200 ? size : 200), pattern, s.refused, s.at);
     }
     *translated = s.out;
     *translated_size = s.used;

@@ -69,7 +69,7 @@ static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t 
     int shown = (int)(original_size < 200 ? original_size : 200);
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
     if (context == NULL)
-        return dsv2_fail_memory("compiling an expression", 0);
+        return ds_fail_memory("compiling an expression", 0);
     pcre2_set_newline(context, PCRE2_NEWLINE_LF); /* whatever the system's PCRE2 was built with */
     pcre2_set_bsr(context, PCRE2_BSR_UNICODE);
     pcre2_set_parens_nest_limit(context, 50);
@@ -86,23 +86,23 @@ static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t 
         return DSV2_OK;
     }
     if (error == PCRE2_ERROR_NOMEMORY || error == PCRE2_ERROR_HEAP_FAILED)
-        return dsv2_fail_memory("compiling an expression", size);
+        return ds_fail_memory("compiling an expression", size);
     char words[128] = "";
     pcre2_get_error_message(error, (PCRE2_UCHAR *)words, sizeof words);
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s", t->path, shown, original, words);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s", t->path, shown, original, words);
 }
 
-dsv2_status dsv2_add_split(dsv2_tokenizer *t, const char *pattern, size_t size)
+dsv2_status ds_add_split(dsv2_tokenizer *t, const char *pattern, size_t size)
 {
-    if (t->n_stages == DSV2_MAX_STAGES)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer has more than %d expressions", t->path, DSV2_MAX_STAGES);
+    if (t->n_stages == DS_MAX_STAGES)
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer has more than %d expressions", t->path, DS_MAX_STAGES);
     char *translated;
     size_t translated_size;
-    dsv2_status status = dsv2_translate_pattern(t->path, pattern, size, &translated, &translated_size);
+    dsv2_status status = ds_translate_pattern(t->path, pattern, size, &translated, &translated_size);
     if (status != DSV2_OK)
         return status;
     status = compile(t, translated, translated_size, pattern, size, &t->stages[t->n_stages]);
-    dsv2_free(translated);
+    ds_free(translated);
     if (status == DSV2_OK) {
         t->n_stages++;
         t->stages_digest = XXH3_64bits_withSeed(pattern, size, t->stages_digest);
@@ -114,43 +114,43 @@ static dsv2_status add_all(dsv2_tokenizer *t, const char *const *expressions)
 {
     dsv2_status status = DSV2_OK;
     for (; *expressions != NULL && status == DSV2_OK; expressions++)
-        status = dsv2_add_split(t, *expressions, strlen(*expressions));
+        status = ds_add_split(t, *expressions, strlen(*expressions));
     return status;
 }
 
-dsv2_status dsv2_add_gpt2_stage(dsv2_tokenizer *t) { return add_all(t, gpt2); }
+dsv2_status ds_add_gpt2_stage(dsv2_tokenizer *t) { return add_all(t, gpt2); }
 
-dsv2_status dsv2_add_named_stages(dsv2_tokenizer *t, dsv2_text name)
+dsv2_status ds_add_named_stages(dsv2_tokenizer *t, ds_text name)
 {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (name.size == strlen(known[i].name) && memcmp(name.data, known[i].name, name.size) == 0)
             return add_all(t, known[i].expressions);
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre-tokenizer \"%.*s\" is not known, expected deepseek-llm, deepseek-coder, "
-                     "deepseek-v3 or gpt-2", t->path, (int)(name.size < 200 ? name.size : 200), name.size > 0 ? name.data : "");
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre-tokenizer \"%.*s\" is not known, expected deepseek-llm, deepseek-coder, "
+                   "deepseek-v3 or gpt-2", t->path, (int)(name.size < 200 ? name.size : 200), name.size > 0 ? name.data : "");
 }
 
-static dsv2_status prepare(dsv2_encoder *e)
+static dsv2_status prepare(ds_encoder *e)
 {
     if (e->match_data == NULL)
         e->match_data = pcre2_match_data_create(1, NULL);
     if (e->match_context == NULL)
         e->match_context = pcre2_match_context_create(NULL);
     if (e->match_data == NULL || e->match_context == NULL)
-        return dsv2_fail_memory("splitting a text", 0);
+        return ds_fail_memory("splitting a text", 0);
     pcre2_set_heap_limit(e->match_context, HEAP_KIB);
     return DSV2_OK;
 }
 
-void dsv2_encoder_free(dsv2_encoder *e)
+void ds_encoder_free(ds_encoder *e)
 {
     pcre2_match_context_free(e->match_context);
     pcre2_match_data_free(e->match_data);
-    dsv2_free(e->heap);
-    dsv2_free(e->symbols);
+    ds_free(e->heap);
+    ds_free(e->symbols);
 }
 
 /* The first match at or after `at`; *found false if there is none. */
-static dsv2_status search(dsv2_encoder *e, size_t stage, const char *text, size_t size, size_t at, bool *found, size_t *begin,
+static dsv2_status search(ds_encoder *e, size_t stage, const char *text, size_t size, size_t at, bool *found, size_t *begin,
                           size_t *end)
 {
     const pcre2_code *code = e->tokenizer->stages[stage];
@@ -167,18 +167,18 @@ static dsv2_status search(dsv2_encoder *e, size_t stage, const char *text, size_
     if (rc >= 0 || rc == PCRE2_ERROR_NOMATCH)
         return DSV2_OK;
     if (rc == PCRE2_ERROR_NOMEMORY)
-        return dsv2_fail_memory("matching an expression", 0);
+        return ds_fail_memory("matching an expression", 0);
     char words[128] = "";
     pcre2_get_error_message(rc, (PCRE2_UCHAR *)words, sizeof words);
-    return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression %zu cannot be matched in a text of %zu bytes: %s",
-                     e->tokenizer->path, stage, size, words);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression %zu cannot be matched in a text of %zu bytes: %s",
+                   e->tokenizer->path, stage, size, words);
 }
 
 /* Hands the pieces that stage's matches make to the next stage, the last stage's to the merging. */
-static dsv2_status split(dsv2_encoder *e, size_t stage, const char *text, size_t size)
+static dsv2_status split(ds_encoder *e, size_t stage, const char *text, size_t size)
 {
     if (stage == e->tokenizer->n_stages)
-        return dsv2_encode_piece(e, text, size);
+        return ds_encode_piece(e, text, size);
     size_t done = 0, at = 0, last_end = SIZE_MAX;
     dsv2_status status = DSV2_OK;
     while (at <= size && status == DSV2_OK) {
@@ -191,7 +191,7 @@ static dsv2_status split(dsv2_encoder *e, size_t stage, const char *text, size_t
             break;
         if (begin == end && end == last_end) {
             /* Nothing, right behind a match: goes on one character later, as Hugging Face's does. */
-            at = last_end + (last_end < size ? dsv2_utf8_length(text + last_end, size - last_end) : 1);
+            at = last_end + (last_end < size ? ds_utf8_length(text + last_end, size - last_end) : 1);
             continue;
         }
         if (begin > done)
@@ -205,7 +205,7 @@ static dsv2_status split(dsv2_encoder *e, size_t stage, const char *text, size_t
     return status;
 }
 
-dsv2_status dsv2_encode_valid(dsv2_encoder *e, const char *text, size_t size)
+dsv2_status ds_encode_valid(ds_encoder *e, const char *text, size_t size)
 {
     dsv2_status status = prepare(e);
     return status == DSV2_OK ? split(e, 0, text, size) : status;

@@ -43,7 +43,7 @@ static const struct {
     {0x1fbcb, 0x1fbef, "So"}, {0x2b739, 0x2b739, "Lo"}, {0x2ebf0, 0x2ee5d, "Lo"}, {0x31350, 0x323af, "Lo"},
 };
 
-bool dsv2_gained_range(const char *category, size_t size, size_t *index, uint32_t *first, uint32_t *last)
+bool ds_gained_range(const char *category, size_t size, size_t *index, uint32_t *first, uint32_t *last)
 {
     for (; *index < sizeof gained / sizeof *gained; ++*index)
         if (memcmp(gained[*index].category, category, size) == 0) {

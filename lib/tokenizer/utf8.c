@@ -40,7 +40,7 @@ static size_t agree(const uint8_t *text, size_t size, size_t length, uint8_t low
     return i;
 }
 
-size_t dsv2_utf8_length(const char *text, size_t size)
+size_t ds_utf8_length(const char *text, size_t size)
 {
     if (size == 0)
         return 0;
@@ -50,7 +50,7 @@ size_t dsv2_utf8_length(const char *text, size_t size)
     return length > 0 && agree(bytes, size, length, low, high) == length ? length : 0;
 }
 
-size_t dsv2_utf8_valid(const char *text, size_t size)
+size_t ds_utf8_valid(const char *text, size_t size)
 {
     size_t i = 0;
     while (i < size) {
@@ -59,7 +59,7 @@ size_t dsv2_utf8_valid(const char *text, size_t size)
             i += sizeof eight;
             continue;
         }
-        size_t length = dsv2_utf8_length(text + i, size - i);
+        size_t length = ds_utf8_length(text + i, size - i);
         if (length == 0)
             break;
         i += length;

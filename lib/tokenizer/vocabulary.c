@@ -11,7 +11,7 @@
 enum { LETTERS = 324 }; /* one more than the last code point of the alphabet */
 
 /* How much of a text a message quotes. */
-static int shown(dsv2_text text) { return text.size < 200 ? (int)text.size : 200; }
+static int shown(ds_text text) { return text.size < 200 ? (int)text.size : 200; }
 
 static bool stands_for_itself(unsigned byte)
 {
@@ -29,7 +29,7 @@ static void make_alphabet(int16_t bytes[LETTERS])
 }
 
 /* Writes the bytes that a spelling stands for, at most as many as it has itself; false if it is not in the alphabet. */
-static bool spell_out(const int16_t alphabet[LETTERS], dsv2_text spelling, char *bytes, size_t *size)
+static bool spell_out(const int16_t alphabet[LETTERS], ds_text spelling, char *bytes, size_t *size)
 {
     size_t n = 0;
     for (size_t i = 0; i < spelling.size;) {
@@ -37,7 +37,7 @@ static bool spell_out(const int16_t alphabet[LETTERS], dsv2_text spelling, char 
         unsigned code_point = first;
         if (first >= 0x80) {
             /* All letters lie under U+0800: two bytes at most. */
-            if (dsv2_utf8_length(spelling.data + i, spelling.size - i) != 2)
+            if (ds_utf8_length(spelling.data + i, spelling.size - i) != 2)
                 return false;
             code_point = (first & 0x1fu) << 6 | ((uint8_t)spelling.data[i + 1] & 0x3fu);
         }
@@ -73,20 +73,20 @@ static uint32_t *find_slot(const dsv2_tokenizer *t, const char *text, size_t siz
     return &t->by_text[slot];
 }
 
-int32_t dsv2_find_model_token(const dsv2_tokenizer *t, const char *text, size_t size)
+int32_t ds_find_model_token(const dsv2_tokenizer *t, const char *text, size_t size)
 {
     return (int32_t)*find_slot(t, text, size) - 1;
 }
 
 /* The added tokens from lo to hi that go on with `byte` at `depth`: they lie together. */
-static void narrow(const dsv2_tokenizer *t, const dsv2_added *added, size_t depth, uint8_t byte, uint32_t *lo, uint32_t *hi)
+static void narrow(const dsv2_tokenizer *t, const ds_added *added, size_t depth, uint8_t byte, uint32_t *lo, uint32_t *hi)
 {
     uint32_t bounds[2];
     for (unsigned which = 0; which < 2; which++) {
         uint32_t a = *lo, b = *hi;
         while (a < b) {
             uint32_t middle = a + (b - a) / 2;
-            const dsv2_token *token = &t->tokens[added->ids[middle]];
+            const ds_token *token = &t->tokens[added->ids[middle]];
             unsigned at = token->size > depth ? (uint8_t)t->texts[token->offset + depth] + 1u : 0;
             if (at < byte + 1u + which)
                 a = middle + 1;
@@ -99,7 +99,7 @@ static void narrow(const dsv2_tokenizer *t, const dsv2_added *added, size_t dept
     *hi = bounds[1];
 }
 
-int32_t dsv2_match_added(const dsv2_tokenizer *t, const dsv2_added *added, bool special, const char *text, size_t size)
+int32_t ds_match_added(const dsv2_tokenizer *t, const ds_added *added, bool special, const char *text, size_t size)
 {
     if (size == 0)
         return -1;
@@ -109,7 +109,7 @@ int32_t dsv2_match_added(const dsv2_tokenizer *t, const dsv2_added *added, bool 
     for (size_t depth = 1; lo < hi; depth++) {
         /* The one that ends here comes first among those that agree so far. */
         uint32_t id = added->ids[lo];
-        if (t->tokens[id].size == depth && (special || (t->tokens[id].kind & DSV2_TOKEN_SPECIAL) == 0))
+        if (t->tokens[id].size == depth && (special || (t->tokens[id].kind & DS_TOKEN_SPECIAL) == 0))
             longest = (int32_t)id;
         if (depth == size)
             break;
@@ -118,59 +118,59 @@ int32_t dsv2_match_added(const dsv2_tokenizer *t, const dsv2_added *added, bool 
     return longest;
 }
 
-static int32_t find_added(const dsv2_tokenizer *t, const dsv2_added *added, const char *text, size_t size)
+static int32_t find_added(const dsv2_tokenizer *t, const ds_added *added, const char *text, size_t size)
 {
-    int32_t id = dsv2_match_added(t, added, true, text, size);
+    int32_t id = ds_match_added(t, added, true, text, size);
     return id >= 0 && t->tokens[id].size == size ? id : -1;
 }
 
-int32_t dsv2_find_token(const dsv2_tokenizer *t, const char *text, size_t size)
+int32_t ds_find_token(const dsv2_tokenizer *t, const char *text, size_t size)
 {
     int32_t id = find_added(t, &t->early, text, size);
     if (id < 0)
         id = find_added(t, &t->late, text, size);
-    return id >= 0 ? id : dsv2_find_model_token(t, text, size);
+    return id >= 0 ? id : ds_find_model_token(t, text, size);
 }
 
-dsv2_text dsv2_get_token(const dsv2_tokenizer *t, int32_t token)
+ds_text ds_get_token(const dsv2_tokenizer *t, int32_t token)
 {
-    return (dsv2_text){t->texts + t->tokens[token].offset, t->tokens[token].size};
+    return (ds_text){t->texts + t->tokens[token].offset, t->tokens[token].size};
 }
 
 /* Copies texts, spelled out, and decides what each token is. */
-static dsv2_status copy_tokens(dsv2_tokenizer *t, const dsv2_vocabulary *v, const int16_t alphabet[LETTERS])
+static dsv2_status copy_tokens(dsv2_tokenizer *t, const ds_vocabulary *v, const int16_t alphabet[LETTERS])
 {
     uint64_t total = 0;
     for (size_t id = 0; id < v->n_tokens; id++) {
-        const dsv2_text *text = &v->texts[id];
-        if ((v->kinds[id] & DSV2_TOKEN_ADDED) != 0 && (text->size == 0 || text->size > DSV2_MAX_ADDED_SIZE))
-            return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: added token %zu has %zu bytes, expected 1 to %d", v->path, id, text->size,
-                             DSV2_MAX_ADDED_SIZE);
-        if (v->kinds[id] != 0 && (!dsv2_add(total, text->size, &total) || total > INT32_MAX))
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: the tokens' texts have more than %d bytes together", v->path, INT32_MAX);
+        const ds_text *text = &v->texts[id];
+        if ((v->kinds[id] & DS_TOKEN_ADDED) != 0 && (text->size == 0 || text->size > DS_MAX_ADDED_SIZE))
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: added token %zu has %zu bytes, expected 1 to %d", v->path, id, text->size,
+                           DS_MAX_ADDED_SIZE);
+        if (v->kinds[id] != 0 && (!ds_add(total, text->size, &total) || total > INT32_MAX))
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: the tokens' texts have more than %d bytes together", v->path, INT32_MAX);
     }
-    t->tokens = dsv2_new(v->n_tokens, sizeof *t->tokens);
-    t->texts = dsv2_new((size_t)total, 1);
+    t->tokens = ds_new(v->n_tokens, sizeof *t->tokens);
+    t->texts = ds_new((size_t)total, 1);
     if (t->tokens == NULL || t->texts == NULL)
-        return dsv2_fail_memory("the vocabulary", v->n_tokens * sizeof *t->tokens + (size_t)total);
+        return ds_fail_memory("the vocabulary", v->n_tokens * sizeof *t->tokens + (size_t)total);
     t->n_tokens = (uint32_t)v->n_tokens;
     size_t used = 0;
     for (size_t id = 0; id < v->n_tokens; id++) {
-        dsv2_text text = v->texts[id];
+        ds_text text = v->texts[id];
         uint32_t kind = v->kinds[id];
         size_t size = 0;
         char *bytes = t->texts + used;
-        if ((kind & DSV2_TOKEN_LETTERS) != 0 && !spell_out(alphabet, text, bytes, &size))
-            kind = (kind & ~(uint32_t)DSV2_TOKEN_LETTERS) | DSV2_TOKEN_LITERAL;
-        if ((kind & DSV2_TOKEN_ADDED) != 0 && (kind & DSV2_TOKEN_LETTERS) != 0 &&
+        if ((kind & DS_TOKEN_LETTERS) != 0 && !spell_out(alphabet, text, bytes, &size))
+            kind = (kind & ~(uint32_t)DS_TOKEN_LETTERS) | DS_TOKEN_LITERAL;
+        if ((kind & DS_TOKEN_ADDED) != 0 && (kind & DS_TOKEN_LETTERS) != 0 &&
             (size != text.size || memcmp(bytes, text.data, size) != 0))
-            kind &= ~(uint32_t)DSV2_TOKEN_LETTERS; /* in a text it is what it is spelled as: see encode.c */
-        if (kind != 0 && (kind & DSV2_TOKEN_LETTERS) == 0) {
+            kind &= ~(uint32_t)DS_TOKEN_LETTERS; /* in a text it is what it is spelled as: see encode.c */
+        if (kind != 0 && (kind & DS_TOKEN_LETTERS) == 0) {
             size = text.size;
             if (size > 0)
                 memcpy(bytes, text.data, size);
         }
-        t->tokens[id] = (dsv2_token){(uint32_t)used, (uint32_t)size, kind};
+        t->tokens[id] = (ds_token){(uint32_t)used, (uint32_t)size, kind};
         used += size;
     }
     return DSV2_OK;
@@ -180,20 +180,20 @@ static dsv2_status copy_tokens(dsv2_tokenizer *t, const dsv2_vocabulary *v, cons
 static dsv2_status index_tokens(dsv2_tokenizer *t)
 {
     uint32_t size = table_size(t->n_tokens);
-    t->by_text = dsv2_new(size, sizeof *t->by_text);
+    t->by_text = ds_new(size, sizeof *t->by_text);
     if (t->by_text == NULL)
-        return dsv2_fail_memory("the vocabulary's index", size * sizeof *t->by_text);
+        return ds_fail_memory("the vocabulary's index", size * sizeof *t->by_text);
     t->by_text_mask = size - 1;
     for (unsigned pass = 0; pass < 2; pass++)
         for (uint32_t id = 0; id < t->n_tokens; id++) {
-            const dsv2_token *token = &t->tokens[id];
-            if ((token->kind & (pass == 0 ? DSV2_TOKEN_LETTERS : DSV2_TOKEN_LITERAL)) == 0)
+            const ds_token *token = &t->tokens[id];
+            if ((token->kind & (pass == 0 ? DS_TOKEN_LETTERS : DS_TOKEN_LITERAL)) == 0)
                 continue;
             uint32_t *slot = find_slot(t, t->texts + token->offset, token->size);
             if (*slot == 0)
                 *slot = id + 1;
             else if (pass == 0)
-                return dsv2_fail(DSV2_ERROR_FORMAT, "%s: tokens %u and %u are spelled alike", t->path, *slot - 1, id);
+                return ds_fail(DSV2_ERROR_FORMAT, "%s: tokens %u and %u are spelled alike", t->path, *slot - 1, id);
         }
     return DSV2_OK;
 }
@@ -201,31 +201,31 @@ static dsv2_status index_tokens(dsv2_tokenizer *t)
 static int compare_added(const void *a, const void *b, void *tokenizer)
 {
     const dsv2_tokenizer *t = tokenizer;
-    const dsv2_token *x = &t->tokens[*(const uint32_t *)a], *y = &t->tokens[*(const uint32_t *)b];
+    const ds_token *x = &t->tokens[*(const uint32_t *)a], *y = &t->tokens[*(const uint32_t *)b];
     int order = memcmp(t->texts + x->offset, t->texts + y->offset, x->size < y->size ? x->size : y->size);
     if (order != 0)
         return order;
     return x->size < y->size ? -1 : x->size > y->size;
 }
 
-static dsv2_status sort_added(dsv2_tokenizer *t, dsv2_added *added, bool early)
+static dsv2_status sort_added(dsv2_tokenizer *t, ds_added *added, bool early)
 {
     uint32_t n = 0;
     for (uint32_t id = 0; id < t->n_tokens; id++)
-        n += (t->tokens[id].kind & DSV2_TOKEN_ADDED) != 0 && ((t->tokens[id].kind & DSV2_TOKEN_EARLY) != 0) == early;
-    added->ids = dsv2_new(n, sizeof *added->ids);
+        n += (t->tokens[id].kind & DS_TOKEN_ADDED) != 0 && ((t->tokens[id].kind & DS_TOKEN_EARLY) != 0) == early;
+    added->ids = ds_new(n, sizeof *added->ids);
     if (added->ids == NULL)
-        return dsv2_fail_memory("the added tokens", n * sizeof *added->ids);
+        return ds_fail_memory("the added tokens", n * sizeof *added->ids);
     for (uint32_t id = 0; id < t->n_tokens; id++)
-        if ((t->tokens[id].kind & DSV2_TOKEN_ADDED) != 0 && ((t->tokens[id].kind & DSV2_TOKEN_EARLY) != 0) == early) {
+        if ((t->tokens[id].kind & DS_TOKEN_ADDED) != 0 && ((t->tokens[id].kind & DS_TOKEN_EARLY) != 0) == early) {
             added->ids[added->n++] = id;
-            t->n_special += (t->tokens[id].kind & DSV2_TOKEN_SPECIAL) != 0;
+            t->n_special += (t->tokens[id].kind & DS_TOKEN_SPECIAL) != 0;
         }
     qsort_r(added->ids, n, sizeof *added->ids, compare_added, t);
     for (uint32_t i = 0; i < n; i++) {
         if (i > 0 && compare_added(&added->ids[i - 1], &added->ids[i], t) == 0)
-            return dsv2_fail(DSV2_ERROR_FORMAT, "%s: added tokens %u and %u are spelled alike", t->path, added->ids[i - 1],
-                             added->ids[i]);
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: added tokens %u and %u are spelled alike", t->path, added->ids[i - 1],
+                           added->ids[i]);
         added->first[(uint8_t)t->texts[t->tokens[added->ids[i]].offset] + 1]++;
     }
     for (unsigned byte = 0; byte < 256; byte++)
@@ -239,8 +239,8 @@ static dsv2_status bind_bytes(dsv2_tokenizer *t, const int16_t alphabet[LETTERS]
 {
     t->escape = -1;
     for (unsigned byte = 0; byte < 256; byte++) {
-        t->letter[byte] = dsv2_find_model_token(t, &(char){(char)byte}, 1);
-        if (t->letter[byte] >= 0 && (t->tokens[t->letter[byte]].kind & DSV2_TOKEN_LETTERS) == 0)
+        t->letter[byte] = ds_find_model_token(t, &(char){(char)byte}, 1);
+        if (t->letter[byte] >= 0 && (t->tokens[t->letter[byte]].kind & DS_TOKEN_LETTERS) == 0)
             t->letter[byte] = -1;
         t->twin[byte] = -1;
     }
@@ -248,26 +248,26 @@ static dsv2_status bind_bytes(dsv2_tokenizer *t, const int16_t alphabet[LETTERS]
         if (alphabet[code_point] < 0 || t->letter[alphabet[code_point]] >= 0)
             continue;
         char spelling[2] = {(char)(0xc0 | code_point >> 6), (char)(0x80 | (code_point & 0x3f))};
-        int32_t id = dsv2_find_token(t, spelling, sizeof spelling);
-        if (id >= 0 && (t->tokens[id].kind & DSV2_TOKEN_ADDED) != 0) {
+        int32_t id = ds_find_token(t, spelling, sizeof spelling);
+        if (id >= 0 && (t->tokens[id].kind & DS_TOKEN_ADDED) != 0) {
             t->twin[alphabet[code_point]] = id;
             t->n_twins++;
         }
     }
     for (unsigned byte = 0; byte < 256; byte++)
         if (t->letter[byte] < 0 && t->twin[byte] < 0)
-            return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no token for byte 0x%02x: it is not byte-level, or "
-                             "not all of the byte alphabet is in it", t->path, byte);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no token for byte 0x%02x: it is not byte-level, or "
+                           "not all of the byte alphabet is in it", t->path, byte);
     /* A first byte of a long character: never the last of a text that is valid, so never before a twin. */
     for (unsigned byte = 0xf4; t->n_twins > 0 && byte >= 0xc2 && t->escape < 0; byte--)
         t->escape = t->letter[byte];
     if (t->n_twins > 0 && t->escape < 0)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no token for any of the bytes 0xc2 to 0xf4", t->path);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no token for any of the bytes 0xc2 to 0xf4", t->path);
     return DSV2_OK;
 }
 
 /* The bytes of a merge's left or right part and its token, whether in the alphabet or not. */
-static dsv2_status find_part(dsv2_tokenizer *t, const int16_t alphabet[LETTERS], size_t merge, dsv2_text part, char *bytes,
+static dsv2_status find_part(dsv2_tokenizer *t, const int16_t alphabet[LETTERS], size_t merge, ds_text part, char *bytes,
                              size_t *size, int32_t *id)
 {
     bool letters = spell_out(alphabet, part, bytes, size);
@@ -275,26 +275,26 @@ static dsv2_status find_part(dsv2_tokenizer *t, const int16_t alphabet[LETTERS],
         *size = part.size;
         memcpy(bytes, part.data, part.size);
     }
-    *id = dsv2_find_model_token(t, bytes, *size);
-    if (*id < 0 || ((t->tokens[*id].kind & DSV2_TOKEN_LETTERS) != 0) != letters)
-        return dsv2_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" is not in the vocabulary", t->path, merge,
-                         shown(part), part.data);
+    *id = ds_find_model_token(t, bytes, *size);
+    if (*id < 0 || ((t->tokens[*id].kind & DS_TOKEN_LETTERS) != 0) != letters)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" is not in the vocabulary", t->path, merge,
+                       shown(part), part.data);
     return DSV2_OK;
 }
 
-static dsv2_status index_merges(dsv2_tokenizer *t, const dsv2_vocabulary *v, const int16_t alphabet[LETTERS])
+static dsv2_status index_merges(dsv2_tokenizer *t, const ds_vocabulary *v, const int16_t alphabet[LETTERS])
 {
     if (v->n_merges > UINT32_MAX / 8)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %zu merges, expected at most %u", v->path, v->n_merges, UINT32_MAX / 8);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %zu merges, expected at most %u", v->path, v->n_merges, UINT32_MAX / 8);
     size_t longest = 0;
     for (size_t i = 0; i < 2 * v->n_merges; i++)
         longest = v->merges[i].size > longest ? v->merges[i].size : longest;
     uint32_t size = table_size(v->n_merges);
-    char *bytes = dsv2_new(2, longest);
-    t->merges = dsv2_new(size, sizeof *t->merges);
+    char *bytes = ds_new(2, longest);
+    t->merges = ds_new(size, sizeof *t->merges);
     dsv2_status status = DSV2_OK;
     if (bytes == NULL || t->merges == NULL) {
-        status = dsv2_fail_memory("the merges", size * sizeof *t->merges + 2 * longest);
+        status = ds_fail_memory("the merges", size * sizeof *t->merges + 2 * longest);
         goto done;
     }
     t->merge_mask = size - 1;
@@ -306,17 +306,17 @@ static dsv2_status index_merges(dsv2_tokenizer *t, const dsv2_vocabulary *v, con
         if ((status = find_part(t, alphabet, i, v->merges[2 * i], bytes, &left_size, &left)) != DSV2_OK ||
             (status = find_part(t, alphabet, i, v->merges[2 * i + 1], bytes + left_size, &right_size, &right)) != DSV2_OK)
             goto done;
-        if ((t->tokens[left].kind & t->tokens[right].kind & DSV2_TOKEN_LETTERS) == 0)
+        if ((t->tokens[left].kind & t->tokens[right].kind & DS_TOKEN_LETTERS) == 0)
             continue; /* no text comes to such a pair */
-        int32_t merged = dsv2_find_model_token(t, bytes, left_size + right_size);
-        if (merged < 0 || (t->tokens[merged].kind & DSV2_TOKEN_LETTERS) == 0) {
-            const dsv2_text *parts = &v->merges[2 * i];
-            status = dsv2_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" and \"%.*s\" together are not in the vocabulary",
-                               t->path, i, shown(parts[0]), parts[0].data, shown(parts[1]), parts[1].data);
+        int32_t merged = ds_find_model_token(t, bytes, left_size + right_size);
+        if (merged < 0 || (t->tokens[merged].kind & DS_TOKEN_LETTERS) == 0) {
+            const ds_text *parts = &v->merges[2 * i];
+            status = ds_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" and \"%.*s\" together are not in the vocabulary",
+                             t->path, i, shown(parts[0]), parts[0].data, shown(parts[1]), parts[1].data);
             goto done;
         }
         /* A pair named twice has its last rank, as in Hugging Face's map. */
-        dsv2_merge *slot = (dsv2_merge *)dsv2_find_merge(t, (uint32_t)left, (uint32_t)right);
+        ds_merge *slot = (ds_merge *)ds_find_merge(t, (uint32_t)left, (uint32_t)right);
         if (slot == NULL) {
             uint64_t pair = (uint64_t)left << 32 | (uint32_t)right;
             uint32_t at = (uint32_t)(((pair ^ t->seed) * 0x9e3779b97f4a7c15u) >> 32) & t->merge_mask;
@@ -330,17 +330,17 @@ static dsv2_status index_merges(dsv2_tokenizer *t, const dsv2_vocabulary *v, con
         slot->id = (uint32_t)merged;
     }
 done:
-    dsv2_free(bytes);
+    ds_free(bytes);
     return status;
 }
 
-static int32_t find_name(const dsv2_tokenizer *t, const char *name) { return dsv2_find_token(t, name, strlen(name)); }
+static int32_t find_name(const dsv2_tokenizer *t, const char *name) { return ds_find_token(t, name, strlen(name)); }
 
 static int32_t find_first(const dsv2_tokenizer *t, const char *const *names, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         int32_t id = find_name(t, names[i]);
-        if (id >= 0 && (t->tokens[id].kind & DSV2_TOKEN_ADDED) != 0)
+        if (id >= 0 && (t->tokens[id].kind & DS_TOKEN_ADDED) != 0)
             return id;
     }
     return -1;
@@ -354,7 +354,7 @@ static void find_special(dsv2_tokenizer *t, int32_t bos, int32_t eos)
     static const char *const ends[] = {"<｜end▁of▁sentence｜>", "<|end_of_text|>", "<|end_of_sentence|>", "</s>", "<|endoftext|>"};
     t->bos = find_first(t, begins, sizeof begins / sizeof *begins);
     t->eos = find_first(t, ends, sizeof ends / sizeof *ends);
-    dsv2_tokenizer_set_special(t, bos, eos);
+    ds_tokenizer_set_special(t, bos, eos);
     t->fim_begin = find_name(t, "<｜fim▁begin｜>");
     t->fim_hole = find_name(t, "<｜fim▁hole｜>");
     t->fim_end = find_name(t, "<｜fim▁end｜>");
@@ -364,7 +364,7 @@ static void find_special(dsv2_tokenizer *t, int32_t bos, int32_t eos)
     t->chat_v2 = !t->chat_v25 && find_name(t, "<｜begin▁of▁sentence｜>") >= 0;
 }
 
-void dsv2_tokenizer_set_special(dsv2_tokenizer *t, int32_t bos, int32_t eos)
+void ds_tokenizer_set_special(dsv2_tokenizer *t, int32_t bos, int32_t eos)
 {
     if (bos >= 0 && (uint32_t)bos < t->n_tokens)
         t->bos = bos;
@@ -372,7 +372,7 @@ void dsv2_tokenizer_set_special(dsv2_tokenizer *t, int32_t bos, int32_t eos)
         t->eos = eos;
 }
 
-void dsv2_use_chat_template(dsv2_tokenizer *t, const char *text, size_t size)
+void ds_use_chat_template(dsv2_tokenizer *t, const char *text, size_t size)
 {
     static const char tokens[] = "<｜User｜>", words[] = "User: ";
     if (t->user >= 0 && t->assistant >= 0 && memmem(text, size, tokens, sizeof tokens - 1) != NULL) {
@@ -384,7 +384,7 @@ void dsv2_use_chat_template(dsv2_tokenizer *t, const char *text, size_t size)
     }
 }
 
-bool dsv2_looks_special(const char *text, size_t size)
+bool ds_looks_special(const char *text, size_t size)
 {
     static const char wide_begin[] = "<｜", wide_end[] = "｜>";
     bool begins = (size >= 4 && memcmp(text, "<|", 2) == 0) || (size >= 8 && memcmp(text, wide_begin, 4) == 0);
@@ -392,21 +392,21 @@ bool dsv2_looks_special(const char *text, size_t size)
     return begins && ends;
 }
 
-dsv2_status dsv2_tokenizer_create(const dsv2_vocabulary *v, dsv2_tokenizer **tokenizer)
+dsv2_status ds_tokenizer_create(const ds_vocabulary *v, dsv2_tokenizer **tokenizer)
 {
     int16_t alphabet[LETTERS];
     make_alphabet(alphabet);
-    if (v->n_tokens > DSV2_MAX_TOKENS)
-        return dsv2_fail(DSV2_ERROR_UNSUPPORTED, "%s: %zu tokens, expected at most %d", v->path, v->n_tokens, DSV2_MAX_TOKENS);
-    dsv2_tokenizer *t = dsv2_new(1, sizeof *t);
+    if (v->n_tokens > DS_MAX_TOKENS)
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %zu tokens, expected at most %d", v->path, v->n_tokens, DS_MAX_TOKENS);
+    dsv2_tokenizer *t = ds_new(1, sizeof *t);
     if (t == NULL)
-        return dsv2_fail_memory("the tokenizer", sizeof *t);
+        return ds_fail_memory("the tokenizer", sizeof *t);
     t->seed = (uintptr_t)t * 0x9e3779b97f4a7c15u;
     dsv2_status status;
     t->ignore_merges = v->ignore_merges;
-    t->path = dsv2_copy_string(v->path);
+    t->path = ds_copy_string(v->path);
     if (t->path == NULL) {
-        status = dsv2_fail_memory("a path", strlen(v->path) + 1);
+        status = ds_fail_memory("a path", strlen(v->path) + 1);
         goto fail;
     }
     if ((status = copy_tokens(t, v, alphabet)) != DSV2_OK ||
@@ -415,50 +415,50 @@ dsv2_status dsv2_tokenizer_create(const dsv2_vocabulary *v, dsv2_tokenizer **tok
         (status = sort_added(t, &t->late, false)) != DSV2_OK ||
         (status = bind_bytes(t, alphabet)) != DSV2_OK ||
         (status = index_merges(t, v, alphabet)) != DSV2_OK ||
-        (status = dsv2_mark_whole_tokens(t)) != DSV2_OK)
+        (status = ds_mark_whole_tokens(t)) != DSV2_OK)
         goto fail;
     find_special(t, v->bos_token_id, v->eos_token_id);
     if (v->chat_template.size > 0)
-        dsv2_use_chat_template(t, v->chat_template.data, v->chat_template.size);
+        ds_use_chat_template(t, v->chat_template.data, v->chat_template.size);
     *tokenizer = t;
     return DSV2_OK;
 fail:
-    dsv2_tokenizer_destroy(t);
+    ds_tokenizer_destroy(t);
     return status;
 }
 
-dsv2_status dsv2_tokenizer_from_vocabulary(const dsv2_vocabulary *vocabulary, dsv2_tokenizer **tokenizer)
+dsv2_status ds_tokenizer_from_vocabulary(const ds_vocabulary *vocabulary, dsv2_tokenizer **tokenizer)
 {
     dsv2_tokenizer *t;
-    dsv2_status status = dsv2_tokenizer_create(vocabulary, &t);
+    dsv2_status status = ds_tokenizer_create(vocabulary, &t);
     if (status != DSV2_OK)
         return status;
-    status = dsv2_add_named_stages(t, vocabulary->pre);
+    status = ds_add_named_stages(t, vocabulary->pre);
     if (status != DSV2_OK) {
-        dsv2_tokenizer_destroy(t);
+        ds_tokenizer_destroy(t);
         return status;
     }
     *tokenizer = t;
     return DSV2_OK;
 }
 
-void dsv2_tokenizer_destroy(dsv2_tokenizer *t)
+void ds_tokenizer_destroy(dsv2_tokenizer *t)
 {
     if (t == NULL)
         return;
     for (uint32_t i = 0; i < t->n_stages; i++)
         pcre2_code_free(t->stages[i]);
-    dsv2_free(t->late.ids);
-    dsv2_free(t->early.ids);
-    dsv2_free(t->merges);
-    dsv2_free(t->by_text);
-    dsv2_free(t->texts);
-    dsv2_free(t->tokens);
-    dsv2_free(t->path);
-    dsv2_free(t);
+    ds_free(t->late.ids);
+    ds_free(t->early.ids);
+    ds_free(t->merges);
+    ds_free(t->by_text);
+    ds_free(t->texts);
+    ds_free(t->tokens);
+    ds_free(t->path);
+    ds_free(t);
 }
 
-uint64_t dsv2_tokenizer_digest(const dsv2_tokenizer *t)
+uint64_t ds_tokenizer_digest(const dsv2_tokenizer *t)
 {
     size_t texts = t->n_tokens == 0 ? 0 : t->tokens[t->n_tokens - 1].offset + t->tokens[t->n_tokens - 1].size;
     uint64_t merges = 0; /* a sum, since their order in the table differs from run to run */
@@ -470,7 +470,7 @@ uint64_t dsv2_tokenizer_digest(const dsv2_tokenizer *t)
     return XXH3_64bits(parts, sizeof parts);
 }
 
-void dsv2_describe_tokenizer(const dsv2_tokenizer *t, dsv2_tokenizer_info *info)
+void ds_describe_tokenizer(const dsv2_tokenizer *t, dsv2_tokenizer_info *info)
 {
     *info = (dsv2_tokenizer_info){
         .vocab_size = t->n_tokens,

@@ -25,7 +25,7 @@ static double seconds(void)
 static void *work(void *of_thread)
 {
     bounds *result = of_thread;
-    void *stream = dsv2_new_aligned(STREAM_BYTES, 1);
+    void *stream = ds_new_aligned(STREAM_BYTES, 1);
     if (stream == NULL) {
         fprintf(stderr, "no memory\n");
         exit(EXIT_FAILURE);
@@ -35,7 +35,7 @@ static void *work(void *of_thread)
         pthread_barrier_wait(&barrier);
         result[round] = measure_bounds(stream, STREAM_BYTES, seconds);
     }
-    dsv2_free(stream);
+    ds_free(stream);
     return NULL;
 }
 

@@ -50,16 +50,16 @@ static void fill_page(void *context, size_t page, unsigned thread)
 {
     (void)thread;
     const dsv2_session *session = context;
-    const dsv2_cache *cache = &session->cache;
+    const ds_cache *cache = &session->cache;
     size_t width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim;
     uint64_t state = 0x9e3779b97f4a7c15u * (page + 1);
     float row[1024];
     for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++)
-        for (size_t t = 0; t < DSV2_PAGE_TOKENS && page * DSV2_PAGE_TOKENS + t < session->length; t++) {
+        for (size_t t = 0; t < DS_PAGE_TOKENS && page * DS_PAGE_TOKENS + t < session->length; t++) {
             for (size_t i = 0; i < width; i++)
                 row[i] = noise(&state) * (i % 97 == 0 ? 6.0f : 1.0f);
-            dsv2_cache_encode_row(&cache->shape, session->model->kernels, row,
-                                  dsv2_cache_rows(cache, layer, page) + t * cache->shape.row_bytes);
+            ds_cache_encode_row(&cache->shape, session->model->kernels, row,
+                                ds_cache_rows(cache, layer, page) + t * cache->shape.row_bytes);
         }
 }
 
@@ -69,12 +69,12 @@ static dsv2_session *make_session(dsv2_model *model, dsv2_cache_type type, size_
     dsv2_session_options options = {.struct_size = sizeof options, .cache_type = type};
     dsv2_session *session;
     must(dsv2_session_open(model, &options, &session), "session");
-    must(dsv2_cache_reserve(&session->cache, 0, n), "pages");
-    if (!dsv2_grow(&session->tokens, &session->tokens_capacity, n, sizeof *session->tokens))
+    must(ds_cache_reserve(&session->cache, 0, n), "pages");
+    if (!ds_grow(&session->tokens, &session->tokens_capacity, n, sizeof *session->tokens))
         exit(EXIT_FAILURE);
     test_random_tokens(1, VOCAB, session->tokens, n);
     session->length = n;
-    dsv2_pool_run(model->pool, fill_page, session, session->cache.n_pages);
+    ds_pool_run(model->pool, fill_page, session, session->cache.n_pages);
     int32_t token = 1;
     must(dsv2_session_truncate(session, n - 1), "truncate");
     must(dsv2_session_feed(session, &token, 1), "feed");
@@ -84,9 +84,9 @@ static dsv2_session *make_session(dsv2_model *model, dsv2_cache_type type, size_
 /* Milliseconds for one more token, and the part of it that a single thread takes to decode all rows, once. */
 static void time_decode(dsv2_session *session, double *token_ms, double *rows_ms)
 {
-    const dsv2_cache *cache = &session->cache;
+    const ds_cache *cache = &session->cache;
     size_t n = session->length, width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim;
-    float *tile = dsv2_new_aligned(DSV2_PAGE_TOKENS * width, sizeof *tile);
+    float *tile = ds_new_aligned(DS_PAGE_TOKENS * width, sizeof *tile);
     if (tile == NULL)
         exit(EXIT_FAILURE);
     *token_ms = *rows_ms = INFINITY;
@@ -100,11 +100,11 @@ static void time_decode(dsv2_session *session, double *token_ms, double *rows_ms
     for (int i = 0; i < REPEATS; i++) {
         double start = now();
         for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++)
-            for (size_t page = 0; page < n / DSV2_PAGE_TOKENS; page++)
-                dsv2_cache_decode_rows(&cache->shape, session->model->kernels, dsv2_cache_rows(cache, layer, page), DSV2_PAGE_TOKENS, tile);
+            for (size_t page = 0; page < n / DS_PAGE_TOKENS; page++)
+                ds_cache_decode_rows(&cache->shape, session->model->kernels, ds_cache_rows(cache, layer, page), DS_PAGE_TOKENS, tile);
         *rows_ms = fmin(*rows_ms, (now() - start) * 1e3);
     }
-    dsv2_free(tile);
+    ds_free(tile);
 }
 
 /* Bytes of this process in memory, after what is free has been given back. */
@@ -203,7 +203,7 @@ START_TEST(figures)
     must(dsv2_model_open(folder, NULL, &model), folder);
     double feed_seconds = time_feeding(model, n_tokens);
     printf("%zu tokens, %u threads, kernels %s; feeding them takes %.1f s or more (by the rate over the first %d)\n", n_tokens,
-           dsv2_pool_threads(model->pool), model->kernels->name, feed_seconds, FED);
+           ds_pool_threads(model->pool), model->kernels->name, feed_seconds, FED);
     printf("MB: 10^6 bytes; held: bytes a token by which the process grew; MB/s: of latents; +disk: with flushing to disk; rows ms: one thread decodes all rows once\n");
     printf("%-4s %8s %8s %9s %8s %6s %9s %9s %10s %9s %9s %9s %9s\n", "kv", "B/token", "held", "latent MB", "file MB", "share", "save MB/s", "+disk",
            "rest. MB/s", "x feeding", "fork us", "token ms", "rows ms");

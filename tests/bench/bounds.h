@@ -1,6 +1,6 @@
 /* What the processor and the memory can do at best, on the calling thread: the measure of kernels and of passes. */
-#ifndef DSV2_TESTS_BENCH_BOUNDS_H
-#define DSV2_TESTS_BENCH_BOUNDS_H
+#ifndef DS_TESTS_BENCH_BOUNDS_H
+#define DS_TESTS_BENCH_BOUNDS_H
 
 #include <stdbool.h>
 #include <stddef.h>

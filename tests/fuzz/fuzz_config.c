@@ -5,8 +5,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    dsv2_config config;
-    if (dsv2_config_from_json("config.json", (const char *)data, size, NULL, &config) == DSV2_OK)
+    ds_config config;
+    if (ds_config_from_json("config.json", (const char *)data, size, NULL, &config) == DSV2_OK)
         check_config(&config);
     return 0;
 }

@@ -18,7 +18,7 @@ static void read_bytes(const void *bytes, uint64_t n)
         sum += ((const uint8_t *)bytes)[i];
 }
 
-static void read_values(const dsv2_container *container)
+static void read_values(const ds_container *container)
 {
     static const char *const keys[] = {"a",
                                        "b",
@@ -33,26 +33,26 @@ static void read_values(const dsv2_container *container)
         uint32_t number;
         float real;
         bool flag;
-        dsv2_text text, *texts;
+        ds_text text, *texts;
         const void *array;
         size_t n;
-        if (dsv2_gguf_u32(container, keys[i], &number) == DSV2_OK)
+        if (ds_gguf_u32(container, keys[i], &number) == DSV2_OK)
             sum += number;
-        if (dsv2_gguf_f32(container, keys[i], &real) == DSV2_OK)
+        if (ds_gguf_f32(container, keys[i], &real) == DSV2_OK)
             read_bytes(&real, sizeof real);
-        if (dsv2_gguf_bool(container, keys[i], &flag) == DSV2_OK)
+        if (ds_gguf_bool(container, keys[i], &flag) == DSV2_OK)
             sum += flag;
-        if (dsv2_gguf_string(container, keys[i], &text) == DSV2_OK)
+        if (ds_gguf_string(container, keys[i], &text) == DSV2_OK)
             read_bytes(text.data, text.size);
-        if (dsv2_gguf_array(container, keys[i], DSV2_GGUF_U8, &array, &n) == DSV2_OK)
+        if (ds_gguf_array(container, keys[i], DS_GGUF_U8, &array, &n) == DSV2_OK)
             read_bytes(array, n);
-        if (dsv2_gguf_array(container, keys[i], DSV2_GGUF_I32, &array, &n) == DSV2_OK ||
-            dsv2_gguf_array(container, keys[i], DSV2_GGUF_F32, &array, &n) == DSV2_OK)
+        if (ds_gguf_array(container, keys[i], DS_GGUF_I32, &array, &n) == DSV2_OK ||
+            ds_gguf_array(container, keys[i], DS_GGUF_F32, &array, &n) == DSV2_OK)
             read_bytes(array, 4 * n);
-        if (dsv2_gguf_strings(container, keys[i], &texts, &n) == DSV2_OK) {
+        if (ds_gguf_strings(container, keys[i], &texts, &n) == DSV2_OK) {
             for (size_t j = 0; j < n; j++)
                 read_bytes(texts[j].data, texts[j].size);
-            dsv2_free(texts);
+            ds_free(texts);
         }
     }
 }
@@ -61,22 +61,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     char path[64];
     int fd = memory_file(data, size, path);
-    dsv2_container *container;
-    if (dsv2_gguf_open(path, NULL, &container) == DSV2_OK) {
-        for (size_t i = 0; i < dsv2_container_count(container); i++) {
-            const dsv2_tensor *tensor = dsv2_container_tensor(container, i);
-            if (dsv2_container_find(container, tensor->name) != tensor || tensor->n_bytes > size)
+    ds_container *container;
+    if (ds_gguf_open(path, NULL, &container) == DSV2_OK) {
+        for (size_t i = 0; i < ds_container_count(container); i++) {
+            const ds_tensor *tensor = ds_container_tensor(container, i);
+            if (ds_container_find(container, tensor->name) != tensor || tensor->n_bytes > size)
                 abort();
             read_bytes(tensor->data, tensor->n_bytes);
         }
         read_values(container);
-        dsv2_config config;
-        if (dsv2_config_from_gguf(container, NULL, &config) == DSV2_OK)
+        ds_config config;
+        if (ds_config_from_gguf(container, NULL, &config) == DSV2_OK)
             check_config(&config);
         dsv2_tokenizer *tokenizer = NULL;
-        if (dsv2_gguf_tokenizer(container, &tokenizer) == DSV2_OK)
-            dsv2_tokenizer_destroy(tokenizer);
-        dsv2_container_close(container);
+        if (ds_gguf_tokenizer(container, &tokenizer) == DSV2_OK)
+            ds_tokenizer_destroy(tokenizer);
+        ds_container_close(container);
     }
     close(fd);
     return 0;

@@ -26,18 +26,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     char path[64];
     int fd = memory_file(file, file_size, path);
-    dsv2_container *container;
-    if (dsv2_pack_open(path, &container) == DSV2_OK) {
-        for (size_t i = 0; i < dsv2_container_count(container); i++) {
-            const dsv2_tensor *tensor = dsv2_container_tensor(container, i);
+    ds_container *container;
+    if (ds_pack_open(path, &container) == DSV2_OK) {
+        for (size_t i = 0; i < ds_container_count(container); i++) {
+            const ds_tensor *tensor = ds_container_tensor(container, i);
             for (uint64_t b = 0; b < tensor->n_bytes; b++)
                 sum += ((const uint8_t *)tensor->data)[b];
         }
         dsv2_tokenizer *tokenizer = NULL;
-        if (dsv2_pack_tokenizer(container, &tokenizer) == DSV2_OK)
-            dsv2_tokenizer_destroy(tokenizer);
-        (void)dsv2_pack_verify(container, NULL, NULL);
-        dsv2_container_close(container);
+        if (ds_pack_tokenizer(container, &tokenizer) == DSV2_OK)
+            ds_tokenizer_destroy(tokenizer);
+        (void)ds_pack_verify(container, NULL, NULL);
+        ds_container_close(container);
     }
     close(fd);
     free(made);

@@ -75,7 +75,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (model == NULL) {
         dsv2_model_options options = {.struct_size = sizeof options, .n_threads = 1};
-        MUST(dsv2_model_open(DSV2_TEST_DATA "/goldens/plain", &options, &model) == DSV2_OK);
+        MUST(dsv2_model_open(DS_TEST_DATA "/goldens/plain", &options, &model) == DSV2_OK);
     }
     char path[64];
     dsv2_snapshot_info info = {.struct_size = sizeof info};

@@ -14,16 +14,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     char path[64];
     int fd = memory_file(data, size, path);
-    dsv2_container *container;
-    if (dsv2_safetensors_open_file(path, NULL, &container) == DSV2_OK) {
-        for (size_t i = 0; i < dsv2_container_count(container); i++) {
-            const dsv2_tensor *tensor = dsv2_container_tensor(container, i);
-            if (dsv2_container_find(container, tensor->name) != tensor || tensor->n_bytes > size)
+    ds_container *container;
+    if (ds_safetensors_open_file(path, NULL, &container) == DSV2_OK) {
+        for (size_t i = 0; i < ds_container_count(container); i++) {
+            const ds_tensor *tensor = ds_container_tensor(container, i);
+            if (ds_container_find(container, tensor->name) != tensor || tensor->n_bytes > size)
                 abort();
             for (uint64_t j = 0; j < tensor->n_bytes; j++)
                 sum += ((const uint8_t *)tensor->data)[j];
         }
-        dsv2_container_close(container);
+        ds_container_close(container);
     }
     close(fd);
     return 0;

@@ -34,17 +34,17 @@ static char *assemble(const uint8_t *data, size_t size)
 
 static void round_trip(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags)
 {
-    dsv2_ids ids = {0};
+    ds_ids ids = {0};
     size_t back_size;
-    dsv2_status status = dsv2_encode(t, text, size, flags, &ids);
+    dsv2_status status = ds_encode(t, text, size, flags, &ids);
     check(status == DSV2_OK || status == DSV2_ERROR_UNSUPPORTED); /* an expression that takes too many steps */
     if (status == DSV2_OK) {
         char *back = malloc(size + 1);
-        check(dsv2_decode(t, ids.ids, ids.n, DSV2_DECODE_SPECIAL, back, size + 1, &back_size) == DSV2_OK);
+        check(ds_decode(t, ids.ids, ids.n, DSV2_DECODE_SPECIAL, back, size + 1, &back_size) == DSV2_OK);
         check(back_size == size && memcmp(back, text, size) == 0);
         free(back);
     }
-    dsv2_free(ids.ids);
+    ds_free(ids.ids);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -52,15 +52,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static const char text[] = "The  quick\tbrown \xc3\xbc\xfc\r\n\xe4\xb8\xad\xe6\x96\x87 12.5!! <|a|> 's\xf4  \n x";
     char *json = size > 0 && data[0] == '/' ? assemble(data + 1, size - 1) : NULL;
     dsv2_tokenizer *t;
-    dsv2_status status = json != NULL ? dsv2_tokenizer_from_json("tokenizer.json", json, strlen(json), &t)
-                                      : dsv2_tokenizer_from_json("tokenizer.json", (const char *)data, size, &t);
+    dsv2_status status = json != NULL ? ds_tokenizer_from_json("tokenizer.json", json, strlen(json), &t)
+                                      : ds_tokenizer_from_json("tokenizer.json", (const char *)data, size, &t);
     free(json);
     if (status != DSV2_OK)
         return 0;
     round_trip(t, text, sizeof text - 1, 0);
     round_trip(t, text, sizeof text - 1, DSV2_ENCODE_SPECIAL);
     round_trip(t, (const char *)data, size < 200 ? size : 200, DSV2_ENCODE_SPECIAL);
-    (void)dsv2_tokenizer_configure(t, "tokenizer_config.json", (const char *)data, size);
-    dsv2_tokenizer_destroy(t);
+    (void)ds_tokenizer_configure(t, "tokenizer_config.json", (const char *)data, size);
+    ds_tokenizer_destroy(t);
     return 0;
 }

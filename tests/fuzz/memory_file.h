@@ -1,6 +1,6 @@
 /* Fuzz input as a file that the library can open by path. */
-#ifndef DSV2_TESTS_MEMORY_FILE_H
-#define DSV2_TESTS_MEMORY_FILE_H
+#ifndef DS_TESTS_MEMORY_FILE_H
+#define DS_TESTS_MEMORY_FILE_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -67,15 +67,15 @@ static const struct {
     const char *golden;
     test_gguf options;
 } conversions[] = {
-    {"lite", {.type = DSV2_TYPE_BF16}},
-    {"lite", {.type = DSV2_TYPE_BF16, .old = true}},
-    {"lite", {.type = DSV2_TYPE_F32}},
-    {"lite", {.type = DSV2_TYPE_F32, .old = true}},
-    {"lite", {.type = DSV2_TYPE_BF16, .split = true}},
-    {"full", {.type = DSV2_TYPE_BF16}},
-    {"full", {.type = DSV2_TYPE_BF16, .joined = true}},
-    {"full", {.type = DSV2_TYPE_F32, .split = true}},
-    {"v3", {.type = DSV2_TYPE_BF16}},
+    {"lite", {.type = DS_TYPE_BF16}},
+    {"lite", {.type = DS_TYPE_BF16, .old = true}},
+    {"lite", {.type = DS_TYPE_F32}},
+    {"lite", {.type = DS_TYPE_F32, .old = true}},
+    {"lite", {.type = DS_TYPE_BF16, .split = true}},
+    {"full", {.type = DS_TYPE_BF16}},
+    {"full", {.type = DS_TYPE_BF16, .joined = true}},
+    {"full", {.type = DS_TYPE_F32, .split = true}},
+    {"v3", {.type = DS_TYPE_BF16}},
 };
 
 START_TEST(a_gguf_gives_the_logits_of_the_checkpoint_it_was_made_of)
@@ -104,18 +104,18 @@ static const struct {
     {{.name = "160 experts without group keys", SMALL, .q_lora_rank = 24, .n_routed_experts = 160, .num_experts_per_tok = 6,
       .moe_intermediate_size = 8, .n_shared_experts = 2, .first_k_dense_replace = 1, .topk_method = "group_limited_greedy",
       .n_group = 8, .topk_group = 3, .routed_scaling_factor = 16, .seed = 21},
-     {.type = DSV2_TYPE_F32, .old = true}},
+     {.type = DS_TYPE_F32, .old = true}},
     {{.name = "256 experts of V3's kind without group keys", SMALL, .model_type = "deepseek_v3", .n_routed_experts = 256,
       .num_experts_per_tok = 8, .moe_intermediate_size = 8, .n_shared_experts = 1, .topk_method = "noaux_tc", .n_group = 8,
       .topk_group = 4, .routed_scaling_factor = 2.5, .norm_topk_prob = true, .seed = 22},
-     {.type = DSV2_TYPE_F32, .old = true}},
-    {{.name = "F16", SMALL, MIXTURE, .dtype = "F16", .seed = 23}, {.type = DSV2_TYPE_F16}},
+     {.type = DS_TYPE_F32, .old = true}},
+    {{.name = "F16", SMALL, MIXTURE, .dtype = "F16", .seed = 23}, {.type = DS_TYPE_F16}},
     {{.name = "tied embeddings", SMALL, MIXTURE, .n_shared_experts = 1, .tie_word_embeddings = true, .seed = 24},
-     {.type = DSV2_TYPE_BF16}},
-    {{.name = "attention biases", SMALL, MIXTURE, .q_lora_rank = 24, .attention_bias = true, .seed = 25}, {.type = DSV2_TYPE_BF16}},
+     {.type = DS_TYPE_BF16}},
+    {{.name = "attention biases", SMALL, MIXTURE, .q_lora_rank = 24, .attention_bias = true, .seed = 25}, {.type = DS_TYPE_BF16}},
     {{.name = "normalised gates", SMALL, MIXTURE, .norm_topk_prob = true, .routed_scaling_factor = 3, .seed = 26},
-     {.type = DSV2_TYPE_BF16}},
-    {{.name = "dense", SMALL, .seed = 27}, {.type = DSV2_TYPE_BF16}},
+     {.type = DS_TYPE_BF16}},
+    {{.name = "dense", SMALL, .seed = 27}, {.type = DS_TYPE_BF16}},
 };
 
 START_TEST(a_gguf_of_another_shape_gives_the_same_logits)
@@ -152,9 +152,9 @@ END_TEST
 
 /* ---- block types ---- */
 
-static const dsv2_type block_types[] = {DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q4_1,   DSV2_TYPE_Q5_0,
-                                        DSV2_TYPE_Q5_1, DSV2_TYPE_Q2_K, DSV2_TYPE_Q3_K,   DSV2_TYPE_Q4_K,
-                                        DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_IQ4_NL, DSV2_TYPE_IQ4_XS};
+static const ds_type block_types[] = {DS_TYPE_Q8_0, DS_TYPE_Q4_0, DS_TYPE_Q4_1,   DS_TYPE_Q5_0,
+                                      DS_TYPE_Q5_1, DS_TYPE_Q2_K, DS_TYPE_Q3_K,   DS_TYPE_Q4_K,
+                                      DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_NL, DS_TYPE_IQ4_XS};
 enum { N_TYPES = sizeof block_types / sizeof *block_types };
 
 static const test_checkpoint wide = {.name = "wide", .vocab_size = 64, .hidden_size = 256, .intermediate_size = 256,
@@ -172,7 +172,7 @@ START_TEST(quantised_weights_act_as_the_floats_they_stand_for)
     char *folder = test_checkpoint_write(&wide), *place = temporary_folder(), *floats = temporary_folder(), path[600];
     snprintf(path, sizeof path, "%s/model.gguf", place);
     test_gguf_write(&options, folder, path, floats);
-    expect_equal(dsv2_type_name(options.type), floats, path, DSV2_WEIGHTS_F32);
+    expect_equal(ds_type_name(options.type), floats, path, DSV2_WEIGHTS_F32);
     test_checkpoint_remove(floats);
     test_checkpoint_remove(place);
     test_checkpoint_remove(folder);
@@ -222,7 +222,7 @@ static const struct {
 START_TEST(a_tensor_that_is_not_as_the_metadata_say_is_refused_by_name)
 {
     static const test_checkpoint shape = {SMALL, MIXTURE, .first_k_dense_replace = 1, .seed = 28};
-    test_gguf options = {.type = DSV2_TYPE_F32};
+    test_gguf options = {.type = DS_TYPE_F32};
     char *folder = test_checkpoint_write(&shape), *place = temporary_folder(), path[600];
     snprintf(path, sizeof path, "%s/model.gguf", place);
     test_gguf_write(&options, folder, path, NULL);
@@ -266,7 +266,7 @@ static dsv2_status open_reporting(const char *path, reports *r)
 /* Experts share a tensor: it counts once, and the whole is done when the last report says so. */
 START_TEST(opening_tells_its_progress_and_can_be_cancelled_at_every_report)
 {
-    test_gguf options = {.quantised = true, .type = DSV2_TYPE_Q4_K, .old = _i == 1, .joined = _i == 2, .seed = 5};
+    test_gguf options = {.quantised = true, .type = DS_TYPE_Q4_K, .old = _i == 1, .joined = _i == 2, .seed = 5};
     char *folder = test_checkpoint_write(&wide), *place = temporary_folder(), *floats = temporary_folder(), path[600];
     snprintf(path, sizeof path, "%s/model.gguf", place);
     test_gguf_write(&options, folder, path, floats);
@@ -300,9 +300,9 @@ static dsv2_status open_and_close(const char *path)
 /* Plain weights stay as they are; quantised ones wait for each other to be packed. */
 START_TEST(every_allocation_of_opening_may_fail)
 {
-    test_gguf options = {.type = DSV2_TYPE_BF16, .quantised = _i >= 2, .old = _i % 2 == 1, .split = true};
+    test_gguf options = {.type = DS_TYPE_BF16, .quantised = _i >= 2, .old = _i % 2 == 1, .split = true};
     if (options.quantised)
-        options.type = DSV2_TYPE_Q4_K;
+        options.type = DS_TYPE_Q4_K;
     char *folder = test_checkpoint_write(options.quantised ? &wide : &others[3].shape), *place = temporary_folder(), path[600];
     char *floats = temporary_folder();
     snprintf(path, sizeof path, "%s/model-00001-of-00002.gguf", place);

@@ -25,7 +25,7 @@ static const struct {
     const char *name, *golden; /* golden NULL: of the shape above */
     dsv2_weight_type weight_type;
     bool is_gguf;
-    dsv2_type gguf_type;
+    ds_type gguf_type;
 } kinds[] = {
     {"lite as stored", "lite", DSV2_WEIGHTS_AS_STORED, false, 0},
     {"v3 as F32", "v3", DSV2_WEIGHTS_F32, false, 0},
@@ -35,9 +35,9 @@ static const struct {
     {"P5", NULL, DSV2_WEIGHTS_Q5_K, false, 0},
     {"P4", NULL, DSV2_WEIGHTS_Q4_K, false, 0},
     {"P4S", NULL, DSV2_WEIGHTS_Q4_0, false, 0},
-    {"P5S", NULL, DSV2_WEIGHTS_AS_STORED, true, DSV2_TYPE_Q5_0},
-    {"P4M", NULL, DSV2_WEIGHTS_AS_STORED, true, DSV2_TYPE_Q4_1},
-    {"P5M", NULL, DSV2_WEIGHTS_AS_STORED, true, DSV2_TYPE_Q5_1},
+    {"P5S", NULL, DSV2_WEIGHTS_AS_STORED, true, DS_TYPE_Q5_0},
+    {"P4M", NULL, DSV2_WEIGHTS_AS_STORED, true, DS_TYPE_Q4_1},
+    {"P5M", NULL, DSV2_WEIGHTS_AS_STORED, true, DS_TYPE_Q5_1},
 };
 enum { N_KINDS = sizeof kinds / sizeof *kinds };
 

@@ -46,8 +46,8 @@ enum { MAX_M = 512, MAX_K = 2048, MATRIX_N = 128, VECTOR_N = 16384 };
 static float *x, *w, *out;
 static uint16_t *w16;
 static const float *x_rows[MAX_M];
-static dsv2_x8 *x8;
-static const dsv2_x8 *x8_rows[MAX_M];
+static ds_x8 *x8;
+static const ds_x8 *x8_rows[MAX_M];
 
 static line *next_line(int round, int *at, const char *name, const char *set, bound bound, double work)
 {
@@ -68,11 +68,11 @@ static void record(line *l, int round, double time, const bounds *b)
     l->shares[round] = limit > 0 ? l->rates[round] / limit : 0;
 }
 
-static double time_matmul(const dsv2_kernels *kernels, dsv2_type type, size_t m, size_t n, size_t k)
+static double time_matmul(const ds_kernels *kernels, ds_type type, size_t m, size_t n, size_t k)
 {
-    const void *weights = type == DSV2_TYPE_F32 ? (const void *)w : w16;
+    const void *weights = type == DS_TYPE_F32 ? (const void *)w : w16;
     double start = seconds();
-    kernels->matmul[type](out, n, x_rows, m, weights, k * (type == DSV2_TYPE_F32 ? 4 : 2), n, k);
+    kernels->matmul[type](out, n, x_rows, m, weights, k * (type == DS_TYPE_F32 ? 4 : 2), n, k);
     return seconds() - start;
 }
 
@@ -85,25 +85,25 @@ static double time_openblas(size_t m, size_t n, size_t k)
 }
 #endif
 
-static void round_of_set(const dsv2_kernels *kernels, int round, int *at, const bounds *b)
+static void round_of_set(const ds_kernels *kernels, int round, int *at, const bounds *b)
 {
-    static const dsv2_type types[] = {DSV2_TYPE_F32, DSV2_TYPE_BF16, DSV2_TYPE_F16};
+    static const ds_type types[] = {DS_TYPE_F32, DS_TYPE_BF16, DS_TYPE_F16};
     static const size_t ms[] = {512, 32, 4};
     char name[64];
     for (size_t t = 0; t < 3; t++) {
         for (size_t s = 0; s < 3; s++) {
-            snprintf(name, sizeof name, "matmul %s, %zu rows", dsv2_type_name(types[t]), ms[s]);
+            snprintf(name, sizeof name, "matmul %s, %zu rows", ds_type_name(types[t]), ms[s]);
             line *l = next_line(round, at, name, kernels->name, FLOPS, 2.0 * (double)ms[s] * MATRIX_N * MAX_K);
             record(l, round, time_matmul(kernels, types[t], ms[s], MATRIX_N, MAX_K), b);
 #ifdef HAVE_OPENBLAS
-            if (types[t] == DSV2_TYPE_F32) {
+            if (types[t] == DS_TYPE_F32) {
                 l->has_peer = true;
                 l->to_peer[round] = l->rates[round] * time_openblas(ms[s], MATRIX_N, MAX_K) / l->work;
             }
 #endif
         }
-        snprintf(name, sizeof name, "matmul %s, 1 row", dsv2_type_name(types[t]));
-        double bytes = (types[t] == DSV2_TYPE_F32 ? 4.0 : 2.0) * VECTOR_N * MAX_K;
+        snprintf(name, sizeof name, "matmul %s, 1 row", ds_type_name(types[t]));
+        double bytes = (types[t] == DS_TYPE_F32 ? 4.0 : 2.0) * VECTOR_N * MAX_K;
         line *l = next_line(round, at, name, kernels->name, BYTES, bytes);
         record(l, round, time_matmul(kernels, types[t], 1, VECTOR_N, MAX_K), b);
     }
@@ -124,31 +124,31 @@ static void round_of_set(const dsv2_kernels *kernels, int round, int *at, const 
 }
 
 /* A tile of cached rows to floats, as attention asks for it. */
-static void round_of_rows(const dsv2_kernels *kernels, int round, int *at, const bounds *b)
+static void round_of_rows(const ds_kernels *kernels, int round, int *at, const bounds *b)
 {
     enum { LATENT = 512, ROPE = 64, TILES = 16 };
     static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
     for (int type = DSV2_CACHE_F32; type <= DSV2_CACHE_Q6; type++) {
-        dsv2_cache_shape shape;
-        if (dsv2_cache_shape_init(&shape, (dsv2_cache_type)type, 1, LATENT, ROPE) != DSV2_OK)
+        ds_cache_shape shape;
+        if (ds_cache_shape_init(&shape, (dsv2_cache_type)type, 1, LATENT, ROPE) != DSV2_OK)
             return;
         char name[64];
         snprintf(name, sizeof name, "cached rows of %s to floats, 64 rows", names[type]);
-        line *l = next_line(round, at, name, kernels->name, BYTES, (double)TILES * DSV2_PAGE_TOKENS * (LATENT + ROPE) * sizeof *out);
+        line *l = next_line(round, at, name, kernels->name, BYTES, (double)TILES * DS_PAGE_TOKENS * (LATENT + ROPE) * sizeof *out);
         double start = 0;
         for (int i = -1; i < TILES; i++) { /* once before it counts */
             if (i == 0)
                 start = seconds();
-            dsv2_cache_decode_rows(&shape, kernels, (const uint8_t *)w, DSV2_PAGE_TOKENS, out);
+            ds_cache_decode_rows(&shape, kernels, (const uint8_t *)w, DS_PAGE_TOKENS, out);
         }
         record(l, round, seconds() - start, b);
     }
 }
 
-static const dsv2_type packed_types[] = {DSV2_TYPE_P4, DSV2_TYPE_P4S, DSV2_TYPE_P4M, DSV2_TYPE_P5, DSV2_TYPE_P5S, DSV2_TYPE_P5M,
-                                         DSV2_TYPE_P6, DSV2_TYPE_P8};
+static const ds_type packed_types[] = {DS_TYPE_P4, DS_TYPE_P4S, DS_TYPE_P4M, DS_TYPE_P5, DS_TYPE_P5S, DS_TYPE_P5M,
+                                       DS_TYPE_P6, DS_TYPE_P8};
 
-static double time_packed(const dsv2_kernels *kernels, dsv2_type type, size_t m, size_t n)
+static double time_packed(const ds_kernels *kernels, ds_type type, size_t m, size_t n)
 {
     double start = seconds();
     kernels->matmul_packed[type](out, n, x8_rows, m, w, n, MAX_K);
@@ -156,25 +156,25 @@ static double time_packed(const dsv2_kernels *kernels, dsv2_type type, size_t m,
 }
 
 /* What the weights are does not matter here: the floats' bytes will do. */
-static void round_of_packed(const dsv2_kernels *kernels, int round, int *at, const bounds *b)
+static void round_of_packed(const ds_kernels *kernels, int round, int *at, const bounds *b)
 {
     static const size_t ms[] = {512, 32, 4};
     char name[64];
     for (size_t t = 0; t < sizeof packed_types / sizeof *packed_types; t++) {
-        dsv2_type type = packed_types[t];
+        ds_type type = packed_types[t];
         for (size_t s = 0; s < 3; s++) {
-            snprintf(name, sizeof name, "matmul %s, %zu rows", dsv2_type_name(type), ms[s]);
+            snprintf(name, sizeof name, "matmul %s, %zu rows", ds_type_name(type), ms[s]);
             line *l = next_line(round, at, name, kernels->name, INT8, 2.0 * (double)ms[s] * MATRIX_N * MAX_K);
             record(l, round, time_packed(kernels, type, ms[s], MATRIX_N), b);
         }
-        snprintf(name, sizeof name, "matmul %s, 1 row", dsv2_type_name(type));
-        line *l = next_line(round, at, name, kernels->name, BYTES, (double)dsv2_type_row_bytes(type, MAX_K) * VECTOR_N);
+        snprintf(name, sizeof name, "matmul %s, 1 row", ds_type_name(type));
+        line *l = next_line(round, at, name, kernels->name, BYTES, (double)ds_type_row_bytes(type, MAX_K) * VECTOR_N);
         record(l, round, time_packed(kernels, type, 1, VECTOR_N), b);
     }
     line *l = next_line(round, at, "prepare_row", kernels->name, BYTES, 4.0 * MAX_M * MAX_K);
     double start = seconds();
     for (size_t i = 0; i < MAX_M; i++)
-        kernels->prepare_row(x8 + i * (MAX_K / DSV2_PACK_COLS), x_rows[i], MAX_K);
+        kernels->prepare_row(x8 + i * (MAX_K / DS_PACK_COLS), x_rows[i], MAX_K);
     record(l, round, seconds() - start, b);
 }
 
@@ -212,17 +212,17 @@ static void print_table(const bounds *rounds)
     }
 }
 
-int bench_kernels(const dsv2_kernels *const *sets, int n_sets)
+int bench_kernels(const ds_kernels *const *sets, int n_sets)
 {
 #ifdef HAVE_OPENBLAS
     openblas_set_num_threads(1); /* this is a program of our own; the library never does so */
 #endif
-    x = dsv2_new_aligned((size_t)MAX_M * MAX_K, sizeof *x);
-    w = dsv2_new_aligned((size_t)VECTOR_N * MAX_K, sizeof *w);
-    w16 = dsv2_new_aligned((size_t)VECTOR_N * MAX_K, sizeof *w16);
-    out = dsv2_new_aligned((size_t)MAX_M * VECTOR_N, sizeof *out);
-    void *stream = dsv2_new_aligned(STREAM_BYTES, 1);
-    x8 = dsv2_new_aligned((size_t)MAX_M * MAX_K / DSV2_PACK_COLS, sizeof *x8);
+    x = ds_new_aligned((size_t)MAX_M * MAX_K, sizeof *x);
+    w = ds_new_aligned((size_t)VECTOR_N * MAX_K, sizeof *w);
+    w16 = ds_new_aligned((size_t)VECTOR_N * MAX_K, sizeof *w16);
+    out = ds_new_aligned((size_t)MAX_M * VECTOR_N, sizeof *out);
+    void *stream = ds_new_aligned(STREAM_BYTES, 1);
+    x8 = ds_new_aligned((size_t)MAX_M * MAX_K / DS_PACK_COLS, sizeof *x8);
     if (x8 == NULL || x == NULL || w == NULL || w16 == NULL || out == NULL || stream == NULL) {
         printf("no memory\n");
         return 1;
@@ -233,13 +233,13 @@ int bench_kernels(const dsv2_kernels *const *sets, int n_sets)
         x[i] = (float)(i * 7919 % 2001) * 1e-3f - 1;
     for (size_t i = 0; i < (size_t)VECTOR_N * MAX_K; i++) {
         w[i] = (float)(i * 104729 % 2001) * 1e-3f - 1;
-        w16[i] = dsv2_f32_to_f16(w[i]); /* as BF16 these are other numbers, and as good */
+        w16[i] = ds_f32_to_f16(w[i]); /* as BF16 these are other numbers, and as good */
     }
     for (size_t i = 0; i < MAX_M; i++)
         x_rows[i] = x + i * MAX_K;
     for (size_t i = 0; i < MAX_M; i++)
-        x8_rows[i] = x8 + i * (MAX_K / DSV2_PACK_COLS);
-    memset(x8, 1, (size_t)MAX_M * MAX_K / DSV2_PACK_COLS * sizeof *x8);
+        x8_rows[i] = x8 + i * (MAX_K / DS_PACK_COLS);
+    memset(x8, 1, (size_t)MAX_M * MAX_K / DS_PACK_COLS * sizeof *x8);
     bounds rounds[ROUNDS];
     for (int round = 0; round < ROUNDS; round++) {
         rounds[round] = measure_bounds(stream, STREAM_BYTES, seconds);
@@ -251,11 +251,11 @@ int bench_kernels(const dsv2_kernels *const *sets, int n_sets)
         }
     }
     print_table(rounds);
-    dsv2_free(x8);
-    dsv2_free(x);
-    dsv2_free(w);
-    dsv2_free(w16);
-    dsv2_free(out);
-    dsv2_free(stream);
+    ds_free(x8);
+    ds_free(x);
+    ds_free(w);
+    ds_free(w16);
+    ds_free(out);
+    ds_free(stream);
     return 0;
 }

@@ -16,14 +16,14 @@
 static const char *const set_names[] = {"c", "avx2", "avx512"}; /* the best last */
 enum { N_NAMES = sizeof set_names / sizeof *set_names };
 
-static const dsv2_kernels *sets[N_NAMES], *reference; /* those that this processor runs */
+static const ds_kernels *sets[N_NAMES], *reference; /* those that this processor runs */
 static int n_sets;
 
 static bool find_sets(void)
 {
     printf("kernel sets:");
     for (int i = 0; i < N_NAMES; i++) {
-        dsv2_status status = dsv2_kernels_select(set_names[i], &sets[n_sets]);
+        dsv2_status status = ds_kernels_select(set_names[i], &sets[n_sets]);
         if (status == DSV2_OK)
             n_sets++;
         else if (status != DSV2_ERROR_UNSUPPORTED)
@@ -106,13 +106,13 @@ static void fill(float *x, size_t n, values kind)
         x[random_bits() % n] = INFINITY;
 }
 
-static size_t element_bytes(dsv2_type type) { return type == DSV2_TYPE_F32 ? 4 : 2; }
+static size_t element_bytes(ds_type type) { return type == DS_TYPE_F32 ? 4 : 2; }
 
-static void store_as(dsv2_type type, void *out, const float *in, size_t n)
+static void store_as(ds_type type, void *out, const float *in, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        uint16_t half = type == DSV2_TYPE_F16 ? dsv2_f32_to_f16(in[i]) : dsv2_f32_to_bf16(in[i]);
-        if (type == DSV2_TYPE_F32)
+        uint16_t half = type == DS_TYPE_F16 ? ds_f32_to_f16(in[i]) : ds_f32_to_bf16(in[i]);
+        if (type == DS_TYPE_F32)
             memcpy((char *)out + 4 * i, in + i, 4);
         else
             memcpy((char *)out + 2 * i, &half, 2);
@@ -135,20 +135,20 @@ static double sum_tolerance(size_t n, double sum_of_magnitudes)
     return (double)n * sum_of_magnitudes * (double)FLT_EPSILON + (double)n * 1.5e-45;
 }
 
-static const dsv2_type plain_types[] = {DSV2_TYPE_F32, DSV2_TYPE_F16, DSV2_TYPE_BF16};
+static const ds_type plain_types[] = {DS_TYPE_F32, DS_TYPE_F16, DS_TYPE_BF16};
 
 /* ---- matrix products ---- */
 
 typedef struct product {
     size_t m, n, k, w_stride, out_stride;
-    dsv2_type type;
+    ds_type type;
     guarded w;
     guarded *rows; /* each row of x guarded on its own */
     const float **x;
     float *out;
 } product;
 
-static product new_product(dsv2_type type, size_t m, size_t n, size_t k, size_t gap, values kind)
+static product new_product(ds_type type, size_t m, size_t n, size_t k, size_t gap, values kind)
 {
     product p = {.m = m, .n = n, .k = k, .type = type, .out_stride = n + 3};
     p.w_stride = k * element_bytes(type) + gap; /* an odd gap leaves rows at any alignment */
@@ -185,7 +185,7 @@ static void weights_of(const product *p, size_t row, float *out)
     reference->to_f32[p->type](out, (const char *)p->w.data + row * p->w_stride, p->k);
 }
 
-static void check_product(const dsv2_kernels *kernels, const product *p, const char *what)
+static void check_product(const ds_kernels *kernels, const product *p, const char *what)
 {
     for (size_t i = 0; i < p->m * p->out_stride; i++)
         p->out[i] = 12345.0f;
@@ -202,13 +202,13 @@ static void check_product(const dsv2_kernels *kernels, const product *p, const c
             float got = p->out[i * p->out_stride + j];
             ck_assert_msg(near(got, (float)sum, sum_tolerance(p->k, magnitudes)),
                           "%s matmul %s, %s, m %zu n %zu k %zu: output (%zu, %zu) is %.9g, expected %.9g", kernels->name,
-                          dsv2_type_name(p->type), what, p->m, p->n, p->k, i, j, (double)got, sum);
+                          ds_type_name(p->type), what, p->m, p->n, p->k, i, j, (double)got, sum);
         }
     }
     for (size_t i = 0; i < p->m; i++)
         for (size_t j = p->n; j < p->out_stride; j++)
             ck_assert_msg(p->out[i * p->out_stride + j] == 12345.0f, "%s matmul %s wrote beside its output", kernels->name,
-                          dsv2_type_name(p->type));
+                          ds_type_name(p->type));
     free(w);
 }
 
@@ -219,7 +219,7 @@ static const struct { size_t m, n, k; } product_shapes[] = {
 
 START_TEST(matmul_agrees_with_exact_sums)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t t = 0; t < 3; t++)
         for (size_t s = 0; s < sizeof product_shapes / sizeof *product_shapes; s++)
             for (values kind = 0; kind < N_VALUES; kind++) {
@@ -235,7 +235,7 @@ END_TEST
 /* Any part of a product, computed by itself, has the bits that it has in the whole. */
 START_TEST(matmul_rows_have_the_same_bits_alone_and_in_company)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t t = 0; t < 3; t++)
         for (size_t s = 0; s < sizeof product_shapes / sizeof *product_shapes; s++) {
             product p = new_product(plain_types[t], product_shapes[s].m, product_shapes[s].n, product_shapes[s].k, 0, MIXED);
@@ -250,7 +250,7 @@ START_TEST(matmul_rows_have_the_same_bits_alone_and_in_company)
                     ck_assert_msg(memcmp(part + (i - i0) * (j1 - j0), p.out + i * p.out_stride + j0, (j1 - j0) * 4) == 0,
                                   "%s matmul %s, m %zu n %zu k %zu: row %zu differs when rows %zu to %zu and columns %zu to %zu "
                                   "are computed by themselves",
-                                  kernels->name, dsv2_type_name(p.type), p.m, p.n, p.k, i, i0, i1 - 1, j0, j1 - 1);
+                                  kernels->name, ds_type_name(p.type), p.m, p.n, p.k, i, i0, i1 - 1, j0, j1 - 1);
             }
             free(part);
             free_product(&p);
@@ -272,7 +272,7 @@ static float e4m3_by_definition(unsigned code)
 
 START_TEST(e4m3_rows_are_exact_with_their_block_scales)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     enum { ROWS = 5, COLS = 300, SCALE_ROWS = 2, SCALE_COLS = 128, STRIDE = 4 };
     guarded g = guard((size_t)ROWS * COLS);
     uint8_t *codes = g.data;
@@ -281,10 +281,10 @@ START_TEST(e4m3_rows_are_exact_with_their_block_scales)
     float scales[3 * STRIDE];
     for (size_t i = 0; i < 3 * STRIDE; i++)
         scales[i] = 0.37f + (float)i;
-    dsv2_matrix w = {ROWS, COLS, DSV2_TYPE_F8_E4M3, codes, COLS, scales, SCALE_ROWS, SCALE_COLS, STRIDE};
+    ds_matrix w = {ROWS, COLS, DS_TYPE_F8_E4M3, codes, COLS, scales, SCALE_ROWS, SCALE_COLS, STRIDE};
     for (uint32_t r = 0; r < ROWS; r++) {
         float row[COLS];
-        dsv2_matrix_row(kernels, &w, r, row);
+        ds_matrix_row(kernels, &w, r, row);
         for (size_t c = 0; c < COLS; c++) {
             float expected = e4m3_by_definition(codes[r * COLS + c]) * scales[r / SCALE_ROWS * STRIDE + c / SCALE_COLS];
             ck_assert_msg(near(row[c], expected, 0), "%s: E4M3 code %#x at (%u, %zu) is %.9g, expected %.9g", kernels->name,
@@ -297,24 +297,24 @@ END_TEST
 
 START_TEST(matmul_of_e4m3_is_that_of_its_rows_as_floats_for_any_split)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     enum { M = 3, ROWS = 37, COLS = 129 };
     uint8_t codes[ROWS * COLS];
     for (size_t i = 0; i < sizeof codes; i++)
         codes[i] = (uint8_t)(random_bits() % 0x7f | (random_bits() & 0x80));
     float scales[1 * 2] = {0.01f, 3.0f};
-    dsv2_matrix w = {ROWS, COLS, DSV2_TYPE_F8_E4M3, codes, COLS, scales, 128, 128, 2};
+    ds_matrix w = {ROWS, COLS, DS_TYPE_F8_E4M3, codes, COLS, scales, 128, 128, 2};
     float x[M][COLS], rows[ROWS][COLS], expected[M][ROWS];
     const float *x_rows[M] = {x[0], x[1], x[2]};
     fill(x[0], (size_t)M * COLS, UNIFORM);
     for (uint32_t r = 0; r < ROWS; r++)
-        dsv2_matrix_row(kernels, &w, r, rows[r]);
-    kernels->matmul[DSV2_TYPE_F32](expected[0], ROWS, x_rows, M, rows, sizeof rows[0], ROWS, COLS);
-    float *scratch = malloc(dsv2_matmul_scratch(&w) * sizeof *scratch);
+        ds_matrix_row(kernels, &w, r, rows[r]);
+    kernels->matmul[DS_TYPE_F32](expected[0], ROWS, x_rows, M, rows, sizeof rows[0], ROWS, COLS);
+    float *scratch = malloc(ds_matmul_scratch(&w) * sizeof *scratch);
     for (uint32_t n0 = 0; n0 < ROWS; n0 += 5)
         for (uint32_t n1 = n0 + 1; n1 <= ROWS; n1 += 7) {
             float part[M][ROWS];
-            dsv2_matmul(kernels, part[0], ROWS, x_rows, M, &w, n0, n1, scratch);
+            ds_matmul(kernels, part[0], ROWS, x_rows, M, &w, n0, n1, scratch);
             for (size_t i = 0; i < M; i++)
                 ck_assert_mem_eq(part[i], expected[i] + n0, (n1 - n0) * sizeof(float));
         }
@@ -324,17 +324,17 @@ END_TEST
 
 START_TEST(matrix_row_and_matmul_take_plain_types_in_place)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t t = 0; t < 3; t++) {
         product p = new_product(plain_types[t], 2, 9, 50, 0, UNIFORM);
-        dsv2_matrix w = {.rows = 9, .cols = 50, .type = p.type, .data = p.w.data, .row_bytes = p.w_stride};
-        ck_assert_uint_eq(dsv2_matmul_scratch(&w), 0);
+        ds_matrix w = {.rows = 9, .cols = 50, .type = p.type, .data = p.w.data, .row_bytes = p.w_stride};
+        ck_assert_uint_eq(ds_matmul_scratch(&w), 0);
         float row[50], expected[50], out[2 * 9];
         weights_of(&p, 8, expected);
-        dsv2_matrix_row(kernels, &w, 8, row);
+        ds_matrix_row(kernels, &w, 8, row);
         ck_assert_mem_eq(row, expected, sizeof row);
         kernels->matmul[p.type](p.out, p.out_stride, p.x, p.m, p.w.data, p.w_stride, p.n, p.k);
-        dsv2_matmul(kernels, out, 4, p.x, 2, &w, 5, 9, NULL);
+        ds_matmul(kernels, out, 4, p.x, 2, &w, 5, 9, NULL);
         for (size_t i = 0; i < 2; i++)
             ck_assert_mem_eq(out + i * 4, p.out + i * p.out_stride + 5, 4 * sizeof(float));
         free_product(&p);
@@ -346,7 +346,7 @@ END_TEST
 
 START_TEST(every_half_converts_exactly)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t t = 1; t < 3; t++)
         for (uint32_t first = 0; first < 65536;) {
             size_t n = 1 + random_bits() % 70;
@@ -357,9 +357,9 @@ START_TEST(every_half_converts_exactly)
             kernels->to_f32[plain_types[t]](out.data, in.data, n);
             for (size_t i = 0; i < n; i++) {
                 uint16_t half = (uint16_t)(first + i);
-                float expected = t == 1 ? dsv2_f16_to_f32(half) : dsv2_bf16_to_f32(half);
+                float expected = t == 1 ? ds_f16_to_f32(half) : ds_bf16_to_f32(half);
                 ck_assert_msg(near(((float *)out.data)[i], expected, 0), "%s: %s %#x is %.9g, expected %.9g", kernels->name,
-                              dsv2_type_name(plain_types[t]), half, (double)((float *)out.data)[i], (double)expected);
+                              ds_type_name(plain_types[t]), half, (double)((float *)out.data)[i], (double)expected);
             }
             unguard(in);
             unguard(out);
@@ -370,9 +370,9 @@ END_TEST
 
 START_TEST(floats_round_to_halves_as_the_reference_does)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (uint32_t half = 0; half < 0x7c00; half += 1 + random_bits() % 5) {
-        float low = dsv2_f16_to_f32((uint16_t)half), high = dsv2_f16_to_f32((uint16_t)(half + 1));
+        float low = ds_f16_to_f32((uint16_t)half), high = ds_f16_to_f32((uint16_t)(half + 1));
         float middle = isinf(high) ? 65520.0f : (low + high) / 2;
         float in[6] = {low, middle, nextafterf(middle, 0), nextafterf(middle, INFINITY), -middle, -low};
         for (size_t n = 1; n <= 6; n++) {
@@ -380,8 +380,8 @@ START_TEST(floats_round_to_halves_as_the_reference_does)
             memcpy(source.data, in + 6 - n, n * 4);
             kernels->f32_to_f16(out.data, source.data, n);
             for (size_t i = 0; i < n; i++)
-                ck_assert_msg(((uint16_t *)out.data)[i] == dsv2_f32_to_f16(in[6 - n + i]), "%s: %.9g is %#x, expected %#x",
-                              kernels->name, (double)in[6 - n + i], ((uint16_t *)out.data)[i], dsv2_f32_to_f16(in[6 - n + i]));
+                ck_assert_msg(((uint16_t *)out.data)[i] == ds_f32_to_f16(in[6 - n + i]), "%s: %.9g is %#x, expected %#x",
+                              kernels->name, (double)in[6 - n + i], ((uint16_t *)out.data)[i], ds_f32_to_f16(in[6 - n + i]));
             unguard(source);
             unguard(out);
         }
@@ -403,7 +403,7 @@ enum { N_LENGTHS = sizeof lengths / sizeof *lengths };
 
 START_TEST(weighted_sum_agrees_with_the_reference_and_rows_stand_alone)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t l = 0; l < N_LENGTHS; l++)
         for (size_t m = 1; m <= 9; m++)
             for (values kind = 0; kind < ONE_INFINITY; kind++) {
@@ -448,7 +448,7 @@ END_TEST
 
 /* ---- attention in 16 bits ---- */
 
-enum { PAIR_BLOCK = 2 * DSV2_PAIR_ROWS }; /* numbers of a pair of columns */
+enum { PAIR_BLOCK = 2 * DS_PAIR_ROWS }; /* numbers of a pair of columns */
 
 static void fill_words(int16_t *words, size_t n, int limit)
 {
@@ -461,19 +461,19 @@ static void fill_words(int16_t *words, size_t n, int limit)
 /* The largest products, which must not overflow, are among them. */
 START_TEST(pair_scores_agree_with_the_reference_and_rows_stand_alone)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t n_groups = 1; n_groups <= 9; n_groups += 4)
-        for (size_t n = DSV2_PAIR_ROWS; n <= 4 * DSV2_PAIR_ROWS; n += DSV2_PAIR_ROWS)
-            for (size_t m = 1; m <= DSV2_PAIR_ROWS; m++) {
-                size_t words = n_groups * DSV2_SCALE_COLS * DSV2_PAIR_ROWS, stride = n + 3;
-                guarded a = guard(words * sizeof(int16_t)), b = guard(words * n / DSV2_PAIR_ROWS * sizeof(int16_t));
+        for (size_t n = DS_PAIR_ROWS; n <= 4 * DS_PAIR_ROWS; n += DS_PAIR_ROWS)
+            for (size_t m = 1; m <= DS_PAIR_ROWS; m++) {
+                size_t words = n_groups * DS_SCALE_COLS * DS_PAIR_ROWS, stride = n + 3;
+                guarded a = guard(words * sizeof(int16_t)), b = guard(words * n / DS_PAIR_ROWS * sizeof(int16_t));
                 guarded a_scales = guard(m * sizeof(float)), scales = guard(n_groups * n * sizeof(float));
                 guarded out = guard(((m - 1) * stride + n) * sizeof(float));
-                fill_words(a.data, words, DSV2_WIDE);
-                fill_words(b.data, words * n / DSV2_PAIR_ROWS, DSV2_NARROW);
+                fill_words(a.data, words, DS_WIDE);
+                fill_words(b.data, words * n / DS_PAIR_ROWS, DS_NARROW);
                 fill(a_scales.data, m, UNIFORM);
                 fill(scales.data, n_groups * n, UNIFORM);
-                float expected[DSV2_PAIR_ROWS * (4 * DSV2_PAIR_ROWS + 3)];
+                float expected[DS_PAIR_ROWS * (4 * DS_PAIR_ROWS + 3)];
                 memset(out.data, 0, ((m - 1) * stride + n) * sizeof(float));
                 memset(expected, 0, sizeof expected);
                 kernels->pair_scores(out.data, stride, a.data, a_scales.data, m, b.data, n, scales.data, n, n_groups);
@@ -482,15 +482,15 @@ START_TEST(pair_scores_agree_with_the_reference_and_rows_stand_alone)
                     float got = ((float *)out.data)[at];
                     double most = 0, row_scale = fabsf(((float *)a_scales.data)[at / stride]);
                     for (size_t g = 0; g < n_groups && at % stride < n; g++)
-                        most += fabsf(((float *)scales.data)[g * n + at % stride]) * (double)DSV2_WIDE * DSV2_NARROW * DSV2_SCALE_COLS;
+                        most += fabsf(((float *)scales.data)[g * n + at % stride]) * (double)DS_WIDE * DS_NARROW * DS_SCALE_COLS;
                     ck_assert_msg(fabs((double)got - (double)expected[at]) <= 1e-6 * most * row_scale,
                                   "%s pair_scores, m %zu n %zu groups %zu: %zu is %.9g, expected %.9g", kernels->name, m, n, n_groups, at,
                                   (double)got, (double)expected[at]);
                 }
-                float alone[4 * DSV2_PAIR_ROWS];
+                float alone[4 * DS_PAIR_ROWS];
                 int16_t *row = a.data;
                 for (size_t i = 1; i < m; i++) { /* each row in the first's place, among others' remains */
-                    for (size_t pair = 0; pair < n_groups * DSV2_SCALE_COLS / 2; pair++)
+                    for (size_t pair = 0; pair < n_groups * DS_SCALE_COLS / 2; pair++)
                         memcpy(row + pair * PAIR_BLOCK, row + pair * PAIR_BLOCK + 2 * i, 2 * sizeof *row);
                     kernels->pair_scores(alone, n, row, (float *)a_scales.data + i, 1, b.data, n, scales.data, n, n_groups);
                     ck_assert_mem_eq(alone, (float *)out.data + i * stride, n * sizeof(float));
@@ -503,19 +503,19 @@ END_TEST
 START_TEST(pair_sums_agree_with_the_reference_and_rows_stand_alone)
 {
     static const size_t columns[] = {1, 5, 15, 16, 17, 24, 64, 127, 128};
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t shape = 0; shape < sizeof columns / sizeof *columns; shape++)
         for (size_t n_pairs = 1; n_pairs <= 32; n_pairs += 31)
-            for (size_t m = 1; m <= DSV2_PAIR_ROWS; m++) {
-                size_t n = columns[shape], blocks = (n + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS, stride = n + 2, count = (m - 1) * stride + n;
+            for (size_t m = 1; m <= DS_PAIR_ROWS; m++) {
+                size_t n = columns[shape], blocks = (n + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS, stride = n + 2, count = (m - 1) * stride + n;
                 guarded a = guard(n_pairs * PAIR_BLOCK * sizeof(int16_t)), b = guard(blocks * n_pairs * PAIR_BLOCK * sizeof(int16_t));
                 guarded keep = guard(m * sizeof(float)), factor = guard(m * sizeof(float)), out = guard(count * sizeof(float));
-                fill_words(a.data, n_pairs * PAIR_BLOCK, DSV2_WIDE);
-                fill_words(b.data, blocks * n_pairs * PAIR_BLOCK, DSV2_NARROW);
+                fill_words(a.data, n_pairs * PAIR_BLOCK, DS_WIDE);
+                fill_words(b.data, blocks * n_pairs * PAIR_BLOCK, DS_NARROW);
                 fill(keep.data, m, UNIFORM);
                 fill(factor.data, m, UNIFORM);
                 fill(out.data, count, UNIFORM);
-                float expected[DSV2_PAIR_ROWS * 130], before[DSV2_PAIR_ROWS * 130];
+                float expected[DS_PAIR_ROWS * 130], before[DS_PAIR_ROWS * 130];
                 memcpy(expected, out.data, count * sizeof *expected);
                 memcpy(before, out.data, count * sizeof *before);
                 kernels->pair_sums(out.data, stride, keep.data, factor.data, a.data, m, b.data, n_pairs, n);
@@ -523,7 +523,7 @@ START_TEST(pair_sums_agree_with_the_reference_and_rows_stand_alone)
                 for (size_t at = 0; at < count; at++) {
                     size_t i = at / stride;
                     double most = fabs((double)before[at] * (double)((float *)keep.data)[i]) +
-                                  fabs((double)((float *)factor.data)[i]) * DSV2_WIDE * DSV2_NARROW * 2.0 * (double)n_pairs;
+                                  fabs((double)((float *)factor.data)[i]) * DS_WIDE * DS_NARROW * 2.0 * (double)n_pairs;
                     ck_assert_msg(fabs((double)((float *)out.data)[at] - (double)expected[at]) <= 1e-6 * most,
                                   "%s pair_sums, m %zu n %zu pairs %zu: %zu is %.9g, expected %.9g", kernels->name, m, n, n_pairs, at,
                                   (double)((float *)out.data)[at], (double)expected[at]);
@@ -542,7 +542,7 @@ END_TEST
 
 START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t n_cols = 1; n_cols <= 130; n_cols += n_cols < 40 ? 1 : 13) {
         guarded x = guard(n_cols * sizeof(float)), y = guard(n_cols * sizeof(float)), out = guard(n_cols * sizeof(int16_t));
         int16_t expected[130];
@@ -553,8 +553,8 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
             for (size_t c = 0; c < n_cols && kind == 1; c++)
                 ((float *)x.data)[c] = 1e-35f;
             *at = kind == 2 ? INFINITY : kind == 3 ? -NAN : kind == 4 ? -3e38f : *at;
-            float scale = kernels->round_row(out.data, x.data, n_cols, DSV2_WIDE);
-            float reference_scale = reference->round_row(expected, x.data, n_cols, DSV2_WIDE);
+            float scale = kernels->round_row(out.data, x.data, n_cols, DS_WIDE);
+            float reference_scale = reference->round_row(expected, x.data, n_cols, DS_WIDE);
             ck_assert_mem_eq(out.data, expected, n_cols * sizeof *expected);
             ck_assert(memcmp(&scale, &reference_scale, sizeof scale) == 0 || (isnan(scale) && isnan(reference_scale)));
             ck_assert_int_eq(isnan(scale), kind == 2 || kind == 3);
@@ -570,33 +570,33 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
                 memset(halves.data, 0, n_cols * sizeof(uint16_t));
             if (kind >= 2)
                 ((uint16_t *)halves.data)[n_cols - 1] = (uint16_t[]){0x7c00, 0xfe00, 0xfbff}[kind - 2]; /* infinity, NaN, the least */
-            float scale = kernels->round_halves(out.data, halves.data, n_cols, DSV2_NARROW), floats[130];
-            reference->to_f32[DSV2_TYPE_F16](floats, halves.data, n_cols);
-            float expected_scale = reference->round_row(expected, floats, n_cols, DSV2_NARROW);
+            float scale = kernels->round_halves(out.data, halves.data, n_cols, DS_NARROW), floats[130];
+            reference->to_f32[DS_TYPE_F16](floats, halves.data, n_cols);
+            float expected_scale = reference->round_row(expected, floats, n_cols, DS_NARROW);
             ck_assert_mem_eq(out.data, expected, n_cols * sizeof *expected);
             ck_assert(memcmp(&scale, &expected_scale, sizeof scale) == 0 || (isnan(scale) && isnan(expected_scale)));
             ck_assert_int_eq(isnan(scale), kind == 2 || kind == 3);
             unguard(halves);
         }
-        kernels->round_products(out.data, x.data, y.data, DSV2_WIDE, n_cols);
+        kernels->round_products(out.data, x.data, y.data, DS_WIDE, n_cols);
         for (size_t c = 0; c < n_cols; c++)
-            ck_assert_int_eq(((int16_t *)out.data)[c], lrintf(((float *)x.data)[c] * ((float *)y.data)[c] * DSV2_WIDE));
+            ck_assert_int_eq(((int16_t *)out.data)[c], lrintf(((float *)x.data)[c] * ((float *)y.data)[c] * DS_WIDE));
         unguard(x), unguard(y), unguard(out);
 
         for (size_t n_rows = 1; n_rows <= 64; n_rows += n_rows < 18 ? 1 : 23) {
             size_t stride = n_cols + 1, numbers = (n_rows - 1) * stride + n_cols;
-            size_t blocks = (n_cols + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS, turned = blocks * ((n_rows + 1) / 2) * PAIR_BLOCK;
+            size_t blocks = (n_cols + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS, turned = blocks * ((n_rows + 1) / 2) * PAIR_BLOCK;
             guarded rows = guard(numbers * sizeof(int16_t)), pairs = guard(turned * sizeof(int16_t));
-            fill_words(rows.data, numbers, DSV2_WIDE);
+            fill_words(rows.data, numbers, DS_WIDE);
             static int16_t expected_pairs[9 * 32 * PAIR_BLOCK];
             size_t block = (n_rows + 1) / 2 * PAIR_BLOCK;
-            for (size_t first = 0; first < n_rows; first += DSV2_PAIR_ROWS) /* as attention does: not all rows at once */
-                kernels->pair_rows((int16_t *)pairs.data + first * DSV2_PAIR_ROWS, block, (int16_t *)rows.data + first * stride, stride,
-                                   n_rows - first < DSV2_PAIR_ROWS ? n_rows - first : DSV2_PAIR_ROWS, n_cols);
+            for (size_t first = 0; first < n_rows; first += DS_PAIR_ROWS) /* as attention does: not all rows at once */
+                kernels->pair_rows((int16_t *)pairs.data + first * DS_PAIR_ROWS, block, (int16_t *)rows.data + first * stride, stride,
+                                   n_rows - first < DS_PAIR_ROWS ? n_rows - first : DS_PAIR_ROWS, n_cols);
             reference->pair_rows(expected_pairs, block, rows.data, stride, n_rows, n_cols);
             ck_assert_mem_eq(pairs.data, expected_pairs, turned * sizeof(int16_t));
             unguard(pairs);
-            if (n_rows <= DSV2_PAIR_ROWS && n_cols % 2 == 0) {
+            if (n_rows <= DS_PAIR_ROWS && n_cols % 2 == 0) {
                 pairs = guard(n_cols / 2 * PAIR_BLOCK * sizeof(int16_t));
                 kernels->pair_columns(pairs.data, rows.data, stride, n_rows, n_cols);
                 reference->pair_columns(expected_pairs, rows.data, stride, n_rows, n_cols);
@@ -613,21 +613,21 @@ START_TEST(rows_of_bytes_are_interleaved_as_their_numbers_would_be)
 {
     enum { MOST_COLS = 192, GUARD = 7 };
     static const size_t columns[] = {1, 2, 15, 16, 17, 40, 63, 64, 65, 100, 128, 131, 192};
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t shape = 0; shape < sizeof columns / sizeof *columns; shape++)
-        for (size_t n_rows = 1; n_rows <= DSV2_PAIR_ROWS; n_rows++) {
+        for (size_t n_rows = 1; n_rows <= DS_PAIR_ROWS; n_rows++) {
             size_t n_cols = columns[shape], stride = n_cols + 3, bytes = (n_rows - 1) * stride + n_cols;
-            size_t key_cols = (n_cols + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS * DSV2_SCALE_COLS;
-            size_t blocks = (n_cols + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS, block = (n_rows + 1) / 2 * PAIR_BLOCK + GUARD;
+            size_t key_cols = (n_cols + DS_SCALE_COLS - 1) / DS_SCALE_COLS * DS_SCALE_COLS;
+            size_t blocks = (n_cols + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS, block = (n_rows + 1) / 2 * PAIR_BLOCK + GUARD;
             size_t value_numbers = blocks * block - GUARD;
             guarded rows = guard(bytes), keys = guard(key_cols / 2 * PAIR_BLOCK * sizeof(int16_t)), values = guard(value_numbers * sizeof(int16_t));
             for (size_t i = 0; i < bytes; i++)
                 ((int8_t *)rows.data)[i] = (int8_t)random_bits();
-            int16_t numbers[DSV2_PAIR_ROWS * MOST_COLS] = {0};
+            int16_t numbers[DS_PAIR_ROWS * MOST_COLS] = {0};
             for (size_t r = 0; r < n_rows; r++)
                 for (size_t c = 0; c < n_cols; c++)
                     numbers[r * key_cols + c] = ((int8_t *)rows.data)[r * stride + c];
-            static int16_t expected_keys[MOST_COLS / 2 * PAIR_BLOCK], expected_values[MOST_COLS / DSV2_PAIR_ROWS * (8 * PAIR_BLOCK + GUARD)];
+            static int16_t expected_keys[MOST_COLS / 2 * PAIR_BLOCK], expected_values[MOST_COLS / DS_PAIR_ROWS * (8 * PAIR_BLOCK + GUARD)];
             reference->pair_columns(expected_keys, numbers, key_cols, n_rows, key_cols);
             memset(values.data, 0x55, value_numbers * sizeof(int16_t));
             memset(expected_values, 0x55, value_numbers * sizeof(int16_t)); /* what lies between the blocks stays */
@@ -644,7 +644,7 @@ END_TEST
 
 START_TEST(rms_norm_agrees_with_exact_sums_also_in_place)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t l = 0; l < N_LENGTHS; l++)
         for (values kind = 0; kind < ONE_INFINITY; kind++) {
             size_t n = lengths[l];
@@ -673,7 +673,7 @@ END_TEST
 
 START_TEST(exp_is_right_to_two_ulp_over_its_range)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     enum { N = 37 };
     for (double start = -120; start < 0; start += 0.05) {
         float x[N], in[N];
@@ -695,7 +695,7 @@ END_TEST
 
 START_TEST(exp_sum_takes_any_length_and_infinities)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t l = 0; l < N_LENGTHS; l++) {
         size_t n = lengths[l];
         guarded x = guard(n * 4);
@@ -717,7 +717,7 @@ END_TEST
 
 START_TEST(swiglu_agrees_with_its_definition)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t l = 0; l < N_LENGTHS; l++) {
         size_t n = lengths[l];
         guarded gate = guard(n * 4), up = guard(n * 4);
@@ -741,7 +741,7 @@ END_TEST
 
 START_TEST(add_scaled_and_max_agree_with_the_reference)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t l = 0; l < N_LENGTHS; l++)
         for (values kind = 0; kind < N_VALUES; kind++) {
             size_t n = lengths[l];
@@ -772,40 +772,40 @@ END_TEST
 
 /* ---- packed weights ---- */
 
-static const dsv2_type packed_types[] = {DSV2_TYPE_P4, DSV2_TYPE_P5, DSV2_TYPE_P6, DSV2_TYPE_P8, DSV2_TYPE_P4S, DSV2_TYPE_P5S,
-                                         DSV2_TYPE_P4M, DSV2_TYPE_P5M};
+static const ds_type packed_types[] = {DS_TYPE_P4, DS_TYPE_P5, DS_TYPE_P6, DS_TYPE_P8, DS_TYPE_P4S, DS_TYPE_P5S,
+                                       DS_TYPE_P4M, DS_TYPE_P5M};
 enum { N_PACKED = sizeof packed_types / sizeof *packed_types };
 
 typedef struct packed_product {
-    dsv2_matrix w;
+    ds_matrix w;
     guarded data;
     size_t m, n_blocks;
     guarded x; /* m prepared rows */
-    const dsv2_x8 **rows;
+    const ds_x8 **rows;
     float *out;
 } packed_product;
 
-/* Weights and activations of the given kind; weights rounded by dsv2_pack_group. */
-static packed_product new_packed_product(dsv2_type type, size_t m, uint32_t n, uint32_t k, values kind)
+/* Weights and activations of the given kind; weights rounded by ds_pack_group. */
+static packed_product new_packed_product(ds_type type, size_t m, uint32_t n, uint32_t k, values kind)
 {
-    packed_product p = {.w = {.rows = n, .cols = k, .type = type, .row_bytes = dsv2_type_row_bytes(type, k)}, .m = m};
-    size_t groups = (n + DSV2_PACK_ROWS - 1) / DSV2_PACK_ROWS, group_bytes = DSV2_PACK_ROWS * p.w.row_bytes;
+    packed_product p = {.w = {.rows = n, .cols = k, .type = type, .row_bytes = ds_type_row_bytes(type, k)}, .m = m};
+    size_t groups = (n + DS_PACK_ROWS - 1) / DS_PACK_ROWS, group_bytes = DS_PACK_ROWS * p.w.row_bytes;
     p.data = guard(groups * group_bytes);
     p.w.data = p.data.data;
-    float *values_in = malloc((size_t)DSV2_PACK_ROWS * k * sizeof *values_in);
+    float *values_in = malloc((size_t)DS_PACK_ROWS * k * sizeof *values_in);
     for (size_t g = 0; g < groups; g++) {
-        const float *rows[DSV2_PACK_ROWS];
-        size_t n_rows = n - g * DSV2_PACK_ROWS < DSV2_PACK_ROWS ? n - g * DSV2_PACK_ROWS : DSV2_PACK_ROWS;
+        const float *rows[DS_PACK_ROWS];
+        size_t n_rows = n - g * DS_PACK_ROWS < DS_PACK_ROWS ? n - g * DS_PACK_ROWS : DS_PACK_ROWS;
         fill(values_in, n_rows * k, kind == ONE_INFINITY ? UNIFORM : kind);
         for (size_t r = 0; r < n_rows; r++)
             rows[r] = values_in + r * k;
-        dsv2_pack_group(type, (char *)p.data.data + g * group_bytes, rows, n_rows, k);
+        ds_pack_group(type, (char *)p.data.data + g * group_bytes, rows, n_rows, k);
     }
-    p.n_blocks = dsv2_prepared_blocks(k);
-    p.x = guard(m * p.n_blocks * sizeof(dsv2_x8));
+    p.n_blocks = ds_prepared_blocks(k);
+    p.x = guard(m * p.n_blocks * sizeof(ds_x8));
     p.rows = malloc(m * sizeof *p.rows);
     for (size_t i = 0; i < m; i++) {
-        dsv2_x8 *row = (dsv2_x8 *)p.x.data + i * p.n_blocks;
+        ds_x8 *row = (ds_x8 *)p.x.data + i * p.n_blocks;
         fill(values_in, k, kind);
         reference->prepare_row(row, values_in, k);
         p.rows[i] = row;
@@ -824,26 +824,26 @@ static void free_packed_product(packed_product *p)
 }
 
 /* Against sums of the unpacked weights' products in double precision. */
-static void check_packed_product(const dsv2_kernels *kernels, const packed_product *p, const char *what)
+static void check_packed_product(const ds_kernels *kernels, const packed_product *p, const char *what)
 {
     float *w = malloc(p->w.cols * sizeof *w);
     for (uint32_t j = 0; j < p->w.rows; j++) {
-        dsv2_matrix_row(kernels, &p->w, j, w);
+        ds_matrix_row(kernels, &p->w, j, w);
         double largest_w = 0; /* minima count on their own, so a tolerance needs more than the products */
         for (size_t c = 0; c < p->w.cols; c++)
             largest_w = fmax(largest_w, fabs((double)w[c]));
         for (size_t i = 0; i < p->m; i++) {
             double sum = 0, magnitudes = 0;
             for (size_t c = 0; c < p->w.cols; c++) {
-                const dsv2_x8 *x = &p->rows[i][c / DSV2_PACK_COLS];
-                double value = (double)x->scale * x->q[c % DSV2_PACK_COLS];
+                const ds_x8 *x = &p->rows[i][c / DS_PACK_COLS];
+                double value = (double)x->scale * x->q[c % DS_PACK_COLS];
                 sum += value * (double)w[c];
                 magnitudes += fabs(value) * largest_w;
             }
             float got = p->out[i * p->w.rows + j];
             ck_assert_msg(near(got, (float)sum, magnitudes * 3e-6 + 1e-42),
                           "%s matmul %s, %s, m %zu n %u k %u: output (%zu, %u) is %.9g, expected %.9g", kernels->name,
-                          dsv2_type_name(p->w.type), what, p->m, p->w.rows, p->w.cols, i, j, (double)got, sum);
+                          ds_type_name(p->w.type), what, p->m, p->w.rows, p->w.cols, i, j, (double)got, sum);
         }
     }
     free(w);
@@ -857,7 +857,7 @@ enum { N_PACKED_SHAPES = sizeof packed_shapes / sizeof *packed_shapes };
 
 START_TEST(packed_products_agree_with_exact_sums_of_the_unpacked_weights)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t t = 0; t < N_PACKED; t++)
         for (size_t s = 0; s < N_PACKED_SHAPES; s++)
             for (values kind = 0; kind < N_VALUES; kind++) {
@@ -866,7 +866,7 @@ START_TEST(packed_products_agree_with_exact_sums_of_the_unpacked_weights)
                 kernels->matmul_packed[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
                 if (kind == ONE_INFINITY) /* the row's block has no scale: nothing it touches may look like a number */
                     for (size_t i = 0; i < p.m * p.w.rows; i++)
-                        ck_assert_msg(isnan(p.out[i]), "%s matmul %s lost an infinity", kernels->name, dsv2_type_name(p.w.type));
+                        ck_assert_msg(isnan(p.out[i]), "%s matmul %s lost an infinity", kernels->name, ds_type_name(p.w.type));
                 else
                     check_packed_product(kernels, &p, value_names[kind]);
                 free_packed_product(&p);
@@ -875,16 +875,16 @@ START_TEST(packed_products_agree_with_exact_sums_of_the_unpacked_weights)
 END_TEST
 
 /* All small integers of a group's weights at one end of their range, in every block of every row, and scales at theirs. */
-static void fill_blocks(dsv2_type type, uint8_t *group, uint32_t k, bool high)
+static void fill_blocks(ds_type type, uint8_t *group, uint32_t k, bool high)
 {
-    size_t blocks = dsv2_prepared_blocks(k);
+    size_t blocks = ds_prepared_blocks(k);
     for (size_t b = 0; b < blocks; b += SPAN_BLOCKS) {
-        uint8_t *span = (uint8_t *)dsv2_span(type, group, b / SPAN_BLOCKS);
+        uint8_t *span = (uint8_t *)ds_span(type, group, b / SPAN_BLOCKS);
         size_t n_blocks = blocks - b < SPAN_BLOCKS ? blocks - b : SPAN_BLOCKS;
-        memset(span + dsv2_header_bytes(type), high ? 0xff : 0, n_blocks * dsv2_block_bytes(type));
-        if (dsv2_has_six_bits(type))
+        memset(span + ds_header_bytes(type), high ? 0xff : 0, n_blocks * ds_block_bytes(type));
+        if (ds_has_six_bits(type))
             memset(span + HEADER_SIX_BITS, 0xff, 3 * VECTOR);
-        if (type == DSV2_TYPE_P6)
+        if (type == DS_TYPE_P6)
             memset(span + HEADER_SIXTEENTHS, high ? 127 : -128, 4 * VECTOR);
     }
 }
@@ -892,19 +892,19 @@ static void fill_blocks(dsv2_type type, uint8_t *group, uint32_t k, bool high)
 /* Sums in 16 bits are as large as they can be if all products have one sign. */
 START_TEST(packed_products_of_the_largest_integers_do_not_overflow)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     enum { M = 13, N = 33, K = 300 };
     for (size_t t = 0; t < N_PACKED; t++)
         for (int ends = 0; ends < 4; ends++) {
             packed_product p = new_packed_product(packed_types[t], M, N, K, UNIFORM);
-            size_t group_bytes = DSV2_PACK_ROWS * p.w.row_bytes;
-            for (size_t g = 0; g * DSV2_PACK_ROWS < N; g++)
+            size_t group_bytes = DS_PACK_ROWS * p.w.row_bytes;
+            for (size_t g = 0; g * DS_PACK_ROWS < N; g++)
                 fill_blocks(p.w.type, (uint8_t *)p.data.data + g * group_bytes, K, ends % 2 == 0);
             float row[K];
             for (size_t c = 0; c < K; c++)
                 row[c] = ends / 2 == 0 ? 1.0f : -1.0f;
             for (size_t i = 0; i < M; i++)
-                reference->prepare_row((dsv2_x8 *)p.x.data + i * p.n_blocks, row, K);
+                reference->prepare_row((ds_x8 *)p.x.data + i * p.n_blocks, row, K);
             ck_assert_int_eq(p.rows[M - 1]->q[5], ends / 2 == 0 ? 127 : -127);
             for (size_t m = 1; m <= M; m++) {
                 p.m = m;
@@ -918,7 +918,7 @@ END_TEST
 
 START_TEST(packed_products_have_the_same_bits_for_any_split)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t t = 0; t < N_PACKED; t++)
         for (size_t s = 0; s < N_PACKED_SHAPES; s++) {
             packed_product p = new_packed_product(packed_types[t], packed_shapes[s].m, packed_shapes[s].n, packed_shapes[s].k,
@@ -928,11 +928,11 @@ START_TEST(packed_products_have_the_same_bits_for_any_split)
             for (int trial = 0; trial < 20; trial++) {
                 size_t i0 = random_bits() % p.m, i1 = i0 + 1 + random_bits() % (p.m - i0);
                 uint32_t j0 = random_bits() % p.w.rows, j1 = j0 + 1 + random_bits() % (p.w.rows - j0);
-                dsv2_matmul_prepared(kernels, part, j1 - j0, p.rows + i0, i1 - i0, &p.w, j0, j1);
+                ds_matmul_prepared(kernels, part, j1 - j0, p.rows + i0, i1 - i0, &p.w, j0, j1);
                 for (size_t i = i0; i < i1; i++)
                     ck_assert_msg(memcmp(part + (i - i0) * (j1 - j0), p.out + i * p.w.rows + j0, (j1 - j0) * 4) == 0,
                                   "%s matmul %s, m %zu n %u k %u: row %zu differs in rows %zu to %zu, columns %u to %u",
-                                  kernels->name, dsv2_type_name(p.w.type), p.m, p.w.rows, p.w.cols, i, i0, i1 - 1, j0, j1 - 1);
+                                  kernels->name, ds_type_name(p.w.type), p.m, p.w.rows, p.w.cols, i, i0, i1 - 1, j0, j1 - 1);
             }
             free(part);
             free_packed_product(&p);
@@ -942,7 +942,7 @@ END_TEST
 
 START_TEST(matmul_of_packed_weights_prepares_rows_itself)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     enum { M = 37, N = 40, K = 77 };
     for (size_t t = 0; t < N_PACKED; t++) {
         packed_product p = new_packed_product(packed_types[t], M, N, K, UNIFORM);
@@ -951,11 +951,11 @@ START_TEST(matmul_of_packed_weights_prepares_rows_itself)
         fill(x, (size_t)M * K, MIXED);
         for (size_t i = 0; i < M; i++) {
             rows[i] = x + i * K;
-            kernels->prepare_row((dsv2_x8 *)p.x.data + i * p.n_blocks, rows[i], K);
+            kernels->prepare_row((ds_x8 *)p.x.data + i * p.n_blocks, rows[i], K);
         }
-        dsv2_matmul_prepared(kernels, p.out, N - 3, p.rows, M, &p.w, 3, N);
-        guarded scratch = guard(dsv2_matmul_scratch(&p.w) * sizeof(float));
-        dsv2_matmul(kernels, out, N - 3, rows, M, &p.w, 3, N, scratch.data);
+        ds_matmul_prepared(kernels, p.out, N - 3, p.rows, M, &p.w, 3, N);
+        guarded scratch = guard(ds_matmul_scratch(&p.w) * sizeof(float));
+        ds_matmul(kernels, out, N - 3, rows, M, &p.w, 3, N, scratch.data);
         ck_assert_mem_eq(out, p.out, (size_t)M * (N - 3) * sizeof *out);
         unguard(scratch);
         free(x);
@@ -967,23 +967,23 @@ END_TEST
 
 START_TEST(prepared_rows_are_the_references_bits)
 {
-    const dsv2_kernels *kernels = sets[_i];
+    const ds_kernels *kernels = sets[_i];
     for (size_t l = 0; l < N_LENGTHS; l++)
         for (values kind = 0; kind < N_VALUES; kind++) {
-            size_t k = lengths[l], bytes = dsv2_prepared_blocks((uint32_t)k) * sizeof(dsv2_x8);
+            size_t k = lengths[l], bytes = ds_prepared_blocks((uint32_t)k) * sizeof(ds_x8);
             guarded x = guard(k * 4), out = guard(bytes);
-            dsv2_x8 *expected = malloc(bytes), *got = out.data;
+            ds_x8 *expected = malloc(bytes), *got = out.data;
             fill(x.data, k, kind);
             reference->prepare_row(expected, x.data, k);
             kernels->prepare_row(got, x.data, k);
-            for (size_t b = 0; b < bytes / sizeof(dsv2_x8); b++) {
+            for (size_t b = 0; b < bytes / sizeof(ds_x8); b++) {
                 if (isnan(expected[b].scale)) {
                     ck_assert(isnan(got[b].scale) && isnan(got[b].sum) && isnan(got[b].halves[0]) && isnan(got[b].halves[1]));
                     continue;
                 }
-                ck_assert_mem_eq(&got[b], &expected[b], sizeof(dsv2_x8));
-                for (size_t c = 0; c < DSV2_PACK_COLS && b * DSV2_PACK_COLS + c < k; c++) {
-                    double value = (double)((float *)x.data)[b * DSV2_PACK_COLS + c];
+                ck_assert_mem_eq(&got[b], &expected[b], sizeof(ds_x8));
+                for (size_t c = 0; c < DS_PACK_COLS && b * DS_PACK_COLS + c < k; c++) {
+                    double value = (double)((float *)x.data)[b * DS_PACK_COLS + c];
                     ck_assert(fabs((double)got[b].scale * got[b].q[c] - value) <= (double)got[b].scale * 0.5001 + (double)1e-36f);
                 }
             }
@@ -996,37 +996,37 @@ END_TEST
 
 /* The root of the mean square error of rounding normal numbers, in units of their deviation, may be at most this: what the
  * common quantisers of the same number of bits reach, or less. */
-static const struct { dsv2_type type; double most; } packed_errors[] = {
-    {DSV2_TYPE_P4, 0.0705}, {DSV2_TYPE_P5, 0.0350}, {DSV2_TYPE_P6, 0.0172}, {DSV2_TYPE_P8, 0.0052}, {DSV2_TYPE_P4S, 0.0815},
-    {DSV2_TYPE_P5S, 0.0405}, {DSV2_TYPE_P4M, 0.0615}, {DSV2_TYPE_P5M, 0.0297},
+static const struct { ds_type type; double most; } packed_errors[] = {
+    {DS_TYPE_P4, 0.0705}, {DS_TYPE_P5, 0.0350}, {DS_TYPE_P6, 0.0172}, {DS_TYPE_P8, 0.0052}, {DS_TYPE_P4S, 0.0815},
+    {DS_TYPE_P5S, 0.0405}, {DS_TYPE_P4M, 0.0615}, {DS_TYPE_P5M, 0.0297},
 };
 
 START_TEST(rounding_errors_of_packed_types_are_small)
 {
     enum { K = 1024 };
-    static float x[DSV2_PACK_ROWS][K], back[K];
-    const float *rows[DSV2_PACK_ROWS];
-    for (size_t r = 0; r < DSV2_PACK_ROWS; r++) {
+    static float x[DS_PACK_ROWS][K], back[K];
+    const float *rows[DS_PACK_ROWS];
+    for (size_t r = 0; r < DS_PACK_ROWS; r++) {
         rows[r] = x[r];
         for (size_t c = 0; c < K; c++) {
             float u = (float)(random_bits() >> 1 | 1) * 0x1p-31f, v = (float)random_bits() * 0x1p-32f;
             x[r][c] = 0.02f * sqrtf(-2 * logf(u)) * cosf(6.2831853f * v);
         }
     }
-    dsv2_type type = packed_errors[_i].type;
-    uint8_t *group = malloc(DSV2_PACK_ROWS * dsv2_type_row_bytes(type, K));
-    dsv2_pack_group(type, group, rows, DSV2_PACK_ROWS, K);
-    dsv2_matrix w = {.rows = DSV2_PACK_ROWS, .cols = K, .type = type, .data = group, .row_bytes = dsv2_type_row_bytes(type, K)};
+    ds_type type = packed_errors[_i].type;
+    uint8_t *group = malloc(DS_PACK_ROWS * ds_type_row_bytes(type, K));
+    ds_pack_group(type, group, rows, DS_PACK_ROWS, K);
+    ds_matrix w = {.rows = DS_PACK_ROWS, .cols = K, .type = type, .data = group, .row_bytes = ds_type_row_bytes(type, K)};
     double error = 0, power = 0;
-    for (uint32_t r = 0; r < DSV2_PACK_ROWS; r++) {
-        dsv2_matrix_row(reference, &w, r, back);
+    for (uint32_t r = 0; r < DS_PACK_ROWS; r++) {
+        ds_matrix_row(reference, &w, r, back);
         for (size_t c = 0; c < K; c++) {
             error += pow((double)(back[c] - x[r][c]), 2);
             power += pow((double)x[r][c], 2);
         }
     }
     double relative = sqrt(error / power);
-    ck_assert_msg(relative <= packed_errors[_i].most, "%s: relative error %.5f", dsv2_type_name(type), relative);
+    ck_assert_msg(relative <= packed_errors[_i].most, "%s: relative error %.5f", ds_type_name(type), relative);
     free(group);
 }
 END_TEST
@@ -1037,22 +1037,22 @@ START_TEST(packing_keeps_what_it_can_hold)
     float row[K], back[K];
     const float *rows[1] = {row};
     for (size_t t = 0; t < N_PACKED; t++) {
-        dsv2_type type = packed_types[t];
-        guarded group = guard(DSV2_PACK_ROWS * dsv2_type_row_bytes(type, K));
-        dsv2_matrix w = {.rows = 1, .cols = K, .type = type, .data = group.data, .row_bytes = dsv2_type_row_bytes(type, K)};
+        ds_type type = packed_types[t];
+        guarded group = guard(DS_PACK_ROWS * ds_type_row_bytes(type, K));
+        ds_matrix w = {.rows = 1, .cols = K, .type = type, .data = group.data, .row_bytes = ds_type_row_bytes(type, K)};
         static const float sizes[] = {1.0f, 3e38f, 1e-37f};
         for (size_t size = 0; size < 3; size++) {
             for (size_t c = 0; c < K; c++)
                 row[c] = c < 256 ? (c % 5 == 0 ? -sizes[size] : 0.0f) : 0.0f;
-            dsv2_pack_group(type, group.data, rows, 1, K);
-            dsv2_matrix_row(reference, &w, 0, back);
+            ds_pack_group(type, group.data, rows, 1, K);
+            ds_matrix_row(reference, &w, 0, back);
             for (size_t c = 0; c < K; c++)
-                ck_assert_msg(near(back[c], row[c], (double)sizes[size] * 5e-3), "%s: %.9g became %.9g", dsv2_type_name(type),
+                ck_assert_msg(near(back[c], row[c], (double)sizes[size] * 5e-3), "%s: %.9g became %.9g", ds_type_name(type),
                               (double)row[c], (double)back[c]);
         }
         row[260] = NAN; /* in the second span */
-        dsv2_pack_group(type, group.data, rows, 1, K);
-        dsv2_matrix_row(reference, &w, 0, back);
+        ds_pack_group(type, group.data, rows, 1, K);
+        ds_matrix_row(reference, &w, 0, back);
         for (size_t c = 0; c < K; c++)
             ck_assert(isnan(back[c]) == (c >= 256));
         unguard(group);
@@ -1060,9 +1060,9 @@ START_TEST(packing_keeps_what_it_can_hold)
 }
 END_TEST
 
-static const dsv2_type types_with_twin[] = {
-    DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q5_0, DSV2_TYPE_Q4_1, DSV2_TYPE_Q5_1, DSV2_TYPE_IQ4_NL,
-    DSV2_TYPE_Q3_K, DSV2_TYPE_Q4_K, DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_IQ4_XS,
+static const ds_type types_with_twin[] = {
+    DS_TYPE_Q8_0, DS_TYPE_Q4_0, DS_TYPE_Q5_0, DS_TYPE_Q4_1, DS_TYPE_Q5_1, DS_TYPE_IQ4_NL,
+    DS_TYPE_Q3_K, DS_TYPE_Q4_K, DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_XS,
 };
 enum { N_WITH_TWIN = sizeof types_with_twin / sizeof *types_with_twin };
 
@@ -1070,7 +1070,7 @@ enum { N_WITH_TWIN = sizeof types_with_twin / sizeof *types_with_twin };
 static void tame_scales(uint8_t *row, size_t row_bytes, size_t block_bytes, bool nan)
 {
     for (size_t at = 0; at < row_bytes; at += block_bytes) {
-        unsigned scale = dsv2_load_u16(row + at), exponent = 1 + (scale >> 10 & 31) * 20 / 31;
+        unsigned scale = ds_load_u16(row + at), exponent = 1 + (scale >> 10 & 31) * 20 / 31;
         scale = nan && at == 0 ? 0x7e00 : (scale & 0x83ff) | exponent << 10;
         row[at] = (uint8_t)scale;
         row[at + 1] = (uint8_t)(scale >> 8);
@@ -1079,29 +1079,29 @@ static void tame_scales(uint8_t *row, size_t row_bytes, size_t block_bytes, bool
 
 START_TEST(repacked_blocks_are_exact)
 {
-    dsv2_type from = types_with_twin[_i], to = dsv2_packed_twin(from);
-    bool rounded = from == DSV2_TYPE_IQ4_XS;
-    ck_assert(dsv2_type_is_packed(to));
-    size_t k = dsv2_type_row_bytes(from, 32) > 0 ? 352 : 512;
-    size_t row_bytes = dsv2_type_row_bytes(from, k);
-    guarded rows[DSV2_PACK_ROWS], group = guard(DSV2_PACK_ROWS * dsv2_type_row_bytes(to, k));
-    const void *pointers[DSV2_PACK_ROWS];
+    ds_type from = types_with_twin[_i], to = ds_packed_twin(from);
+    bool rounded = from == DS_TYPE_IQ4_XS;
+    ck_assert(ds_type_is_packed(to));
+    size_t k = ds_type_row_bytes(from, 32) > 0 ? 352 : 512;
+    size_t row_bytes = ds_type_row_bytes(from, k);
+    guarded rows[DS_PACK_ROWS], group = guard(DS_PACK_ROWS * ds_type_row_bytes(to, k));
+    const void *pointers[DS_PACK_ROWS];
     float expected[512], got[512];
-    for (size_t r = 0; r < DSV2_PACK_ROWS; r++) {
+    for (size_t r = 0; r < DS_PACK_ROWS; r++) {
         rows[r] = guard(row_bytes);
         for (size_t i = 0; i < row_bytes; i++)
             ((uint8_t *)rows[r].data)[i] = (uint8_t)random_bits();
         if (rounded)
-            tame_scales((uint8_t *)rows[r].data, row_bytes, dsv2_type_row_bytes(from, 256), r == 3);
+            tame_scales((uint8_t *)rows[r].data, row_bytes, ds_type_row_bytes(from, 256), r == 3);
         pointers[r] = rows[r].data;
     }
-    dsv2_repack_group(from, group.data, pointers, DSV2_PACK_ROWS, k);
-    dsv2_matrix w = {DSV2_PACK_ROWS, (uint32_t)k, to, group.data, dsv2_type_row_bytes(to, k), NULL, 0, 0, 0};
-    for (uint32_t r = 0; r < DSV2_PACK_ROWS; r++) {
+    ds_repack_group(from, group.data, pointers, DS_PACK_ROWS, k);
+    ds_matrix w = {DS_PACK_ROWS, (uint32_t)k, to, group.data, ds_type_row_bytes(to, k), NULL, 0, 0, 0};
+    for (uint32_t r = 0; r < DS_PACK_ROWS; r++) {
         reference->to_f32[from](expected, pointers[r], k);
-        dsv2_matrix_row(reference, &w, r, got);
+        ds_matrix_row(reference, &w, r, got);
         for (size_t c = 0; c < k; c++)
-            ck_assert_msg(near(got[c], expected[c], rounded ? fabs((double)expected[c]) * 0x1p-11 : 0), "%s row %u column %zu is %.9g, expected %.9g", dsv2_type_name(from), r, c,
+            ck_assert_msg(near(got[c], expected[c], rounded ? fabs((double)expected[c]) * 0x1p-11 : 0), "%s row %u column %zu is %.9g, expected %.9g", ds_type_name(from), r, c,
                           (double)got[c], (double)expected[c]);
         unguard(rows[r]);
     }
@@ -1113,27 +1113,27 @@ END_TEST
 
 START_TEST(sets_are_found_by_name_and_the_best_by_default)
 {
-    const dsv2_kernels *kernels = NULL, *automatic = NULL;
-    ck_assert_int_eq(dsv2_kernels_select("c", &kernels), DSV2_OK);
+    const ds_kernels *kernels = NULL, *automatic = NULL;
+    ck_assert_int_eq(ds_kernels_select("c", &kernels), DSV2_OK);
     ck_assert_str_eq(kernels->name, "c");
-    ck_assert_int_eq(dsv2_kernels_select(NULL, &automatic), DSV2_OK);
-    ck_assert_int_eq(dsv2_kernels_select("auto", &kernels), DSV2_OK);
+    ck_assert_int_eq(ds_kernels_select(NULL, &automatic), DSV2_OK);
+    ck_assert_int_eq(ds_kernels_select("auto", &kernels), DSV2_OK);
     ck_assert_ptr_eq(kernels, automatic);
     ck_assert_ptr_eq(automatic, sets[n_sets - 1]);
-    ck_assert_int_eq(dsv2_kernels_select("sse9", &kernels), DSV2_ERROR_ARGUMENT);
+    ck_assert_int_eq(ds_kernels_select("sse9", &kernels), DSV2_ERROR_ARGUMENT);
     ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "sse9"));
 }
 END_TEST
 
 START_TEST(type_sizes_are_checked)
 {
-    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_F32, 5), 20);
-    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_BF16, 5), 10);
-    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_F8_E4M3, 5), 5);
-    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_F32, UINT64_MAX / 2), 0);
-    ck_assert_uint_eq(dsv2_type_row_bytes(DSV2_TYPE_COUNT, 32), 0);
-    ck_assert_str_eq(dsv2_type_name(DSV2_TYPE_F16), "F16");
-    ck_assert_str_eq(dsv2_type_name(DSV2_TYPE_COUNT), "unknown");
+    ck_assert_uint_eq(ds_type_row_bytes(DS_TYPE_F32, 5), 20);
+    ck_assert_uint_eq(ds_type_row_bytes(DS_TYPE_BF16, 5), 10);
+    ck_assert_uint_eq(ds_type_row_bytes(DS_TYPE_F8_E4M3, 5), 5);
+    ck_assert_uint_eq(ds_type_row_bytes(DS_TYPE_F32, UINT64_MAX / 2), 0);
+    ck_assert_uint_eq(ds_type_row_bytes(DS_TYPE_COUNT, 32), 0);
+    ck_assert_str_eq(ds_type_name(DS_TYPE_F16), "F16");
+    ck_assert_str_eq(ds_type_name(DS_TYPE_COUNT), "unknown");
 }
 END_TEST
 

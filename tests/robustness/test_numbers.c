@@ -33,15 +33,15 @@ static const struct {
     {.shape = {.name = "Q8_0", SMALL, .hidden_size = 32, .kv_lora_rank = 32, .moe_intermediate_size = 32, .n_routed_experts = 4,
                .num_experts_per_tok = 2, .seed = 3},
      .is_gguf = true,
-     .gguf = {.quantised = true, .type = DSV2_TYPE_Q8_0}},
+     .gguf = {.quantised = true, .type = DS_TYPE_Q8_0}},
     {.shape = {.name = "Q4_K", SMALL, .hidden_size = 256, .kv_lora_rank = 256, .moe_intermediate_size = 32, .n_routed_experts = 2,
                .num_experts_per_tok = 1, .seed = 4},
      .is_gguf = true,
-     .gguf = {.quantised = true, .type = DSV2_TYPE_Q4_K, .old = true}},
+     .gguf = {.quantised = true, .type = DS_TYPE_Q4_K, .old = true}},
     {.shape = {.name = "IQ4_XS", SMALL, .hidden_size = 256, .kv_lora_rank = 256, .moe_intermediate_size = 32, .n_routed_experts = 2,
                .num_experts_per_tok = 1, .seed = 5},
      .is_gguf = true,
-     .gguf = {.quantised = true, .type = DSV2_TYPE_IQ4_XS, .joined = true}},
+     .gguf = {.quantised = true, .type = DS_TYPE_IQ4_XS, .joined = true}},
     {.shape = {.name = "pack of P8", SMALL, .hidden_size = 32, .kv_lora_rank = 32, .moe_intermediate_size = 32, .n_routed_experts = 4,
                .num_experts_per_tok = 2, .seed = 6},
      .is_pack = true,
@@ -69,14 +69,14 @@ typedef struct place {
 
 static size_t list_places(const char *path, size_t kind, place *places, size_t capacity)
 {
-    dsv2_container *container;
-    dsv2_status status = kinds[kind].is_gguf   ? dsv2_gguf_open(path, NULL, &container)
-                         : kinds[kind].is_pack ? dsv2_pack_open(path, &container)
-                                               : dsv2_safetensors_open_file(path, NULL, &container);
+    ds_container *container;
+    dsv2_status status = kinds[kind].is_gguf   ? ds_gguf_open(path, NULL, &container)
+                         : kinds[kind].is_pack ? ds_pack_open(path, &container)
+                                               : ds_safetensors_open_file(path, NULL, &container);
     ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
     size_t n = 0;
-    for (size_t i = 0; i < dsv2_container_count(container); i++) {
-        const dsv2_tensor *tensor = dsv2_container_tensor(container, i);
+    for (size_t i = 0; i < ds_container_count(container); i++) {
+        const ds_tensor *tensor = ds_container_tensor(container, i);
         const char *expert = strstr(tensor->name, ".experts.");
         if (expert != NULL && strncmp(expert, ".experts.0.", 11) != 0)
             continue; /* one expert stands for all */
@@ -85,7 +85,7 @@ static size_t list_places(const char *path, size_t kind, place *places, size_t c
         places[n].begin = (size_t)((const uint8_t *)tensor->data - container->files[0].data);
         places[n++].size = (size_t)tensor->n_bytes;
     }
-    dsv2_container_close(container);
+    ds_container_close(container);
     return n;
 }
 

@@ -25,15 +25,15 @@ static int write_floats(const char *name, const float *floats, size_t n)
 /* One token's row of one layer, in the model's own basis. */
 static void decode(const dsv2_session *session, size_t token, uint32_t layer, float *row)
 {
-    const dsv2_cache_shape *shape = &session->cache.shape;
-    const uint8_t *rows = dsv2_cache_rows(&session->cache, layer, token / DSV2_PAGE_TOKENS);
-    dsv2_cache_decode_rows(shape, session->model->kernels, rows + token % DSV2_PAGE_TOKENS * shape->row_bytes, 1, row);
-    dsv2_cache_rotate(shape, session->model->kernels, row);
+    const ds_cache_shape *shape = &session->cache.shape;
+    const uint8_t *rows = ds_cache_rows(&session->cache, layer, token / DS_PAGE_TOKENS);
+    ds_cache_decode_rows(shape, session->model->kernels, rows + token % DS_PAGE_TOKENS * shape->row_bytes, 1, row);
+    ds_cache_rotate(shape, session->model->kernels, row);
 }
 
 static int write_expected(const dsv2_session *session, const char *stem)
 {
-    const dsv2_cache_shape *shape = &session->cache.shape;
+    const ds_cache_shape *shape = &session->cache.shape;
     size_t width = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim, n = session->length * shape->n_layers * width;
     float *rows = malloc(n * sizeof *rows);
     char name[600];

@@ -1,6 +1,6 @@
 /* Writes checkpoints with random weights, of whatever shape a test wants. Any failure ends the test. */
-#ifndef DSV2_TESTS_CHECKPOINT_H
-#define DSV2_TESTS_CHECKPOINT_H
+#ifndef DS_TESTS_CHECKPOINT_H
+#define DS_TESTS_CHECKPOINT_H
 
 #include <stdbool.h>
 #include <stddef.h>

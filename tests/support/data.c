@@ -9,7 +9,7 @@
 char *data_read(const char *name, size_t *size)
 {
     char path[4096];
-    snprintf(path, sizeof path, "%s/%s", DSV2_TEST_DATA, name);
+    snprintf(path, sizeof path, "%s/%s", DS_TEST_DATA, name);
     FILE *file = fopen(path, "rb");
     ck_assert_msg(file != NULL, "%s cannot be read", path);
     fseek(file, 0, SEEK_END);

@@ -1,6 +1,6 @@
 /* The files under tests/data, unpacked where they end in .zst. */
-#ifndef DSV2_TESTS_DATA_H
-#define DSV2_TESTS_DATA_H
+#ifndef DS_TESTS_DATA_H
+#define DS_TESTS_DATA_H
 
 #include <stddef.h>
 

@@ -180,7 +180,7 @@ static metadata make_metadata(const json_t *config, bool old)
 /* A tensor of the GGUF. */
 typedef struct part {
     char name[96];
-    dsv2_type type;
+    ds_type type;
     size_t n_dims, dims[3]; /* outermost first */
     uint8_t *data;
     size_t n_bytes;
@@ -188,19 +188,19 @@ typedef struct part {
 
 typedef struct converter {
     const test_gguf *options;
-    const dsv2_kernels *kernels;
+    const ds_kernels *kernels;
     uint64_t seed;
     test_tensors source, floats;
     part parts[512];
     size_t n_parts;
 } converter;
 
-static uint32_t number_of(dsv2_type type)
+static uint32_t number_of(ds_type type)
 {
-    static const uint32_t numbers[DSV2_TYPE_COUNT] = {
-        [DSV2_TYPE_F32] = 0,   [DSV2_TYPE_F16] = 1,   [DSV2_TYPE_BF16] = 30, [DSV2_TYPE_Q8_0] = 8,    [DSV2_TYPE_Q4_0] = 2,
-        [DSV2_TYPE_Q4_1] = 3,  [DSV2_TYPE_Q5_0] = 6,  [DSV2_TYPE_Q5_1] = 7,  [DSV2_TYPE_Q2_K] = 10,   [DSV2_TYPE_Q3_K] = 11,
-        [DSV2_TYPE_Q4_K] = 12, [DSV2_TYPE_Q5_K] = 13, [DSV2_TYPE_Q6_K] = 14, [DSV2_TYPE_IQ4_NL] = 20, [DSV2_TYPE_IQ4_XS] = 23};
+    static const uint32_t numbers[DS_TYPE_COUNT] = {
+        [DS_TYPE_F32] = 0,   [DS_TYPE_F16] = 1,   [DS_TYPE_BF16] = 30, [DS_TYPE_Q8_0] = 8,    [DS_TYPE_Q4_0] = 2,
+        [DS_TYPE_Q4_1] = 3,  [DS_TYPE_Q5_0] = 6,  [DS_TYPE_Q5_1] = 7,  [DS_TYPE_Q2_K] = 10,   [DS_TYPE_Q3_K] = 11,
+        [DS_TYPE_Q4_K] = 12, [DS_TYPE_Q5_K] = 13, [DS_TYPE_Q6_K] = 14, [DS_TYPE_IQ4_NL] = 20, [DS_TYPE_IQ4_XS] = 23};
     return numbers[type];
 }
 
@@ -211,7 +211,7 @@ static void *allocate(size_t size)
     return memory;
 }
 
-static part *add_part(converter *c, const char *name, dsv2_type type, size_t n_dims, const size_t *dims)
+static part *add_part(converter *c, const char *name, ds_type type, size_t n_dims, const size_t *dims)
 {
     ck_assert_uint_lt(c->n_parts, sizeof c->parts / sizeof *c->parts);
     part *p = &c->parts[c->n_parts++];
@@ -222,7 +222,7 @@ static part *add_part(converter *c, const char *name, dsv2_type type, size_t n_d
         p->dims[i] = dims[i];
         rows *= i + 1 < n_dims ? dims[i] : 1;
     }
-    p->n_bytes = rows * dsv2_type_row_bytes(type, dims[n_dims - 1]);
+    p->n_bytes = rows * ds_type_row_bytes(type, dims[n_dims - 1]);
     ck_assert_uint_gt(p->n_bytes, 0);
     p->data = allocate(p->n_bytes);
     return p;
@@ -230,22 +230,22 @@ static part *add_part(converter *c, const char *name, dsv2_type type, size_t n_d
 
 /* Where the halves of a block are, and what brings random bytes for the rest to weights of standard deviation 1. */
 static const struct {
-    dsv2_type type;
+    ds_type type;
     size_t bytes, scale_at, minimum_at;
     double scale, minimum; /* minimum 0: the type has none */
 } recipes[] = {
-    {DSV2_TYPE_Q8_0, 34, 0, 0, 1 / 74.0, 0},
-    {DSV2_TYPE_Q4_0, 18, 0, 0, 1 / 4.6, 0},
-    {DSV2_TYPE_Q4_1, 20, 0, 2, 1 / 4.6, -7.5 / 4.6},
-    {DSV2_TYPE_Q5_0, 22, 0, 0, 1 / 9.2, 0},
-    {DSV2_TYPE_Q5_1, 24, 0, 2, 1 / 9.2, -15.5 / 9.2},
-    {DSV2_TYPE_Q2_K, 84, 80, 82, 1 / 14.0, 1.5 / 14},
-    {DSV2_TYPE_Q3_K, 110, 108, 0, 1 / 42.0, 0},
-    {DSV2_TYPE_Q4_K, 144, 0, 2, 1 / 250.0, 7.5 / 250},
-    {DSV2_TYPE_Q5_K, 176, 0, 2, 1 / 500.0, 15.5 / 500},
-    {DSV2_TYPE_Q6_K, 210, 208, 0, 1 / 1370.0, 0},
-    {DSV2_TYPE_IQ4_NL, 18, 0, 0, 1 / 68.0, 0},
-    {DSV2_TYPE_IQ4_XS, 136, 0, 0, 1 / 1260.0, 0},
+    {DS_TYPE_Q8_0, 34, 0, 0, 1 / 74.0, 0},
+    {DS_TYPE_Q4_0, 18, 0, 0, 1 / 4.6, 0},
+    {DS_TYPE_Q4_1, 20, 0, 2, 1 / 4.6, -7.5 / 4.6},
+    {DS_TYPE_Q5_0, 22, 0, 0, 1 / 9.2, 0},
+    {DS_TYPE_Q5_1, 24, 0, 2, 1 / 9.2, -15.5 / 9.2},
+    {DS_TYPE_Q2_K, 84, 80, 82, 1 / 14.0, 1.5 / 14},
+    {DS_TYPE_Q3_K, 110, 108, 0, 1 / 42.0, 0},
+    {DS_TYPE_Q4_K, 144, 0, 2, 1 / 250.0, 7.5 / 250},
+    {DS_TYPE_Q5_K, 176, 0, 2, 1 / 500.0, 15.5 / 500},
+    {DS_TYPE_Q6_K, 210, 208, 0, 1 / 1370.0, 0},
+    {DS_TYPE_IQ4_NL, 18, 0, 0, 1 / 68.0, 0},
+    {DS_TYPE_IQ4_XS, 136, 0, 0, 1 / 1260.0, 0},
 };
 
 static void fill_blocks(converter *c, part *p)
@@ -258,8 +258,8 @@ static void fill_blocks(converter *c, part *p)
         p->data[b] = (uint8_t)(test_random(&c->seed) * 256);
     for (size_t b = 0; b < p->n_bytes; b += recipes[i].bytes) {
         double size = spread * (0.5 + test_random(&c->seed));
-        uint16_t scale = dsv2_f32_to_f16((float)(size * recipes[i].scale)),
-                 minimum = dsv2_f32_to_f16((float)(size * recipes[i].minimum));
+        uint16_t scale = ds_f32_to_f16((float)(size * recipes[i].scale)),
+                 minimum = ds_f32_to_f16((float)(size * recipes[i].minimum));
         memcpy(p->data + b + recipes[i].scale_at, &scale, 2);
         if (recipes[i].minimum != 0)
             memcpy(p->data + b + recipes[i].minimum_at, &minimum, 2);
@@ -267,37 +267,37 @@ static void fill_blocks(converter *c, part *p)
 }
 
 /* What a matrix of the checkpoint with rows of so many columns becomes. */
-static dsv2_type type_for(const converter *c, size_t cols)
+static ds_type type_for(const converter *c, size_t cols)
 {
-    if (dsv2_type_row_bytes(c->options->type, cols) > 0)
+    if (ds_type_row_bytes(c->options->type, cols) > 0)
         return c->options->type;
-    return cols % 32 == 0 ? DSV2_TYPE_Q8_0 : DSV2_TYPE_F32;
+    return cols % 32 == 0 ? DS_TYPE_Q8_0 : DS_TYPE_F32;
 }
 
-static dsv2_type stored_type(const test_tensor *t)
+static ds_type stored_type(const test_tensor *t)
 {
-    return strcmp(t->dtype, "F32") == 0 ? DSV2_TYPE_F32 : strcmp(t->dtype, "F16") == 0 ? DSV2_TYPE_F16 : DSV2_TYPE_BF16;
+    return strcmp(t->dtype, "F32") == 0 ? DS_TYPE_F32 : strcmp(t->dtype, "F16") == 0 ? DS_TYPE_F16 : DS_TYPE_BF16;
 }
 
 /* Element i of a checkpoint's tensor, as a float or as the file has it. */
 static float value_at(const converter *c, const test_tensor *t, size_t i)
 {
-    dsv2_type type = stored_type(t);
+    ds_type type = stored_type(t);
     float value;
-    c->kernels->to_f32[type](&value, t->data + i * dsv2_type_row_bytes(type, 1), 1);
+    c->kernels->to_f32[type](&value, t->data + i * ds_type_row_bytes(type, 1), 1);
     return value;
 }
 
 /* Fills slice `slice` of a part (of the outermost dimension, if it has one more than the tensor) from a matrix or vector. */
 static void fill(converter *c, part *p, size_t slice, const test_tensor *t)
 {
-    size_t n = t->dims[0] * (t->n_dims > 1 ? t->dims[1] : 1), size = n * dsv2_type_row_bytes(p->type, 1);
+    size_t n = t->dims[0] * (t->n_dims > 1 ? t->dims[1] : 1), size = n * ds_type_row_bytes(p->type, 1);
     uint8_t *to = p->data + slice * size;
     if (p->type == stored_type(t)) {
         memcpy(to, t->data, size);
         return;
     }
-    ck_assert_int_eq(p->type, DSV2_TYPE_F32);
+    ck_assert_int_eq(p->type, DS_TYPE_F32);
     for (size_t i = 0; i < n; i++) {
         float value = value_at(c, t, i);
         memcpy(to + 4 * i, &value, 4);
@@ -307,7 +307,7 @@ static void fill(converter *c, part *p, size_t slice, const test_tensor *t)
 /* Adds `name` to the float checkpoint: slice `slice` of a part. */
 static void add_floats(converter *c, const part *p, size_t slice, const char *name, size_t n_dims, const size_t *dims)
 {
-    size_t rows = n_dims > 1 ? dims[0] : 1, cols = dims[n_dims - 1], row_bytes = dsv2_type_row_bytes(p->type, cols);
+    size_t rows = n_dims > 1 ? dims[0] : 1, cols = dims[n_dims - 1], row_bytes = ds_type_row_bytes(p->type, cols);
     float *values = allocate(rows * cols * sizeof *values);
     for (size_t r = 0; r < rows; r++)
         c->kernels->to_f32[p->type](values + r * cols, p->data + (slice * rows + r) * row_bytes, cols);
@@ -321,11 +321,11 @@ static void convert_one(converter *c, const char *published, const char *name, b
     if (t == NULL)
         return;
     bool blocks = matrix && c->options->quantised;
-    dsv2_type type = blocks                                        ? type_for(c, t->dims[1])
-                     : matrix && c->options->type != DSV2_TYPE_F32 ? stored_type(t)
-                                                                   : DSV2_TYPE_F32;
+    ds_type type = blocks                                        ? type_for(c, t->dims[1])
+                     : matrix && c->options->type != DS_TYPE_F32 ? stored_type(t)
+                                                                   : DS_TYPE_F32;
     part *p = add_part(c, name, type, t->n_dims, t->dims);
-    if (blocks && type != DSV2_TYPE_F32)
+    if (blocks && type != DS_TYPE_F32)
         fill_blocks(c, p);
     else
         fill(c, p, 0, t);
@@ -340,11 +340,11 @@ static void convert_experts(converter *c, size_t layer, size_t n_experts, size_t
     if (first == NULL)
         return;
     const size_t dims[] = {n_experts, n_parts * first->dims[0], first->dims[1]};
-    dsv2_type type = c->options->quantised               ? type_for(c, dims[2])
-                     : c->options->type != DSV2_TYPE_F32 ? stored_type(first)
-                                                         : DSV2_TYPE_F32;
+    ds_type type = c->options->quantised               ? type_for(c, dims[2])
+                     : c->options->type != DS_TYPE_F32 ? stored_type(first)
+                                                         : DS_TYPE_F32;
     part *p = add_part(c, test_format("blk.%zu.%s", layer, name), type, 3, dims);
-    bool blocks = c->options->quantised && type != DSV2_TYPE_F32;
+    bool blocks = c->options->quantised && type != DS_TYPE_F32;
     if (blocks)
         fill_blocks(c, p);
     for (size_t i = 0; i < n_experts * n_parts; i++) {
@@ -362,8 +362,8 @@ static void convert_split_kv_b(converter *c, const json_t *config, size_t layer)
     size_t nope = integer(config, "qk_nope_head_dim"), v_dim = integer(config, "v_head_dim"), n_rows = nope + v_dim;
     const char *published = test_format("model.layers.%zu.self_attn.kv_b_proj.weight", layer);
     const test_tensor *t = test_tensors_find(&c->source, published);
-    dsv2_type stored = c->options->type != DSV2_TYPE_F32 ? stored_type(t) : DSV2_TYPE_F32;
-    dsv2_type k_type = c->options->quantised ? type_for(c, nope) : stored,
+    ds_type stored = c->options->type != DS_TYPE_F32 ? stored_type(t) : DS_TYPE_F32;
+    ds_type k_type = c->options->quantised ? type_for(c, nope) : stored,
               v_type = c->options->quantised ? type_for(c, lora) : stored;
     part *k = add_part(c, test_format("blk.%zu.attn_k_b.weight", layer), k_type, 3, (size_t[]){n_heads, lora, nope});
     part *v = add_part(c, test_format("blk.%zu.attn_v_b.weight", layer), v_type, 3, (size_t[]){n_heads, v_dim, lora});
@@ -373,19 +373,19 @@ static void convert_split_kv_b(converter *c, const json_t *config, size_t layer)
         float *values = allocate(n_heads * n_rows * lora * sizeof *values), *row = allocate((nope + lora) * sizeof *row);
         for (size_t h = 0; h < n_heads; h++) {
             for (size_t col = 0; col < lora; col++) {
-                c->kernels->to_f32[k_type](row, k->data + (h * lora + col) * dsv2_type_row_bytes(k_type, nope), nope);
+                c->kernels->to_f32[k_type](row, k->data + (h * lora + col) * ds_type_row_bytes(k_type, nope), nope);
                 for (size_t i = 0; i < nope; i++)
                     values[(h * n_rows + i) * lora + col] = row[i];
             }
             for (size_t i = 0; i < v_dim; i++)
                 c->kernels->to_f32[v_type](values + (h * n_rows + nope + i) * lora,
-                                           v->data + (h * v_dim + i) * dsv2_type_row_bytes(v_type, lora), lora);
+                                           v->data + (h * v_dim + i) * ds_type_row_bytes(v_type, lora), lora);
         }
         free(row);
         test_tensors_add(&c->floats, published, "F32", 2, t->dims, values, n_heads * n_rows * lora * sizeof *values);
         return;
     }
-    size_t element = dsv2_type_row_bytes(stored, 1);
+    size_t element = ds_type_row_bytes(stored, 1);
     for (size_t h = 0; h < n_heads; h++) {
         for (size_t i = 0; i < n_rows; i++) {
             for (size_t col = 0; col < lora; col++) {
@@ -393,7 +393,7 @@ static void convert_split_kv_b(converter *c, const json_t *config, size_t layer)
                 uint8_t *to = i < nope ? k->data + ((h * lora + col) * nope + i) * element
                                        : v->data + ((h * v_dim + i - nope) * lora + col) * element;
                 float value = value_at(c, t, from);
-                if (stored == DSV2_TYPE_F32)
+                if (stored == DS_TYPE_F32)
                     memcpy(to, &value, 4);
                 else
                     memcpy(to, t->data + 2 * from, 2);
@@ -522,7 +522,7 @@ void test_gguf_write(const test_gguf *options, const char *folder, const char *p
     converter *c = allocate(sizeof *c);
     c->options = options;
     c->seed = options->seed;
-    ck_assert_int_eq(dsv2_kernels_select("c", &c->kernels), DSV2_OK);
+    ck_assert_int_eq(ds_kernels_select("c", &c->kernels), DSV2_OK);
     read_checkpoint(&c->source, folder);
     json_t *config = json_load_file(test_format("%s/config.json", folder), 0, NULL);
     ck_assert(config != NULL);

@@ -1,7 +1,7 @@
 /* Checkpoints as GGUF files, the way llama.cpp's converter lays them out: names, keys, experts in one tensor, kv_b_proj in one or
  * in two. Any failure ends the test. */
-#ifndef DSV2_TESTS_GGUF_H
-#define DSV2_TESTS_GGUF_H
+#ifndef DS_TESTS_GGUF_H
+#define DS_TESTS_GGUF_H
 
 #include "kernels/kernels.h"
 
@@ -9,7 +9,7 @@
 
 typedef struct test_gguf {
     bool quantised; /* matrices become random blocks of `type`, or of Q8_0 where their rows are no whole blocks of it */
-    dsv2_type type; /* not quantised: F32, or what else the checkpoint has */
+    ds_type type; /* not quantised: F32, or what else the checkpoint has */
     bool old;       /* keys as of 2024: no groups, no gating function, heads as in the expanded form, one attn_kv_b */
     bool joined;    /* gate and up of the experts in one tensor, as of 2026 if one asks for it */
     bool split;     /* in two files: path is then the first's, ending in -00001-of-00002.gguf */

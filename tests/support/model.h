@@ -1,6 +1,6 @@
 /* What tests do with models over and over, by the public API. Any failure ends the test. */
-#ifndef DSV2_TESTS_MODEL_H
-#define DSV2_TESTS_MODEL_H
+#ifndef DS_TESTS_MODEL_H
+#define DS_TESTS_MODEL_H
 
 #include <dsv2/dsv2.h>
 

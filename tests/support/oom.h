@@ -1,7 +1,7 @@
 /* Makes chosen allocations fail. Link oom.c into a test program: its malloc, calloc, realloc and their kin, mmap and pthread_create
  * then serve the whole process, the libraries it uses included. */
-#ifndef DSV2_TESTS_OOM_H
-#define DSV2_TESTS_OOM_H
+#ifndef DS_TESTS_OOM_H
+#define DS_TESTS_OOM_H
 
 #include <stdbool.h>
 #include <stddef.h>

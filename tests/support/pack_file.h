@@ -1,6 +1,6 @@
 /* A .dsv2 pack around any index and texts, with right checksums: what they keep out otherwise comes to the reader. */
-#ifndef DSV2_TESTS_PACK_FILE_H
-#define DSV2_TESTS_PACK_FILE_H
+#ifndef DS_TESTS_PACK_FILE_H
+#define DS_TESTS_PACK_FILE_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,8 +1,8 @@
 /* The forward pass once more, written from the report (arXiv 2405.04434, section 2 and appendix C; DeepSeek-V3's router from arXiv
  * 2412.19437, section 2.1.2) and from the published configuration's meaning, not from the library: double precision, one token
  * after another, every key and value expanded and kept, nothing shared with lib/. Slow and plain. */
-#ifndef DSV2_TESTS_REFERENCE_H
-#define DSV2_TESTS_REFERENCE_H
+#ifndef DS_TESTS_REFERENCE_H
+#define DS_TESTS_REFERENCE_H
 
 #include <stdbool.h>
 #include <stddef.h>

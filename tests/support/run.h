@@ -1,6 +1,6 @@
 /* Running a suite of Check's tests. */
-#ifndef DSV2_TESTS_RUN_H
-#define DSV2_TESTS_RUN_H
+#ifndef DS_TESTS_RUN_H
+#define DS_TESTS_RUN_H
 
 #include <check.h>
 

@@ -1,6 +1,6 @@
 /* Snapshots that were changed, with checksums that fit again: what they keep out otherwise comes to the reader. */
-#ifndef DSV2_TESTS_SNAPSHOT_FILE_H
-#define DSV2_TESTS_SNAPSHOT_FILE_H
+#ifndef DS_TESTS_SNAPSHOT_FILE_H
+#define DS_TESTS_SNAPSHOT_FILE_H
 
 #include <stddef.h>
 #include <stdint.h>

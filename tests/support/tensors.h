@@ -1,7 +1,7 @@
 /* Safetensors for tests: a reader that takes every element type, apart from the library's own, and a writer. Any failure ends the
  * test. */
-#ifndef DSV2_TESTS_TENSORS_H
-#define DSV2_TESTS_TENSORS_H
+#ifndef DS_TESTS_TENSORS_H
+#define DS_TESTS_TENSORS_H
 
 #include <stddef.h>
 #include <stdint.h>

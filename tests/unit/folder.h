@@ -1,6 +1,6 @@
 /* A temporary folder with generated files, for tests of readers. */
-#ifndef DSV2_TESTS_FOLDER_H
-#define DSV2_TESTS_FOLDER_H
+#ifndef DS_TESTS_FOLDER_H
+#define DS_TESTS_FOLDER_H
 
 #include <stddef.h>
 

@@ -10,9 +10,9 @@ void expect_message(const char *part)
     ck_assert_msg(strstr(dsv2_last_error(), part) != NULL, "\"%s\" is not in the message: %s", part, dsv2_last_error());
 }
 
-dsv2_container *expect_opened(test_opener opener, const char *name)
+ds_container *expect_opened(test_opener opener, const char *name)
 {
-    dsv2_container *container = NULL;
+    ds_container *container = NULL;
     dsv2_status status = opener(folder_file(name), NULL, &container);
     ck_assert_msg(status == DSV2_OK, "status %d: %s", (int)status, dsv2_last_error());
     return container;
@@ -20,7 +20,7 @@ dsv2_container *expect_opened(test_opener opener, const char *name)
 
 void expect_refusal(test_opener opener, const char *name, dsv2_status expected, const char *part)
 {
-    dsv2_container *container = NULL;
+    ds_container *container = NULL;
     dsv2_status status = opener(folder_file(name), NULL, &container);
     ck_assert_msg(status == expected, "status %d, expected %d: %s", (int)status, (int)expected,
                   status == DSV2_OK ? "it was accepted" : dsv2_last_error());

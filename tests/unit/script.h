@@ -1,6 +1,6 @@
 /* Binary files out of a line of text, for tests of readers that need many bad ones. */
-#ifndef DSV2_TESTS_SCRIPT_H
-#define DSV2_TESTS_SCRIPT_H
+#ifndef DS_TESTS_SCRIPT_H
+#define DS_TESTS_SCRIPT_H
 
 /* A script is words of a kind and a value:
  *   b:TEXT  bytes      s:TEXT  a string with its length      1:N 2:N 4:N 8:N  an integer of so many bytes

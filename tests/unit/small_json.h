@@ -1,6 +1,6 @@
 /* A small tokenizer.json: the 256 letters of the byte alphabet, id = byte, and what a test puts in. */
-#ifndef DSV2_TESTS_SMALL_JSON_H
-#define DSV2_TESTS_SMALL_JSON_H
+#ifndef DS_TESTS_SMALL_JSON_H
+#define DS_TESTS_SMALL_JSON_H
 
 /* Each is the text of a member; NULL: as a plain tokenizer has it. */
 typedef struct small_parts {

@@ -21,16 +21,16 @@ enum { N_TYPES = sizeof types / sizeof *types };
 static const char *const sets[] = {"c", "avx2", "avx512"};
 enum { N_SETS = sizeof sets / sizeof *sets };
 
-static const dsv2_kernels *kernels_of(int set)
+static const ds_kernels *kernels_of(int set)
 {
-    const dsv2_kernels *kernels;
-    return dsv2_kernels_select(sets[set], &kernels) == DSV2_OK ? kernels : NULL;
+    const ds_kernels *kernels;
+    return ds_kernels_select(sets[set], &kernels) == DSV2_OK ? kernels : NULL;
 }
 
-static dsv2_cache_shape shape_of(dsv2_cache_type type, row_shape row)
+static ds_cache_shape shape_of(dsv2_cache_type type, row_shape row)
 {
-    dsv2_cache_shape shape;
-    ck_assert(dsv2_cache_shape_init(&shape, type, 3, row.kv_lora_rank, row.qk_rope_head_dim) == DSV2_OK);
+    ds_cache_shape shape;
+    ck_assert(ds_cache_shape_init(&shape, type, 3, row.kv_lora_rank, row.qk_rope_head_dim) == DSV2_OK);
     return shape;
 }
 
@@ -77,14 +77,14 @@ static double norm(const float *x, size_t n)
     return sqrt(sum);
 }
 
-static void round_trip(const dsv2_cache_shape *shape, const dsv2_kernels *kernels, const float *row, uint8_t *stored, float *out)
+static void round_trip(const ds_cache_shape *shape, const ds_kernels *kernels, const float *row, uint8_t *stored, float *out)
 {
     size_t width = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
     float copy[MAX_WIDTH];
     memcpy(copy, row, width * sizeof *row);
-    dsv2_cache_encode_row(shape, kernels, copy, stored);
-    dsv2_cache_decode_rows(shape, kernels, stored, 1, out);
-    dsv2_cache_rotate(shape, kernels, out);
+    ds_cache_encode_row(shape, kernels, copy, stored);
+    ds_cache_decode_rows(shape, kernels, stored, 1, out);
+    ds_cache_rotate(shape, kernels, out);
 }
 
 START_TEST(rows_of_published_shapes_have_their_published_size)
@@ -99,15 +99,15 @@ START_TEST(rows_of_published_shapes_have_their_published_size)
         {DSV2_CACHE_Q6, 432, 11664, 25920},
     };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        dsv2_cache_shape lite, large;
-        ck_assert(dsv2_cache_shape_init(&lite, sizes[i].type, 27, 512, 64) == DSV2_OK);
-        ck_assert(dsv2_cache_shape_init(&large, sizes[i].type, 60, 512, 64) == DSV2_OK);
+        ds_cache_shape lite, large;
+        ck_assert(ds_cache_shape_init(&lite, sizes[i].type, 27, 512, 64) == DSV2_OK);
+        ck_assert(ds_cache_shape_init(&large, sizes[i].type, 60, 512, 64) == DSV2_OK);
         ck_assert_uint_eq(lite.row_bytes, sizes[i].row);
-        ck_assert_uint_eq(lite.page_bytes, sizes[i].v2_lite * DSV2_PAGE_TOKENS);
-        ck_assert_uint_eq(large.page_bytes, sizes[i].v2 * DSV2_PAGE_TOKENS);
+        ck_assert_uint_eq(lite.page_bytes, sizes[i].v2_lite * DS_PAGE_TOKENS);
+        ck_assert_uint_eq(large.page_bytes, sizes[i].v2 * DS_PAGE_TOKENS);
     }
-    dsv2_cache_shape shape;
-    ck_assert(dsv2_cache_shape_init(&shape, (dsv2_cache_type)5, 1, 512, 64) == DSV2_ERROR_ARGUMENT);
+    ds_cache_shape shape;
+    ck_assert(ds_cache_shape_init(&shape, (dsv2_cache_type)5, 1, 512, 64) == DSV2_ERROR_ARGUMENT);
 }
 END_TEST
 
@@ -118,11 +118,11 @@ START_TEST(rows_come_back_within_their_type_s_precision)
         double latent, rope;
     } bounds[] = {
         [DSV2_CACHE_F32] = {0, 0}, [DSV2_CACHE_F16] = {0.0005, 0.0005}, [DSV2_CACHE_Q8] = {0.02, 0.0005}, [DSV2_CACHE_Q6] = {0.055, 0.0045}};
-    const dsv2_kernels *kernels = kernels_of(0);
+    const ds_kernels *kernels = kernels_of(0);
     for (int t = 0; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++)
             for (int round = 0; round < 20; round++) {
-                dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+                ds_cache_shape shape = shape_of(types[t], shapes[s]);
                 /* In q6 the last element of an odd latent goes with the RoPE part. */
                 uint32_t odd = types[t] == DSV2_CACHE_Q6 ? shapes[s].kv_lora_rank % 2 : 0;
                 uint32_t lora = shape.kv_lora_rank - odd, rope = shape.qk_rope_head_dim + odd;
@@ -146,25 +146,25 @@ START_TEST(all_kernels_give_the_same_bits)
     enum { ROWS = 5 };
     for (int t = 0; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++) {
-            dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+            ds_cache_shape shape = shape_of(types[t], shapes[s]);
             size_t width = (size_t)shape.kv_lora_rank + shape.qk_rope_head_dim;
             float rows[ROWS][MAX_WIDTH], expected[ROWS * MAX_WIDTH], out[ROWS * MAX_WIDTH];
             uint8_t stored[ROWS * MAX_WIDTH * 4], again[ROWS * MAX_WIDTH * 4];
             for (int i = 0; i < ROWS; i++)
                 random_row(rows[i], shapes[s]);
             for (int set = 0; set < N_SETS; set++) {
-                const dsv2_kernels *kernels = kernels_of(set);
+                const ds_kernels *kernels = kernels_of(set);
                 if (kernels == NULL)
                     continue;
                 uint8_t *at = set == 0 ? stored : again;
                 for (int i = 0; i < ROWS; i++) {
                     float copy[MAX_WIDTH];
                     memcpy(copy, rows[i], sizeof copy);
-                    dsv2_cache_encode_row(&shape, kernels, copy, at + (size_t)i * shape.row_bytes);
+                    ds_cache_encode_row(&shape, kernels, copy, at + (size_t)i * shape.row_bytes);
                 }
-                dsv2_cache_decode_rows(&shape, kernels, at, ROWS, out);
+                ds_cache_decode_rows(&shape, kernels, at, ROWS, out);
                 for (size_t i = 0; i < ROWS; i++)
-                    dsv2_cache_rotate(&shape, kernels, out + i * width);
+                    ds_cache_rotate(&shape, kernels, out + i * width);
                 if (set == 0)
                     memcpy(expected, out, sizeof out);
                 ck_assert_mem_eq(at, stored, ROWS * shape.row_bytes);
@@ -178,17 +178,17 @@ START_TEST(rotation_keeps_lengths_and_undoes_itself)
 {
     for (int set = 0; set < N_SETS; set++)
         for (int s = 0; s < N_SHAPES; s++) {
-            const dsv2_kernels *kernels = kernels_of(set);
+            const ds_kernels *kernels = kernels_of(set);
             if (kernels == NULL)
                 continue;
-            dsv2_cache_shape shape = shape_of(DSV2_CACHE_Q6, shapes[s]);
+            ds_cache_shape shape = shape_of(DSV2_CACHE_Q6, shapes[s]);
             uint32_t lora = shape.kv_lora_rank;
             float row[MAX_WIDTH], rotated[MAX_WIDTH];
             random_row(row, shapes[s]);
             memcpy(rotated, row, sizeof row);
-            dsv2_cache_rotate(&shape, kernels, rotated);
+            ds_cache_rotate(&shape, kernels, rotated);
             ck_assert_double_eq_tol(norm(rotated, lora), norm(row, lora), 1e-5 * norm(row, lora));
-            dsv2_cache_rotate(&shape, kernels, rotated);
+            ds_cache_rotate(&shape, kernels, rotated);
             for (uint32_t i = 0; i < lora; i++)
                 ck_assert_float_eq_tol(rotated[i], row[i], 1e-5f * largest(row, lora));
         }
@@ -221,7 +221,7 @@ START_TEST(zeros_and_the_smallest_and_largest_numbers_are_kept)
     for (int t = 0; t < N_TYPES; t++)
         for (size_t k = 0; k < sizeof scales / sizeof *scales; k++)
             for (int s = 0; s < N_SHAPES; s++) {
-                dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+                ds_cache_shape shape = shape_of(types[t], shapes[s]);
                 uint32_t lora = shape.kv_lora_rank, rope = types[t] == DSV2_CACHE_F32 || types[t] == DSV2_CACHE_Q6 ? shape.qk_rope_head_dim : 0;
                 float row[MAX_WIDTH], out[MAX_WIDTH];
                 uint8_t stored[MAX_WIDTH * 4];
@@ -244,7 +244,7 @@ START_TEST(what_is_no_number_stays_visible)
     for (int t = 0; t < N_TYPES; t++)
         for (int w = 0; w < 3; w++)
             for (uint32_t at = 0; at < 576; at += 575) { /* in the latent; in the RoPE part */
-                dsv2_cache_shape shape = shape_of(types[t], shapes[0]);
+                ds_cache_shape shape = shape_of(types[t], shapes[0]);
                 float row[MAX_WIDTH], out[MAX_WIDTH];
                 uint8_t stored[MAX_WIDTH * 4];
                 random_row(row, shapes[0]);
@@ -259,19 +259,19 @@ START_TEST(any_bytes_decode_to_the_same_bits)
 {
     for (int t = 0; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++) {
-            dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+            ds_cache_shape shape = shape_of(types[t], shapes[s]);
             size_t width = (size_t)shape.kv_lora_rank + shape.qk_rope_head_dim;
             uint8_t *stored = malloc(3 * shape.row_bytes); /* exactly: a sanitizer sees what is read or written beyond */
             float *out = malloc(3 * width * sizeof *out), *expected = malloc(3 * width * sizeof *out);
             for (int round = 0; round < 10; round++) {
                 for (size_t i = 0; i < 3 * shape.row_bytes; i++)
                     stored[i] = round == 0 ? 0xff : (uint8_t)(int)(random_float() * 256);
-                dsv2_cache_decode_rows(&shape, kernels_of(0), stored, 3, expected);
+                ds_cache_decode_rows(&shape, kernels_of(0), stored, 3, expected);
                 for (int set = 1; set < N_SETS; set++) {
-                    const dsv2_kernels *kernels = kernels_of(set);
+                    const ds_kernels *kernels = kernels_of(set);
                     if (kernels == NULL)
                         continue;
-                    dsv2_cache_decode_rows(&shape, kernels, stored, 3, out);
+                    ds_cache_decode_rows(&shape, kernels, stored, 3, out);
                     for (size_t i = 0; i < 3 * width; i++) /* a NaN may be quiet or not */
                         ck_assert((isnan(out[i]) && isnan(expected[i])) || memcmp(&out[i], &expected[i], sizeof *out) == 0);
                 }
@@ -287,32 +287,32 @@ END_TEST
  * allow. */
 START_TEST(rows_as_integers_are_those_as_floats)
 {
-    enum { ROWS = 3, GROUPS = MAX_WIDTH / DSV2_SCALE_COLS + 2 };
+    enum { ROWS = 3, GROUPS = MAX_WIDTH / DS_SCALE_COLS + 2 };
     for (int t = 2; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++)
             for (int set = 0; set < N_SETS; set++) {
-                const dsv2_kernels *kernels = kernels_of(set);
+                const ds_kernels *kernels = kernels_of(set);
                 if (kernels == NULL)
                     continue;
-                dsv2_cache_shape shape = shape_of(types[t], shapes[s]);
+                ds_cache_shape shape = shape_of(types[t], shapes[s]);
                 uint32_t lora = shape.kv_lora_rank, rope = shape.qk_rope_head_dim, width = lora + rope;
-                size_t latent_groups = (lora + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS;
-                size_t groups = latent_groups + (rope + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS;
+                size_t latent_groups = (lora + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
+                size_t groups = latent_groups + (rope + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
                 bool exact = types[t] == DSV2_CACHE_Q8 || lora % 2 == 0;
                 uint8_t *stored = malloc(ROWS * shape.row_bytes);
-                int16_t *rows = malloc(ROWS * groups * DSV2_SCALE_COLS * sizeof *rows);
-                float row[MAX_WIDTH], floats[ROWS * MAX_WIDTH], scratch[MAX_WIDTH], scales[GROUPS * DSV2_PAGE_TOKENS];
+                int16_t *rows = malloc(ROWS * groups * DS_SCALE_COLS * sizeof *rows);
+                float row[MAX_WIDTH], floats[ROWS * MAX_WIDTH], scratch[MAX_WIDTH], scales[GROUPS * DS_PAGE_TOKENS];
                 for (int i = 0; i < ROWS; i++) {
                     random_row(row, shapes[s]);
-                    dsv2_cache_encode_row(&shape, kernels, row, stored + (size_t)i * shape.row_bytes);
+                    ds_cache_encode_row(&shape, kernels, row, stored + (size_t)i * shape.row_bytes);
                 }
-                dsv2_cache_decode_rows(&shape, kernels, stored, ROWS, floats);
-                dsv2_cache_decode_integers(&shape, kernels, stored, ROWS, rows, scales, scratch, stored);
-                for (size_t i = 0; i < ROWS * groups * DSV2_SCALE_COLS; i++) {
-                    size_t t_row = i / (groups * DSV2_SCALE_COLS), g = i / DSV2_SCALE_COLS % groups, c = i % (groups * DSV2_SCALE_COLS);
+                ds_cache_decode_rows(&shape, kernels, stored, ROWS, floats);
+                ds_cache_decode_integers(&shape, kernels, stored, ROWS, rows, scales, scratch, stored);
+                for (size_t i = 0; i < ROWS * groups * DS_SCALE_COLS; i++) {
+                    size_t t_row = i / (groups * DS_SCALE_COLS), g = i / DS_SCALE_COLS % groups, c = i % (groups * DS_SCALE_COLS);
                     bool is_latent = g < latent_groups;
-                    size_t element = is_latent ? c : lora + c - latent_groups * DSV2_SCALE_COLS;
-                    const int8_t *codes = dsv2_cache_codes(&shape, stored);
+                    size_t element = is_latent ? c : lora + c - latent_groups * DS_SCALE_COLS;
+                    const int8_t *codes = ds_cache_codes(&shape, stored);
                     ck_assert_int_eq(codes != NULL, types[t] == DSV2_CACHE_Q8);
                     bool as_bytes = is_latent && codes != NULL;
                     if (element >= (is_latent ? lora : width)) {
@@ -320,7 +320,7 @@ START_TEST(rows_as_integers_are_those_as_floats)
                         continue;
                     }
                     float number = as_bytes ? codes[t_row * shape.row_bytes + element] : rows[i];
-                    float scale = scales[g * DSV2_PAGE_TOKENS + t_row], expected = floats[t_row * width + element];
+                    float scale = scales[g * DS_PAGE_TOKENS + t_row], expected = floats[t_row * width + element];
                     float allowed = is_latent && exact ? 0 : scale * 0.51f;
                     ck_assert_msg(fabsf(number * scale - expected) <= allowed, "type %d, shape %d, set %s, row %zu, element %zu: %g, expected %g",
                                   (int)types[t], s, sets[set], t_row, element, (double)(number * scale), (double)expected);
@@ -333,19 +333,19 @@ END_TEST
 
 /* ---- pages ---- */
 
-static void fill(dsv2_cache *cache, size_t first, size_t n, uint8_t value)
+static void fill(ds_cache *cache, size_t first, size_t n, uint8_t value)
 {
     for (size_t p = first; p < first + n; p++)
         for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++)
-            memset(dsv2_cache_rows(cache, layer, p / DSV2_PAGE_TOKENS) + p % DSV2_PAGE_TOKENS * cache->shape.row_bytes, value,
+            memset(ds_cache_rows(cache, layer, p / DS_PAGE_TOKENS) + p % DS_PAGE_TOKENS * cache->shape.row_bytes, value,
                    cache->shape.row_bytes);
 }
 
-static void assert_filled(const dsv2_cache *cache, size_t first, size_t n, uint8_t value)
+static void assert_filled(const ds_cache *cache, size_t first, size_t n, uint8_t value)
 {
     for (size_t p = first; p < first + n; p++)
         for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++) {
-            const uint8_t *row = dsv2_cache_rows(cache, layer, p / DSV2_PAGE_TOKENS) + p % DSV2_PAGE_TOKENS * cache->shape.row_bytes;
+            const uint8_t *row = ds_cache_rows(cache, layer, p / DS_PAGE_TOKENS) + p % DS_PAGE_TOKENS * cache->shape.row_bytes;
             for (size_t i = 0; i < cache->shape.row_bytes; i++)
                 ck_assert_uint_eq(row[i], value);
         }
@@ -355,51 +355,51 @@ START_TEST(forks_share_pages_until_one_writes)
 {
     for (int t = 0; t < N_TYPES; t++)
         for (size_t n = 63; n <= 129; n += n == 65 ? 62 : 1) {
-            dsv2_page_pool pool;
-            dsv2_cache_shape shape = shape_of(types[t], shapes[1]);
-            dsv2_cache a, b;
-            dsv2_page_pool_init(&pool, 0);
-            dsv2_cache_init(&a, &pool, &shape);
-            dsv2_cache_init(&b, &pool, &shape);
-            ck_assert(dsv2_cache_reserve(&a, 0, n) == DSV2_OK);
+            ds_page_pool pool;
+            ds_cache_shape shape = shape_of(types[t], shapes[1]);
+            ds_cache a, b;
+            ds_page_pool_init(&pool, 0);
+            ds_cache_init(&a, &pool, &shape);
+            ds_cache_init(&b, &pool, &shape);
+            ck_assert(ds_cache_reserve(&a, 0, n) == DSV2_OK);
             fill(&a, 0, n, 1);
-            ck_assert(dsv2_cache_share(&a, n, &b) == DSV2_OK);
-            size_t n_pages = (n + DSV2_PAGE_TOKENS - 1) / DSV2_PAGE_TOKENS;
+            ck_assert(ds_cache_share(&a, n, &b) == DSV2_OK);
+            size_t n_pages = (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS;
             ck_assert_uint_eq(pool.pages_in_use, n_pages);
-            ck_assert(dsv2_cache_reserve(&b, n, 1) == DSV2_OK);
+            ck_assert(ds_cache_reserve(&b, n, 1) == DSV2_OK);
             fill(&b, n, 1, 2);
             ck_assert_uint_eq(pool.pages_in_use, n_pages + 1); /* the last page copied, or a new one */
-            ck_assert(dsv2_cache_reserve(&a, n, 1) == DSV2_OK);
+            ck_assert(ds_cache_reserve(&a, n, 1) == DSV2_OK);
             fill(&a, n, 1, 3);
-            ck_assert_uint_eq(pool.pages_in_use, n % DSV2_PAGE_TOKENS == 0 ? n_pages + 2 : n_pages + 1);
+            ck_assert_uint_eq(pool.pages_in_use, n % DS_PAGE_TOKENS == 0 ? n_pages + 2 : n_pages + 1);
             assert_filled(&a, 0, n, 1);
             assert_filled(&b, 0, n, 1);
             assert_filled(&a, n, 1, 3);
             assert_filled(&b, n, 1, 2);
-            dsv2_cache_destroy(&a);
+            ds_cache_destroy(&a);
             assert_filled(&b, 0, n, 1);
-            dsv2_cache_destroy(&b);
+            ds_cache_destroy(&b);
             ck_assert(pool.pages_in_use == 0 && pool.bytes_in_use == 0);
-            dsv2_page_pool_destroy(&pool);
+            ds_page_pool_destroy(&pool);
         }
 }
 END_TEST
 
 START_TEST(the_limit_refuses_a_page_and_keeps_what_is_there)
 {
-    dsv2_page_pool pool;
-    dsv2_cache_shape shape = shape_of(DSV2_CACHE_Q6, shapes[0]);
-    dsv2_cache cache;
-    dsv2_page_pool_init(&pool, 2 * shape.page_bytes + 1);
-    dsv2_cache_init(&cache, &pool, &shape);
-    ck_assert(dsv2_cache_reserve(&cache, 0, 100) == DSV2_OK);
+    ds_page_pool pool;
+    ds_cache_shape shape = shape_of(DSV2_CACHE_Q6, shapes[0]);
+    ds_cache cache;
+    ds_page_pool_init(&pool, 2 * shape.page_bytes + 1);
+    ds_cache_init(&cache, &pool, &shape);
+    ck_assert(ds_cache_reserve(&cache, 0, 100) == DSV2_OK);
     fill(&cache, 0, 100, 7);
-    ck_assert(dsv2_cache_reserve(&cache, 100, 200) == DSV2_ERROR_MEMORY);
+    ck_assert(ds_cache_reserve(&cache, 100, 200) == DSV2_ERROR_MEMORY);
     ck_assert_uint_eq(pool.pages_in_use, 2);
     assert_filled(&cache, 0, 100, 7);
-    ck_assert(dsv2_cache_reserve(&cache, 100, 28) == DSV2_OK);
-    dsv2_cache_destroy(&cache);
-    dsv2_page_pool_destroy(&pool);
+    ck_assert(ds_cache_reserve(&cache, 100, 28) == DSV2_OK);
+    ds_cache_destroy(&cache);
+    ds_page_pool_destroy(&pool);
 }
 END_TEST
 
@@ -408,22 +408,22 @@ START_TEST(pages_of_all_sizes_are_used_again_and_given_back)
 {
     enum { CACHES = 5, STEPS = 150, MOST_PAGES = 12 };
     static const uint32_t layers[CACHES] = {27, 27, 27, 3, 60};
-    dsv2_page_pool pool;
-    dsv2_page_pool_init(&pool, 0);
-    dsv2_cache caches[CACHES];
+    ds_page_pool pool;
+    ds_page_pool_init(&pool, 0);
+    ds_cache caches[CACHES];
     for (int c = 0; c < CACHES; c++) {
-        dsv2_cache_shape shape;
-        ck_assert(dsv2_cache_shape_init(&shape, c == 2 ? DSV2_CACHE_Q6 : DSV2_CACHE_Q8, layers[c], 512, 64) == DSV2_OK);
-        dsv2_cache_init(&caches[c], &pool, &shape);
+        ds_cache_shape shape;
+        ck_assert(ds_cache_shape_init(&shape, c == 2 ? DSV2_CACHE_Q6 : DSV2_CACHE_Q8, layers[c], 512, 64) == DSV2_OK);
+        ds_cache_init(&caches[c], &pool, &shape);
     }
     for (int step = 0; step < STEPS; step++) {
         size_t c = random_bits() % CACHES, n = random_bits() % (MOST_PAGES + 1), before = caches[c].n_pages;
         if (n < before)
-            dsv2_cache_truncate(&caches[c], n * DSV2_PAGE_TOKENS);
+            ds_cache_truncate(&caches[c], n * DS_PAGE_TOKENS);
         else
-            ck_assert(dsv2_cache_reserve(&caches[c], before * DSV2_PAGE_TOKENS, (n - before) * DSV2_PAGE_TOKENS) == DSV2_OK);
+            ck_assert(ds_cache_reserve(&caches[c], before * DS_PAGE_TOKENS, (n - before) * DS_PAGE_TOKENS) == DSV2_OK);
         for (size_t page = before; page < n; page++) { /* a mark at each end says whose it is, and where */
-            uint8_t *rows = dsv2_cache_rows(&caches[c], 0, page);
+            uint8_t *rows = ds_cache_rows(&caches[c], 0, page);
             rows[0] = rows[caches[c].shape.page_bytes - 1] = (uint8_t)(c * (MOST_PAGES + 1) + page);
         }
         uint64_t pages = 0, bytes = 0;
@@ -431,7 +431,7 @@ START_TEST(pages_of_all_sizes_are_used_again_and_given_back)
             pages += caches[other].n_pages;
             bytes += caches[other].n_pages * caches[other].shape.page_bytes;
             for (size_t page = 0; page < caches[other].n_pages; page++) {
-                const uint8_t *rows = dsv2_cache_rows(&caches[other], 0, page);
+                const uint8_t *rows = ds_cache_rows(&caches[other], 0, page);
                 ck_assert_uint_eq(rows[0], other * (MOST_PAGES + 1) + page);
                 ck_assert_uint_eq(rows[caches[other].shape.page_bytes - 1], other * (MOST_PAGES + 1) + page);
                 ck_assert_uint_eq((uintptr_t)rows % 64, 0);
@@ -441,10 +441,10 @@ START_TEST(pages_of_all_sizes_are_used_again_and_given_back)
         ck_assert_uint_eq(pool.bytes_in_use, bytes);
     }
     for (int c = 0; c < CACHES; c++)
-        dsv2_cache_destroy(&caches[c]);
+        ds_cache_destroy(&caches[c]);
     ck_assert(pool.pages_in_use == 0 && pool.bytes_in_use == 0);
     ck_assert_ptr_null(pool.slabs);
-    dsv2_page_pool_destroy(&pool);
+    ds_page_pool_destroy(&pool);
 }
 END_TEST
 

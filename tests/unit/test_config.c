@@ -68,15 +68,15 @@ static char *changed(const char *base, const char *first, const char *second)
     return text;
 }
 
-static dsv2_status read_text(const char *text, dsv2_config *config)
+static dsv2_status read_text(const char *text, ds_config *config)
 {
-    return dsv2_config_from_json("here/config.json", text, strlen(text), NULL, config);
+    return ds_config_from_json("here/config.json", text, strlen(text), NULL, config);
 }
 
-static dsv2_config read_changed(const char *first, const char *second)
+static ds_config read_changed(const char *first, const char *second)
 {
     char *text = changed(lite, first, second);
-    dsv2_config config;
+    ds_config config;
     dsv2_status status = read_text(text, &config);
     ck_assert_msg(status == DSV2_OK, "%s: %s", second != NULL ? second : first, dsv2_last_error());
     free(text);
@@ -85,7 +85,7 @@ static dsv2_config read_changed(const char *first, const char *second)
 
 START_TEST(published_models_are_read)
 {
-    dsv2_config c = read_changed(NULL, NULL);
+    ds_config c = read_changed(NULL, NULL);
     expect_lite(&c);
     ck_assert_uint_eq(c.vocab_size, 102400);
     ck_assert(c.yarn.mscale == 0.707f && c.yarn.mscale_all_dim == 0.707f);
@@ -97,13 +97,13 @@ START_TEST(published_models_are_read)
     ck_assert_uint_eq(c.q_lora_rank, 1536);
     ck_assert_uint_eq(c.n_group, 8);
     ck_assert_uint_eq(c.topk_group, 3);
-    ck_assert_int_eq(c.topk_method, DSV2_TOPK_GROUP_LIMITED_GREEDY);
+    ck_assert_int_eq(c.topk_method, DS_TOPK_GROUP_LIMITED_GREEDY);
     ck_assert(c.routed_scaling_factor == 16);
 
     c = read_changed(v3_changes, NULL);
     ck_assert(c.is_v3 && c.norm_topk_prob && c.routed_scaling_factor == 2.5f);
-    ck_assert_int_eq(c.topk_method, DSV2_TOPK_NOAUX_TC);
-    ck_assert_int_eq(c.scoring_func, DSV2_SCORING_SIGMOID);
+    ck_assert_int_eq(c.topk_method, DS_TOPK_NOAUX_TC);
+    ck_assert_int_eq(c.scoring_func, DS_SCORING_SIGMOID);
     ck_assert_uint_eq(c.num_hidden_layers, 61);
     ck_assert_uint_eq(c.fp8_block_rows, 128);
     ck_assert_uint_eq(c.fp8_block_cols, 64);
@@ -112,17 +112,17 @@ END_TEST
 
 START_TEST(layers_are_mixtures_as_in_the_published_code)
 {
-    dsv2_config c = read_changed("{\"first_k_dense_replace\":3,\"moe_layer_freq\":2}", NULL);
+    ds_config c = read_changed("{\"first_k_dense_replace\":3,\"moe_layer_freq\":2}", NULL);
     static const bool expected[] = {false, false, false, false, true, false, true};
     for (uint32_t layer = 0; layer < 7; layer++)
-        ck_assert_int_eq(dsv2_config_is_moe(&c, layer), expected[layer]);
+        ck_assert_int_eq(ds_config_is_moe(&c, layer), expected[layer]);
     static const char *const dense[] = {"{\"n_routed_experts\":null}", "{\"n_routed_experts\":\"-\",\"num_experts_per_tok\":null}",
                                         "{\"n_routed_experts\":0}"};
     for (size_t i = 0; i < 3; i++) {
         c = read_changed(dense[i], NULL);
         ck_assert_uint_eq(c.n_routed_experts, 0);
         for (uint32_t layer = 0; layer < c.num_hidden_layers; layer++)
-            ck_assert(!dsv2_config_is_moe(&c, layer));
+            ck_assert(!ds_config_is_moe(&c, layer));
     }
 }
 END_TEST
@@ -130,8 +130,8 @@ END_TEST
 START_TEST(fields_that_change_the_result_are_honoured)
 {
     ck_assert_uint_eq(read_changed("{\"n_group\":4,\"topk_group\":2}", NULL).n_group, 1); /* greedy: groups do not count */
-    ck_assert_int_eq(read_changed("{\"topk_method\":\"gready\"}", NULL).topk_method, DSV2_TOPK_GREEDY);
-    ck_assert_int_eq(read_changed("{\"topk_method\":\"-\",\"scoring_func\":\"-\"}", NULL).topk_method, DSV2_TOPK_GREEDY);
+    ck_assert_int_eq(read_changed("{\"topk_method\":\"gready\"}", NULL).topk_method, DS_TOPK_GREEDY);
+    ck_assert_int_eq(read_changed("{\"topk_method\":\"-\",\"scoring_func\":\"-\"}", NULL).topk_method, DS_TOPK_GREEDY);
     ck_assert(read_changed("{\"attention_bias\":true}", NULL).attention_bias);
     ck_assert(read_changed("{\"tie_word_embeddings\":true}", NULL).tie_word_embeddings);
     ck_assert(read_changed("{\"rope_interleave\":false}", NULL).rope_pairs_split);
@@ -149,7 +149,7 @@ END_TEST
 START_TEST(normalised_gates_are_scaled_as_in_the_published_code)
 {
     /* V2 scales or normalises; V3 normalises and scales; a single gate is never normalised. */
-    dsv2_config c = read_changed("{\"norm_topk_prob\":true,\"routed_scaling_factor\":16}", NULL);
+    ds_config c = read_changed("{\"norm_topk_prob\":true,\"routed_scaling_factor\":16}", NULL);
     ck_assert(c.norm_topk_prob && c.routed_scaling_factor == 1);
     c = read_changed("{\"norm_topk_prob\":true,\"routed_scaling_factor\":16,\"num_experts_per_tok\":1}", NULL);
     ck_assert(!c.norm_topk_prob && c.routed_scaling_factor == 16);
@@ -162,7 +162,7 @@ END_TEST
 
 START_TEST(rope_scaling_takes_the_published_defaults_and_newer_spellings)
 {
-    dsv2_config c = read_changed("{\"rope_scaling\":null}", NULL);
+    ds_config c = read_changed("{\"rope_scaling\":null}", NULL);
     ck_assert(!c.yarn.enabled && c.yarn.factor == 1 && c.yarn.mscale_all_dim == 0);
     c = read_changed("{\"rope_scaling\":\"-\",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":20000}}", NULL);
     ck_assert(!c.yarn.enabled && c.rope_theta == 20000);
@@ -294,7 +294,7 @@ static const struct {
 START_TEST(what_cannot_be_run_is_refused_by_file_field_and_value)
 {
     char *text = changed(lite, bad[_i].base, bad[_i].change);
-    dsv2_config config, before;
+    ds_config config, before;
     memset(&config, 0x5a, sizeof config);
     before = config;
     dsv2_status status = read_text(text, &config);
@@ -320,7 +320,7 @@ static const char *const bad_json[][2] = {
 
 START_TEST(what_is_no_json_is_refused_by_line_and_column)
 {
-    dsv2_config config;
+    ds_config config;
     ck_assert_int_eq(read_text(bad_json[_i][0], &config), DSV2_ERROR_FORMAT);
     ck_assert_msg(strstr(dsv2_last_error(), "here/config.json: ") == dsv2_last_error(), "%s", dsv2_last_error());
     ck_assert_msg(strstr(dsv2_last_error(), bad_json[_i][1]) != NULL, "%s", dsv2_last_error());
@@ -335,7 +335,7 @@ START_TEST(deep_json_is_refused)
     memcpy(text, "{\"a\":", 5);
     memset(text + 5, '[', DEPTH);
     text[5 + DEPTH] = '\0';
-    dsv2_config config;
+    ds_config config;
     ck_assert_int_eq(read_text(text, &config), DSV2_ERROR_FORMAT);
     ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "maximum parsing depth"));
     free(text);

@@ -99,21 +99,21 @@ static void remember(void *user, dsv2_log_level level, const char *message)
         snprintf(((remarks *)user)->text, sizeof((remarks *)user)->text, "%s", message);
 }
 
-static dsv2_status read_written(dsv2_config *config, remarks *seen)
+static dsv2_status read_written(ds_config *config, remarks *seen)
 {
-    dsv2_container *container;
-    dsv2_logger logger = {remember, seen};
+    ds_container *container;
+    ds_logger logger = {remember, seen};
     seen->text[0] = '\0';
-    dsv2_status status = dsv2_gguf_open(folder_file("a.gguf"), NULL, &container);
+    dsv2_status status = ds_gguf_open(folder_file("a.gguf"), NULL, &container);
     ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
-    status = dsv2_config_from_gguf(container, &logger, config);
-    dsv2_container_close(container);
+    status = ds_config_from_gguf(container, &logger, config);
+    ds_container_close(container);
     return status;
 }
 
-static dsv2_config read_changed(const entry *changes, size_t n_changes, const char *warning)
+static ds_config read_changed(const entry *changes, size_t n_changes, const char *warning)
 {
-    dsv2_config config;
+    ds_config config;
     remarks seen;
     write_gguf(changes, n_changes, untied, 2);
     dsv2_status status = read_written(&config, &seen);
@@ -126,7 +126,7 @@ static dsv2_config read_changed(const entry *changes, size_t n_changes, const ch
 
 START_TEST(a_converted_lite_is_read)
 {
-    dsv2_config c = read_changed(NULL, 0, "");
+    ds_config c = read_changed(NULL, 0, "");
     expect_lite(&c);
     ck_assert_uint_eq(c.vocab_size, 7);
     ck_assert_float_eq_tol(c.yarn.mscale_all_dim, 0.707f, 1e-6f);
@@ -139,23 +139,23 @@ END_TEST
 START_TEST(older_and_other_files_are_read)
 {
     /* before MLA had keys of its own */
-    dsv2_config c =
+    ds_config c =
         READ("", {"attention.key_length_mla", NULL}, {"attention.value_length_mla", NULL}, {"attention.key_length", U32(192)},
              {"attention.value_length", U32(120)}, {"attention.head_count_kv", U32(16)});
     ck_assert(c.qk_nope_head_dim == 128 && c.v_head_dim == 120);
     /* before gating functions and groups had keys */
     c = READ("", {"expert_gating_func", NULL}, {"expert_group_count", NULL}, {"expert_group_used_count", NULL});
-    ck_assert(c.scoring_func == DSV2_SCORING_SOFTMAX && c.topk_method == DSV2_TOPK_GREEDY);
+    ck_assert(c.scoring_func == DS_SCORING_SOFTMAX && c.topk_method == DS_TOPK_GREEDY);
     c = READ("8 groups with 3 used are assumed for 160 experts", {"expert_gating_func", NULL}, {"expert_group_count", NULL},
              {"expert_count", U32(160)});
-    ck_assert(c.topk_method == DSV2_TOPK_GROUP_LIMITED_GREEDY && c.n_group == 8 && c.topk_group == 3);
+    ck_assert(c.topk_method == DS_TOPK_GROUP_LIMITED_GREEDY && c.n_group == 8 && c.topk_group == 3);
     c = READ("8 groups with 4 used are assumed for 256 experts", {"expert_gating_func", U32(2)}, {"expert_group_count", NULL},
              {"expert_count", U32(256)}, {"expert_weights_norm", TRUE}, {"expert_weights_scale", FLOAT(2.5)});
-    ck_assert(c.is_v3 && c.topk_method == DSV2_TOPK_NOAUX_TC && c.n_group == 8 && c.topk_group == 4);
+    ck_assert(c.is_v3 && c.topk_method == DS_TOPK_NOAUX_TC && c.n_group == 8 && c.topk_group == 4);
     ck_assert(c.norm_topk_prob && c.routed_scaling_factor == 2.5f);
     /* with them */
     c = READ("", {"expert_count", U32(160)}, {"expert_group_count", U32(4)}, {"expert_group_used_count", U32(2)});
-    ck_assert(c.topk_method == DSV2_TOPK_GROUP_LIMITED_GREEDY && c.n_group == 4 && c.topk_group == 2);
+    ck_assert(c.topk_method == DS_TOPK_GROUP_LIMITED_GREEDY && c.n_group == 4 && c.topk_group == 2);
     /* V2 does not scale what it has normalised, nor normalise a single gate */
     c = READ("", {"expert_weights_norm", TRUE}, {"expert_weights_scale", FLOAT(16)});
     ck_assert(c.norm_topk_prob && c.routed_scaling_factor == 1);
@@ -175,7 +175,7 @@ END_TEST
 
 START_TEST(rope_scaling_is_read)
 {
-    dsv2_config c = READ("", {"rope.scaling.type", NULL}, {"rope.scaling.factor", NULL});
+    ds_config c = READ("", {"rope.scaling.type", NULL}, {"rope.scaling.factor", NULL});
     ck_assert(!c.yarn.enabled && c.yarn.factor == 1);
     c = READ("", {"rope.scaling.type", TEXT("none")}, {"rope.scaling.factor", FLOAT(1)});
     ck_assert(!c.yarn.enabled);
@@ -188,7 +188,7 @@ END_TEST
 
 START_TEST(a_model_without_a_head_ties_its_embedding)
 {
-    dsv2_config c;
+    ds_config c;
     remarks seen;
     write_gguf(NULL, 0, tied, 1);
     ck_assert_int_eq(read_written(&c, &seen), DSV2_OK);
@@ -265,7 +265,7 @@ static const struct {
 
 START_TEST(what_cannot_be_run_is_refused_by_file_key_and_value)
 {
-    dsv2_config config, before;
+    ds_config config, before;
     remarks seen;
     memset(&config, 0x5a, sizeof config);
     before = config;

@@ -30,13 +30,13 @@ static const struct {
     dsv2_weight_type weight_type;
     uint32_t n_deferred; /* of an expert's three matrices */
 } kinds[] = {
-    {"Q4_K and Q8_0", {.quantised = true, .type = DSV2_TYPE_Q4_K}, DSV2_WEIGHTS_AS_STORED, 3},
-    {"gate and up in one tensor", {.quantised = true, .type = DSV2_TYPE_Q6_K, .joined = true}, DSV2_WEIGHTS_AS_STORED, 3},
-    {"two files", {.quantised = true, .type = DSV2_TYPE_Q5_1, .old = true, .split = true}, DSV2_WEIGHTS_AS_STORED, 3},
-    {"P4 of Q4_K, asked for", {.quantised = true, .type = DSV2_TYPE_Q4_K, .old = true}, DSV2_WEIGHTS_Q4_K, 2},
-    {"gate and up rounded: no type holds Q2_K", {.quantised = true, .type = DSV2_TYPE_Q2_K}, DSV2_WEIGHTS_AS_STORED, 1},
-    {"gate and up rounded: asked for", {.quantised = true, .type = DSV2_TYPE_Q4_K}, DSV2_WEIGHTS_Q8_0, 1},
-    {"never packed", {.type = DSV2_TYPE_BF16}, DSV2_WEIGHTS_AS_STORED, 0},
+    {"Q4_K and Q8_0", {.quantised = true, .type = DS_TYPE_Q4_K}, DSV2_WEIGHTS_AS_STORED, 3},
+    {"gate and up in one tensor", {.quantised = true, .type = DS_TYPE_Q6_K, .joined = true}, DSV2_WEIGHTS_AS_STORED, 3},
+    {"two files", {.quantised = true, .type = DS_TYPE_Q5_1, .old = true, .split = true}, DSV2_WEIGHTS_AS_STORED, 3},
+    {"P4 of Q4_K, asked for", {.quantised = true, .type = DS_TYPE_Q4_K, .old = true}, DSV2_WEIGHTS_Q4_K, 2},
+    {"gate and up rounded: no type holds Q2_K", {.quantised = true, .type = DS_TYPE_Q2_K}, DSV2_WEIGHTS_AS_STORED, 1},
+    {"gate and up rounded: asked for", {.quantised = true, .type = DS_TYPE_Q4_K}, DSV2_WEIGHTS_Q8_0, 1},
+    {"never packed", {.type = DS_TYPE_BF16}, DSV2_WEIGHTS_AS_STORED, 0},
 };
 enum { N_KINDS = sizeof kinds / sizeof *kinds };
 
@@ -123,11 +123,11 @@ static void note_choices(void *user, const dsv2_routing_event *event)
 enum { UNTOUCHED = 0xa5 };
 
 /* Whether all memory of an expert's deferred matrices has the byte; or puts it there. */
-static bool all_untouched(const dsv2_deferred_expert *expert, bool write)
+static bool all_untouched(const ds_deferred_expert *expert, bool write)
 {
     for (uint32_t i = 0; i < expert->n; i++) {
-        const dsv2_conversion *c = &expert->conversions[i];
-        size_t size = dsv2_matrix_bytes(c->type, c->from.rows, c->from.cols);
+        const ds_conversion *c = &expert->conversions[i];
+        size_t size = ds_matrix_bytes(c->type, c->from.rows, c->from.cols);
         if (write)
             memset(c->out, UNTOUCHED, size);
         for (size_t b = 0; b < size; b++)
@@ -143,7 +143,7 @@ START_TEST(only_the_experts_that_a_token_chooses_are_repacked)
     dsv2_model *model = open_gguf(&f, 2);
     dsv2_model_info before = test_model_info(model);
     for (uint32_t l = 0; l < small.num_hidden_layers; l++) {
-        dsv2_deferred_expert *deferred = model->layers[l].moe.deferred;
+        ds_deferred_expert *deferred = model->layers[l].moe.deferred;
         bool any = model->layers[l].is_moe && kinds[_i].n_deferred > 0;
         ck_assert_msg((deferred != NULL) == any, "%s: layer %u", kinds[_i].name, l);
         for (uint32_t e = 0; any && e < small.n_routed_experts; e++) {
@@ -158,7 +158,7 @@ START_TEST(only_the_experts_that_a_token_chooses_are_repacked)
     ck_assert_msg(dsv2_session_feed(session, f.tokens, 1) == DSV2_OK, "%s", dsv2_last_error());
     dsv2_session_close(session);
     for (uint32_t l = 0; l < small.num_hidden_layers; l++) {
-        const dsv2_deferred_expert *deferred = model->layers[l].moe.deferred;
+        const ds_deferred_expert *deferred = model->layers[l].moe.deferred;
         for (uint32_t e = 0; deferred != NULL && e < small.n_routed_experts; e++) {
             ck_assert_msg(atomic_load(&deferred[e].waiting) == !c.chosen[l][e], "%s: layer %u, expert %u", kinds[_i].name, l, e);
             ck_assert_msg(all_untouched(&deferred[e], false) == !c.chosen[l][e], "%s: layer %u, expert %u", kinds[_i].name, l, e);
@@ -335,11 +335,11 @@ static size_t given(const dsv2_model *model)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), sum = 0;
     for (uint32_t e = 0; e < model->config.n_routed_experts; e++) {
-        const dsv2_deferred_expert *expert = &model->layers[0].moe.deferred[e];
+        const ds_deferred_expert *expert = &model->layers[0].moe.deferred[e];
         for (uint32_t i = 0; i < expert->n; i++) {
-            const dsv2_conversion *c = &expert->conversions[i];
+            const ds_conversion *c = &expert->conversions[i];
             uintptr_t begin = ((uintptr_t)c->out + page - 1) / page * page;
-            size_t n_pages = ((uintptr_t)c->out + dsv2_matrix_bytes(c->type, c->from.rows, c->from.cols) - begin) / page;
+            size_t n_pages = ((uintptr_t)c->out + ds_matrix_bytes(c->type, c->from.rows, c->from.cols) - begin) / page;
             unsigned char *present = malloc(n_pages);
             ck_assert(present != NULL && mincore((void *)begin, n_pages * page, present) == 0);
             for (size_t p = 0; p < n_pages; p++)
@@ -359,7 +359,7 @@ START_TEST(experts_that_wait_take_no_memory_and_those_that_do_not_take_it_once)
     size_t experts = 0;
     for (uint32_t e = 0; e < large.n_routed_experts; e++) {
         for (uint32_t i = 0; i < 3; i++) {
-            const dsv2_matrix *from = &model->layers[0].moe.deferred[e].conversions[i].from;
+            const ds_matrix *from = &model->layers[0].moe.deferred[e].conversions[i].from;
             experts += from->rows * from->row_bytes;
         }
     }

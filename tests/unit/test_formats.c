@@ -31,11 +31,11 @@ static void write_safetensors(const char *name, const char *header, size_t data_
     write_with_length(name, strlen(header), header, data_size);
 }
 
-static dsv2_container *open_good(const char *name) { return expect_opened(dsv2_safetensors_open_file, name); }
+static ds_container *open_good(const char *name) { return expect_opened(ds_safetensors_open_file, name); }
 
 static void expect_refused(const char *name, dsv2_status expected, const char *part)
 {
-    expect_refusal(dsv2_safetensors_open_file, name, expected, part);
+    expect_refusal(ds_safetensors_open_file, name, expected, part);
     expect_message(folder_file(name));
 }
 
@@ -50,24 +50,24 @@ START_TEST(tensors_are_sorted_typed_and_shaped)
                       "\"scalar\":{\"dtype\":\"F16\",\"shape\":[],\"data_offsets\":[39,41]},"
                       "\"none\":{\"dtype\":\"F32\",\"shape\":[7,0],\"data_offsets\":[41,41]}}   ",
                       41);
-    dsv2_container *container = open_good("a.safetensors");
+    ds_container *container = open_good("a.safetensors");
     static const struct {
         const char *name;
-        dsv2_type type;
+        ds_type type;
         uint32_t n_dims;
         uint64_t first, last, n_bytes;
         unsigned char byte;
     } expected[] = {
-        {"brain", DSV2_TYPE_BF16, 4, 1, 3, 6, 28}, {"eight", DSV2_TYPE_F8_E4M3, 1, 5, 5, 5, 34},
-        {"half", DSV2_TYPE_F16, 1, 2, 2, 4, 24},   {"none", DSV2_TYPE_F32, 2, 7, 0, 0, 0},
-        {"scalar", DSV2_TYPE_F16, 0, 0, 0, 2, 39}, {"z", DSV2_TYPE_F32, 2, 2, 3, 24, 0},
+        {"brain", DS_TYPE_BF16, 4, 1, 3, 6, 28}, {"eight", DS_TYPE_F8_E4M3, 1, 5, 5, 5, 34},
+        {"half", DS_TYPE_F16, 1, 2, 2, 4, 24},   {"none", DS_TYPE_F32, 2, 7, 0, 0, 0},
+        {"scalar", DS_TYPE_F16, 0, 0, 0, 2, 39}, {"z", DS_TYPE_F32, 2, 2, 3, 24, 0},
     };
-    ck_assert_str_eq(dsv2_container_kind(container), "safetensors");
-    ck_assert_uint_eq(dsv2_container_count(container), sizeof expected / sizeof *expected);
+    ck_assert_str_eq(ds_container_kind(container), "safetensors");
+    ck_assert_uint_eq(ds_container_count(container), sizeof expected / sizeof *expected);
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
-        const dsv2_tensor *tensor = dsv2_container_tensor(container, i);
+        const ds_tensor *tensor = ds_container_tensor(container, i);
         ck_assert_str_eq(tensor->name, expected[i].name);
-        ck_assert_ptr_eq(dsv2_container_find(container, expected[i].name), tensor);
+        ck_assert_ptr_eq(ds_container_find(container, expected[i].name), tensor);
         ck_assert_int_eq(tensor->type, expected[i].type);
         ck_assert_uint_eq(tensor->n_dims, expected[i].n_dims);
         if (tensor->n_dims > 0) {
@@ -79,8 +79,8 @@ START_TEST(tensors_are_sorted_typed_and_shaped)
             ck_assert_uint_eq(*(const unsigned char *)tensor->data, expected[i].byte);
         ck_assert_str_eq(tensor->path, folder_file("a.safetensors"));
     }
-    ck_assert_ptr_null(dsv2_container_find(container, "absent"));
-    dsv2_container_close(container);
+    ck_assert_ptr_null(ds_container_find(container, "absent"));
+    ds_container_close(container);
 }
 END_TEST
 
@@ -92,10 +92,10 @@ START_TEST(only_a_needed_tensor_of_unread_type_is_an_error)
                       "\"deep\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1],\"data_offsets\":[9,13]},"
                       "\"w\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[13,15]}}",
                       15);
-    dsv2_container *container = open_good("a.safetensors");
-    const dsv2_tensor *tensor;
-    ck_assert_uint_eq(dsv2_container_count(container), 1);
-    ck_assert_int_eq(dsv2_container_require(container, "w", &tensor), DSV2_OK);
+    ds_container *container = open_good("a.safetensors");
+    const ds_tensor *tensor;
+    ck_assert_uint_eq(ds_container_count(container), 1);
+    ck_assert_int_eq(ds_container_require(container, "w", &tensor), DSV2_OK);
     ck_assert_str_eq(tensor->name, "w");
     static const struct {
         const char *name, *part;
@@ -105,12 +105,12 @@ START_TEST(only_a_needed_tensor_of_unread_type_is_an_error)
                  {"deep", "tensor deep has element type F32 and 5 dimensions", DSV2_ERROR_UNSUPPORTED},
                  {"absent", "tensor absent is missing", DSV2_ERROR_FORMAT}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        ck_assert_ptr_null(dsv2_container_find(container, cases[i].name));
-        ck_assert_int_eq(dsv2_container_require(container, cases[i].name, &tensor), cases[i].status);
+        ck_assert_ptr_null(ds_container_find(container, cases[i].name));
+        ck_assert_int_eq(ds_container_require(container, cases[i].name, &tensor), cases[i].status);
         expect_message(folder_file("a.safetensors"));
         expect_message(cases[i].part);
     }
-    dsv2_container_close(container);
+    ds_container_close(container);
 }
 END_TEST
 
@@ -234,13 +234,13 @@ START_TEST(a_file_that_changes_size_while_open_is_noticed)
 {
     for (int grown = 0; grown < 2; grown++) {
         write_safetensors("a.safetensors", TENSOR("[2]", "[0,8]"), 8);
-        dsv2_container *container = open_good("a.safetensors");
-        ck_assert_int_eq(dsv2_container_check(container), DSV2_OK);
+        ds_container *container = open_good("a.safetensors");
+        ck_assert_int_eq(ds_container_check(container), DSV2_OK);
         ck_assert_int_eq(truncate(folder_file("a.safetensors"), grown ? 5000 : 10), 0);
-        ck_assert_int_eq(dsv2_container_check(container), DSV2_ERROR_IO);
+        ck_assert_int_eq(ds_container_check(container), DSV2_ERROR_IO);
         expect_message(folder_file("a.safetensors"));
         expect_message("the file was changed while in use");
-        dsv2_container_close(container);
+        ds_container_close(container);
     }
 }
 END_TEST
@@ -253,8 +253,8 @@ static void write_index(const char *text) { folder_write("model.safetensors.inde
 
 static void expect_folder_refused(dsv2_status expected, const char *part)
 {
-    dsv2_container *container = NULL;
-    dsv2_status status = dsv2_safetensors_open(folder_path(), NULL, &container);
+    ds_container *container = NULL;
+    dsv2_status status = ds_safetensors_open(folder_path(), NULL, &container);
     ck_assert_msg(status == expected, "status %d, expected %d: %s", (int)status, (int)expected, dsv2_last_error());
     ck_assert_ptr_null(container);
     expect_message(folder_path());
@@ -263,11 +263,11 @@ static void expect_folder_refused(dsv2_status expected, const char *part)
 
 static size_t count_folder(void)
 {
-    dsv2_container *container = NULL;
-    dsv2_status status = dsv2_safetensors_open(folder_path(), NULL, &container);
+    ds_container *container = NULL;
+    dsv2_status status = ds_safetensors_open(folder_path(), NULL, &container);
     ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
-    size_t count = dsv2_container_count(container);
-    dsv2_container_close(container);
+    size_t count = ds_container_count(container);
+    ds_container_close(container);
     return count;
 }
 
@@ -334,8 +334,8 @@ START_TEST(a_folder_without_weights_is_refused)
     expect_folder_refused(DSV2_ERROR_IO, "model.safetensors: not a regular file");
     ck_assert_int_eq(mkdir(folder_file("model.safetensors.index.json"), 0700), 0);
     expect_folder_refused(DSV2_ERROR_IO, "index.json: not a regular file");
-    dsv2_container *container;
-    ck_assert_int_eq(dsv2_safetensors_open(folder_file("absent"), NULL, &container), DSV2_ERROR_IO);
+    ds_container *container;
+    ck_assert_int_eq(ds_safetensors_open(folder_file("absent"), NULL, &container), DSV2_ERROR_IO);
     expect_message("absent: cannot open: No such file");
 }
 END_TEST

@@ -15,11 +15,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static dsv2_container *open_good(const char *name) { return expect_opened(dsv2_gguf_open, name); }
+static ds_container *open_good(const char *name) { return expect_opened(ds_gguf_open, name); }
 
 static void expect_refused(const char *name, dsv2_status expected, const char *part)
 {
-    expect_refusal(dsv2_gguf_open, name, expected, part);
+    expect_refusal(ds_gguf_open, name, expected, part);
 }
 
 /* tensors, values */
@@ -41,22 +41,22 @@ static const char good[] =
 START_TEST(tensors_are_typed_and_their_dimensions_turned)
 {
     script_write("a.gguf", good);
-    ck_assert(dsv2_is_gguf(folder_file("a.gguf")));
-    dsv2_container *container = open_good("a.gguf");
+    ck_assert(ds_is_gguf(folder_file("a.gguf")));
+    ds_container *container = open_good("a.gguf");
     static const struct {
         const char *name;
-        dsv2_type type;
+        ds_type type;
         uint32_t n_dims;
         uint64_t dims[3], n_bytes, offset;
-    } expected[] = {{"cube", DSV2_TYPE_BF16, 3, {4, 3, 2}, 48, 320},
-                    {"h", DSV2_TYPE_F16, 1, {5, 0, 0}, 10, 64},
-                    {"q", DSV2_TYPE_Q8_0, 2, {2, 64, 0}, 136, 128},
-                    {"w", DSV2_TYPE_F32, 2, {2, 3, 0}, 24, 0}};
-    ck_assert_str_eq(dsv2_container_kind(container), "gguf");
-    ck_assert_uint_eq(dsv2_container_count(container), 4);
-    const unsigned char *data = dsv2_container_find(container, "w")->data;
+    } expected[] = {{"cube", DS_TYPE_BF16, 3, {4, 3, 2}, 48, 320},
+                    {"h", DS_TYPE_F16, 1, {5, 0, 0}, 10, 64},
+                    {"q", DS_TYPE_Q8_0, 2, {2, 64, 0}, 136, 128},
+                    {"w", DS_TYPE_F32, 2, {2, 3, 0}, 24, 0}};
+    ck_assert_str_eq(ds_container_kind(container), "gguf");
+    ck_assert_uint_eq(ds_container_count(container), 4);
+    const unsigned char *data = ds_container_find(container, "w")->data;
     for (size_t i = 0; i < 4; i++) {
-        const dsv2_tensor *tensor = dsv2_container_tensor(container, i);
+        const ds_tensor *tensor = ds_container_tensor(container, i);
         ck_assert_str_eq(tensor->name, expected[i].name);
         ck_assert_int_eq(tensor->type, expected[i].type);
         ck_assert_uint_eq(tensor->n_dims, expected[i].n_dims);
@@ -66,34 +66,34 @@ START_TEST(tensors_are_typed_and_their_dimensions_turned)
         ck_assert_ptr_eq(tensor->data, data + expected[i].offset);
         ck_assert_uint_eq(*(const unsigned char *)tensor->data, (expected[i].offset + 1) & 255);
     }
-    dsv2_container_close(container);
+    ds_container_close(container);
 }
 END_TEST
 
 START_TEST(an_unread_type_is_an_error_only_when_asked_for)
 {
     script_write("a.gguf", good);
-    dsv2_container *container = open_good("a.gguf");
+    ds_container *container = open_good("a.gguf");
     static const char *const cases[][2] = {{"odd", "tensor odd has element type IQ2_S"},
                                            {"ids", "tensor ids has element type I32"},
                                            {"future", "tensor future has element type 99 (unknown)"}};
-    const dsv2_tensor *tensor;
+    const ds_tensor *tensor;
     for (size_t i = 0; i < 3; i++) {
-        ck_assert_int_eq(dsv2_container_require(container, cases[i][0], &tensor), DSV2_ERROR_UNSUPPORTED);
+        ck_assert_int_eq(ds_container_require(container, cases[i][0], &tensor), DSV2_ERROR_UNSUPPORTED);
         expect_message(cases[i][1]);
         expect_message(folder_file("a.gguf"));
     }
-    ck_assert_int_eq(dsv2_container_require(container, "absent", &tensor), DSV2_ERROR_FORMAT);
-    dsv2_container_close(container);
+    ck_assert_int_eq(ds_container_require(container, "absent", &tensor), DSV2_ERROR_FORMAT);
+    ds_container_close(container);
 }
 END_TEST
 
 START_TEST(version_2_is_read_as_version_3)
 {
     script_write("a.gguf", "b:GGUF 4:2 8:1 8:0 " VECTOR("v", "1", "0", "0") "pad:32 f:2.5");
-    dsv2_container *container = open_good("a.gguf");
-    ck_assert(*(const float *)dsv2_container_find(container, "v")->data == 2.5f);
-    dsv2_container_close(container);
+    ds_container *container = open_good("a.gguf");
+    ck_assert(*(const float *)ds_container_find(container, "v")->data == 2.5f);
+    ds_container_close(container);
 }
 END_TEST
 
@@ -107,7 +107,7 @@ static const char values[] = HEAD("0", "20") "s:u8 4:0 1:200 s:i8 4:1 1:127 s:u1
 START_TEST(metadata_is_given_by_key_and_type)
 {
     script_write("a.gguf", values);
-    dsv2_container *c = open_good("a.gguf");
+    ds_container *c = open_good("a.gguf");
     static const struct {
         const char *key;
         uint32_t value;
@@ -115,45 +115,45 @@ START_TEST(metadata_is_given_by_key_and_type)
                     {"u32", UINT32_MAX}, {"i32", 7},  {"u64", 9},     {"i64", 10}};
     uint32_t number;
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++) {
-        ck_assert(dsv2_gguf_has(c, integers[i].key));
-        ck_assert_int_eq(dsv2_gguf_u32(c, integers[i].key, &number), DSV2_OK);
+        ck_assert(ds_gguf_has(c, integers[i].key));
+        ck_assert_int_eq(ds_gguf_u32(c, integers[i].key, &number), DSV2_OK);
         ck_assert_uint_eq(number, integers[i].value);
     }
     float real;
     bool flag = false;
-    dsv2_text text;
+    ds_text text;
     const void *array;
     size_t n;
-    ck_assert(dsv2_gguf_f32(c, "f32", &real) == DSV2_OK && real == 1.5f);
-    ck_assert(dsv2_gguf_f32(c, "f64", &real) == DSV2_OK && real == 0.25f);
-    ck_assert(dsv2_gguf_bool(c, "true", &flag) == DSV2_OK && flag);
-    ck_assert(dsv2_gguf_string(c, "text", &text) == DSV2_OK && text.size == 5 && memcmp(text.data, "words", 5) == 0);
-    ck_assert(dsv2_gguf_array(c, "bytes", DSV2_GGUF_U8, &array, &n) == DSV2_OK && n == 3 && memcmp(array, "\1\2\3", 3) == 0);
-    ck_assert(dsv2_gguf_array(c, "ints", DSV2_GGUF_I32, &array, &n) == DSV2_OK && n == 2 &&
-              dsv2_load_u32((const char *)array + 4) == 6);
-    ck_assert(dsv2_gguf_array(c, "floats", DSV2_GGUF_F32, &array, &n) == DSV2_OK && n == 1);
-    ck_assert(!dsv2_gguf_has(c, "tex"));
-    ck_assert(!dsv2_gguf_has(c, "textual"));
-    dsv2_container_close(c);
+    ck_assert(ds_gguf_f32(c, "f32", &real) == DSV2_OK && real == 1.5f);
+    ck_assert(ds_gguf_f32(c, "f64", &real) == DSV2_OK && real == 0.25f);
+    ck_assert(ds_gguf_bool(c, "true", &flag) == DSV2_OK && flag);
+    ck_assert(ds_gguf_string(c, "text", &text) == DSV2_OK && text.size == 5 && memcmp(text.data, "words", 5) == 0);
+    ck_assert(ds_gguf_array(c, "bytes", DS_GGUF_U8, &array, &n) == DSV2_OK && n == 3 && memcmp(array, "\1\2\3", 3) == 0);
+    ck_assert(ds_gguf_array(c, "ints", DS_GGUF_I32, &array, &n) == DSV2_OK && n == 2 &&
+              ds_load_u32((const char *)array + 4) == 6);
+    ck_assert(ds_gguf_array(c, "floats", DS_GGUF_F32, &array, &n) == DSV2_OK && n == 1);
+    ck_assert(!ds_gguf_has(c, "tex"));
+    ck_assert(!ds_gguf_has(c, "textual"));
+    ds_container_close(c);
 
     script_write("b.gguf", good);
     c = open_good("b.gguf");
-    dsv2_text *texts;
-    ck_assert_int_eq(dsv2_gguf_strings(c, "list", &texts, &n), DSV2_OK);
+    ds_text *texts;
+    ck_assert_int_eq(ds_gguf_strings(c, "list", &texts, &n), DSV2_OK);
     ck_assert(n == 2 && texts[0].size == 1 && texts[0].data[0] == 'x' && texts[1].size == 2 && memcmp(texts[1].data, "yz", 2) == 0);
-    dsv2_free(texts);
-    dsv2_container_close(c);
+    ds_free(texts);
+    ds_container_close(c);
 }
 END_TEST
 
 START_TEST(a_value_of_another_type_is_refused_by_key_found_and_expected)
 {
     script_write("a.gguf", values);
-    dsv2_container *c = open_good("a.gguf");
+    ds_container *c = open_good("a.gguf");
     uint32_t number;
     float real;
     bool flag;
-    dsv2_text text, *texts;
+    ds_text text, *texts;
     const void *array;
     size_t n;
     static const char *const integers[][2] = {
@@ -169,23 +169,23 @@ START_TEST(a_value_of_another_type_is_refused_by_key_found_and_expected)
         {"big", "key big is 4294967296, expected at most 4294967295"},
     };
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++) {
-        ck_assert_int_eq(dsv2_gguf_u32(c, integers[i][0], &number), DSV2_ERROR_FORMAT);
+        ck_assert_int_eq(ds_gguf_u32(c, integers[i][0], &number), DSV2_ERROR_FORMAT);
         expect_message(integers[i][1]);
         expect_message(folder_file("a.gguf"));
     }
-    ck_assert_int_eq(dsv2_gguf_f32(c, "u32", &real), DSV2_ERROR_FORMAT);
+    ck_assert_int_eq(ds_gguf_f32(c, "u32", &real), DSV2_ERROR_FORMAT);
     expect_message("key u32 is of type u32, expected f32 or f64");
-    ck_assert_int_eq(dsv2_gguf_bool(c, "u8", &flag), DSV2_ERROR_FORMAT);
+    ck_assert_int_eq(ds_gguf_bool(c, "u8", &flag), DSV2_ERROR_FORMAT);
     expect_message("key u8 is of type u8, expected bool");
-    ck_assert_int_eq(dsv2_gguf_string(c, "bytes", &text), DSV2_ERROR_FORMAT);
+    ck_assert_int_eq(ds_gguf_string(c, "bytes", &text), DSV2_ERROR_FORMAT);
     expect_message("key bytes is of type array of u8, expected string");
-    ck_assert_int_eq(dsv2_gguf_strings(c, "ints", &texts, &n), DSV2_ERROR_FORMAT);
+    ck_assert_int_eq(ds_gguf_strings(c, "ints", &texts, &n), DSV2_ERROR_FORMAT);
     expect_message("key ints is of type array of i32, expected array of string");
-    ck_assert_int_eq(dsv2_gguf_array(c, "bytes", DSV2_GGUF_I32, &array, &n), DSV2_ERROR_FORMAT);
+    ck_assert_int_eq(ds_gguf_array(c, "bytes", DS_GGUF_I32, &array, &n), DSV2_ERROR_FORMAT);
     expect_message("key bytes is of type array of u8, expected array of i32");
-    ck_assert_int_eq(dsv2_gguf_array(c, "text", DSV2_GGUF_F32, &array, &n), DSV2_ERROR_FORMAT);
+    ck_assert_int_eq(ds_gguf_array(c, "text", DS_GGUF_F32, &array, &n), DSV2_ERROR_FORMAT);
     expect_message("key text is of type string, expected array of f32");
-    dsv2_container_close(c);
+    ds_container_close(c);
 }
 END_TEST
 
@@ -284,7 +284,7 @@ START_TEST(a_bad_file_is_refused_by_key_or_tensor_and_value)
 {
     script_write("bad.gguf", bad[_i].script);
     if (bad[_i].status == DSV2_OK)
-        dsv2_container_close(open_good("bad.gguf"));
+        ds_container_close(open_good("bad.gguf"));
     else
         expect_refused("bad.gguf", bad[_i].status, bad[_i].part);
 }
@@ -300,7 +300,7 @@ START_TEST(a_file_cut_anywhere_is_refused)
         ck_assert_int_eq(truncate(folder_file("cut.gguf"), size), 0);
         /* the last tensor's type is not known, so that nothing says how long it is */
         if (size >= whole.st_size - 8)
-            dsv2_container_close(open_good("cut.gguf"));
+            ds_container_close(open_good("cut.gguf"));
         else
             expect_refused("cut.gguf", DSV2_ERROR_FORMAT, "");
     }
@@ -317,19 +317,19 @@ START_TEST(what_is_no_regular_file_is_refused)
     folder_write("short.gguf", "GGU", 3);
     static const char *const names[] = {"folder.gguf", "fifo.gguf", "absent.gguf", "short.gguf"};
     for (size_t i = 0; i < 4; i++)
-        ck_assert(!dsv2_is_gguf(folder_file(names[i])));
+        ck_assert(!ds_is_gguf(folder_file(names[i])));
 }
 END_TEST
 
 START_TEST(a_file_that_changes_size_while_open_is_noticed)
 {
     script_write("a.gguf", good);
-    dsv2_container *container = open_good("a.gguf");
-    ck_assert_int_eq(dsv2_container_check(container), DSV2_OK);
+    ds_container *container = open_good("a.gguf");
+    ck_assert_int_eq(ds_container_check(container), DSV2_OK);
     ck_assert_int_eq(truncate(folder_file("a.gguf"), 100), 0);
-    ck_assert_int_eq(dsv2_container_check(container), DSV2_ERROR_IO);
+    ck_assert_int_eq(ds_container_check(container), DSV2_ERROR_IO);
     expect_message("the file was changed while in use");
-    dsv2_container_close(container);
+    ds_container_close(container);
 }
 END_TEST
 
@@ -346,16 +346,16 @@ START_TEST(the_first_file_of_a_split_model_opens_all)
 {
     script_write("m-00001-of-00002.gguf", first);
     script_write("m-00002-of-00002.gguf", second);
-    dsv2_container *container = open_good("m-00001-of-00002.gguf");
-    ck_assert_uint_eq(dsv2_container_count(container), 2);
-    ck_assert(*(const float *)dsv2_container_find(container, "b")->data == 2);
-    ck_assert_str_eq(dsv2_container_find(container, "b")->path, folder_file("m-00002-of-00002.gguf"));
-    ck_assert(dsv2_gguf_has(container, "name"));
-    ck_assert_int_eq(dsv2_container_check(container), DSV2_OK);
+    ds_container *container = open_good("m-00001-of-00002.gguf");
+    ck_assert_uint_eq(ds_container_count(container), 2);
+    ck_assert(*(const float *)ds_container_find(container, "b")->data == 2);
+    ck_assert_str_eq(ds_container_find(container, "b")->path, folder_file("m-00002-of-00002.gguf"));
+    ck_assert(ds_gguf_has(container, "name"));
+    ck_assert_int_eq(ds_container_check(container), DSV2_OK);
     ck_assert_int_eq(truncate(folder_file("m-00002-of-00002.gguf"), 50), 0);
-    ck_assert_int_eq(dsv2_container_check(container), DSV2_ERROR_IO);
+    ck_assert_int_eq(ds_container_check(container), DSV2_ERROR_IO);
     expect_message("m-00002-of-00002.gguf");
-    dsv2_container_close(container);
+    ds_container_close(container);
 }
 END_TEST
 
@@ -384,32 +384,32 @@ END_TEST
 
 /* ---- block types ---- */
 
-static const dsv2_type block_types[] = {DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q4_1,   DSV2_TYPE_Q5_0,
-                                        DSV2_TYPE_Q5_1, DSV2_TYPE_Q2_K, DSV2_TYPE_Q3_K,   DSV2_TYPE_Q4_K,
-                                        DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_IQ4_NL, DSV2_TYPE_IQ4_XS};
+static const ds_type block_types[] = {DS_TYPE_Q8_0, DS_TYPE_Q4_0, DS_TYPE_Q4_1,   DS_TYPE_Q5_0,
+                                      DS_TYPE_Q5_1, DS_TYPE_Q2_K, DS_TYPE_Q3_K,   DS_TYPE_Q4_K,
+                                      DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_NL, DS_TYPE_IQ4_XS};
 
 /* Golden blocks: made by tests/data/make_gguf_blocks.py. */
-static void find_blocks(const dsv2_container *container, dsv2_type type, const dsv2_tensor **blocks, const dsv2_tensor **floats)
+static void find_blocks(const ds_container *container, ds_type type, const ds_tensor **blocks, const ds_tensor **floats)
 {
     char name[32];
-    snprintf(name, sizeof name, "%s.blocks", dsv2_type_name(type));
-    ck_assert_int_eq(dsv2_container_require(container, name, blocks), DSV2_OK);
-    snprintf(name, sizeof name, "%s.floats", dsv2_type_name(type));
-    ck_assert_int_eq(dsv2_container_require(container, name, floats), DSV2_OK);
+    snprintf(name, sizeof name, "%s.blocks", ds_type_name(type));
+    ck_assert_int_eq(ds_container_require(container, name, blocks), DSV2_OK);
+    snprintf(name, sizeof name, "%s.floats", ds_type_name(type));
+    ck_assert_int_eq(ds_container_require(container, name, floats), DSV2_OK);
     uint64_t n = (*floats)->n_bytes / sizeof(float);
-    ck_assert_uint_eq(dsv2_type_row_bytes(type, n), (*blocks)->n_bytes);
+    ck_assert_uint_eq(ds_type_row_bytes(type, n), (*blocks)->n_bytes);
 }
 
 START_TEST(blocks_become_the_floats_of_the_reference_reader)
 {
-    dsv2_container *container;
-    ck_assert_int_eq(dsv2_safetensors_open_file(DSV2_TEST_DATA "/gguf_blocks.safetensors", NULL, &container), DSV2_OK);
+    ds_container *container;
+    ck_assert_int_eq(ds_safetensors_open_file(DS_TEST_DATA "/gguf_blocks.safetensors", NULL, &container), DSV2_OK);
     static const char *const sets[] = {"c", "avx2", "avx512"};
     for (size_t s = 0; s < sizeof sets / sizeof *sets; s++) {
-        const dsv2_kernels *kernels;
-        if (dsv2_kernels_select(sets[s], &kernels) != DSV2_OK)
+        const ds_kernels *kernels;
+        if (ds_kernels_select(sets[s], &kernels) != DSV2_OK)
             continue; /* not on this processor */
-        const dsv2_tensor *blocks, *floats;
+        const ds_tensor *blocks, *floats;
         find_blocks(container, block_types[_i], &blocks, &floats);
         size_t n = floats->n_bytes / sizeof(float);
         float *out = malloc(n * sizeof *out);
@@ -418,37 +418,37 @@ START_TEST(blocks_become_the_floats_of_the_reference_reader)
             float expected;
             memcpy(&expected, (const char *)floats->data + i * sizeof expected, sizeof expected);
             ck_assert_msg(out[i] == expected, "%s, %s: element %zu is %.9g, expected %.9g", sets[s],
-                          dsv2_type_name(block_types[_i]), i, out[i], expected);
+                          ds_type_name(block_types[_i]), i, out[i], expected);
         }
         free(out);
     }
-    dsv2_container_close(container);
+    ds_container_close(container);
 }
 END_TEST
 
 START_TEST(a_matrix_of_blocks_multiplies_as_its_floats_do)
 {
-    dsv2_container *container;
-    ck_assert_int_eq(dsv2_safetensors_open_file(DSV2_TEST_DATA "/gguf_blocks.safetensors", NULL, &container), DSV2_OK);
-    const dsv2_tensor *blocks, *floats;
+    ds_container *container;
+    ck_assert_int_eq(ds_safetensors_open_file(DS_TEST_DATA "/gguf_blocks.safetensors", NULL, &container), DSV2_OK);
+    const ds_tensor *blocks, *floats;
     find_blocks(container, block_types[_i], &blocks, &floats);
     uint32_t cols = 256, rows = (uint32_t)(floats->n_bytes / sizeof(float) / cols);
-    dsv2_matrix quantised = {rows, cols, block_types[_i], blocks->data, dsv2_type_row_bytes(block_types[_i], cols), NULL, 0, 0, 0};
-    dsv2_matrix plain = {rows, cols, DSV2_TYPE_F32, floats->data, cols * sizeof(float), NULL, 0, 0, 0};
+    ds_matrix quantised = {rows, cols, block_types[_i], blocks->data, ds_type_row_bytes(block_types[_i], cols), NULL, 0, 0, 0};
+    ds_matrix plain = {rows, cols, DS_TYPE_F32, floats->data, cols * sizeof(float), NULL, 0, 0, 0};
     float x[256], expected[16], out[16];
     const float *x_row = x;
     for (uint32_t i = 0; i < cols; i++)
         x[i] = sinf((float)i);
-    const dsv2_kernels *kernels;
-    ck_assert_int_eq(dsv2_kernels_select(NULL, &kernels), DSV2_OK);
-    size_t scratch_floats = dsv2_matmul_scratch(&quantised);
+    const ds_kernels *kernels;
+    ck_assert_int_eq(ds_kernels_select(NULL, &kernels), DSV2_OK);
+    size_t scratch_floats = ds_matmul_scratch(&quantised);
     ck_assert_uint_gt(scratch_floats, 0);
     float *scratch = malloc(scratch_floats * sizeof *scratch);
-    dsv2_matmul(kernels, out, rows, &x_row, 1, &quantised, 0, rows, scratch);
-    dsv2_matmul(kernels, expected, rows, &x_row, 1, &plain, 0, rows, NULL);
+    ds_matmul(kernels, out, rows, &x_row, 1, &quantised, 0, rows, scratch);
+    ds_matmul(kernels, expected, rows, &x_row, 1, &plain, 0, rows, NULL);
     ck_assert_mem_eq(out, expected, rows * sizeof *out);
     free(scratch);
-    dsv2_container_close(container);
+    ds_container_close(container);
 }
 END_TEST
 

@@ -108,8 +108,8 @@ START_TEST(a_pack_gives_the_bits_of_its_checkpoint_brought_to_the_same_type)
 }
 END_TEST
 
-static const dsv2_type block_types[] = {DSV2_TYPE_Q8_0, DSV2_TYPE_Q4_0, DSV2_TYPE_Q4_1, DSV2_TYPE_Q5_0,   DSV2_TYPE_Q5_1,  DSV2_TYPE_Q2_K,
-                                        DSV2_TYPE_Q3_K, DSV2_TYPE_Q4_K, DSV2_TYPE_Q5_K, DSV2_TYPE_Q6_K, DSV2_TYPE_IQ4_NL, DSV2_TYPE_IQ4_XS};
+static const ds_type block_types[] = {DS_TYPE_Q8_0, DS_TYPE_Q4_0, DS_TYPE_Q4_1, DS_TYPE_Q5_0,   DS_TYPE_Q5_1,  DS_TYPE_Q2_K,
+                                      DS_TYPE_Q3_K, DS_TYPE_Q4_K, DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_NL, DS_TYPE_IQ4_XS};
 enum { N_BLOCK_TYPES = sizeof block_types / sizeof *block_types };
 
 static const test_checkpoint wide = {.name = "wide", .vocab_size = 72, .hidden_size = 256, .intermediate_size = 256,
@@ -129,9 +129,9 @@ START_TEST(a_pack_of_a_gguf_gives_the_bits_of_the_gguf)
     ck_assert_msg(pack(gguf, DSV2_WEIGHTS_AS_STORED) == DSV2_OK, "%s", dsv2_last_error());
     expect_same_bits(gguf, DSV2_WEIGHTS_AS_STORED, pack_path, NULL);
     ck_assert_msg(dsv2_model_verify(pack_path, NULL, NULL) == DSV2_OK, "%s", dsv2_last_error());
-    dsv2_type twin = dsv2_packed_twin(options.type);
+    ds_type twin = ds_packed_twin(options.type);
     dsv2_model *model = test_model_open(pack_path, NULL);
-    ck_assert(model->types_seen[twin != DSV2_TYPE_COUNT ? twin : DSV2_TYPE_P8]);
+    ck_assert(model->types_seen[twin != DS_TYPE_COUNT ? twin : DS_TYPE_P8]);
     dsv2_model_close(model);
     test_checkpoint_remove(strdup(floats));
     test_checkpoint_remove(checkpoint);
@@ -153,11 +153,11 @@ static void write_tokenizer(const char *path, char digit)
     free(data);
 }
 
-static dsv2_fingerprint fingerprint_of(const char *path, dsv2_weight_type type)
+static ds_fingerprint fingerprint_of(const char *path, dsv2_weight_type type)
 {
     dsv2_model *model = test_model_open(path, &(dsv2_model_options){.weight_type = type, .n_threads = 2});
-    dsv2_fingerprint fingerprint = model->fingerprint;
-    ck_assert_uint_eq(test_model_info(model).fingerprint, dsv2_fingerprint_digest(&fingerprint));
+    ds_fingerprint fingerprint = model->fingerprint;
+    ck_assert_uint_eq(test_model_info(model).fingerprint, ds_fingerprint_digest(&fingerprint));
     dsv2_model_close(model);
     return fingerprint;
 }
@@ -167,16 +167,16 @@ START_TEST(fingerprints_tell_models_apart)
     char *checkpoint = test_checkpoint_write(&wide), path[600], tokenizer[600];
     snprintf(path, sizeof path, "%s/model.safetensors", checkpoint);
     snprintf(tokenizer, sizeof tokenizer, "%s/tokenizer.json", checkpoint);
-    dsv2_fingerprint bare = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED);
+    ds_fingerprint bare = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED);
     ck_assert_uint_eq(bare.tokenizer, 0);
     write_tokenizer(tokenizer, '9');
-    dsv2_fingerprint whole = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED), again = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED);
+    ds_fingerprint whole = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED), again = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED);
     ck_assert(whole.tokenizer != 0 && whole.config == bare.config && whole.weights == bare.weights);
     ck_assert_mem_eq(&whole, &again, sizeof whole);
     ck_assert_uint_ne(fingerprint_of(checkpoint, DSV2_WEIGHTS_Q8_0).weights, whole.weights); /* held in another type, they are others */
 
     ck_assert_int_eq(pack(checkpoint, DSV2_WEIGHTS_AS_STORED), DSV2_OK);
-    dsv2_fingerprint packed = fingerprint_of(pack_path, DSV2_WEIGHTS_AS_STORED);
+    ds_fingerprint packed = fingerprint_of(pack_path, DSV2_WEIGHTS_AS_STORED);
     ck_assert(packed.tokenizer == whole.tokenizer && packed.config == whole.config);
     size_t size;
     char *data = test_read_file(path, &size);

@@ -37,7 +37,7 @@ static void write_pack(const char *index_script, const char *texts_script, size_
     char *index = script_bytes(index_script, &index_size), *texts = script_bytes(texts_script, &texts_size);
     uint8_t *file = pack_file_make((const uint8_t *)index, index_size, (const uint8_t *)texts, texts_size, &size);
     if (at > 0)
-        dsv2_store_u64(file + at, value);
+        ds_store_u64(file + at, value);
     pack_file_seal(file);
     folder_write("bad.dsv2", file, size);
     free(file);
@@ -63,10 +63,10 @@ static void write_with_texts(const char *index, const text *texts)
     write_pack(index, script, 0, 0);
 }
 
-static dsv2_status open_pack(const char *path, const dsv2_logger *logger, dsv2_container **container)
+static dsv2_status open_pack(const char *path, const ds_logger *logger, ds_container **container)
 {
     (void)logger;
-    return dsv2_pack_open(path, container);
+    return ds_pack_open(path, container);
 }
 
 static const struct {
@@ -114,7 +114,7 @@ START_TEST(a_bad_index_is_refused_by_entry_or_tensor_and_value)
 {
     write_pack(indexes[_i].index, "", 0, 0);
     if (indexes[_i].status == DSV2_OK)
-        dsv2_container_close(expect_opened(open_pack, "bad.dsv2"));
+        ds_container_close(expect_opened(open_pack, "bad.dsv2"));
     else
         expect_refusal(open_pack, "bad.dsv2", indexes[_i].status, indexes[_i].part);
 }
@@ -243,13 +243,13 @@ END_TEST
 START_TEST(a_pack_that_changes_size_while_open_is_noticed)
 {
     write_pack(VECTOR("w", "2", "4096", "8"), "", 0, 0);
-    dsv2_container *container = expect_opened(open_pack, "bad.dsv2");
-    ck_assert_int_eq(dsv2_container_check(container), DSV2_OK);
+    ds_container *container = expect_opened(open_pack, "bad.dsv2");
+    ck_assert_int_eq(ds_container_check(container), DSV2_OK);
     ck_assert_int_eq(truncate(folder_file("bad.dsv2"), 4096), 0);
-    ck_assert_int_eq(dsv2_container_check(container), DSV2_ERROR_IO);
+    ck_assert_int_eq(ds_container_check(container), DSV2_ERROR_IO);
     expect_message(folder_file("bad.dsv2"));
     expect_message("the file was changed while in use");
-    dsv2_container_close(container);
+    ds_container_close(container);
 }
 END_TEST
 

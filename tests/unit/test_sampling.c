@@ -83,33 +83,33 @@ static void plain_probabilities(const dsv2_sampling *s, const float *logits, uin
 
 /* ---- helpers ---- */
 
-static dsv2_candidate scratch[LARGE_VOCAB];
+static ds_candidate scratch[LARGE_VOCAB];
 
 /* Logits as a model gives them: roughly normal, rounded so that some are equal. */
 static void make_logits(float *logits, uint32_t n, uint64_t seed, double spread)
 {
-    dsv2_random random;
-    dsv2_random_seed(&random, seed);
+    ds_random random;
+    ds_random_seed(&random, seed);
     for (uint32_t i = 0; i < n; i++) {
         double sum = 0;
         for (int j = 0; j < 6; j++)
-            sum += (double)(dsv2_random_next(&random) >> 11) / 9007199254740992.0 - 0.5;
+            sum += (double)(ds_random_next(&random) >> 11) / 9007199254740992.0 - 0.5;
         logits[i] = (float)(floor(sum * spread * 64) / 64);
     }
 }
 
-static dsv2_sampler make_sampler(const dsv2_sampling *s, uint32_t vocab)
+static ds_sampler make_sampler(const dsv2_sampling *s, uint32_t vocab)
 {
-    dsv2_sampler sampler;
-    dsv2_sampler_init(&sampler);
-    ck_assert_msg(dsv2_sampler_set(&sampler, s, vocab) == DSV2_OK, "%s", dsv2_last_error());
+    ds_sampler sampler;
+    ds_sampler_init(&sampler);
+    ck_assert_msg(ds_sampler_set(&sampler, s, vocab) == DSV2_OK, "%s", dsv2_last_error());
     return sampler;
 }
 
-static int32_t draw(dsv2_sampler *sampler, const float *logits, uint32_t vocab, const int32_t *tokens, size_t n_tokens)
+static int32_t draw(ds_sampler *sampler, const float *logits, uint32_t vocab, const int32_t *tokens, size_t n_tokens)
 {
     int32_t token = -1;
-    ck_assert_msg(dsv2_sampler_draw(sampler, logits, vocab, tokens, n_tokens, scratch, &token) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert_msg(ds_sampler_draw(sampler, logits, vocab, tokens, n_tokens, scratch, &token) == DSV2_OK, "%s", dsv2_last_error());
     ck_assert(token >= 0 && (uint32_t)token < vocab);
     return token;
 }
@@ -186,7 +186,7 @@ START_TEST(draws_follow_the_distribution_of_a_plain_implementation)
     s.seed = 1000 + (uint64_t)_i;
     make_logits(logits, VOCAB, 7, 4);
     plain_probabilities(&s, logits, VOCAB, history, n_history, p);
-    dsv2_sampler sampler = make_sampler(&s, VOCAB);
+    ds_sampler sampler = make_sampler(&s, VOCAB);
     for (int i = 0; i < DRAWS; i++)
         counts[draw(&sampler, logits, VOCAB, history, n_history)]++;
     for (int i = 0; i < VOCAB; i++) {
@@ -200,7 +200,7 @@ START_TEST(draws_follow_the_distribution_of_a_plain_implementation)
     double bound = (double)freedom + 4 * sqrt(2 * (double)freedom) + 8;
     ck_assert_msg(statistic < bound, "%s: chi-square %g with %zu degrees of freedom, expected under %g", cases[_i].name, statistic,
                   freedom, bound);
-    dsv2_sampler_free(&sampler);
+    ds_sampler_free(&sampler);
 }
 END_TEST
 
@@ -220,14 +220,14 @@ START_TEST(filters_keep_exactly_the_tokens_of_a_plain_implementation)
         s.seed = seed;
         make_logits(logits, VOCAB, seed, 3); /* rounded to 1/64: ties at the border of the set, the smaller id stays */
         plain_probabilities(&s, logits, VOCAB, NULL, 0, p);
-        dsv2_sampler sampler = make_sampler(&s, VOCAB);
+        ds_sampler sampler = make_sampler(&s, VOCAB);
         bool drawn[VOCAB] = {false};
         for (int i = 0; i < 8000; i++)
             drawn[draw(&sampler, logits, VOCAB, NULL, 0)] = true;
         for (int i = 0; i < VOCAB; i++)
             ck_assert_msg(drawn[i] == (p[i] > 0), "seed %d: token %d (logit %g) is %s", (int)seed, i, (double)logits[i],
                           drawn[i] ? "kept, but should not be" : "dropped, but should be kept");
-        dsv2_sampler_free(&sampler);
+        ds_sampler_free(&sampler);
     }
 }
 END_TEST
@@ -236,7 +236,7 @@ START_TEST(greedy_takes_the_smallest_id_of_equals)
 {
     float logits[] = {-0.0f, 0.0f, -1.0f, 0.0f, -0.0f};
     dsv2_sampling s = {DEFAULTS, .temperature = 0};
-    dsv2_sampler sampler = make_sampler(&s, 5);
+    ds_sampler sampler = make_sampler(&s, 5);
     ck_assert_int_eq(draw(&sampler, logits, 5, NULL, 0), 0);
     logits[0] = NAN;
     ck_assert_int_eq(draw(&sampler, logits, 5, NULL, 0), 1);
@@ -250,13 +250,13 @@ START_TEST(greedy_leaves_the_random_numbers_alone_and_a_draw_takes_one)
 {
     float logits[] = {1, 2, 3};
     dsv2_sampling s = {DEFAULTS, .temperature = 0, .seed = 5};
-    dsv2_sampler sampler = make_sampler(&s, 3);
-    dsv2_random before = sampler.random;
+    ds_sampler sampler = make_sampler(&s, 3);
+    ds_random before = sampler.random;
     draw(&sampler, logits, 3, NULL, 0);
     ck_assert_mem_eq(&before, &sampler.random, sizeof before);
     sampler.params.temperature = 1;
     draw(&sampler, logits, 3, NULL, 0);
-    dsv2_random_next(&before);
+    ds_random_next(&before);
     ck_assert_mem_eq(&before, &sampler.random, sizeof before);
 }
 END_TEST
@@ -265,7 +265,7 @@ START_TEST(nan_and_infinite_logits_are_never_a_danger)
 {
     float logits[VOCAB];
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
-        dsv2_sampler sampler = make_sampler(&cases[c].sampling, VOCAB);
+        ds_sampler sampler = make_sampler(&cases[c].sampling, VOCAB);
         for (int i = 0; i < VOCAB; i++)
             logits[i] = i % 3 == 0 ? NAN : i % 3 == 1 ? -INFINITY : (float)i / 100;
         for (int i = 0; i < 100; i++)
@@ -276,7 +276,7 @@ START_TEST(nan_and_infinite_logits_are_never_a_danger)
             int32_t token = draw(&sampler, logits, VOCAB, history, 3);
             ck_assert(token == 42 || token == 45);
         }
-        dsv2_sampler_free(&sampler);
+        ds_sampler_free(&sampler);
     }
 }
 END_TEST
@@ -286,17 +286,17 @@ START_TEST(a_draw_from_nothing_fails_and_changes_nothing)
     float logits[3] = {1, 2, 3};
     dsv2_logit_bias all[] = {{0, -INFINITY}, {1, -INFINITY}, {2, -INFINITY}};
     dsv2_sampling s = {DEFAULTS, .logit_bias = all, .n_logit_bias = 3};
-    dsv2_sampler sampler = make_sampler(&s, 3);
-    dsv2_random before = sampler.random;
+    ds_sampler sampler = make_sampler(&s, 3);
+    ds_random before = sampler.random;
     int32_t token = 77;
-    ck_assert_int_eq(dsv2_sampler_draw(&sampler, logits, 3, NULL, 0, scratch, &token), DSV2_ERROR_STATE);
+    ck_assert_int_eq(ds_sampler_draw(&sampler, logits, 3, NULL, 0, scratch, &token), DSV2_ERROR_STATE);
     ck_assert_int_eq(token, 77);
     ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "3 biases"));
     ck_assert_mem_eq(&before, &sampler.random, sizeof before);
-    dsv2_sampler_free(&sampler);
+    ds_sampler_free(&sampler);
 
     float nan_logits[2] = {NAN, NAN};
-    ck_assert_int_eq(dsv2_sampler_draw(&sampler, nan_logits, 2, NULL, 0, scratch, &token), DSV2_ERROR_STATE);
+    ck_assert_int_eq(ds_sampler_draw(&sampler, nan_logits, 2, NULL, 0, scratch, &token), DSV2_ERROR_STATE);
     ck_assert_int_eq(token, 77);
 }
 END_TEST
@@ -308,7 +308,7 @@ START_TEST(the_same_seed_draws_the_same_tokens_and_another_does_not)
     int32_t drawn[3][50];
     for (int run = 0; run < 3; run++) {
         dsv2_sampling s = {DEFAULTS, .top_p = 0.95f, .seed = run == 2 ? 12 : 11};
-        dsv2_sampler sampler = make_sampler(&s, VOCAB);
+        ds_sampler sampler = make_sampler(&s, VOCAB);
         for (int i = 0; i < 50; i++)
             drawn[run][i] = draw(&sampler, logits, VOCAB, NULL, 0);
     }
@@ -320,22 +320,22 @@ END_TEST
 /* Fixed values: they change only if the drawing itself changes, and then every stored conversation does. */
 START_TEST(random_numbers_and_draws_are_those_of_every_other_machine)
 {
-    dsv2_random random = {{1, 2, 3, 4}};
+    ds_random random = {{1, 2, 3, 4}};
     static const uint64_t first[] = {11520, 0, 1509978240, 1215971899390074240}; /* of xoshiro256** from the state 1, 2, 3, 4 */
     for (int i = 0; i < 4; i++)
-        ck_assert_uint_eq(dsv2_random_next(&random), first[i]);
-    dsv2_random_seed(&random, 0);
+        ck_assert_uint_eq(ds_random_next(&random), first[i]);
+    ds_random_seed(&random, 0);
     ck_assert_uint_eq(random.state[0], 0xe220a8397b1dcdafu); /* of splitmix64 from 0 */
     ck_assert_uint_eq(random.state[1], 0x6e789e6aa1b965f4u);
     for (int i = 0; i < 1000; i++)
-        ck_assert_uint_lt(dsv2_random_below(&random, 7), 7);
-    ck_assert_uint_eq(dsv2_random_below(&random, 1), 0);
+        ck_assert_uint_lt(ds_random_below(&random, 7), 7);
+    ck_assert_uint_eq(ds_random_below(&random, 1), 0);
 
     float logits[100];
     for (int i = 0; i < 100; i++)
         logits[i] = (float)(i * 37 % 101) / 16;
     dsv2_sampling s = {DEFAULTS, .temperature = 0.9f, .top_k = 30, .top_p = 0.9f, .min_p = 0.05f, .seed = 2405};
-    dsv2_sampler sampler = make_sampler(&s, 100);
+    ds_sampler sampler = make_sampler(&s, 100);
     static const int32_t expected[8] = {98, 49, 27, 79, 38, 49, 84, 90}; /* computed apart, in Python */
     for (int i = 0; i < 8; i++)
         ck_assert_int_eq(draw(&sampler, logits, 100, NULL, 0), expected[i]);
@@ -352,7 +352,7 @@ START_TEST(a_large_vocabulary_is_drawn_from_like_a_small_one)
     dsv2_sampling s = settings[_i];
     s.seed = 99;
     plain_probabilities(&s, logits, LARGE_VOCAB, NULL, 0, p);
-    dsv2_sampler sampler = make_sampler(&s, LARGE_VOCAB);
+    ds_sampler sampler = make_sampler(&s, LARGE_VOCAB);
     for (int i = 0; i < 300; i++)
         counts[draw(&sampler, logits, LARGE_VOCAB, NULL, 0)]++;
     size_t freedom;
@@ -382,16 +382,16 @@ START_TEST(log_probabilities_are_those_of_softmax)
     long double sum = 0;
     for (int i = 0; i < VOCAB; i++)
         sum += isnan(logits[i]) ? 0 : expl((long double)logits[i]);
-    double log_sum = dsv2_log_sum_exp(logits, VOCAB);
+    double log_sum = ds_log_sum_exp(logits, VOCAB);
     ck_assert_double_eq_tol(log_sum, (double)logl(sum), 1e-13);
-    ck_assert_float_eq(dsv2_log_probability(logits[3], log_sum), (float)((double)logits[3] - log_sum));
-    ck_assert(dsv2_log_probability(logits[10], log_sum) == -INFINITY);
-    ck_assert(dsv2_log_probability(logits[11], log_sum) == -INFINITY);
+    ck_assert_float_eq(ds_log_probability(logits[3], log_sum), (float)((double)logits[3] - log_sum));
+    ck_assert(ds_log_probability(logits[10], log_sum) == -INFINITY);
+    ck_assert(ds_log_probability(logits[11], log_sum) == -INFINITY);
 
     float none[2] = {NAN, -INFINITY}, infinite[2] = {1, INFINITY};
-    ck_assert(dsv2_log_sum_exp(none, 2) == -INFINITY);
-    ck_assert(dsv2_log_probability(infinite[0], dsv2_log_sum_exp(infinite, 2)) == -INFINITY);
-    ck_assert_float_eq(dsv2_log_probability(infinite[1], dsv2_log_sum_exp(infinite, 2)), 0);
+    ck_assert(ds_log_sum_exp(none, 2) == -INFINITY);
+    ck_assert(ds_log_probability(infinite[0], ds_log_sum_exp(infinite, 2)) == -INFINITY);
+    ck_assert_float_eq(ds_log_probability(infinite[1], ds_log_sum_exp(infinite, 2)), 0);
 }
 END_TEST
 
@@ -406,18 +406,18 @@ START_TEST(top_tokens_are_the_head_of_the_sorted_list)
     for (int i = 0; i < VOCAB; i++)
         sorted[i] = (plain_token){i, isnan(logits[i]) ? -INFINITY : (double)logits[i], 0};
     qsort(sorted, VOCAB, sizeof *sorted, plain_order);
-    double log_sum = dsv2_log_sum_exp(logits, VOCAB);
+    double log_sum = ds_log_sum_exp(logits, VOCAB);
     static const size_t sizes[] = {0, 1, 2, 10, 499, VOCAB};
     for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
         memset(top, 0xff, sizeof top);
-        dsv2_top_tokens(logits, VOCAB, sizes[k], scratch, top);
+        ds_top_tokens(logits, VOCAB, sizes[k], scratch, top);
         for (size_t i = 0; i < VOCAB; i++) {
             if (i >= sizes[k]) {
                 ck_assert_int_eq(top[i].token, -1);
                 continue;
             }
             ck_assert_int_eq(top[i].token, sorted[i].token);
-            float expected = dsv2_log_probability((float)sorted[i].logit, log_sum);
+            float expected = ds_log_probability((float)sorted[i].logit, log_sum);
             ck_assert(top[i].log_probability == expected);
         }
     }
@@ -459,21 +459,21 @@ static const struct {
 START_TEST(invalid_parameters_are_refused_by_name_and_change_nothing)
 {
     dsv2_sampling good = {DEFAULTS, .temperature = 0.5f, .logit_bias = biases, .n_logit_bias = 2, .seed = 3};
-    dsv2_sampler sampler = make_sampler(&good, VOCAB);
-    dsv2_sampler before = sampler;
-    ck_assert_int_eq(dsv2_sampler_set(&sampler, &invalid[_i].sampling, VOCAB), DSV2_ERROR_ARGUMENT);
+    ds_sampler sampler = make_sampler(&good, VOCAB);
+    ds_sampler before = sampler;
+    ck_assert_int_eq(ds_sampler_set(&sampler, &invalid[_i].sampling, VOCAB), DSV2_ERROR_ARGUMENT);
     ck_assert_msg(strstr(dsv2_last_error(), invalid[_i].field) && strstr(dsv2_last_error(), invalid[_i].value),
                   "\"%s\" names not both %s and %s", dsv2_last_error(), invalid[_i].field, invalid[_i].value);
     ck_assert_mem_eq(&before, &sampler, sizeof before);
-    dsv2_sampler_free(&sampler);
+    ds_sampler_free(&sampler);
 }
 END_TEST
 
 START_TEST(null_parameters_are_refused)
 {
-    dsv2_sampler sampler;
-    dsv2_sampler_init(&sampler);
-    ck_assert_int_eq(dsv2_sampler_set(&sampler, NULL, VOCAB), DSV2_ERROR_ARGUMENT);
+    ds_sampler sampler;
+    ds_sampler_init(&sampler);
+    ck_assert_int_eq(ds_sampler_set(&sampler, NULL, VOCAB), DSV2_ERROR_ARGUMENT);
     dsv2_sampling_defaults(NULL);
 }
 END_TEST
@@ -483,40 +483,40 @@ START_TEST(a_copy_draws_alike_and_owns_its_biases)
     float logits[VOCAB];
     make_logits(logits, VOCAB, 2, 2);
     dsv2_sampling s = {DEFAULTS, .logit_bias = biases, .n_logit_bias = 5, .seed = 8};
-    dsv2_sampler sampler = make_sampler(&s, VOCAB), copy;
+    ds_sampler sampler = make_sampler(&s, VOCAB), copy;
     draw(&sampler, logits, VOCAB, NULL, 0);
-    ck_assert_int_eq(dsv2_sampler_copy(&copy, &sampler), DSV2_OK);
+    ck_assert_int_eq(ds_sampler_copy(&copy, &sampler), DSV2_OK);
     int32_t expected[20];
     for (int i = 0; i < 20; i++)
         expected[i] = draw(&sampler, logits, VOCAB, NULL, 0);
-    dsv2_sampler_free(&sampler);
+    ds_sampler_free(&sampler);
     for (int i = 0; i < 20; i++)
         ck_assert_int_eq(draw(&copy, logits, VOCAB, NULL, 0), expected[i]);
-    dsv2_sampler_free(&copy);
-    dsv2_sampler_free(&copy);
+    ds_sampler_free(&copy);
+    ds_sampler_free(&copy);
 }
 END_TEST
 
 START_TEST(without_memory_nothing_changes)
 {
     dsv2_sampling s = {DEFAULTS, .logit_bias = biases, .n_logit_bias = 5, .seed = 8};
-    dsv2_sampler sampler, copy;
-    dsv2_sampler_init(&sampler);
-    dsv2_sampler before = sampler;
+    ds_sampler sampler, copy;
+    ds_sampler_init(&sampler);
+    ds_sampler before = sampler;
     oom_arm(1, false);
-    dsv2_status status = dsv2_sampler_set(&sampler, &s, VOCAB);
+    dsv2_status status = ds_sampler_set(&sampler, &s, VOCAB);
     ck_assert(oom_disarm());
     ck_assert_int_eq(status, DSV2_ERROR_MEMORY);
     ck_assert_mem_eq(&before, &sampler, sizeof before);
 
     sampler = make_sampler(&s, VOCAB);
     oom_arm(1, false);
-    status = dsv2_sampler_copy(&copy, &sampler);
+    status = ds_sampler_copy(&copy, &sampler);
     ck_assert(oom_disarm());
     ck_assert_int_eq(status, DSV2_ERROR_MEMORY);
     ck_assert_ptr_null(copy.params.logit_bias);
-    dsv2_sampler_free(&copy);
-    dsv2_sampler_free(&sampler);
+    ds_sampler_free(&copy);
+    ds_sampler_free(&sampler);
 }
 END_TEST
 

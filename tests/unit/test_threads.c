@@ -50,15 +50,15 @@ static void expect_each_once(const counts *c)
 START_TEST(every_task_runs_once_on_any_number_of_threads)
 {
     unsigned n_threads = (unsigned)_i;
-    dsv2_pool *pool;
-    ck_assert_int_eq(dsv2_pool_create(n_threads, &pool), DSV2_OK);
-    ck_assert_uint_eq(dsv2_pool_threads(pool), n_threads);
+    ds_pool *pool;
+    ck_assert_int_eq(ds_pool_create(n_threads, &pool), DSV2_OK);
+    ck_assert_uint_eq(ds_pool_threads(pool), n_threads);
     for (size_t n_tasks = 0; n_tasks <= MAX_TASKS; n_tasks += n_tasks < 30 ? 1 : 45) {
         counts c = {.n_threads = n_threads, .n_tasks = n_tasks};
-        dsv2_pool_run(pool, count_task, &c, n_tasks);
+        ds_pool_run(pool, count_task, &c, n_tasks);
         expect_each_once(&c);
     }
-    dsv2_pool_destroy(pool);
+    ds_pool_destroy(pool);
 }
 END_TEST
 
@@ -66,19 +66,19 @@ END_TEST
 START_TEST(threads_help_one_that_is_held_up)
 {
     unsigned n_threads = (unsigned)_i;
-    dsv2_pool *pool;
-    ck_assert_int_eq(dsv2_pool_create(n_threads, &pool), DSV2_OK);
+    ds_pool *pool;
+    ck_assert_int_eq(ds_pool_create(n_threads, &pool), DSV2_OK);
     for (size_t n_tasks = 2; n_tasks <= MAX_TASKS; n_tasks += 149) {
         counts c = {.n_threads = n_threads, .n_tasks = n_tasks, .held = true};
-        dsv2_pool_run(pool, count_task, &c, n_tasks);
+        ds_pool_run(pool, count_task, &c, n_tasks);
         expect_each_once(&c);
     }
-    dsv2_pool_destroy(pool);
+    ds_pool_destroy(pool);
 }
 END_TEST
 
 typedef struct caller {
-    dsv2_pool *pool;
+    ds_pool *pool;
     counts c[20];
 } caller;
 
@@ -87,7 +87,7 @@ static void *call_often(void *argument)
     caller *caller = argument;
     for (size_t i = 0; i < 20; i++) {
         caller->c[i] = (counts){.n_threads = 3, .n_tasks = i * 7};
-        dsv2_pool_run(caller->pool, count_task, &caller->c[i], caller->c[i].n_tasks);
+        ds_pool_run(caller->pool, count_task, &caller->c[i], caller->c[i].n_tasks);
     }
     return NULL;
 }
@@ -97,8 +97,8 @@ START_TEST(regions_of_several_callers_do_not_mix)
     enum { CALLERS = 4 };
     static caller callers[CALLERS];
     pthread_t threads[CALLERS];
-    dsv2_pool *pool;
-    ck_assert_int_eq(dsv2_pool_create(3, &pool), DSV2_OK);
+    ds_pool *pool;
+    ck_assert_int_eq(ds_pool_create(3, &pool), DSV2_OK);
     for (size_t i = 0; i < CALLERS; i++) {
         callers[i].pool = pool;
         ck_assert_int_eq(pthread_create(&threads[i], NULL, call_often, &callers[i]), 0);
@@ -108,7 +108,7 @@ START_TEST(regions_of_several_callers_do_not_mix)
     for (size_t i = 0; i < CALLERS; i++)
         for (size_t r = 0; r < 20; r++)
             expect_each_once(&callers[i].c[r]);
-    dsv2_pool_destroy(pool);
+    ds_pool_destroy(pool);
 }
 END_TEST
 

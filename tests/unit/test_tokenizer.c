@@ -24,7 +24,7 @@ static dsv2_tokenizer *tokenizers[N_TOKENIZERS];
 static dsv2_tokenizer *from_json(const char *json, size_t size)
 {
     dsv2_tokenizer *t = NULL;
-    ck_assert_msg(dsv2_tokenizer_from_json("tokenizer.json", json, size, &t) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert_msg(ds_tokenizer_from_json("tokenizer.json", json, size, &t) == DSV2_OK, "%s", dsv2_last_error());
     return t;
 }
 
@@ -716,7 +716,7 @@ START_TEST(tokenizer_config_names_the_special_tokens)
         ck_assert_int_eq(info.bos_token_id, cases[i].bos);
         ck_assert_int_eq(info.eos_token_id, cases[i].eos);
         ck_assert_str_eq(info.chat_form, cases[i].chat_form);
-        dsv2_tokenizer_set_special(t, 5, 7000);
+        ds_tokenizer_set_special(t, 5, 7000);
         ck_assert_int_eq(dsv2_tokenizer_get_info(t, &info), DSV2_OK);
         ck_assert_int_eq(info.bos_token_id, 5);
         ck_assert_int_eq(info.eos_token_id, cases[i].eos);

@@ -20,7 +20,7 @@
 static dsv2_status open_parts(const small_parts *parts, dsv2_tokenizer **t)
 {
     char *json = small_json(parts);
-    dsv2_status status = dsv2_tokenizer_from_json("dir/tokenizer.json", json, strlen(json), t);
+    dsv2_status status = ds_tokenizer_from_json("dir/tokenizer.json", json, strlen(json), t);
     free(json);
     return status;
 }
@@ -237,7 +237,7 @@ START_TEST(files_that_are_something_else_are_refused)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dsv2_tokenizer *t = NULL;
-        dsv2_status status = dsv2_tokenizer_from_json("x.json", cases[i].json, strlen(cases[i].json), &t);
+        dsv2_status status = ds_tokenizer_from_json("x.json", cases[i].json, strlen(cases[i].json), &t);
         ck_assert_msg(status == DSV2_ERROR_FORMAT || status == DSV2_ERROR_UNSUPPORTED, "case %zu: status %d", i, status);
         ck_assert_msg(strncmp(dsv2_last_error(), "x.json: ", 8) == 0 && strstr(dsv2_last_error(), cases[i].message) != NULL,
                       "case %zu: %s", i, dsv2_last_error());
@@ -246,11 +246,11 @@ START_TEST(files_that_are_something_else_are_refused)
     char *deep = malloc(100000);
     memset(deep, '[', 100000);
     dsv2_tokenizer *t = NULL;
-    ck_assert_int_eq(dsv2_tokenizer_from_json("deep", deep, 100000, &t), DSV2_ERROR_FORMAT);
+    ck_assert_int_eq(ds_tokenizer_from_json("deep", deep, 100000, &t), DSV2_ERROR_FORMAT);
     free(deep);
     char *json = small_json(&(small_parts){.vocab = AB, .merges = AB_MERGES});
     for (size_t size = 0; size < strlen(json); size += 1 + size % 7)
-        ck_assert_int_eq(dsv2_tokenizer_from_json("cut", json, size, &t), DSV2_ERROR_FORMAT);
+        ck_assert_int_eq(ds_tokenizer_from_json("cut", json, size, &t), DSV2_ERROR_FORMAT);
     free(json);
 }
 END_TEST
@@ -533,7 +533,7 @@ static dsv2_status use_all(const char *json, const char *path)
     int32_t ids[1024];
     char text[1024];
     size_t n, size;
-    dsv2_status status = dsv2_tokenizer_from_json("tokenizer.json", json, strlen(json), &t);
+    dsv2_status status = ds_tokenizer_from_json("tokenizer.json", json, strlen(json), &t);
     if (status == DSV2_OK)
         status = dsv2_tokenizer_encode(t, "ab\xc3 12 abab <s>", 15, DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL, ids, 1024, &n);
     if (status == DSV2_OK)

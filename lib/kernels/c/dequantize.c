@@ -10,12 +10,12 @@ enum {
     LARGE = 256 /* of a K block */
 };
 
-static float half(const uint8_t *in) { return dsv2_f16_to_f32(dsv2_load_u16(in)); }
+static float half(const uint8_t *in) { return ds_f16_to_f32(ds_load_u16(in)); }
 
 /* Element i of 32 that are four bits each: byte i % 16 has elements i and i + 16, low bits first. */
 static unsigned nibble(const uint8_t *in, unsigned i) { return i < 16 ? in[i] & 15u : in[i - 16] >> 4; }
 
-void dsv2_q8_0_to_f32(float *out, const void *in, size_t n)
+void ds_q8_0_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= SMALL, out += SMALL, block += 34) {
@@ -25,7 +25,7 @@ void dsv2_q8_0_to_f32(float *out, const void *in, size_t n)
     }
 }
 
-void dsv2_q4_0_to_f32(float *out, const void *in, size_t n)
+void ds_q4_0_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= SMALL, out += SMALL, block += 18) {
@@ -35,7 +35,7 @@ void dsv2_q4_0_to_f32(float *out, const void *in, size_t n)
     }
 }
 
-void dsv2_q4_1_to_f32(float *out, const void *in, size_t n)
+void ds_q4_1_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= SMALL, out += SMALL, block += 20) {
@@ -46,23 +46,23 @@ void dsv2_q4_1_to_f32(float *out, const void *in, size_t n)
 }
 
 /* The fifth bits of 32 elements are one 32-bit number. */
-void dsv2_q5_0_to_f32(float *out, const void *in, size_t n)
+void ds_q5_0_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= SMALL, out += SMALL, block += 22) {
         float scale = half(block);
-        uint32_t fifth = dsv2_load_u32(block + 2);
+        uint32_t fifth = ds_load_u32(block + 2);
         for (unsigned i = 0; i < SMALL; i++)
             out[i] = scale * (float)((int)(nibble(block + 6, i) | (fifth >> i & 1) << 4) - 16);
     }
 }
 
-void dsv2_q5_1_to_f32(float *out, const void *in, size_t n)
+void ds_q5_1_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= SMALL, out += SMALL, block += 24) {
         float scale = half(block), minimum = half(block + 2);
-        uint32_t fifth = dsv2_load_u32(block + 4);
+        uint32_t fifth = ds_load_u32(block + 4);
         for (unsigned i = 0; i < SMALL; i++)
             out[i] = scale * (float)(nibble(block + 8, i) | (fifth >> i & 1) << 4) + minimum;
     }
@@ -72,7 +72,7 @@ void dsv2_q5_1_to_f32(float *out, const void *in, size_t n)
 static unsigned crumb(const uint8_t *in, unsigned i) { return in[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3u; }
 
 /* Groups of 16; a byte has a group's scale in its low half, its minimum's in the high. */
-void dsv2_q2_k_to_f32(float *out, const void *in, size_t n)
+void ds_q2_k_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= LARGE, out += LARGE, block += 84) {
@@ -86,7 +86,7 @@ void dsv2_q2_k_to_f32(float *out, const void *in, size_t n)
 
 /* Groups of 16 with six-bit scales, offset by 32: four low bits in eight bytes, two high bits in four. The third bit of an
  * element is kept apart and means + 4 - 4 the wrong way round: set, nothing is subtracted. */
-void dsv2_q3_k_to_f32(float *out, const void *in, size_t n)
+void ds_q3_k_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= LARGE, out += LARGE, block += 110) {
@@ -115,7 +115,7 @@ static void six_bits(const uint8_t *in, unsigned g, unsigned *scale, unsigned *m
 }
 
 /* Groups of 32; 32 bytes have the elements of two groups, low bits first. */
-void dsv2_q4_k_to_f32(float *out, const void *in, size_t n)
+void ds_q4_k_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= LARGE, out += LARGE, block += 144) {
@@ -131,7 +131,7 @@ void dsv2_q4_k_to_f32(float *out, const void *in, size_t n)
 }
 
 /* The same with fifth bits: bit g of byte i is that of element i of group g. */
-void dsv2_q5_k_to_f32(float *out, const void *in, size_t n)
+void ds_q5_k_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= LARGE, out += LARGE, block += 176) {
@@ -149,7 +149,7 @@ void dsv2_q5_k_to_f32(float *out, const void *in, size_t n)
 }
 
 /* Groups of 16 with signed bytes as scales. 64 bytes have the low four bits of 128 elements, those 64 apart in one byte. */
-void dsv2_q6_k_to_f32(float *out, const void *in, size_t n)
+void ds_q6_k_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= LARGE, out += LARGE, block += 210) {
@@ -161,30 +161,30 @@ void dsv2_q6_k_to_f32(float *out, const void *in, size_t n)
     }
 }
 
-const int8_t dsv2_iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int8_t ds_iq4_levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-void dsv2_iq4_nl_to_f32(float *out, const void *in, size_t n)
+void ds_iq4_nl_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= SMALL, out += SMALL, block += 18) {
         float scale = half(block);
         for (unsigned i = 0; i < SMALL; i++)
-            out[i] = scale * (float)dsv2_iq4_levels[nibble(block + 2, i)];
+            out[i] = scale * (float)ds_iq4_levels[nibble(block + 2, i)];
     }
 }
 
 /* Groups of 32 with six-bit scales, offset by 32: two high bits in a 16-bit number, four low bits in half bytes. */
-void dsv2_iq4_xs_to_f32(float *out, const void *in, size_t n)
+void ds_iq4_xs_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *block = in;
     for (; n > 0; n -= LARGE, out += LARGE, block += 136) {
         float scale = half(block);
-        unsigned high = dsv2_load_u16(block + 2);
+        unsigned high = ds_load_u16(block + 2);
         for (unsigned g = 0; g < 8; g++) {
             unsigned s = (block[4 + g / 2] >> g % 2 * 4 & 15u) | (high >> 2 * g & 3u) << 4;
             float step = scale * (float)((int)s - 32);
             for (unsigned i = 0; i < 32; i++)
-                out[32 * g + i] = step * (float)dsv2_iq4_levels[nibble(block + 8 + 16 * g, i)];
+                out[32 * g + i] = step * (float)ds_iq4_levels[nibble(block + 8 + 16 * g, i)];
         }
     }
 }

@@ -22,20 +22,20 @@ static void f16_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *bytes = in;
     for (size_t c = 0; c < n; c++)
-        out[c] = dsv2_f16_to_f32(dsv2_load_u16(bytes + 2 * c));
+        out[c] = ds_f16_to_f32(ds_load_u16(bytes + 2 * c));
 }
 
 static void bf16_to_f32(float *out, const void *in, size_t n)
 {
     const uint8_t *bytes = in;
     for (size_t c = 0; c < n; c++)
-        out[c] = dsv2_bf16_to_f32(dsv2_load_u16(bytes + 2 * c));
+        out[c] = ds_bf16_to_f32(ds_load_u16(bytes + 2 * c));
 }
 
 static void f32_to_f16(uint16_t *out, const float *in, size_t n)
 {
     for (size_t c = 0; c < n; c++)
-        out[c] = dsv2_f32_to_f16(in[c]);
+        out[c] = ds_f32_to_f16(in[c]);
 }
 
 /* ---- matrix products ---- */
@@ -155,15 +155,15 @@ static void add_scaled(float *out, const float *x, float scale, size_t n)
         out[c] += scale * x[c];
 }
 
-const dsv2_kernels dsv2_kernels_c = {
+const ds_kernels ds_kernels_c = {
     .name = "c",
-    .matmul = {[DSV2_TYPE_F32] = matmul_f32, [DSV2_TYPE_F16] = matmul_f16, [DSV2_TYPE_BF16] = matmul_bf16},
-    .matmul_packed = {[DSV2_TYPE_P4] = dsv2_matmul_p4_c, [DSV2_TYPE_P5] = dsv2_matmul_p5_c, [DSV2_TYPE_P6] = dsv2_matmul_p6_c,
-                      [DSV2_TYPE_P8] = dsv2_matmul_p8_c, [DSV2_TYPE_P4S] = dsv2_matmul_p4s_c,
-                      [DSV2_TYPE_P5S] = dsv2_matmul_p5s_c, [DSV2_TYPE_P4M] = dsv2_matmul_p4m_c,
-                      [DSV2_TYPE_P5M] = dsv2_matmul_p5m_c},
-    .prepare_row = dsv2_prepare_row_c,
-    .to_f32 = {[DSV2_TYPE_F32] = f32_to_f32, [DSV2_TYPE_F16] = f16_to_f32, [DSV2_TYPE_BF16] = bf16_to_f32, DSV2_DEQUANTIZERS},
+    .matmul = {[DS_TYPE_F32] = matmul_f32, [DS_TYPE_F16] = matmul_f16, [DS_TYPE_BF16] = matmul_bf16},
+    .matmul_packed = {[DS_TYPE_P4] = ds_matmul_p4_c, [DS_TYPE_P5] = ds_matmul_p5_c, [DS_TYPE_P6] = ds_matmul_p6_c,
+                      [DS_TYPE_P8] = ds_matmul_p8_c, [DS_TYPE_P4S] = ds_matmul_p4s_c,
+                      [DS_TYPE_P5S] = ds_matmul_p5s_c, [DS_TYPE_P4M] = ds_matmul_p4m_c,
+                      [DS_TYPE_P5M] = ds_matmul_p5m_c},
+    .prepare_row = ds_prepare_row_c,
+    .to_f32 = {[DS_TYPE_F32] = f32_to_f32, [DS_TYPE_F16] = f16_to_f32, [DS_TYPE_BF16] = bf16_to_f32, DS_DEQUANTIZERS},
     .f32_to_f16 = f32_to_f16,
     .weighted_sum = weighted_sum,
     .rms_norm = rms_norm,
@@ -171,12 +171,12 @@ const dsv2_kernels dsv2_kernels_c = {
     .swiglu = swiglu,
     .add_scaled = add_scaled,
     .max = maximum,
-    .round_halves = dsv2_round_halves_c,
-    .pair_columns = dsv2_pair_columns_c,
-    .pair_rows = dsv2_pair_rows_c,
-    .pair_codes = dsv2_pair_codes_c,
-    .pair_scores = dsv2_pair_scores_c,
-    .pair_sums = dsv2_pair_sums_c,
+    .round_halves = ds_round_halves_c,
+    .pair_columns = ds_pair_columns_c,
+    .pair_rows = ds_pair_rows_c,
+    .pair_codes = ds_pair_codes_c,
+    .pair_scores = ds_pair_scores_c,
+    .pair_sums = ds_pair_sums_c,
     PAIRS_KERNELS,
     LATENT_KERNELS,
 };

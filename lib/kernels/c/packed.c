@@ -22,56 +22,56 @@ static unsigned six_bits(const uint8_t *bytes, size_t i)
     return (unsigned)(bytes[i] >> 6 | bytes[VECTOR + i] >> 6 << 2 | bytes[2 * VECTOR + i] >> 6 << 4);
 }
 
-static float load_half(const uint8_t *bytes) { return dsv2_f16_to_f32(dsv2_load_u16(bytes)); }
+static float load_half(const uint8_t *bytes) { return ds_f16_to_f32(ds_load_u16(bytes)); }
 
 /* What a weight of row `row` and the `half`th 16 columns of block `block` is, but for the row's factor: scale * q - minimum. */
-static void affine(dsv2_type type, const uint8_t *span, size_t block, size_t half, size_t row, float *scale, float *minimum)
+static void affine(ds_type type, const uint8_t *span, size_t block, size_t half, size_t row, float *scale, float *minimum)
 {
-    if (dsv2_has_six_bits(type)) {
+    if (ds_has_six_bits(type)) {
         const uint8_t *numbers = span + HEADER_SIX_BITS;
-        size_t at = block * DSV2_PACK_ROWS + row;
+        size_t at = block * DS_PACK_ROWS + row;
         *scale = load_half(span + HEADER_SCALES + 2 * row) * (float)six_bits(numbers, at);
-        *minimum = load_half(span + HEADER_MINIMA + 2 * row) * (float)six_bits(numbers, SPAN_BLOCKS * DSV2_PACK_ROWS + at);
+        *minimum = load_half(span + HEADER_MINIMA + 2 * row) * (float)six_bits(numbers, SPAN_BLOCKS * DS_PACK_ROWS + at);
         return;
     }
-    if (type == DSV2_TYPE_P6)
+    if (type == DS_TYPE_P6)
         *scale = load_half(span + HEADER_SCALES + 2 * row) *
-                 (float)(int8_t)span[HEADER_SIXTEENTHS + (2 * block + half) * DSV2_PACK_ROWS + row];
+                 (float)(int8_t)span[HEADER_SIXTEENTHS + (2 * block + half) * DS_PACK_ROWS + row];
     else
-        *scale = load_half(span + HEADER_HALVES + 2 * (block * DSV2_PACK_ROWS + row));
-    if (dsv2_has_block_minima(type))
-        *minimum = load_half(span + HEADER_BLOCK_MINIMA + 2 * (block * DSV2_PACK_ROWS + row));
+        *scale = load_half(span + HEADER_HALVES + 2 * (block * DS_PACK_ROWS + row));
+    if (ds_has_block_minima(type))
+        *minimum = load_half(span + HEADER_BLOCK_MINIMA + 2 * (block * DS_PACK_ROWS + row));
     else
-        *minimum = *scale * (float)dsv2_pack_zero(type);
+        *minimum = *scale * (float)ds_pack_zero(type);
 }
 
-static const uint8_t *block_of(dsv2_type type, const uint8_t *span, size_t block)
+static const uint8_t *block_of(ds_type type, const uint8_t *span, size_t block)
 {
-    return span + dsv2_header_bytes(type) + block * dsv2_block_bytes(type);
+    return span + ds_header_bytes(type) + block * ds_block_bytes(type);
 }
 
 /* q of column c (of 32) of a row. */
-static unsigned element(dsv2_type type, const uint8_t *block, size_t row, size_t c)
+static unsigned element(ds_type type, const uint8_t *block, size_t row, size_t c)
 {
     size_t word = c / 4, lane = 4 * row + c % 4;
-    if (type == DSV2_TYPE_P8)
+    if (type == DS_TYPE_P8)
         return block[word * VECTOR + lane];
     unsigned q = word < 4 ? block[word * VECTOR + lane] & 15u : block[(word - 4) * VECTOR + lane] >> 4;
     const uint8_t *more = block + 4 * VECTOR;
-    if (dsv2_pack_bits(type) == 5)
+    if (ds_pack_bits(type) == 5)
         q |= (more[lane] >> word & 1u) << 4;
-    if (type == DSV2_TYPE_P6)
+    if (type == DS_TYPE_P6)
         q |= (more[word / 4 * VECTOR + lane] >> 2 * (word % 4) & 3u) << 4;
     return q;
 }
 
-void dsv2_unpack_row(dsv2_type type, const void *group, size_t row, float *out, size_t cols)
+void ds_unpack_row(ds_type type, const void *group, size_t row, float *out, size_t cols)
 {
-    int zero = dsv2_pack_zero(type);
+    int zero = ds_pack_zero(type);
     float factor = load_float((const uint8_t *)group + 4 * row);
-    for (size_t c = 0; c < cols; c += DSV2_PACK_COLS / 2) {
-        const uint8_t *span = dsv2_span(type, group, c / SPAN_COLS);
-        size_t block = c % SPAN_COLS / DSV2_PACK_COLS, first = c % DSV2_PACK_COLS;
+    for (size_t c = 0; c < cols; c += DS_PACK_COLS / 2) {
+        const uint8_t *span = ds_span(type, group, c / SPAN_COLS);
+        size_t block = c % SPAN_COLS / DS_PACK_COLS, first = c % DS_PACK_COLS;
         float scale, minimum;
         affine(type, span, block, first / 16, row, &scale, &minimum);
         for (size_t i = 0; i < 16 && c + i < cols; i++) {
@@ -83,10 +83,10 @@ void dsv2_unpack_row(dsv2_type type, const void *group, size_t row, float *out, 
 
 /* ---- products ---- */
 
-void dsv2_prepare_row_c(dsv2_x8 *out, const float *x, size_t k)
+void ds_prepare_row_c(ds_x8 *out, const float *x, size_t k)
 {
-    for (size_t c = 0; c < k; c += DSV2_PACK_COLS, out++) {
-        size_t n = k - c < DSV2_PACK_COLS ? k - c : DSV2_PACK_COLS;
+    for (size_t c = 0; c < k; c += DS_PACK_COLS, out++) {
+        size_t n = k - c < DS_PACK_COLS ? k - c : DS_PACK_COLS;
         uint32_t largest = 0; /* of the bit patterns without signs, which are in the order of the magnitudes, NaN last */
         for (size_t i = 0; i < n; i++) {
             uint32_t bits;
@@ -101,7 +101,7 @@ void dsv2_prepare_row_c(dsv2_x8 *out, const float *x, size_t k)
             out->scale = out->sum = out->halves[0] = out->halves[1] = NAN;
             continue;
         }
-        if (magnitude < DSV2_X8_LEAST)
+        if (magnitude < DS_X8_LEAST)
             continue;
         float inverse = 127.0f / magnitude;
         int sums[2] = {0, 0};
@@ -118,27 +118,27 @@ void dsv2_prepare_row_c(dsv2_x8 *out, const float *x, size_t k)
 
 /* A block of a group, unpacked: 16 rows of 32 weights, and what they are to be multiplied by. */
 typedef struct unpacked {
-    uint8_t q[DSV2_PACK_ROWS][DSV2_PACK_COLS];
-    float scales[2][DSV2_PACK_ROWS], minima[2][DSV2_PACK_ROWS]; /* of the two halves */
+    uint8_t q[DS_PACK_ROWS][DS_PACK_COLS];
+    float scales[2][DS_PACK_ROWS], minima[2][DS_PACK_ROWS]; /* of the two halves */
 } unpacked;
 
-static void unpack(dsv2_type type, const uint8_t *span, size_t block, unpacked *u)
+static void unpack(ds_type type, const uint8_t *span, size_t block, unpacked *u)
 {
-    for (size_t row = 0; row < DSV2_PACK_ROWS; row++) {
-        for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+    for (size_t row = 0; row < DS_PACK_ROWS; row++) {
+        for (size_t c = 0; c < DS_PACK_COLS; c++)
             u->q[row][c] = (uint8_t)element(type, block_of(type, span, block), row, c);
         for (size_t half = 0; half < 2; half++)
             affine(type, span, block, half, row, &u->scales[half][row], &u->minima[half][row]);
     }
 }
 
-static void add_block(dsv2_type type, float *sums, const dsv2_x8 *x, const unpacked *u)
+static void add_block(ds_type type, float *sums, const ds_x8 *x, const unpacked *u)
 {
-    for (size_t row = 0; row < DSV2_PACK_ROWS; row++) {
+    for (size_t row = 0; row < DS_PACK_ROWS; row++) {
         int dots[2] = {0, 0};
-        for (size_t c = 0; c < DSV2_PACK_COLS; c++)
+        for (size_t c = 0; c < DS_PACK_COLS; c++)
             dots[c / 16] += u->q[row][c] * x->q[c];
-        if (type == DSV2_TYPE_P6) {
+        if (type == DS_TYPE_P6) {
             for (size_t half = 0; half < 2; half++) {
                 sums[row] += x->scale * (float)dots[half] * u->scales[half][row];
                 sums[row] -= x->halves[half] * u->minima[half][row];
@@ -152,17 +152,17 @@ static void add_block(dsv2_type type, float *sums, const dsv2_x8 *x, const unpac
 
 enum { ROWS = 8 }; /* rows of activations that use a block once it is unpacked */
 
-static void matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w, size_t n,
+static void matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *w, size_t n,
                    size_t k)
 {
-    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
-    for (size_t j = 0; j < n; j += DSV2_PACK_ROWS, w += dsv2_group_bytes(type, k))
+    size_t blocks = (k + DS_PACK_COLS - 1) / DS_PACK_COLS;
+    for (size_t j = 0; j < n; j += DS_PACK_ROWS, w += ds_group_bytes(type, k))
         for (size_t i0 = 0; i0 < m; i0 += ROWS) {
-            size_t rows = m - i0 < ROWS ? m - i0 : ROWS, valid = n - j < DSV2_PACK_ROWS ? n - j : DSV2_PACK_ROWS;
-            float sums[ROWS][DSV2_PACK_ROWS] = {{0}};
+            size_t rows = m - i0 < ROWS ? m - i0 : ROWS, valid = n - j < DS_PACK_ROWS ? n - j : DS_PACK_ROWS;
+            float sums[ROWS][DS_PACK_ROWS] = {{0}};
             for (size_t b = 0; b < blocks; b++) {
                 unpacked u;
-                unpack(type, dsv2_span(type, w, b / SPAN_BLOCKS), b % SPAN_BLOCKS, &u);
+                unpack(type, ds_span(type, w, b / SPAN_BLOCKS), b % SPAN_BLOCKS, &u);
                 for (size_t i = 0; i < rows; i++)
                     add_block(type, sums[i], x[i0 + i] + b, &u);
             }
@@ -172,42 +172,42 @@ static void matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 
         }
 }
 
-void dsv2_matmul_p4_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+void ds_matmul_p4_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
-    matmul(DSV2_TYPE_P4, out, out_stride, x, m, w, n, k);
+    matmul(DS_TYPE_P4, out, out_stride, x, m, w, n, k);
 }
 
-void dsv2_matmul_p5_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+void ds_matmul_p5_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
-    matmul(DSV2_TYPE_P5, out, out_stride, x, m, w, n, k);
+    matmul(DS_TYPE_P5, out, out_stride, x, m, w, n, k);
 }
 
-void dsv2_matmul_p6_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+void ds_matmul_p6_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
-    matmul(DSV2_TYPE_P6, out, out_stride, x, m, w, n, k);
+    matmul(DS_TYPE_P6, out, out_stride, x, m, w, n, k);
 }
 
-void dsv2_matmul_p8_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+void ds_matmul_p8_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
-    matmul(DSV2_TYPE_P8, out, out_stride, x, m, w, n, k);
+    matmul(DS_TYPE_P8, out, out_stride, x, m, w, n, k);
 }
 
-void dsv2_matmul_p4s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+void ds_matmul_p4s_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
-    matmul(DSV2_TYPE_P4S, out, out_stride, x, m, w, n, k);
+    matmul(DS_TYPE_P4S, out, out_stride, x, m, w, n, k);
 }
 
-void dsv2_matmul_p5s_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+void ds_matmul_p5s_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
-    matmul(DSV2_TYPE_P5S, out, out_stride, x, m, w, n, k);
+    matmul(DS_TYPE_P5S, out, out_stride, x, m, w, n, k);
 }
 
-void dsv2_matmul_p4m_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+void ds_matmul_p4m_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
-    matmul(DSV2_TYPE_P4M, out, out_stride, x, m, w, n, k);
+    matmul(DS_TYPE_P4M, out, out_stride, x, m, w, n, k);
 }
 
-void dsv2_matmul_p5m_c(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
+void ds_matmul_p5m_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
 {
-    matmul(DSV2_TYPE_P5M, out, out_stride, x, m, w, n, k);
+    matmul(DS_TYPE_P5M, out, out_stride, x, m, w, n, k);
 }

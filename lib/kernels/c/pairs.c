@@ -4,12 +4,12 @@
 #include <math.h>
 #include <string.h>
 
-float dsv2_round_halves_c(int16_t *out, const void *halves, size_t n, float limit)
+float ds_round_halves_c(int16_t *out, const void *halves, size_t n, float limit)
 {
     const uint8_t *bytes = halves;
     float largest = 0;
     for (size_t c = 0; c < n; c++) {
-        float magnitude = fabsf(dsv2_f16_to_f32(dsv2_load_u16(bytes + 2 * c)));
+        float magnitude = fabsf(ds_f16_to_f32(ds_load_u16(bytes + 2 * c)));
         if (!(magnitude < INFINITY))
             largest = NAN;
         else if (magnitude > largest) /* never of a NaN */
@@ -21,41 +21,41 @@ float dsv2_round_halves_c(int16_t *out, const void *halves, size_t n, float limi
     }
     float inverse = limit / largest;
     for (size_t c = 0; c < n; c++)
-        out[c] = (int16_t)rintf(dsv2_f16_to_f32(dsv2_load_u16(bytes + 2 * c)) * inverse);
+        out[c] = (int16_t)rintf(ds_f16_to_f32(ds_load_u16(bytes + 2 * c)) * inverse);
     return largest / limit;
 }
 
 /* Element `column` of row `row` in pairs. */
-static size_t pair_at(size_t row, size_t column) { return (column / 2 * DSV2_PAIR_ROWS + row) * 2 + column % 2; }
+static size_t pair_at(size_t row, size_t column) { return (column / 2 * DS_PAIR_ROWS + row) * 2 + column % 2; }
 
-void dsv2_pair_columns_c(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+void ds_pair_columns_c(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
-    for (size_t r = 0; r < DSV2_PAIR_ROWS; r++)
+    for (size_t r = 0; r < DS_PAIR_ROWS; r++)
         for (size_t c = 0; c < n_cols; c++)
             out[pair_at(r, c)] = r < n_rows ? rows[r * stride + c] : 0;
 }
 
-void dsv2_pair_rows_c(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+void ds_pair_rows_c(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
-    size_t padded_rows = (n_rows + 1) / 2 * 2, padded_cols = (n_cols + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS * DSV2_PAIR_ROWS;
+    size_t padded_rows = (n_rows + 1) / 2 * 2, padded_cols = (n_cols + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS * DS_PAIR_ROWS;
     for (size_t c = 0; c < padded_cols; c++) {
-        int16_t *block = out + c / DSV2_PAIR_ROWS * block_stride;
+        int16_t *block = out + c / DS_PAIR_ROWS * block_stride;
         for (size_t r = 0; r < padded_rows; r++)
-            block[pair_at(c % DSV2_PAIR_ROWS, r)] = r < n_rows && c < n_cols ? rows[r * stride + c] : 0;
+            block[pair_at(c % DS_PAIR_ROWS, r)] = r < n_rows && c < n_cols ? rows[r * stride + c] : 0;
     }
 }
 
-void dsv2_pair_codes_c(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,
-                       size_t n_cols)
+void ds_pair_codes_c(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,
+                     size_t n_cols)
 {
-    size_t key_cols = (n_cols + DSV2_SCALE_COLS - 1) / DSV2_SCALE_COLS * DSV2_SCALE_COLS;
-    size_t value_cols = (n_cols + DSV2_PAIR_ROWS - 1) / DSV2_PAIR_ROWS * DSV2_PAIR_ROWS;
-    for (size_t r = 0; r < DSV2_PAIR_ROWS; r++)
+    size_t key_cols = (n_cols + DS_SCALE_COLS - 1) / DS_SCALE_COLS * DS_SCALE_COLS;
+    size_t value_cols = (n_cols + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS * DS_PAIR_ROWS;
+    for (size_t r = 0; r < DS_PAIR_ROWS; r++)
         for (size_t c = 0; c < key_cols; c++) {
             int16_t code = r < n_rows && c < n_cols ? rows[r * stride + c] : 0;
             keys[pair_at(r, c)] = code;
             if (r < (n_rows + 1) / 2 * 2 && c < value_cols)
-                values[c / DSV2_PAIR_ROWS * block_stride + pair_at(c % DSV2_PAIR_ROWS, r)] = code;
+                values[c / DS_PAIR_ROWS * block_stride + pair_at(c % DS_PAIR_ROWS, r)] = code;
         }
 }
 
@@ -67,27 +67,27 @@ static int32_t dot(const int16_t *a, size_t a_row, const int16_t *b, size_t b_ro
     return sum;
 }
 
-void dsv2_pair_scores_c(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
-                        const float *scales, size_t scales_stride, size_t n_groups)
+void ds_pair_scores_c(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
+                      const float *scales, size_t scales_stride, size_t n_groups)
 {
-    enum { GROUP = DSV2_PAIR_ROWS * DSV2_SCALE_COLS };
+    enum { GROUP = DS_PAIR_ROWS * DS_SCALE_COLS };
     for (size_t i = 0; i < m; i++)
         for (size_t t = 0; t < n; t++) {
-            const int16_t *block = b + t / DSV2_PAIR_ROWS * n_groups * GROUP;
+            const int16_t *block = b + t / DS_PAIR_ROWS * n_groups * GROUP;
             float sum = 0;
             for (size_t g = 0; g < n_groups; g++)
-                sum += (float)dot(a + g * GROUP, i, block + g * GROUP, t % DSV2_PAIR_ROWS, DSV2_SCALE_COLS) * scales[g * scales_stride + t];
+                sum += (float)dot(a + g * GROUP, i, block + g * GROUP, t % DS_PAIR_ROWS, DS_SCALE_COLS) * scales[g * scales_stride + t];
             out[i * out_stride + t] = sum * a_scales[i];
         }
 }
 
-void dsv2_pair_sums_c(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t m,
-                      const int16_t *b, size_t n_pairs, size_t n)
+void ds_pair_sums_c(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t m,
+                    const int16_t *b, size_t n_pairs, size_t n)
 {
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++) {
-            const int16_t *block = b + j / DSV2_PAIR_ROWS * DSV2_PAIR_ROWS * 2 * n_pairs;
+            const int16_t *block = b + j / DS_PAIR_ROWS * DS_PAIR_ROWS * 2 * n_pairs;
             float *sum = &out[i * out_stride + j];
-            *sum = *sum * keep[i] + (float)dot(a, i, block, j % DSV2_PAIR_ROWS, 2 * n_pairs) * factor[i];
+            *sum = *sum * keep[i] + (float)dot(a, i, block, j % DS_PAIR_ROWS, 2 * n_pairs) * factor[i];
         }
 }

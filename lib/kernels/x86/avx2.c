@@ -155,4 +155,4 @@ INLINE vec floats_of_ints(ivec v) { return _mm256_castsi256_ps(v); }
 
 #include "kernels/x86/latent_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};
+const ds_kernels ds_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};

@@ -128,4 +128,4 @@ INLINE vec floats_of_ints(ivec v) { return _mm512_castsi512_ps(v); }
 
 #include "kernels/x86/latent_kernels.h"
 
-const dsv2_kernels dsv2_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};
+const ds_kernels ds_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};

@@ -29,7 +29,7 @@ INLINE ivec shift_words(ivec w, int n) { return (ivec)((word_lanes)w << (uint16_
 /* The lower words' level times scale, then the upper ones'. 0x4b000000 is 2^23: with a small number in its last bits, the sum. */
 INLINE void store_levels(float *out, ivec w, vec scale)
 {
-    vec offset = splat(0x1p23f + DSV2_PAIR_LEVELS / 2);
+    vec offset = splat(0x1p23f + DS_PAIR_LEVELS / 2);
     ivec lower = merge(splat_int(0x4b000000), splat_int(0xffff), w), upper = or_ints(splat_int(0x4b000000), shift_right(w, 16));
     store(out, mul(sub(floats_of_ints(lower), offset), scale));
     store(out + LANES, mul(sub(floats_of_ints(upper), offset), scale));
@@ -39,7 +39,7 @@ INLINE void store_levels(float *out, ivec w, vec scale)
 INLINE void unpack_words(float *low_out, float *high_out, ivec low, ivec middle, ivec top, vec low_scale, vec high_scale)
 {
     ivec code = merge(merge(low, splat_word(0x300), middle), splat_word(0x400), top), high = high_product(code, LATENT_DIVIDER);
-    word_lanes rest = (word_lanes)code - (word_lanes)high * DSV2_PAIR_LEVELS;
+    word_lanes rest = (word_lanes)code - (word_lanes)high * DS_PAIR_LEVELS;
     store_levels(low_out, (ivec)rest, low_scale);
     store_levels(high_out, high, high_scale);
 }

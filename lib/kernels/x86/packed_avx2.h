@@ -6,7 +6,7 @@
  * kept in floats and grow by one span at a time, in the same steps whichever way is taken. */
 
 enum {
-    VECS = DSV2_PACK_ROWS / LANES, /* vectors of a group's rows */
+    VECS = DS_PACK_ROWS / LANES, /* vectors of a group's rows */
     BLOCK_ROWS = 4,                /* rows of activations that meet a block together: 8 sums in 16 bits, and all else, fill the registers */
     DIRECT_ROWS = 8,               /* with more, a span is made ready first */
 };
@@ -19,14 +19,14 @@ enum {
 #endif
 
 /* Words that fit: 8 * 2 * 15 * 127 < 2^15, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127, and 1 of 8 bits if its bytes are magnitudes up to 128. */
-INLINE size_t words_that_fit(dsv2_type type)
+INLINE size_t words_that_fit(ds_type type)
 {
-    size_t bits = dsv2_pack_bits(type);
+    size_t bits = ds_pack_bits(type);
     return bits == 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
 }
 
 /* P4, P5, P6: a block (in P6, half a block) has an integer scale. */
-INLINE bool has_integer_scales(dsv2_type type) { return dsv2_has_six_bits(type) || type == DSV2_TYPE_P6; }
+INLINE bool has_integer_scales(ds_type type) { return ds_has_six_bits(type) || type == DS_TYPE_P6; }
 
 /* Scales and minima of a span, as they are stored: functions below read them. */
 typedef struct span_scales {
@@ -49,10 +49,10 @@ INLINE ivec spread(ivec bytes, size_t v, int places)
 }
 
 /* `numbers`: room for them where they have to be unpacked. */
-INLINE void read_scales(dsv2_type type, span_scales *s, const uint8_t *span, uint8_t numbers[4 * VECTOR])
+INLINE void read_scales(ds_type type, span_scales *s, const uint8_t *span, uint8_t numbers[4 * VECTOR])
 {
-    s->numbers = type == DSV2_TYPE_P6 ? span + HEADER_SIXTEENTHS : span + HEADER_HALVES;
-    if (dsv2_has_six_bits(type)) {
+    s->numbers = type == DS_TYPE_P6 ? span + HEADER_SIXTEENTHS : span + HEADER_HALVES;
+    if (ds_has_six_bits(type)) {
         unpack_six_bits(numbers, span + HEADER_SIX_BITS);
         s->numbers = numbers;
     }
@@ -60,41 +60,41 @@ INLINE void read_scales(dsv2_type type, span_scales *s, const uint8_t *span, uin
     for (size_t v = 0; v < VECS; v++) {
         if (has_integer_scales(type))
             s->scale[v] = load_f16(span + HEADER_SCALES + 2 * LANES * v);
-        if (dsv2_has_six_bits(type))
+        if (ds_has_six_bits(type))
             s->minimum[v] = load_f16(span + HEADER_MINIMA + 2 * LANES * v);
-        else if (type == DSV2_TYPE_P6)
-            s->minimum[v] = mul(s->scale[v], splat((float)dsv2_pack_zero(type)));
+        else if (type == DS_TYPE_P6)
+            s->minimum[v] = mul(s->scale[v], splat((float)ds_pack_zero(type)));
         else
-            s->minimum[v] = splat(dsv2_has_block_minima(type) ? 1.0f : (float)dsv2_pack_zero(type));
+            s->minimum[v] = splat(ds_has_block_minima(type) ? 1.0f : (float)ds_pack_zero(type));
     }
 }
 
 /* The scale of block `at`, in P6 of half block `at`: twice in each lane, in 16 bits. */
-INLINE ivec integer_scale(dsv2_type type, const span_scales *s, size_t at, size_t v)
+INLINE ivec integer_scale(ds_type type, const span_scales *s, size_t at, size_t v)
 {
-    ivec bytes = load_twice(s->numbers + at * DSV2_PACK_ROWS);
-    return type == DSV2_TYPE_P6 ? _mm256_srai_epi16(spread(bytes, v, 10), 8) : spread(bytes, v, 5);
+    ivec bytes = load_twice(s->numbers + at * DS_PACK_ROWS);
+    return type == DS_TYPE_P6 ? _mm256_srai_epi16(spread(bytes, v, 10), 8) : spread(bytes, v, 5);
 }
 
-INLINE vec block_scale(const span_scales *s, size_t b, size_t v) { return load_f16(s->numbers + 2 * (b * DSV2_PACK_ROWS + v * LANES)); }
+INLINE vec block_scale(const span_scales *s, size_t b, size_t v) { return load_f16(s->numbers + 2 * (b * DS_PACK_ROWS + v * LANES)); }
 
 /* P6: of half block `at`. */
-INLINE vec block_minimum(dsv2_type type, const span_scales *s, size_t at, size_t v)
+INLINE vec block_minimum(ds_type type, const span_scales *s, size_t at, size_t v)
 {
-    if (type == DSV2_TYPE_P6)
-        return to_floats(_mm256_srai_epi32(spread(load_twice(s->numbers + at * DSV2_PACK_ROWS), v, 8), 24));
-    if (dsv2_has_six_bits(type))
-        return to_floats(spread(load_twice(s->numbers + (SPAN_BLOCKS + at) * DSV2_PACK_ROWS), v, 1));
-    if (dsv2_has_block_minima(type))
-        return load_f16(s->numbers + HEADER_BLOCK_MINIMA - HEADER_HALVES + 2 * (at * DSV2_PACK_ROWS + v * LANES));
+    if (type == DS_TYPE_P6)
+        return to_floats(_mm256_srai_epi32(spread(load_twice(s->numbers + at * DS_PACK_ROWS), v, 8), 24));
+    if (ds_has_six_bits(type))
+        return to_floats(spread(load_twice(s->numbers + (SPAN_BLOCKS + at) * DS_PACK_ROWS), v, 1));
+    if (ds_has_block_minima(type))
+        return load_f16(s->numbers + HEADER_BLOCK_MINIMA - HEADER_HALVES + 2 * (at * DS_PACK_ROWS + v * LANES));
     return block_scale(s, at, v);
 }
 
 /* Part v of word g of a block: unsigned bytes, but signed in P8. */
-INLINE ivec read_part(dsv2_type type, const uint8_t *block, size_t g, size_t v)
+INLINE ivec read_part(ds_type type, const uint8_t *block, size_t g, size_t v)
 {
     ivec w = read_word(type, block + v * PART, g);
-    return type == DSV2_TYPE_P8 ? _mm256_xor_si256(w, _mm256_set1_epi8(-128)) : w;
+    return type == DS_TYPE_P8 ? _mm256_xor_si256(w, _mm256_set1_epi8(-128)) : w;
 }
 
 /* A span made ready for many rows of activations. */
@@ -106,18 +106,18 @@ typedef struct ready_span {
 
 /* Weights come from memory, and the processor does not look far enough ahead by itself: asking for the block two spans on, one row's
  * products read a fifth more a second, as much as reading alone (Zen 3). */
-INLINE void prefetch(dsv2_type type, const uint8_t *block)
+INLINE void prefetch(ds_type type, const uint8_t *block)
 {
-    size_t bytes = dsv2_block_bytes(type), ahead = 2 * (dsv2_header_bytes(type) + SPAN_BLOCKS * bytes);
+    size_t bytes = ds_block_bytes(type), ahead = 2 * (ds_header_bytes(type) + SPAN_BLOCKS * bytes);
     UNROLL
     for (size_t at = 0; at < bytes; at += 64)
         _mm_prefetch((const char *)block + ahead + at, _MM_HINT_T0);
 }
 
-INLINE void make_ready(dsv2_type type, ready_span *ready, const span_scales *s, const uint8_t *block, size_t n_blocks)
+INLINE void make_ready(ds_type type, ready_span *ready, const span_scales *s, const uint8_t *block, size_t n_blocks)
 {
-    size_t halves = type == DSV2_TYPE_P6 ? 2 : 1;
-    for (size_t b = 0; b < n_blocks; b++, block += dsv2_block_bytes(type)) {
+    size_t halves = type == DS_TYPE_P6 ? 2 : 1;
+    for (size_t b = 0; b < n_blocks; b++, block += ds_block_bytes(type)) {
         prefetch(type, block);
         UNROLL
         for (size_t v = 0; v < VECS; v++) {
@@ -130,7 +130,7 @@ INLINE void make_ready(dsv2_type type, ready_span *ready, const span_scales *s, 
             for (size_t at = halves * b; at < halves * (b + 1); at++) {
                 if (has_integer_scales(type))
                     ready->integer_scales[at][v] = integer_scale(type, s, at, v);
-                if (type != DSV2_TYPE_P8)
+                if (type != DS_TYPE_P8)
                     ready->block_minima[at][v] = block_minimum(type, s, at, v);
             }
         }
@@ -138,15 +138,15 @@ INLINE void make_ready(dsv2_type type, ready_span *ready, const span_scales *s, 
 }
 
 /* The products of part v of a word and the four bytes x of a row. */
-INLINE ivec byte_pairs(dsv2_type type, ivec w, ivec x)
+INLINE ivec byte_pairs(ds_type type, ivec w, ivec x)
 {
-    if (type == DSV2_TYPE_P8)
+    if (type == DS_TYPE_P8)
         return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_maddubs_epi16(w, x);
 }
 
 /* Word g of block b of a span, both parts; from `block` if it was not made ready. */
-INLINE void load_word(dsv2_type type, ivec w[VECS], const ready_span *ready, size_t b, const uint8_t *block, size_t g)
+INLINE void load_word(ds_type type, ivec w[VECS], const ready_span *ready, size_t b, const uint8_t *block, size_t g)
 {
     UNROLL
     for (size_t v = 0; v < VECS; v++) {
@@ -155,7 +155,7 @@ INLINE void load_word(dsv2_type type, ivec w[VECS], const ready_span *ready, siz
     }
 }
 
-INLINE ivec load_four(const dsv2_x8 *x, size_t g)
+INLINE ivec load_four(const ds_x8 *x, size_t g)
 {
     int four;
     memcpy(&four, x->q + 4 * g, sizeof four);
@@ -165,9 +165,9 @@ INLINE ivec load_four(const dsv2_x8 *x, size_t g)
 }
 
 /* What takes sums of 16 bits to 32: the integer scale of half `half` of block b, or 1. */
-INLINE void load_factors(dsv2_type type, ivec factors[VECS], const span_scales *s, const ready_span *ready, size_t b, size_t half)
+INLINE void load_factors(ds_type type, ivec factors[VECS], const span_scales *s, const ready_span *ready, size_t b, size_t half)
 {
-    size_t at = type == DSV2_TYPE_P6 ? 2 * b + half : b;
+    size_t at = type == DS_TYPE_P6 ? 2 * b + half : b;
     UNROLL
     for (size_t v = 0; v < VECS; v++)
         factors[v] = !has_integer_scales(type) ? _mm256_set1_epi16(1)
@@ -181,7 +181,7 @@ INLINE void add_pairs(ivec *sum, bool first, ivec pairs, ivec factor)
 }
 
 /* Sums over block b of a span for n_x rows: exact. Bytes of 8 bits: each word goes to 32 bits at once. */
-INLINE void dot_block_bytes(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, const ready_span *ready,
+INLINE void dot_block_bytes(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const span_scales *s, const ready_span *ready,
                             size_t b, const uint8_t *block)
 {
     ivec factors[VECS];
@@ -204,7 +204,7 @@ INLINE void dot_block_bytes(dsv2_type type, ivec *sums, const dsv2_x8 *const *x,
 }
 
 /* The same where several words fit into 16 bits. */
-INLINE void dot_block_pairs(dsv2_type type, ivec *sums, const dsv2_x8 *const *x, size_t n_x, const span_scales *s, const ready_span *ready,
+INLINE void dot_block_pairs(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const span_scales *s, const ready_span *ready,
                             size_t b, const uint8_t *block)
 {
     size_t fit = words_that_fit(type);
@@ -212,7 +212,7 @@ INLINE void dot_block_pairs(dsv2_type type, ivec *sums, const dsv2_x8 *const *x,
     UNROLL
     for (size_t g = 0; g < BLOCK_WORDS; g++) {
         /* low and high halves of the same bytes one after the other, but for P6, whose halves of a block have scales of their own */
-        size_t word = ready == NULL && type != DSV2_TYPE_P6 ? g / 2 + g % 2 * 4 : g;
+        size_t word = ready == NULL && type != DS_TYPE_P6 ? g / 2 + g % 2 * 4 : g;
         ivec w[VECS], factors[VECS];
         load_word(type, w, ready, b, block, word);
         if (g % fit == fit - 1)
@@ -233,14 +233,14 @@ INLINE void dot_block_pairs(dsv2_type type, ivec *sums, const dsv2_x8 *const *x,
 }
 
 /* Takes a span's minima, times the sums of the activations, from the totals of n_x rows. */
-INLINE void subtract_minima(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,
+INLINE void subtract_minima(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x, const span_scales *s,
                             const ready_span *ready, size_t n_blocks)
 {
     vec minima[BLOCK_ROWS * VECS];
     UNROLL
     for (size_t a = 0; a < n_x * VECS; a++)
         minima[a] = zero();
-    size_t halves = type == DSV2_TYPE_P6 ? 2 : 1;
+    size_t halves = type == DS_TYPE_P6 ? 2 : 1;
     AS_A_LOOP
     for (size_t b = 0; b < n_blocks; b++)
         UNROLL
@@ -265,14 +265,14 @@ INLINE void subtract_minima(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *
 }
 
 /* Adds a span's products to the totals of n_x rows, which are at their first block of it. `ready` may be NULL. */
-INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,
+INLINE void multiply_span(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x, const span_scales *s,
                           const ready_span *ready, const uint8_t *block, size_t n_blocks)
 {
     vec span[BLOCK_ROWS * VECS];
     UNROLL
     for (size_t a = 0; a < n_x * VECS; a++)
         span[a] = zero();
-    for (size_t b = 0; b < n_blocks; b++, block += dsv2_block_bytes(type)) {
+    for (size_t b = 0; b < n_blocks; b++, block += ds_block_bytes(type)) {
         ivec sums[BLOCK_ROWS * VECS];
         if (ready == NULL)
             prefetch(type, block);
@@ -299,11 +299,11 @@ INLINE void multiply_span(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *co
         UNROLL
         for (size_t v = 0; v < VECS; v++)
             totals[i][v] = has_integer_scales(type) ? fmadd(span[i * VECS + v], s->scale[v], totals[i][v]) : add(totals[i][v], span[i * VECS + v]);
-    if (type != DSV2_TYPE_P8) /* whose bytes are signed */
+    if (type != DS_TYPE_P8) /* whose bytes are signed */
         subtract_minima(type, totals, x, n_x, s, ready, n_blocks);
 }
 
-INLINE void multiply_rows(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *const *x, size_t n_x, const span_scales *s,
+INLINE void multiply_rows(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x, const span_scales *s,
                           const ready_span *ready, const uint8_t *block, size_t n_blocks)
 {
     switch (n_x) {
@@ -314,17 +314,17 @@ INLINE void multiply_rows(dsv2_type type, vec (*totals)[VECS], const dsv2_x8 *co
     }
 }
 
-INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group,
+INLINE void packed_group(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *group,
                          size_t n, size_t k)
 {
     vec totals[PACKED_M_BLOCK][VECS];
     for (size_t i = 0; i < m; i++)
         for (size_t v = 0; v < VECS; v++)
             totals[i][v] = zero();
-    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
+    size_t blocks = (k + DS_PACK_COLS - 1) / DS_PACK_COLS;
     for (size_t b = 0; b < blocks; b += SPAN_BLOCKS) {
         size_t n_blocks = blocks - b < SPAN_BLOCKS ? blocks - b : SPAN_BLOCKS;
-        const uint8_t *span = dsv2_span(type, group, b / SPAN_BLOCKS), *block = span + dsv2_header_bytes(type);
+        const uint8_t *span = ds_span(type, group, b / SPAN_BLOCKS), *block = span + ds_header_bytes(type);
         uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
         span_scales scales;
         read_scales(type, &scales, span, numbers);
@@ -333,7 +333,7 @@ INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const ds
             make_ready(type, &ready, &scales, block, n_blocks);
         for (size_t i = 0, n_x; i < m; i += n_x) {
             n_x = m - i == BLOCK_ROWS + 1 ? BLOCK_ROWS - 1 : m - i < BLOCK_ROWS ? m - i : BLOCK_ROWS; /* 5: 3 and 2 */
-            const dsv2_x8 *at[BLOCK_ROWS];
+            const ds_x8 *at[BLOCK_ROWS];
             for (size_t r = 0; r < n_x; r++)
                 at[r] = x[i + r] + b;
             if (m <= DIRECT_ROWS)

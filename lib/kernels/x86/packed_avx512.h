@@ -14,29 +14,29 @@ typedef struct affine {
     vec scales[2 * SPAN_BLOCKS], minima[2 * SPAN_BLOCKS];
 } affine;
 
-INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t part)
+INLINE void read_header(ds_type type, affine *a, const uint8_t *span, size_t part)
 {
     size_t row = part * LANES;
-    if (dsv2_has_six_bits(type)) {
+    if (ds_has_six_bits(type)) {
         uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
         unpack_six_bits(numbers, span + HEADER_SIX_BITS);
         vec scale = load_f16(span + HEADER_SCALES + 2 * row), minimum = load_f16(span + HEADER_MINIMA + 2 * row);
         for (size_t b = 0; b < SPAN_BLOCKS; b++) {
-            a->scales[b] = mul(scale, floats_of_u8(numbers + b * DSV2_PACK_ROWS + row));
-            a->minima[b] = mul(minimum, floats_of_u8(numbers + (SPAN_BLOCKS + b) * DSV2_PACK_ROWS + row));
+            a->scales[b] = mul(scale, floats_of_u8(numbers + b * DS_PACK_ROWS + row));
+            a->minima[b] = mul(minimum, floats_of_u8(numbers + (SPAN_BLOCKS + b) * DS_PACK_ROWS + row));
         }
         return;
     }
-    size_t n = type == DSV2_TYPE_P6 ? 2 * SPAN_BLOCKS : SPAN_BLOCKS;
-    vec zero_point = splat((float)dsv2_pack_zero(type));
+    size_t n = type == DS_TYPE_P6 ? 2 * SPAN_BLOCKS : SPAN_BLOCKS;
+    vec zero_point = splat((float)ds_pack_zero(type));
     for (size_t b = 0; b < n; b++) {
-        if (type == DSV2_TYPE_P6)
+        if (type == DS_TYPE_P6)
             a->scales[b] = mul(load_f16(span + HEADER_SCALES + 2 * row),
-                               floats_of_s8(span + HEADER_SIXTEENTHS + b * DSV2_PACK_ROWS + row));
+                               floats_of_s8(span + HEADER_SIXTEENTHS + b * DS_PACK_ROWS + row));
         else
-            a->scales[b] = load_f16(span + HEADER_HALVES + 2 * (b * DSV2_PACK_ROWS + row));
-        if (dsv2_has_block_minima(type))
-            a->minima[b] = load_f16(span + HEADER_BLOCK_MINIMA + 2 * (b * DSV2_PACK_ROWS + row));
+            a->scales[b] = load_f16(span + HEADER_HALVES + 2 * (b * DS_PACK_ROWS + row));
+        if (ds_has_block_minima(type))
+            a->minima[b] = load_f16(span + HEADER_BLOCK_MINIMA + 2 * (b * DS_PACK_ROWS + row));
         else
             a->minima[b] = mul(a->scales[b], zero_point);
     }
@@ -44,11 +44,11 @@ INLINE void read_header(dsv2_type type, affine *a, const uint8_t *span, size_t p
 
 /* ---- products ---- */
 
-enum { VECS = DSV2_PACK_ROWS / LANES }; /* vectors of a group's rows */
+enum { VECS = DS_PACK_ROWS / LANES }; /* vectors of a group's rows */
 
 /* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the span. The order of these steps is the
  * sums' order. */
-INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t n_x, const affine *affine, const uint8_t *block,
+INLINE void add_words(ds_type type, vec *sums, const ds_x8 *const *x, size_t n_x, const affine *affine, const uint8_t *block,
                       size_t first, size_t n, size_t at)
 {
     ivec d[PACKED_ROWS * VECS];
@@ -58,7 +58,7 @@ INLINE void add_words(dsv2_type type, vec *sums, const dsv2_x8 *const *x, size_t
     UNROLL
     for (size_t g = 0; g < n; g++) {
         /* low and high halves of the same bytes one after the other */
-        size_t step = n == BLOCK_WORDS && type != DSV2_TYPE_P8 ? g / 2 + g % 2 * 4 : first + g;
+        size_t step = n == BLOCK_WORDS && type != DS_TYPE_P8 ? g / 2 + g % 2 * 4 : first + g;
         ivec words[VECS];
         UNROLL
         for (size_t v = 0; v < VECS; v++)
@@ -93,28 +93,28 @@ INLINE void prefetch(const uint8_t *block, size_t bytes)
 
 /* A group of rows of weights, of which n count, for n_x rows of activations, of which n_rows count: in the other places the last
  * is multiplied again, for nothing. */
-INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t n_x, size_t n_rows,
+INLINE void packed_block(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t n_x, size_t n_rows,
                          const uint8_t *group, size_t n, size_t k)
 {
     vec sums[PACKED_ROWS * VECS];
     UNROLL
     for (size_t a = 0; a < n_x * VECS; a++)
         sums[a] = zero();
-    size_t blocks = (k + DSV2_PACK_COLS - 1) / DSV2_PACK_COLS;
-    const dsv2_x8 *at[PACKED_ROWS];
+    size_t blocks = (k + DS_PACK_COLS - 1) / DS_PACK_COLS;
+    const ds_x8 *at[PACKED_ROWS];
     UNROLL
     for (size_t i = 0; i < n_x; i++)
         at[i] = x[i < n_rows ? i : n_rows - 1];
     for (size_t b0 = 0; b0 < blocks; b0 += SPAN_BLOCKS) {
         size_t n_blocks = blocks - b0 < SPAN_BLOCKS ? blocks - b0 : SPAN_BLOCKS;
-        const uint8_t *span = dsv2_span(type, group, b0 / SPAN_BLOCKS), *block = span + dsv2_header_bytes(type);
+        const uint8_t *span = ds_span(type, group, b0 / SPAN_BLOCKS), *block = span + ds_header_bytes(type);
         affine affine[VECS];
         for (size_t v = 0; v < VECS; v++)
             read_header(type, &affine[v], span, v);
-        for (size_t b = 0; b < n_blocks; b++, block += dsv2_block_bytes(type)) {
+        for (size_t b = 0; b < n_blocks; b++, block += ds_block_bytes(type)) {
             if (n_x > 2)
-                prefetch(block, dsv2_block_bytes(type));
-            if (type == DSV2_TYPE_P6) {
+                prefetch(block, ds_block_bytes(type));
+            if (type == DS_TYPE_P6) {
                 add_words(type, sums, at, n_x, affine, block, 0, 4, 2 * b);
                 add_words(type, sums, at, n_x, affine, block, 4, 4, 2 * b + 1);
             } else {
@@ -140,7 +140,7 @@ INLINE void packed_block(dsv2_type type, float *out, size_t out_stride, const ds
 }
 
 /* All of m rows of activations: as few blocks as leave few places of them empty. */
-INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group,
+INLINE void packed_group(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *group,
                         size_t n, size_t k)
 {
     while (m > 0) {

@@ -18,7 +18,7 @@ INLINE int sum_lanes(__m128i v)
     return _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32(v, 0xb1)));
 }
 
-static void prepare_block(dsv2_x8 *out, const float *x)
+static void prepare_block(ds_x8 *out, const float *x)
 {
     __m256 v[4];
     __m256i largest = _mm256_setzero_si256(); /* bit patterns without signs are in the order of the magnitudes, NaN last */
@@ -32,11 +32,11 @@ static void prepare_block(dsv2_x8 *out, const float *x)
     m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
     float magnitude = _mm_cvtss_f32(_mm_castsi128_ps(m));
     if ((uint32_t)_mm_cvtsi128_si32(m) >= 0x7f800000) {
-        *out = (dsv2_x8){.scale = NAN, .sum = NAN, .halves = {NAN, NAN}};
+        *out = (ds_x8){.scale = NAN, .sum = NAN, .halves = {NAN, NAN}};
         return;
     }
-    if (magnitude < DSV2_X8_LEAST) {
-        *out = (dsv2_x8){.scale = 0};
+    if (magnitude < DS_X8_LEAST) {
+        *out = (ds_x8){.scale = 0};
         return;
     }
     __m256 inverse = _mm256_set1_ps(127.0f / magnitude);
@@ -55,12 +55,12 @@ static void prepare_block(dsv2_x8 *out, const float *x)
     out->halves[1] = out->scale * (float)second;
 }
 
-static void prepare_row(dsv2_x8 *out, const float *x, size_t k)
+static void prepare_row(ds_x8 *out, const float *x, size_t k)
 {
-    for (; k >= DSV2_PACK_COLS; k -= DSV2_PACK_COLS, x += DSV2_PACK_COLS)
+    for (; k >= DS_PACK_COLS; k -= DS_PACK_COLS, x += DS_PACK_COLS)
         prepare_block(out++, x);
     if (k > 0) {
-        float last[DSV2_PACK_COLS] = {0};
+        float last[DS_PACK_COLS] = {0};
         memcpy(last, x, k * sizeof *x);
         prepare_block(out, last);
     }
@@ -85,16 +85,16 @@ INLINE void unpack_six_bits(uint8_t out[4 * VECTOR], const uint8_t *in)
 }
 
 /* Word g of a block that begins at the part wanted. */
-INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
+INLINE ivec read_word(ds_type type, const uint8_t *block, size_t g)
 {
-    if (type == DSV2_TYPE_P8)
+    if (type == DS_TYPE_P8)
         return load_ints(block + g * VECTOR);
     ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
-    if (dsv2_pack_bits(type) == 5) {
+    if (ds_pack_bits(type) == 5) {
         ivec more = load_ints(block + 4 * VECTOR);
         w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
     }
-    if (type == DSV2_TYPE_P6) {
+    if (type == DS_TYPE_P6) {
         ivec more = load_ints(block + (4 + g / 4) * VECTOR);
         size_t at = 2 * (g % 4);
         w = or_ints(w, and_bits(at < 4 ? shift_left(more, 4 - at) : shift_right(more, at - 4), 0x30303030));
@@ -105,38 +105,38 @@ INLINE ivec read_word(dsv2_type type, const uint8_t *block, size_t g)
 /* ---- the table ---- */
 
 /* What the products define: m rows of activations, at most PACKED_M_BLOCK, times a group, of whose rows n count. */
-INLINE void packed_group(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *group, size_t n,
+INLINE void packed_group(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *group, size_t n,
                          size_t k);
 
-INLINE void packed_matmul(dsv2_type type, float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const uint8_t *w,
+INLINE void packed_matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *w,
                           size_t n, size_t k)
 {
-    size_t group_bytes = dsv2_group_bytes(type, k);
+    size_t group_bytes = ds_group_bytes(type, k);
     for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
         size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK;
-        for (size_t j = 0; j < n; j += DSV2_PACK_ROWS)
-            packed_group(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DSV2_PACK_ROWS * group_bytes, n - j, k);
+        for (size_t j = 0; j < n; j += DS_PACK_ROWS)
+            packed_group(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DS_PACK_ROWS * group_bytes, n - j, k);
     }
 }
 
 #define PACKED_MATMUL(name, type)                                                                                               \
-    static void name(float *out, size_t out_stride, const dsv2_x8 *const *x, size_t m, const void *w, size_t n, size_t k)        \
+    static void name(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)        \
     {                                                                                                                           \
         packed_matmul(type, out, out_stride, x, m, w, n, k);                                                                    \
     }
 
 #define PACKED_MATMULS                                                                                                          \
-    PACKED_MATMUL(matmul_p4, DSV2_TYPE_P4)                                                                                      \
-    PACKED_MATMUL(matmul_p5, DSV2_TYPE_P5)                                                                                      \
-    PACKED_MATMUL(matmul_p6, DSV2_TYPE_P6)                                                                                      \
-    PACKED_MATMUL(matmul_p8, DSV2_TYPE_P8)                                                                                      \
-    PACKED_MATMUL(matmul_p4s, DSV2_TYPE_P4S)                                                                                    \
-    PACKED_MATMUL(matmul_p5s, DSV2_TYPE_P5S)                                                                                    \
-    PACKED_MATMUL(matmul_p4m, DSV2_TYPE_P4M)                                                                                    \
-    PACKED_MATMUL(matmul_p5m, DSV2_TYPE_P5M)
+    PACKED_MATMUL(matmul_p4, DS_TYPE_P4)                                                                                      \
+    PACKED_MATMUL(matmul_p5, DS_TYPE_P5)                                                                                      \
+    PACKED_MATMUL(matmul_p6, DS_TYPE_P6)                                                                                      \
+    PACKED_MATMUL(matmul_p8, DS_TYPE_P8)                                                                                      \
+    PACKED_MATMUL(matmul_p4s, DS_TYPE_P4S)                                                                                    \
+    PACKED_MATMUL(matmul_p5s, DS_TYPE_P5S)                                                                                    \
+    PACKED_MATMUL(matmul_p4m, DS_TYPE_P4M)                                                                                    \
+    PACKED_MATMUL(matmul_p5m, DS_TYPE_P5M)
 
 #define PACKED_KERNELS                                                                                                          \
-    .matmul_packed = {[DSV2_TYPE_P4] = matmul_p4, [DSV2_TYPE_P5] = matmul_p5, [DSV2_TYPE_P6] = matmul_p6,                         \
-                      [DSV2_TYPE_P8] = matmul_p8, [DSV2_TYPE_P4S] = matmul_p4s, [DSV2_TYPE_P5S] = matmul_p5s,                    \
-                      [DSV2_TYPE_P4M] = matmul_p4m, [DSV2_TYPE_P5M] = matmul_p5m},                                               \
+    .matmul_packed = {[DS_TYPE_P4] = matmul_p4, [DS_TYPE_P5] = matmul_p5, [DS_TYPE_P6] = matmul_p6,                         \
+                      [DS_TYPE_P8] = matmul_p8, [DS_TYPE_P4S] = matmul_p4s, [DS_TYPE_P5S] = matmul_p5s,                    \
+                      [DS_TYPE_P4M] = matmul_p4m, [DS_TYPE_P5M] = matmul_p5m},                                               \
     .prepare_row = prepare_row

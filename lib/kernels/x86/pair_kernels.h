@@ -10,8 +10,8 @@
  *   QUERY_ROWS             rows of a that meet a block of b together */
 
 enum {
-    ROW_PAIRS = 2 * DSV2_PAIR_ROWS,       /* numbers of 16 bits of one pair of columns, */
-    BLOCK_VECS = DSV2_PAIR_ROWS / LANES,  /* and vectors */
+    ROW_PAIRS = 2 * DS_PAIR_ROWS,       /* numbers of 16 bits of one pair of columns, */
+    BLOCK_VECS = DS_PAIR_ROWS / LANES,  /* and vectors */
 };
 
 /* 16 halves or, of fewer, those that there are; zeros for the others. */
@@ -108,31 +108,31 @@ INLINE void turn_rows(int16_t *out, const int16_t *rows, size_t stride, size_t f
 
 static void pair_columns(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
-    for (size_t first = 0; first < DSV2_PAIR_ROWS; first += LANES)
+    for (size_t first = 0; first < DS_PAIR_ROWS; first += LANES)
         turn_rows(out, rows, stride, first, n_rows, n_cols);
 }
 
 static void pair_rows(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
     size_t n_pairs = (n_rows + 1) / 2;
-    for (size_t c = 0; c < n_cols; c += DSV2_PAIR_ROWS, out += block_stride)
+    for (size_t c = 0; c < n_cols; c += DS_PAIR_ROWS, out += block_stride)
         for (size_t pair = 0; pair < n_pairs; pair++) {
             const int16_t *first = rows + 2 * pair * stride + c, *second = 2 * pair + 1 < n_rows ? first + stride : NULL;
-            if (n_cols - c < DSV2_PAIR_ROWS) {
-                for (size_t i = 0; i < DSV2_PAIR_ROWS; i++) {
+            if (n_cols - c < DS_PAIR_ROWS) {
+                for (size_t i = 0; i < DS_PAIR_ROWS; i++) {
                     out[pair * ROW_PAIRS + 2 * i] = i < n_cols - c ? first[i] : 0;
                     out[pair * ROW_PAIRS + 2 * i + 1] = i < n_cols - c && second != NULL ? second[i] : 0;
                 }
                 continue;
             }
-            for (size_t at = 0; at < DSV2_PAIR_ROWS; at += LANES)
+            for (size_t at = 0; at < DS_PAIR_ROWS; at += LANES)
                 store_ints(out + pair * ROW_PAIRS + 2 * at, weave(first + at, second == NULL ? NULL : second + at));
         }
 }
 
 /* ---- rows of bytes, 16 columns at a time: pairs of bytes change places, and only then become pairs of 16 bits ---- */
 
-enum { CODE_COLS = 16, HALF_ROWS = DSV2_PAIR_ROWS / 2 };
+enum { CODE_COLS = 16, HALF_ROWS = DS_PAIR_ROWS / 2 };
 
 INLINE __m128i load_codes(const int8_t *rows, size_t stride, size_t r, size_t n_rows)
 {
@@ -169,7 +169,7 @@ INLINE void turn_codes(int16_t *out, const int8_t *rows, size_t stride, size_t n
 INLINE void weave_codes(int16_t *out, const int8_t *rows, size_t stride, size_t n_rows)
 {
     UNROLL
-    for (size_t r = 0; r < DSV2_PAIR_ROWS; r += 2) {
+    for (size_t r = 0; r < DS_PAIR_ROWS; r += 2) {
         if (r >= n_rows)
             break;
         __m128i a = load_codes(rows, stride, r, n_rows), b = load_codes(rows, stride, r + 1, n_rows);
@@ -182,16 +182,16 @@ static void pair_codes(int16_t *keys, int16_t *values, size_t block_stride, cons
 {
     size_t c = 0;
     for (; c + CODE_COLS <= n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += block_stride) {
-        if (n_rows == DSV2_PAIR_ROWS) {
-            turn_codes(keys, rows + c, stride, DSV2_PAIR_ROWS);
-            weave_codes(values, rows + c, stride, DSV2_PAIR_ROWS);
+        if (n_rows == DS_PAIR_ROWS) {
+            turn_codes(keys, rows + c, stride, DS_PAIR_ROWS);
+            weave_codes(values, rows + c, stride, DS_PAIR_ROWS);
         } else {
             turn_codes(keys, rows + c, stride, n_rows);
             weave_codes(values, rows + c, stride, n_rows);
         }
     }
-    for (; c % DSV2_SCALE_COLS != 0 || c < n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += block_stride) {
-        int8_t last[DSV2_PAIR_ROWS][CODE_COLS] = {{0}};
+    for (; c % DS_SCALE_COLS != 0 || c < n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += block_stride) {
+        int8_t last[DS_PAIR_ROWS][CODE_COLS] = {{0}};
         for (size_t r = 0; r < n_rows && c < n_cols; r++)
             memcpy(last[r], rows + r * stride + c, n_cols - c);
         turn_codes(keys, last[0], CODE_COLS, n_rows);
@@ -229,14 +229,14 @@ INLINE void dot_rows(ivec *sums, const int16_t *a, const int16_t *b, size_t n_x,
 INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, const int16_t *b, const float *scales, size_t scales_stride,
                        size_t first_group, size_t end)
 {
-    enum { GROUP = DSV2_PAIR_ROWS * DSV2_SCALE_COLS };
+    enum { GROUP = DS_PAIR_ROWS * DS_SCALE_COLS };
     vec s[QUERY_ROWS * BLOCK_VECS];
     UNROLL
     for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
         s[i] = sums[i];
     for (size_t g = first_group; g < end; g++) {
         ivec d[QUERY_ROWS * BLOCK_VECS];
-        dot_rows(d, a + g * GROUP + 2 * row, b + g * GROUP, n_x, DSV2_SCALE_COLS / 2);
+        dot_rows(d, a + g * GROUP + 2 * row, b + g * GROUP, n_x, DS_SCALE_COLS / 2);
         UNROLL
         for (size_t v = 0; v < BLOCK_VECS; v++) {
             vec scale = load(scales + g * scales_stride + v * LANES);
@@ -254,11 +254,11 @@ INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, cons
 static void pair_scores(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
                         const float *scales, size_t scales_stride, size_t n_groups)
 {
-    size_t step = (int)QUERY_ROWS < (int)DSV2_PAIR_ROWS ? 1 : n_groups;
-    for (size_t t = 0; t < n; t += DSV2_PAIR_ROWS, b += n_groups * DSV2_PAIR_ROWS * DSV2_SCALE_COLS) {
-        vec sums[DSV2_PAIR_ROWS * BLOCK_VECS];
+    size_t step = (int)QUERY_ROWS < (int)DS_PAIR_ROWS ? 1 : n_groups;
+    for (size_t t = 0; t < n; t += DS_PAIR_ROWS, b += n_groups * DS_PAIR_ROWS * DS_SCALE_COLS) {
+        vec sums[DS_PAIR_ROWS * BLOCK_VECS];
         UNROLL
-        for (size_t i = 0; i < DSV2_PAIR_ROWS * BLOCK_VECS; i++)
+        for (size_t i = 0; i < DS_PAIR_ROWS * BLOCK_VECS; i++)
             sums[i] = zero();
         for (size_t g = 0; g < n_groups; g += step)
             for (size_t i = 0; i < m; i += QUERY_ROWS) {
@@ -280,7 +280,7 @@ static void pair_scores(float *out, size_t out_stride, const int16_t *a, const f
 INLINE void sums_block(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t first, size_t n_x,
                        size_t n_rows, const int16_t *b, size_t n_pairs, size_t n)
 {
-    for (size_t j = 0; j < n; j += DSV2_PAIR_ROWS) {
+    for (size_t j = 0; j < n; j += DS_PAIR_ROWS) {
         ivec d[QUERY_ROWS * BLOCK_VECS];
         dot_rows(d, a + 2 * first, b + j * 2 * n_pairs, n_x, n_pairs);
         UNROLL

@@ -30,21 +30,21 @@ enum {
 };
 
 /* Weights of a type that is constant wherever this is inlined. */
-INLINE vec load_type(dsv2_type type, const void *p)
+INLINE vec load_type(ds_type type, const void *p)
 {
-    return type == DSV2_TYPE_F32 ? load(p) : type == DSV2_TYPE_F16 ? load_f16(p) : load_bf16(p);
+    return type == DS_TYPE_F32 ? load(p) : type == DS_TYPE_F16 ? load_f16(p) : load_bf16(p);
 }
 
-INLINE vec load_type_first(dsv2_type type, const void *p, size_t n)
+INLINE vec load_type_first(ds_type type, const void *p, size_t n)
 {
-    return type == DSV2_TYPE_F32 ? load_first(p, n) : type == DSV2_TYPE_F16 ? load_f16_first(p, n) : load_bf16_first(p, n);
+    return type == DS_TYPE_F32 ? load_first(p, n) : type == DS_TYPE_F16 ? load_f16_first(p, n) : load_bf16_first(p, n);
 }
 
-INLINE size_t type_bytes(dsv2_type type) { return type == DSV2_TYPE_F32 ? 4 : 2; }
+INLINE size_t type_bytes(ds_type type) { return type == DS_TYPE_F32 ? 4 : 2; }
 
 /* ---- conversions ---- */
 
-INLINE void unpack(float *out, const uint8_t *in, size_t n, dsv2_type type)
+INLINE void unpack(float *out, const uint8_t *in, size_t n, ds_type type)
 {
     size_t c = 0;
     for (; c + LANES <= n; c += LANES)
@@ -54,8 +54,8 @@ INLINE void unpack(float *out, const uint8_t *in, size_t n, dsv2_type type)
 }
 
 static void f32_to_f32(float *out, const void *in, size_t n) { memcpy(out, in, n * sizeof *out); }
-static void f16_to_f32(float *out, const void *in, size_t n) { unpack(out, in, n, DSV2_TYPE_F16); }
-static void bf16_to_f32(float *out, const void *in, size_t n) { unpack(out, in, n, DSV2_TYPE_BF16); }
+static void f16_to_f32(float *out, const void *in, size_t n) { unpack(out, in, n, DS_TYPE_F16); }
+static void bf16_to_f32(float *out, const void *in, size_t n) { unpack(out, in, n, DS_TYPE_BF16); }
 
 static void f32_to_f16(uint16_t *out, const float *in, size_t n)
 {
@@ -73,7 +73,7 @@ static void f32_to_f16(uint16_t *out, const float *in, size_t n)
 
 /* Adds the products of `n` columns, for n_w rows of weights and n_x of activations. */
 INLINE void add_products(vec *sums, const float *const *x, size_t x_at, size_t n_x, const uint8_t *w, size_t w_stride, size_t n_w,
-                         size_t n, dsv2_type type)
+                         size_t n, ds_type type)
 {
     vec s[W_ROWS * X_ROWS];
     UNROLL
@@ -134,7 +134,7 @@ INLINE void store_sums(float *out, size_t out_stride, const vec *sums, size_t n_
 
 /* A few rows of activations: weights straight from where they are, each read once. */
 INLINE void block_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w, size_t w_stride,
-                         size_t n_w, size_t k, dsv2_type type)
+                         size_t n_w, size_t k, ds_type type)
 {
     vec sums[W_ROWS * X_ROWS];
     UNROLL
@@ -145,7 +145,7 @@ INLINE void block_direct(float *out, size_t out_stride, const float *const *x, s
 }
 
 INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w, size_t w_stride,
-                          size_t n_w, size_t n, size_t k, dsv2_type type)
+                          size_t n_w, size_t n, size_t k, ds_type type)
 {
     size_t j = 0;
     for (; j + n_w <= n; j += n_w)
@@ -158,9 +158,9 @@ INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, 
 INLINE void chunk_rows(vec *sums, const float *const *x, size_t x_at, size_t n_x, const float *panel, size_t n_w, size_t n)
 {
     if (n_w == W_ROWS)
-        add_products(sums, x, x_at, n_x, (const uint8_t *)panel, K_CHUNK * sizeof *panel, W_ROWS, n, DSV2_TYPE_F32);
+        add_products(sums, x, x_at, n_x, (const uint8_t *)panel, K_CHUNK * sizeof *panel, W_ROWS, n, DS_TYPE_F32);
     else
-        add_products(sums, x, x_at, n_x, (const uint8_t *)panel, K_CHUNK * sizeof *panel, 1, n, DSV2_TYPE_F32);
+        add_products(sums, x, x_at, n_x, (const uint8_t *)panel, K_CHUNK * sizeof *panel, 1, n, DS_TYPE_F32);
 }
 
 static void chunk(vec *sums, const float *const *x, size_t x_at, size_t m, const float *panel, size_t n_w, size_t n)
@@ -177,7 +177,7 @@ static void chunk(vec *sums, const float *const *x, size_t x_at, size_t m, const
 /* Up to M_BLOCK rows of activations and n_w (W_ROWS or 1) rows of weights: these are unpacked a chunk of columns at a time and
  * used by all rows, whose sums wait in memory meanwhile. */
 INLINE void block_panel(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
-                        size_t n_w, size_t k, dsv2_type type)
+                        size_t n_w, size_t k, ds_type type)
 {
     vec sums[M_BLOCK * W_ROWS];
     float panel[W_ROWS * K_CHUNK] __attribute__((aligned(64)));
@@ -197,7 +197,7 @@ INLINE void block_panel(float *out, size_t out_stride, const float *const *x, si
 }
 
 INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride, size_t n,
-                   size_t k, dsv2_type type)
+                   size_t k, ds_type type)
 {
     if (m == 1) {
         matmul_direct(out, out_stride, x, 1, w, w_stride, ONE_X_W_ROWS, n, k, type);
@@ -224,19 +224,19 @@ INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t 
 static void matmul_f32(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
                        size_t k)
 {
-    matmul(out, out_stride, x, m, w, w_stride, n, k, DSV2_TYPE_F32);
+    matmul(out, out_stride, x, m, w, w_stride, n, k, DS_TYPE_F32);
 }
 
 static void matmul_f16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
                        size_t k)
 {
-    matmul(out, out_stride, x, m, w, w_stride, n, k, DSV2_TYPE_F16);
+    matmul(out, out_stride, x, m, w, w_stride, n, k, DS_TYPE_F16);
 }
 
 static void matmul_bf16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
                         size_t k)
 {
-    matmul(out, out_stride, x, m, w, w_stride, n, k, DSV2_TYPE_BF16);
+    matmul(out, out_stride, x, m, w, w_stride, n, k, DS_TYPE_BF16);
 }
 
 /* ---- attention ---- */
@@ -397,8 +397,8 @@ static void add_scaled(float *out, const float *x, float scale, size_t n)
 }
 
 #define VECTOR_KERNELS                                                                                                          \
-    .matmul = {[DSV2_TYPE_F32] = matmul_f32, [DSV2_TYPE_F16] = matmul_f16, [DSV2_TYPE_BF16] = matmul_bf16},                       \
-    .to_f32 = {[DSV2_TYPE_F32] = f32_to_f32, [DSV2_TYPE_F16] = f16_to_f32, [DSV2_TYPE_BF16] = bf16_to_f32,                   \
-               DSV2_DEQUANTIZERS},                                                                                             \
+    .matmul = {[DS_TYPE_F32] = matmul_f32, [DS_TYPE_F16] = matmul_f16, [DS_TYPE_BF16] = matmul_bf16},                       \
+    .to_f32 = {[DS_TYPE_F32] = f32_to_f32, [DS_TYPE_F16] = f16_to_f32, [DS_TYPE_BF16] = bf16_to_f32,                   \
+               DS_DEQUANTIZERS},                                                                                             \
     .f32_to_f16 = f32_to_f16, .weighted_sum = weighted_sum, .rms_norm = rms_norm, .exp_sum = exp_sum, .swiglu = swiglu,           \
     .add_scaled = add_scaled, .max = maximum

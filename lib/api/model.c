@@ -34,7 +34,7 @@ dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
     dsv2_status status = ds_read_options("dsv2_model_options", options, &known, sizeof known, sizeof known);
     if (status == DSV2_OK)
         status = check_type_and_threads(known.weight_type, known.n_threads);
-    return status == DSV2_OK ? ds_model_load(path, &known, false, model) : status;
+    return status == DSV2_OK ? ds_model_open(path, &known, model) : status;
 }
 
 void dsv2_model_close(dsv2_model *model) { ds_model_release(model); }
@@ -61,7 +61,7 @@ static dsv2_weight_type weight_type(const dsv2_model *model)
     };
     dsv2_weight_type found = DSV2_WEIGHTS_AS_STORED;
     for (int type = 0; type < DS_TYPE_COUNT; type++)
-        if (model->types_seen[type])
+        if (model->weights.types_seen[type])
             found = found == DSV2_WEIGHTS_AS_STORED && types[type] != 0 ? types[type] : DSV2_WEIGHTS_MIXED;
     return found;
 }
@@ -86,10 +86,10 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
         return ds_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
     const ds_config *config = &model->config;
     dsv2_model_info known = {
-        .parameters = model->parameters,
-        .parameters_activated = ds_model_parameters_activated(model),
-        .weight_bytes = model->weight_bytes,
-        .bytes_copied = model->bytes_copied,
+        .parameters = model->weights.parameters,
+        .parameters_activated = ds_weights_activated(&model->weights, &model->config),
+        .weight_bytes = model->weights.bytes,
+        .bytes_copied = model->weights.bytes_copied,
         .weight_type = weight_type(model),
         .vocab_size = config->vocab_size,
         .hidden_size = config->hidden_size,
@@ -128,7 +128,7 @@ dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *inf
     if (model == NULL)
         return ds_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
     ds_page_pool *pages = &((dsv2_model *)(uintptr_t)model)->pages; /* only its lock is written to */
-    dsv2_memory_info known = {.page_bytes_limit = pages->bytes_limit, .scratch_bytes = atomic_load(&model->scratch_bytes)};
+    dsv2_memory_info known = {.page_bytes_limit = pages->bytes_limit, .scratch_bytes = atomic_load(&model->decoder.scratch_bytes)};
     pthread_mutex_lock(&pages->lock);
     known.pages_in_use = pages->pages_in_use;
     known.page_bytes_in_use = pages->bytes_in_use;

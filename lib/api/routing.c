@@ -3,8 +3,8 @@
 #include <dsv2/routing.h>
 
 struct dsv2_routing {
-    ds_load_shape shape;
-    ds_load load;
+    ds_usage_shape shape;
+    ds_usage usage;
 };
 
 static dsv2_status is_null(const char *name) { return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", name); }
@@ -14,13 +14,13 @@ static dsv2_status routing_new(const dsv2_model *model, dsv2_routing_tokens whic
 {
     if ((unsigned)which > DSV2_ROUTING_GENERATED)
         return ds_fail(DSV2_ERROR_ARGUMENT, "which is %d, expected a dsv2_routing_tokens", (int)which);
-    if (model->load_shape.n_moe_layers == 0)
+    if (model->usage_shape.n_moe_layers == 0)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "the model is dense: it has no routed experts");
     dsv2_routing *routing = ds_new(1, sizeof *routing);
     if (routing == NULL)
         return ds_fail_memory("a dsv2_routing", sizeof *routing);
-    routing->shape = model->load_shape;
-    dsv2_status status = ds_load_init(&routing->load, &routing->shape);
+    routing->shape = model->usage_shape;
+    dsv2_status status = ds_usage_init(&routing->usage, &routing->shape);
     if (status != DSV2_OK) {
         ds_free(routing);
         return status;
@@ -29,12 +29,12 @@ static dsv2_status routing_new(const dsv2_model *model, dsv2_routing_tokens whic
     return DSV2_OK;
 }
 
-static void add_kinds(dsv2_routing *routing, const ds_load *loads, dsv2_routing_tokens which)
+static void add_kinds(dsv2_routing *routing, const ds_usage *usage, dsv2_routing_tokens which)
 {
     if (which != DSV2_ROUTING_GENERATED)
-        ds_load_add(&routing->load, &loads[DS_LOAD_PROMPT], &routing->shape);
+        ds_usage_add(&routing->usage, &usage[DS_USAGE_PROMPT], &routing->shape);
     if (which != DSV2_ROUTING_PROMPT)
-        ds_load_add(&routing->load, &loads[DS_LOAD_GENERATED], &routing->shape);
+        ds_usage_add(&routing->usage, &usage[DS_USAGE_GENERATED], &routing->shape);
 }
 
 dsv2_status dsv2_session_routing(dsv2_session *session, dsv2_routing_tokens which, dsv2_routing **routing)
@@ -50,7 +50,7 @@ dsv2_status dsv2_session_routing(dsv2_session *session, dsv2_routing_tokens whic
         dsv2_routing_free(copy);
         return status;
     }
-    add_kinds(copy, session->loads, which);
+    add_kinds(copy, session->usage, which);
     ds_session_leave(session);
     *routing = copy;
     return DSV2_OK;
@@ -64,9 +64,9 @@ dsv2_status dsv2_model_routing(dsv2_model *model, dsv2_routing_tokens which, dsv
     dsv2_status status = routing_new(model, which, &copy);
     if (status != DSV2_OK)
         return status;
-    pthread_mutex_lock(&model->loads_lock);
-    add_kinds(copy, model->loads, which);
-    pthread_mutex_unlock(&model->loads_lock);
+    pthread_mutex_lock(&model->usage_lock);
+    add_kinds(copy, model->usage, which);
+    pthread_mutex_unlock(&model->usage_lock);
     *routing = copy;
     return DSV2_OK;
 }
@@ -75,14 +75,14 @@ void dsv2_routing_free(dsv2_routing *routing)
 {
     if (routing == NULL)
         return;
-    ds_load_free(&routing->load);
+    ds_usage_free(&routing->usage);
     ds_free(routing);
 }
 
-static void clear_kinds(const dsv2_model *model, ds_load *loads)
+static void clear_kinds(const dsv2_model *model, ds_usage *usage)
 {
-    for (int kind = 0; kind < DS_LOAD_KINDS; kind++)
-        ds_load_clear(&loads[kind], &model->load_shape);
+    for (int kind = 0; kind < DS_USAGE_KINDS; kind++)
+        ds_usage_clear(&usage[kind], &model->usage_shape);
 }
 
 dsv2_status dsv2_session_routing_reset(dsv2_session *session)
@@ -92,7 +92,7 @@ dsv2_status dsv2_session_routing_reset(dsv2_session *session)
     dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
-    clear_kinds(session->model, session->loads);
+    clear_kinds(session->model, session->usage);
     ds_session_leave(session);
     return DSV2_OK;
 }
@@ -101,9 +101,9 @@ dsv2_status dsv2_model_routing_reset(dsv2_model *model)
 {
     if (model == NULL)
         return is_null("model");
-    pthread_mutex_lock(&model->loads_lock);
-    clear_kinds(model, model->loads);
-    pthread_mutex_unlock(&model->loads_lock);
+    pthread_mutex_lock(&model->usage_lock);
+    clear_kinds(model, model->usage);
+    pthread_mutex_unlock(&model->usage_lock);
     return DSV2_OK;
 }
 
@@ -111,12 +111,12 @@ dsv2_status dsv2_routing_merge(dsv2_routing *to, const dsv2_routing *from)
 {
     if (to == NULL || from == NULL)
         return is_null(to == NULL ? "to" : "from");
-    if (!ds_load_shape_equal(&to->shape, &from->shape))
+    if (!ds_usage_shape_equal(&to->shape, &from->shape))
         return ds_fail(DSV2_ERROR_MISMATCH, "the counts are of %u experts, %u chosen, in %u layers (%u with experts) and of %u, %u, %u (%u)",
                        to->shape.n_routed_experts, to->shape.num_experts_per_tok, to->shape.num_hidden_layers, to->shape.n_moe_layers,
                        from->shape.n_routed_experts, from->shape.num_experts_per_tok, from->shape.num_hidden_layers,
                        from->shape.n_moe_layers);
-    ds_load_add(&to->load, &from->load, &to->shape);
+    ds_usage_add(&to->usage, &from->usage, &to->shape);
     return DSV2_OK;
 }
 
@@ -125,7 +125,7 @@ dsv2_status dsv2_routing_get_info(const dsv2_routing *routing, dsv2_routing_info
     if (routing == NULL)
         return is_null("routing");
     dsv2_routing_info known = {
-        .n_tokens = routing->load.n_tokens,
+        .n_tokens = routing->usage.n_tokens,
         .num_hidden_layers = routing->shape.num_hidden_layers,
         .n_routed_experts = routing->shape.n_routed_experts,
         .num_experts_per_tok = routing->shape.num_experts_per_tok,
@@ -137,10 +137,10 @@ dsv2_status dsv2_routing_get_info(const dsv2_routing *routing, dsv2_routing_info
 
 static dsv2_status find_layer(const dsv2_routing *routing, uint32_t layer, uint32_t *moe_layer)
 {
-    const ds_load_shape *shape = &routing->shape;
+    const ds_usage_shape *shape = &routing->shape;
     if (layer >= shape->num_hidden_layers)
         return ds_fail(DSV2_ERROR_ARGUMENT, "layer is %u, the model has %u", layer, shape->num_hidden_layers);
-    *moe_layer = ds_load_layer(shape, layer);
+    *moe_layer = ds_usage_layer(shape, layer);
     if (*moe_layer == shape->n_moe_layers)
         return ds_fail(DSV2_ERROR_ARGUMENT, "layer %u is dense: it has no routed experts", layer);
     return DSV2_OK;
@@ -153,7 +153,7 @@ dsv2_status dsv2_routing_experts(const dsv2_routing *routing, uint32_t layer, ds
     uint32_t moe_layer = 0;
     dsv2_status status = find_layer(routing, layer, &moe_layer);
     if (status == DSV2_OK)
-        ds_load_experts(&routing->load, &routing->shape, moe_layer, experts);
+        ds_usage_experts(&routing->usage, &routing->shape, moe_layer, experts);
     return status;
 }
 
@@ -162,7 +162,7 @@ dsv2_status dsv2_routing_measure(const dsv2_routing *routing, uint32_t layer, ui
 {
     if (routing == NULL)
         return is_null("routing");
-    const ds_load_shape *shape = &routing->shape;
+    const ds_usage_shape *shape = &routing->shape;
     uint32_t moe_layer = 0;
     dsv2_status status = find_layer(routing, layer, &moe_layer);
     if (status != DSV2_OK)
@@ -176,10 +176,10 @@ dsv2_status dsv2_routing_measure(const dsv2_routing *routing, uint32_t layer, ui
         return ds_fail(DSV2_ERROR_ARGUMENT, "max_devices is %u, of %u devices", max_devices, n_devices);
     if (max_devices == 0)
         max_devices = shape->topk_group < n_devices ? shape->topk_group : n_devices;
-    if (routing->load.n_tokens == 0)
+    if (routing->usage.n_tokens == 0)
         return ds_fail(DSV2_ERROR_STATE, "no tokens were counted: there is nothing to measure");
     dsv2_routing_balance known = {0};
-    ds_load_measure(&routing->load, shape, moe_layer, n_devices, max_devices, &known);
+    ds_usage_measure(&routing->usage, shape, moe_layer, n_devices, max_devices, &known);
     return ds_write_info("dsv2_routing_balance", balance, &known, sizeof known, sizeof known);
 }
 

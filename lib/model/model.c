@@ -1,5 +1,6 @@
+#include "model/model.h"
+
 #include "formats/pack.h"
-#include "model/pass.h"
 
 #include <string.h>
 #include <xxhash.h>
@@ -13,26 +14,20 @@ void ds_model_release(dsv2_model *model)
 {
     if (model == NULL || atomic_fetch_sub_explicit(&model->references, 1, memory_order_acq_rel) != 1)
         return;
-    ds_passes_free(model);
+    ds_decoder_free(&model->decoder);
+    ds_weights_close(&model->weights);
     ds_pool_destroy(model->pool);
     ds_tokenizer_destroy(model->tokenizer);
     ds_container_close(model->container);
-    for (size_t i = 0; i < model->n_owned; i++)
-        ds_free(model->owned[i]);
-    ds_free(model->owned);
-    ds_free(model->rope_frequency);
     ds_page_pool_destroy(&model->pages);
-    for (int kind = 0; kind < DS_LOAD_KINDS; kind++)
-        ds_load_free(&model->loads[kind]);
-    ds_conversions_free(&model->repacking);
-    pthread_mutex_destroy(&model->repacking_lock);
-    pthread_mutex_destroy(&model->loads_lock);
-    pthread_mutex_destroy(&model->passes_lock);
+    for (int kind = 0; kind < DS_USAGE_KINDS; kind++)
+        ds_usage_free(&model->usage[kind]);
+    pthread_mutex_destroy(&model->usage_lock);
     ds_free(model);
 }
 
 /* A folder as Hugging Face publishes it. */
-static dsv2_status load_folder(dsv2_model *model, const char *path)
+static dsv2_status open_folder(dsv2_model *model, const char *path)
 {
     char *json = NULL, *tokenizer_path = NULL, *config_path = ds_path_join(path, "config.json");
     size_t size;
@@ -60,7 +55,7 @@ done:
     return status;
 }
 
-static dsv2_status load_gguf(dsv2_model *model, const char *path)
+static dsv2_status open_gguf(dsv2_model *model, const char *path)
 {
     dsv2_status status = ds_gguf_open(path, &model->logger, &model->container);
     if (status == DSV2_OK)
@@ -72,7 +67,7 @@ static dsv2_status load_gguf(dsv2_model *model, const char *path)
     return status;
 }
 
-static dsv2_status load_pack(dsv2_model *model, const char *path)
+static dsv2_status open_pack(dsv2_model *model, const char *path)
 {
     const char *text;
     size_t size;
@@ -88,14 +83,14 @@ static dsv2_status load_pack(dsv2_model *model, const char *path)
     return ds_pack_tokenizer(model->container, &model->tokenizer);
 }
 
-static dsv2_status load_container(dsv2_model *model, const char *path)
+static dsv2_status open_container(dsv2_model *model, const char *path)
 {
     if (ds_is_folder(path))
-        return load_folder(model, path);
+        return open_folder(model, path);
     if (ds_is_gguf(path))
-        return load_gguf(model, path);
+        return open_gguf(model, path);
     if (ds_is_pack(path))
-        return load_pack(model, path);
+        return open_pack(model, path);
     ds_file file;
     dsv2_status status = ds_file_map(path, &file); /* says why if it is not there */
     if (status != DSV2_OK)
@@ -131,33 +126,57 @@ static dsv2_status start_threads(dsv2_model *model, uint32_t n_threads)
     return ds_pool_create(n_threads > 0 ? n_threads : ds_default_threads(), &model->pool);
 }
 
-dsv2_status ds_model_load(const char *path, const dsv2_model_options *options, bool as_found, dsv2_model **out)
+/* Everything but the weights, and what opening these needs. *out is to be released whatever is returned. */
+static dsv2_status begin(const char *path, const dsv2_model_options *options, dsv2_model **out)
 {
-    dsv2_model *model = ds_new(1, sizeof *model);
+    dsv2_model *model = *out = ds_new(1, sizeof *model);
     if (model == NULL)
         return ds_fail_memory("a model", sizeof *model);
     atomic_init(&model->references, 1);
-    pthread_mutex_init(&model->passes_lock, NULL);
-    pthread_mutex_init(&model->loads_lock, NULL);
-    pthread_mutex_init(&model->repacking_lock, NULL);
+    pthread_mutex_init(&model->usage_lock, NULL);
     ds_page_pool_init(&model->pages, options->cache_memory_limit);
     model->logger = (ds_logger){options->log, options->log_user};
     dsv2_status status = ds_kernels_select(options->kernels, &model->kernels);
     if (status == DSV2_OK)
-        status = start_threads(model, options->n_threads); /* weights may have to be packed */
+        status = start_threads(model, options->n_threads); /* weights may have to be converted */
     if (status == DSV2_OK)
-        status = load_container(model, path);
-    if (status == DSV2_OK) {
-        model->fingerprint.config = config_fingerprint(&model->config);
-        model->fingerprint.tokenizer = model->tokenizer == NULL ? 0 : ds_tokenizer_digest(model->tokenizer);
-        status = ds_weights_bind(model, options, as_found);
-    }
+        status = open_container(model, path);
+    if (status != DSV2_OK)
+        return status;
+    model->fingerprint.config = config_fingerprint(&model->config);
+    model->fingerprint.tokenizer = model->tokenizer == NULL ? 0 : ds_tokenizer_digest(model->tokenizer);
+    return DSV2_OK;
+}
+
+static ds_weights_opening weights_opening(const dsv2_model *model)
+{
+    return (ds_weights_opening){.config = &model->config, .container = model->container, .kernels = model->kernels, .pool = model->pool};
+}
+
+/* The weights, and what runs them. */
+static dsv2_status finish(dsv2_model *model, const dsv2_model_options *options)
+{
+    ds_weights_opening opening = weights_opening(model);
+    opening.weight_type = options->weight_type;
+    opening.progress = options->progress;
+    opening.progress_user = options->progress_user;
+    dsv2_status status = ds_weights_open(&model->weights, &opening);
+    model->fingerprint.weights = model->weights.digest;
     if (status == DSV2_OK)
-        status = ds_rope_init(model);
+        status = ds_decoder_init(&model->decoder, &model->config, &model->weights, model->kernels, model->pool);
     if (status == DSV2_OK)
-        ds_load_shape_init(&model->load_shape, &model->config);
-    for (int kind = 0; kind < DS_LOAD_KINDS && status == DSV2_OK; kind++)
-        status = ds_load_init(&model->loads[kind], &model->load_shape);
+        ds_usage_shape_init(&model->usage_shape, &model->config);
+    for (int kind = 0; kind < DS_USAGE_KINDS && status == DSV2_OK; kind++)
+        status = ds_usage_init(&model->usage[kind], &model->usage_shape);
+    return status;
+}
+
+dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, dsv2_model **out)
+{
+    dsv2_model *model;
+    dsv2_status status = begin(path, options, &model);
+    if (status == DSV2_OK)
+        status = finish(model, options);
     if (status != DSV2_OK) {
         ds_model_release(model);
         return status;
@@ -170,15 +189,18 @@ dsv2_status ds_model_load(const char *path, const dsv2_model_options *options, b
     return DSV2_OK;
 }
 
-/* Weights that one token meets: everything but the experts that it does not choose, and of the embedding one row. */
-uint64_t ds_model_parameters_activated(const dsv2_model *model)
+dsv2_status ds_model_export(const char *path, const char *output_path, const dsv2_pack_options *options)
 {
-    const ds_config *config = &model->config;
-    uint64_t expert = 3 * (uint64_t)config->moe_intermediate_size * config->hidden_size, unused = 0;
-    for (uint32_t l = 0; l < config->num_hidden_layers; l++)
-        if (model->layers[l].is_moe)
-            unused += (config->n_routed_experts - config->num_experts_per_tok) * expert;
-    if (!config->tie_word_embeddings)
-        unused += (uint64_t)(config->vocab_size - 1) * config->hidden_size;
-    return model->parameters - unused;
+    const dsv2_model_options open_options = {.struct_size = sizeof open_options, .n_threads = options->n_threads};
+    dsv2_model *model;
+    dsv2_status status = begin(path, &open_options, &model);
+    if (status == DSV2_OK) {
+        ds_weights_opening opening = weights_opening(model);
+        opening.as_found = true;
+        status = ds_weights_open(&model->weights, &opening);
+        if (status == DSV2_OK)
+            status = ds_weights_export(&model->weights, &opening, output_path, options);
+    }
+    ds_model_release(model);
+    return status;
 }

@@ -32,9 +32,9 @@ dsv2_status ds_session_create(dsv2_model *model, const dsv2_session_options *opt
     session->next_logits = next_logits;
     ds_cache_init(&session->cache, &model->pages, &shape);
     ds_sampler_init(&session->sampler);
-    status = ds_load_init(&session->pending, &model->load_shape);
-    for (int kind = 0; kind < DS_LOAD_KINDS && status == DSV2_OK; kind++)
-        status = ds_load_init(&session->loads[kind], &model->load_shape);
+    status = ds_usage_init(&session->pending, &model->usage_shape);
+    for (int kind = 0; kind < DS_USAGE_KINDS && status == DSV2_OK; kind++)
+        status = ds_usage_init(&session->usage[kind], &model->usage_shape);
     if (status != DSV2_OK) {
         ds_session_destroy(session);
         return status;
@@ -47,9 +47,9 @@ void ds_session_destroy(dsv2_session *session)
 {
     if (session == NULL)
         return;
-    ds_load_free(&session->pending);
-    for (int kind = 0; kind < DS_LOAD_KINDS; kind++)
-        ds_load_free(&session->loads[kind]);
+    ds_usage_free(&session->pending);
+    for (int kind = 0; kind < DS_USAGE_KINDS; kind++)
+        ds_usage_free(&session->usage[kind]);
     ds_sampler_free(&session->sampler);
     ds_cache_destroy(&session->cache);
     ds_free(session->candidates);

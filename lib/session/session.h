@@ -35,7 +35,7 @@ struct dsv2_session {
     bool has_logits;
     ds_sampler sampler;
     /* Expert statistics: of the call at work, which count once it succeeds, and of all that did. */
-    ds_load pending, loads[DS_LOAD_KINDS];
+    ds_usage pending, usage[DS_USAGE_KINDS];
     dsv2_routing_trace_fn trace; /* NULL: none */
     void *trace_user;
 

@@ -34,27 +34,27 @@ static void drop(dsv2_step_item *item)
     pthread_mutex_lock(&session->committed);
     ds_cache_truncate(&session->cache, session->length);
     pthread_mutex_unlock(&session->committed);
-    ds_load_clear(&session->pending, &session->model->load_shape);
+    ds_usage_clear(&session->pending, &session->model->usage_shape);
 }
 
 /* What the item's tokens did to the experts counts from now on, for its session and the model. */
-static void commit_load(const dsv2_step_item *item)
+static void commit_usage(const dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
     dsv2_model *model = session->model;
-    int kind = item->n_tokens > 1 ? DS_LOAD_PROMPT : DS_LOAD_GENERATED;
+    int kind = item->n_tokens > 1 ? DS_USAGE_PROMPT : DS_USAGE_GENERATED;
     session->pending.n_tokens = item->n_tokens;
-    ds_load_add(&session->loads[kind], &session->pending, &model->load_shape);
-    pthread_mutex_lock(&model->loads_lock);
-    ds_load_add(&model->loads[kind], &session->pending, &model->load_shape);
-    pthread_mutex_unlock(&model->loads_lock);
-    ds_load_clear(&session->pending, &model->load_shape);
+    ds_usage_add(&session->usage[kind], &session->pending, &model->usage_shape);
+    pthread_mutex_lock(&model->usage_lock);
+    ds_usage_add(&model->usage[kind], &session->pending, &model->usage_shape);
+    pthread_mutex_unlock(&model->usage_lock);
+    ds_usage_clear(&session->pending, &model->usage_shape);
 }
 
 static void commit(dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
-    commit_load(item);
+    commit_usage(item);
     pthread_mutex_lock(&session->committed);
     memcpy(session->tokens + session->length, item->tokens, item->n_tokens * sizeof *item->tokens);
     session->length += item->n_tokens;
@@ -82,8 +82,8 @@ static void routed(void *owner, const ds_sequence *sequence, uint32_t layer, con
 {
     const progress *p = owner;
     dsv2_session *session = p->item->session;
-    const ds_load_shape *shape = &session->model->load_shape;
-    ds_load_count(&session->pending, shape, ds_load_layer(shape, layer), routes, sequence->first_row, sequence->n_rows);
+    const ds_usage_shape *shape = &session->model->usage_shape;
+    ds_usage_count(&session->pending, shape, ds_usage_layer(shape, layer), routes, sequence->first_row, sequence->n_rows);
     for (size_t i = 0; i < sequence->n_rows && session->trace != NULL; i++) {
         size_t row = sequence->first_row + i, pair = row * shape->num_experts_per_tok;
         session->trace(session->trace_user, &(dsv2_routing_event){
@@ -134,13 +134,15 @@ static size_t gather(progress *items, size_t n_items, ds_sequence *sequences)
     return n_sequences;
 }
 
-static void run(ds_pass *pass, progress *items, size_t n_items, ds_sequence *sequences)
+static dsv2_status run(ds_pass *pass, progress *items, size_t n_items, ds_sequence *sequences)
 {
     for (;;) {
         size_t n_sequences = gather(items, n_items, sequences);
         if (n_sequences == 0)
-            return;
-        ds_decoder_forward(pass, sequences, n_sequences);
+            return DSV2_OK;
+        dsv2_status status = ds_decoder_forward(pass, sequences, n_sequences);
+        if (status != DSV2_OK)
+            return status;
         for (size_t s = 0; s < n_sequences; s++) {
             progress *p = sequences[s].owner;
             p->done += sequences[s].n_rows;
@@ -173,10 +175,10 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
     if (status == DSV2_OK)
         status = ds_container_check(model->container);
     if (status == DSV2_OK)
-        status = ds_pass_acquire(model, n_rows < DS_PASS_ROWS ? (uint32_t)n_rows : DS_PASS_ROWS, longest, &pass);
+        status = ds_pass_acquire(&model->decoder, n_rows < DS_PASS_ROWS ? (uint32_t)n_rows : DS_PASS_ROWS, longest, &pass);
     if (status == DSV2_OK) {
-        run(pass, progress_of, n_items, sequences);
-        ds_pass_release(model, pass);
+        status = run(pass, progress_of, n_items, sequences);
+        ds_pass_release(pass);
     }
     dsv2_status first = status;
     for (size_t i = 0; i < n_items; i++) {

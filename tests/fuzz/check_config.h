@@ -2,7 +2,7 @@
 #ifndef DS_TESTS_CHECK_CONFIG_H
 #define DS_TESTS_CHECK_CONFIG_H
 
-#include "model/config.h"
+#include "config/config.h"
 
 void check_config(const ds_config *config);
 

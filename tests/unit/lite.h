@@ -2,7 +2,7 @@
 #ifndef DS_TESTS_LITE_H
 #define DS_TESTS_LITE_H
 
-#include "model/config.h"
+#include "config/config.h"
 
 /* All fields but vocabulary, special tokens and YaRN's mscale, which a file may write otherwise. */
 void expect_lite(const ds_config *config);

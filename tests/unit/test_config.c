@@ -1,5 +1,5 @@
 /* config.json: what the published models say is read as their code reads it, and everything else is refused by name. */
-#include "model/config.h"
+#include "config/config.h"
 
 #include "base/json.h"
 #include "support/run.h"

@@ -3,7 +3,7 @@
 #include "folder.h"
 #include "script.h"
 
-#include "model/config.h"
+#include "config/config.h"
 #include "support/run.h"
 #include "unit/lite.h"
 

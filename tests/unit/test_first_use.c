@@ -1,6 +1,7 @@
 /* Experts of a GGUF are repacked when a pass first chooses them: not before, no others, once, whoever comes first, to the bits of a
  * pack. What waits is seen from inside, as the host cannot see it. */
-#include "model/pass.h"
+#include "model/model.h"
+#include "weights/repacked.h"
 #include "support/checkpoint.h"
 #include "support/gguf.h"
 #include "support/model.h"
@@ -59,6 +60,13 @@ static char *temporary_folder(void)
     return folder;
 }
 
+/* The experts of a layer that are repacked on first use; NULL if the layer has none. */
+static ds_deferred_expert *waiting_of(const dsv2_model *model, uint32_t layer)
+{
+    const ds_expert_source *source = model->weights.experts;
+    return source != NULL && strcmp(source->name, "repacked") == 0 ? ((const ds_repacked_source *)source)->deferred[layer] : NULL;
+}
+
 static fixture make(const test_checkpoint *shape, const test_gguf *options, dsv2_weight_type weight_type)
 {
     fixture f = {.folder = temporary_folder(), .weight_type = weight_type, .vocab_size = shape->vocab_size};
@@ -73,7 +81,7 @@ static fixture make(const test_checkpoint *shape, const test_gguf *options, dsv2
     test_random_tokens(9, f.vocab_size, f.tokens, N_TOKENS);
     dsv2_model *model = test_model_open(f.pack, NULL);
     for (uint32_t l = 0; l < shape->num_hidden_layers; l++)
-        ck_assert(model->layers[l].moe.deferred == NULL); /* a pack has nothing to wait for */
+        ck_assert(waiting_of(model, l) == NULL); /* a pack has nothing to wait for */
     f.expected = test_logits(model, &absorbed, f.tokens, N_TOKENS, N_TOKENS);
     dsv2_model_close(model);
     return f;
@@ -103,8 +111,8 @@ static size_t count_waiting(const dsv2_model *model)
 {
     size_t n = 0;
     for (uint32_t l = 0; l < model->config.num_hidden_layers; l++)
-        for (uint32_t e = 0; model->layers[l].moe.deferred != NULL && e < model->config.n_routed_experts; e++)
-            n += atomic_load(&model->layers[l].moe.deferred[e].waiting);
+        for (uint32_t e = 0; waiting_of(model, l) != NULL && e < model->config.n_routed_experts; e++)
+            n += atomic_load(&waiting_of(model, l)[e].waiting);
     return n;
 }
 
@@ -143,8 +151,8 @@ START_TEST(only_the_experts_that_a_token_chooses_are_repacked)
     dsv2_model *model = open_gguf(&f, 2);
     dsv2_model_info before = test_model_info(model);
     for (uint32_t l = 0; l < small.num_hidden_layers; l++) {
-        ds_deferred_expert *deferred = model->layers[l].moe.deferred;
-        bool any = model->layers[l].is_moe && kinds[_i].n_deferred > 0;
+        ds_deferred_expert *deferred = waiting_of(model, l);
+        bool any = model->weights.layers[l].is_moe && kinds[_i].n_deferred > 0;
         ck_assert_msg((deferred != NULL) == any, "%s: layer %u", kinds[_i].name, l);
         for (uint32_t e = 0; any && e < small.n_routed_experts; e++) {
             ck_assert_msg(deferred[e].n == kinds[_i].n_deferred && atomic_load(&deferred[e].waiting), "%s: layer %u, expert %u",
@@ -158,7 +166,7 @@ START_TEST(only_the_experts_that_a_token_chooses_are_repacked)
     ck_assert_msg(dsv2_session_feed(session, f.tokens, 1) == DSV2_OK, "%s", dsv2_last_error());
     dsv2_session_close(session);
     for (uint32_t l = 0; l < small.num_hidden_layers; l++) {
-        const ds_deferred_expert *deferred = model->layers[l].moe.deferred;
+        const ds_deferred_expert *deferred = waiting_of(model, l);
         for (uint32_t e = 0; deferred != NULL && e < small.n_routed_experts; e++) {
             ck_assert_msg(atomic_load(&deferred[e].waiting) == !c.chosen[l][e], "%s: layer %u, expert %u", kinds[_i].name, l, e);
             ck_assert_msg(all_untouched(&deferred[e], false) == !c.chosen[l][e], "%s: layer %u, expert %u", kinds[_i].name, l, e);
@@ -335,7 +343,7 @@ static size_t given(const dsv2_model *model)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), sum = 0;
     for (uint32_t e = 0; e < model->config.n_routed_experts; e++) {
-        const ds_deferred_expert *expert = &model->layers[0].moe.deferred[e];
+        const ds_deferred_expert *expert = &waiting_of(model, 0)[e];
         for (uint32_t i = 0; i < expert->n; i++) {
             const ds_conversion *c = &expert->conversions[i];
             uintptr_t begin = ((uintptr_t)c->out + page - 1) / page * page;
@@ -359,7 +367,7 @@ START_TEST(experts_that_wait_take_no_memory_and_those_that_do_not_take_it_once)
     size_t experts = 0;
     for (uint32_t e = 0; e < large.n_routed_experts; e++) {
         for (uint32_t i = 0; i < 3; i++) {
-            const ds_matrix *from = &model->layers[0].moe.deferred[e].conversions[i].from;
+            const ds_matrix *from = &waiting_of(model, 0)[e].conversions[i].from;
             experts += from->rows * from->row_bytes;
         }
     }

@@ -1,7 +1,7 @@
 /* The hyper-parameters of a model, under the names of the published config.json, checked to be consistent and within bounds
  * of any real model. Part of the model room; formats never see it. */
-#ifndef DS_LIB_MODEL_CONFIG_H
-#define DS_LIB_MODEL_CONFIG_H
+#ifndef DS_LIB_CONFIG_H
+#define DS_LIB_CONFIG_H
 
 #include "base/base.h"
 #include "formats/formats.h"

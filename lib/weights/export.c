@@ -1,13 +1,16 @@
 /* A model of any container as a .dsv2 pack: weight by weight, in the order of the forward pass, each brought to its type and
  * written before the next is touched. */
 #include "formats/pack.h"
-#include "model/pass.h"
+#include "weights/convert.h"
+#include "weights/walk.h"
 
 #include <stdio.h>
 #include <string.h>
 
 typedef struct exporter {
-    dsv2_model *model;
+    ds_weights *weights;
+    const ds_weights_opening *opening;
+    ds_conversions conversions;
     const dsv2_pack_options *options;
     ds_pack_writer *writer;
     uint8_t *buffer; /* of the largest matrix so far */
@@ -30,6 +33,18 @@ static dsv2_status write_tensor(exporter *e, const char *name, ds_type type, con
     return status == DSV2_OK ? ds_pack_writer_data(e->writer, data, size) : status;
 }
 
+/* The whole matrix as `type` into the buffer. */
+static dsv2_status convert(exporter *e, const ds_matrix *matrix, ds_type type)
+{
+    const ds_conversion conversion = {.from = *matrix, .type = type, .out = e->buffer, .end = matrix->rows};
+    dsv2_status status = ds_conversions_reserve(&e->conversions, 1, &conversion);
+    if (status != DSV2_OK)
+        return status;
+    ds_conversions_add(&e->conversions, &conversion);
+    ds_conversions_run(&e->conversions);
+    return DSV2_OK;
+}
+
 static dsv2_status export_matrix(void *context, const char *name, uint32_t rows, uint32_t cols, ds_matrix *matrix)
 {
     exporter *e = context;
@@ -44,11 +59,11 @@ static dsv2_status export_matrix(void *context, const char *name, uint32_t rows,
         if (!ds_grow(&e->buffer, &e->capacity, size, 1))
             return ds_fail_memory(name, size);
         data = e->buffer;
-        status = ds_matrix_convert(e->model, matrix, type, e->buffer);
+        status = convert(e, matrix, type);
     }
     if (status == DSV2_OK)
         status = write_tensor(e, name, type, dims, 2, data, size);
-    ds_container_forget(e->model->container, matrix->data, found);
+    ds_container_forget(e->opening->container, matrix->data, found);
     return status == DSV2_OK ? report(e, found) : status;
 }
 
@@ -64,8 +79,8 @@ static dsv2_status export_vector(void *context, const char *name, uint32_t n, co
 static dsv2_status export_k_up(exporter *e)
 {
     dsv2_status status = DSV2_OK;
-    for (uint32_t l = 0; l < e->model->config.num_hidden_layers && status == DSV2_OK; l++) {
-        ds_matrix *matrix = &e->model->layers[l].mla.k_up_transposed;
+    for (uint32_t l = 0; l < e->opening->config->num_hidden_layers && status == DSV2_OK; l++) {
+        ds_matrix *matrix = &e->weights->layers[l].mla.k_up_transposed;
         char name[DS_NAME_SIZE];
         snprintf(name, sizeof name, "model.layers.%u" DS_K_UP_TRANSPOSED, (unsigned)l);
         status = export_matrix(e, name, matrix->rows, matrix->cols, matrix);
@@ -76,26 +91,23 @@ static dsv2_status export_k_up(exporter *e)
 static dsv2_status export_texts(exporter *e)
 {
     char *config;
-    dsv2_status status = ds_config_to_json(&e->model->config, &config);
+    dsv2_status status = ds_config_to_json(e->opening->config, &config);
     if (status != DSV2_OK)
         return status;
     status = ds_pack_writer_text(e->writer, "config.json", config, strlen(config));
     ds_free(config);
-    return status == DSV2_OK ? ds_pack_writer_tokenizer(e->writer, e->model->container) : status;
+    return status == DSV2_OK ? ds_pack_writer_tokenizer(e->writer, e->opening->container) : status;
 }
 
-dsv2_status ds_model_export(const char *path, const char *output_path, const dsv2_pack_options *options)
+dsv2_status ds_weights_export(ds_weights *weights, const ds_weights_opening *opening, const char *output_path,
+                              const dsv2_pack_options *options)
 {
-    dsv2_model_options open_options = {.struct_size = sizeof open_options, .n_threads = options->n_threads};
-    exporter e = {.options = options};
-    dsv2_status status = ds_model_load(path, &open_options, true, &e.model);
-    if (status != DSV2_OK)
-        return status;
-    e.total = e.model->weight_bytes;
-    status = ds_pack_writer_open(output_path, &e.writer);
+    exporter e = {.weights = weights, .opening = opening, .options = options, .total = weights->bytes};
+    ds_conversions_init(&e.conversions, opening->kernels, opening->pool, opening->container);
+    dsv2_status status = ds_pack_writer_open(output_path, &e.writer);
     if (status == DSV2_OK) {
         const ds_weights_visitor visitor = {export_matrix, export_vector, &e};
-        status = ds_weights_walk(e.model, &visitor);
+        status = ds_weights_walk(weights, opening->config, &visitor);
     }
     if (status == DSV2_OK)
         status = export_k_up(&e);
@@ -106,7 +118,7 @@ dsv2_status ds_model_export(const char *path, const char *output_path, const dsv
     if (status == DSV2_OK)
         status = ds_pack_writer_commit(e.writer);
     ds_pack_writer_free(e.writer);
+    ds_conversions_free(&e.conversions);
     ds_free(e.buffer);
-    ds_model_release(e.model);
     return status;
 }

@@ -1,7 +1,7 @@
 /* The metadata of a GGUF to ds_config. Keys are those of architecture "deepseek2". Two things the files cannot say, since no
  * key exists: moe_layer_freq, which is 1 in all published models, and YaRN's mscale apart from mscale_all_dim, which they have
  * equal. */
-#include "model/config.h"
+#include "config/config.h"
 
 #include <stdio.h>
 #include <string.h>

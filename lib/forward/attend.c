@@ -1,4 +1,4 @@
-#include "model/attend.h"
+#include "forward/attend.h"
 
 #include <math.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /* SwiGLU networks over groups of rows: dense layers, shared experts and routed experts are all jobs for the same two parallel
  * regions, cut into slices of weights so that threads share the work evenly whatever the routing. */
-#include "model/pass.h"
+#include "forward/pass.h"
 
 /* A slice is a whole number of the blocks in which rows are rounded to 8 bits: each can round its own part of the hidden rows. */
 _Static_assert(DS_TASK_ROWS % DS_PACK_COLS == 0, "slices and blocks of activations");
@@ -12,7 +12,7 @@ enum { LONG_TASK_ROWS = 4 * DS_TASK_ROWS, LONG_MOST_INPUTS = DS_PASS_ROWS * DS_T
 static uint32_t slice_rows(const ds_pass *pass, const ds_ffn_job *job, uint32_t rows)
 {
     uint64_t slices = (uint64_t)pass->n_ffn_jobs * (rows / LONG_TASK_ROWS);
-    bool even = slices >= (uint64_t)EVEN_SLICES * ds_pool_threads(pass->model->pool);
+    bool even = slices >= (uint64_t)EVEN_SLICES * ds_pool_threads(pass->decoder->pool);
     return even && job->n_rows <= LONG_MOST_INPUTS ? LONG_TASK_ROWS : DS_TASK_ROWS;
 }
 
@@ -30,16 +30,16 @@ static void multiply(const ds_pass *pass, const ds_matrix *w, ds_ffn_slice slice
                      uint32_t n_rows, float *out, size_t out_stride, float *scratch)
 {
     if (ds_type_is_packed(w->type))
-        ds_matmul_prepared(pass->model->kernels, out, out_stride, x8, n_rows, w, slice.first, slice.end);
+        ds_matmul_prepared(pass->decoder->kernels, out, out_stride, x8, n_rows, w, slice.first, slice.end);
     else
-        ds_matmul(pass->model->kernels, out, out_stride, x, n_rows, w, slice.first, slice.end, scratch);
+        ds_matmul(pass->decoder->kernels, out, out_stride, x, n_rows, w, slice.first, slice.end, scratch);
 }
 
 /* Some columns of silu(W_gate x) * W_up x for all rows of a job. */
 static void gate_up_task(void *context, size_t task, unsigned thread)
 {
     ds_pass *pass = context;
-    const ds_kernels *kernels = pass->model->kernels;
+    const ds_kernels *kernels = pass->decoder->kernels;
     ds_ffn_slice slice = pass->ffn_slices[task];
     const ds_ffn_job *job = &pass->ffn_jobs[slice.job];
     uint32_t n = slice.end - slice.first, intermediate = job->weights->gate.rows, n_rows = job->n_rows;
@@ -71,7 +71,7 @@ static void down_task(void *context, size_t task, unsigned thread)
 /* Where the slots of a job find their rows, before and after SwiGLU, as floats and rounded. */
 static void point(ds_pass *pass, const ds_ffn_job *job)
 {
-    uint32_t hidden = pass->model->config.hidden_size, intermediate = job->weights->gate.rows;
+    uint32_t hidden = pass->decoder->config->hidden_size, intermediate = job->weights->gate.rows;
     for (uint32_t i = 0; i < job->n_rows; i++) {
         uint32_t slot = job->first_input + i, row = pass->ffn_rows[slot];
         pass->ffn_inputs[slot] = pass->normed + (size_t)row * hidden;
@@ -91,14 +91,14 @@ void ds_ffn_run(ds_pass *pass)
         round = round || ds_type_is_packed(job->weights->gate.type) || ds_type_is_packed(job->weights->up.type);
         point(pass, job);
     }
-    uint32_t hidden = pass->model->config.hidden_size;
+    uint32_t hidden = pass->decoder->config->hidden_size;
     if (round)
         ds_prepare_rows(pass, pass->normed, hidden, hidden, pass->n_rows);
-    ds_pool_run(pass->model->pool, gate_up_task, pass, n_slices);
+    ds_pool_run(pass->decoder->pool, gate_up_task, pass, n_slices);
     n_slices = 0;
     for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
         n_slices = add_slices(pass, n_slices, j, pass->ffn_jobs[j].weights->down.rows);
-    ds_pool_run(pass->model->pool, down_task, pass, n_slices);
+    ds_pool_run(pass->decoder->pool, down_task, pass, n_slices);
 }
 
 void ds_ffn_dense(ds_pass *pass, const ds_ffn_weights *weights)

@@ -7,8 +7,8 @@
  * A query row costs less in the expanded form, a tile of context costs less in the absorbed one: see is_expanded.
  *
  * Both walk over the context a page at a time: attend.c. */
-#include "model/attend.h"
-#include "model/pass.h"
+#include "forward/attend.h"
+#include "forward/pass.h"
 
 #include <math.h>
 #include <string.h>
@@ -27,23 +27,24 @@ static void position_row(void *context, size_t row, unsigned thread)
     (void)thread;
     const mla *a = context;
     ds_pass *pass = a->pass;
-    const dsv2_model *model = pass->model;
-    const ds_config *config = &model->config;
+    const ds_decoder *decoder = pass->decoder;
+    const ds_config *config = decoder->config;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
 
     float *kv_a = pass->kv_a + row * (lora + rope);
-    model->kernels->rms_norm(kv_a, kv_a, a->weights->kv_a_norm, config->rms_norm_eps, lora);
-    ds_rope_rotate(pass, (uint32_t)row, kv_a + lora);
+    decoder->kernels->rms_norm(kv_a, kv_a, a->weights->kv_a_norm, config->rms_norm_eps, lora);
+    const float *cos = pass->rope_cos + row * rope / 2, *sin = pass->rope_sin + row * rope / 2;
+    ds_rope_rotate(config, cos, sin, kv_a + lora);
     const ds_cache *cache = pass->sequences[pass->row_sequence[row]].cache;
     size_t position = pass->row_position[row];
-    ds_cache_encode_row(&cache->shape, model->kernels, kv_a,
+    ds_cache_encode_row(&cache->shape, decoder->kernels, kv_a,
                         ds_cache_rows(cache, a->layer, position / DS_PAGE_TOKENS) + position % DS_PAGE_TOKENS * cache->shape.row_bytes);
 
     for (uint32_t head = 0; head < config->num_attention_heads; head++) {
         float *q = pass->q + (row * config->num_attention_heads + head) * (nope + rope);
-        ds_rope_rotate(pass, (uint32_t)row, q + nope);
+        ds_rope_rotate(config, cos, sin, q + nope);
         for (uint32_t i = 0; i < nope + rope; i++)
-            q[i] *= model->softmax_scale;
+            q[i] *= decoder->rope.softmax_scale;
     }
 }
 
@@ -51,7 +52,7 @@ static void queries_and_latents(mla *a)
 {
     ds_pass *pass = a->pass;
     const ds_mla_weights *w = a->weights;
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     uint32_t hidden = config->hidden_size, q_lora = config->q_lora_rank, m = pass->n_rows;
     if (q_lora == 0) {
         ds_linear(pass, &w->q_proj, NULL, pass->normed, hidden, m, pass->q, w->q_proj.rows);
@@ -61,7 +62,7 @@ static void queries_and_latents(mla *a)
         ds_linear(pass, &w->q_b_proj, NULL, pass->q_a, q_lora, m, pass->q, w->q_b_proj.rows);
     }
     ds_linear(pass, &w->kv_a_proj, w->kv_a_bias, pass->normed, hidden, m, pass->kv_a, w->kv_a_proj.rows);
-    ds_pool_run(pass->model->pool, position_row, a, m);
+    ds_pool_run(pass->decoder->pool, position_row, a, m);
 }
 
 /* How many of n tokens from `first` on the query at `position` may see. */
@@ -92,7 +93,7 @@ static void for_absorbed_rows(mla *a, uint32_t head, unsigned thread, void (*fn)
 static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread)
 {
     ds_pass *pass = a->pass;
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
     uint32_t n_heads = config->num_attention_heads;
     const float *q[DS_QUERY_BLOCK];
@@ -102,24 +103,24 @@ static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigne
         q[i] = pass->q + ((size_t)(row + i) * n_heads + head) * (nope + rope);
         memcpy(out + i * stride + lora, q[i] + nope, rope * sizeof *out);
     }
-    ds_matmul(pass->model->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
+    ds_matmul(pass->decoder->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
               ds_thread_scratch(pass, thread));
     for (uint32_t i = 0; i < n; i++)
-        ds_cache_rotate(&pass->sequences[pass->row_sequence[row + i]].cache->shape, pass->model->kernels, out + i * stride);
+        ds_cache_rotate(&pass->sequences[pass->row_sequence[row + i]].cache->shape, pass->decoder->kernels, out + i * stride);
 }
 
 /* o = W^UV (weighted sum of latents). */
 static void value_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread)
 {
     ds_pass *pass = a->pass;
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
     uint32_t n_heads = config->num_attention_heads, v_dim = config->v_head_dim;
     const float *latent[DS_QUERY_BLOCK];
     for (uint32_t i = 0; i < n; i++)
         latent[i] = pass->absorbed + ((size_t)(row + i) * n_heads + head) * (lora + rope);
     uint32_t first = head * (nope + v_dim) + nope;
-    ds_matmul(pass->model->kernels, pass->heads_out + ((size_t)row * n_heads + head) * v_dim, (size_t)n_heads * v_dim, latent, n,
+    ds_matmul(pass->decoder->kernels, pass->heads_out + ((size_t)row * n_heads + head) * v_dim, (size_t)n_heads * v_dim, latent, n,
               &a->weights->kv_b_proj, first, first + v_dim, ds_thread_scratch(pass, thread));
 }
 
@@ -143,7 +144,7 @@ typedef struct attend_scratch {
 
 static attend_scratch attend_scratch_of(const ds_pass *pass, unsigned thread)
 {
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     attend_scratch s;
     s.latents = ds_thread_scratch(pass, thread);
     s.sums = s.latents + (size_t)DS_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
@@ -168,7 +169,7 @@ typedef struct queries {
  * meanwhile, also if the present span ends here: the thread's next task will need them. */
 static void load_latents(const mla *a, const ds_cache *cache, size_t first, const ds_attend *attend, ds_tile *tile, float *latents)
 {
-    const ds_kernels *kernels = a->pass->model->kernels;
+    const ds_kernels *kernels = a->pass->decoder->kernels;
     const ds_attend_shape *shape = attend->shape;
     size_t page = first / DS_PAGE_TOKENS;
     const uint8_t *stored = ds_cache_rows(cache, a->layer, page);
@@ -202,7 +203,7 @@ static void attend_span(const mla *a, const ds_sequence *sequence, queries block
                         const attend_scratch *scratch, float *sums, float *max, float *sum)
 {
     ds_pass *pass = a->pass;
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     const ds_cache *cache = sequence->cache;
     uint32_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim, n_queries = block.n_rows * block.n_heads;
     ds_attend_shape shape = absorbed_shape(config, ds_cache_is_quantised(&cache->shape));
@@ -214,7 +215,7 @@ static void attend_span(const mla *a, const ds_sequence *sequence, queries block
     ds_tile tile;
     ds_attend attend;
     ds_attend_lay_out(&shape, DS_QUERY_BLOCK, scratch->attend, &attend, &tile);
-    attend.kernels = pass->model->kernels;
+    attend.kernels = pass->decoder->kernels;
     attend.n = n_queries;
     attend.q = q;
     attend.sums = sums;
@@ -252,13 +253,13 @@ static void merge_span(float *total, float *total_max, float *total_sum, const f
 /* The query's softmax-weighted latent, in the model's own basis, over what was its query vector. */
 static void finish_query(const mla *a, uint32_t row, uint32_t head, const float *total, float total_sum)
 {
-    const ds_config *config = &a->pass->model->config;
+    const ds_config *config = a->pass->decoder->config;
     uint32_t lora = config->kv_lora_rank;
     float *out = a->pass->absorbed + ((size_t)row * config->num_attention_heads + head) * (lora + config->qk_rope_head_dim);
     float scale = 1.0f / total_sum;
     for (uint32_t j = 0; j < lora; j++)
         out[j] = total[j] * scale;
-    ds_cache_rotate(&a->pass->sequences[a->pass->row_sequence[row]].cache->shape, a->pass->model->kernels, out);
+    ds_cache_rotate(&a->pass->sequences[a->pass->row_sequence[row]].cache->shape, a->pass->decoder->kernels, out);
 }
 
 static size_t span_count(size_t position) { return position / DS_SPAN_TOKENS + 1; }
@@ -267,7 +268,7 @@ static size_t span_count(size_t position) { return position / DS_SPAN_TOKENS + 1
 static void attend_block(mla *a, const ds_sequence *sequence, queries block, unsigned thread)
 {
     ds_pass *pass = a->pass;
-    uint32_t lora = pass->model->config.kv_lora_rank, n_queries = block.n_rows * block.n_heads;
+    uint32_t lora = pass->decoder->config->kv_lora_rank, n_queries = block.n_rows * block.n_heads;
     attend_scratch scratch = attend_scratch_of(pass, thread);
     float max[DS_QUERY_BLOCK], sum[DS_QUERY_BLOCK], total_max[DS_QUERY_BLOCK], total_sum[DS_QUERY_BLOCK];
     for (uint32_t i = 0; i < n_queries; i++) {
@@ -293,7 +294,7 @@ static void attend_partial(mla *a, const ds_sequence *sequence, const ds_attend_
     attend_scratch scratch = attend_scratch_of(pass, thread);
     queries block = {task->first_row, task->n_rows, task->first_head, task->n_heads};
     attend_span(a, sequence, block, task->span * DS_SPAN_TOKENS, (task->span + 1) * DS_SPAN_TOKENS, &scratch,
-                pass->span_out + task->first_partial * pass->model->config.kv_lora_rank, pass->span_max + task->first_partial,
+                pass->span_out + task->first_partial * pass->decoder->config->kv_lora_rank, pass->span_max + task->first_partial,
                 pass->span_sum + task->first_partial);
 }
 
@@ -314,7 +315,7 @@ static void merge_task(void *context, size_t index, unsigned thread)
     mla *a = context;
     ds_pass *pass = a->pass;
     const ds_attend_task *task = &pass->attend_tasks[index], *run = task - task->span;
-    uint32_t lora = pass->model->config.kv_lora_rank, n_queries = task->n_rows * task->n_heads;
+    uint32_t lora = pass->decoder->config->kv_lora_rank, n_queries = task->n_rows * task->n_heads;
     float *total = attend_scratch_of(pass, thread).total;
     for (size_t i = task->span; i < n_queries; i += task->n_spans) {
         float max = -INFINITY, sum = 0;
@@ -330,7 +331,7 @@ static void merge_task(void *context, size_t index, unsigned thread)
 /* Cuts the absorbed sequences into blocks of queries, each of some rows and block_heads heads; and these, if `split`, into spans. */
 static size_t plan_absorbed(ds_pass *pass, uint32_t block_heads, bool split)
 {
-    uint32_t n_heads = pass->model->config.num_attention_heads;
+    uint32_t n_heads = pass->decoder->config->num_attention_heads;
     uint32_t block_rows = n_heads < DS_QUERY_BLOCK ? DS_QUERY_BLOCK / n_heads : 1;
     size_t n_tasks = 0, n_partials = 0;
     for (size_t s = 0; s < pass->n_sequences; s++) {
@@ -365,7 +366,7 @@ static size_t plan_absorbed(ds_pass *pass, uint32_t block_heads, bool split)
 static void attend_absorbed(mla *a)
 {
     ds_pass *pass = a->pass;
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     size_t n_rows = 0, longest = 0;
     for (uint32_t row = 0; row < pass->n_rows; row++) {
         if (pass->sequences[pass->row_sequence[row]].expanded)
@@ -375,21 +376,21 @@ static void attend_absorbed(mla *a)
     }
     if (n_rows == 0)
         return;
-    ds_pool_run(pass->model->pool, absorb_task, a, config->num_attention_heads);
+    ds_pool_run(pass->decoder->pool, absorb_task, a, config->num_attention_heads);
     /* Where there are too few blocks to keep the threads busy they are cut into spans; and into heads, if they have too few of these:
      * each then makes the same tiles, which takes less time than waiting. */
     uint32_t n_heads = config->num_attention_heads, block_heads = n_heads < DS_QUERY_BLOCK ? n_heads : DS_QUERY_BLOCK;
-    size_t n_tasks = plan_absorbed(pass, block_heads, false), n_threads = ds_pool_threads(pass->model->pool);
+    size_t n_tasks = plan_absorbed(pass, block_heads, false), n_threads = ds_pool_threads(pass->decoder->pool);
     size_t n_spans = span_count(longest);
     bool split = n_tasks < 4 * n_threads && n_spans > 1 && n_rows * n_heads * n_spans <= pass->max_partials;
     if (split)
         n_tasks = plan_absorbed(pass, block_heads, true);
     if (n_tasks < n_threads)
         n_tasks = plan_absorbed(pass, (uint32_t)((block_heads * n_tasks + n_threads - 1) / n_threads), split);
-    ds_pool_run(pass->model->pool, attend_task, a, n_tasks);
+    ds_pool_run(pass->decoder->pool, attend_task, a, n_tasks);
     if (split)
-        ds_pool_run(pass->model->pool, merge_task, a, n_tasks);
-    ds_pool_run(pass->model->pool, value_task, a, config->num_attention_heads);
+        ds_pool_run(pass->decoder->pool, merge_task, a, n_tasks);
+    ds_pool_run(pass->decoder->pool, value_task, a, config->num_attention_heads);
 }
 
 /* ---- the expanded form ---- */
@@ -414,7 +415,7 @@ static void segment_task(void *context, size_t page, unsigned thread)
     const segment *s = context;
     ds_pass *pass = s->a->pass;
     const ds_cache *cache = s->sequence->cache;
-    const ds_kernels *kernels = pass->model->kernels;
+    const ds_kernels *kernels = pass->decoder->kernels;
     const ds_matrix *kv_b = &s->a->weights->kv_b_proj;
     size_t first = s->first + page * DS_PAGE_TOKENS, n = s->end - first < DS_PAGE_TOKENS ? s->end - first : DS_PAGE_TOKENS;
     size_t width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim, at = page * DS_PAGE_TOKENS;
@@ -445,7 +446,7 @@ static size_t expand_scratch_floats(const ds_config *config)
 
 static expand_scratch expand_scratch_of(const ds_pass *pass, const ds_mla_weights *weights, unsigned thread)
 {
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     expand_scratch s;
     s.matmul = ds_thread_scratch(pass, thread);
     s.keys = s.matmul + ds_matmul_scratch(&weights->kv_b_proj);
@@ -459,8 +460,8 @@ static expand_scratch expand_scratch_of(const ds_pass *pass, const ds_mla_weight
 static void expand(const segment *segment, uint32_t head, size_t at, size_t n, const expand_scratch *s)
 {
     ds_pass *pass = segment->a->pass;
-    const ds_kernels *kernels = pass->model->kernels;
-    const ds_config *config = &pass->model->config;
+    const ds_kernels *kernels = pass->decoder->kernels;
+    const ds_config *config = pass->decoder->config;
     const ds_matrix *kv_b = &segment->a->weights->kv_b_proj;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim, v_dim = config->v_head_dim;
     const float *latents[DS_PAGE_TOKENS];
@@ -517,7 +518,7 @@ static void expanded_task(void *context, size_t head, unsigned thread)
     const mla *a = segment->a;
     ds_pass *pass = a->pass;
     const ds_sequence *sequence = segment->sequence;
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     uint32_t width = config->qk_nope_head_dim + config->qk_rope_head_dim, v_dim = config->v_head_dim, n_rows = sequence->n_rows;
     expand_scratch s = expand_scratch_of(pass, a->weights, thread);
     ds_attend_shape shape = expanded_shape(config, ds_cache_is_quantised(&sequence->cache->shape));
@@ -528,7 +529,7 @@ static void expanded_task(void *context, size_t head, unsigned thread)
     ds_tile tile;
     ds_attend attend;
     ds_attend_lay_out(&shape, n_rows, s.attend, &attend, &tile);
-    attend.kernels = pass->model->kernels;
+    attend.kernels = pass->decoder->kernels;
     attend.n = n_rows;
     attend.q = q;
     attend.sums = pass->heads_out + sequence->first_row * out_stride + head * v_dim;
@@ -566,8 +567,8 @@ static void attend_expanded(const mla *a)
         for (size_t first = 0; first < total; first += DS_SEGMENT_TOKENS) {
             size_t n = total - first < DS_SEGMENT_TOKENS ? total - first : DS_SEGMENT_TOKENS;
             segment s = {a, sequence, first, first + n};
-            ds_pool_run(pass->model->pool, segment_task, &s, (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS);
-            ds_pool_run(pass->model->pool, expanded_task, &s, pass->model->config.num_attention_heads);
+            ds_pool_run(pass->decoder->pool, segment_task, &s, (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS);
+            ds_pool_run(pass->decoder->pool, expanded_task, &s, pass->decoder->config->num_attention_heads);
         }
     }
 }
@@ -587,18 +588,18 @@ static bool is_expanded(const ds_config *config, const ds_sequence *sequence)
     return expanded_cost < absorbed;
 }
 
-void ds_mla_choose_form(const dsv2_model *model, ds_sequence *sequence) { sequence->expanded = is_expanded(&model->config, sequence); }
+void ds_mla_choose_form(const ds_decoder *decoder, ds_sequence *sequence) { sequence->expanded = is_expanded(decoder->config, sequence); }
 
-size_t ds_mla_scratch(const dsv2_model *model)
+size_t ds_mla_scratch(const ds_decoder *decoder)
 {
-    size_t absorbed = attend_scratch_floats(&model->config), expand = expand_scratch_floats(&model->config);
+    size_t absorbed = attend_scratch_floats(decoder->config), expand = expand_scratch_floats(decoder->config);
     return absorbed > expand ? absorbed : expand;
 }
 
 void ds_mla(ds_pass *pass, uint32_t layer)
 {
-    const ds_mla_weights *weights = &pass->model->layers[layer].mla;
-    const ds_config *config = &pass->model->config;
+    const ds_mla_weights *weights = &pass->decoder->weights->layers[layer].mla;
+    const ds_config *config = pass->decoder->config;
     mla a = {pass, weights, layer};
     queries_and_latents(&a);
     attend_absorbed(&a);

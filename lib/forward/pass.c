@@ -1,5 +1,5 @@
 /* Working memory of passes: one block, laid out once for a number of rows and a length of context, and kept for the next call. */
-#include "model/pass.h"
+#include "forward/pass.h"
 
 #include <string.h>
 
@@ -27,34 +27,11 @@ static void *carve(carver *c, uint64_t count, uint64_t size)
 
 static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
 
-/* The most that ds_matmul asks for with any of the model's matrices. */
-static size_t matmul_scratch(const dsv2_model *model)
-{
-    size_t floats = ds_matmul_scratch(&model->lm_head);
-    for (uint32_t l = 0; l < model->config.num_hidden_layers; l++) {
-        const ds_layer *layer = &model->layers[l];
-        const ds_mla_weights *mla = &layer->mla;
-        const ds_matrix *matrices[] = {
-            &mla->q_proj, &mla->q_a_proj, &mla->q_b_proj, &mla->kv_a_proj, &mla->kv_b_proj, &mla->k_up_transposed, &mla->o_proj,
-            &layer->ffn.gate, &layer->ffn.up, &layer->ffn.down,
-            &layer->moe.gate, &layer->moe.shared.gate, &layer->moe.shared.up, &layer->moe.shared.down,
-        };
-        for (size_t i = 0; i < sizeof matrices / sizeof *matrices; i++)
-            floats = max_of(floats, ds_matmul_scratch(matrices[i])); /* of a matrix that is not there: 0 */
-        for (uint32_t e = 0; layer->is_moe && e < model->config.n_routed_experts; e++) {
-            const ds_ffn_weights *expert = &layer->moe.experts[e];
-            floats = max_of(floats, max_of(ds_matmul_scratch(&expert->gate),
-                                           max_of(ds_matmul_scratch(&expert->up), ds_matmul_scratch(&expert->down))));
-        }
-    }
-    return floats;
-}
-
 static uint32_t task_count(uint32_t rows) { return (rows + DS_TASK_ROWS - 1) / DS_TASK_ROWS; }
 
 static void lay_out_ffn(ds_pass *pass, carver *c)
 {
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     uint64_t m = pass->max_rows, n_experts = config->n_routed_experts, top_k = config->num_experts_per_tok;
     uint64_t hidden_floats = m * config->intermediate_size, hidden_blocks = m * ds_prepared_blocks(config->intermediate_size);
     uint64_t slots = m, n_jobs = 1;
@@ -73,6 +50,8 @@ static void lay_out_ffn(ds_pass *pass, carver *c)
         pass->routes.gates = carve(c, m * top_k, sizeof(float));
         pass->routes.groups = carve(c, m, sizeof(uint64_t));
         pass->expert_rows = carve(c, n_experts + 1, sizeof(uint32_t));
+        pass->chosen = carve(c, n_experts, sizeof(uint32_t));
+        pass->chosen_weights = carve(c, n_experts, sizeof(ds_ffn_weights *));
         pass->pair_slot = carve(c, m * top_k, sizeof(uint32_t));
         pass->ffn_output = carve(c, slots * config->hidden_size, sizeof(float));
     }
@@ -82,15 +61,15 @@ static void lay_out_ffn(ds_pass *pass, carver *c)
     pass->ffn_hidden_rows = carve(c, slots, sizeof(float *));
     pass->ffn_hidden_x8 = carve(c, slots, sizeof(ds_x8 *));
     pass->ffn_hidden = carve(c, hidden_floats, sizeof(float));
-    pass->ffn_x8 = carve(c, pass->model->has_packed ? hidden_blocks : 0, sizeof(ds_x8));
+    pass->ffn_x8 = carve(c, pass->decoder->weights->has_packed ? hidden_blocks : 0, sizeof(ds_x8));
     pass->ffn_jobs = carve(c, n_jobs, sizeof(ds_ffn_job));
     pass->ffn_slices = carve(c, n_slices, sizeof(ds_ffn_slice));
 }
 
 static void lay_out_attention(ds_pass *pass, carver *c)
 {
-    const ds_config *config = &pass->model->config;
-    uint64_t m = pass->max_rows, n_heads = config->num_attention_heads, n_threads = ds_pool_threads(pass->model->pool);
+    const ds_config *config = pass->decoder->config;
+    uint64_t m = pass->max_rows, n_heads = config->num_attention_heads, n_threads = ds_pool_threads(pass->decoder->pool);
     uint64_t width = (uint64_t)config->kv_lora_rank + config->qk_rope_head_dim;
     pass->q = carve(c, m * n_heads * (config->qk_nope_head_dim + config->qk_rope_head_dim), sizeof(float));
     pass->q_a = carve(c, m * config->q_lora_rank, sizeof(float));
@@ -100,7 +79,7 @@ static void lay_out_attention(ds_pass *pass, carver *c)
 
     uint64_t segment = pass->max_position < DS_SEGMENT_TOKENS ? pass->max_position : DS_SEGMENT_TOKENS;
     pass->segment_latents = carve(c, segment * width, sizeof(float));
-    pass->segment_x8 = carve(c, pass->model->has_packed ? segment * ds_prepared_blocks(config->kv_lora_rank) : 0, sizeof(ds_x8));
+    pass->segment_x8 = carve(c, pass->decoder->weights->has_packed ? segment * ds_prepared_blocks(config->kv_lora_rank) : 0, sizeof(ds_x8));
     pass->expanded_max = carve(c, m * n_heads, sizeof(float));
     pass->expanded_sum = carve(c, m * n_heads, sizeof(float));
 
@@ -121,12 +100,12 @@ static void lay_out_head(ds_pass *pass, carver *c)
 {
     uint64_t m = pass->max_rows;
     pass->logit_rows = carve(c, m, sizeof(uint32_t));
-    pass->logits = carve(c, (m < DS_LOGIT_ROWS ? m : DS_LOGIT_ROWS) * pass->model->config.vocab_size, sizeof(float));
+    pass->logits = carve(c, (m < DS_LOGIT_ROWS ? m : DS_LOGIT_ROWS) * pass->decoder->config->vocab_size, sizeof(float));
 }
 
 static void lay_out(ds_pass *pass, carver *c)
 {
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     uint64_t m = pass->max_rows;
     pass->row_sequence = carve(c, m, sizeof(uint32_t));
     pass->row_position = carve(c, m, sizeof(size_t));
@@ -138,11 +117,11 @@ static void lay_out(ds_pass *pass, carver *c)
     pass->rope_sin = carve(c, m * config->qk_rope_head_dim / 2, sizeof(float));
     size_t widest = max_of(max_of(config->hidden_size, config->q_lora_rank), (size_t)config->num_attention_heads * config->v_head_dim);
     pass->x8_stride = ds_prepared_blocks((uint32_t)widest);
-    pass->x8 = carve(c, pass->model->has_packed ? m * pass->x8_stride : 0, sizeof(ds_x8));
+    pass->x8 = carve(c, pass->decoder->weights->has_packed ? m * pass->x8_stride : 0, sizeof(ds_x8));
     pass->x8_rows = carve(c, m, sizeof(ds_x8 *));
     size_t ffn_scratch = (size_t)DS_PASS_ROWS * DS_TASK_ROWS;
-    pass->thread_scratch_floats = (matmul_scratch(pass->model) + max_of(ds_mla_scratch(pass->model), ffn_scratch) + 15) & ~(size_t)15;
-    pass->thread_scratch = carve(c, (uint64_t)pass->thread_scratch_floats * ds_pool_threads(pass->model->pool), sizeof(float));
+    pass->thread_scratch_floats = (pass->decoder->weights->matmul_scratch + max_of(ds_mla_scratch(pass->decoder), ffn_scratch) + 15) & ~(size_t)15;
+    pass->thread_scratch = carve(c, (uint64_t)pass->thread_scratch_floats * ds_pool_threads(pass->decoder->pool), sizeof(float));
     /* What attention, feed-forward and head work on is dropped at the end of each: they share the rest. */
     void (*const parts[])(ds_pass *, carver *) = {lay_out_attention, lay_out_ffn, lay_out_head};
     uint64_t first = c->used, end = first;
@@ -161,17 +140,17 @@ float *ds_thread_scratch(const ds_pass *pass, unsigned thread)
 
 static void pass_free(ds_pass *pass)
 {
-    atomic_fetch_sub(&pass->model->scratch_bytes, pass->memory_bytes);
+    atomic_fetch_sub(&pass->decoder->scratch_bytes, pass->memory_bytes);
     ds_free(pass->memory);
     ds_free(pass);
 }
 
-static dsv2_status pass_new(dsv2_model *model, uint32_t n_rows, size_t max_position, ds_pass **out)
+static dsv2_status pass_new(ds_decoder *decoder, uint32_t n_rows, size_t max_position, ds_pass **out)
 {
     ds_pass *pass = ds_new(1, sizeof *pass);
     if (pass == NULL)
         return ds_fail_memory("a pass", sizeof *pass);
-    pass->model = model;
+    pass->decoder = decoder;
     pass->max_rows = n_rows;
     pass->max_position = max_position;
     carver c = {.fits = true};
@@ -185,7 +164,7 @@ static dsv2_status pass_new(dsv2_model *model, uint32_t n_rows, size_t max_posit
     pass->memory_bytes = (size_t)c.used;
     c.used = 0;
     lay_out(pass, &c);
-    atomic_fetch_add(&model->scratch_bytes, pass->memory_bytes);
+    atomic_fetch_add(&decoder->scratch_bytes, pass->memory_bytes);
     *out = pass;
     return DSV2_OK;
 }
@@ -201,13 +180,13 @@ static uint32_t round_rows(uint32_t n)
 
 static size_t round_position(size_t n) { return n + (DS_SPAN_TOKENS * 8 - n % (DS_SPAN_TOKENS * 8)); }
 
-dsv2_status ds_pass_acquire(dsv2_model *model, uint32_t n_rows, size_t max_position, ds_pass **out)
+dsv2_status ds_pass_acquire(ds_decoder *decoder, uint32_t n_rows, size_t max_position, ds_pass **out)
 {
-    pthread_mutex_lock(&model->passes_lock);
-    ds_pass *pass = model->idle_passes;
+    pthread_mutex_lock(&decoder->idle_lock);
+    ds_pass *pass = decoder->idle;
     if (pass != NULL)
-        model->idle_passes = pass->next;
-    pthread_mutex_unlock(&model->passes_lock);
+        decoder->idle = pass->next;
+    pthread_mutex_unlock(&decoder->idle_lock);
     if (pass != NULL && pass->max_rows >= n_rows && pass->max_position >= max_position) {
         *out = pass;
         return DSV2_OK;
@@ -216,12 +195,12 @@ dsv2_status ds_pass_acquire(dsv2_model *model, uint32_t n_rows, size_t max_posit
     max_position = round_position(max_position);
     ds_pass *larger;
     if (pass == NULL)
-        return pass_new(model, n_rows, max_position, out);
+        return pass_new(decoder, n_rows, max_position, out);
     n_rows = n_rows > pass->max_rows ? n_rows : pass->max_rows;
     max_position = max_position > pass->max_position ? max_position : pass->max_position;
-    dsv2_status status = pass_new(model, n_rows, max_position, &larger);
+    dsv2_status status = pass_new(decoder, n_rows, max_position, &larger);
     if (status != DSV2_OK) {
-        ds_pass_release(model, pass);
+        ds_pass_release(pass);
         return status;
     }
     pass_free(pass);
@@ -229,19 +208,32 @@ dsv2_status ds_pass_acquire(dsv2_model *model, uint32_t n_rows, size_t max_posit
     return DSV2_OK;
 }
 
-void ds_pass_release(dsv2_model *model, ds_pass *pass)
+void ds_pass_release(ds_pass *pass)
 {
-    pthread_mutex_lock(&model->passes_lock);
-    pass->next = model->idle_passes;
-    model->idle_passes = pass;
-    pthread_mutex_unlock(&model->passes_lock);
+    ds_decoder *decoder = pass->decoder;
+    pthread_mutex_lock(&decoder->idle_lock);
+    pass->next = decoder->idle;
+    decoder->idle = pass;
+    pthread_mutex_unlock(&decoder->idle_lock);
 }
 
-void ds_passes_free(dsv2_model *model)
+dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const ds_weights *weights, const ds_kernels *kernels,
+                            ds_pool *pool)
 {
-    while (model->idle_passes != NULL) {
-        ds_pass *pass = model->idle_passes;
-        model->idle_passes = pass->next;
+    *decoder = (ds_decoder){.config = config, .weights = weights, .kernels = kernels, .pool = pool};
+    pthread_mutex_init(&decoder->idle_lock, NULL);
+    return ds_rope_init(&decoder->rope, config);
+}
+
+void ds_decoder_free(ds_decoder *decoder)
+{
+    if (decoder->config == NULL)
+        return;
+    while (decoder->idle != NULL) {
+        ds_pass *pass = decoder->idle;
+        decoder->idle = pass->next;
         pass_free(pass);
     }
+    ds_rope_free(&decoder->rope);
+    pthread_mutex_destroy(&decoder->idle_lock);
 }

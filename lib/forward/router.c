@@ -1,5 +1,5 @@
 /* Choosing experts (section 2.2 of the report). */
-#include "model/pass.h"
+#include "forward/pass.h"
 
 #include <math.h>
 
@@ -73,7 +73,7 @@ static void route_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;
     const router *r = context;
-    const ds_config *config = &r->pass->model->config;
+    const ds_config *config = r->pass->decoder->config;
     ds_routes *routes = &r->pass->routes;
     uint32_t n = config->n_routed_experts, top_k = config->num_experts_per_tok;
     float *scores = routes->scores + row * n, *gates = routes->gates + row * top_k;
@@ -107,8 +107,8 @@ static void route_row(void *context, size_t row, unsigned thread)
 
 void ds_route(ds_pass *pass, const ds_moe_weights *moe)
 {
-    const ds_config *config = &pass->model->config;
+    const ds_config *config = pass->decoder->config;
     ds_linear(pass, &moe->gate, NULL, pass->normed, config->hidden_size, pass->n_rows, pass->routes.scores, config->n_routed_experts);
     router context = {pass, moe};
-    ds_pool_run(pass->model->pool, route_row, &context, pass->n_rows);
+    ds_pool_run(pass->decoder->pool, route_row, &context, pass->n_rows);
 }

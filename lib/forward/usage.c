@@ -1,13 +1,13 @@
-#include "model/balance.h"
+#include "forward/usage.h"
 
 #include <math.h>
 #include <string.h>
 
 static uint32_t min_of(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-void ds_load_shape_init(ds_load_shape *shape, const ds_config *config)
+void ds_usage_shape_init(ds_usage_shape *shape, const ds_config *config)
 {
-    *shape = (ds_load_shape){
+    *shape = (ds_usage_shape){
         .num_hidden_layers = config->num_hidden_layers,
         .first_k_dense_replace = config->first_k_dense_replace,
         .moe_layer_freq = config->moe_layer_freq,
@@ -27,14 +27,14 @@ void ds_load_shape_init(ds_load_shape *shape, const ds_config *config)
     }
 }
 
-bool ds_load_shape_equal(const ds_load_shape *a, const ds_load_shape *b)
+bool ds_usage_shape_equal(const ds_usage_shape *a, const ds_usage_shape *b)
 {
     return a->num_hidden_layers == b->num_hidden_layers && a->first_k_dense_replace == b->first_k_dense_replace &&
            a->moe_layer_freq == b->moe_layer_freq && a->n_routed_experts == b->n_routed_experts &&
            a->num_experts_per_tok == b->num_experts_per_tok;
 }
 
-uint32_t ds_load_layer(const ds_load_shape *shape, uint32_t layer)
+uint32_t ds_usage_layer(const ds_usage_shape *shape, uint32_t layer)
 {
     if (shape->n_moe_layers == 0 || layer >= shape->num_hidden_layers || layer < shape->first_k_dense_replace ||
         layer % shape->moe_layer_freq != 0)
@@ -44,37 +44,37 @@ uint32_t ds_load_layer(const ds_load_shape *shape, uint32_t layer)
     return layer / freq - dense_multiples;
 }
 
-dsv2_status ds_load_init(ds_load *load, const ds_load_shape *shape)
+dsv2_status ds_usage_init(ds_usage *usage, const ds_usage_shape *shape)
 {
     size_t n_counts = shape->n_moe_layers * shape->layer_counts, n_sums = (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts;
-    *load = (ds_load){0};
+    *usage = (ds_usage){0};
     if (shape->n_moe_layers == 0)
         return DSV2_OK;
-    load->counts = ds_new(n_counts, sizeof *load->counts);
-    load->sums = ds_new(n_sums, sizeof *load->sums);
-    if (load->counts != NULL && load->sums != NULL)
+    usage->counts = ds_new(n_counts, sizeof *usage->counts);
+    usage->sums = ds_new(n_sums, sizeof *usage->sums);
+    if (usage->counts != NULL && usage->sums != NULL)
         return DSV2_OK;
-    ds_load_free(load);
-    return ds_fail_memory("expert statistics", n_counts * sizeof *load->counts + n_sums * sizeof *load->sums);
+    ds_usage_free(usage);
+    return ds_fail_memory("expert statistics", n_counts * sizeof *usage->counts + n_sums * sizeof *usage->sums);
 }
 
-void ds_load_free(ds_load *load)
+void ds_usage_free(ds_usage *usage)
 {
-    ds_free(load->counts);
-    ds_free(load->sums);
-    *load = (ds_load){0};
+    ds_free(usage->counts);
+    ds_free(usage->sums);
+    *usage = (ds_usage){0};
 }
 
-void ds_load_clear(ds_load *load, const ds_load_shape *shape)
+void ds_usage_clear(ds_usage *usage, const ds_usage_shape *shape)
 {
-    load->n_tokens = 0;
+    usage->n_tokens = 0;
     if (shape->n_moe_layers == 0)
         return;
-    memset(load->counts, 0, shape->n_moe_layers * shape->layer_counts * sizeof *load->counts);
-    memset(load->sums, 0, (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts * sizeof *load->sums);
+    memset(usage->counts, 0, shape->n_moe_layers * shape->layer_counts * sizeof *usage->counts);
+    memset(usage->sums, 0, (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts * sizeof *usage->sums);
 }
 
-void ds_load_add(ds_load *to, const ds_load *from, const ds_load_shape *shape)
+void ds_usage_add(ds_usage *to, const ds_usage *from, const ds_usage_shape *shape)
 {
     size_t n_counts = shape->n_moe_layers * shape->layer_counts, n_sums = (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts;
     to->n_tokens += from->n_tokens;
@@ -95,12 +95,12 @@ static void sort_experts(const uint32_t *experts, uint32_t n, uint32_t *sorted)
     }
 }
 
-void ds_load_count(ds_load *load, const ds_load_shape *shape, uint32_t layer, const ds_routes *routes, uint32_t first_row,
-                   uint32_t n_rows)
+void ds_usage_count(ds_usage *usage, const ds_usage_shape *shape, uint32_t layer, const ds_routes *routes, uint32_t first_row,
+                    uint32_t n_rows)
 {
     uint32_t n = shape->n_routed_experts, top_k = shape->num_experts_per_tok;
-    uint64_t *chosen = load->counts + layer * shape->layer_counts;
-    double *gate_sum = load->sums + (size_t)layer * 2 * n, *affinity_sum = gate_sum + n;
+    uint64_t *chosen = usage->counts + layer * shape->layer_counts;
+    double *gate_sum = usage->sums + (size_t)layer * 2 * n, *affinity_sum = gate_sum + n;
     for (size_t row = first_row; row < (size_t)first_row + n_rows; row++) {
         const float *scores = routes->scores + row * n, *gates = routes->gates + row * top_k;
         const uint32_t *experts = routes->experts + row * top_k;
@@ -127,17 +127,17 @@ void ds_load_count(ds_load *load, const ds_load_shape *shape, uint32_t layer, co
     }
 }
 
-void ds_load_experts(const ds_load *load, const ds_load_shape *shape, uint32_t layer, dsv2_expert_load *experts)
+void ds_usage_experts(const ds_usage *usage, const ds_usage_shape *shape, uint32_t layer, dsv2_expert_load *experts)
 {
     uint32_t n = shape->n_routed_experts;
-    const uint64_t *chosen = load->counts + layer * shape->layer_counts;
-    const double *gate_sum = load->sums + (size_t)layer * 2 * n, *affinity_sum = gate_sum + n;
+    const uint64_t *chosen = usage->counts + layer * shape->layer_counts;
+    const double *gate_sum = usage->sums + (size_t)layer * 2 * n, *affinity_sum = gate_sum + n;
     for (uint32_t i = 0; i < n; i++)
         experts[i] = (dsv2_expert_load){.chosen = chosen[i], .gate_sum = gate_sum[i], .affinity_sum = affinity_sum[i]};
 }
 
 /* L_ExpBal, and what needs no devices. */
-static void measure_experts(const ds_load_shape *shape, const uint64_t *chosen, const double *affinity_sum, double tokens,
+static void measure_experts(const ds_usage_shape *shape, const uint64_t *chosen, const double *affinity_sum, double tokens,
                             dsv2_routing_balance *balance)
 {
     uint32_t n = shape->n_routed_experts;
@@ -156,7 +156,7 @@ static void measure_experts(const ds_load_shape *shape, const uint64_t *chosen, 
 }
 
 /* L_DevBal, L_CommBal and dropping, from the expert counts and the tokens sent to each device. */
-static void measure_devices(const ds_load_shape *shape, const uint64_t *chosen, const double *affinity_sum, const uint64_t *sent,
+static void measure_devices(const ds_usage_shape *shape, const uint64_t *chosen, const double *affinity_sum, const uint64_t *sent,
                             double tokens, uint32_t n_devices, uint32_t max_devices, dsv2_routing_balance *balance)
 {
     uint32_t per_device = shape->n_routed_experts / n_devices;
@@ -176,15 +176,15 @@ static void measure_devices(const ds_load_shape *shape, const uint64_t *chosen, 
     balance->dropped_share = over / pairs;
 }
 
-void ds_load_measure(const ds_load *load, const ds_load_shape *shape, uint32_t layer, uint32_t n_devices, uint32_t max_devices,
-                     dsv2_routing_balance *balance)
+void ds_usage_measure(const ds_usage *usage, const ds_usage_shape *shape, uint32_t layer, uint32_t n_devices, uint32_t max_devices,
+                      dsv2_routing_balance *balance)
 {
     uint32_t n = shape->n_routed_experts, top_k = shape->num_experts_per_tok;
-    const uint64_t *chosen = load->counts + layer * shape->layer_counts, *sent = chosen + n;
-    const double *affinity_sum = load->sums + ((size_t)layer * 2 + 1) * n;
+    const uint64_t *chosen = usage->counts + layer * shape->layer_counts, *sent = chosen + n;
+    const double *affinity_sum = usage->sums + ((size_t)layer * 2 + 1) * n;
     for (uint32_t d = 0; shape->divisors[d] != n_devices; d++)
         sent += shape->divisors[d] + min_of(shape->divisors[d], top_k);
-    double tokens = (double)load->n_tokens;
+    double tokens = (double)usage->n_tokens;
     *balance = (dsv2_routing_balance){0};
     measure_experts(shape, chosen, affinity_sum, tokens, balance);
     measure_devices(shape, chosen, affinity_sum, sent, tokens, n_devices, max_devices, balance);

@@ -1,6 +1,8 @@
 /* Which element type a weight is held in, and bringing it there: on opening, when an expert is first chosen, and into a .dsv2 pack. */
-#include "model/pass.h"
+#include "weights/convert.h"
+#include "weights/walk.h"
 
+#include <assert.h>
 #include <string.h>
 
 typedef enum role { ROLE_OTHER, ROLE_ROUTER, ROLE_EMBEDDING, ROLE_HEAD, ROLE_LATENT } role;
@@ -67,11 +69,6 @@ size_t ds_matrix_bytes(ds_type type, uint32_t rows, uint32_t cols)
 
 enum { BYTES_PER_THREAD = 16 << 20 }; /* of the file, mapped meanwhile */
 
-typedef struct packing {
-    const dsv2_model *model;
-    const ds_conversions *queue;
-} packing;
-
 bool ds_conversion_is_repacking(const ds_conversion *c)
 {
     return ds_type_is_packed(c->type) && ds_packed_twin(c->from.type) == c->type;
@@ -86,7 +83,7 @@ static size_t scratch_bytes(const ds_conversion *c)
 }
 
 /* DS_PACK_ROWS rows or fewer, from row `first` on: a group, if the type is packed. */
-static void convert_rows(const dsv2_model *model, const ds_conversion *c, uint32_t first, void *scratch)
+static void convert_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, void *scratch)
 {
     const ds_matrix *from = &c->from;
     uint32_t n = c->end - first < DS_PACK_ROWS ? c->end - first : DS_PACK_ROWS;
@@ -104,7 +101,7 @@ static void convert_rows(const dsv2_model *model, const ds_conversion *c, uint32
     const float *rows[DS_PACK_ROWS];
     for (uint32_t r = 0; r < n; r++) {
         float *row = (float *)scratch + (size_t)r * from->cols;
-        ds_matrix_row(model->kernels, from, first + r, row);
+        ds_matrix_row(kernels, from, first + r, row);
         rows[r] = row;
         if (!ds_type_is_packed(c->type))
             for (uint32_t i = 0; i < from->cols; i++)
@@ -116,9 +113,9 @@ static void convert_rows(const dsv2_model *model, const ds_conversion *c, uint32
 
 static void convert_task(void *context, size_t task, unsigned thread)
 {
-    const packing *p = context;
-    const ds_conversion *list = p->queue->list;
-    size_t low = 0, high = p->queue->n; /* the last whose first task is not after this one */
+    const ds_conversions *queue = context;
+    const ds_conversion *list = queue->list;
+    size_t low = 0, high = queue->n; /* the last whose first task is not after this one */
     while (high - low > 1) {
         size_t middle = (low + high) / 2;
         if (list[middle].first_task <= task)
@@ -127,7 +124,7 @@ static void convert_task(void *context, size_t task, unsigned thread)
             high = middle;
     }
     uint32_t first = list[low].first + (uint32_t)(task - list[low].first_task) * DS_PACK_ROWS;
-    convert_rows(p->model, &list[low], first, p->queue->scratch + thread * p->queue->scratch_bytes);
+    convert_rows(queue->kernels, &list[low], first, queue->scratch + thread * queue->scratch_bytes);
 }
 
 static void drop_all(ds_conversions *queue)
@@ -138,22 +135,26 @@ static void drop_all(ds_conversions *queue)
     queue->bytes = 0;
 }
 
-void ds_conversions_run(const dsv2_model *model, ds_conversions *queue)
+void ds_conversions_run(ds_conversions *queue)
 {
     size_t n_tasks = 0;
-    packing p = {model, queue};
     for (size_t i = 0; i < queue->n; i++) {
         ds_conversion *c = &queue->list[i];
         c->first_task = n_tasks;
         n_tasks += ((size_t)c->end - c->first + DS_PACK_ROWS - 1) / DS_PACK_ROWS;
     }
-    ds_pool_run(model->pool, convert_task, &p, n_tasks);
+    ds_pool_run(queue->pool, convert_task, queue, n_tasks);
     for (size_t i = 0; i < queue->n; i++) {
         const ds_conversion *c = &queue->list[i];
-        ds_container_forget(model->container, (const uint8_t *)c->from.data + c->first * c->from.row_bytes,
+        ds_container_forget(queue->container, (const uint8_t *)c->from.data + c->first * c->from.row_bytes,
                             (uint64_t)(c->end - c->first) * c->from.row_bytes);
     }
     drop_all(queue);
+}
+
+void ds_conversions_init(ds_conversions *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container)
+{
+    *queue = (ds_conversions){.kernels = kernels, .pool = pool, .container = container};
 }
 
 void ds_conversions_free(ds_conversions *queue)
@@ -163,16 +164,17 @@ void ds_conversions_free(ds_conversions *queue)
     ds_free(queue->scratch);
 }
 
-dsv2_status ds_conversions_reserve(const dsv2_model *model, ds_conversions *queue, size_t n, const ds_conversion *like)
+dsv2_status ds_conversions_reserve(ds_conversions *queue, size_t n, const ds_conversion *like)
 {
-    if (!ds_grow(&queue->list, &queue->capacity, queue->n + n, sizeof *queue->list))
+    /* One entry more: the matrix that fills the queue may be added in two parts before the queue runs. */
+    if (!ds_grow(&queue->list, &queue->capacity, queue->n + n + 1, sizeof *queue->list))
         return ds_fail_memory("matrices to convert", (queue->n + n) * sizeof *queue->list);
     size_t bytes = scratch_bytes(like);
     if (bytes <= queue->scratch_bytes)
         return DSV2_OK;
-    uint8_t *scratch = ds_new_aligned(ds_pool_threads(model->pool), bytes);
+    uint8_t *scratch = ds_new_aligned(ds_pool_threads(queue->pool), bytes);
     if (scratch == NULL)
-        return ds_fail_memory("rows to convert", ds_pool_threads(model->pool) * bytes);
+        return ds_fail_memory("rows to convert", ds_pool_threads(queue->pool) * bytes);
     ds_free(queue->scratch);
     queue->scratch = scratch;
     queue->scratch_bytes = bytes;
@@ -185,6 +187,7 @@ static void add_rows(ds_conversions *queue, const ds_conversion *all, uint64_t m
     uint64_t rows = (most - queue->bytes) / all->from.row_bytes / DS_PACK_ROWS * DS_PACK_ROWS;
     if (rows == 0)
         rows = DS_PACK_ROWS;
+    assert(queue->n < queue->capacity);
     ds_conversion *c = &queue->list[queue->n++];
     *c = *all;
     c->first = *first;
@@ -196,56 +199,15 @@ static void add_rows(ds_conversions *queue, const ds_conversion *all, uint64_t m
     *first = c->end;
 }
 
-void ds_conversions_add(const dsv2_model *model, ds_conversions *queue, const ds_conversion *conversion)
+void ds_conversions_add(ds_conversions *queue, const ds_conversion *conversion)
 {
-    uint64_t most = (uint64_t)BYTES_PER_THREAD * ds_pool_threads(model->pool);
+    uint64_t most = (uint64_t)BYTES_PER_THREAD * ds_pool_threads(queue->pool);
     uint32_t first = 0;
     while (first < conversion->end) {
         add_rows(queue, conversion, most, &first);
         if (queue->bytes >= most)
-            ds_conversions_run(model, queue); /* and there is room for the rest */
+            ds_conversions_run(queue); /* and there is room for the rest */
     }
-}
-
-dsv2_status ds_matrix_convert(const dsv2_model *model, const ds_matrix *from, ds_type type, void *out)
-{
-    ds_conversions queue = {0};
-    const ds_conversion conversion = {.from = *from, .type = type, .out = out, .end = from->rows};
-    dsv2_status status = ds_conversions_reserve(model, &queue, 1, &conversion);
-    if (status == DSV2_OK) {
-        ds_conversions_add(model, &queue, &conversion);
-        ds_conversions_run(model, &queue);
-    }
-    ds_conversions_free(&queue);
-    return status;
-}
-
-/* ---- experts that are chosen for the first time ---- */
-
-static bool waits(const ds_ffn_job *job)
-{
-    return job->deferred != NULL && atomic_load_explicit(&job->deferred->waiting, memory_order_acquire);
-}
-
-void ds_experts_repack(ds_pass *pass)
-{
-    dsv2_model *model = pass->model;
-    bool any = false;
-    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
-        any = any || waits(&pass->ffn_jobs[j]);
-    if (!any)
-        return;
-    pthread_mutex_lock(&model->repacking_lock);
-    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++) {
-        const ds_ffn_job *job = &pass->ffn_jobs[j];
-        for (uint32_t i = 0; waits(job) && i < job->deferred->n; i++) /* if no other pass was faster */
-            ds_conversions_add(model, &model->repacking, &job->deferred->conversions[i]);
-    }
-    ds_conversions_run(model, &model->repacking);
-    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
-        if (waits(&pass->ffn_jobs[j]))
-            atomic_store_explicit(&pass->ffn_jobs[j].deferred->waiting, false, memory_order_release);
-    pthread_mutex_unlock(&model->repacking_lock);
 }
 
 void ds_store_element(ds_type type, void *data, size_t i, float value)

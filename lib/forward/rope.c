@@ -1,5 +1,4 @@
-/* Rotary position embedding and YaRN (section 3.1.4 of the report; Peng et al., arXiv 2309.00071). */
-#include "model/pass.h"
+#include "forward/rope.h"
 
 #include <math.h>
 
@@ -12,18 +11,17 @@ static double correction_dim(double rotations, double dim, double base, double o
     return dim * log(original_context / (rotations * 2.0 * 3.14159265358979323846)) / (2.0 * log(base));
 }
 
-dsv2_status ds_rope_init(dsv2_model *model)
+dsv2_status ds_rope_init(ds_rope *rope, const ds_config *config)
 {
-    const ds_config *config = &model->config;
     const ds_yarn *yarn = &config->yarn;
     uint32_t dim = config->qk_rope_head_dim, half = dim / 2;
-    model->rope_frequency = ds_new(half, sizeof *model->rope_frequency);
-    if (model->rope_frequency == NULL)
-        return ds_fail_memory("RoPE frequencies", half * sizeof *model->rope_frequency);
-    model->rope_scale = 1.0f;
-    model->softmax_scale = 1.0f / sqrtf((float)(config->qk_nope_head_dim + dim));
+    rope->frequency = ds_new(half, sizeof *rope->frequency);
+    if (rope->frequency == NULL)
+        return ds_fail_memory("RoPE frequencies", half * sizeof *rope->frequency);
+    rope->scale = 1.0f;
+    rope->softmax_scale = 1.0f / sqrtf((float)(config->qk_nope_head_dim + dim));
     for (uint32_t i = 0; i < half; i++)
-        model->rope_frequency[i] = 1.0f / powf(config->rope_theta, 2.0f * (float)i / (float)dim);
+        rope->frequency[i] = 1.0f / powf(config->rope_theta, 2.0f * (float)i / (float)dim);
     if (!yarn->enabled)
         return DSV2_OK;
 
@@ -37,38 +35,36 @@ dsv2_status ds_rope_init(dsv2_model *model)
     for (uint32_t i = 0; i < half; i++) {
         float ramp = (float)(((double)i - low) / (high - low));
         ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
-        float extrapolated = model->rope_frequency[i], interpolated = extrapolated / yarn->factor;
-        model->rope_frequency[i] = interpolated * ramp + extrapolated * (1.0f - ramp);
+        float extrapolated = rope->frequency[i], interpolated = extrapolated / yarn->factor;
+        rope->frequency[i] = interpolated * ramp + extrapolated * (1.0f - ramp);
     }
     /* The two corrections: of cos and sin, and of the softmax. */
-    model->rope_scale = yarn_mscale(yarn->factor, yarn->mscale) / yarn_mscale(yarn->factor, yarn->mscale_all_dim);
+    rope->scale = yarn_mscale(yarn->factor, yarn->mscale) / yarn_mscale(yarn->factor, yarn->mscale_all_dim);
     if (yarn->mscale_all_dim != 0) {
         float mscale = yarn_mscale(yarn->factor, yarn->mscale_all_dim);
-        model->softmax_scale *= mscale * mscale;
+        rope->softmax_scale *= mscale * mscale;
     }
     return DSV2_OK;
 }
 
-static void rope_row(void *context, size_t row, unsigned thread)
+void ds_rope_free(ds_rope *rope)
 {
-    (void)thread;
-    ds_pass *pass = context;
-    const dsv2_model *model = pass->model;
-    uint32_t half = model->config.qk_rope_head_dim / 2;
-    for (uint32_t i = 0; i < half; i++) {
-        float angle = (float)pass->row_position[row] * model->rope_frequency[i];
-        pass->rope_cos[row * half + i] = cosf(angle) * model->rope_scale;
-        pass->rope_sin[row * half + i] = sinf(angle) * model->rope_scale;
+    ds_free(rope->frequency);
+    *rope = (ds_rope){0};
+}
+
+void ds_rope_angles(const ds_rope *rope, const ds_config *config, size_t position, float *cos, float *sin)
+{
+    for (uint32_t i = 0; i < config->qk_rope_head_dim / 2; i++) {
+        float angle = (float)position * rope->frequency[i];
+        cos[i] = cosf(angle) * rope->scale;
+        sin[i] = sinf(angle) * rope->scale;
     }
 }
 
-void ds_rope_tables(ds_pass *pass) { ds_pool_run(pass->model->pool, rope_row, pass, pass->n_rows); }
-
-void ds_rope_rotate(const ds_pass *pass, uint32_t row, float *x)
+void ds_rope_rotate(const ds_config *config, const float *cos, const float *sin, float *x)
 {
-    const ds_config *config = &pass->model->config;
     uint32_t half = config->qk_rope_head_dim / 2;
-    const float *cos = pass->rope_cos + (size_t)row * half, *sin = pass->rope_sin + (size_t)row * half;
     /* Pairs are (2i, 2i + 1), or in some files (i, i + half); q and k are ordered alike, so that their product is the same. */
     uint32_t step = config->rope_pairs_split ? 1 : 2, other = config->rope_pairs_split ? half : 1;
     for (uint32_t i = 0; i < half; i++) {

@@ -1,8 +1,8 @@
 /* What one forward pass works on. Inside the model room only. m: rows in the pass. */
-#ifndef DS_LIB_MODEL_PASS_H
-#define DS_LIB_MODEL_PASS_H
+#ifndef DS_LIB_FORWARD_PASS_H
+#define DS_LIB_FORWARD_PASS_H
 
-#include "model/model.h"
+#include "forward/forward.h"
 
 /* Rows of weights that one task of a parallel region multiplies: small enough to share out evenly, large enough to pay. */
 enum { DS_TASK_ROWS = 64 };
@@ -28,7 +28,6 @@ typedef struct ds_ffn_job {
     size_t first_hidden;  /* floats into ffn_hidden: n_rows x intermediate */
     size_t first_x8;      /* blocks into ffn_x8: n_rows x ds_prepared_blocks(intermediate) */
     size_t first_output;  /* floats into ffn_output: n_rows x hidden_size */
-    ds_deferred_expert *deferred; /* NULL, or the expert may have to be repacked first */
 } ds_ffn_job;
 
 /* A slice of one job's weights: a task. */
@@ -46,8 +45,8 @@ typedef struct ds_attend_task {
 #define DS_ALL_SPANS SIZE_MAX
 
 struct ds_pass {
-    dsv2_model *model;
-    ds_pass *next; /* in the model's store */
+    ds_decoder *decoder;
+    ds_pass *next; /* in the decoder's store */
 
     /* What it has room for. */
     uint32_t max_rows;
@@ -88,6 +87,9 @@ struct ds_pass {
     /* Of the feed-forward part: */
     ds_routes routes;
     uint32_t *expert_rows; /* counts, then first row per expert: n_routed_experts + 1 */
+    uint32_t *chosen;      /* [n_chosen]: the experts that some row chose, in order */
+    uint32_t n_chosen;
+    const ds_ffn_weights **chosen_weights; /* [n_chosen]: theirs, from the source */
     uint32_t *pair_slot;   /* [m][num_experts_per_tok]: where in the grouped order the pair went */
     uint32_t *ffn_rows;       /* [m * (top_k + 1)]: the slots, grouped by job: rows of the pass, */
     const float **ffn_inputs; /* and where they are in `normed` */
@@ -126,21 +128,12 @@ void ds_norm_rows(ds_pass *pass, const float *weight, const float *x, size_t x_s
 /* pass.c: the working memory of one thread, thread_scratch_floats floats. */
 float *ds_thread_scratch(const ds_pass *pass, unsigned thread);
 
-/* rope.c */
-dsv2_status ds_rope_init(dsv2_model *model);
-void ds_rope_tables(ds_pass *pass);
-/* Rotates the rope part x (qk_rope_head_dim elements, interleaved pairs) of one row. */
-void ds_rope_rotate(const ds_pass *pass, uint32_t row, float *x);
-
-/* Frees all idle working memory. */
-void ds_passes_free(dsv2_model *model);
-
 /* mla.c: block_out = attention(normed), writing the rows' latents to their caches. */
 void ds_mla(ds_pass *pass, uint32_t layer);
 /* Floats of scratch that a thread needs for it, besides ds_matmul's. */
-size_t ds_mla_scratch(const dsv2_model *model);
+size_t ds_mla_scratch(const ds_decoder *decoder);
 /* Sets sequence->expanded. */
-void ds_mla_choose_form(const dsv2_model *model, ds_sequence *sequence);
+void ds_mla_choose_form(const ds_decoder *decoder, ds_sequence *sequence);
 
 /* ffn.c: every job's network on its rows: ffn_output = W_down (silu(W_gate x) * W_up x). */
 void ds_ffn_run(ds_pass *pass);
@@ -150,93 +143,7 @@ void ds_ffn_dense(ds_pass *pass, const ds_ffn_weights *weights);
 /* router.c: fills pass->routes from `normed`. */
 void ds_route(ds_pass *pass, const ds_moe_weights *moe);
 
-/* moe.c: block_out = shared experts + gated routed experts of `normed`. */
-void ds_moe(ds_pass *pass, const ds_moe_weights *moe);
-
-/* names.c: calls the visitor for every weight that the model's configuration asks for, in the order of the forward pass, until one
- * call fails. matrix and vector point into the model (whose layers and experts are allocated). */
-enum { DS_NAME_SIZE = 128 };
-
-typedef struct ds_weights_visitor {
-    dsv2_status (*matrix)(void *context, const char *name, uint32_t rows, uint32_t cols, ds_matrix *matrix);
-    dsv2_status (*vector)(void *context, const char *name, uint32_t n, const float **vector);
-    void *context;
-} ds_weights_visitor;
-
-/* Whether a weight's name ends so. */
-bool ds_name_ends(const char *name, const char *end);
-
-dsv2_status ds_weights_walk(dsv2_model *model, const ds_weights_visitor *visitor);
-
-/* names_gguf.c: where a weight of a published name is in a GGUF: a tensor and, for a routed expert's, its number in the outermost
- * dimension, else -1; what the tensor has for one expert is n_parts matrices of the same shape, one after the other, of which the
- * weight is number `part`. `layer` is 0 for weights outside the layers. */
-typedef struct ds_gguf_place {
-    char name[DS_NAME_SIZE + 16];
-    uint32_t layer;
-    int32_t expert;
-    uint32_t part, n_parts;
-} ds_gguf_place;
-
-ds_gguf_place ds_gguf_place_of(const char *name);
-
-/* Where it is if the converter was told to join the experts' gate and up; false for all other weights. */
-bool ds_gguf_joined_place(const ds_gguf_place *place, ds_gguf_place *joined);
-
-/* weights.c: room for a layer's experts, freed with the model. */
-dsv2_status ds_experts_allocate(dsv2_model *model, ds_moe_weights *moe);
-
-/* weights.c: binds every tensor; messages name tensor, shape found and shape expected. */
-dsv2_status ds_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found);
-
-/* What follows "model.layers.N" in a pack's name of (W^UK)^T. */
-#define DS_K_UP_TRANSPOSED ".self_attn.k_up_transposed"
-
-/* packing.c: the type in which to hold the weight of this name that is found as `type`. */
-ds_type ds_packing_type(dsv2_weight_type weight_type, const char *name, ds_type type);
-
-/* Bytes of a matrix. */
-size_t ds_matrix_bytes(ds_type type, uint32_t rows, uint32_t cols);
-
-/* Some rows of a matrix that are to be written as another type, or all. */
-struct ds_conversion {
-    ds_matrix from;
-    ds_type type;
-    uint8_t *out;        /* of the matrix's first row, ds_matrix_bytes of the whole */
-    uint32_t first, end; /* rows */
-    size_t first_task;
-    void *made;          /* memory of `from` to free when they are written, or NULL */
-};
-
-/* Whether it only puts a block type's numbers in another order: fast, and nothing is rounded. */
-bool ds_conversion_is_repacking(const ds_conversion *conversion);
-
-/* Room for n more conversions like this one, so that adding and running them cannot fail. */
-dsv2_status ds_conversions_reserve(const dsv2_model *model, ds_conversions *queue, size_t n, const ds_conversion *like);
-
-/* Adds a whole matrix's, for which there is room, and converts what waits as soon as it is enough for all threads: until
- * ds_conversions_run, `from`'s data stay and `out` is not read. */
-void ds_conversions_add(const dsv2_model *model, ds_conversions *queue, const ds_conversion *conversion);
-
-/* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. */
-void ds_conversions_run(const dsv2_model *model, ds_conversions *queue);
-void ds_conversions_free(ds_conversions *queue);
-
-/* A routed expert that is repacked when a pass first chooses it: a GGUF opens without the time that takes for all of them, and
- * those never chosen take no memory. */
-struct ds_deferred_expert {
-    _Atomic bool waiting; /* cleared under model->repacking_lock; who sees it cleared may read the expert's matrices */
-    uint32_t n;           /* not all three, if some had to be rounded on opening */
-    ds_conversion conversions[3];
-};
-
-/* Repacks those of the pass's jobs that still wait, together. Cannot fail. */
-void ds_experts_repack(ds_pass *pass);
-
-/* One matrix at once. */
-dsv2_status ds_matrix_convert(const dsv2_model *model, const ds_matrix *from, ds_type type, void *out);
-
-/* Element i of an array of F32, F16 or BF16. */
-void ds_store_element(ds_type type, void *data, size_t i, float value);
+/* moe.c: block_out = shared experts + gated routed experts of `normed`. Fails as the source of experts does. */
+dsv2_status ds_moe(ds_pass *pass, uint32_t layer);
 
 #endif

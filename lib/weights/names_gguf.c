@@ -1,5 +1,5 @@
 /* Published names of weights to those in a GGUF. */
-#include "model/pass.h"
+#include "weights/walk.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,12 +1,13 @@
 /* Every weight of a model under its published name: the one place that knows the names. Binding and packing both walk here. */
-#include "model/pass.h"
+#include "weights/walk.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
 typedef struct walk {
-    dsv2_model *model;
+    ds_weights *weights;
+    const ds_config *config;
     const ds_weights_visitor *visitor;
     dsv2_status status; /* of the first failure; nothing is visited after it */
 } walk;
@@ -38,7 +39,7 @@ static void vector(walk *w, uint32_t n, const float **vector, const char *format
 
 static void walk_mla(walk *w, uint32_t l, ds_mla_weights *mla)
 {
-    const ds_config *c = &w->model->config;
+    const ds_config *c = w->config;
     uint32_t n_heads = c->num_attention_heads, q_rows = n_heads * (c->qk_nope_head_dim + c->qk_rope_head_dim);
     uint32_t kv_a_rows = c->kv_lora_rank + c->qk_rope_head_dim, kv_b_rows = n_heads * (c->qk_nope_head_dim + c->v_head_dim);
     if (c->q_lora_rank == 0) {
@@ -63,19 +64,27 @@ static void walk_mla(walk *w, uint32_t l, ds_mla_weights *mla)
 /* `where`: "mlp", "mlp.shared_experts" or "mlp.experts.E". */
 static void walk_ffn(walk *w, uint32_t l, const char *where, uint32_t intermediate, ds_ffn_weights *ffn)
 {
-    uint32_t hidden = w->model->config.hidden_size;
+    uint32_t hidden = w->config->hidden_size;
     matrix(w, intermediate, hidden, &ffn->gate, "model.layers.%u.%s.gate_proj.weight", l, where);
     matrix(w, intermediate, hidden, &ffn->up, "model.layers.%u.%s.up_proj.weight", l, where);
     matrix(w, hidden, intermediate, &ffn->down, "model.layers.%u.%s.down_proj.weight", l, where);
 }
 
+/* Room for a layer's experts, freed with the weights. */
+static dsv2_status allocate_experts(const walk *w, ds_moe_weights *moe)
+{
+    size_t n = w->config->n_routed_experts;
+    moe->experts = ds_weights_keep(w->weights, ds_new(n, sizeof *moe->experts));
+    return moe->experts != NULL ? DSV2_OK : ds_fail_memory("the experts", n * sizeof *moe->experts);
+}
+
 static void walk_moe(walk *w, uint32_t l, ds_moe_weights *moe)
 {
-    const ds_config *c = &w->model->config;
+    const ds_config *c = w->config;
     matrix(w, c->n_routed_experts, c->hidden_size, &moe->gate, "model.layers.%u.mlp.gate.weight", l);
     /* Only now, when the router's matrix has shown that the file is large enough for so many. */
     if (w->status == DSV2_OK && moe->experts == NULL)
-        w->status = ds_experts_allocate(w->model, moe);
+        w->status = allocate_experts(w, moe);
     if (c->topk_method == DS_TOPK_NOAUX_TC)
         vector(w, c->n_routed_experts, &moe->score_bias, "model.layers.%u.mlp.gate.e_score_correction_bias", l);
     if (c->n_shared_experts > 0)
@@ -87,13 +96,12 @@ static void walk_moe(walk *w, uint32_t l, ds_moe_weights *moe)
     }
 }
 
-dsv2_status ds_weights_walk(dsv2_model *model, const ds_weights_visitor *visitor)
+dsv2_status ds_weights_walk(ds_weights *weights, const ds_config *c, const ds_weights_visitor *visitor)
 {
-    const ds_config *c = &model->config;
-    walk w = {model, visitor, DSV2_OK};
-    matrix(&w, c->vocab_size, c->hidden_size, &model->embed_tokens, "model.embed_tokens.weight");
+    walk w = {weights, c, visitor, DSV2_OK};
+    matrix(&w, c->vocab_size, c->hidden_size, &weights->embed_tokens, "model.embed_tokens.weight");
     for (uint32_t l = 0; l < c->num_hidden_layers && w.status == DSV2_OK; l++) {
-        ds_layer *layer = &model->layers[l];
+        ds_layer *layer = &weights->layers[l];
         vector(&w, c->hidden_size, &layer->input_norm, "model.layers.%u.input_layernorm.weight", l);
         walk_mla(&w, l, &layer->mla);
         vector(&w, c->hidden_size, &layer->post_attention_norm, "model.layers.%u.post_attention_layernorm.weight", l);
@@ -102,9 +110,9 @@ dsv2_status ds_weights_walk(dsv2_model *model, const ds_weights_visitor *visitor
         else
             walk_ffn(&w, l, "mlp", c->intermediate_size, &layer->ffn);
     }
-    vector(&w, c->hidden_size, &model->norm, "model.norm.weight");
+    vector(&w, c->hidden_size, &weights->norm, "model.norm.weight");
     if (!c->tie_word_embeddings)
-        matrix(&w, c->vocab_size, c->hidden_size, &model->lm_head, "lm_head.weight");
+        matrix(&w, c->vocab_size, c->hidden_size, &weights->lm_head, "lm_head.weight");
     return w.status;
 }
 

@@ -1,6 +1,6 @@
 /* config.json to ds_config. Defaults are those of DeepSeek's configuration_deepseek.py, but what gives weights their shape has
  * to be there: a wrong guess would only be noticed as a missing tensor. */
-#include "model/config.h"
+#include "config/config.h"
 
 #include "base/json.h"
 

@@ -8,8 +8,8 @@
  * integers as it is, and integers of 16 bits go through twice as many to an instruction. Queries and weights are rounded to 15
  * bits of their largest, and keys and values to 12 where they have not been integers before. On tests/data/goldens/plain that
  * moves logits by a ninth (absorbed) or a fifth (expanded) of what the 8-bit cache itself does, root mean square. */
-#ifndef DS_LIB_MODEL_ATTEND_H
-#define DS_LIB_MODEL_ATTEND_H
+#ifndef DS_LIB_FORWARD_ATTEND_H
+#define DS_LIB_FORWARD_ATTEND_H
 
 #include "cache/cache.h"
 #include "kernels/kernels.h"

@@ -1,5 +1,5 @@
 /* ds_config to config.json, for packs: what ds_config_from_json reads back as the same configuration. */
-#include "model/config.h"
+#include "config/config.h"
 
 #include <jansson.h>
 #include <stdlib.h>

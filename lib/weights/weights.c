@@ -1,34 +1,37 @@
 /* Binding: every tensor that the configuration asks for (names.c), its type and shape checked, once. After this the forward pass
  * has no checks. A configuration that asks for more layers or experts than there are tensors fails at the first that is missing. */
-#include "model/pass.h"
+#include "weights/convert.h"
+#include "weights/repacked.h"
+#include "weights/resident.h"
+#include "weights/walk.h"
 
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
 
 typedef struct binder {
-    dsv2_model *model;
-    const dsv2_model_options *options;
+    ds_weights *weights;
+    const ds_weights_opening *opening;
     uint64_t done, total; /* tensors, for progress */
     ds_conversions conversions;
     bool is_gguf;         /* names are the container's own */
     bool is_pack;         /* tensors have checksums */
-    bool as_found;        /* convert nothing: the model will not run, see ds_model_load */
     float *row;           /* DS_MAX_DIM-bounded: one row of floats, for conversions */
     size_t row_capacity;
+    ds_repacked_source *repacked; /* experts that wait for their first use, or NULL */
     uint8_t *slab;        /* what is left of the last one */
     size_t slab_left, slab_bytes;
 } binder;
 
-static void *keep(dsv2_model *model, void *memory)
+void *ds_weights_keep(ds_weights *weights, void *memory)
 {
     if (memory == NULL)
         return NULL;
-    if (!ds_grow(&model->owned, &model->owned_capacity, model->n_owned + 1, sizeof *model->owned)) {
+    if (!ds_grow(&weights->owned, &weights->owned_capacity, weights->n_owned + 1, sizeof *weights->owned)) {
         ds_free(memory);
         return NULL;
     }
-    model->owned[model->n_owned++] = memory;
+    weights->owned[weights->n_owned++] = memory;
     return memory;
 }
 
@@ -37,11 +40,11 @@ static dsv2_status keep_bytes(binder *binder, const char *name, size_t bytes, vo
 {
     enum { LINE = 64 };
     size_t rounded = (bytes + LINE - 1) / LINE * LINE;
-    binder->model->bytes_copied += bytes;
+    binder->weights->bytes_copied += bytes;
     bool own = rounded >= binder->slab_bytes / 8;
     if (own || rounded > binder->slab_left) {
         size_t wanted = own ? rounded : binder->slab_bytes;
-        void *memory = keep(binder->model, ds_new_aligned(wanted, 1));
+        void *memory = ds_weights_keep(binder->weights, ds_new_aligned(wanted, 1));
         if (memory == NULL)
             return ds_fail_memory(name, wanted);
         if (own) {
@@ -61,17 +64,17 @@ static dsv2_status keep_bytes(binder *binder, const char *name, size_t bytes, vo
  * everything is done. */
 static dsv2_status report(binder *binder, bool new_tensor)
 {
-    const dsv2_model_options *options = binder->options;
+    const ds_weights_opening *opening = binder->opening;
     if (new_tensor && binder->done + 1 < binder->total)
         binder->done++;
-    if (options->progress != NULL && options->progress(options->progress_user, DSV2_PHASE_OPEN, binder->done, binder->total) != 0)
+    if (opening->progress != NULL && opening->progress(opening->progress_user, DSV2_PHASE_OPEN, binder->done, binder->total) != 0)
         return ds_fail(DSV2_ERROR_CANCELLED, "opening was cancelled by the progress callback");
     return DSV2_OK;
 }
 
 static void add_identity(binder *binder, const void *data, size_t size)
 {
-    uint64_t *digest = &binder->model->fingerprint.weights;
+    uint64_t *digest = &binder->weights->digest;
     *digest = XXH3_64bits_withSeed(data, size, *digest);
 }
 
@@ -109,7 +112,7 @@ static void shape_text(const ds_tensor *tensor, char *text, size_t size)
 static dsv2_status find_shaped(binder *binder, const char *name, uint32_t n_dims, const uint64_t *dims, const ds_tensor **out)
 {
     const ds_tensor *tensor;
-    dsv2_status status = ds_container_require(binder->model->container, name, &tensor);
+    dsv2_status status = ds_container_require(binder->opening->container, name, &tensor);
     if (status != DSV2_OK)
         return status;
     if (tensor->n_dims != n_dims || memcmp(tensor->dims, dims, n_dims * sizeof *dims) != 0) {
@@ -133,12 +136,12 @@ static dsv2_status find(binder *binder, const char *name, uint32_t rows, uint32_
     if (binder->is_gguf) {
         ds_gguf_place joined;
         place = ds_gguf_place_of(name);
-        if (ds_gguf_joined_place(&place, &joined) && ds_container_has(binder->model->container, joined.name))
+        if (ds_gguf_joined_place(&place, &joined) && ds_container_has(binder->opening->container, joined.name))
             place = joined;
         name = place.name;
     }
     uint32_t n_dims = (cols > 0 ? 2 : 1) + (place.expert >= 0 ? 1 : 0);
-    const uint64_t dims[] = {binder->model->config.n_routed_experts, (uint64_t)rows * place.n_parts, cols};
+    const uint64_t dims[] = {binder->opening->config->n_routed_experts, (uint64_t)rows * place.n_parts, cols};
     dsv2_status status = find_shaped(binder, name, n_dims, place.expert >= 0 ? dims : dims + 1, &tensor);
     if (status != DSV2_OK)
         return status;
@@ -151,7 +154,7 @@ static dsv2_status find(binder *binder, const char *name, uint32_t rows, uint32_
         out->dims[1] = cols;
     }
     identify(binder, out);
-    binder->model->parameters += cols == 0 ? rows : (uint64_t)rows * cols;
+    binder->weights->parameters += cols == 0 ? rows : (uint64_t)rows * cols;
     return report(binder, place.expert <= 0 && place.part == 0);
 }
 
@@ -169,8 +172,8 @@ static dsv2_status bind_vector(binder *binder, const char *name, uint32_t n, con
     status = keep_bytes(binder, name, n * sizeof(float), &values);
     if (status != DSV2_OK)
         return status;
-    binder->model->kernels->to_f32[tensor.type](values, tensor.data, n);
-    binder->model->weight_bytes += n * sizeof(float);
+    binder->opening->kernels->to_f32[tensor.type](values, tensor.data, n);
+    binder->weights->bytes += n * sizeof(float);
     *out = values;
     return DSV2_OK;
 }
@@ -178,7 +181,7 @@ static dsv2_status bind_vector(binder *binder, const char *name, uint32_t n, con
 /* The block scales of an FP8 matrix: NAME_scale_inv, one float for each block of weight_block_size. */
 static dsv2_status bind_scales(binder *binder, const ds_tensor *tensor, ds_matrix *matrix)
 {
-    const ds_config *config = &binder->model->config;
+    const ds_config *config = binder->opening->config;
     uint32_t block_rows = config->fp8_block_rows, block_cols = config->fp8_block_cols;
     if (block_rows == 0 || block_cols == 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
@@ -186,12 +189,12 @@ static dsv2_status bind_scales(binder *binder, const ds_tensor *tensor, ds_matri
     char name[DS_NAME_SIZE + 16];
     snprintf(name, sizeof name, "%s_scale_inv", tensor->name);
     uint32_t rows = (matrix->rows + block_rows - 1) / block_rows, cols = (matrix->cols + block_cols - 1) / block_cols;
-    uint64_t parameters = binder->model->parameters;
+    uint64_t parameters = binder->weights->parameters;
     ds_tensor scales;
     dsv2_status status = find(binder, name, rows, cols, &scales);
     if (status != DSV2_OK)
         return status;
-    binder->model->parameters = parameters; /* scales are no weights */
+    binder->weights->parameters = parameters; /* scales are no weights */
     if (scales.type != DS_TYPE_F32)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32", scales.path, name,
                        ds_type_name(scales.type));
@@ -212,12 +215,12 @@ static bool is_split(const binder *binder, uint32_t layer)
 {
     char name[DS_NAME_SIZE];
     snprintf(name, sizeof name, "blk.%u.attn_kv_b.weight", (unsigned)layer);
-    return binder->is_gguf && !ds_container_has(binder->model->container, name);
+    return binder->is_gguf && !ds_container_has(binder->opening->container, name);
 }
 
 static dsv2_status find_split(binder *binder, uint32_t layer, const ds_tensor **k_b, const ds_tensor **v_b)
 {
-    const ds_config *config = &binder->model->config;
+    const ds_config *config = binder->opening->config;
     const uint64_t k_dims[] = {config->num_attention_heads, config->kv_lora_rank, config->qk_nope_head_dim};
     const uint64_t v_dims[] = {config->num_attention_heads, config->v_head_dim, config->kv_lora_rank};
     char name[DS_NAME_SIZE];
@@ -230,7 +233,7 @@ static dsv2_status find_split(binder *binder, uint32_t layer, const ds_tensor **
 /* Makes the published kv_b_proj of the two, in their precision: block types become floats. *made is the caller's. */
 static dsv2_status join_kv_b(binder *binder, uint32_t layer, ds_matrix *matrix, ds_type *found, void **made)
 {
-    const ds_config *config = &binder->model->config;
+    const ds_config *config = binder->opening->config;
     uint32_t nope = config->qk_nope_head_dim, v_dim = config->v_head_dim, lora = config->kv_lora_rank;
     uint32_t n_heads = config->num_attention_heads, n_rows = nope + v_dim;
     const ds_tensor *k_b, *v_b;
@@ -253,20 +256,20 @@ static dsv2_status join_kv_b(binder *binder, uint32_t layer, ds_matrix *matrix, 
     for (uint32_t head = 0; head < n_heads; head++) {
         size_t first = (size_t)head * n_rows * lora;
         for (uint32_t c = 0; c < lora; c++) {
-            ds_matrix_row(binder->model->kernels, &k, head * lora + c, binder->row);
+            ds_matrix_row(binder->opening->kernels, &k, head * lora + c, binder->row);
             for (uint32_t i = 0; i < nope; i++)
                 ds_store_element(type, data, first + (size_t)i * lora + c, binder->row[i]);
         }
         for (uint32_t i = 0; i < v_dim; i++) {
-            ds_matrix_row(binder->model->kernels, &v, head * v_dim + i, binder->row);
+            ds_matrix_row(binder->opening->kernels, &v, head * v_dim + i, binder->row);
             for (uint32_t c = 0; c < lora; c++)
                 ds_store_element(type, data, first + (size_t)(nope + i) * lora + c, binder->row[c]);
         }
     }
     identify(binder, k_b);
     identify(binder, v_b);
-    ds_container_forget(binder->model->container, v_b->data, v_b->n_bytes); /* k_b is still to be read */
-    binder->model->parameters += (uint64_t)n_rows * n_heads * lora;
+    ds_container_forget(binder->opening->container, v_b->data, v_b->n_bytes); /* k_b is still to be read */
+    binder->weights->parameters += (uint64_t)n_rows * n_heads * lora;
     *matrix = (ds_matrix){.rows = n_rows * n_heads, .cols = lora, .type = type, .data = data, .row_bytes = row_bytes};
     *made = data;
     /* Rows of attn_k_b are columns here: its blocks cannot be kept, and eight bits lose nothing that matters. */
@@ -302,7 +305,7 @@ static dsv2_status take_matrix(binder *binder, const char *name, uint32_t rows, 
  * floats. *made is the caller's. */
 static dsv2_status transpose_k_up(binder *binder, const ds_matrix *kv_b, ds_matrix *matrix, void **made)
 {
-    const ds_config *config = &binder->model->config;
+    const ds_config *config = binder->opening->config;
     uint32_t nope = config->qk_nope_head_dim, lora = config->kv_lora_rank, n_heads = config->num_attention_heads;
     ds_type type = kv_b->type == DS_TYPE_F16 || kv_b->type == DS_TYPE_BF16 ? kv_b->type
                      : ds_type_is_packed(kv_b->type)                           ? DS_TYPE_F16
@@ -314,7 +317,7 @@ static dsv2_status transpose_k_up(binder *binder, const ds_matrix *kv_b, ds_matr
         return ds_fail_memory("k_up_transposed", n_heads * lora * ds_type_row_bytes(type, nope));
     for (uint32_t head = 0; head < n_heads; head++) {
         for (uint32_t i = 0; i < nope; i++) {
-            ds_matrix_row(binder->model->kernels, kv_b, head * (nope + config->v_head_dim) + i, binder->row);
+            ds_matrix_row(binder->opening->kernels, kv_b, head * (nope + config->v_head_dim) + i, binder->row);
             for (uint32_t c = 0; c < lora; c++)
                 ds_store_element(type, data, ((size_t)head * lora + c) * nope + i, binder->row[c]);
         }
@@ -325,24 +328,18 @@ static dsv2_status transpose_k_up(binder *binder, const ds_matrix *kv_b, ds_matr
 }
 
 /* Leaves a routed expert's matrix to the pass that first chooses it, which then needs no memory. */
-static dsv2_status defer(dsv2_model *model, const ds_gguf_place *place, const ds_conversion *conversion)
+static dsv2_status defer(binder *binder, const ds_gguf_place *place, const ds_conversion *conversion)
 {
-    enum { MATRICES = sizeof(ds_ffn_weights) / sizeof(ds_matrix) };
-    ds_moe_weights *moe = &model->layers[place->layer].moe;
-    size_t n = model->config.n_routed_experts;
-    if (moe->deferred == NULL)
-        moe->deferred = keep(model, ds_new(n, sizeof *moe->deferred));
-    if (moe->deferred == NULL)
-        return ds_fail_memory("experts to repack", n * sizeof *moe->deferred);
-    dsv2_status status = ds_conversions_reserve(model, &model->repacking, MATRICES * n, conversion);
-    if (status != DSV2_OK)
-        return status;
-    ds_deferred_expert *expert = &moe->deferred[place->expert];
-    expert->conversions[expert->n++] = *conversion;
-    atomic_store_explicit(&expert->waiting, true, memory_order_relaxed);
+    const ds_weights_opening *opening = binder->opening;
+    dsv2_status status = DSV2_OK;
+    if (binder->repacked == NULL)
+        status = ds_repacked_source_new(opening, &binder->repacked);
+    if (status == DSV2_OK)
+        status = ds_repacked_source_defer(binder->repacked, place->layer, (uint32_t)place->expert, conversion);
     /* The sample that identify took of each brought its neighbourhood into memory: hundreds of megabytes in all. */
-    ds_container_forget(model->container, conversion->from.data, (uint64_t)conversion->end * conversion->from.row_bytes);
-    return DSV2_OK;
+    if (status == DSV2_OK)
+        ds_container_forget(opening->container, conversion->from.data, (uint64_t)conversion->end * conversion->from.row_bytes);
+    return status;
 }
 
 /* Sees to it that `data` receives the matrix as another type; `made` is freed then, or now on failure. Rounding takes minutes, with
@@ -353,11 +350,11 @@ static dsv2_status convert(binder *binder, const char *name, void *made, ds_type
     ds_gguf_place place = ds_gguf_place_of(name);
     dsv2_status status;
     if (place.expert >= 0 && ds_conversion_is_repacking(&conversion)) {
-        status = defer(binder->model, &place, &conversion);
+        status = defer(binder, &place, &conversion);
     } else {
-        status = ds_conversions_reserve(binder->model, &binder->conversions, 1, &conversion);
+        status = ds_conversions_reserve(&binder->conversions, 1, &conversion);
         if (status == DSV2_OK)
-            ds_conversions_add(binder->model, &binder->conversions, &conversion);
+            ds_conversions_add(&binder->conversions, &conversion);
         else
             ds_free(made);
     }
@@ -372,8 +369,8 @@ static dsv2_status convert(binder *binder, const char *name, void *made, ds_type
  * is the memory it lies in: kept or freed. */
 static dsv2_status hold(binder *binder, const char *name, ds_type found, void *made, ds_matrix *matrix)
 {
-    dsv2_model *model = binder->model;
-    ds_type type = binder->as_found && made == NULL ? matrix->type : ds_packing_type(binder->options->weight_type, name, found);
+    ds_weights *weights = binder->weights;
+    ds_type type = binder->opening->as_found && made == NULL ? matrix->type : ds_packing_type(binder->opening->weight_type, name, found);
     dsv2_status status = DSV2_OK;
     if (type != matrix->type) {
         void *data;
@@ -383,17 +380,17 @@ static dsv2_status hold(binder *binder, const char *name, ds_type found, void *m
         else
             ds_free(made);
     } else if (made != NULL) {
-        model->bytes_copied += ds_matrix_bytes(type, matrix->rows, matrix->cols);
-        if (keep(model, made) == NULL) {
-            ds_free(made);
+        weights->bytes_copied += ds_matrix_bytes(type, matrix->rows, matrix->cols);
+        if (ds_weights_keep(weights, made) == NULL) /* and `made` is freed */
             return ds_fail_memory(name, sizeof made);
-        }
     }
     if (status == DSV2_OK) {
-        model->types_seen[type] = true;
+        size_t scratch = ds_matmul_scratch(matrix);
+        weights->matmul_scratch = scratch > weights->matmul_scratch ? scratch : weights->matmul_scratch;
+        weights->types_seen[type] = true;
         add_type(binder, type);
-        model->has_packed = model->has_packed || ds_type_is_packed(type);
-        model->weight_bytes += ds_matrix_bytes(type, matrix->rows, matrix->cols);
+        weights->has_packed = weights->has_packed || ds_type_is_packed(type);
+        weights->bytes += ds_matrix_bytes(type, matrix->rows, matrix->cols);
     }
     return status;
 }
@@ -402,24 +399,24 @@ static dsv2_status hold(binder *binder, const char *name, ds_type found, void *m
  * may; otherwise it is made of kv_b_proj as the file has it. */
 static dsv2_status bind_k_up_transposed(binder *binder, uint32_t layer, const ds_matrix *kv_b)
 {
-    const ds_config *config = &binder->model->config;
+    const ds_config *config = binder->opening->config;
     uint32_t n_heads = config->num_attention_heads, rows = n_heads * config->kv_lora_rank, cols = config->qk_nope_head_dim;
     char name[DS_NAME_SIZE];
     snprintf(name, sizeof name, "model.layers.%u" DS_K_UP_TRANSPOSED, (unsigned)layer);
     void *made = NULL;
     dsv2_status status = DSV2_OK;
-    ds_matrix *matrix = &binder->model->layers[layer].mla.k_up_transposed;
+    ds_matrix *matrix = &binder->weights->layers[layer].mla.k_up_transposed;
     if (is_split(binder, layer)) {
         const ds_tensor *k_b, *v_b;
         status = find_split(binder, layer, &k_b, &v_b);
         if (status == DSV2_OK)
             *matrix = (ds_matrix){.rows = rows, .cols = cols, .type = k_b->type, .data = k_b->data,
                                   .row_bytes = ds_type_row_bytes(k_b->type, cols)};
-    } else if (!binder->is_gguf && ds_container_has(binder->model->container, name)) {
-        uint64_t parameters = binder->model->parameters;
+    } else if (!binder->is_gguf && ds_container_has(binder->opening->container, name)) {
+        uint64_t parameters = binder->weights->parameters;
         ds_tensor tensor;
         status = find(binder, name, rows, cols, &tensor);
-        binder->model->parameters = parameters; /* counted in kv_b_proj */
+        binder->weights->parameters = parameters; /* counted in kv_b_proj */
         if (status == DSV2_OK)
             *matrix = (ds_matrix){.rows = rows, .cols = cols, .type = tensor.type, .data = tensor.data,
                                   .row_bytes = ds_type_row_bytes(tensor.type, cols)};
@@ -459,22 +456,14 @@ static dsv2_status visit_vector(void *context, const char *name, uint32_t n, con
     return bind_vector(context, name, n, vector);
 }
 
-static dsv2_status allocate(dsv2_model *model)
+static dsv2_status allocate(ds_weights *weights, const ds_config *config)
 {
-    const ds_config *config = &model->config;
-    model->layers = keep(model, ds_new(config->num_hidden_layers, sizeof *model->layers));
-    if (model->layers == NULL)
-        return ds_fail_memory("the layers", config->num_hidden_layers * sizeof *model->layers);
+    weights->layers = ds_weights_keep(weights, ds_new(config->num_hidden_layers, sizeof *weights->layers));
+    if (weights->layers == NULL)
+        return ds_fail_memory("the layers", config->num_hidden_layers * sizeof *weights->layers);
     for (uint32_t l = 0; l < config->num_hidden_layers; l++)
-        model->layers[l].is_moe = ds_config_is_moe(config, l);
+        weights->layers[l].is_moe = ds_config_is_moe(config, l);
     return DSV2_OK;
-}
-
-dsv2_status ds_experts_allocate(dsv2_model *model, ds_moe_weights *moe)
-{
-    size_t n = model->config.n_routed_experts;
-    moe->experts = keep(model, ds_new(n, sizeof *moe->experts));
-    return moe->experts != NULL ? DSV2_OK : ds_fail_memory("the experts", n * sizeof *moe->experts);
 }
 
 /* Slabs of 64 MiB, less for a model that is smaller itself. */
@@ -487,24 +476,65 @@ static size_t slab_bytes(const ds_container *container)
     return (size_t)(bytes < most ? bytes : most);
 }
 
-dsv2_status ds_weights_bind(dsv2_model *model, const dsv2_model_options *options, bool as_found)
+/* The source that hands out the experts, now that all are bound. */
+static dsv2_status choose_source(binder *binder)
 {
-    binder binder = {.model = model, .options = options, .as_found = as_found, .total = ds_container_count(model->container),
-                     .is_gguf = strcmp(ds_container_kind(model->container), "gguf") == 0,
-                     .is_pack = strcmp(ds_container_kind(model->container), "pack") == 0};
+    ds_weights *weights = binder->weights;
+    const ds_config *config = binder->opening->config;
+    if (config->n_routed_experts == 0)
+        return DSV2_OK;
+    if (binder->repacked == NULL)
+        return ds_resident_source_new(weights->layers, &weights->experts);
+    weights->experts = ds_repacked_source_finish(binder->repacked, weights->layers);
+    binder->repacked = NULL;
+    return DSV2_OK;
+}
+
+dsv2_status ds_weights_open(ds_weights *weights, const ds_weights_opening *opening)
+{
+    const ds_container *container = opening->container;
+    *weights = (ds_weights){0};
+    binder binder = {.weights = weights, .opening = opening, .total = ds_container_count(container),
+                     .is_gguf = strcmp(ds_container_kind(container), "gguf") == 0,
+                     .is_pack = strcmp(ds_container_kind(container), "pack") == 0};
+    ds_conversions_init(&binder.conversions, opening->kernels, opening->pool, container);
     const ds_weights_visitor visitor = {visit_matrix, visit_vector, &binder};
-    binder.slab_bytes = slab_bytes(model->container);
-    dsv2_status status = allocate(model);
+    binder.slab_bytes = slab_bytes(container);
+    dsv2_status status = allocate(weights, opening->config);
     if (status == DSV2_OK)
-        status = ds_weights_walk(model, &visitor);
-    if (status == DSV2_OK && model->config.tie_word_embeddings)
-        model->lm_head = model->embed_tokens;
+        status = ds_weights_walk(weights, opening->config, &visitor);
+    if (status == DSV2_OK && opening->config->tie_word_embeddings)
+        weights->lm_head = weights->embed_tokens;
     if (status == DSV2_OK) {
-        ds_conversions_run(model, &binder.conversions);
+        ds_conversions_run(&binder.conversions);
         binder.done = binder.total; /* with tensors that the model does not use */
         status = report(&binder, false);
     }
+    if (status == DSV2_OK)
+        status = choose_source(&binder);
+    ds_repacked_source_free(binder.repacked);
     ds_conversions_free(&binder.conversions);
     ds_free(binder.row);
     return status;
+}
+
+void ds_weights_close(ds_weights *weights)
+{
+    if (weights->experts != NULL)
+        weights->experts->destroy(weights->experts);
+    for (size_t i = 0; i < weights->n_owned; i++)
+        ds_free(weights->owned[i]);
+    ds_free(weights->owned);
+    *weights = (ds_weights){0};
+}
+
+uint64_t ds_weights_activated(const ds_weights *weights, const ds_config *config)
+{
+    uint64_t expert = 3 * (uint64_t)config->moe_intermediate_size * config->hidden_size, unused = 0;
+    for (uint32_t l = 0; l < config->num_hidden_layers; l++)
+        if (weights->layers[l].is_moe)
+            unused += (config->n_routed_experts - config->num_experts_per_tok) * expert;
+    if (!config->tie_word_embeddings)
+        unused += (uint64_t)(config->vocab_size - 1) * config->hidden_size;
+    return weights->parameters - unused;
 }

@@ -1,0 +1,97 @@
+#include "weights/repacked.h"
+
+static bool waits(const ds_deferred_expert *expert) { return atomic_load_explicit(&expert->waiting, memory_order_acquire); }
+
+/* Repacks those of a layer's experts that still wait, together, over all threads. */
+static void repack(ds_repacked_source *source, ds_deferred_expert *deferred, const uint32_t *experts, size_t n)
+{
+    pthread_mutex_lock(&source->lock);
+    for (size_t i = 0; i < n; i++) {
+        const ds_deferred_expert *expert = &deferred[experts[i]];
+        for (uint32_t c = 0; waits(expert) && c < expert->n; c++) /* unless another pass was faster */
+            ds_conversions_add(&source->queue, &expert->conversions[c]);
+    }
+    ds_conversions_run(&source->queue);
+    for (size_t i = 0; i < n; i++)
+        if (waits(&deferred[experts[i]]))
+            atomic_store_explicit(&deferred[experts[i]].waiting, false, memory_order_release);
+    pthread_mutex_unlock(&source->lock);
+}
+
+static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n, const ds_ffn_weights **weights)
+{
+    ds_repacked_source *source = (ds_repacked_source *)base;
+    ds_deferred_expert *deferred = source->deferred[layer];
+    bool any = false;
+    for (size_t i = 0; i < n; i++) {
+        weights[i] = &source->layers[layer].moe.experts[experts[i]];
+        any = any || (deferred != NULL && waits(&deferred[experts[i]]));
+    }
+    if (any)
+        repack(source, deferred, experts, n);
+    return DSV2_OK;
+}
+
+static void release(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n)
+{
+    (void)base, (void)layer, (void)experts, (void)n;
+}
+
+static void destroy(ds_expert_source *base) { ds_repacked_source_free((ds_repacked_source *)base); }
+
+dsv2_status ds_repacked_source_new(const ds_weights_opening *opening, ds_repacked_source **out)
+{
+    uint32_t n_layers = opening->config->num_hidden_layers;
+    ds_repacked_source *source = ds_new(1, sizeof *source);
+    ds_deferred_expert **deferred = ds_new(n_layers, sizeof *deferred);
+    if (source == NULL || deferred == NULL) {
+        ds_free(deferred);
+        ds_free(source);
+        return ds_fail_memory("a source of experts", sizeof *source + n_layers * sizeof *deferred);
+    }
+    *source = (ds_repacked_source){
+        .base = {.name = "repacked", .acquire = acquire, .release = release, .destroy = destroy},
+        .n_layers = n_layers,
+        .n_experts = opening->config->n_routed_experts,
+        .deferred = deferred,
+    };
+    ds_conversions_init(&source->queue, opening->kernels, opening->pool, opening->container);
+    pthread_mutex_init(&source->lock, NULL);
+    *out = source;
+    return DSV2_OK;
+}
+
+dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert, const ds_conversion *conversion)
+{
+    enum { MATRICES = sizeof(ds_ffn_weights) / sizeof(ds_matrix) };
+    ds_deferred_expert **deferred = &source->deferred[layer];
+    if (*deferred == NULL)
+        *deferred = ds_new(source->n_experts, sizeof **deferred);
+    if (*deferred == NULL)
+        return ds_fail_memory("experts to repack", source->n_experts * sizeof **deferred);
+    dsv2_status status = ds_conversions_reserve(&source->queue, MATRICES * source->n_experts, conversion);
+    if (status != DSV2_OK)
+        return status;
+    ds_deferred_expert *waiting = &(*deferred)[expert];
+    waiting->conversions[waiting->n++] = *conversion;
+    atomic_store_explicit(&waiting->waiting, true, memory_order_relaxed);
+    return DSV2_OK;
+}
+
+ds_expert_source *ds_repacked_source_finish(ds_repacked_source *source, const ds_layer *layers)
+{
+    source->layers = layers;
+    return &source->base;
+}
+
+void ds_repacked_source_free(ds_repacked_source *source)
+{
+    if (source == NULL)
+        return;
+    for (uint32_t l = 0; l < source->n_layers; l++)
+        ds_free(source->deferred[l]);
+    ds_free(source->deferred);
+    ds_conversions_free(&source->queue);
+    pthread_mutex_destroy(&source->lock);
+    ds_free(source);
+}

@@ -1,0 +1,83 @@
+/* weights: what a model holds. Where its weights lie in files, in which type they are held, what has to be converted, the sources of
+ * experts, and writing all of it into a pack. After opening nothing here changes, but for experts that a source makes ready.
+ * May include: base, kernels, formats, config. */
+#ifndef DS_LIB_WEIGHTS_H
+#define DS_LIB_WEIGHTS_H
+
+#include "config/config.h"
+#include "formats/formats.h"
+#include "kernels/kernels.h"
+#include "weights/source.h"
+
+/* Attention, named as in section 2.1.2 and appendix C of the report. */
+typedef struct ds_mla_weights {
+    ds_matrix q_proj;   /* W^Q, without query compression */
+    ds_matrix q_a_proj; /* W^DQ */
+    const float *q_a_bias, *q_a_norm;
+    ds_matrix q_b_proj; /* W^UQ and W^QR, by head: nope rows, rope rows */
+    ds_matrix kv_a_proj; /* W^DKV, then W^KR */
+    const float *kv_a_bias, *kv_a_norm;
+    ds_matrix kv_b_proj;   /* by head: W^UK (nope rows), W^UV (value rows) */
+    ds_matrix k_up_transposed; /* by head: (W^UK)^T, kv_lora_rank rows of qk_nope_head_dim, for the absorbed form */
+    ds_matrix o_proj;   /* W^O */
+    const float *o_bias;
+} ds_mla_weights;
+
+typedef struct ds_moe_weights {
+    ds_matrix gate;          /* the router: a row e_i for every expert */
+    const float *score_bias; /* e_score_correction_bias of noaux_tc, or NULL */
+    ds_ffn_weights shared;   /* the n_shared_experts as one network; unused where there are none */
+    ds_ffn_weights *experts; /* [n_routed_experts]: where each expert's matrices are held; read through the source alone */
+} ds_moe_weights;
+
+typedef struct ds_layer {
+    const float *input_norm, *post_attention_norm;
+    ds_mla_weights mla;
+    bool is_moe;
+    ds_ffn_weights ffn; /* dense layers */
+    ds_moe_weights moe; /* MoE layers */
+} ds_layer;
+
+typedef struct ds_weights {
+    ds_matrix embed_tokens, lm_head;
+    const float *norm;
+    ds_layer *layers;          /* [num_hidden_layers] */
+    ds_expert_source *experts; /* where the feed-forward part gets routed experts; NULL in a dense model */
+
+    /* What there is, for the host and for the pass's working memory. */
+    uint64_t parameters, bytes, bytes_copied;
+    bool types_seen[DS_TYPE_COUNT];
+    bool has_packed;       /* some matrix is of a packed type: passes need room for rounded rows */
+    size_t matmul_scratch; /* floats: the most that ds_matmul asks for with any of the matrices */
+    uint64_t digest;       /* names, shapes, types; in packs with the checksums of all data, else with a sample of each tensor's */
+
+    /* What opening had to make: converted and transposed weights, norms as floats. */
+    void **owned;
+    size_t n_owned, owned_capacity;
+} ds_weights;
+
+/* What weights are opened with. All of it outlives them. */
+typedef struct ds_weights_opening {
+    const ds_config *config;
+    const ds_container *container;
+    const ds_kernels *kernels;
+    ds_pool *pool;
+    dsv2_weight_type weight_type;
+    dsv2_progress_fn progress; /* or NULL */
+    void *progress_user;
+    bool as_found; /* convert nothing: the weights are for a copy that is written rather than run */
+} ds_weights_opening;
+
+/* Finds every tensor that the configuration asks for, checks its type and shape, and brings it to the type in which it is held.
+ * Messages name the tensor, what was found and what was expected. Whatever is returned, ds_weights_close follows. */
+dsv2_status ds_weights_open(ds_weights *weights, const ds_weights_opening *opening);
+void ds_weights_close(ds_weights *weights);
+
+/* Weights that one token meets: all but the experts that it does not choose, and of the embedding one row. */
+uint64_t ds_weights_activated(const ds_weights *weights, const ds_config *config);
+
+/* Writes weights that were opened as found, with configuration and tokenizer, as a pack. The contract is dsv2_model_pack's. */
+dsv2_status ds_weights_export(ds_weights *weights, const ds_weights_opening *opening, const char *output_path,
+                              const dsv2_pack_options *options);
+
+#endif

@@ -5,13 +5,13 @@
 
 static uint32_t fill_up(uint32_t n, uint32_t whole) { return (n + whole - 1) / whole * whole; }
 
-static uint32_t padded_part(const ds_attend_shape *shape, int part) { return fill_up(shape->part[part], DS_SCALE_COLS); }
+static uint32_t padded_width(const ds_attend_shape *shape, int part) { return fill_up(shape->part[part], DS_SCALE_COLS); }
 
-uint32_t ds_attend_groups(const ds_attend_shape *shape) { return (padded_part(shape, 0) + padded_part(shape, 1)) / DS_SCALE_COLS; }
+uint32_t ds_attend_sections(const ds_attend_shape *shape) { return (padded_width(shape, 0) + padded_width(shape, 1)) / DS_SCALE_COLS; }
 
-uint32_t ds_attend_value_groups(const ds_attend_shape *shape)
+uint32_t ds_attend_value_sections(const ds_attend_shape *shape)
 {
-    return (shape->value_width + shape->value_group - 1) / shape->value_group;
+    return (shape->value_width + shape->value_section - 1) / shape->value_section;
 }
 
 /* ---- working memory ---- */
@@ -26,11 +26,11 @@ static float *take(float *memory, size_t *used, size_t bytes)
 
 static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
 {
-    size_t used = 0, groups = ds_attend_groups(shape), cols = groups * DS_SCALE_COLS, value_groups = ds_attend_value_groups(shape);
+    size_t used = 0, groups = ds_attend_sections(shape), cols = groups * DS_SCALE_COLS, value_groups = ds_attend_value_sections(shape);
     attend->max = take(memory, &used, n * sizeof(float));
     attend->sum = take(memory, &used, n * sizeof(float));
     attend->scores = take(memory, &used, sizeof(float) * DS_ATTEND_ROWS * DS_PAGE_TOKENS);
-    if (!shape->sixteen)
+    if (!shape->integers)
         return used;
     attend->q_pairs = (int16_t *)take(memory, &used, fill_up((uint32_t)n, DS_PAIR_ROWS) * cols * sizeof(int16_t));
     attend->q_scales = take(memory, &used, n * sizeof(float));
@@ -39,10 +39,10 @@ static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_a
     size_t widest = cols > shape->value_width ? cols : shape->value_width;
     attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAIR_ROWS * widest);
     attend->padded = take(memory, &used, sizeof(float) * cols);
-    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * (shape->at_once ? DS_PAIR_ROWS : DS_PAGE_TOKENS) * cols);
+    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * (shape->score_by_panel ? DS_PAIR_ROWS : DS_PAGE_TOKENS) * cols);
     tile->key_scales = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * groups);
     tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAGE_TOKENS * fill_up(shape->value_width, DS_PAIR_ROWS));
-    tile->value_largest = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * value_groups);
+    tile->value_scale_max = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * value_groups);
     return used;
 }
 
@@ -53,7 +53,7 @@ size_t ds_attend_floats(const ds_attend_shape *shape, size_t n)
     return divide(shape, n, NULL, &attend, &tile);
 }
 
-float *ds_attend_lay_out(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
+float *ds_attend_divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
 {
     attend->shape = shape;
     return memory + divide(shape, n, memory, attend, tile);
@@ -67,16 +67,16 @@ size_t ds_tile_rows(const ds_tile *tile, size_t first)
 }
 
 /* Where the block of keys of token `first` and the next ones is. */
-static int16_t *key_block(const ds_tile *tile, const ds_attend_shape *shape, size_t first)
+static int16_t *key_panel(const ds_tile *tile, const ds_attend_shape *shape, size_t first)
 {
-    return tile->key_pairs + (shape->at_once ? 0 : first * ds_attend_groups(shape) * DS_SCALE_COLS);
+    return tile->key_pairs + (shape->score_by_panel ? 0 : first * ds_attend_sections(shape) * DS_SCALE_COLS);
 }
 
 void ds_tile_keys(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int16_t *rows,
                   size_t stride)
 {
-    size_t cols = ds_attend_groups(shape) * DS_SCALE_COLS;
-    kernels->pair_columns(key_block(tile, shape, first), rows, stride, ds_tile_rows(tile, first), cols);
+    size_t cols = ds_attend_sections(shape) * DS_SCALE_COLS;
+    kernels->pair_columns(key_panel(tile, shape, first), rows, stride, ds_tile_rows(tile, first), cols);
 }
 
 void ds_tile_values(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int16_t *rows,
@@ -90,9 +90,9 @@ void ds_tile_values(ds_tile *tile, const ds_attend_shape *shape, const ds_kernel
 void ds_tile_codes(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int8_t *codes,
                    size_t codes_stride, const int16_t *rows, size_t stride)
 {
-    size_t n_pairs = (tile->n + 1) / 2, n = ds_tile_rows(tile, first), cols = ds_attend_groups(shape) * DS_SCALE_COLS;
-    size_t latent = padded_part(shape, 0);
-    int16_t *keys = key_block(tile, shape, first);
+    size_t n_pairs = (tile->n + 1) / 2, n = ds_tile_rows(tile, first), cols = ds_attend_sections(shape) * DS_SCALE_COLS;
+    size_t latent = padded_width(shape, 0);
+    int16_t *keys = key_panel(tile, shape, first);
     kernels->pair_codes(keys, tile->value_pairs + first * DS_PAIR_ROWS, 2 * n_pairs * DS_PAIR_ROWS, codes, codes_stride, n,
                         shape->value_width);
     kernels->pair_columns(keys + latent * DS_PAIR_ROWS, rows + latent, stride, n, cols - latent);
@@ -100,11 +100,11 @@ void ds_tile_codes(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels
 
 void ds_tile_finish(ds_tile *tile, const ds_attend_shape *shape)
 {
-    for (uint32_t g = 0; g < ds_attend_value_groups(shape); g++) {
+    for (uint32_t g = 0; g < ds_attend_value_sections(shape); g++) {
         float largest = 0;
         for (size_t at = (size_t)g * DS_PAGE_TOKENS; at < (size_t)g * DS_PAGE_TOKENS + tile->n; at++) {
             largest = tile->value_scales[at] > largest ? tile->value_scales[at] : largest; /* NaN stays with its token */
-            tile->value_largest[at] = largest;
+            tile->value_scale_max[at] = largest;
         }
     }
 }
@@ -115,7 +115,7 @@ void ds_tile_finish(ds_tile *tile, const ds_attend_shape *shape)
 static void round_queries(ds_attend *attend, uint32_t first, uint32_t n)
 {
     const ds_attend_shape *shape = attend->shape;
-    size_t padded = padded_part(shape, 0), cols = padded + padded_part(shape, 1);
+    size_t padded = padded_width(shape, 0), cols = padded + padded_width(shape, 1);
     memset(attend->padded, 0, cols * sizeof *attend->padded);
     for (uint32_t i = 0; i < n; i++) {
         const float *q = attend->q[first + i];
@@ -137,7 +137,7 @@ void ds_attend_begin(ds_attend *attend)
 
 void ds_attend_queries(ds_attend *attend)
 {
-    for (uint32_t i = 0; attend->shape->sixteen && i < attend->n; i += DS_PAIR_ROWS)
+    for (uint32_t i = 0; attend->shape->integers && i < attend->n; i += DS_PAIR_ROWS)
         round_queries(attend, i, attend->n - i < DS_PAIR_ROWS ? attend->n - i : DS_PAIR_ROWS);
 }
 
@@ -146,7 +146,7 @@ void ds_attend_queries(ds_attend *attend)
 /* Turns `visible` scores of a query into weights, and the rest of n into zeros; takes them into its running maximum and sum. Weights
  * are relative to the new maximum, or, so that in 16 bits the largest gets all of them, to the tile's own and shrink by *factor.
  * What was summed before shrinks by *keep. */
-static void take_scores(const ds_kernels *kernels, bool sixteen, float *scores, size_t visible, size_t n, float *running_max,
+static void take_scores(const ds_kernels *kernels, bool integers, float *scores, size_t visible, size_t n, float *running_max,
                         float *running_sum, float *keep, float *factor)
 {
     *keep = 1.0f;
@@ -154,8 +154,8 @@ static void take_scores(const ds_kernels *kernels, bool sixteen, float *scores, 
     if (visible > 0) {
         float tile_max = kernels->max(scores, visible), max = tile_max > *running_max ? tile_max : *running_max;
         *keep = *running_max == -INFINITY ? 0.0f : expf(*running_max - max);
-        *factor = sixteen ? expf(tile_max - max) : 1.0f;
-        *running_sum = *running_sum * *keep + *factor * kernels->exp_sum(scores, sixteen ? tile_max : max, visible);
+        *factor = integers ? expf(tile_max - max) : 1.0f;
+        *running_sum = *running_sum * *keep + *factor * kernels->exp_sum(scores, integers ? tile_max : max, visible);
         *running_max = max;
     }
     if (visible < n)
@@ -182,9 +182,9 @@ static void attend_floats(ds_attend *attend, const ds_tile *tile, const uint32_t
 static void score(const ds_attend *attend, const ds_tile *tile, uint32_t first_query, uint32_t m, float *scores, size_t first, size_t n)
 {
     const ds_attend_shape *shape = attend->shape;
-    uint32_t groups = ds_attend_groups(shape);
+    uint32_t groups = ds_attend_sections(shape);
     attend->kernels->pair_scores(scores + first, DS_PAGE_TOKENS, attend->q_pairs + (size_t)first_query * groups * DS_SCALE_COLS,
-                                 attend->q_scales + first_query, m, key_block(tile, shape, first), n, tile->key_scales + first,
+                                 attend->q_scales + first_query, m, key_panel(tile, shape, first), n, tile->key_scales + first,
                                  DS_PAGE_TOKENS, groups);
 }
 
@@ -197,21 +197,21 @@ void ds_attend_keys(const ds_attend *attend, const ds_tile *tile, size_t first)
 }
 
 /* m <= DS_PAIR_ROWS queries from `first` on, a multiple of it. */
-static void attend_sixteen(ds_attend *attend, const ds_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
+static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
 {
     const ds_attend_shape *shape = attend->shape;
     const ds_kernels *kernels = attend->kernels;
-    uint32_t n_pairs = (uint32_t)(tile->n + 1) / 2, group_cols = shape->value_group;
+    uint32_t n_pairs = (uint32_t)(tile->n + 1) / 2, group_cols = shape->value_section;
     float keep[DS_PAIR_ROWS], factor[DS_PAIR_ROWS], scaled[DS_PAIR_ROWS];
-    float *scores = attend->scores + (shape->at_once ? (size_t)first * DS_PAGE_TOKENS : 0);
-    if (!shape->at_once)
+    float *scores = attend->scores + (shape->score_by_panel ? (size_t)first * DS_PAGE_TOKENS : 0);
+    if (!shape->score_by_panel)
         score(attend, tile, first, m, scores, 0, fill_up((uint32_t)tile->n, DS_PAIR_ROWS));
     for (uint32_t i = 0; i < m; i++)
         take_scores(kernels, true, scores + (size_t)i * DS_PAGE_TOKENS, visible[first + i], DS_PAGE_TOKENS, &attend->max[first + i],
                     &attend->sum[first + i], &keep[i], &factor[i]);
-    for (uint32_t g = 0; g < ds_attend_value_groups(shape); g++) {
+    for (uint32_t g = 0; g < ds_attend_value_sections(shape); g++) {
         uint32_t col = g * group_cols, cols = shape->value_width - col < group_cols ? shape->value_width - col : group_cols;
-        const float *scales = tile->value_scales + (size_t)g * DS_PAGE_TOKENS, *largest = tile->value_largest + (size_t)g * DS_PAGE_TOKENS;
+        const float *scales = tile->value_scales + (size_t)g * DS_PAGE_TOKENS, *largest = tile->value_scale_max + (size_t)g * DS_PAGE_TOKENS;
         for (uint32_t i = 0; i < m; i++) {
             int16_t *weights = attend->weights + (size_t)i * DS_PAGE_TOKENS;
             uint32_t seen = visible[first + i];
@@ -229,7 +229,7 @@ static void attend_sixteen(ds_attend *attend, const ds_tile *tile, const uint32_
 
 void ds_attend_tile(ds_attend *attend, const ds_tile *tile, const uint32_t *visible)
 {
-    uint32_t rows = attend->shape->sixteen ? DS_PAIR_ROWS : DS_ATTEND_ROWS;
+    uint32_t rows = attend->shape->integers ? DS_PAIR_ROWS : DS_ATTEND_ROWS;
     for (uint32_t first = 0; first < attend->n; first += rows) {
         uint32_t m = attend->n - first < rows ? attend->n - first : rows;
         bool any = false;
@@ -237,8 +237,8 @@ void ds_attend_tile(ds_attend *attend, const ds_tile *tile, const uint32_t *visi
             any = any || visible[first + i] > 0;
         if (!any)
             continue;
-        if (attend->shape->sixteen)
-            attend_sixteen(attend, tile, visible, first, m);
+        if (attend->shape->integers)
+            attend_integers(attend, tile, visible, first, m);
         else
             attend_floats(attend, tile, visible, first, m);
     }

@@ -1,56 +1,113 @@
-/* SwiGLU networks over groups of rows: dense layers, shared experts and routed experts are all jobs for the same two parallel
- * regions, cut into slices of weights so that threads share the work evenly whatever the routing. */
-#include "forward/pass.h"
+/* Jobs go through two parallel regions, cut into slices of weights, so that threads share the work evenly whatever the routing. */
+#include "forward/ffn.h"
+
+#include <assert.h>
+
+/* A slice of one job's weights: a task. */
+struct ds_ffn_slice {
+    uint32_t job, first, end;
+};
 
 /* A slice is a whole number of the blocks in which rows are rounded to 8 bits: each can round its own part of the hidden rows. */
 _Static_assert(DS_TASK_ROWS % DS_PACK_COLS == 0, "slices and blocks of activations");
 
-/* Going from one matrix to another costs what the processor had read ahead: with few rows of activations, where reading is all, slices
- * of several tasks' length are a tenth faster. So long ones, if every thread still gets enough to share the work evenly. */
+/* Going from one matrix to another costs what the processor had read ahead. With few rows of activations, where reading is all, slices
+ * of several tasks' length are a tenth faster. So slices are long if every thread still gets enough of them to share the work evenly. */
 enum { LONG_TASK_ROWS = 4 * DS_TASK_ROWS, LONG_MOST_INPUTS = DS_PASS_ROWS * DS_TASK_ROWS / LONG_TASK_ROWS, EVEN_SLICES = 8 };
 
-static uint32_t slice_rows(const ds_pass *pass, const ds_ffn_job *job, uint32_t rows)
+typedef struct ffn {
+    ds_rows *rows;
+    ds_ffn_memory *memory;
+    float *output;
+} ffn;
+
+/* ---- working memory ---- */
+
+static uint64_t max_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+static uint64_t slice_count(uint64_t rows) { return (rows + DS_TASK_ROWS - 1) / DS_TASK_ROWS; }
+
+/* A dense layer is one job of all rows; a MoE layer has at most a job for each expert and one for the shared experts. */
+void ds_ffn_lay_out(ds_ffn_memory *memory, ds_layout *layout)
 {
-    uint64_t slices = (uint64_t)pass->n_ffn_jobs * (rows / LONG_TASK_ROWS);
-    bool even = slices >= (uint64_t)EVEN_SLICES * ds_pool_threads(pass->decoder->pool);
+    const ds_config *config = layout->config;
+    uint64_t m = layout->max_rows, n_experts = config->n_routed_experts, top_k = config->num_experts_per_tok;
+    uint64_t hidden_floats = m * config->intermediate_size, hidden_blocks = m * ds_prepared_blocks(config->intermediate_size);
+    uint64_t down_slices = slice_count(config->hidden_size);
+    memory->max_slots = m;
+    memory->max_jobs = 1;
+    memory->max_slices = max_of(slice_count(config->intermediate_size), down_slices);
+    if (n_experts > 0) {
+        uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size;
+        memory->max_slots = m * (top_k + 1);
+        memory->max_jobs = (uint32_t)n_experts + 1;
+        hidden_floats = max_of(hidden_floats, m * (top_k * config->moe_intermediate_size + shared));
+        hidden_blocks = max_of(hidden_blocks, m * (top_k * ds_prepared_blocks(config->moe_intermediate_size) +
+                                                   ds_prepared_blocks((uint32_t)shared)));
+        memory->max_slices = max_of(memory->max_slices, slice_count(shared) + down_slices +
+                                                            n_experts * max_of(slice_count(config->moe_intermediate_size), down_slices));
+    }
+    memory->slot_row = ds_lay_out(layout, memory->max_slots, sizeof(uint32_t));
+    memory->inputs = ds_lay_out(layout, memory->max_slots, sizeof(float *));
+    memory->input_x8 = ds_lay_out(layout, memory->max_slots, sizeof(ds_x8 *));
+    memory->hidden_rows = ds_lay_out(layout, memory->max_slots, sizeof(float *));
+    memory->hidden_rows_x8 = ds_lay_out(layout, memory->max_slots, sizeof(ds_x8 *));
+    memory->hidden = ds_lay_out(layout, hidden_floats, sizeof(float));
+    memory->hidden_x8 = ds_lay_out(layout, layout->rounds ? hidden_blocks : 0, sizeof(ds_x8));
+    memory->jobs = ds_lay_out(layout, memory->max_jobs, sizeof(ds_ffn_job));
+    memory->slices = ds_lay_out(layout, memory->max_slices, sizeof(ds_ffn_slice));
+}
+
+size_t ds_ffn_stage_floats(void) { return (size_t)DS_PASS_ROWS * DS_TASK_ROWS; }
+
+/* ---- slices ---- */
+
+static uint32_t slice_rows(const ffn *f, const ds_ffn_job *job, uint32_t rows)
+{
+    uint64_t slices = (uint64_t)f->memory->n_jobs * (rows / LONG_TASK_ROWS);
+    bool even = slices >= (uint64_t)EVEN_SLICES * ds_pool_threads(f->rows->pool);
     return even && job->n_rows <= LONG_MOST_INPUTS ? LONG_TASK_ROWS : DS_TASK_ROWS;
 }
 
 /* Cuts a job's matrix of `rows` rows. */
-static uint32_t add_slices(ds_pass *pass, uint32_t n_slices, uint32_t job, uint32_t rows)
+static uint32_t add_slices(const ffn *f, uint32_t n_slices, uint32_t job, uint32_t rows)
 {
-    uint32_t step = slice_rows(pass, &pass->ffn_jobs[job], rows);
-    for (uint32_t first = 0; first < rows; first += step)
-        pass->ffn_slices[n_slices++] = (ds_ffn_slice){job, first, rows - first < step ? rows : first + step};
+    uint32_t step = slice_rows(f, &f->memory->jobs[job], rows);
+    for (uint32_t first = 0; first < rows; first += step) {
+        assert(n_slices < f->memory->max_slices);
+        f->memory->slices[n_slices++] = (ds_ffn_slice){job, first, rows - first < step ? rows : first + step};
+    }
     return n_slices;
 }
 
-/* Some rows of y = W x for all rows x of a job, given both as floats and, if W is packed, as rounded. */
-static void multiply(const ds_pass *pass, const ds_matrix *w, ds_ffn_slice slice, const float *const *x, const ds_x8 *const *x8,
-                     uint32_t n_rows, float *out, size_t out_stride, float *scratch)
+/* Some rows of y = W x for all rows x of a job, given both as floats and, if W is interleaved, as rounded. */
+static void multiply(const ffn *f, const ds_matrix *w, ds_ffn_slice slice, const float *const *x, const ds_x8 *const *x8,
+                     uint32_t n_rows, float *out, size_t out_stride, unsigned thread)
 {
+    const ds_kernels *kernels = f->rows->kernels;
     if (ds_type_is_packed(w->type))
-        ds_matmul_prepared(pass->decoder->kernels, out, out_stride, x8, n_rows, w, slice.first, slice.end);
+        ds_matmul_prepared(kernels, out, out_stride, x8, n_rows, w, slice.first, slice.end);
     else
-        ds_matmul(pass->decoder->kernels, out, out_stride, x, n_rows, w, slice.first, slice.end, scratch);
+        ds_matmul(kernels, out, out_stride, x, n_rows, w, slice.first, slice.end, ds_matmul_scratch_of(&f->rows->linear, thread));
 }
 
 /* Some columns of silu(W_gate x) * W_up x for all rows of a job. */
 static void gate_up_task(void *context, size_t task, unsigned thread)
 {
-    ds_pass *pass = context;
-    const ds_kernels *kernels = pass->decoder->kernels;
-    ds_ffn_slice slice = pass->ffn_slices[task];
-    const ds_ffn_job *job = &pass->ffn_jobs[slice.job];
+    const ffn *f = context;
+    ds_ffn_memory *memory = f->memory;
+    const ds_kernels *kernels = f->rows->kernels;
+    ds_ffn_slice slice = memory->slices[task];
+    const ds_ffn_job *job = &memory->jobs[slice.job];
     uint32_t n = slice.end - slice.first, intermediate = job->weights->gate.rows, n_rows = job->n_rows;
-    float *up = ds_thread_scratch(pass, thread), *scratch = up + (size_t)DS_PASS_ROWS * DS_TASK_ROWS;
-    float *gate = pass->ffn_hidden + job->first_hidden + slice.first;
-    const float *const *x = pass->ffn_inputs + job->first_input;
-    const ds_x8 *const *x8 = pass->ffn_input_x8 + job->first_input;
-    multiply(pass, &job->weights->gate, slice, x, x8, n_rows, gate, intermediate, scratch);
-    multiply(pass, &job->weights->up, slice, x, x8, n_rows, up, n, scratch);
+    assert((size_t)n_rows * n <= ds_ffn_stage_floats());
+    float *up = ds_stage_scratch_of(&f->rows->linear, thread), *gate = memory->hidden + job->first_hidden + slice.first;
+    const float *const *x = memory->inputs + job->first_slot;
+    const ds_x8 *const *x8 = memory->input_x8 + job->first_slot;
+    multiply(f, &job->weights->gate, slice, x, x8, n_rows, gate, intermediate, thread);
+    multiply(f, &job->weights->up, slice, x, x8, n_rows, up, n, thread);
     bool round = ds_type_is_packed(job->weights->down.type);
-    ds_x8 *hidden_x8 = pass->ffn_x8 + job->first_x8 + slice.first / DS_PACK_COLS;
+    ds_x8 *hidden_x8 = memory->hidden_x8 + job->first_x8 + slice.first / DS_PACK_COLS;
     for (uint32_t i = 0; i < n_rows; i++) {
         kernels->swiglu(gate + (size_t)i * intermediate, up + (size_t)i * n, n);
         if (round)
@@ -60,55 +117,61 @@ static void gate_up_task(void *context, size_t task, unsigned thread)
 
 static void down_task(void *context, size_t task, unsigned thread)
 {
-    ds_pass *pass = context;
-    ds_ffn_slice slice = pass->ffn_slices[task];
-    const ds_ffn_job *job = &pass->ffn_jobs[slice.job];
+    const ffn *f = context;
+    const ds_ffn_memory *memory = f->memory;
+    ds_ffn_slice slice = memory->slices[task];
+    const ds_ffn_job *job = &memory->jobs[slice.job];
     const ds_matrix *down = &job->weights->down;
-    multiply(pass, down, slice, pass->ffn_hidden_rows + job->first_input, pass->ffn_hidden_x8 + job->first_input, job->n_rows,
-             pass->ffn_output + job->first_output + slice.first, down->rows, ds_thread_scratch(pass, thread));
+    multiply(f, down, slice, memory->hidden_rows + job->first_slot, memory->hidden_rows_x8 + job->first_slot, job->n_rows,
+             f->output + job->first_output + slice.first, down->rows, thread);
 }
 
-/* Where the slots of a job find their rows, before and after SwiGLU, as floats and rounded. */
-static void point(ds_pass *pass, const ds_ffn_job *job)
+/* Notes where the slots of a job find their rows, before and after SwiGLU, as floats and rounded. */
+static void set_slots(const ffn *f, const ds_ffn_job *job)
 {
-    uint32_t hidden = pass->decoder->config->hidden_size, intermediate = job->weights->gate.rows;
+    ds_ffn_memory *memory = f->memory;
+    const ds_linear_memory *linear = &f->rows->linear;
+    uint32_t hidden = f->rows->config->hidden_size, intermediate = job->weights->gate.rows;
+    assert((uint64_t)job->first_slot + job->n_rows <= memory->max_slots);
     for (uint32_t i = 0; i < job->n_rows; i++) {
-        uint32_t slot = job->first_input + i, row = pass->ffn_rows[slot];
-        pass->ffn_inputs[slot] = pass->normed + (size_t)row * hidden;
-        pass->ffn_input_x8[slot] = pass->x8 + row * pass->x8_stride;
-        pass->ffn_hidden_rows[slot] = pass->ffn_hidden + job->first_hidden + (size_t)i * intermediate;
-        pass->ffn_hidden_x8[slot] = pass->ffn_x8 + job->first_x8 + i * ds_prepared_blocks(intermediate);
+        uint32_t slot = job->first_slot + i, row = memory->slot_row[slot];
+        memory->inputs[slot] = f->rows->normed + (size_t)row * hidden;
+        memory->input_x8[slot] = linear->x8 + row * linear->x8_stride;
+        memory->hidden_rows[slot] = memory->hidden + job->first_hidden + (size_t)i * intermediate;
+        memory->hidden_rows_x8[slot] = memory->hidden_x8 + job->first_x8 + i * ds_prepared_blocks(intermediate);
     }
 }
 
-void ds_ffn_run(ds_pass *pass)
+dsv2_status ds_ffn_run(ds_rows *rows, ds_ffn_memory *memory, float *output)
 {
-    uint32_t n_slices = 0;
+    ffn f = {rows, memory, output};
+    dsv2_status status = ds_stage_begin(&rows->watch, DS_STAGE_FFN);
+    if (status != DSV2_OK)
+        return status;
+    assert(memory->n_jobs <= memory->max_jobs);
+    uint32_t n_slices = 0, hidden = rows->config->hidden_size;
     bool round = false;
-    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++) {
-        const ds_ffn_job *job = &pass->ffn_jobs[j];
-        n_slices = add_slices(pass, n_slices, j, job->weights->gate.rows);
+    for (uint32_t j = 0; j < memory->n_jobs; j++) {
+        const ds_ffn_job *job = &memory->jobs[j];
+        n_slices = add_slices(&f, n_slices, j, job->weights->gate.rows);
         round = round || ds_type_is_packed(job->weights->gate.type) || ds_type_is_packed(job->weights->up.type);
-        point(pass, job);
+        set_slots(&f, job);
     }
-    uint32_t hidden = pass->decoder->config->hidden_size;
     if (round)
-        ds_prepare_rows(pass, pass->normed, hidden, hidden, pass->n_rows);
-    ds_pool_run(pass->decoder->pool, gate_up_task, pass, n_slices);
+        ds_round_rows(&rows->linear, rows->normed, hidden, hidden, rows->n);
+    ds_pool_run(rows->pool, gate_up_task, &f, n_slices);
     n_slices = 0;
-    for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
-        n_slices = add_slices(pass, n_slices, j, pass->ffn_jobs[j].weights->down.rows);
-    ds_pool_run(pass->decoder->pool, down_task, pass, n_slices);
+    for (uint32_t j = 0; j < memory->n_jobs; j++)
+        n_slices = add_slices(&f, n_slices, j, memory->jobs[j].weights->down.rows);
+    ds_pool_run(rows->pool, down_task, &f, n_slices);
+    return DSV2_OK;
 }
 
-void ds_ffn_dense(ds_pass *pass, const ds_ffn_weights *weights)
+dsv2_status ds_ffn_dense(ds_rows *rows, ds_ffn_memory *memory, const ds_ffn_weights *weights)
 {
-    for (uint32_t row = 0; row < pass->n_rows; row++)
-        pass->ffn_rows[row] = row;
-    pass->ffn_jobs[0] = (ds_ffn_job){.weights = weights, .n_rows = pass->n_rows};
-    pass->n_ffn_jobs = 1;
-    float *output = pass->ffn_output;
-    pass->ffn_output = pass->block_out; /* the one job's output needs no combining */
-    ds_ffn_run(pass);
-    pass->ffn_output = output;
+    for (uint32_t row = 0; row < rows->n; row++)
+        memory->slot_row[row] = row;
+    memory->jobs[0] = (ds_ffn_job){.weights = weights, .n_rows = rows->n};
+    memory->n_jobs = 1;
+    return ds_ffn_run(rows, memory, rows->output); /* the one job's output needs no combining */
 }

@@ -1,7 +1,36 @@
-#include "forward/pass.h"
+#include "forward/linear.h"
+
+#include <assert.h>
+
+static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
+
+void ds_linear_lay_out(ds_linear_memory *memory, ds_layout *layout, size_t stage_floats)
+{
+    enum { LINE_FLOATS = 16 };
+    const ds_config *config = layout->config;
+    uint64_t m = layout->max_rows;
+    size_t widest = max_of(max_of(config->hidden_size, config->q_lora_rank), (size_t)config->num_attention_heads * config->v_head_dim);
+    memory->row_pointers = ds_lay_out(layout, m, sizeof(float *));
+    memory->x8_stride = ds_prepared_blocks((uint32_t)widest);
+    memory->x8 = ds_lay_out(layout, layout->rounds ? m * memory->x8_stride : 0, sizeof(ds_x8));
+    memory->x8_rows = ds_lay_out(layout, m, sizeof(ds_x8 *));
+    memory->matmul_floats = (layout->matmul_scratch + LINE_FLOATS - 1) / LINE_FLOATS * LINE_FLOATS;
+    memory->stage_floats = (stage_floats + LINE_FLOATS - 1) / LINE_FLOATS * LINE_FLOATS;
+    memory->scratch = ds_lay_out(layout, (uint64_t)(memory->matmul_floats + memory->stage_floats) * layout->n_threads, sizeof(float));
+}
+
+float *ds_matmul_scratch_of(const ds_linear_memory *memory, unsigned thread)
+{
+    return memory->scratch + (memory->matmul_floats + memory->stage_floats) * thread;
+}
+
+float *ds_stage_scratch_of(const ds_linear_memory *memory, unsigned thread)
+{
+    return ds_matmul_scratch_of(memory, thread) + memory->matmul_floats;
+}
 
 typedef struct linear {
-    const ds_pass *pass;
+    const ds_linear_memory *memory;
     const ds_matrix *w;
     const float *bias;
     size_t m;
@@ -11,10 +40,10 @@ typedef struct linear {
 } linear;
 
 /* DS_TASK_ROWS, or fewer of a small matrix (the router's, W^DKV) so that every thread gets some tasks. */
-static uint32_t task_rows(const ds_pass *pass, uint32_t rows)
+static uint32_t task_rows(const ds_linear_memory *memory, uint32_t rows)
 {
     enum { EVEN_TASKS = 8 };
-    uint32_t n = DS_TASK_ROWS, wanted = EVEN_TASKS * ds_pool_threads(pass->decoder->pool);
+    uint32_t n = DS_TASK_ROWS, wanted = EVEN_TASKS * ds_pool_threads(memory->pool);
     while (n > DS_PACK_ROWS && rows / n < wanted)
         n /= 2;
     return n;
@@ -23,72 +52,56 @@ static uint32_t task_rows(const ds_pass *pass, uint32_t rows)
 static void linear_task(void *context, size_t task, unsigned thread)
 {
     const linear *l = context;
-    const ds_pass *pass = l->pass;
+    const ds_linear_memory *memory = l->memory;
     uint32_t first = (uint32_t)task * l->task_rows;
     uint32_t end = l->w->rows - first < l->task_rows ? l->w->rows : first + l->task_rows;
     if (ds_type_is_packed(l->w->type))
-        ds_matmul_prepared(pass->decoder->kernels, l->out + first, l->out_stride, pass->x8_rows, l->m, l->w, first, end);
+        ds_matmul_prepared(memory->kernels, l->out + first, l->out_stride, memory->x8_rows, l->m, l->w, first, end);
     else
-        ds_matmul(pass->decoder->kernels, l->out + first, l->out_stride, pass->row_pointers, l->m, l->w, first, end,
-                  ds_thread_scratch(pass, thread));
+        ds_matmul(memory->kernels, l->out + first, l->out_stride, memory->row_pointers, l->m, l->w, first, end,
+                  ds_matmul_scratch_of(memory, thread));
     if (l->bias != NULL)
         for (size_t i = 0; i < l->m; i++)
             for (uint32_t j = first; j < end; j++)
                 l->out[i * l->out_stride + j] += l->bias[j];
 }
 
-void ds_linear(ds_pass *pass, const ds_matrix *w, const float *bias, const float *x, size_t x_stride, size_t m, float *out,
-               size_t out_stride)
+dsv2_status ds_linear(ds_linear_memory *memory, const ds_matrix *w, const float *bias, const float *x, size_t x_stride, size_t m,
+                      float *out, size_t out_stride)
 {
+    dsv2_status status = ds_stage_begin(&memory->watch, DS_STAGE_LINEAR);
+    if (status != DSV2_OK)
+        return status;
+    assert(ds_matmul_scratch(w) <= memory->matmul_floats);
     if (ds_type_is_packed(w->type))
-        ds_prepare_rows(pass, x, x_stride, w->cols, m);
+        ds_round_rows(memory, x, x_stride, w->cols, m);
     else
         for (size_t i = 0; i < m; i++)
-            pass->row_pointers[i] = x + i * x_stride;
-    linear l = {pass, w, bias, m, out, out_stride, task_rows(pass, w->rows)};
-    ds_pool_run(pass->decoder->pool, linear_task, &l, (w->rows + l.task_rows - 1) / l.task_rows);
+            memory->row_pointers[i] = x + i * x_stride;
+    linear l = {memory, w, bias, m, out, out_stride, task_rows(memory, w->rows)};
+    ds_pool_run(memory->pool, linear_task, &l, (w->rows + l.task_rows - 1) / l.task_rows);
+    return DSV2_OK;
 }
 
-typedef struct prepare {
-    ds_pass *pass;
+typedef struct rounding {
+    ds_linear_memory *memory;
     const float *x;
     size_t x_stride;
     uint32_t n;
-} prepare;
+} rounding;
 
-static void prepare_row(void *context, size_t row, unsigned thread)
+static void round_task(void *context, size_t row, unsigned thread)
 {
     (void)thread;
-    const prepare *p = context;
-    ds_x8 *out = p->pass->x8 + row * p->pass->x8_stride;
-    p->pass->decoder->kernels->prepare_row(out, p->x + row * p->x_stride, p->n);
-    p->pass->x8_rows[row] = out;
+    const rounding *r = context;
+    ds_x8 *out = r->memory->x8 + row * r->memory->x8_stride;
+    r->memory->kernels->prepare_row(out, r->x + row * r->x_stride, r->n);
+    r->memory->x8_rows[row] = out;
 }
 
-void ds_prepare_rows(ds_pass *pass, const float *x, size_t x_stride, uint32_t n, size_t m)
+void ds_round_rows(ds_linear_memory *memory, const float *x, size_t x_stride, uint32_t n, size_t m)
 {
-    prepare context = {pass, x, x_stride, n};
-    ds_pool_run(pass->decoder->pool, prepare_row, &context, m);
-}
-
-typedef struct norm {
-    const ds_decoder *decoder;
-    const float *weight, *x;
-    size_t x_stride, n;
-    float *out;
-    size_t out_stride;
-} norm;
-
-static void norm_row(void *context, size_t row, unsigned thread)
-{
-    (void)thread;
-    const norm *n = context;
-    n->decoder->kernels->rms_norm(n->out + row * n->out_stride, n->x + row * n->x_stride, n->weight, n->decoder->config->rms_norm_eps, n->n);
-}
-
-void ds_norm_rows(ds_pass *pass, const float *weight, const float *x, size_t x_stride, size_t n, size_t m, float *out,
-                  size_t out_stride)
-{
-    norm context = {pass->decoder, weight, x, x_stride, n, out, out_stride};
-    ds_pool_run(pass->decoder->pool, norm_row, &context, m);
+    assert(ds_prepared_blocks(n) <= memory->x8_stride);
+    rounding context = {memory, x, x_stride, n};
+    ds_pool_run(memory->pool, round_task, &context, m);
 }

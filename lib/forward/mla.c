@@ -7,17 +7,108 @@
  * A query row costs less in the expanded form, a tile of context costs less in the absorbed one: see is_expanded.
  *
  * Both walk over the context a page at a time: attend.c. */
-#include "forward/attend.h"
-#include "forward/pass.h"
+#include "forward/mla.h"
 
+#include "forward/attend.h"
+#include "forward/norm.h"
+#include "forward/rope.h"
+
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
+/* Attention in the absorbed form goes over the context in spans of this many pages, each summed by itself and merged in order,
+ * so that spans can be shared out over threads without changing a bit of the result. */
+enum { SPAN_PAGES = 8, SPAN_TOKENS = SPAN_PAGES * DS_PAGE_TOKENS };
+
+/* Tokens of context whose latents are made ready together for the expanded form: some megabytes. */
+enum { SEGMENT_TOKENS = 2048 };
+
+/* Query vectors, rows times heads, that one task of the absorbed form takes through a tile together. */
+enum { QUERY_SET = 64 };
+
+/* Sums of single spans are kept for at most this many query vectors: 134 MB with a latent of 512. */
+enum { MAX_PARTIALS = 65536 };
+
+_Static_assert((int)QUERY_SET <= (int)DS_ATTEND_ROWS, "queries of a task whose scores are made panel by panel");
+
+/* A task of the absorbed form: a query set of one sequence, and one span of its context or all. */
+typedef struct attend_task {
+    uint32_t first_row, n_rows, first_head, n_heads;
+    size_t span; /* or ALL_SPANS */
+    size_t n_spans, first_partial; /* for single spans: how many the query set has, and where this one's sums go */
+} attend_task;
+
+#define ALL_SPANS SIZE_MAX
+
+/* Working memory. Rows, m of each: */
+typedef struct mla_memory {
+    float *q;         /* [n_heads][nope + rope]: queries; RoPE part rotated in place */
+    float *q_a;       /* [q_lora_rank]: c^Q */
+    float *kv_a;      /* [kv_lora_rank + rope]: c^KV and k^R */
+    float *absorbed;  /* [n_heads][kv_lora_rank + rope]: q^C W^UK and q^R; afterwards the weighted sum of latents */
+    float *heads_out; /* [n_heads][v_head_dim]: o before W^O */
+
+    /* The expanded form. */
+    float *segment_latents; /* [SEGMENT_TOKENS or fewer][kv_lora_rank + rope] */
+    ds_x8 *segment_x8;      /* the same rounded, without k^R */
+    float *expanded_max, *expanded_sum; /* [n_heads][max_rows] */
+
+    /* The absorbed form. */
+    attend_task *tasks;     /* [max_tasks] */
+    size_t max_tasks;
+    float *span_out, *span_max, *span_sum; /* sums over single spans: [max_partials] query vectors times spans */
+    size_t max_partials;
+} mla_memory;
+
 typedef struct mla {
-    ds_pass *pass;
+    ds_rows *rows;
+    mla_memory *memory;
     const ds_mla_weights *weights;
     uint32_t layer;
 } mla;
+
+/* ---- working memory ---- */
+
+static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
+
+static uint32_t set_rows_of(uint32_t n_heads) { return n_heads < QUERY_SET ? QUERY_SET / n_heads : 1; }
+
+/* Only few rows are cut into spans: fewer query sets than four for each thread. attend_absorbed keeps to both bounds. */
+static void lay_out_spans(mla_memory *memory, ds_layout *layout)
+{
+    const ds_config *config = layout->config;
+    uint64_t m = layout->max_rows, n_heads = config->num_attention_heads, n_threads = layout->n_threads;
+    uint64_t n_spans = layout->max_position / SPAN_TOKENS + 1, split_rows = 4 * n_threads * set_rows_of((uint32_t)n_heads);
+    uint64_t partials = (m < split_rows ? m : split_rows) * n_heads * n_spans;
+    memory->max_partials = partials < MAX_PARTIALS ? partials : MAX_PARTIALS;
+    uint64_t whole_tasks = m * ((n_heads + QUERY_SET - 1) / QUERY_SET), span_tasks = 4 * n_threads * n_spans;
+    memory->max_tasks = max_of(whole_tasks, span_tasks < memory->max_partials ? span_tasks : memory->max_partials);
+    memory->tasks = ds_lay_out(layout, memory->max_tasks, sizeof(attend_task));
+    memory->span_out = ds_lay_out(layout, memory->max_partials * config->kv_lora_rank, sizeof(float));
+    memory->span_max = ds_lay_out(layout, memory->max_partials, sizeof(float));
+    memory->span_sum = ds_lay_out(layout, memory->max_partials, sizeof(float));
+}
+
+static void lay_out(void *memory_struct, ds_layout *layout)
+{
+    mla_memory *memory = memory_struct;
+    const ds_config *config = layout->config;
+    uint64_t m = layout->max_rows, n_heads = config->num_attention_heads;
+    uint64_t width = (uint64_t)config->kv_lora_rank + config->qk_rope_head_dim;
+    memory->q = ds_lay_out(layout, m * n_heads * (config->qk_nope_head_dim + config->qk_rope_head_dim), sizeof(float));
+    memory->q_a = ds_lay_out(layout, m * config->q_lora_rank, sizeof(float));
+    memory->kv_a = ds_lay_out(layout, m * width, sizeof(float));
+    memory->absorbed = ds_lay_out(layout, m * n_heads * width, sizeof(float));
+    memory->heads_out = ds_lay_out(layout, m * n_heads * config->v_head_dim, sizeof(float));
+
+    uint64_t segment = layout->max_position < SEGMENT_TOKENS ? layout->max_position : SEGMENT_TOKENS;
+    memory->segment_latents = ds_lay_out(layout, segment * width, sizeof(float));
+    memory->segment_x8 = ds_lay_out(layout, layout->rounds ? segment * ds_prepared_blocks(config->kv_lora_rank) : 0, sizeof(ds_x8));
+    memory->expanded_max = ds_lay_out(layout, m * n_heads, sizeof(float));
+    memory->expanded_sum = ds_lay_out(layout, m * n_heads, sizeof(float));
+    lay_out_spans(memory, layout);
+}
 
 /* ---- queries, latents and the cache: Eqs. 37-43 ---- */
 
@@ -26,43 +117,57 @@ static void position_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;
     const mla *a = context;
-    ds_pass *pass = a->pass;
-    const ds_decoder *decoder = pass->decoder;
-    const ds_config *config = decoder->config;
+    ds_rows *rows = a->rows;
+    mla_memory *memory = a->memory;
+    const ds_config *config = rows->config;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
 
-    float *kv_a = pass->kv_a + row * (lora + rope);
-    decoder->kernels->rms_norm(kv_a, kv_a, a->weights->kv_a_norm, config->rms_norm_eps, lora);
-    const float *cos = pass->rope_cos + row * rope / 2, *sin = pass->rope_sin + row * rope / 2;
+    float *kv_a = memory->kv_a + row * (lora + rope);
+    rows->kernels->rms_norm(kv_a, kv_a, a->weights->kv_a_norm, config->rms_norm_eps, lora);
+    const float *cos = rows->rope_cos + row * rope / 2, *sin = rows->rope_sin + row * rope / 2;
     ds_rope_rotate(config, cos, sin, kv_a + lora);
-    const ds_cache *cache = pass->sequences[pass->row_sequence[row]].cache;
-    size_t position = pass->row_position[row];
-    ds_cache_encode_row(&cache->shape, decoder->kernels, kv_a,
+    const ds_cache *cache = rows->sequences[rows->sequence_of[row]].cache;
+    size_t position = rows->position[row];
+    ds_cache_encode_row(&cache->shape, rows->kernels, kv_a,
                         ds_cache_rows(cache, a->layer, position / DS_PAGE_TOKENS) + position % DS_PAGE_TOKENS * cache->shape.row_bytes);
 
     for (uint32_t head = 0; head < config->num_attention_heads; head++) {
-        float *q = pass->q + (row * config->num_attention_heads + head) * (nope + rope);
+        float *q = memory->q + (row * config->num_attention_heads + head) * (nope + rope);
         ds_rope_rotate(config, cos, sin, q + nope);
         for (uint32_t i = 0; i < nope + rope; i++)
-            q[i] *= decoder->rope.softmax_scale;
+            q[i] *= rows->softmax_scale;
     }
 }
 
-static void queries_and_latents(mla *a)
+/* q of all rows, by way of c^Q where queries are compressed (Eqs. 37, 38, 40). */
+static dsv2_status project_queries(const mla *a)
 {
-    ds_pass *pass = a->pass;
+    ds_rows *rows = a->rows;
+    mla_memory *memory = a->memory;
     const ds_mla_weights *w = a->weights;
-    const ds_config *config = pass->decoder->config;
-    uint32_t hidden = config->hidden_size, q_lora = config->q_lora_rank, m = pass->n_rows;
-    if (q_lora == 0) {
-        ds_linear(pass, &w->q_proj, NULL, pass->normed, hidden, m, pass->q, w->q_proj.rows);
-    } else {
-        ds_linear(pass, &w->q_a_proj, w->q_a_bias, pass->normed, hidden, m, pass->q_a, q_lora);
-        ds_norm_rows(pass, w->q_a_norm, pass->q_a, q_lora, q_lora, m, pass->q_a, q_lora);
-        ds_linear(pass, &w->q_b_proj, NULL, pass->q_a, q_lora, m, pass->q, w->q_b_proj.rows);
-    }
-    ds_linear(pass, &w->kv_a_proj, w->kv_a_bias, pass->normed, hidden, m, pass->kv_a, w->kv_a_proj.rows);
-    ds_pool_run(pass->decoder->pool, position_row, a, m);
+    const ds_config *config = rows->config;
+    uint32_t hidden = config->hidden_size, q_lora = config->q_lora_rank, m = rows->n;
+    if (q_lora == 0)
+        return ds_linear(&rows->linear, &w->q_proj, NULL, rows->normed, hidden, m, memory->q, w->q_proj.rows);
+    dsv2_status status = ds_linear(&rows->linear, &w->q_a_proj, w->q_a_bias, rows->normed, hidden, m, memory->q_a, q_lora);
+    if (status != DSV2_OK)
+        return status;
+    ds_norm_rows(rows->kernels, rows->pool, config->rms_norm_eps, w->q_a_norm, memory->q_a, q_lora, q_lora, m, memory->q_a, q_lora);
+    return ds_linear(&rows->linear, &w->q_b_proj, NULL, memory->q_a, q_lora, m, memory->q, w->q_b_proj.rows);
+}
+
+/* c^KV and k^R of all rows (Eqs. 41, 43), and their way into the caches. */
+static dsv2_status project_latents(mla *a)
+{
+    ds_rows *rows = a->rows;
+    const ds_mla_weights *w = a->weights;
+    dsv2_status status = ds_linear(&rows->linear, &w->kv_a_proj, w->kv_a_bias, rows->normed, rows->config->hidden_size, rows->n,
+                                   a->memory->kv_a, w->kv_a_proj.rows);
+    if (status == DSV2_OK)
+        status = ds_stage_begin(&rows->watch, DS_STAGE_CACHE);
+    if (status == DSV2_OK)
+        ds_pool_run(rows->pool, position_row, a, rows->n);
+    return status;
 }
 
 /* How many of n tokens from `first` on the query at `position` may see. */
@@ -75,13 +180,13 @@ static uint32_t visible_tokens(size_t position, size_t first, size_t n)
 
 /* ---- the absorbed form ---- */
 
-/* Calls fn for every run of at most DS_QUERY_BLOCK consecutive rows in the absorbed form. */
+/* Calls fn for every run of at most QUERY_SET consecutive rows in the absorbed form. */
 static void for_absorbed_rows(mla *a, uint32_t head, unsigned thread, void (*fn)(mla *, uint32_t head, uint32_t row, uint32_t n, unsigned))
 {
-    const ds_pass *pass = a->pass;
-    for (uint32_t row = 0; row < pass->n_rows;) {
+    const ds_rows *rows = a->rows;
+    for (uint32_t row = 0; row < rows->n;) {
         uint32_t n = 0;
-        while (n < DS_QUERY_BLOCK && row + n < pass->n_rows && !pass->sequences[pass->row_sequence[row + n]].expanded)
+        while (n < QUERY_SET && row + n < rows->n && !rows->sequences[rows->sequence_of[row + n]].expanded)
             n++;
         if (n > 0)
             fn(a, head, row, n, thread);
@@ -92,90 +197,90 @@ static void for_absorbed_rows(mla *a, uint32_t head, unsigned thread, void (*fn)
 /* (W^UK)^T q^C in the cache's basis, and q^R behind it. */
 static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread)
 {
-    ds_pass *pass = a->pass;
-    const ds_config *config = pass->decoder->config;
+    ds_rows *rows = a->rows;
+    mla_memory *memory = a->memory;
+    const ds_config *config = rows->config;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
     uint32_t n_heads = config->num_attention_heads;
-    const float *q[DS_QUERY_BLOCK];
-    float *out = pass->absorbed + ((size_t)row * n_heads + head) * (lora + rope);
+    const float *q[QUERY_SET];
+    float *out = memory->absorbed + ((size_t)row * n_heads + head) * (lora + rope);
     size_t stride = (size_t)n_heads * (lora + rope);
     for (uint32_t i = 0; i < n; i++) {
-        q[i] = pass->q + ((size_t)(row + i) * n_heads + head) * (nope + rope);
+        q[i] = memory->q + ((size_t)(row + i) * n_heads + head) * (nope + rope);
         memcpy(out + i * stride + lora, q[i] + nope, rope * sizeof *out);
     }
-    ds_matmul(pass->decoder->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
-              ds_thread_scratch(pass, thread));
+    ds_matmul(rows->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
+              ds_matmul_scratch_of(&rows->linear, thread));
     for (uint32_t i = 0; i < n; i++)
-        ds_cache_rotate(&pass->sequences[pass->row_sequence[row + i]].cache->shape, pass->decoder->kernels, out + i * stride);
+        ds_cache_rotate(&rows->sequences[rows->sequence_of[row + i]].cache->shape, rows->kernels, out + i * stride);
 }
 
 /* o = W^UV (weighted sum of latents). */
 static void value_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread)
 {
-    ds_pass *pass = a->pass;
-    const ds_config *config = pass->decoder->config;
+    ds_rows *rows = a->rows;
+    mla_memory *memory = a->memory;
+    const ds_config *config = rows->config;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
     uint32_t n_heads = config->num_attention_heads, v_dim = config->v_head_dim;
-    const float *latent[DS_QUERY_BLOCK];
+    const float *latent[QUERY_SET];
     for (uint32_t i = 0; i < n; i++)
-        latent[i] = pass->absorbed + ((size_t)(row + i) * n_heads + head) * (lora + rope);
+        latent[i] = memory->absorbed + ((size_t)(row + i) * n_heads + head) * (lora + rope);
     uint32_t first = head * (nope + v_dim) + nope;
-    ds_matmul(pass->decoder->kernels, pass->heads_out + ((size_t)row * n_heads + head) * v_dim, (size_t)n_heads * v_dim, latent, n,
-              &a->weights->kv_b_proj, first, first + v_dim, ds_thread_scratch(pass, thread));
+    ds_matmul(rows->kernels, memory->heads_out + ((size_t)row * n_heads + head) * v_dim, (size_t)n_heads * v_dim, latent, n,
+              &a->weights->kv_b_proj, first, first + v_dim, ds_matmul_scratch_of(&rows->linear, thread));
 }
 
 static void absorb_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, absorb_rows); }
 static void value_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, value_rows); }
 
-_Static_assert((int)DS_QUERY_BLOCK <= (int)DS_ATTEND_ROWS, "queries of a task that meet keys at once");
-
-static ds_attend_shape absorbed_shape(const ds_config *config, bool sixteen)
+static ds_attend_shape absorbed_shape(const ds_config *config, bool integers)
 {
-    return (ds_attend_shape){sixteen, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank, DS_SCALE_COLS, true};
+    return (ds_attend_shape){integers, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank, DS_SCALE_COLS, true};
 }
 
 /* Working memory of one thread: */
 typedef struct attend_scratch {
     float *latents; /* [DS_PAGE_TOKENS][lora + rope]: cached rows, if they are taken as floats */
-    float *sums;    /* [DS_QUERY_BLOCK][lora]: of the present span */
-    float *total;   /* [DS_QUERY_BLOCK][lora]: of all spans so far */
+    float *sums;    /* [QUERY_SET][lora]: of the present span */
+    float *total;   /* [QUERY_SET][lora]: of all spans so far */
     float *attend;  /* what attend.c needs */
 } attend_scratch;
 
-static attend_scratch attend_scratch_of(const ds_pass *pass, unsigned thread)
+static attend_scratch attend_scratch_of(const ds_rows *rows, unsigned thread)
 {
-    const ds_config *config = pass->decoder->config;
+    const ds_config *config = rows->config;
     attend_scratch s;
-    s.latents = ds_thread_scratch(pass, thread);
+    s.latents = ds_stage_scratch_of(&rows->linear, thread);
     s.sums = s.latents + (size_t)DS_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
-    s.total = s.sums + (size_t)DS_QUERY_BLOCK * config->kv_lora_rank;
-    s.attend = s.total + (size_t)DS_QUERY_BLOCK * config->kv_lora_rank;
+    s.total = s.sums + (size_t)QUERY_SET * config->kv_lora_rank;
+    s.attend = s.total + (size_t)QUERY_SET * config->kv_lora_rank;
     return s;
 }
 
 static size_t attend_scratch_floats(const ds_config *config)
 {
     ds_attend_shape shape = absorbed_shape(config, true);
-    return (size_t)DS_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim) + 2 * (size_t)DS_QUERY_BLOCK * config->kv_lora_rank +
-           ds_attend_floats(&shape, DS_QUERY_BLOCK);
+    return (size_t)DS_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim) + 2 * (size_t)QUERY_SET * config->kv_lora_rank +
+           ds_attend_floats(&shape, QUERY_SET);
 }
 
 /* The query vectors that a task takes together: some rows of one sequence times some heads. */
-typedef struct queries {
+typedef struct query_set {
     uint32_t first_row, n_rows, first_head, n_heads;
-} queries;
+} query_set;
 
 /* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. The next page's are brought from memory
  * meanwhile, also if the present span ends here: the thread's next task will need them. */
 static void load_latents(const mla *a, const ds_cache *cache, size_t first, const ds_attend *attend, ds_tile *tile, float *latents)
 {
-    const ds_kernels *kernels = a->pass->decoder->kernels;
+    const ds_kernels *kernels = a->rows->kernels;
     const ds_attend_shape *shape = attend->shape;
     size_t page = first / DS_PAGE_TOKENS;
     const uint8_t *stored = ds_cache_rows(cache, a->layer, page);
-    if (shape->sixteen) {
+    if (shape->integers) {
         const uint8_t *next = page + 1 < cache->n_pages ? ds_cache_rows(cache, a->layer, page + 1) : NULL;
-        size_t stride = (size_t)ds_attend_groups(shape) * DS_SCALE_COLS;
+        size_t stride = (size_t)ds_attend_sections(shape) * DS_SCALE_COLS;
         for (size_t t = 0; t < tile->n; t += DS_PAIR_ROWS) {
             size_t at = t * cache->shape.row_bytes;
             ds_cache_decode_integers(&cache->shape, kernels, stored + at, ds_tile_rows(tile, t), attend->rows, tile->key_scales + t,
@@ -199,23 +304,24 @@ static void load_latents(const mla *a, const ds_cache *cache, size_t first, cons
 }
 
 /* The context from token `first` to `end` - 1, at most one span: sums[i] = sum_t exp(s_it - max[i]) c_t, sum[i] its weights. */
-static void attend_span(const mla *a, const ds_sequence *sequence, queries block, size_t first, size_t end,
+static void attend_span(const mla *a, const ds_sequence *sequence, query_set set, size_t first, size_t end,
                         const attend_scratch *scratch, float *sums, float *max, float *sum)
 {
-    ds_pass *pass = a->pass;
-    const ds_config *config = pass->decoder->config;
+    ds_rows *rows = a->rows;
+    mla_memory *memory = a->memory;
+    const ds_config *config = rows->config;
     const ds_cache *cache = sequence->cache;
-    uint32_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim, n_queries = block.n_rows * block.n_heads;
+    uint32_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim, n_queries = set.n_rows * set.n_heads;
     ds_attend_shape shape = absorbed_shape(config, ds_cache_is_quantised(&cache->shape));
-    const float *q[DS_QUERY_BLOCK];
+    const float *q[QUERY_SET];
     for (uint32_t i = 0; i < n_queries; i++) {
-        uint32_t row = block.first_row + i / block.n_heads, head = block.first_head + i % block.n_heads;
-        q[i] = pass->absorbed + ((size_t)row * config->num_attention_heads + head) * width;
+        uint32_t row = set.first_row + i / set.n_heads, head = set.first_head + i % set.n_heads;
+        q[i] = memory->absorbed + ((size_t)row * config->num_attention_heads + head) * width;
     }
     ds_tile tile;
     ds_attend attend;
-    ds_attend_lay_out(&shape, DS_QUERY_BLOCK, scratch->attend, &attend, &tile);
-    attend.kernels = pass->decoder->kernels;
+    ds_attend_divide(&shape, QUERY_SET, scratch->attend, &attend, &tile);
+    attend.kernels = rows->kernels;
     attend.n = n_queries;
     attend.q = q;
     attend.sums = sums;
@@ -224,14 +330,14 @@ static void attend_span(const mla *a, const ds_sequence *sequence, queries block
     attend.sum = sum;
     ds_attend_begin(&attend);
     ds_attend_queries(&attend);
-    size_t last_position = pass->row_position[block.first_row + block.n_rows - 1];
+    size_t last_position = rows->position[set.first_row + set.n_rows - 1];
     if (end > last_position + 1)
         end = last_position + 1;
     for (size_t t = first; t < end; t += DS_PAGE_TOKENS) {
-        uint32_t visible[DS_QUERY_BLOCK];
+        uint32_t visible[QUERY_SET];
         tile.n = end - t < DS_PAGE_TOKENS ? end - t : DS_PAGE_TOKENS;
         for (uint32_t i = 0; i < n_queries; i++)
-            visible[i] = visible_tokens(pass->row_position[block.first_row + i / block.n_heads], t, tile.n);
+            visible[i] = visible_tokens(rows->position[set.first_row + i / set.n_heads], t, tile.n);
         load_latents(a, cache, t, &attend, &tile, scratch->latents);
         ds_attend_tile(&attend, &tile, visible);
     }
@@ -253,109 +359,116 @@ static void merge_span(float *total, float *total_max, float *total_sum, const f
 /* The query's softmax-weighted latent, in the model's own basis, over what was its query vector. */
 static void finish_query(const mla *a, uint32_t row, uint32_t head, const float *total, float total_sum)
 {
-    const ds_config *config = a->pass->decoder->config;
+    const ds_config *config = a->rows->config;
     uint32_t lora = config->kv_lora_rank;
-    float *out = a->pass->absorbed + ((size_t)row * config->num_attention_heads + head) * (lora + config->qk_rope_head_dim);
+    float *out = a->memory->absorbed + ((size_t)row * config->num_attention_heads + head) * (lora + config->qk_rope_head_dim);
     float scale = 1.0f / total_sum;
     for (uint32_t j = 0; j < lora; j++)
         out[j] = total[j] * scale;
-    ds_cache_rotate(&a->pass->sequences[a->pass->row_sequence[row]].cache->shape, a->pass->decoder->kernels, out);
+    ds_cache_rotate(&a->rows->sequences[a->rows->sequence_of[row]].cache->shape, a->rows->kernels, out);
 }
 
-static size_t span_count(size_t position) { return position / DS_SPAN_TOKENS + 1; }
+static size_t span_count(size_t position) { return position / SPAN_TOKENS + 1; }
 
-/* A block of queries over its whole context. */
-static void attend_block(mla *a, const ds_sequence *sequence, queries block, unsigned thread)
+/* A query set over its whole context. */
+static void attend_set(mla *a, const ds_sequence *sequence, query_set set, unsigned thread)
 {
-    ds_pass *pass = a->pass;
-    uint32_t lora = pass->decoder->config->kv_lora_rank, n_queries = block.n_rows * block.n_heads;
-    attend_scratch scratch = attend_scratch_of(pass, thread);
-    float max[DS_QUERY_BLOCK], sum[DS_QUERY_BLOCK], total_max[DS_QUERY_BLOCK], total_sum[DS_QUERY_BLOCK];
+    ds_rows *rows = a->rows;
+    uint32_t lora = rows->config->kv_lora_rank, n_queries = set.n_rows * set.n_heads;
+    attend_scratch scratch = attend_scratch_of(rows, thread);
+    float max[QUERY_SET], sum[QUERY_SET], total_max[QUERY_SET], total_sum[QUERY_SET];
     for (uint32_t i = 0; i < n_queries; i++) {
         total_max[i] = -INFINITY;
         total_sum[i] = 0;
     }
     memset(scratch.total, 0, (size_t)n_queries * lora * sizeof *scratch.total);
-    size_t n_spans = span_count(pass->row_position[block.first_row + block.n_rows - 1]);
+    size_t n_spans = span_count(rows->position[set.first_row + set.n_rows - 1]);
     for (size_t span = 0; span < n_spans; span++) {
-        attend_span(a, sequence, block, span * DS_SPAN_TOKENS, (span + 1) * DS_SPAN_TOKENS, &scratch, scratch.sums, max, sum);
+        attend_span(a, sequence, set, span * SPAN_TOKENS, (span + 1) * SPAN_TOKENS, &scratch, scratch.sums, max, sum);
         for (uint32_t i = 0; i < n_queries; i++)
             merge_span(scratch.total + (size_t)i * lora, &total_max[i], &total_sum[i], scratch.sums + (size_t)i * lora, max[i], sum[i], lora);
     }
     for (uint32_t i = 0; i < n_queries; i++)
-        finish_query(a, block.first_row + i / block.n_heads, block.first_head + i % block.n_heads, scratch.total + (size_t)i * lora,
+        finish_query(a, set.first_row + i / set.n_heads, set.first_head + i % set.n_heads, scratch.total + (size_t)i * lora,
                      total_sum[i]);
 }
 
-/* One span of a block, its sums kept until all spans are there. */
-static void attend_partial(mla *a, const ds_sequence *sequence, const ds_attend_task *task, unsigned thread)
+/* A query set over one span of its context; the sums are kept until all spans are there. */
+static void attend_partial(mla *a, const ds_sequence *sequence, const attend_task *task, unsigned thread)
 {
-    ds_pass *pass = a->pass;
-    attend_scratch scratch = attend_scratch_of(pass, thread);
-    queries block = {task->first_row, task->n_rows, task->first_head, task->n_heads};
-    attend_span(a, sequence, block, task->span * DS_SPAN_TOKENS, (task->span + 1) * DS_SPAN_TOKENS, &scratch,
-                pass->span_out + task->first_partial * pass->decoder->config->kv_lora_rank, pass->span_max + task->first_partial,
-                pass->span_sum + task->first_partial);
+    ds_rows *rows = a->rows;
+    mla_memory *memory = a->memory;
+    attend_scratch scratch = attend_scratch_of(rows, thread);
+    query_set set = {task->first_row, task->n_rows, task->first_head, task->n_heads};
+    attend_span(a, sequence, set, task->span * SPAN_TOKENS, (task->span + 1) * SPAN_TOKENS, &scratch,
+                memory->span_out + task->first_partial * rows->config->kv_lora_rank, memory->span_max + task->first_partial,
+                memory->span_sum + task->first_partial);
 }
 
-static void attend_task(void *context, size_t index, unsigned thread)
+static void attend_run(void *context, size_t index, unsigned thread)
 {
     mla *a = context;
-    const ds_attend_task *task = &a->pass->attend_tasks[index];
-    const ds_sequence *sequence = &a->pass->sequences[a->pass->row_sequence[task->first_row]];
-    if (task->span == DS_ALL_SPANS)
-        attend_block(a, sequence, (queries){task->first_row, task->n_rows, task->first_head, task->n_heads}, thread);
+    const attend_task *task = &a->memory->tasks[index];
+    const ds_sequence *sequence = &a->rows->sequences[a->rows->sequence_of[task->first_row]];
+    if (task->span == ALL_SPANS)
+        attend_set(a, sequence, (query_set){task->first_row, task->n_rows, task->first_head, task->n_heads}, thread);
     else
         attend_partial(a, sequence, task, thread);
 }
 
-/* The tasks of a block are a run, one for each span. To merge, each takes some queries and all spans of these. */
+/* The tasks of a query set follow one another, one for each span. To merge, each takes some of the queries and all spans of these. */
 static void merge_task(void *context, size_t index, unsigned thread)
 {
     mla *a = context;
-    ds_pass *pass = a->pass;
-    const ds_attend_task *task = &pass->attend_tasks[index], *run = task - task->span;
-    uint32_t lora = pass->decoder->config->kv_lora_rank, n_queries = task->n_rows * task->n_heads;
-    float *total = attend_scratch_of(pass, thread).total;
+    ds_rows *rows = a->rows;
+    mla_memory *memory = a->memory;
+    const attend_task *task = &memory->tasks[index], *run = task - task->span;
+    uint32_t lora = rows->config->kv_lora_rank, n_queries = task->n_rows * task->n_heads;
+    float *total = attend_scratch_of(rows, thread).total;
     for (size_t i = task->span; i < n_queries; i += task->n_spans) {
         float max = -INFINITY, sum = 0;
         memset(total, 0, lora * sizeof *total);
         for (size_t span = 0; span < task->n_spans; span++) {
             size_t partial = run[span].first_partial + i;
-            merge_span(total, &max, &sum, pass->span_out + partial * lora, pass->span_max[partial], pass->span_sum[partial], lora);
+            merge_span(total, &max, &sum, memory->span_out + partial * lora, memory->span_max[partial], memory->span_sum[partial], lora);
         }
         finish_query(a, task->first_row + (uint32_t)i / task->n_heads, task->first_head + (uint32_t)i % task->n_heads, total, sum);
     }
 }
 
-/* Cuts the absorbed sequences into blocks of queries, each of some rows and block_heads heads; and these, if `split`, into spans. */
-static size_t plan_absorbed(ds_pass *pass, uint32_t block_heads, bool split)
+/* Makes the tasks: cuts the absorbed sequences into query sets, each of some rows and set_heads heads; and, if `split`, each query set
+ * into spans. Returns how many tasks there are. */
+static size_t plan_absorbed(const mla *a, uint32_t set_heads, bool split)
 {
-    uint32_t n_heads = pass->decoder->config->num_attention_heads;
-    uint32_t block_rows = n_heads < DS_QUERY_BLOCK ? DS_QUERY_BLOCK / n_heads : 1;
+    const ds_rows *rows = a->rows;
+    mla_memory *memory = a->memory;
+    uint32_t n_heads = rows->config->num_attention_heads;
+    uint32_t set_rows = set_rows_of(n_heads);
     size_t n_tasks = 0, n_partials = 0;
-    for (size_t s = 0; s < pass->n_sequences; s++) {
-        const ds_sequence *sequence = &pass->sequences[s];
+    for (size_t s = 0; s < rows->n_sequences; s++) {
+        const ds_sequence *sequence = &rows->sequences[s];
         if (sequence->expanded)
             continue;
-        for (uint32_t row = 0; row < sequence->n_rows; row += block_rows) {
-            for (uint32_t head = 0; head < n_heads; head += block_heads) {
-                ds_attend_task task = {
+        for (uint32_t row = 0; row < sequence->n_rows; row += set_rows) {
+            for (uint32_t head = 0; head < n_heads; head += set_heads) {
+                attend_task task = {
                     .first_row = sequence->first_row + row,
-                    .n_rows = sequence->n_rows - row < block_rows ? sequence->n_rows - row : block_rows,
+                    .n_rows = sequence->n_rows - row < set_rows ? sequence->n_rows - row : set_rows,
                     .first_head = head,
-                    .n_heads = n_heads - head < block_heads ? n_heads - head : block_heads,
-                    .span = DS_ALL_SPANS,
+                    .n_heads = n_heads - head < set_heads ? n_heads - head : set_heads,
+                    .span = ALL_SPANS,
                 };
                 if (!split) {
-                    pass->attend_tasks[n_tasks++] = task;
+                    assert(n_tasks < memory->max_tasks);
+                    memory->tasks[n_tasks++] = task;
                     continue;
                 }
-                task.n_spans = span_count(pass->row_position[task.first_row + task.n_rows - 1]);
+                task.n_spans = span_count(rows->position[task.first_row + task.n_rows - 1]);
                 for (task.span = 0; task.span < task.n_spans; task.span++) {
                     task.first_partial = n_partials;
                     n_partials += (size_t)task.n_rows * task.n_heads;
-                    pass->attend_tasks[n_tasks++] = task;
+                    assert(n_tasks < memory->max_tasks && n_partials <= memory->max_partials);
+                    memory->tasks[n_tasks++] = task;
                 }
             }
         }
@@ -363,41 +476,50 @@ static size_t plan_absorbed(ds_pass *pass, uint32_t block_heads, bool split)
     return n_tasks;
 }
 
-static void attend_absorbed(mla *a)
+/* Tasks for all threads. Where there are too few query sets to keep the threads busy, each is cut into spans, and into fewer heads if
+ * the context has too few spans: sets of the same rows then make the same tiles, which takes less time than waiting. */
+static size_t plan_tasks(const mla *a, size_t n_rows, size_t longest, bool *split)
 {
-    ds_pass *pass = a->pass;
-    const ds_config *config = pass->decoder->config;
+    uint32_t n_heads = a->rows->config->num_attention_heads, set_heads = n_heads < QUERY_SET ? n_heads : QUERY_SET;
+    size_t n_tasks = plan_absorbed(a, set_heads, false), n_threads = ds_pool_threads(a->rows->pool);
+    size_t n_spans = span_count(longest);
+    *split = n_tasks < 4 * n_threads && n_spans > 1 && n_rows * n_heads * n_spans <= a->memory->max_partials;
+    if (*split)
+        n_tasks = plan_absorbed(a, set_heads, true);
+    if (n_tasks < n_threads)
+        n_tasks = plan_absorbed(a, (uint32_t)((set_heads * n_tasks + n_threads - 1) / n_threads), *split);
+    return n_tasks;
+}
+
+static dsv2_status attend_absorbed(mla *a)
+{
+    ds_rows *rows = a->rows;
+    uint32_t n_heads = rows->config->num_attention_heads;
     size_t n_rows = 0, longest = 0;
-    for (uint32_t row = 0; row < pass->n_rows; row++) {
-        if (pass->sequences[pass->row_sequence[row]].expanded)
+    for (uint32_t row = 0; row < rows->n; row++) {
+        if (rows->sequences[rows->sequence_of[row]].expanded)
             continue;
         n_rows++;
-        longest = pass->row_position[row] > longest ? pass->row_position[row] : longest;
+        longest = rows->position[row] > longest ? rows->position[row] : longest;
     }
-    if (n_rows == 0)
-        return;
-    ds_pool_run(pass->decoder->pool, absorb_task, a, config->num_attention_heads);
-    /* Where there are too few blocks to keep the threads busy they are cut into spans; and into heads, if they have too few of these:
-     * each then makes the same tiles, which takes less time than waiting. */
-    uint32_t n_heads = config->num_attention_heads, block_heads = n_heads < DS_QUERY_BLOCK ? n_heads : DS_QUERY_BLOCK;
-    size_t n_tasks = plan_absorbed(pass, block_heads, false), n_threads = ds_pool_threads(pass->decoder->pool);
-    size_t n_spans = span_count(longest);
-    bool split = n_tasks < 4 * n_threads && n_spans > 1 && n_rows * n_heads * n_spans <= pass->max_partials;
+    dsv2_status status = n_rows > 0 ? ds_stage_begin(&rows->watch, DS_STAGE_ABSORBED) : DSV2_OK;
+    if (n_rows == 0 || status != DSV2_OK)
+        return status;
+    bool split;
+    ds_pool_run(rows->pool, absorb_task, a, n_heads);
+    size_t n_tasks = plan_tasks(a, n_rows, longest, &split);
+    ds_pool_run(rows->pool, attend_run, a, n_tasks);
     if (split)
-        n_tasks = plan_absorbed(pass, block_heads, true);
-    if (n_tasks < n_threads)
-        n_tasks = plan_absorbed(pass, (uint32_t)((block_heads * n_tasks + n_threads - 1) / n_threads), split);
-    ds_pool_run(pass->decoder->pool, attend_task, a, n_tasks);
-    if (split)
-        ds_pool_run(pass->decoder->pool, merge_task, a, n_tasks);
-    ds_pool_run(pass->decoder->pool, value_task, a, config->num_attention_heads);
+        ds_pool_run(rows->pool, merge_task, a, n_tasks);
+    ds_pool_run(rows->pool, value_task, a, n_heads);
+    return DSV2_OK;
 }
 
 /* ---- the expanded form ---- */
 
-static ds_attend_shape expanded_shape(const ds_config *config, bool sixteen)
+static ds_attend_shape expanded_shape(const ds_config *config, bool integers)
 {
-    return (ds_attend_shape){sixteen, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim, config->v_head_dim,
+    return (ds_attend_shape){integers, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim, config->v_head_dim,
                              false};
 }
 
@@ -413,18 +535,19 @@ static void segment_task(void *context, size_t page, unsigned thread)
 {
     (void)thread;
     const segment *s = context;
-    ds_pass *pass = s->a->pass;
+    ds_rows *rows = s->a->rows;
+    mla_memory *memory = s->a->memory;
     const ds_cache *cache = s->sequence->cache;
-    const ds_kernels *kernels = pass->decoder->kernels;
+    const ds_kernels *kernels = rows->kernels;
     const ds_matrix *kv_b = &s->a->weights->kv_b_proj;
     size_t first = s->first + page * DS_PAGE_TOKENS, n = s->end - first < DS_PAGE_TOKENS ? s->end - first : DS_PAGE_TOKENS;
     size_t width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim, at = page * DS_PAGE_TOKENS;
-    float *latents = pass->segment_latents + at * width;
+    float *latents = memory->segment_latents + at * width;
     ds_cache_decode_rows(&cache->shape, kernels, ds_cache_rows(cache, s->a->layer, first / DS_PAGE_TOKENS), n, latents);
     for (size_t t = 0; t < n; t++) {
         ds_cache_rotate(&cache->shape, kernels, latents + t * width);
         if (ds_type_is_packed(kv_b->type))
-            kernels->prepare_row(pass->segment_x8 + (at + t) * ds_prepared_blocks(kv_b->cols), latents + t * width, kv_b->cols);
+            kernels->prepare_row(memory->segment_x8 + (at + t) * ds_prepared_blocks(kv_b->cols), latents + t * width, kv_b->cols);
     }
 }
 
@@ -444,12 +567,12 @@ static size_t expand_scratch_floats(const ds_config *config)
            ds_attend_floats(&shape, DS_PASS_ROWS);
 }
 
-static expand_scratch expand_scratch_of(const ds_pass *pass, const ds_mla_weights *weights, unsigned thread)
+static expand_scratch expand_scratch_of(const ds_rows *rows, unsigned thread)
 {
-    const ds_config *config = pass->decoder->config;
+    const ds_config *config = rows->config;
     expand_scratch s;
-    s.matmul = ds_thread_scratch(pass, thread);
-    s.keys = s.matmul + ds_matmul_scratch(&weights->kv_b_proj);
+    s.matmul = ds_matmul_scratch_of(&rows->linear, thread);
+    s.keys = ds_stage_scratch_of(&rows->linear, thread);
     s.values = s.keys + (size_t)DS_PAGE_TOKENS * (config->qk_nope_head_dim + config->qk_rope_head_dim);
     s.value_scales = s.values + (size_t)DS_PAGE_TOKENS * config->v_head_dim;
     s.attend = s.value_scales + DS_PAGE_TOKENS;
@@ -459,16 +582,17 @@ static expand_scratch expand_scratch_of(const ds_pass *pass, const ds_mla_weight
 /* k^C = W^UK c (Eq. 42), with k^R behind it, and v^C = W^UV c (Eq. 45), of one head for n tokens from number `at` of the segment. */
 static void expand(const segment *segment, uint32_t head, size_t at, size_t n, const expand_scratch *s)
 {
-    ds_pass *pass = segment->a->pass;
-    const ds_kernels *kernels = pass->decoder->kernels;
-    const ds_config *config = pass->decoder->config;
+    ds_rows *rows = segment->a->rows;
+    mla_memory *memory = segment->a->memory;
+    const ds_kernels *kernels = rows->kernels;
+    const ds_config *config = rows->config;
     const ds_matrix *kv_b = &segment->a->weights->kv_b_proj;
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim, v_dim = config->v_head_dim;
     const float *latents[DS_PAGE_TOKENS];
     const ds_x8 *x8[DS_PAGE_TOKENS];
     for (size_t t = 0; t < n; t++) {
-        latents[t] = pass->segment_latents + (at + t) * (lora + rope);
-        x8[t] = pass->segment_x8 + (at + t) * ds_prepared_blocks(lora);
+        latents[t] = memory->segment_latents + (at + t) * (lora + rope);
+        x8[t] = memory->segment_x8 + (at + t) * ds_prepared_blocks(lora);
         memcpy(s->keys + t * (nope + rope) + nope, latents[t] + lora, rope * sizeof(float));
     }
     uint32_t first = head * (nope + v_dim);
@@ -485,8 +609,8 @@ static void expand(const segment *segment, uint32_t head, size_t at, size_t n, c
 static void load_expanded(const ds_attend *attend, ds_tile *tile, const expand_scratch *s)
 {
     const ds_attend_shape *shape = attend->shape;
-    uint32_t width = shape->part[0], v_dim = shape->value_width, groups = ds_attend_groups(shape), cols = groups * DS_SCALE_COLS;
-    if (!shape->sixteen) {
+    uint32_t width = shape->part[0], v_dim = shape->value_width, groups = ds_attend_sections(shape), cols = groups * DS_SCALE_COLS;
+    if (!shape->integers) {
         tile->keys = s->keys;
         tile->key_stride = width;
         tile->values = s->values;
@@ -516,26 +640,27 @@ static void expanded_task(void *context, size_t head, unsigned thread)
 {
     const segment *segment = context;
     const mla *a = segment->a;
-    ds_pass *pass = a->pass;
+    ds_rows *rows = a->rows;
+    mla_memory *memory = a->memory;
     const ds_sequence *sequence = segment->sequence;
-    const ds_config *config = pass->decoder->config;
+    const ds_config *config = rows->config;
     uint32_t width = config->qk_nope_head_dim + config->qk_rope_head_dim, v_dim = config->v_head_dim, n_rows = sequence->n_rows;
-    expand_scratch s = expand_scratch_of(pass, a->weights, thread);
+    expand_scratch s = expand_scratch_of(rows, thread);
     ds_attend_shape shape = expanded_shape(config, ds_cache_is_quantised(&sequence->cache->shape));
     size_t q_stride = (size_t)config->num_attention_heads * width, out_stride = (size_t)config->num_attention_heads * v_dim;
     const float *q[DS_PASS_ROWS];
     for (uint32_t i = 0; i < n_rows; i++)
-        q[i] = pass->q + (sequence->first_row + i) * q_stride + head * width;
+        q[i] = memory->q + (sequence->first_row + i) * q_stride + head * width;
     ds_tile tile;
     ds_attend attend;
-    ds_attend_lay_out(&shape, n_rows, s.attend, &attend, &tile);
-    attend.kernels = pass->decoder->kernels;
+    ds_attend_divide(&shape, n_rows, s.attend, &attend, &tile);
+    attend.kernels = rows->kernels;
     attend.n = n_rows;
     attend.q = q;
-    attend.sums = pass->heads_out + sequence->first_row * out_stride + head * v_dim;
+    attend.sums = memory->heads_out + sequence->first_row * out_stride + head * v_dim;
     attend.sums_stride = out_stride;
-    attend.max = pass->expanded_max + head * pass->max_rows;
-    attend.sum = pass->expanded_sum + head * pass->max_rows;
+    attend.max = memory->expanded_max + head * rows->max;
+    attend.sum = memory->expanded_sum + head * rows->max;
     if (segment->first == 0)
         ds_attend_begin(&attend);
     ds_attend_queries(&attend);
@@ -556,21 +681,25 @@ static void expanded_task(void *context, size_t head, unsigned thread)
 }
 
 /* All sequences in the expanded form. The context's latents are made ready for all heads a segment at a time. */
-static void attend_expanded(const mla *a)
+static dsv2_status attend_expanded(const mla *a)
 {
-    ds_pass *pass = a->pass;
-    for (size_t i = 0; i < pass->n_sequences; i++) {
-        const ds_sequence *sequence = &pass->sequences[i];
+    ds_rows *rows = a->rows;
+    for (size_t i = 0; i < rows->n_sequences; i++) {
+        const ds_sequence *sequence = &rows->sequences[i];
         if (!sequence->expanded)
             continue;
         size_t total = sequence->first_position + sequence->n_rows;
-        for (size_t first = 0; first < total; first += DS_SEGMENT_TOKENS) {
-            size_t n = total - first < DS_SEGMENT_TOKENS ? total - first : DS_SEGMENT_TOKENS;
+        for (size_t first = 0; first < total; first += SEGMENT_TOKENS) {
+            dsv2_status status = ds_stage_begin(&rows->watch, DS_STAGE_EXPANDED);
+            if (status != DSV2_OK)
+                return status;
+            size_t n = total - first < SEGMENT_TOKENS ? total - first : SEGMENT_TOKENS;
             segment s = {a, sequence, first, first + n};
-            ds_pool_run(pass->decoder->pool, segment_task, &s, (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS);
-            ds_pool_run(pass->decoder->pool, expanded_task, &s, pass->decoder->config->num_attention_heads);
+            ds_pool_run(rows->pool, segment_task, &s, (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS);
+            ds_pool_run(rows->pool, expanded_task, &s, rows->config->num_attention_heads);
         }
     }
+    return DSV2_OK;
 }
 
 /* Which form costs fewer multiplications for n rows at the end of a context of `total` tokens, per head:
@@ -588,22 +717,37 @@ static bool is_expanded(const ds_config *config, const ds_sequence *sequence)
     return expanded_cost < absorbed;
 }
 
-void ds_mla_choose_form(const ds_decoder *decoder, ds_sequence *sequence) { sequence->expanded = is_expanded(decoder->config, sequence); }
+static void choose_form(const ds_config *config, ds_sequence *sequence) { sequence->expanded = is_expanded(config, sequence); }
 
-size_t ds_mla_scratch(const ds_decoder *decoder)
+static size_t stage_floats(const ds_config *config)
 {
-    size_t absorbed = attend_scratch_floats(decoder->config), expand = expand_scratch_floats(decoder->config);
-    return absorbed > expand ? absorbed : expand;
+    return max_of(attend_scratch_floats(config), expand_scratch_floats(config));
 }
 
-void ds_mla(ds_pass *pass, uint32_t layer)
+/* ---- the whole ---- */
+
+static dsv2_status run(ds_rows *rows, uint32_t layer, void *memory)
 {
-    const ds_mla_weights *weights = &pass->decoder->weights->layers[layer].mla;
-    const ds_config *config = pass->decoder->config;
-    mla a = {pass, weights, layer};
-    queries_and_latents(&a);
-    attend_absorbed(&a);
-    attend_expanded(&a);
-    ds_linear(pass, &weights->o_proj, weights->o_bias, pass->heads_out, weights->o_proj.cols, pass->n_rows, pass->block_out,
-              config->hidden_size);
+    const ds_mla_weights *weights = &rows->weights->layers[layer].mla;
+    mla a = {rows, memory, weights, layer};
+    dsv2_status status = project_queries(&a);
+    if (status == DSV2_OK)
+        status = project_latents(&a);
+    if (status == DSV2_OK)
+        status = attend_absorbed(&a);
+    if (status == DSV2_OK)
+        status = attend_expanded(&a);
+    if (status == DSV2_OK) /* u = W^O [o_1; o_2; ...] (Eq. 47) */
+        status = ds_linear(&rows->linear, &weights->o_proj, weights->o_bias, a.memory->heads_out, weights->o_proj.cols, rows->n,
+                           rows->output, rows->config->hidden_size);
+    return status;
 }
+
+const ds_attention_kind ds_mla_kind = {
+    .name = "mla",
+    .memory_bytes = sizeof(mla_memory),
+    .lay_out = lay_out,
+    .stage_floats = stage_floats,
+    .choose_form = choose_form,
+    .run = run,
+};

@@ -1,169 +1,80 @@
-/* Working memory of passes: one block, laid out once for a number of rows and a length of context, and kept for the next call. */
+/* The store of passes: made when first needed, kept for the next call, grown when they are too small. */
 #include "forward/pass.h"
 
-#include <string.h>
-
-/* Single spans of attention are kept for at most this many query vectors: 134 MB with a latent of 512. */
-enum { MAX_PARTIALS = 65536 };
-
-/* Hands out parts of a block; with `memory` NULL it only adds up. */
-typedef struct carver {
-    uint8_t *memory;
-    uint64_t used;
-    bool fits; /* no sum has wrapped */
-} carver;
-
-static void *carve(carver *c, uint64_t count, uint64_t size)
+static void lay_out_attention(void *context, ds_layout *layout)
 {
-    uint64_t bytes, end;
-    if (!ds_mul(count, size, &bytes) || !ds_add(bytes, 63, &bytes) || !ds_add(c->used, bytes & ~(uint64_t)63, &end))
-        c->fits = false;
-    if (!c->fits)
-        return NULL;
-    void *part = c->memory == NULL ? NULL : c->memory + c->used;
-    c->used = end;
-    return part;
+    ds_pass *pass = context;
+    const ds_attention_kind *kind = pass->decoder->attention;
+    kind->lay_out(pass->attention, layout);
 }
+
+static void lay_out_feed_forward(void *context, ds_layout *layout)
+{
+    ds_pass *pass = context;
+    ds_moe_lay_out(&pass->moe, layout);
+    ds_ffn_lay_out(&pass->ffn, layout);
+}
+
+static void lay_out_head(void *context, ds_layout *layout) { ds_head_lay_out(&((ds_pass *)context)->head, layout); }
 
 static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
 
-static uint32_t task_count(uint32_t rows) { return (rows + DS_TASK_ROWS - 1) / DS_TASK_ROWS; }
-
-static void lay_out_ffn(ds_pass *pass, carver *c)
+static void lay_out(ds_pass *pass, ds_layout *layout)
 {
-    const ds_config *config = pass->decoder->config;
-    uint64_t m = pass->max_rows, n_experts = config->n_routed_experts, top_k = config->num_experts_per_tok;
-    uint64_t hidden_floats = m * config->intermediate_size, hidden_blocks = m * ds_prepared_blocks(config->intermediate_size);
-    uint64_t slots = m, n_jobs = 1;
-    uint64_t n_slices = max_of(task_count(config->intermediate_size), task_count(config->hidden_size));
-    if (n_experts > 0) {
-        uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size;
-        slots = m * (top_k + 1);
-        n_jobs = n_experts + 1;
-        hidden_floats = max_of(hidden_floats, m * (top_k * config->moe_intermediate_size + shared));
-        hidden_blocks = max_of(hidden_blocks, m * (top_k * ds_prepared_blocks(config->moe_intermediate_size) +
-                                                   ds_prepared_blocks((uint32_t)shared)));
-        n_slices = max_of(n_slices, task_count((uint32_t)shared) + task_count(config->hidden_size) +
-                                        n_experts * max_of(task_count(config->moe_intermediate_size), task_count(config->hidden_size)));
-        pass->routes.scores = carve(c, m * n_experts, sizeof(float));
-        pass->routes.experts = carve(c, m * top_k, sizeof(uint32_t));
-        pass->routes.gates = carve(c, m * top_k, sizeof(float));
-        pass->routes.groups = carve(c, m, sizeof(uint64_t));
-        pass->expert_rows = carve(c, n_experts + 1, sizeof(uint32_t));
-        pass->chosen = carve(c, n_experts, sizeof(uint32_t));
-        pass->chosen_weights = carve(c, n_experts, sizeof(ds_ffn_weights *));
-        pass->pair_slot = carve(c, m * top_k, sizeof(uint32_t));
-        pass->ffn_output = carve(c, slots * config->hidden_size, sizeof(float));
-    }
-    pass->ffn_rows = carve(c, slots, sizeof(uint32_t));
-    pass->ffn_inputs = carve(c, slots, sizeof(float *));
-    pass->ffn_input_x8 = carve(c, slots, sizeof(ds_x8 *));
-    pass->ffn_hidden_rows = carve(c, slots, sizeof(float *));
-    pass->ffn_hidden_x8 = carve(c, slots, sizeof(ds_x8 *));
-    pass->ffn_hidden = carve(c, hidden_floats, sizeof(float));
-    pass->ffn_x8 = carve(c, pass->decoder->weights->has_packed ? hidden_blocks : 0, sizeof(ds_x8));
-    pass->ffn_jobs = carve(c, n_jobs, sizeof(ds_ffn_job));
-    pass->ffn_slices = carve(c, n_slices, sizeof(ds_ffn_slice));
-}
-
-static void lay_out_attention(ds_pass *pass, carver *c)
-{
-    const ds_config *config = pass->decoder->config;
-    uint64_t m = pass->max_rows, n_heads = config->num_attention_heads, n_threads = ds_pool_threads(pass->decoder->pool);
-    uint64_t width = (uint64_t)config->kv_lora_rank + config->qk_rope_head_dim;
-    pass->q = carve(c, m * n_heads * (config->qk_nope_head_dim + config->qk_rope_head_dim), sizeof(float));
-    pass->q_a = carve(c, m * config->q_lora_rank, sizeof(float));
-    pass->kv_a = carve(c, m * width, sizeof(float));
-    pass->absorbed = carve(c, m * n_heads * width, sizeof(float));
-    pass->heads_out = carve(c, m * n_heads * config->v_head_dim, sizeof(float));
-
-    uint64_t segment = pass->max_position < DS_SEGMENT_TOKENS ? pass->max_position : DS_SEGMENT_TOKENS;
-    pass->segment_latents = carve(c, segment * width, sizeof(float));
-    pass->segment_x8 = carve(c, pass->decoder->weights->has_packed ? segment * ds_prepared_blocks(config->kv_lora_rank) : 0, sizeof(ds_x8));
-    pass->expanded_max = carve(c, m * n_heads, sizeof(float));
-    pass->expanded_sum = carve(c, m * n_heads, sizeof(float));
-
-    /* Only few rows are cut into spans: fewer blocks than four for each thread. */
-    uint64_t n_spans = pass->max_position / DS_SPAN_TOKENS + 1;
-    uint64_t block_rows = n_heads < DS_QUERY_BLOCK ? DS_QUERY_BLOCK / n_heads : 1, split_rows = 4 * n_threads * block_rows;
-    uint64_t partials = (m < split_rows ? m : split_rows) * n_heads * n_spans;
-    pass->max_partials = partials < MAX_PARTIALS ? partials : MAX_PARTIALS;
-    uint64_t whole_tasks = m * ((n_heads + DS_QUERY_BLOCK - 1) / DS_QUERY_BLOCK), span_tasks = 4 * n_threads * n_spans;
-    pass->attend_tasks = carve(c, max_of(whole_tasks, span_tasks < pass->max_partials ? span_tasks : pass->max_partials),
-                               sizeof(ds_attend_task));
-    pass->span_out = carve(c, pass->max_partials * config->kv_lora_rank, sizeof(float));
-    pass->span_max = carve(c, pass->max_partials, sizeof(float));
-    pass->span_sum = carve(c, pass->max_partials, sizeof(float));
-}
-
-static void lay_out_head(ds_pass *pass, carver *c)
-{
-    uint64_t m = pass->max_rows;
-    pass->logit_rows = carve(c, m, sizeof(uint32_t));
-    pass->logits = carve(c, (m < DS_LOGIT_ROWS ? m : DS_LOGIT_ROWS) * pass->decoder->config->vocab_size, sizeof(float));
-}
-
-static void lay_out(ds_pass *pass, carver *c)
-{
-    const ds_config *config = pass->decoder->config;
-    uint64_t m = pass->max_rows;
-    pass->row_sequence = carve(c, m, sizeof(uint32_t));
-    pass->row_position = carve(c, m, sizeof(size_t));
-    pass->row_pointers = carve(c, m, sizeof(float *));
-    pass->hidden = carve(c, m * config->hidden_size, sizeof(float));
-    pass->normed = carve(c, m * config->hidden_size, sizeof(float));
-    pass->block_out = carve(c, m * config->hidden_size, sizeof(float));
-    pass->rope_cos = carve(c, m * config->qk_rope_head_dim / 2, sizeof(float));
-    pass->rope_sin = carve(c, m * config->qk_rope_head_dim / 2, sizeof(float));
-    size_t widest = max_of(max_of(config->hidden_size, config->q_lora_rank), (size_t)config->num_attention_heads * config->v_head_dim);
-    pass->x8_stride = ds_prepared_blocks((uint32_t)widest);
-    pass->x8 = carve(c, pass->decoder->weights->has_packed ? m * pass->x8_stride : 0, sizeof(ds_x8));
-    pass->x8_rows = carve(c, m, sizeof(ds_x8 *));
-    size_t ffn_scratch = (size_t)DS_PASS_ROWS * DS_TASK_ROWS;
-    pass->thread_scratch_floats = (pass->decoder->weights->matmul_scratch + max_of(ds_mla_scratch(pass->decoder), ffn_scratch) + 15) & ~(size_t)15;
-    pass->thread_scratch = carve(c, (uint64_t)pass->thread_scratch_floats * ds_pool_threads(pass->decoder->pool), sizeof(float));
-    /* What attention, feed-forward and head work on is dropped at the end of each: they share the rest. */
-    void (*const parts[])(ds_pass *, carver *) = {lay_out_attention, lay_out_ffn, lay_out_head};
-    uint64_t first = c->used, end = first;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        c->used = first;
-        parts[i](pass, c);
-        end = max_of(c->used, end);
-    }
-    c->used = end;
-}
-
-float *ds_thread_scratch(const ds_pass *pass, unsigned thread)
-{
-    return pass->thread_scratch + (size_t)thread * pass->thread_scratch_floats;
+    const ds_overlapping in_turns[] = {{lay_out_attention, pass}, {lay_out_feed_forward, pass}, {lay_out_head, pass}};
+    size_t stage_floats = max_of(pass->decoder->attention->stage_floats(layout->config), ds_ffn_stage_floats());
+    ds_rows_lay_out(&pass->rows, layout, stage_floats);
+    ds_lay_out_overlapping(layout, in_turns, sizeof in_turns / sizeof *in_turns);
 }
 
 static void pass_free(ds_pass *pass)
 {
     atomic_fetch_sub(&pass->decoder->scratch_bytes, pass->memory_bytes);
     ds_free(pass->memory);
+    ds_free(pass->attention);
     ds_free(pass);
+}
+
+static ds_pass *pass_create(ds_decoder *decoder)
+{
+    ds_pass *pass = ds_new(1, sizeof *pass);
+    void *attention = ds_new(1, decoder->attention->memory_bytes);
+    if (pass == NULL || attention == NULL) {
+        ds_free(attention);
+        ds_free(pass);
+        return NULL;
+    }
+    pass->decoder = decoder;
+    pass->attention = attention;
+    ds_rows *rows = &pass->rows;
+    rows->config = decoder->config;
+    rows->weights = decoder->weights;
+    rows->kernels = rows->linear.kernels = decoder->kernels;
+    rows->pool = rows->linear.pool = decoder->pool;
+    rows->softmax_scale = decoder->rope.softmax_scale;
+    return pass;
 }
 
 static dsv2_status pass_new(ds_decoder *decoder, uint32_t n_rows, size_t max_position, ds_pass **out)
 {
-    ds_pass *pass = ds_new(1, sizeof *pass);
+    ds_pass *pass = pass_create(decoder);
     if (pass == NULL)
-        return ds_fail_memory("a pass", sizeof *pass);
-    pass->decoder = decoder;
-    pass->max_rows = n_rows;
-    pass->max_position = max_position;
-    carver c = {.fits = true};
-    lay_out(pass, &c);
-    c.memory = c.fits && c.used <= PTRDIFF_MAX ? ds_new_aligned((size_t)c.used, 1) : NULL;
-    if (c.memory == NULL) {
+        return ds_fail_memory("a pass", sizeof *pass + decoder->attention->memory_bytes);
+    ds_layout layout = {.config = decoder->config, .max_rows = n_rows, .max_position = max_position,
+                        .n_threads = ds_pool_threads(decoder->pool), .rounds = decoder->weights->has_packed,
+                        .matmul_scratch = decoder->weights->matmul_scratch, .fits = true};
+    lay_out(pass, &layout);
+    layout.memory = layout.fits && layout.used <= PTRDIFF_MAX ? ds_new_aligned((size_t)layout.used, 1) : NULL;
+    if (layout.memory == NULL) {
+        ds_free(pass->attention);
         ds_free(pass);
-        return ds_fail_memory("working memory", (size_t)c.used);
+        return ds_fail_memory("working memory", (size_t)layout.used);
     }
-    pass->memory = c.memory;
-    pass->memory_bytes = (size_t)c.used;
-    c.used = 0;
-    lay_out(pass, &c);
+    pass->max_position = max_position;
+    pass->memory = layout.memory;
+    pass->memory_bytes = (size_t)layout.used;
+    layout.used = 0;
+    lay_out(pass, &layout);
     atomic_fetch_add(&decoder->scratch_bytes, pass->memory_bytes);
     *out = pass;
     return DSV2_OK;
@@ -178,7 +89,27 @@ static uint32_t round_rows(uint32_t n)
     return rounded;
 }
 
-static size_t round_position(size_t n) { return n + (DS_SPAN_TOKENS * 8 - n % (DS_SPAN_TOKENS * 8)); }
+static size_t round_position(size_t n)
+{
+    enum { STEP = 4096 };
+    return n + (STEP - n % STEP);
+}
+
+/* A pass that has room for as much as `pass` and for what is asked, in place of `pass`. */
+static dsv2_status grow(ds_pass *pass, uint32_t n_rows, size_t max_position, ds_pass **out)
+{
+    ds_pass *larger;
+    n_rows = n_rows > pass->rows.max ? n_rows : pass->rows.max;
+    max_position = max_of(max_position, pass->max_position);
+    dsv2_status status = pass_new(pass->decoder, n_rows, max_position, &larger);
+    if (status != DSV2_OK) {
+        ds_pass_release(pass);
+        return status;
+    }
+    pass_free(pass);
+    *out = larger;
+    return DSV2_OK;
+}
 
 dsv2_status ds_pass_acquire(ds_decoder *decoder, uint32_t n_rows, size_t max_position, ds_pass **out)
 {
@@ -187,25 +118,13 @@ dsv2_status ds_pass_acquire(ds_decoder *decoder, uint32_t n_rows, size_t max_pos
     if (pass != NULL)
         decoder->idle = pass->next;
     pthread_mutex_unlock(&decoder->idle_lock);
-    if (pass != NULL && pass->max_rows >= n_rows && pass->max_position >= max_position) {
+    if (pass != NULL && pass->rows.max >= n_rows && pass->max_position >= max_position) {
         *out = pass;
         return DSV2_OK;
     }
     n_rows = round_rows(n_rows);
     max_position = round_position(max_position);
-    ds_pass *larger;
-    if (pass == NULL)
-        return pass_new(decoder, n_rows, max_position, out);
-    n_rows = n_rows > pass->max_rows ? n_rows : pass->max_rows;
-    max_position = max_position > pass->max_position ? max_position : pass->max_position;
-    dsv2_status status = pass_new(decoder, n_rows, max_position, &larger);
-    if (status != DSV2_OK) {
-        ds_pass_release(pass);
-        return status;
-    }
-    pass_free(pass);
-    *out = larger;
-    return DSV2_OK;
+    return pass == NULL ? pass_new(decoder, n_rows, max_position, out) : grow(pass, n_rows, max_position, out);
 }
 
 void ds_pass_release(ds_pass *pass)
@@ -217,23 +136,11 @@ void ds_pass_release(ds_pass *pass)
     pthread_mutex_unlock(&decoder->idle_lock);
 }
 
-dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const ds_weights *weights, const ds_kernels *kernels,
-                            ds_pool *pool)
+void ds_passes_free(ds_decoder *decoder)
 {
-    *decoder = (ds_decoder){.config = config, .weights = weights, .kernels = kernels, .pool = pool};
-    pthread_mutex_init(&decoder->idle_lock, NULL);
-    return ds_rope_init(&decoder->rope, config);
-}
-
-void ds_decoder_free(ds_decoder *decoder)
-{
-    if (decoder->config == NULL)
-        return;
     while (decoder->idle != NULL) {
         ds_pass *pass = decoder->idle;
         decoder->idle = pass->next;
         pass_free(pass);
     }
-    ds_rope_free(&decoder->rope);
-    pthread_mutex_destroy(&decoder->idle_lock);
 }

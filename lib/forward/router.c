@@ -1,12 +1,21 @@
-/* Choosing experts (section 2.2 of the report). */
-#include "forward/pass.h"
+#include "forward/router.h"
 
 #include <math.h>
 
 typedef struct router {
-    ds_pass *pass;
+    const ds_config *config;
     const ds_moe_weights *moe;
+    ds_routes *routes;
 } router;
+
+void ds_routes_lay_out(ds_routes *routes, ds_layout *layout)
+{
+    uint64_t m = layout->max_rows, top_k = layout->config->num_experts_per_tok;
+    routes->scores = ds_lay_out(layout, m * layout->config->n_routed_experts, sizeof(float));
+    routes->experts = ds_lay_out(layout, m * top_k, sizeof(uint32_t));
+    routes->gates = ds_lay_out(layout, m * top_k, sizeof(float));
+    routes->groups = ds_lay_out(layout, m, sizeof(uint64_t));
+}
 
 /* Affinities s_(i,t) from the products u_t e_i (Eq. 22): softmax over all experts in float, or DeepSeek-V3's sigmoid. */
 static void affinities(ds_scoring_func scoring_func, float *scores, uint32_t n)
@@ -73,8 +82,8 @@ static void route_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;
     const router *r = context;
-    const ds_config *config = r->pass->decoder->config;
-    ds_routes *routes = &r->pass->routes;
+    const ds_config *config = r->config;
+    ds_routes *routes = r->routes;
     uint32_t n = config->n_routed_experts, top_k = config->num_experts_per_tok;
     float *scores = routes->scores + row * n, *gates = routes->gates + row * top_k;
     uint32_t *experts = routes->experts + row * top_k;
@@ -105,10 +114,16 @@ static void route_row(void *context, size_t row, unsigned thread)
         gates[k] *= scale;
 }
 
-void ds_route(ds_pass *pass, const ds_moe_weights *moe)
+dsv2_status ds_route(ds_rows *rows, const ds_moe_weights *moe, ds_routes *routes)
 {
-    const ds_config *config = pass->decoder->config;
-    ds_linear(pass, &moe->gate, NULL, pass->normed, config->hidden_size, pass->n_rows, pass->routes.scores, config->n_routed_experts);
-    router context = {pass, moe};
-    ds_pool_run(pass->decoder->pool, route_row, &context, pass->n_rows);
+    const ds_config *config = rows->config;
+    dsv2_status status = ds_linear(&rows->linear, &moe->gate, NULL, rows->normed, config->hidden_size, rows->n, routes->scores,
+                                   config->n_routed_experts);
+    if (status == DSV2_OK)
+        status = ds_stage_begin(&rows->watch, DS_STAGE_ROUTER);
+    if (status != DSV2_OK)
+        return status;
+    router context = {config, moe, routes};
+    ds_pool_run(rows->pool, route_row, &context, rows->n);
+    return DSV2_OK;
 }

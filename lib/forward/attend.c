@@ -1,5 +1,6 @@
 #include "forward/attend.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -26,7 +27,7 @@ static float *take(float *memory, size_t *used, size_t bytes)
 
 static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
 {
-    size_t used = 0, groups = ds_attend_sections(shape), cols = groups * DS_SCALE_COLS, value_groups = ds_attend_value_sections(shape);
+    size_t used = 0, sections = ds_attend_sections(shape), cols = sections * DS_SCALE_COLS, value_sections = ds_attend_value_sections(shape);
     attend->max = take(memory, &used, n * sizeof(float));
     attend->sum = take(memory, &used, n * sizeof(float));
     attend->scores = take(memory, &used, sizeof(float) * DS_ATTEND_ROWS * DS_PAGE_TOKENS);
@@ -40,9 +41,9 @@ static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_a
     attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAIR_ROWS * widest);
     attend->padded = take(memory, &used, sizeof(float) * cols);
     tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * (shape->score_by_panel ? DS_PAIR_ROWS : DS_PAGE_TOKENS) * cols);
-    tile->key_scales = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * groups);
+    tile->key_scales = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * sections);
     tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAGE_TOKENS * fill_up(shape->value_width, DS_PAIR_ROWS));
-    tile->value_scale_max = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * value_groups);
+    tile->value_scale_max = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * value_sections);
     return used;
 }
 
@@ -53,56 +54,77 @@ size_t ds_attend_floats(const ds_attend_shape *shape, size_t n)
     return divide(shape, n, NULL, &attend, &tile);
 }
 
-float *ds_attend_divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
+void ds_attend_divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
 {
     attend->shape = shape;
-    return memory + divide(shape, n, memory, attend, tile);
+    divide(shape, n, memory, attend, tile);
 }
 
-/* ---- tiles in 16 bits ---- */
+/* ---- tiles of integers ---- */
 
 size_t ds_tile_rows(const ds_tile *tile, size_t first)
 {
     return tile->n - first < DS_PAIR_ROWS ? tile->n - first : DS_PAIR_ROWS;
 }
 
-/* Where the block of keys of token `first` and the next ones is. */
+/* Where the panel of keys of token `first` and the next ones is. */
 static int16_t *key_panel(const ds_tile *tile, const ds_attend_shape *shape, size_t first)
 {
     return tile->key_pairs + (shape->score_by_panel ? 0 : first * ds_attend_sections(shape) * DS_SCALE_COLS);
 }
 
-void ds_tile_keys(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int16_t *rows,
-                  size_t stride)
+/* Scores of m <= DS_PAIR_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of DS_PAIR_ROWS. */
+static void score(const ds_attend *attend, const ds_tile *tile, uint32_t first_query, uint32_t m, float *scores, size_t first, size_t n)
 {
-    size_t cols = ds_attend_sections(shape) * DS_SCALE_COLS;
-    kernels->pair_columns(key_panel(tile, shape, first), rows, stride, ds_tile_rows(tile, first), cols);
+    const ds_attend_shape *shape = attend->shape;
+    uint32_t sections = ds_attend_sections(shape);
+    attend->kernels->pair_scores(scores + first, DS_PAGE_TOKENS, attend->q_pairs + (size_t)first_query * sections * DS_SCALE_COLS,
+                                 attend->q_scales + first_query, m, key_panel(tile, shape, first), n, tile->key_scales + first,
+                                 DS_PAGE_TOKENS, sections);
 }
 
-void ds_tile_values(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int16_t *rows,
-                    size_t stride)
+/* Scores of all queries with the panel that has just been made, if the shape asks for that. */
+static void score_panel(const ds_attend *attend, const ds_tile *tile, size_t first)
+{
+    assert(!attend->shape->score_by_panel || attend->n <= DS_ATTEND_ROWS);
+    for (uint32_t i = 0; attend->shape->score_by_panel && i < attend->n; i += DS_PAIR_ROWS) {
+        uint32_t m = attend->n - i < DS_PAIR_ROWS ? attend->n - i : DS_PAIR_ROWS;
+        score(attend, tile, i, m, attend->scores + (size_t)i * DS_PAGE_TOKENS, first, DS_PAIR_ROWS);
+    }
+}
+
+void ds_tile_keys(const ds_attend *attend, ds_tile *tile, size_t first, const int16_t *rows, size_t stride)
+{
+    size_t cols = ds_attend_sections(attend->shape) * DS_SCALE_COLS;
+    attend->kernels->pair_columns(key_panel(tile, attend->shape, first), rows, stride, ds_tile_rows(tile, first), cols);
+    score_panel(attend, tile, first);
+}
+
+void ds_tile_values(const ds_attend *attend, ds_tile *tile, size_t first, const int16_t *rows, size_t stride)
 {
     size_t n_pairs = (tile->n + 1) / 2;
-    kernels->pair_rows(tile->value_pairs + first * DS_PAIR_ROWS, 2 * n_pairs * DS_PAIR_ROWS, rows, stride,
-                       ds_tile_rows(tile, first), shape->value_width);
+    attend->kernels->pair_rows(tile->value_pairs + first * DS_PAIR_ROWS, 2 * n_pairs * DS_PAIR_ROWS, rows, stride,
+                               ds_tile_rows(tile, first), attend->shape->value_width);
 }
 
-void ds_tile_codes(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int8_t *codes,
-                   size_t codes_stride, const int16_t *rows, size_t stride)
+void ds_tile_codes(const ds_attend *attend, ds_tile *tile, size_t first, const int8_t *codes, size_t codes_stride, const int16_t *rows,
+                   size_t stride)
 {
+    const ds_attend_shape *shape = attend->shape;
     size_t n_pairs = (tile->n + 1) / 2, n = ds_tile_rows(tile, first), cols = ds_attend_sections(shape) * DS_SCALE_COLS;
     size_t latent = padded_width(shape, 0);
     int16_t *keys = key_panel(tile, shape, first);
-    kernels->pair_codes(keys, tile->value_pairs + first * DS_PAIR_ROWS, 2 * n_pairs * DS_PAIR_ROWS, codes, codes_stride, n,
-                        shape->value_width);
-    kernels->pair_columns(keys + latent * DS_PAIR_ROWS, rows + latent, stride, n, cols - latent);
+    attend->kernels->pair_codes(keys, tile->value_pairs + first * DS_PAIR_ROWS, 2 * n_pairs * DS_PAIR_ROWS, codes, codes_stride, n,
+                                shape->value_width);
+    attend->kernels->pair_columns(keys + latent * DS_PAIR_ROWS, rows + latent, stride, n, cols - latent);
+    score_panel(attend, tile, first);
 }
 
-void ds_tile_finish(ds_tile *tile, const ds_attend_shape *shape)
+void ds_tile_finish(const ds_attend *attend, ds_tile *tile)
 {
-    for (uint32_t g = 0; g < ds_attend_value_sections(shape); g++) {
+    for (uint32_t s = 0; s < ds_attend_value_sections(attend->shape); s++) {
         float largest = 0;
-        for (size_t at = (size_t)g * DS_PAGE_TOKENS; at < (size_t)g * DS_PAGE_TOKENS + tile->n; at++) {
+        for (size_t at = (size_t)s * DS_PAGE_TOKENS; at < (size_t)s * DS_PAGE_TOKENS + tile->n; at++) {
             largest = tile->value_scales[at] > largest ? tile->value_scales[at] : largest; /* NaN stays with its token */
             tile->value_scale_max[at] = largest;
         }
@@ -111,7 +133,7 @@ void ds_tile_finish(ds_tile *tile, const ds_attend_shape *shape)
 
 /* ---- queries ---- */
 
-/* A block of queries in 16 bits. One scale a query: what is small beside its largest element counts for little in its scores. */
+/* A panel of queries in 16 bits. A query has one scale: elements that are small beside its largest count for little in its scores. */
 static void round_queries(ds_attend *attend, uint32_t first, uint32_t n)
 {
     const ds_attend_shape *shape = attend->shape;
@@ -143,9 +165,10 @@ void ds_attend_queries(ds_attend *attend)
 
 /* ---- the online softmax ---- */
 
-/* Turns `visible` scores of a query into weights, and the rest of n into zeros; takes them into its running maximum and sum. Weights
- * are relative to the new maximum, or, so that in 16 bits the largest gets all of them, to the tile's own and shrink by *factor.
- * What was summed before shrinks by *keep. */
+/* Turns the first `visible` scores of a query into weights and the others of n into zeros, and takes the weights into the query's
+ * running maximum and sum. What the query has summed before is to shrink by *keep.
+ * In floats, weights are relative to the new maximum, and *factor is 1. In integers, weights are relative to the tile's own maximum, so
+ * that the largest weight gets all bits, and what is summed with them is to shrink by *factor. */
 static void take_scores(const ds_kernels *kernels, bool integers, float *scores, size_t visible, size_t n, float *running_max,
                         float *running_sum, float *keep, float *factor)
 {
@@ -178,30 +201,12 @@ static void attend_floats(ds_attend *attend, const ds_tile *tile, const uint32_t
                           tile->values, tile->value_stride, tile->n, attend->shape->value_width);
 }
 
-/* Scores of m <= DS_PAIR_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of DS_PAIR_ROWS. */
-static void score(const ds_attend *attend, const ds_tile *tile, uint32_t first_query, uint32_t m, float *scores, size_t first, size_t n)
-{
-    const ds_attend_shape *shape = attend->shape;
-    uint32_t groups = ds_attend_sections(shape);
-    attend->kernels->pair_scores(scores + first, DS_PAGE_TOKENS, attend->q_pairs + (size_t)first_query * groups * DS_SCALE_COLS,
-                                 attend->q_scales + first_query, m, key_panel(tile, shape, first), n, tile->key_scales + first,
-                                 DS_PAGE_TOKENS, groups);
-}
-
-void ds_attend_keys(const ds_attend *attend, const ds_tile *tile, size_t first)
-{
-    for (uint32_t i = 0; i < attend->n; i += DS_PAIR_ROWS) {
-        uint32_t m = attend->n - i < DS_PAIR_ROWS ? attend->n - i : DS_PAIR_ROWS;
-        score(attend, tile, i, m, attend->scores + (size_t)i * DS_PAGE_TOKENS, first, DS_PAIR_ROWS);
-    }
-}
-
-/* m <= DS_PAIR_ROWS queries from `first` on, a multiple of it. */
+/* m <= DS_PAIR_ROWS queries from `first` on, a multiple of DS_PAIR_ROWS. */
 static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
 {
     const ds_attend_shape *shape = attend->shape;
     const ds_kernels *kernels = attend->kernels;
-    uint32_t n_pairs = (uint32_t)(tile->n + 1) / 2, group_cols = shape->value_section;
+    uint32_t n_pairs = (uint32_t)(tile->n + 1) / 2, section_cols = shape->value_section;
     float keep[DS_PAIR_ROWS], factor[DS_PAIR_ROWS], scaled[DS_PAIR_ROWS];
     float *scores = attend->scores + (shape->score_by_panel ? (size_t)first * DS_PAGE_TOKENS : 0);
     if (!shape->score_by_panel)
@@ -210,7 +215,7 @@ static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32
         take_scores(kernels, true, scores + (size_t)i * DS_PAGE_TOKENS, visible[first + i], DS_PAGE_TOKENS, &attend->max[first + i],
                     &attend->sum[first + i], &keep[i], &factor[i]);
     for (uint32_t g = 0; g < ds_attend_value_sections(shape); g++) {
-        uint32_t col = g * group_cols, cols = shape->value_width - col < group_cols ? shape->value_width - col : group_cols;
+        uint32_t col = g * section_cols, cols = shape->value_width - col < section_cols ? shape->value_width - col : section_cols;
         const float *scales = tile->value_scales + (size_t)g * DS_PAGE_TOKENS, *largest = tile->value_scale_max + (size_t)g * DS_PAGE_TOKENS;
         for (uint32_t i = 0; i < m; i++) {
             int16_t *weights = attend->weights + (size_t)i * DS_PAGE_TOKENS;

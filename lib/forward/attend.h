@@ -1,100 +1,110 @@
-/* Attention of a block of query vectors over tiles of keys and values. Inside the model room only; mla.c says what queries, keys
- * and values are in each of MLA's two forms.
+/* Attention of some query vectors over tiles of keys and values. mla.c says what queries, keys and values are in each of MLA's two
+ * forms.
  *
- * The online softmax (Milakov and Gimelshein, arXiv 1805.02867): a running maximum, sum of weights and weighted sum for each query,
- * rescaled when the maximum grows. A query's result depends on the order of tiles alone.
+ * The online softmax (Milakov and Gimelshein, arXiv 1805.02867): each query has a running maximum, a sum of weights and a weighted
+ * sum of values, which are rescaled when the maximum grows. A query's result depends on the order of the tiles alone.
  *
- * There are two arithmetics. `floats` is for caches of floats. `integers` is for quantised caches: their elements are small
- * integers as it is, and integers of 16 bits go through twice as many to an instruction. Queries and weights are rounded to 15
- * bits of their largest, and keys and values to 12 where they have not been integers before. On tests/data/goldens/plain that
- * moves logits by a ninth (absorbed) or a fifth (expanded) of what the 8-bit cache itself does, root mean square. */
+ * There are two arithmetics. Caches of floats are attended in floats. Quantised caches are attended in integers of 16 bits: their
+ * elements are small integers as it is, and an instruction multiplies twice as many integers of 16 bits as floats. Queries and weights
+ * are rounded to 15 bits of their largest element; keys and values that are no integers yet are rounded to 12 bits. On
+ * tests/data/goldens/plain that moves logits by a ninth (absorbed) or a fifth (expanded) of what the 8-bit cache itself does, root
+ * mean square.
+ *
+ * In this order: ds_attend_divide; ds_attend_begin and ds_attend_queries; then for each tile its keys and values, and
+ * ds_attend_tile. In floats keys and values are pointers to rows. In integers a tile is made DS_PAIR_ROWS tokens at a time, by
+ * ds_tile_keys and ds_tile_values or by ds_tile_codes, and completed by ds_tile_finish. */
 #ifndef DS_LIB_FORWARD_ATTEND_H
 #define DS_LIB_FORWARD_ATTEND_H
 
 #include "cache/cache.h"
 #include "kernels/kernels.h"
 
-/* What queries, keys and values look like. In 16 bits each of the key's two parts is filled up to whole groups of
- * DS_SCALE_COLS columns. */
+/* Queries whose scores with a tile are made together: the scores stay in the first-level cache. */
+enum { DS_ATTEND_ROWS = 64 };
+
+/* What queries, keys and values look like. */
 typedef struct ds_attend_shape {
-    bool integers;
-    uint32_t part[2];     /* elements of a key: latent and rope, or all and 0 */
-    uint32_t value_width; /* elements of a value */
-    uint32_t value_section; /* integers: value columns that share a token's scale: DS_SCALE_COLS, or all of value_width */
-    bool score_by_panel;         /* integers: each block of keys meets the queries as soon as it is made, in the first-level cache: for at most
-                             DS_ATTEND_ROWS queries */
+    bool integers;          /* the arithmetic */
+    uint32_t part[2];       /* elements of a key: latent and RoPE part, or all and 0. In integers each part is filled up with zeros to
+                             * whole sections of DS_SCALE_COLS columns. */
+    uint32_t value_width;   /* elements of a value */
+    uint32_t value_section; /* integers: columns of a value that share the token's scale: DS_SCALE_COLS, or all of value_width */
+    bool score_by_panel;    /* integers: scores are made as soon as a panel of keys is there, while the panel is in the first-level
+                             * cache. For at most DS_ATTEND_ROWS queries. */
 } ds_attend_shape;
 
 /* Keys and values of n <= DS_PAGE_TOKENS tokens. */
 typedef struct ds_tile {
     size_t n;
-    /* floats: rows, the values' perhaps the same as the keys' */
+
+    /* Floats: rows, which may be the same for keys and values. */
     const float *keys, *values;
     size_t key_stride, value_stride;
-    /* integers */
-    int16_t *key_pairs;    /* [DS_PAGE_TOKENS / DS_PAIR_ROWS] blocks of the groups' columns; score_by_panel: the present block */
-    float *key_scales;     /* [groups][DS_PAGE_TOKENS] */
-    int16_t *value_pairs;  /* [value columns / DS_PAIR_ROWS] blocks of ceil(n / 2) pairs of tokens */
-    const float *value_scales; /* [value groups][DS_PAGE_TOKENS] */
-    float *value_scale_max;  /* the same: the largest scale of the tokens up to this one, so that no query depends on later ones */
+
+    /* Integers. Key scales and value scales are the caller's to set, a panel's key scales before its keys. */
+    int16_t *key_pairs;        /* [DS_PAGE_TOKENS / DS_PAIR_ROWS] panels of the key's columns; score_by_panel: the present panel */
+    float *key_scales;         /* [sections][DS_PAGE_TOKENS] */
+    int16_t *value_pairs;      /* [value columns / DS_PAIR_ROWS] panels of ceil(n / 2) pairs of tokens */
+    const float *value_scales; /* [value sections][DS_PAGE_TOKENS] */
+    float *value_scale_max;    /* [value sections][DS_PAGE_TOKENS]: the largest scale up to and with each token, so that no query depends
+                                * on tokens behind the last that it sees */
 } ds_tile;
 
-/* A block of n queries at work. */
+/* n queries at work. */
 typedef struct ds_attend {
     const ds_kernels *kernels;
     const ds_attend_shape *shape;
     uint32_t n;
-    const float *const *q;     /* [n] rows of floats; integers: read by ds_attend_queries alone */
-    float *sums;               /* [n] rows, sums_stride apart, of value_width: sum_t exp(s_t - max) v_t */
+    const float *const *q; /* [n] rows of floats; integers: read by ds_attend_queries alone */
+    float *sums;           /* [n] rows, sums_stride apart, of value_width: sum_t exp(s_t - max) v_t */
     size_t sums_stride;
-    float *max, *sum;          /* [n]: the running maximum, and the sum of weights */
-    int16_t *q_pairs;          /* integers: [ceil(n / DS_PAIR_ROWS)] blocks */
-    float *q_scales;           /* [n] */
-    float *scores;             /* [at most DS_ATTEND_ROWS][DS_PAGE_TOKENS] */
-    int16_t *weights, *weight_pairs; /* integers: [DS_PAIR_ROWS][DS_PAGE_TOKENS], as rows and as a block */
-    int16_t *rows;             /* integers: [DS_PAIR_ROWS] rows of a key or a value, for what is to become pairs */
-    float *padded;             /* integers: [columns of the groups] */
+    float *max, *sum;      /* [n]: the running maximum, and the sum of weights */
+
+    float *scores;         /* [DS_ATTEND_ROWS or fewer][DS_PAGE_TOKENS] */
+    /* Integers: */
+    int16_t *q_pairs;      /* [ceil(n / DS_PAIR_ROWS)] panels */
+    float *q_scales;       /* [n] */
+    int16_t *weights;      /* [DS_PAIR_ROWS][DS_PAGE_TOKENS]: softmax weights, as rows */
+    int16_t *weight_pairs; /* the same as a panel */
+    int16_t *rows;         /* [DS_PAIR_ROWS] rows of a key or a value, which are to become a panel */
+    float *padded;         /* [columns of the sections]: a query while it is filled up */
 } ds_attend;
 
-/* Queries that meet a tile together: their scores stay in the first-level cache. */
-enum { DS_ATTEND_ROWS = 64 };
-
-/* Groups of columns of a key and of a value. */
+/* Sections of a key and of a value. */
 uint32_t ds_attend_sections(const ds_attend_shape *shape);
 uint32_t ds_attend_value_sections(const ds_attend_shape *shape);
 
-/* Floats of working memory for blocks of up to n queries and a tile, and its division; `tile` gets room for what `integers` needs.
- * Returns the first float behind. */
+/* Floats of working memory for up to n queries and a tile, and dividing it: attend and tile get the pointers that their shape needs.
+ * max, sum and sums may be replaced afterwards. */
 size_t ds_attend_floats(const ds_attend_shape *shape, size_t n);
-float *ds_attend_divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile);
+void ds_attend_divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile);
 
-/* Begins a block: nothing is seen yet. n, sums, sums_stride, max and sum are set. */
+/* No token is seen yet. n, sums, sums_stride, max and sum are set. */
 void ds_attend_begin(ds_attend *attend);
 
-/* Takes the queries in, before the first tile: n and q are set. */
+/* Takes the queries in, before the first tile. n and q are set. */
 void ds_attend_queries(ds_attend *attend);
 
-/* Takes a tile in; query i sees its first visible[i] tokens. */
+/* Takes a tile in; query i sees the tile's first visible[i] tokens. */
 void ds_attend_tile(ds_attend *attend, const ds_tile *tile, const uint32_t *visible);
 
-/* integers: a tile is made DS_PAIR_ROWS tokens at a time, or as many as are left: token `first` and the next ones, which stay in the
- * first-level cache meanwhile. Keys are rows of whole groups, values the first value_width columns of rows; rows are `stride` numbers
- * apart. */
+/* ---- making a tile of integers, a panel at a time ---- */
+
+/* Tokens of the panel that begins at token `first`: DS_PAIR_ROWS, or as many as are left. */
 size_t ds_tile_rows(const ds_tile *tile, size_t first);
-void ds_tile_keys(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int16_t *rows,
-                  size_t stride);
-void ds_tile_values(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int16_t *rows,
-                    size_t stride);
 
-/* The same where a key is a latent of value_width bytes, which is also the value, and a RoPE part: `codes` has the first, `rows`, of whole
- * groups, the other in its last columns. */
-void ds_tile_codes(ds_tile *tile, const ds_attend_shape *shape, const ds_kernels *kernels, size_t first, const int8_t *codes,
-                   size_t codes_stride, const int16_t *rows, size_t stride);
+/* The keys of a panel: rows of whole sections, `stride` numbers apart. */
+void ds_tile_keys(const ds_attend *attend, ds_tile *tile, size_t first, const int16_t *rows, size_t stride);
 
-/* integers, score_by_panel: to be called after each ds_tile_keys or ds_tile_codes, the tokens' key_scales being set. */
-void ds_attend_keys(const ds_attend *attend, const ds_tile *tile, size_t first);
+/* The values of a panel: the first value_width columns of rows that are `stride` numbers apart. */
+void ds_tile_values(const ds_attend *attend, ds_tile *tile, size_t first, const int16_t *rows, size_t stride);
 
-/* integers: to be called when all is there, key_scales and value_scales too, which are the caller's to set. */
-void ds_tile_finish(ds_tile *tile, const ds_attend_shape *shape);
+/* Keys and values of a panel at once, where a key is a latent of value_width bytes, which is also the value, and a RoPE part: `codes`
+ * has the latents, codes_stride bytes apart; `rows`, of whole sections, has the RoPE parts in its last columns. */
+void ds_tile_codes(const ds_attend *attend, ds_tile *tile, size_t first, const int8_t *codes, size_t codes_stride, const int16_t *rows,
+                   size_t stride);
+
+/* After the last panel, and when key scales and value scales are set. */
+void ds_tile_finish(const ds_attend *attend, ds_tile *tile);
 
 #endif

@@ -287,15 +287,14 @@ static void load_latents(const mla *a, const ds_cache *cache, size_t first, cons
                                      attend->padded, next == NULL ? NULL : next + at);
             const int8_t *codes = ds_cache_codes(&cache->shape, stored + at);
             if (codes != NULL) {
-                ds_tile_codes(tile, shape, kernels, t, codes, cache->shape.row_bytes, attend->rows, stride);
+                ds_tile_codes(attend, tile, t, codes, cache->shape.row_bytes, attend->rows, stride);
             } else {
-                ds_tile_keys(tile, shape, kernels, t, attend->rows, stride);
-                ds_tile_values(tile, shape, kernels, t, attend->rows, stride);
+                ds_tile_keys(attend, tile, t, attend->rows, stride);
+                ds_tile_values(attend, tile, t, attend->rows, stride);
             }
-            ds_attend_keys(attend, tile, t);
         }
         tile->value_scales = tile->key_scales;
-        ds_tile_finish(tile, shape);
+        ds_tile_finish(attend, tile);
     } else {
         ds_cache_decode_rows(&cache->shape, kernels, stored, tile->n, latents);
         tile->keys = tile->values = latents;
@@ -609,7 +608,7 @@ static void expand(const segment *segment, uint32_t head, size_t at, size_t n, c
 static void load_expanded(const ds_attend *attend, ds_tile *tile, const expand_scratch *s)
 {
     const ds_attend_shape *shape = attend->shape;
-    uint32_t width = shape->part[0], v_dim = shape->value_width, groups = ds_attend_sections(shape), cols = groups * DS_SCALE_COLS;
+    uint32_t width = shape->part[0], v_dim = shape->value_width, sections = ds_attend_sections(shape), cols = sections * DS_SCALE_COLS;
     if (!shape->integers) {
         tile->keys = s->keys;
         tile->key_stride = width;
@@ -623,16 +622,16 @@ static void load_expanded(const ds_attend *attend, ds_tile *tile, const expand_s
             int16_t *row = attend->rows + (t - first) * cols;
             float scale = attend->kernels->round_row(row, s->keys + t * width, width, DS_NARROW);
             memset(row + width, 0, (cols - width) * sizeof *row);
-            for (uint32_t g = 0; g < groups; g++)
+            for (uint32_t g = 0; g < sections; g++)
                 tile->key_scales[g * DS_PAGE_TOKENS + t] = scale;
         }
-        ds_tile_keys(tile, shape, attend->kernels, first, attend->rows, cols);
+        ds_tile_keys(attend, tile, first, attend->rows, cols);
         for (size_t t = first; t < end; t++)
             s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim, v_dim, DS_NARROW);
-        ds_tile_values(tile, shape, attend->kernels, first, attend->rows, v_dim);
+        ds_tile_values(attend, tile, first, attend->rows, v_dim);
     }
     tile->value_scales = s->value_scales;
-    ds_tile_finish(tile, shape);
+    ds_tile_finish(attend, tile);
 }
 
 /* All rows of a sequence for one head, over one segment of the context (Eqs. 46, 47). */

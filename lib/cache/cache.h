@@ -59,7 +59,7 @@ void ds_cache_rotate(const ds_cache_shape *shape, const ds_kernels *kernels, flo
 
 /* Where the pages of all sessions of a model come from, and what they take. */
 typedef struct ds_page_pool {
-    pthread_mutex_t lock;
+    ds_mutex lock;
     uint64_t bytes_limit; /* 0: none */
     uint64_t bytes_in_use, pages_in_use;
     struct ds_slab *slabs; /* those with free pages */

@@ -64,9 +64,9 @@ dsv2_status dsv2_model_routing(dsv2_model *model, dsv2_routing_tokens which, dsv
     dsv2_status status = routing_new(model, which, &copy);
     if (status != DSV2_OK)
         return status;
-    pthread_mutex_lock(&model->loads_lock);
+    ds_mutex_lock(&model->loads_lock);
     add_kinds(copy, model->loads, which);
-    pthread_mutex_unlock(&model->loads_lock);
+    ds_mutex_unlock(&model->loads_lock);
     *routing = copy;
     return DSV2_OK;
 }
@@ -101,9 +101,9 @@ dsv2_status dsv2_model_routing_reset(dsv2_model *model)
 {
     if (model == NULL)
         return is_null("model");
-    pthread_mutex_lock(&model->loads_lock);
+    ds_mutex_lock(&model->loads_lock);
     clear_kinds(model, model->loads);
-    pthread_mutex_unlock(&model->loads_lock);
+    ds_mutex_unlock(&model->loads_lock);
     return DSV2_OK;
 }
 

@@ -11,7 +11,6 @@
 
 #include <dsv2/session.h>
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 /* With 64 tokens a page of V2-Lite at 16 bits is 1.99 MB, just under one huge page; and 64 rows of floats are the tile that

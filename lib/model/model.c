@@ -25,9 +25,9 @@ void ds_model_release(dsv2_model *model)
     for (int kind = 0; kind < DS_LOAD_KINDS; kind++)
         ds_load_free(&model->loads[kind]);
     ds_conversions_free(&model->repacking);
-    pthread_mutex_destroy(&model->repacking_lock);
-    pthread_mutex_destroy(&model->loads_lock);
-    pthread_mutex_destroy(&model->passes_lock);
+    ds_mutex_destroy(&model->repacking_lock);
+    ds_mutex_destroy(&model->loads_lock);
+    ds_mutex_destroy(&model->passes_lock);
     ds_free(model);
 }
 
@@ -137,9 +137,9 @@ dsv2_status ds_model_load(const char *path, const dsv2_model_options *options, b
     if (model == NULL)
         return ds_fail_memory("a model", sizeof *model);
     atomic_init(&model->references, 1);
-    pthread_mutex_init(&model->passes_lock, NULL);
-    pthread_mutex_init(&model->loads_lock, NULL);
-    pthread_mutex_init(&model->repacking_lock, NULL);
+    ds_mutex_init(&model->passes_lock);
+    ds_mutex_init(&model->loads_lock);
+    ds_mutex_init(&model->repacking_lock);
     ds_page_pool_init(&model->pages, options->cache_memory_limit);
     model->logger = (ds_logger){options->log, options->log_user};
     dsv2_status status = ds_kernels_select(options->kernels, &model->kernels);

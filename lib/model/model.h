@@ -110,15 +110,15 @@ struct dsv2_model {
     ds_pool *pool;
     ds_page_pool pages;
 
-    pthread_mutex_t repacking_lock;
+    ds_mutex repacking_lock;
     ds_conversions repacking; /* with room for the experts of a layer, if any are deferred */
 
-    pthread_mutex_t passes_lock;
+    ds_mutex passes_lock;
     ds_pass *idle_passes; /* working memory kept between calls */
     _Atomic uint64_t scratch_bytes;
 
     ds_load_shape load_shape;
-    pthread_mutex_t loads_lock;
+    ds_mutex loads_lock;
     ds_load loads[DS_LOAD_KINDS]; /* of all sessions, closed ones included */
 };
 

@@ -235,7 +235,7 @@ void ds_experts_repack(ds_pass *pass)
         any = any || waits(&pass->ffn_jobs[j]);
     if (!any)
         return;
-    pthread_mutex_lock(&model->repacking_lock);
+    ds_mutex_lock(&model->repacking_lock);
     for (uint32_t j = 0; j < pass->n_ffn_jobs; j++) {
         const ds_ffn_job *job = &pass->ffn_jobs[j];
         for (uint32_t i = 0; waits(job) && i < job->deferred->n; i++) /* if no other pass was faster */
@@ -245,7 +245,7 @@ void ds_experts_repack(ds_pass *pass)
     for (uint32_t j = 0; j < pass->n_ffn_jobs; j++)
         if (waits(&pass->ffn_jobs[j]))
             atomic_store_explicit(&pass->ffn_jobs[j].deferred->waiting, false, memory_order_release);
-    pthread_mutex_unlock(&model->repacking_lock);
+    ds_mutex_unlock(&model->repacking_lock);
 }
 
 void ds_store_element(ds_type type, void *data, size_t i, float value)

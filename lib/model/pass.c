@@ -203,11 +203,11 @@ static size_t round_position(size_t n) { return n + (DS_SPAN_TOKENS * 8 - n % (D
 
 dsv2_status ds_pass_acquire(dsv2_model *model, uint32_t n_rows, size_t max_position, ds_pass **out)
 {
-    pthread_mutex_lock(&model->passes_lock);
+    ds_mutex_lock(&model->passes_lock);
     ds_pass *pass = model->idle_passes;
     if (pass != NULL)
         model->idle_passes = pass->next;
-    pthread_mutex_unlock(&model->passes_lock);
+    ds_mutex_unlock(&model->passes_lock);
     if (pass != NULL && pass->max_rows >= n_rows && pass->max_position >= max_position) {
         *out = pass;
         return DSV2_OK;
@@ -231,10 +231,10 @@ dsv2_status ds_pass_acquire(dsv2_model *model, uint32_t n_rows, size_t max_posit
 
 void ds_pass_release(dsv2_model *model, ds_pass *pass)
 {
-    pthread_mutex_lock(&model->passes_lock);
+    ds_mutex_lock(&model->passes_lock);
     pass->next = model->idle_passes;
     model->idle_passes = pass;
-    pthread_mutex_unlock(&model->passes_lock);
+    ds_mutex_unlock(&model->passes_lock);
 }
 
 void ds_passes_free(dsv2_model *model)

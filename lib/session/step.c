@@ -45,9 +45,9 @@ static void commit_load(const dsv2_step_item *item)
     int kind = item->n_tokens > 1 ? DS_LOAD_PROMPT : DS_LOAD_GENERATED;
     session->pending.n_tokens = item->n_tokens;
     ds_load_add(&session->loads[kind], &session->pending, &model->load_shape);
-    pthread_mutex_lock(&model->loads_lock);
+    ds_mutex_lock(&model->loads_lock);
     ds_load_add(&model->loads[kind], &session->pending, &model->load_shape);
-    pthread_mutex_unlock(&model->loads_lock);
+    ds_mutex_unlock(&model->loads_lock);
     ds_load_clear(&session->pending, &model->load_shape);
 }
 

@@ -129,10 +129,10 @@ dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *inf
         return ds_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
     ds_page_pool *pages = &((dsv2_model *)(uintptr_t)model)->pages; /* only its lock is written to */
     dsv2_memory_info known = {.page_bytes_limit = pages->bytes_limit, .scratch_bytes = atomic_load(&model->decoder.scratch_bytes)};
-    pthread_mutex_lock(&pages->lock);
+    ds_mutex_lock(&pages->lock);
     known.pages_in_use = pages->pages_in_use;
     known.page_bytes_in_use = pages->bytes_in_use;
-    pthread_mutex_unlock(&pages->lock);
+    ds_mutex_unlock(&pages->lock);
     return ds_write_info("dsv2_memory_info", info, &known, sizeof known, sizeof known);
 }
 

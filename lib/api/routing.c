@@ -64,9 +64,9 @@ dsv2_status dsv2_model_routing(dsv2_model *model, dsv2_routing_tokens which, dsv
     dsv2_status status = routing_new(model, which, &copy);
     if (status != DSV2_OK)
         return status;
-    pthread_mutex_lock(&model->usage_lock);
+    ds_mutex_lock(&model->usage_lock);
     add_kinds(copy, model->usage, which);
-    pthread_mutex_unlock(&model->usage_lock);
+    ds_mutex_unlock(&model->usage_lock);
     *routing = copy;
     return DSV2_OK;
 }
@@ -101,9 +101,9 @@ dsv2_status dsv2_model_routing_reset(dsv2_model *model)
 {
     if (model == NULL)
         return is_null("model");
-    pthread_mutex_lock(&model->usage_lock);
+    ds_mutex_lock(&model->usage_lock);
     clear_kinds(model, model->usage);
-    pthread_mutex_unlock(&model->usage_lock);
+    ds_mutex_unlock(&model->usage_lock);
     return DSV2_OK;
 }
 

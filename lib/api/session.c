@@ -128,10 +128,10 @@ dsv2_status dsv2_session_sample(dsv2_session *session, int32_t *token)
     if (status == DSV2_OK)
         status = ds_session_need_candidates(session);
     if (status == DSV2_OK) {
-        pthread_mutex_lock(&session->committed); /* the random numbers go on */
+        ds_mutex_lock(&session->committed); /* the random numbers go on */
         status = ds_sampler_draw(&session->sampler, session->logits, session->model->config.vocab_size, session->tokens,
                                  session->length, session->candidates, token);
-        pthread_mutex_unlock(&session->committed);
+        ds_mutex_unlock(&session->committed);
     }
     ds_session_leave(session);
     return status;
@@ -144,9 +144,9 @@ dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling
     dsv2_status status = ds_session_enter(session);
     if (status != DSV2_OK)
         return status;
-    pthread_mutex_lock(&session->committed);
+    ds_mutex_lock(&session->committed);
     status = ds_sampler_set(&session->sampler, sampling, session->model->config.vocab_size);
-    pthread_mutex_unlock(&session->committed);
+    ds_mutex_unlock(&session->committed);
     ds_session_leave(session);
     return status;
 }

@@ -1,7 +1,9 @@
 /* base: what every other room stands on. Errors, logging, memory, checked arithmetic, files, threads.
- * Includes nothing of the library but the public headers. */
+ * Includes nothing of the library but the public headers. os.h comes with it: the one way to the operating system. */
 #ifndef DS_LIB_BASE_H
 #define DS_LIB_BASE_H
+
+#include "base/os.h"
 
 #include <dsv2/model.h>
 
@@ -21,7 +23,8 @@ dsv2_status ds_fail(dsv2_status status, const char *format, ...) DSV2_PRINTF(2, 
 /* DSV2_ERROR_MEMORY for `bytes` of `what`. */
 dsv2_status ds_fail_memory(const char *what, size_t bytes);
 
-/* DSV2_ERROR_IO with errno's reason: "PATH: cannot DOING: REASON". */
+/* After a call of os.h that failed: "PATH: cannot DOING: REASON". DSV2_ERROR_MEMORY where the reason is a lack of memory, else
+ * DSV2_ERROR_IO. */
 dsv2_status ds_fail_io(const char *path, const char *doing);
 
 /* Checks the struct_size of an option structure that the host may have compiled against older or newer headers: copies it
@@ -101,8 +104,11 @@ typedef struct ds_file {
     char *path;
     const uint8_t *data; /* NULL if the file is empty */
     uint64_t size;
-    int fd; /* kept open so that a change of size can be seen; -1: not open */
+    ds_os_file handle; /* kept open so that a change of size can be seen */
 } ds_file;
+
+/* Opens a regular file and learns its size. */
+dsv2_status ds_open_regular(const char *path, ds_os_access access, ds_os_file *file, uint64_t *size);
 
 /* Maps a regular file. On failure *file is as ds_file_unmap leaves it. */
 dsv2_status ds_file_map(const char *path, ds_file *file);
@@ -131,8 +137,8 @@ bool ds_exists(const char *path); /* as anything, a link to nothing included */
 
 /* A file being written under a temporary name in the folder of the one that it will become. */
 typedef struct ds_writer {
-    int fd;
-    char *path, *temporary;
+    ds_os_file file;
+    char *path, *temporary; /* temporary NULL: the file itself is written to */
     uint64_t size; /* bytes appended so far */
 } ds_writer;
 

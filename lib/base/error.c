@@ -1,6 +1,5 @@
 #include "base/base.h"
 
-#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -32,11 +31,8 @@ dsv2_status ds_fail_memory(const char *what, size_t bytes)
 
 dsv2_status ds_fail_io(const char *path, const char *doing)
 {
-    int reason = errno;
-    char text[128];
-    /* strerror is not safe in threads; the GNU form of strerror_r may return a static string, which is. */
-    const char *words = strerror_r(reason, text, sizeof text);
-    return ds_fail(reason == ENOMEM ? DSV2_ERROR_MEMORY : DSV2_ERROR_IO, "%s: cannot %s: %s", path, doing, words);
+    ds_os_reason reason = ds_os_failure();
+    return ds_fail(reason.no_memory ? DSV2_ERROR_MEMORY : DSV2_ERROR_IO, "%s: cannot %s: %s", path, doing, reason.text);
 }
 
 const char *dsv2_last_error(void) { return last_error; }

@@ -1,38 +1,30 @@
 #include "base/base.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-/* Opens a regular file and learns its size. O_NONBLOCK: a FIFO in place of a file must not hang the host. */
-static dsv2_status open_regular(const char *path, int *fd, uint64_t *size)
+dsv2_status ds_open_regular(const char *path, ds_os_access access, ds_os_file *file, uint64_t *size)
 {
-    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (*fd < 0)
+    ds_os_kind kind;
+    *size = 0;
+    if (!ds_os_open(path, access, file))
         return ds_fail_io(path, "open");
-    struct stat status;
-    dsv2_status result;
-    if (fstat(*fd, &status) != 0)
-        result = ds_fail_io(path, "stat");
-    else if (!S_ISREG(status.st_mode))
-        result = ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
-    else {
-        *size = (uint64_t)status.st_size;
-        return DSV2_OK;
+    dsv2_status status = DSV2_OK;
+    if (!ds_os_kind_and_size(*file, &kind, size))
+        status = ds_fail_io(path, "stat");
+    else if (kind != DS_OS_FILE)
+        status = ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
+    if (status != DSV2_OK) {
+        ds_os_close(file);
+        *size = 0;
     }
-    close(*fd);
-    *fd = -1;
-    return result;
+    return status;
 }
 
 dsv2_status ds_file_map(const char *path, ds_file *file)
 {
-    *file = (ds_file){.fd = -1};
-    dsv2_status status = open_regular(path, &file->fd, &file->size);
+    *file = (ds_file){0};
+    dsv2_status status = ds_open_regular(path, DS_OS_READ, &file->handle, &file->size);
     if (status != DSV2_OK)
         return status;
     file->path = ds_copy_string(path);
@@ -41,13 +33,12 @@ dsv2_status ds_file_map(const char *path, ds_file *file)
         goto fail;
     }
     if (file->size > 0) {
-        void *data = file->size > SIZE_MAX ? MAP_FAILED : mmap(NULL, (size_t)file->size, PROT_READ, MAP_SHARED, file->fd, 0);
-        if (data == MAP_FAILED) {
+        file->data = ds_os_map(file->handle, file->size);
+        if (file->data == NULL) {
             status = ds_fail_io(path, "map");
             goto fail;
         }
-        (void)madvise(data, (size_t)file->size, MADV_HUGEPAGE); /* a wish, which file systems with large folios grant */
-        file->data = data;
+        ds_os_wish_large_pages(file->data, (size_t)file->size); /* which file systems with large folios grant */
     }
     return DSV2_OK;
 fail:
@@ -58,11 +49,10 @@ fail:
 void ds_file_unmap(ds_file *file)
 {
     if (file->data != NULL)
-        munmap((void *)(uintptr_t)file->data, (size_t)file->size);
-    if (file->fd >= 0)
-        close(file->fd);
+        ds_os_unmap(file->data, file->size);
+    ds_os_close(&file->handle);
     ds_free(file->path);
-    *file = (ds_file){.fd = -1};
+    *file = (ds_file){0};
 }
 
 void ds_file_forget(const ds_file *file, uint64_t offset, uint64_t size)
@@ -74,58 +64,45 @@ void ds_file_forget(const ds_file *file, uint64_t offset, uint64_t size)
     if (end > file->size)
         end = file->size;
     if (first < end)
-        (void)madvise((void *)(uintptr_t)(file->data + first), (size_t)(end - first), MADV_DONTNEED); /* a wish */
+        ds_os_forget(file->data + first, (size_t)(end - first));
 }
 
 dsv2_status ds_file_check(const ds_file *file)
 {
-    struct stat status;
-    if (fstat(file->fd, &status) != 0)
+    ds_os_kind kind;
+    uint64_t size;
+    if (!ds_os_kind_and_size(file->handle, &kind, &size))
         return ds_fail_io(file->path, "stat");
-    if ((uint64_t)status.st_size != file->size)
-        return ds_fail(DSV2_ERROR_IO, "%s: was %llu bytes when opened and is %lld now: the file was changed while in use; open "
-                       "the model again", file->path, (unsigned long long)file->size, (long long)status.st_size);
+    if (size != file->size)
+        return ds_fail(DSV2_ERROR_IO, "%s: was %llu bytes when opened and is %llu now: the file was changed while in use; "
+                       "open the model again", file->path, (unsigned long long)file->size, (unsigned long long)size);
     return DSV2_OK;
 }
 
 dsv2_status ds_file_read(const char *path, uint64_t limit, char **data, size_t *size)
 {
-    int fd;
+    ds_os_file file;
     uint64_t expected;
-    dsv2_status status = open_regular(path, &fd, &expected);
+    dsv2_status status = ds_open_regular(path, DS_OS_READ, &file, &expected);
     if (status != DSV2_OK)
         return status;
     char *buffer = NULL;
-    if (expected > limit) {
+    size_t got = 0; /* fewer than expected if it shrank meanwhile: what there is, is the file */
+    if (expected > limit)
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: %llu bytes, expected at most %llu", path, (unsigned long long)expected,
                          (unsigned long long)limit);
-        goto done;
-    }
-    buffer = ds_new((size_t)expected + 1, 1);
-    if (buffer == NULL) {
+    else if ((buffer = ds_new((size_t)expected + 1, 1)) == NULL)
         status = ds_fail_memory(path, (size_t)expected + 1);
-        goto done;
-    }
-    size_t got = 0;
-    while (got < expected) {
-        ssize_t n = read(fd, buffer + got, (size_t)expected - got);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            status = ds_fail_io(path, "read");
-            goto done;
-        }
-        if (n == 0)
-            break; /* it shrank meanwhile: what there is, is the file */
-        got += (size_t)n;
+    else if (!ds_os_read(file, 0, buffer, (size_t)expected, &got))
+        status = ds_fail_io(path, "read");
+    ds_os_close(&file);
+    if (status != DSV2_OK) {
+        ds_free(buffer);
+        return status;
     }
     *data = buffer;
     *size = got;
-    buffer = NULL;
-done:
-    ds_free(buffer);
-    close(fd);
-    return status;
+    return DSV2_OK;
 }
 
 char *ds_path_join(const char *folder, const char *name)
@@ -141,30 +118,15 @@ char *ds_path_join(const char *folder, const char *name)
 bool ds_file_begins(const char *path, const void *magic, size_t size)
 {
     char found[16];
-    if (size > sizeof found || !ds_is_file(path))
+    ds_os_file file;
+    size_t got;
+    if (size > sizeof found || !ds_is_file(path) || !ds_os_open(path, DS_OS_READ, &file))
         return false;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return false;
-    bool same = read(fd, found, size) == (ssize_t)size && memcmp(found, magic, size) == 0;
-    close(fd);
+    bool same = ds_os_read(file, 0, found, size, &got) && got == size && memcmp(found, magic, size) == 0;
+    ds_os_close(&file);
     return same;
 }
 
-bool ds_is_folder(const char *path)
-{
-    struct stat status;
-    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
-}
-
-bool ds_is_file(const char *path)
-{
-    struct stat status;
-    return stat(path, &status) == 0 && S_ISREG(status.st_mode);
-}
-
-bool ds_exists(const char *path)
-{
-    struct stat status;
-    return lstat(path, &status) == 0;
-}
+bool ds_is_folder(const char *path) { return ds_os_kind_of(path) == DS_OS_FOLDER; }
+bool ds_is_file(const char *path) { return ds_os_kind_of(path) == DS_OS_FILE; }
+bool ds_exists(const char *path) { return ds_os_kind_of(path) != DS_OS_NOTHING; }

@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum {
     CACHE_LINE = 64,
@@ -21,11 +20,9 @@ void *ds_new_aligned(size_t count, size_t size)
     if (!ds_mul(count, size, &bytes) || bytes > SIZE_MAX - HUGE_PAGE)
         return NULL;
     size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : CACHE_LINE;
-    void *memory;
-    if (posix_memalign(&memory, alignment, bytes > 0 ? (size_t)bytes : 1) != 0)
-        return NULL;
-    if (alignment == HUGE_PAGE)
-        (void)madvise(memory, (size_t)bytes & ~(size_t)(HUGE_PAGE - 1), MADV_HUGEPAGE); /* a wish; the rest works without */
+    void *memory = ds_os_new_aligned(alignment, bytes > 0 ? (size_t)bytes : 1);
+    if (memory != NULL && alignment == HUGE_PAGE)
+        ds_os_wish_large_pages(memory, (size_t)bytes & ~(size_t)(HUGE_PAGE - 1));
     return memory;
 }
 

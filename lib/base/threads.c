@@ -1,11 +1,7 @@
 #include "base/base.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdalign.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,8 +17,8 @@ typedef struct share {
 struct ds_pool {
     unsigned n_threads; /* the caller's included */
     unsigned n_started;
-    pthread_t *threads;
-    pthread_mutex_t region; /* held for the length of one region */
+    ds_thread *threads;
+    ds_mutex region; /* held for the length of one region */
 
     /* The region at work. Written by the caller before `generation` grows, read by workers after they saw it grow. */
     ds_task_fn fn;
@@ -32,8 +28,8 @@ struct ds_pool {
     _Atomic uint32_t generation; /* regions begun */
 
     /* Sleeping: `lock` guards the two conditions, the counts say whether anybody has to be woken. */
-    pthread_mutex_t lock;
-    pthread_cond_t wake, done;
+    ds_mutex lock;
+    ds_cond wake, done;
     _Atomic unsigned sleepers;
     _Atomic bool caller_sleeps;
     _Atomic bool stop;
@@ -88,12 +84,12 @@ static void wait_for_region(ds_pool *pool, uint32_t seen)
             return;
         pause_cpu();
     }
-    pthread_mutex_lock(&pool->lock);
+    ds_mutex_lock(&pool->lock);
     atomic_fetch_add(&pool->sleepers, 1);
     while (atomic_load(&pool->generation) == seen)
-        pthread_cond_wait(&pool->wake, &pool->lock);
+        ds_cond_wait(&pool->wake, &pool->lock);
     atomic_fetch_sub(&pool->sleepers, 1);
-    pthread_mutex_unlock(&pool->lock);
+    ds_mutex_unlock(&pool->lock);
 }
 
 static void *worker_main(void *argument)
@@ -107,9 +103,9 @@ static void *worker_main(void *argument)
             return NULL;
         work(pool, self.thread);
         if (atomic_fetch_sub(&pool->working, 1) == 1 && atomic_load(&pool->caller_sleeps)) {
-            pthread_mutex_lock(&pool->lock);
-            pthread_cond_signal(&pool->done);
-            pthread_mutex_unlock(&pool->lock);
+            ds_mutex_lock(&pool->lock);
+            ds_cond_signal(&pool->done);
+            ds_mutex_unlock(&pool->lock);
         }
     }
 }
@@ -118,9 +114,9 @@ static void begin_region(ds_pool *pool)
 {
     atomic_fetch_add(&pool->generation, 1);
     if (atomic_load(&pool->sleepers) > 0) {
-        pthread_mutex_lock(&pool->lock);
-        pthread_cond_broadcast(&pool->wake);
-        pthread_mutex_unlock(&pool->lock);
+        ds_mutex_lock(&pool->lock);
+        ds_cond_broadcast(&pool->wake);
+        ds_mutex_unlock(&pool->lock);
     }
 }
 
@@ -131,12 +127,12 @@ static void wait_for_workers(ds_pool *pool)
             return;
         pause_cpu();
     }
-    pthread_mutex_lock(&pool->lock);
+    ds_mutex_lock(&pool->lock);
     atomic_store(&pool->caller_sleeps, true);
     while (atomic_load(&pool->working) > 0)
-        pthread_cond_wait(&pool->done, &pool->lock);
+        ds_cond_wait(&pool->done, &pool->lock);
     atomic_store(&pool->caller_sleeps, false);
-    pthread_mutex_unlock(&pool->lock);
+    ds_mutex_unlock(&pool->lock);
 }
 
 void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
@@ -146,7 +142,7 @@ void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
             fn(context, task, 0);
         return;
     }
-    pthread_mutex_lock(&pool->region);
+    ds_mutex_lock(&pool->region);
     pool->fn = fn;
     pool->context = context;
     for (unsigned i = 0; i < pool->n_threads; i++)
@@ -156,23 +152,18 @@ void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
     begin_region(pool);
     work(pool, 0);
     wait_for_workers(pool);
-    pthread_mutex_unlock(&pool->region);
+    ds_mutex_unlock(&pool->region);
 }
 
 unsigned ds_pool_threads(const ds_pool *pool) { return pool->n_threads; }
 
-/* Starts one worker with every signal blocked. */
 static bool start_worker(ds_pool *pool, unsigned thread)
 {
     worker *argument = malloc(sizeof *argument);
     if (argument == NULL)
         return false;
     *argument = (worker){pool, thread};
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    bool started = pthread_create(&pool->threads[thread - 1], NULL, worker_main, argument) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    bool started = ds_thread_start(&pool->threads[thread - 1], worker_main, argument);
     if (!started)
         free(argument);
     return started;
@@ -184,10 +175,10 @@ dsv2_status ds_pool_create(unsigned n_threads, ds_pool **out)
     if (pool == NULL)
         return ds_fail_memory("the thread pool", sizeof *pool);
     pool->n_threads = n_threads;
-    pthread_mutex_init(&pool->region, NULL);
-    pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->wake, NULL);
-    pthread_cond_init(&pool->done, NULL);
+    ds_mutex_init(&pool->region);
+    ds_mutex_init(&pool->lock);
+    ds_cond_init(&pool->wake);
+    ds_cond_init(&pool->done);
     pool->threads = ds_new(n_threads, sizeof *pool->threads);
     pool->shares = ds_new_aligned(n_threads, sizeof *pool->shares);
     if (pool->threads == NULL || pool->shares == NULL) {
@@ -212,53 +203,18 @@ void ds_pool_destroy(ds_pool *pool)
     atomic_store_explicit(&pool->stop, true, memory_order_release);
     begin_region(pool);
     for (unsigned i = 0; i < pool->n_started; i++)
-        pthread_join(pool->threads[i], NULL);
-    pthread_cond_destroy(&pool->done);
-    pthread_cond_destroy(&pool->wake);
-    pthread_mutex_destroy(&pool->lock);
-    pthread_mutex_destroy(&pool->region);
+        ds_thread_join(&pool->threads[i]);
+    ds_cond_destroy(&pool->done);
+    ds_cond_destroy(&pool->wake);
+    ds_mutex_destroy(&pool->lock);
+    ds_mutex_destroy(&pool->region);
     ds_free(pool->shares);
     ds_free(pool->threads);
     ds_free(pool);
 }
 
-/* CPUs by the cgroup's quota, rounded up; 0 if there is none to be found. Version 2 has "max 100000" or "QUOTA PERIOD" in
- * one file, version 1 has two files. Inside a container the group's own folder is mounted at the top. */
-static unsigned cgroup_quota(void)
-{
-    long long quota = -1, period = 0;
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (file != NULL) {
-        if (fscanf(file, "%lld %lld", &quota, &period) != 2)
-            quota = -1;
-        fclose(file);
-    } else {
-        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re");
-        if (file != NULL) {
-            if (fscanf(file, "%lld", &quota) != 1)
-                quota = -1;
-            fclose(file);
-        }
-        file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re");
-        if (file != NULL) {
-            if (fscanf(file, "%lld", &period) != 1)
-                period = 0;
-            fclose(file);
-        }
-    }
-    if (quota <= 0 || period <= 0)
-        return 0;
-    long long cpus = quota / period + (quota % period != 0);
-    return cpus > 1024 ? 1024 : (unsigned)cpus;
-}
-
 unsigned ds_default_threads(void)
 {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    unsigned cpus = 1;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0)
-        cpus = (unsigned)CPU_COUNT(&set);
-    unsigned quota = cgroup_quota();
+    unsigned cpus = ds_os_cpus(), quota = ds_os_cpu_quota();
     return quota > 0 && quota < cpus ? quota : cpus;
 }

@@ -6,10 +6,10 @@
 void ds_page_pool_init(ds_page_pool *pool, uint64_t bytes_limit)
 {
     *pool = (ds_page_pool){.bytes_limit = bytes_limit};
-    pthread_mutex_init(&pool->lock, NULL);
+    ds_mutex_init(&pool->lock);
 }
 
-void ds_page_pool_destroy(ds_page_pool *pool) { pthread_mutex_destroy(&pool->lock); }
+void ds_page_pool_destroy(ds_page_pool *pool) { ds_mutex_destroy(&pool->lock); }
 
 /* Memory for one page, or for several that are smaller than one of the system's huge pages but together fill some of these: attention
  * reads some rows of every page, and took twice as long to fetch them where these lay in small pages. */
@@ -85,7 +85,7 @@ static ds_page *take_page(ds_page_pool *pool, size_t bytes)
 
 static dsv2_status page_new(ds_page_pool *pool, size_t bytes, ds_page **out)
 {
-    pthread_mutex_lock(&pool->lock);
+    ds_mutex_lock(&pool->lock);
     uint64_t in_use = pool->bytes_in_use;
     bool fits = pool->bytes_limit == 0 || (in_use <= pool->bytes_limit && bytes <= pool->bytes_limit - in_use);
     ds_page *page = fits ? take_page(pool, bytes) : NULL;
@@ -100,7 +100,7 @@ static dsv2_status page_new(ds_page_pool *pool, size_t bytes, ds_page **out)
         pool->bytes_in_use += bytes;
         pool->pages_in_use++;
     }
-    pthread_mutex_unlock(&pool->lock);
+    ds_mutex_unlock(&pool->lock);
     if (!fits)
         return ds_fail(DSV2_ERROR_MEMORY, "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
                        (unsigned long long)in_use, bytes, (unsigned long long)pool->bytes_limit);
@@ -116,7 +116,7 @@ static void page_release(ds_page_pool *pool, ds_page *page)
     if (atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel) != 1)
         return;
     ds_slab *slab = page->slab;
-    pthread_mutex_lock(&pool->lock);
+    ds_mutex_lock(&pool->lock);
     if (slab->free == 0)
         list_slab(pool, slab);
     slab->free |= 1u << (page - slab->pages);
@@ -125,7 +125,7 @@ static void page_release(ds_page_pool *pool, ds_page *page)
         unlist_slab(pool, slab);
     pool->bytes_in_use -= slab->page_bytes;
     pool->pages_in_use--;
-    pthread_mutex_unlock(&pool->lock);
+    ds_mutex_unlock(&pool->lock);
     if (empty)
         slab_free(slab);
 }

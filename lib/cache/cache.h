@@ -11,7 +11,6 @@
 
 #include <dsv2/session.h>
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 /* With 64 tokens a page of V2-Lite at 16 bits is 1.99 MB, just under one huge page; and 64 rows of floats are the tile that
@@ -59,7 +58,7 @@ void ds_cache_rotate(const ds_cache_shape *shape, const ds_kernels *kernels, flo
 
 /* Where the pages of all sessions of a model come from, and what they take. */
 typedef struct ds_page_pool {
-    pthread_mutex_t lock;
+    ds_mutex lock;
     uint64_t bytes_limit; /* 0: none */
     uint64_t bytes_in_use, pages_in_use;
     struct ds_slab *slabs; /* those with free pages */

@@ -13,8 +13,6 @@ ds_container *ds_container_create(const char *kind, const char *path, size_t n_f
     container->files = ds_new(n_files, sizeof *container->files);
     if (container->path == NULL || container->files == NULL)
         goto no_memory;
-    for (size_t i = 0; i < n_files; i++)
-        container->files[i].fd = -1;
     container->n_files = n_files;
     return container;
 no_memory:

@@ -2,11 +2,9 @@
  * checked against what is left of the file before it is used. */
 #include "formats/container.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum {
     HEADER_BYTES = 4 + 4 + 8 + 8,     /* magic, version, tensors, values */
@@ -605,8 +603,6 @@ static dsv2_status read_splits(ds_container *container, const char *path)
     if (files == NULL)
         return ds_fail_memory("the list of files", count * sizeof *files);
     files[0] = container->files[0];
-    for (uint32_t i = 1; i < count; i++)
-        files[i].fd = -1;
     ds_free(container->files);
     container->files = files;
     container->n_files = count;

@@ -3,7 +3,6 @@
 
 #include "base/json.h"
 
-#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -262,25 +261,25 @@ static dsv2_status list_index(const char *path, json_t *map, file_list *list)
     return DSV2_OK;
 }
 
-static int is_safetensors_name(const struct dirent *entry)
+static bool is_safetensors_name(const char *name)
 {
     static const char suffix[] = ".safetensors";
-    size_t length = strlen(entry->d_name);
-    return length >= sizeof suffix && strcmp(entry->d_name + length - (sizeof suffix - 1), suffix) == 0;
+    size_t length = strlen(name);
+    return length >= sizeof suffix && strcmp(name + length - (sizeof suffix - 1), suffix) == 0;
 }
 
 /* All *.safetensors of a folder without an index. */
 static dsv2_status list_folder(const char *folder, file_list *list)
 {
-    DIR *dir = opendir(folder);
-    if (dir == NULL)
+    ds_os_folder *names = ds_os_folder_open(folder);
+    if (names == NULL)
         return ds_fail_io(folder, "open");
     dsv2_status status = DSV2_OK;
-    const struct dirent *entry;
-    while (status == DSV2_OK && (entry = readdir(dir)) != NULL)
-        if (is_safetensors_name(entry))
-            status = add_name(list, entry->d_name);
-    closedir(dir);
+    const char *name;
+    while (status == DSV2_OK && (name = ds_os_folder_next(names)) != NULL)
+        if (is_safetensors_name(name))
+            status = add_name(list, name);
+    ds_os_folder_close(names);
     if (status == DSV2_OK && list->n == 0)
         status = ds_fail(DSV2_ERROR_IO, "%s: has no *.safetensors file", folder);
     if (list->n > 0)

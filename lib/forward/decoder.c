@@ -8,7 +8,7 @@ dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const 
 {
     *decoder = (ds_decoder){.config = config, .weights = weights, .kernels = kernels, .pool = pool};
     decoder->attention = ds_attention_kind_of(config);
-    pthread_mutex_init(&decoder->idle_lock, NULL);
+    ds_mutex_init(&decoder->idle_lock);
     return ds_rope_init(&decoder->rope, config);
 }
 
@@ -18,7 +18,7 @@ void ds_decoder_free(ds_decoder *decoder)
         return;
     ds_passes_free(decoder);
     ds_rope_free(&decoder->rope);
-    pthread_mutex_destroy(&decoder->idle_lock);
+    ds_mutex_destroy(&decoder->idle_lock);
 }
 
 static dsv2_status embed(ds_rows *rows)

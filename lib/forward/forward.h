@@ -11,7 +11,6 @@
 #include "forward/attention.h"
 #include "forward/rope.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 typedef struct ds_pass ds_pass;
@@ -27,7 +26,7 @@ typedef struct ds_decoder {
     ds_stage_watch watch; /* tests alone watch */
 
     /* Working memory that is kept between calls. */
-    pthread_mutex_t idle_lock;
+    ds_mutex idle_lock;
     ds_pass *idle;
     _Atomic uint64_t scratch_bytes; /* of idle passes and of those at work */
 } ds_decoder;

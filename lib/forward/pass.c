@@ -113,11 +113,11 @@ static dsv2_status grow(ds_pass *pass, uint32_t n_rows, size_t max_position, ds_
 
 dsv2_status ds_pass_acquire(ds_decoder *decoder, uint32_t n_rows, size_t max_position, ds_pass **out)
 {
-    pthread_mutex_lock(&decoder->idle_lock);
+    ds_mutex_lock(&decoder->idle_lock);
     ds_pass *pass = decoder->idle;
     if (pass != NULL)
         decoder->idle = pass->next;
-    pthread_mutex_unlock(&decoder->idle_lock);
+    ds_mutex_unlock(&decoder->idle_lock);
     if (pass != NULL && pass->rows.max >= n_rows && pass->max_position >= max_position) {
         *out = pass;
         return DSV2_OK;
@@ -130,10 +130,10 @@ dsv2_status ds_pass_acquire(ds_decoder *decoder, uint32_t n_rows, size_t max_pos
 void ds_pass_release(ds_pass *pass)
 {
     ds_decoder *decoder = pass->decoder;
-    pthread_mutex_lock(&decoder->idle_lock);
+    ds_mutex_lock(&decoder->idle_lock);
     pass->next = decoder->idle;
     decoder->idle = pass;
-    pthread_mutex_unlock(&decoder->idle_lock);
+    ds_mutex_unlock(&decoder->idle_lock);
 }
 
 void ds_passes_free(ds_decoder *decoder)

@@ -22,7 +22,7 @@ void ds_model_release(dsv2_model *model)
     ds_page_pool_destroy(&model->pages);
     for (int kind = 0; kind < DS_USAGE_KINDS; kind++)
         ds_usage_free(&model->usage[kind]);
-    pthread_mutex_destroy(&model->usage_lock);
+    ds_mutex_destroy(&model->usage_lock);
     ds_free(model);
 }
 
@@ -133,7 +133,7 @@ static dsv2_status begin(const char *path, const dsv2_model_options *options, ds
     if (model == NULL)
         return ds_fail_memory("a model", sizeof *model);
     atomic_init(&model->references, 1);
-    pthread_mutex_init(&model->usage_lock, NULL);
+    ds_mutex_init(&model->usage_lock);
     ds_page_pool_init(&model->pages, options->cache_memory_limit);
     model->logger = (ds_logger){options->log, options->log_user};
     dsv2_status status = ds_kernels_select(options->kernels, &model->kernels);

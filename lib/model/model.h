@@ -33,7 +33,7 @@ struct dsv2_model {
     ds_pool *pool;
     ds_decoder decoder;
     ds_page_pool pages;
-    pthread_mutex_t usage_lock;
+    ds_mutex usage_lock;
     ds_usage usage[DS_USAGE_KINDS]; /* of all sessions, closed ones included */
 };
 

@@ -22,7 +22,7 @@ dsv2_status ds_session_create(dsv2_model *model, const dsv2_session_options *opt
         return ds_fail_memory("a session", sizeof *session + 2 * config->vocab_size * sizeof *logits);
     }
     ds_model_retain(model);
-    pthread_mutex_init(&session->committed, NULL);
+    ds_mutex_init(&session->committed);
     session->model = model;
     session->max_length = options->max_length > 0 ? options->max_length : config->max_position_embeddings;
     session->attention = options->attention;
@@ -56,7 +56,7 @@ void ds_session_destroy(dsv2_session *session)
     ds_free(session->next_logits);
     ds_free(session->logits);
     ds_free(session->tokens);
-    pthread_mutex_destroy(&session->committed);
+    ds_mutex_destroy(&session->committed);
     ds_model_release(session->model);
     ds_free(session);
 }
@@ -75,11 +75,11 @@ void ds_session_rewind(dsv2_session *session, size_t n)
 {
     if (n == session->length)
         return;
-    pthread_mutex_lock(&session->committed);
+    ds_mutex_lock(&session->committed);
     ds_cache_truncate(&session->cache, n);
     session->length = n;
     session->has_logits = false;
-    pthread_mutex_unlock(&session->committed);
+    ds_mutex_unlock(&session->committed);
 }
 
 dsv2_status ds_session_check_length(const dsv2_session *session, size_t n)
@@ -122,9 +122,9 @@ dsv2_status ds_session_make_fork(dsv2_session *session, size_t n, dsv2_session *
     dsv2_status status = ds_session_create(session->model, &options, &copy);
     if (status != DSV2_OK)
         return status;
-    pthread_mutex_lock(&session->committed);
+    ds_mutex_lock(&session->committed);
     status = take_over(session, n, copy);
-    pthread_mutex_unlock(&session->committed);
+    ds_mutex_unlock(&session->committed);
     if (status != DSV2_OK) {
         ds_session_destroy(copy);
         return status;
@@ -142,7 +142,7 @@ dsv2_status ds_session_make_fork(dsv2_session *session, size_t n, dsv2_session *
 
 void ds_session_exchange(dsv2_session *session, ds_snapshot_content *content, bool sampler_too)
 {
-    pthread_mutex_lock(&session->committed);
+    ds_mutex_lock(&session->committed);
     EXCHANGE(ds_cache, session->cache, content->cache);
     EXCHANGE(int32_t *, session->tokens, content->tokens);
     EXCHANGE(size_t, session->tokens_capacity, content->tokens_capacity);
@@ -151,7 +151,7 @@ void ds_session_exchange(dsv2_session *session, ds_snapshot_content *content, bo
     EXCHANGE(bool, session->has_logits, content->has_logits);
     if (sampler_too)
         EXCHANGE(ds_sampler, session->sampler, content->sampler);
-    pthread_mutex_unlock(&session->committed);
+    ds_mutex_unlock(&session->committed);
 }
 
 dsv2_status ds_session_need_logits(const dsv2_session *session)

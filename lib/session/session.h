@@ -10,8 +10,6 @@
 #include "sampling/sampling.h"
 #include "snapshot/snapshot.h"
 
-#include <pthread.h>
-
 struct dsv2_session {
     dsv2_model *model; /* a reference */
     _Atomic bool busy;   /* a call is at work; see ds_session_enter */
@@ -24,7 +22,7 @@ struct dsv2_session {
     /* What a fork takes: tokens, length, the list of pages, logits and sampler. The call that has the session (busy) reads them as it
      * likes and holds this while it changes them, for moments; a fork has nothing but this. Rows at positions below `length` never
      * change, so a pass may write those behind them meanwhile, in a page that the fork came to share. */
-    pthread_mutex_t committed;
+    ds_mutex committed;
 
     int32_t *tokens; /* length of them, and room for more */
     size_t length, tokens_capacity;

@@ -17,13 +17,13 @@ static dsv2_status prepare(dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
     size_t length = session->length + item->n_tokens;
-    pthread_mutex_lock(&session->committed);
+    ds_mutex_lock(&session->committed);
     dsv2_status status = DSV2_OK;
     if (!ds_grow(&session->tokens, &session->tokens_capacity, length, sizeof *session->tokens))
         status = ds_fail_memory("tokens", length * sizeof *session->tokens);
     if (status == DSV2_OK)
         status = ds_cache_reserve(&session->cache, session->length, item->n_tokens);
-    pthread_mutex_unlock(&session->committed);
+    ds_mutex_unlock(&session->committed);
     return status;
 }
 
@@ -31,9 +31,9 @@ static dsv2_status prepare(dsv2_step_item *item)
 static void drop(dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
-    pthread_mutex_lock(&session->committed);
+    ds_mutex_lock(&session->committed);
     ds_cache_truncate(&session->cache, session->length);
-    pthread_mutex_unlock(&session->committed);
+    ds_mutex_unlock(&session->committed);
     ds_usage_clear(&session->pending, &session->model->usage_shape);
 }
 
@@ -45,9 +45,9 @@ static void commit_usage(const dsv2_step_item *item)
     int kind = item->n_tokens > 1 ? DS_USAGE_PROMPT : DS_USAGE_GENERATED;
     session->pending.n_tokens = item->n_tokens;
     ds_usage_add(&session->usage[kind], &session->pending, &model->usage_shape);
-    pthread_mutex_lock(&model->usage_lock);
+    ds_mutex_lock(&model->usage_lock);
     ds_usage_add(&model->usage[kind], &session->pending, &model->usage_shape);
-    pthread_mutex_unlock(&model->usage_lock);
+    ds_mutex_unlock(&model->usage_lock);
     ds_usage_clear(&session->pending, &model->usage_shape);
 }
 
@@ -55,14 +55,14 @@ static void commit(dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
     commit_usage(item);
-    pthread_mutex_lock(&session->committed);
+    ds_mutex_lock(&session->committed);
     memcpy(session->tokens + session->length, item->tokens, item->n_tokens * sizeof *item->tokens);
     session->length += item->n_tokens;
     float *logits = session->logits;
     session->logits = session->next_logits;
     session->next_logits = logits;
     session->has_logits = true;
-    pthread_mutex_unlock(&session->committed);
+    ds_mutex_unlock(&session->committed);
 }
 
 /* After each layer: another n_rows token-layers are done. */

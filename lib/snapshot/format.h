@@ -130,9 +130,9 @@ XXH128_hash_t ds_block_raw_digest(const ds_cache *cache, uint64_t first_token, u
 /* A file or callback that is read once from its beginning. */
 typedef struct snapshot_reader {
     const char *name; /* for messages */
-    dsv2_read_fn read;
+    ds_os_file file;   /* a file, */
+    dsv2_read_fn read; /* or, where that is none, a callback */
     void *user;
-    bool is_file;    /* errno says why a read failed */
     uint64_t offset; /* bytes read so far */
 } snapshot_reader;
 
@@ -143,7 +143,7 @@ dsv2_status ds_reader_some(snapshot_reader *reader, void *data, size_t size, siz
 dsv2_status ds_reader_all(snapshot_reader *reader, void *data, size_t size);
 
 /* Passes over bytes of a file, which must have them. */
-dsv2_status ds_reader_skip(snapshot_reader *reader, int fd, uint64_t bytes);
+dsv2_status ds_reader_skip(snapshot_reader *reader, uint64_t bytes);
 
 /* Reads up to the alignment of saves; the bytes have to be zero. */
 dsv2_status ds_reader_padding(snapshot_reader *reader);
@@ -153,11 +153,5 @@ dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t 
 
 /* The state of a save, checked: tokens are added to content's, the rest replaces what it has. */
 dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size, ds_snapshot_content *content);
-
-/* An open file as a reader. Closes nothing. */
-snapshot_reader ds_reader_of_file(const char *path, int *fd);
-
-/* Opens a regular file for reading, or for appending. */
-dsv2_status ds_snapshot_open(const char *path, int flags, int *fd, uint64_t *size);
 
 #endif

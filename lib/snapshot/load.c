@@ -1,9 +1,6 @@
 /* Restoring: a snapshot becomes content of its own, all of it checked; the session takes it over afterwards. */
 #include "snapshot/format.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 /* A restore at work. */
 typedef struct loader {
     const ds_snapshot_target *target;
@@ -206,16 +203,16 @@ static dsv2_status load_reader(const ds_snapshot_target *target, snapshot_reader
 dsv2_status ds_snapshot_load(const ds_snapshot_target *target, const char *path, const dsv2_restore_options *options,
                              ds_snapshot_content *content)
 {
-    int fd;
+    ds_os_file file;
     uint64_t size;
     *content = (ds_snapshot_content){0};
     ds_sampler_init(&content->sampler);
-    dsv2_status status = ds_snapshot_open(path, O_RDONLY, &fd, &size);
+    dsv2_status status = ds_open_regular(path, DS_OS_READ, &file, &size);
     if (status != DSV2_OK)
         return status;
-    snapshot_reader reader = ds_reader_of_file(path, &fd);
+    snapshot_reader reader = {.name = path, .file = file};
     status = load_reader(target, &reader, options, content);
-    close(fd);
+    ds_os_close(&file);
     return status;
 }
 
@@ -228,7 +225,7 @@ dsv2_status ds_snapshot_load_from(const ds_snapshot_target *target, dsv2_read_fn
 
 /* ---- without a model ---- */
 
-static dsv2_status skip_blocks(snapshot_reader *reader, int fd, const ds_cache_shape *shape, const save_header *save)
+static dsv2_status skip_blocks(snapshot_reader *reader, const ds_cache_shape *shape, const save_header *save)
 {
     dsv2_status status = DSV2_OK;
     for (uint64_t at = save->first_token; at < save->n_tokens && status == DSV2_OK;) {
@@ -238,7 +235,7 @@ static dsv2_status skip_blocks(snapshot_reader *reader, int fd, const ds_cache_s
         if (status == DSV2_OK)
             status = ds_block_header_unpack(reader->name, bytes, shape, at, save->n_tokens, &header);
         if (status == DSV2_OK)
-            status = ds_reader_skip(reader, fd, header.stored_bytes);
+            status = ds_reader_skip(reader, header.stored_bytes);
         if (status == DSV2_OK)
             at += header.n_tokens;
     }
@@ -246,7 +243,7 @@ static dsv2_status skip_blocks(snapshot_reader *reader, int fd, const ds_cache_s
 }
 
 /* From header to header. */
-static dsv2_status read_info(snapshot_reader *reader, int fd, uint64_t size, dsv2_snapshot_info *info)
+static dsv2_status read_info(snapshot_reader *reader, uint64_t size, dsv2_snapshot_info *info)
 {
     uint8_t bytes[FILE_HEADER_BYTES];
     file_header header;
@@ -264,9 +261,9 @@ static dsv2_status read_info(snapshot_reader *reader, int fd, uint64_t size, dsv
         status = ds_reader_save(reader, sequence, n_tokens, &save, &end);
         if (status != DSV2_OK || end)
             break;
-        status = ds_reader_skip(reader, fd, ds_state_bytes(&save, header.vocab_size));
+        status = ds_reader_skip(reader, ds_state_bytes(&save, header.vocab_size));
         if (status == DSV2_OK)
-            status = skip_blocks(reader, fd, &shape, &save);
+            status = skip_blocks(reader, &shape, &save);
         n_tokens = save.n_tokens;
     }
     if (status != DSV2_OK)
@@ -284,13 +281,13 @@ static dsv2_status read_info(snapshot_reader *reader, int fd, uint64_t size, dsv
 
 dsv2_status ds_snapshot_read_info(const char *path, dsv2_snapshot_info *info)
 {
-    int fd;
+    ds_os_file file;
     uint64_t size;
-    dsv2_status status = ds_snapshot_open(path, O_RDONLY, &fd, &size);
+    dsv2_status status = ds_open_regular(path, DS_OS_READ, &file, &size);
     if (status != DSV2_OK)
         return status;
-    snapshot_reader reader = ds_reader_of_file(path, &fd);
-    status = read_info(&reader, fd, size, info);
-    close(fd);
+    snapshot_reader reader = {.name = path, .file = file};
+    status = read_info(&reader, size, info);
+    ds_os_close(&file);
     return status;
 }

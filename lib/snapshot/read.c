@@ -1,48 +1,20 @@
 /* Reading a snapshot's parts from a file or a callback. */
 #include "snapshot/format.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-dsv2_status ds_snapshot_open(const char *path, int flags, int *fd, uint64_t *size)
+/* Reads up to `size` bytes; *got is 0 at the end. */
+static dsv2_status read_piece(snapshot_reader *reader, void *data, size_t size, size_t *got)
 {
-    *fd = open(path, flags | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* O_NONBLOCK: a FIFO must not hang the host */
-    if (*fd < 0)
-        return ds_fail_io(path, "open");
-    struct stat status;
-    dsv2_status result = DSV2_OK;
-    if (fstat(*fd, &status) != 0)
-        result = ds_fail_io(path, "stat");
-    else if (!S_ISREG(status.st_mode))
-        result = ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
-    else
-        *size = (uint64_t)status.st_size;
-    if (result != DSV2_OK) {
-        close(*fd);
-        *fd = -1;
-    }
-    return result;
-}
-
-static int read_file(void *user, void *data, size_t size, size_t *got)
-{
-    const int *fd = user;
-    ssize_t n;
-    do
-        n = read(*fd, data, size);
-    while (n < 0 && errno == EINTR);
-    if (n < 0)
-        return -1;
-    *got = (size_t)n;
-    return 0;
-}
-
-snapshot_reader ds_reader_of_file(const char *path, int *fd)
-{
-    return (snapshot_reader){.name = path, .read = read_file, .user = fd, .is_file = true};
+    if (ds_os_is_open(reader->file))
+        return ds_os_read(reader->file, reader->offset, data, size, got) ? DSV2_OK : ds_fail_io(reader->name, "read");
+    if (reader->read(reader->user, data, size, got) != 0)
+        return ds_fail(DSV2_ERROR_IO, "%s: the read callback failed at byte %llu", reader->name,
+                       (unsigned long long)reader->offset);
+    if (*got > size)
+        return ds_fail(DSV2_ERROR_IO, "%s: the read callback says that it read %zu bytes, it was asked for %zu", reader->name,
+                       *got, size);
+    return DSV2_OK;
 }
 
 dsv2_status ds_reader_some(snapshot_reader *reader, void *data, size_t size, size_t *got)
@@ -50,13 +22,9 @@ dsv2_status ds_reader_some(snapshot_reader *reader, void *data, size_t size, siz
     *got = 0;
     while (*got < size) {
         size_t n = 0;
-        if (reader->read(reader->user, (uint8_t *)data + *got, size - *got, &n) != 0)
-            return reader->is_file ? ds_fail_io(reader->name, "read")
-                                   : ds_fail(DSV2_ERROR_IO, "%s: the read callback failed at byte %llu", reader->name,
-                                             (unsigned long long)reader->offset);
-        if (n > size - *got)
-            return ds_fail(DSV2_ERROR_IO, "%s: the read callback says that it read %zu bytes, it was asked for %zu", reader->name, n,
-                           size - *got);
+        dsv2_status status = read_piece(reader, (uint8_t *)data + *got, size - *got, &n);
+        if (status != DSV2_OK)
+            return status;
         if (n == 0)
             break;
         *got += n;
@@ -74,17 +42,17 @@ dsv2_status ds_reader_all(snapshot_reader *reader, void *data, size_t size)
     return status;
 }
 
-dsv2_status ds_reader_skip(snapshot_reader *reader, int fd, uint64_t bytes)
+dsv2_status ds_reader_skip(snapshot_reader *reader, uint64_t bytes)
 {
-    struct stat status;
-    if (fstat(fd, &status) != 0)
+    ds_os_kind kind;
+    uint64_t size;
+    if (!ds_os_kind_and_size(reader->file, &kind, &size))
         return ds_fail_io(reader->name, "stat");
-    uint64_t size = (uint64_t)status.st_size;
     if (reader->offset > size || bytes > size - reader->offset)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: cut short: %llu bytes from byte %llu on are not there", reader->name,
                        (unsigned long long)bytes, (unsigned long long)reader->offset);
     reader->offset += bytes;
-    return lseek(fd, (off_t)reader->offset, SEEK_SET) >= 0 ? DSV2_OK : ds_fail_io(reader->name, "seek");
+    return DSV2_OK;
 }
 
 dsv2_status ds_reader_padding(snapshot_reader *reader)

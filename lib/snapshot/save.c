@@ -4,10 +4,7 @@
  * file to end before them: whenever the process or the machine stops, the file is the former snapshot or the new one. */
 #include "snapshot/format.h"
 
-#include <fcntl.h>
 #include <string.h>
-#include <sys/file.h>
-#include <unistd.h>
 #include <zstd.h>
 
 /* Higher levels gain a few percent on latents and cost much of the speed. */
@@ -197,7 +194,8 @@ typedef struct existing {
 } existing;
 
 /* DSV2_ERROR_MISMATCH unless the blocks of a save hold the rows that the session has. */
-static dsv2_status compare_blocks(snapshot_reader *reader, int fd, const ds_snapshot_source *source, const save_header *save, uint8_t *work)
+static dsv2_status compare_blocks(snapshot_reader *reader, const ds_snapshot_source *source, const save_header *save,
+                                  uint8_t *work)
 {
     dsv2_status status = DSV2_OK;
     for (uint64_t at = save->first_token; at < save->n_tokens && status == DSV2_OK;) {
@@ -210,14 +208,14 @@ static dsv2_status compare_blocks(snapshot_reader *reader, int fd, const ds_snap
             break;
         if (!ds_digest_equals(ds_block_raw_digest(source->cache, at, header.n_tokens, work), header.raw_digest))
             return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other rows at token %llu", reader->name, (unsigned long long)at);
-        status = ds_reader_skip(reader, fd, header.stored_bytes);
+        status = ds_reader_skip(reader, header.stored_bytes);
         at += header.n_tokens;
     }
     return status == DSV2_OK ? ds_reader_padding(reader) : status;
 }
 
 /* One save in the file, if there is another: whether it is of the session's first tokens. */
-static dsv2_status compare_save(snapshot_reader *reader, int fd, const ds_snapshot_source *source, ds_snapshot_content *content,
+static dsv2_status compare_save(snapshot_reader *reader, const ds_snapshot_source *source, ds_snapshot_content *content,
                                 uint8_t *work, existing *found, bool *end)
 {
     save_header save;
@@ -232,19 +230,19 @@ static dsv2_status compare_save(snapshot_reader *reader, int fd, const ds_snapsh
     size_t first = (size_t)save.first_token, n = (size_t)(save.n_tokens - save.first_token);
     if (n > 0 && memcmp(content->tokens + first, source->tokens + first, n * sizeof *source->tokens) != 0)
         return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other tokens than the session", reader->name);
-    status = compare_blocks(reader, fd, source, &save, work);
+    status = compare_blocks(reader, source, &save, work);
     if (status == DSV2_OK)
         *found = (existing){.end = reader->offset, .n_tokens = save.n_tokens, .n_saves = found->n_saves + 1};
     return status;
 }
 
 /* DSV2_OK if the file is a snapshot of the session's first tokens; DSV2_ERROR_MISMATCH, _FORMAT or _UNSUPPORTED if it is not. */
-static dsv2_status examine(const ds_snapshot_source *source, const char *path, int fd, existing *found)
+static dsv2_status examine(const ds_snapshot_source *source, const char *path, ds_os_file file, existing *found)
 {
     uint8_t bytes[FILE_HEADER_BYTES], own[FILE_HEADER_BYTES];
     file_header header = ds_file_header_of(source->model, &source->cache->shape);
     ds_file_header_pack(&header, own);
-    snapshot_reader reader = ds_reader_of_file(path, &fd);
+    snapshot_reader reader = {.name = path, .file = file};
     *found = (existing){0};
     dsv2_status status = ds_reader_all(&reader, bytes, sizeof bytes);
     if (status == DSV2_OK && memcmp(bytes, own, sizeof own) != 0)
@@ -257,7 +255,7 @@ static dsv2_status examine(const ds_snapshot_source *source, const char *path, i
     if (content.logits == NULL || work == NULL)
         status = ds_fail_memory("the snapshot to append to", source->cache->shape.page_bytes);
     for (bool end = false; status == DSV2_OK && !end;)
-        status = compare_save(&reader, fd, source, &content, work, found, &end);
+        status = compare_save(&reader, source, &content, work, found, &end);
     ds_free(work);
     ds_snapshot_content_free(&content);
     return status;
@@ -268,43 +266,43 @@ static dsv2_status append(const ds_snapshot_source *source, const dsv2_save_opti
 {
     static const uint8_t zeros[HEADER_BYTES];
     uint8_t header[HEADER_BYTES];
-    if (ftruncate(writer->fd, (off_t)found->end) != 0) /* what an append that was cut short has left */
+    if (!ds_os_truncate(writer->file, found->end)) /* what an append that was cut short has left */
         return ds_fail_io(writer->path, "shorten");
     writer->size = found->end;
     sink s = {.put = put_file, .writer = writer, .offset = found->end};
     dsv2_status status = put_save(&s, source, options, zeros, found->n_tokens);
-    if (status == DSV2_OK && fdatasync(writer->fd) != 0)
+    if (status == DSV2_OK && !ds_os_flush_data(writer->file))
         status = ds_fail_io(writer->path, "flush");
     if (status == DSV2_OK) {
         pack_save_header(source, found->n_saves, found->n_tokens, header);
         status = ds_writer_replace(writer, found->end, header, sizeof header);
-        if (status == DSV2_OK && fdatasync(writer->fd) != 0)
+        if (status == DSV2_OK && !ds_os_flush_data(writer->file))
             status = ds_fail_io(writer->path, "flush");
     }
-    if (status != DSV2_OK && ftruncate(writer->fd, (off_t)found->end) != 0)
-        return status; /* the zeros end it as well */
+    if (status != DSV2_OK)
+        (void)ds_os_truncate(writer->file, found->end); /* if that fails, the zeros end it as well */
     return status;
 }
 
 /* Appends if the file is one that can be appended to; *done says whether it was. */
 static dsv2_status save_behind(const ds_snapshot_source *source, const char *path, const dsv2_save_options *options, bool *done)
 {
-    ds_writer writer = {.fd = -1};
+    ds_writer writer = {0};
     existing found;
     uint64_t size;
     *done = false;
     if (!ds_is_file(path))
         return DSV2_OK;
-    dsv2_status status = ds_snapshot_open(path, O_RDWR, &writer.fd, &size);
+    dsv2_status status = ds_open_regular(path, DS_OS_UPDATE, &writer.file, &size);
     if (status != DSV2_OK)
         return status;
     writer.path = ds_copy_string(path);
     if (writer.path == NULL)
         status = ds_fail_memory("a path", strlen(path));
-    else if (flock(writer.fd, LOCK_EX | LOCK_NB) != 0)
+    else if (!ds_os_lock(writer.file))
         status = ds_fail_io(path, "lock (is it being saved to by another session?)");
     if (status == DSV2_OK) {
-        status = examine(source, path, writer.fd, &found);
+        status = examine(source, path, writer.file, &found);
         *done = status != DSV2_ERROR_MISMATCH && status != DSV2_ERROR_FORMAT && status != DSV2_ERROR_UNSUPPORTED;
         if (status == DSV2_OK)
             status = append(source, options, &writer, &found);

@@ -198,14 +198,23 @@ static dsv2_status index_tokens(dsv2_tokenizer *t)
     return DSV2_OK;
 }
 
-static int compare_added(const void *a, const void *b, void *tokenizer)
+/* An added token where it is sorted. */
+typedef struct added_key {
+    const char *text;
+    uint32_t size, id;
+} added_key;
+
+static int compare_texts(const added_key *a, const added_key *b)
 {
-    const dsv2_tokenizer *t = tokenizer;
-    const ds_token *x = &t->tokens[*(const uint32_t *)a], *y = &t->tokens[*(const uint32_t *)b];
-    int order = memcmp(t->texts + x->offset, t->texts + y->offset, x->size < y->size ? x->size : y->size);
-    if (order != 0)
-        return order;
-    return x->size < y->size ? -1 : x->size > y->size;
+    int order = memcmp(a->text, b->text, a->size < b->size ? a->size : b->size);
+    return order != 0 ? order : (a->size > b->size) - (a->size < b->size);
+}
+
+static int compare_added(const void *a, const void *b)
+{
+    const added_key *x = a, *y = b;
+    int order = compare_texts(x, y);
+    return order != 0 ? order : (x->id > y->id) - (x->id < y->id);
 }
 
 static dsv2_status sort_added(dsv2_tokenizer *t, ds_added *added, bool early)
@@ -214,20 +223,30 @@ static dsv2_status sort_added(dsv2_tokenizer *t, ds_added *added, bool early)
     for (uint32_t id = 0; id < t->n_tokens; id++)
         n += (t->tokens[id].kind & DS_TOKEN_ADDED) != 0 && ((t->tokens[id].kind & DS_TOKEN_EARLY) != 0) == early;
     added->ids = ds_new(n, sizeof *added->ids);
-    if (added->ids == NULL)
-        return ds_fail_memory("the added tokens", n * sizeof *added->ids);
+    added_key *keys = ds_new(n, sizeof *keys);
+    if (added->ids == NULL || keys == NULL) {
+        ds_free(keys);
+        return ds_fail_memory("the added tokens", n * (sizeof *added->ids + sizeof *keys));
+    }
+    n = 0;
     for (uint32_t id = 0; id < t->n_tokens; id++)
         if ((t->tokens[id].kind & DS_TOKEN_ADDED) != 0 && ((t->tokens[id].kind & DS_TOKEN_EARLY) != 0) == early) {
-            added->ids[added->n++] = id;
+            keys[n++] = (added_key){.text = t->texts + t->tokens[id].offset, .size = t->tokens[id].size, .id = id};
             t->n_special += (t->tokens[id].kind & DS_TOKEN_SPECIAL) != 0;
         }
-    qsort_r(added->ids, n, sizeof *added->ids, compare_added, t);
-    for (uint32_t i = 0; i < n; i++) {
-        if (i > 0 && compare_added(&added->ids[i - 1], &added->ids[i], t) == 0)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: added tokens %u and %u are spelled alike", t->path, added->ids[i - 1],
-                           added->ids[i]);
-        added->first[(uint8_t)t->texts[t->tokens[added->ids[i]].offset] + 1]++;
+    qsort(keys, n, sizeof *keys, compare_added);
+    dsv2_status status = DSV2_OK;
+    for (uint32_t i = 0; i < n && status == DSV2_OK; i++) {
+        if (i > 0 && compare_texts(&keys[i - 1], &keys[i]) == 0)
+            status = ds_fail(DSV2_ERROR_FORMAT, "%s: added tokens %u and %u are spelled alike", t->path, keys[i - 1].id,
+                             keys[i].id);
+        added->ids[i] = keys[i].id;
+        added->first[(uint8_t)keys[i].text[0] + 1]++;
     }
+    added->n = n;
+    ds_free(keys);
+    if (status != DSV2_OK)
+        return status;
     for (unsigned byte = 0; byte < 256; byte++)
         added->first[byte + 1] += added->first[byte];
     return DSV2_OK;
@@ -372,13 +391,21 @@ void ds_tokenizer_set_special(dsv2_tokenizer *t, int32_t bos, int32_t eos)
         t->eos = eos;
 }
 
+static bool contains(const char *text, size_t size, const char *words)
+{
+    size_t n = strlen(words);
+    for (size_t i = 0; i + n <= size; i++)
+        if (memcmp(text + i, words, n) == 0)
+            return true;
+    return false;
+}
+
 void ds_use_chat_template(dsv2_tokenizer *t, const char *text, size_t size)
 {
-    static const char tokens[] = "<｜User｜>", words[] = "User: ";
-    if (t->user >= 0 && t->assistant >= 0 && memmem(text, size, tokens, sizeof tokens - 1) != NULL) {
+    if (t->user >= 0 && t->assistant >= 0 && contains(text, size, "<｜User｜>")) {
         t->chat_v25 = true;
         t->chat_v2 = false;
-    } else if (memmem(text, size, words, sizeof words - 1) != NULL) {
+    } else if (contains(text, size, "User: ")) {
         t->chat_v25 = false; /* DeepSeek-Coder-V2 has the tokens and does not use them */
         t->chat_v2 = true;
     }

@@ -5,7 +5,7 @@ static bool waits(const ds_deferred_expert *expert) { return atomic_load_explici
 /* Repacks those of a layer's experts that still wait, together, over all threads. */
 static void repack(ds_repacked_source *source, ds_deferred_expert *deferred, const uint32_t *experts, size_t n)
 {
-    pthread_mutex_lock(&source->lock);
+    ds_mutex_lock(&source->lock);
     for (size_t i = 0; i < n; i++) {
         const ds_deferred_expert *expert = &deferred[experts[i]];
         for (uint32_t c = 0; waits(expert) && c < expert->n; c++) /* unless another pass was faster */
@@ -15,7 +15,7 @@ static void repack(ds_repacked_source *source, ds_deferred_expert *deferred, con
     for (size_t i = 0; i < n; i++)
         if (waits(&deferred[experts[i]]))
             atomic_store_explicit(&deferred[experts[i]].waiting, false, memory_order_release);
-    pthread_mutex_unlock(&source->lock);
+    ds_mutex_unlock(&source->lock);
 }
 
 static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n, const ds_ffn_weights **weights)
@@ -56,7 +56,7 @@ dsv2_status ds_repacked_source_new(const ds_weights_opening *opening, ds_repacke
         .deferred = deferred,
     };
     ds_conversions_init(&source->queue, opening->kernels, opening->pool, opening->container);
-    pthread_mutex_init(&source->lock, NULL);
+    ds_mutex_init(&source->lock);
     *out = source;
     return DSV2_OK;
 }
@@ -92,6 +92,6 @@ void ds_repacked_source_free(ds_repacked_source *source)
         ds_free(source->deferred[l]);
     ds_free(source->deferred);
     ds_conversions_free(&source->queue);
-    pthread_mutex_destroy(&source->lock);
+    ds_mutex_destroy(&source->lock);
     ds_free(source);
 }

@@ -6,7 +6,6 @@
 #include "weights/convert.h"
 #include "weights/weights.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 typedef struct ds_deferred_expert {
@@ -20,7 +19,7 @@ typedef struct ds_repacked_source {
     const ds_layer *layers;
     uint32_t n_layers, n_experts;
     ds_deferred_expert **deferred; /* [n_layers], each NULL or [n_experts] */
-    pthread_mutex_t lock;
+    ds_mutex lock;
     ds_conversions queue; /* with room for the experts of a layer */
 } ds_repacked_source;
 

@@ -10,6 +10,7 @@
 #include "support/tensors.h"
 
 #include <check.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* Assertions are alive in the library that tests link. That the installed libraries have none is for tests/abi/headers.py to see. */
+/* Assertions are alive in the library that tests link. tests/abi/headers.py sees that the installed libraries have none. */
 #include "cache/cache.h"
 #include "support/run.h"
 

@@ -1,5 +1,5 @@
-/* host MODEL TEXT: a program with names of its own that the library, or what the library is made with, has too, and with another
- * meaning. With hello.c, whose main it calls hello_main. */
+/* host MODEL TEXT: a program that defines three names of the library or its dependencies with another meaning.
+ * The program is linked with hello.c, in which main is called hello_main. */
 #include <stdio.h>
 
 int pack(int value) { return value + 1; }

@@ -20,8 +20,9 @@ import tiny_model
 tiny_model.make(os.path.join(sys.argv[1], "tests/data/goldens/lite"), sys.argv[2])
 PYTHON
 
-# Links the archive into a program that gives names of its own to three functions, and beside a library that defines every internal
-# name of ours and those of xxHash; and, where the system has the archives for that, into a program without any shared library.
+# Links the archive into a program that gives names of its own to three functions, and beside a library that defines
+# every internal name of ours and those of xxHash; and, where the system has the archives for that, into a program
+# without any shared library.
 link_archive() {
     static=$(pkg-config --static --cflags --libs dsv2 | sed 's/-ldsv2/-l:libdsv2.a/')
     {

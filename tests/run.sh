@@ -1,9 +1,17 @@
 #!/bin/sh
 # Installs what the tests need (Debian 12), builds and runs every test; ends with Meson's and Check's summaries.
-#   sh tests/run.sh
+#   sh tests/run.sh [--all]
 # Three builds: optimised; with the address and undefined-behaviour sanitizers; with the thread sanitizer (the tests in which
-# threads meet). A fourth, by clang, only compiles, with the fuzz targets.
+# threads meet; with --all every test). A fourth, by clang, only compiles, with the fuzz targets.
 set -eu
+case $* in
+"") all=false ;;
+--all) all=true ;;
+*)
+    echo "usage: sh tests/run.sh [--all]" >&2
+    exit 2
+    ;;
+esac
 cd "$(dirname "$0")/.."
 . examples/packages.sh
 
@@ -12,13 +20,26 @@ install_packages $BUILD_PACKAGES check clang libclang-rt-14-dev cmake g++ python
 # Rust: whatever is there already; else Debian's.
 command -v cargo >/dev/null || install_packages cargo
 
-# build FOLDER OPTION...: compiles, without a word if all is well.
+# timed FOLDER PART COMMAND...: notes how long the part took.
+times=$(mktemp)
+trap 'rm -f "$times"' EXIT
+timed() {
+    of=$1 part=$2
+    shift 2
+    begun=$(date +%s)
+    result=0
+    "$@" || result=$?
+    echo "$of $part $(($(date +%s) - begun))" >>"$times"
+    return $result
+}
+
+# build FOLDER TARGET OPTION...: compiles, without a word if all is well.
 build() {
-    folder=$1
-    shift
+    folder=$1 target=$2
+    shift 2
     echo "== building $folder"
-    [ -f "$folder/build.ninja" ] || quietly meson setup "$folder" -Dwerror=true "$@"
-    quietly ninja -C "$folder"
+    [ -f "$folder/build.ninja" ] || timed "$folder" setup quietly meson setup "$folder" -Dwerror=true "$@" || exit
+    timed "$folder" build quietly ninja -C "$folder" "$target" || exit
 }
 
 failed=""
@@ -27,22 +48,27 @@ check() {
     folder=$1
     shift
     echo "== testing $folder"
-    meson test -C "$folder" --no-rebuild --print-errorlogs --timeout-multiplier 4 "$@" || failed="$failed $folder"
+    timed "$folder" tests meson test -C "$folder" --no-rebuild --print-errorlogs --timeout-multiplier 4 "$@" || failed="$failed $folder"
     summaries="$summaries $folder"
 }
 summaries=""
 
-build build-tests
+build build-tests all
 check build-tests
 
-build build-sanitize --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false
+build build-sanitize all --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false
 check build-sanitize
 
-build build-thread --buildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false
-check build-thread --suite threads
+if $all; then
+    build build-thread all --buildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false
+    check build-thread
+else
+    build build-thread threads --buildtype=debugoptimized -Db_sanitize=thread -Db_lundef=false
+    check build-thread --suite threads
+fi
 
 export CC=clang
-build build-clang --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false -Dfuzz=true
+build build-clang all --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false -Dfuzz=true
 
 # Build by build, so that all is in one place.
 for folder in $summaries; do
@@ -53,6 +79,11 @@ for folder in $summaries; do
     sed -n '/^Ok: /,/^Timeout: /p' "$log"
     grep -E '^Running suite|^[0-9]+%: Checks: ' "$log"
 done
+echo
+awk '{ part[$1] = part[$1] sprintf(", %s %.1f", $2, $3 / 60); sum += $3 }
+    !seen[$1]++ { order[++n] = $1 }
+    END { for (i = 1; i <= n; i++) printf "minutes: %s %s\n", order[i], substr(part[order[i]], 3); printf "minutes: all %.1f\n", sum / 60 }
+' "$times"
 if [ -n "$failed" ]; then
     echo
     echo "FAILED:$failed"

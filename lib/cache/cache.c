@@ -1,6 +1,7 @@
 /* Pages: taken from the pool, shared, copied by who writes. */
 #include "cache/cache.h"
 
+#include <assert.h>
 #include <string.h>
 
 void ds_page_pool_init(ds_page_pool *pool, uint64_t bytes_limit)
@@ -76,6 +77,7 @@ static ds_page *take_page(ds_page_pool *pool, size_t bytes)
         slab = slab->next;
     if (slab == NULL)
         return NULL;
+    assert(slab->free != 0); /* a listed slab has free pages */
     ds_page *page = &slab->pages[__builtin_ctz(slab->free)];
     slab->free &= slab->free - 1;
     if (slab->free == 0)
@@ -113,7 +115,9 @@ static dsv2_status page_new(ds_page_pool *pool, size_t bytes, ds_page **out)
 
 static void page_release(ds_page_pool *pool, ds_page *page)
 {
-    if (atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel) != 1)
+    uint32_t references = atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel);
+    assert(references > 0);
+    if (references != 1)
         return;
     ds_slab *slab = page->slab;
     ds_mutex_lock(&pool->lock);
@@ -188,6 +192,7 @@ void ds_cache_truncate(ds_cache *cache, size_t n)
 dsv2_status ds_cache_share(const ds_cache *cache, size_t n, ds_cache *copy)
 {
     size_t n_pages = (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS;
+    assert(n_pages <= cache->n_pages && copy->n_pages == 0);
     if (!ds_grow(&copy->pages, &copy->capacity, n_pages, sizeof *copy->pages))
         return ds_fail_memory("the list of KV pages", n_pages * sizeof *copy->pages);
     for (size_t i = 0; i < n_pages; i++) {
@@ -200,5 +205,6 @@ dsv2_status ds_cache_share(const ds_cache *cache, size_t n, ds_cache *copy)
 
 uint8_t *ds_cache_rows(const ds_cache *cache, uint32_t layer, size_t page)
 {
+    assert(layer < cache->shape.n_layers && page < cache->n_pages);
     return cache->pages[page]->data + layer * cache->shape.layer_bytes;
 }

@@ -17,6 +17,7 @@
  * V2's shape, 512 + 64: q8 128 + 16 + 512 = 656 bytes, 9.1 bits an element; q6 8 + 8 + 352 + 64 = 432 bytes, 6.0 bits. */
 #include "cache/cache.h"
 
+#include <assert.h>
 #include <float.h>
 #include <string.h>
 
@@ -262,6 +263,7 @@ void ds_cache_decode_integers(const ds_cache_shape *shape, const ds_kernels *ker
                               int16_t *rows, float *scales, float *scratch, const uint8_t *next)
 {
     _Static_assert(Q8_GROUP % (int)DS_SCALE_COLS == 0 && Q6_GROUP % (int)DS_SCALE_COLS == 0, "a group has one stored scale");
+    assert(n <= DS_PAGE_TOKENS);
     uint32_t lora = shape->kv_lora_rank, rope = shape->qk_rope_head_dim;
     q8_layout q8 = layout_q8(lora, rope);
     q6_layout q6 = layout_q6(lora, rope);

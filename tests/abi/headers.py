@@ -2,8 +2,9 @@
 
 headers.py c INCLUDE                  prints a C program that prints the layout of all structures and enumerations as JSON
 headers.py rust LAYOUT.json           prints dsv2-sys's tests/layout.rs, which checks the same layout
-headers.py symbols INCLUDE LIBRARY    checks that the library exports the declared functions, no more and no less, and calls none
-                                      that ends the process, prints or changes its settings
+headers.py symbols INCLUDE LIBRARY    checks that the library, shared or static, exports the declared functions, no more and no
+                                      less, and calls none that ends the process (as an assertion does), prints or changes its
+                                      settings
 headers.py alone INCLUDE COMPILER...   compiles every header by itself as C++11, without a warning
 headers.py mirrored LAYOUT.json FILE... checks that the files name every enumeration's items and every record's fields
 """
@@ -106,9 +107,11 @@ FORBIDDEN = set(
 
 
 def symbols(library, which):
-    """Those of the dynamic table, but for the symbol version itself, which is listed as an absolute symbol."""
-    listing = subprocess.run(["nm", "-D", which, library], check=True, capture_output=True, text=True).stdout
-    return {fields[-1].split("@")[0] for fields in map(str.split, listing.splitlines()) if fields[-2] != "A"}
+    """Those that programs see, but for the symbol version itself, which is listed as an absolute symbol."""
+    table = "--extern-only" if library.endswith(".a") else "--dynamic"
+    listing = subprocess.run(["nm", table, which, library], check=True, capture_output=True, text=True).stdout
+    lines = [line.split() for line in listing.splitlines() if not line.endswith(":")]  # a member's name ends so
+    return {fields[-1].split("@")[0] for fields in lines if fields and fields[-2] != "A"}
 
 
 def check_symbols(include, library):

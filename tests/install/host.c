@@ -1,0 +1,18 @@
+/* host MODEL TEXT: a program that defines three names of the library or its dependencies with another meaning.
+ * The program is linked with hello.c, in which main is called hello_main. */
+#include <stdio.h>
+
+int pack(int value) { return value + 1; }
+int XXH64(int value) { return value + 2; }
+int json_loads(int value) { return value + 3; }
+
+int hello_main(int argc, char **argv);
+
+int main(int argc, char **argv)
+{
+    if (pack(argc) != argc + 1 || XXH64(argc) != argc + 2 || json_loads(argc) != argc + 3) {
+        puts("the host's functions are not the host's");
+        return 1;
+    }
+    return hello_main(argc, argv);
+}

@@ -39,26 +39,26 @@ typedef enum ds_type {
     DS_TYPE_COUNT
 } ds_type;
 
-/* Rows of a packed matrix come in groups of so many; the last group is filled up. */
-enum { DS_PACK_ROWS = 16 };
+/* Rows of a packed matrix come in panels of so many; the last panel is filled up. */
+enum { DS_PANEL_ROWS = 16 };
 
 const char *ds_type_name(ds_type type);
 
-bool ds_type_is_packed(ds_type type);
+bool ds_type_is_interleaved(ds_type type);
 
 /* F32, F16 and BF16: the types whose elements stand alone, which every set multiplies as they are. */
 bool ds_type_is_plain(ds_type type);
 
 /* Bytes of `cols` consecutive elements; 0 if cols is no multiple of the type's block. Packed types take any cols; theirs is a
- * row's share of its group. */
+ * row's share of its panel. */
 size_t ds_type_row_bytes(ds_type type, uint64_t cols);
 
 /* A weight matrix W of a linear map y = W x. */
 typedef struct ds_matrix {
     uint32_t rows, cols; /* outputs, inputs */
     ds_type type;
-    const void *data;    /* row-major, each row row_bytes after the one before; not owned. Packed: groups of rows, each
-                            DS_PACK_ROWS * row_bytes after the one before, row_bytes being ds_type_row_bytes(type, cols) */
+    const void *data;    /* row-major, each row row_bytes after the one before; not owned. Packed: panels of rows, each
+                            DS_PANEL_ROWS * row_bytes after the one before, row_bytes being ds_type_row_bytes(type, cols) */
     size_t row_bytes;
     /* F8_E4M3 only: element (r, c) is multiplied by scales[r / scale_rows * scale_stride + c / scale_cols]. */
     const float *scales;
@@ -66,9 +66,9 @@ typedef struct ds_matrix {
 } ds_matrix;
 
 /* 32 columns of a row of activations, as the kernels of packed weights take them: x[c] ~ scale * q[c]. */
-enum { DS_PACK_COLS = 32 };
+enum { DS_BLOCK_COLS = 32 };
 typedef struct ds_x8 {
-    int8_t q[DS_PACK_COLS]; /* -127 to 127 */
+    int8_t q[DS_BLOCK_COLS]; /* -127 to 127 */
     float scale;
     float sum;      /* scale * the sum of q */
     float halves[2]; /* the same of each 16 */
@@ -77,10 +77,10 @@ typedef struct ds_x8 {
 /* Two elements of 45 levels, -22 to 22, share 11 bits: 45^2 = 2025 of 2048 codes. */
 enum { DS_PAIR_LEVELS = 45 };
 
-/* Attention in 16 bits. A block is DS_PAIR_ROWS rows, interleaved by pairs of columns: [columns / 2][DS_PAIR_ROWS][2]. Of keys
- * and queries, DS_SCALE_COLS columns are a group with a scale of its own; of these, sums of products of a DS_WIDE and a
- * DS_NARROW number fit into 32 bits. */
-enum { DS_PAIR_ROWS = 16, DS_SCALE_COLS = 64, DS_WIDE = 16383, DS_NARROW = 2047 };
+/* Attention in 16 bits. A block is DS_PANEL_ROWS rows, interleaved by pairs of columns: [columns / 2][DS_PANEL_ROWS][2]. Of keys
+ * and queries, DS_SCALE_COLS columns are a section with a scale of its own; of these, sums of products of a DS_MAX_15_BITS and a
+ * DS_MAX_12_BITS number fit into 32 bits. */
+enum { DS_SCALE_COLS = 64, DS_MAX_15_BITS = 16383, DS_MAX_12_BITS = 2047 };
 
 typedef struct ds_kernels {
     const char *name; /* "c", "avx2", "avx512" */
@@ -90,10 +90,10 @@ typedef struct ds_kernels {
     void (*matmul[DS_TYPE_COUNT])(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
                                   size_t n, size_t k); /* F32, F16, BF16; NULL where a type has none */
 
-    /* The same for packed types: x: m pointers to prepared rows of ceil(k / 32) blocks; w: ceil(n / 16) groups of rows. NULL for
+    /* The same for packed types: x: m pointers to prepared rows of ceil(k / 32) blocks; w: ceil(n / 16) panels of rows. NULL for
      * the others. */
-    void (*matmul_packed[DS_TYPE_COUNT])(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w,
-                                         size_t n, size_t k);
+    void (*matmul_interleaved[DS_TYPE_COUNT])(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w,
+                                              size_t n, size_t k);
 
     /* Rounds a row of k floats to 8 bits: ceil(k / 32) blocks, filled up with zeros. The same bits in every set, for finite x. A
      * block with an infinity or NaN gets a NaN scale. */
@@ -126,7 +126,7 @@ typedef struct ds_kernels {
     /* The largest of n >= 1 floats; NaN is not looked for. */
     float (*max)(const float *x, size_t n);
 
-    /* Attention in 16 bits; see DS_PAIR_ROWS. All but pair_scores and pair_sums give the same bits in every set. */
+    /* Attention in 16 bits; see DS_PANEL_ROWS. All but pair_scores and pair_sums give the same bits in every set. */
 
     /* out[c] = the nearest integer to x[c] / scale, with the returned scale such that the largest magnitude becomes `limit`
      * (below 2^15). Next to nothing gives zeros and scale 0; an infinity or NaN zeros and scale NaN. */
@@ -138,25 +138,25 @@ typedef struct ds_kernels {
     /* out[c] = the nearest integer to a[c] * b[c] * factor, which is below 2^15. */
     void (*round_products)(int16_t *out, const float *a, const float *b, float factor, size_t n);
 
-    /* A block of n_rows <= DS_PAIR_ROWS rows, `stride` numbers apart; missing rows are zeros. n_cols is even. */
+    /* A block of n_rows <= DS_PANEL_ROWS rows, `stride` numbers apart; missing rows are zeros. n_cols is even. */
     void (*pair_columns)(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
 
-    /* The same of the rows' transpose: ceil(n_cols / DS_PAIR_ROWS) blocks, `block_stride` numbers apart, whose rows are the
+    /* The same of the rows' transpose: ceil(n_cols / DS_PANEL_ROWS) blocks, `panel_stride` numbers apart, whose rows are the
      * columns and whose pairs of columns the ceil(n_rows / 2) pairs of rows; zeros for what is missing. */
-    void (*pair_rows)(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
+    void (*pair_rows)(int16_t *out, size_t panel_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
 
-    /* Both at once of n_rows rows of bytes: `keys` as pair_columns makes them, filled up with zeros to whole groups of DS_SCALE_COLS
+    /* Both at once of n_rows rows of bytes: `keys` as pair_columns makes them, filled up with zeros to whole sections of DS_SCALE_COLS
      * columns, `values` as pair_rows does. */
-    void (*pair_codes)(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,
+    void (*pair_codes)(int16_t *keys, int16_t *values, size_t panel_stride, const int8_t *rows, size_t stride, size_t n_rows,
                        size_t n_cols);
 
-    /* out[i * out_stride + t] = a_scales[i] * sum_g scales[g * scales_stride + t] * (a_i . b_t over the columns of group g), for
-     * i < m rows of one block a and t < n rows of n / DS_PAIR_ROWS blocks b (n a multiple of it), each of n_groups groups. */
+    /* out[i * out_stride + t] = a_scales[i] * sum_g scales[g * scales_stride + t] * (a_i . b_t over the columns of section g), for
+     * i < m rows of one block a and t < n rows of n / DS_PANEL_ROWS blocks b (n a multiple of it), each of n_sections sections. */
     void (*pair_scores)(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
-                        const float *scales, size_t scales_stride, size_t n_groups);
+                        const float *scales, size_t scales_stride, size_t n_sections);
 
     /* out[i * out_stride + j] = out[i * out_stride + j] * keep[i] + factor[i] * (a_i . b_j), for i < m rows of one block a and
-     * j < n rows of ceil(n / DS_PAIR_ROWS) blocks b, all of n_pairs pairs of columns. */
+     * j < n rows of ceil(n / DS_PANEL_ROWS) blocks b, all of n_pairs pairs of columns. */
     void (*pair_sums)(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t m,
                       const int16_t *b, size_t n_pairs, size_t n);
 
@@ -166,14 +166,14 @@ typedef struct ds_kernels {
      * and its own inverse. */
     void (*rotate)(float *x, size_t block, size_t n);
 
-    /* out[i] = codes[i] * scale of i's group; a bf16 scale for every `group` elements. */
-    void (*unpack_q8)(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n);
+    /* out[i] = codes[i] * scale of i's section; a bf16 scale for every `section` elements. */
+    void (*unpack_q8)(float *out, const uint8_t *scales, const int8_t *codes, size_t section, size_t n);
 
     /* Elements of DS_PAIR_LEVELS levels, two in 11 bits, as integers: from -22 on; n even. */
     void (*split_pairs)(int16_t *out, const uint8_t *pairs, size_t n);
 
     /* The same times their scales, as unpack_q8. */
-    void (*unpack_pairs)(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n);
+    void (*unpack_pairs)(float *out, const uint8_t *scales, const uint8_t *pairs, size_t section, size_t n);
 } ds_kernels;
 
 /* The table by name; NULL or "auto" gives the best that this processor and operating system run.
@@ -187,22 +187,22 @@ void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const f
                uint32_t n0, uint32_t n1, float *scratch);
 size_t ds_matmul_scratch(const ds_matrix *w);
 
-/* The same for a packed W and rows of ds_prepared_blocks(W->cols) blocks each, written by prepare_row. Ranges of whole groups
- * (n0 and n1 multiples of DS_PACK_ROWS) are the fast ones. */
+/* The same for a packed W and rows of ds_prepared_blocks(W->cols) blocks each, written by prepare_row. Ranges of whole panels
+ * (n0 and n1 multiples of DS_PANEL_ROWS) are the fast ones. */
 void ds_matmul_prepared(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
                         const ds_matrix *w, uint32_t n0, uint32_t n1);
 size_t ds_prepared_blocks(uint32_t cols);
 
-/* Writes a group of a packed type (DS_PACK_ROWS * row_bytes bytes) from n_rows <= DS_PACK_ROWS rows of floats, rounded so
+/* Writes a panel of a packed type (DS_PANEL_ROWS * row_bytes bytes) from n_rows <= DS_PANEL_ROWS rows of floats, rounded so
  * that the squared error is small; missing rows are zeros. 256 columns of a row with an infinity or NaN among them become NaN. */
-void ds_pack_group(ds_type type, void *group, const float *const *rows, size_t n_rows, size_t cols);
+void ds_panel_from_floats(ds_type type, void *panel, const float *const *rows, size_t n_rows, size_t cols);
 
 /* The packed type that holds all values of a block type exactly (of IQ4_XS with scales rounded to half precision, 2^-11 of a value
  * at the most); DS_TYPE_COUNT if there is none. */
-ds_type ds_packed_twin(ds_type type);
+ds_type ds_type_twin(ds_type type);
 
 /* The same from rows of block type `from` into its twin. */
-void ds_repack_group(ds_type from, void *group, const void *const *rows, size_t n_rows, size_t cols);
+void ds_panel_from_blocks(ds_type from, void *panel, const void *const *rows, size_t n_rows, size_t cols);
 
 /* One row of a matrix as floats: the embedding of a token. */
 void ds_matrix_row(const ds_kernels *kernels, const ds_matrix *w, uint32_t row, float *out);

@@ -1,4 +1,4 @@
-#include "kernels/packed.h"
+#include "kernels/interleaved.h"
 
 /* What a type costs in a file. */
 static const struct {
@@ -22,7 +22,7 @@ static const struct {
     [DS_TYPE_Q6_K] = {"Q6_K", 256, 128 + 64 + 16 + 2},
     [DS_TYPE_IQ4_NL] = {"IQ4_NL", 32, 2 + 16},
     [DS_TYPE_IQ4_XS] = {"IQ4_XS", 256, 2 + 2 + 4 + 128},
-    [DS_TYPE_P4] = {"P4", 1, 0}, /* packed: bytes by ds_group_bytes */
+    [DS_TYPE_P4] = {"P4", 1, 0}, /* packed: bytes by ds_panel_bytes */
     [DS_TYPE_P5] = {"P5", 1, 0},
     [DS_TYPE_P6] = {"P6", 1, 0},
     [DS_TYPE_P8] = {"P8", 1, 0},
@@ -36,14 +36,14 @@ const char *ds_type_name(ds_type type) { return (unsigned)type < DS_TYPE_COUNT ?
 
 bool ds_type_is_plain(ds_type type) { return type == DS_TYPE_F32 || type == DS_TYPE_F16 || type == DS_TYPE_BF16; }
 
-bool ds_type_is_packed(ds_type type) { return (unsigned)type < DS_TYPE_COUNT && types[type].bytes == 0; }
+bool ds_type_is_interleaved(ds_type type) { return (unsigned)type < DS_TYPE_COUNT && types[type].bytes == 0; }
 
 size_t ds_type_row_bytes(ds_type type, uint64_t cols)
 {
     if ((unsigned)type >= DS_TYPE_COUNT || cols % types[type].block != 0)
         return 0;
-    if (ds_type_is_packed(type))
-        return cols <= UINT32_MAX ? ds_group_bytes(type, (size_t)cols) / DS_PACK_ROWS : 0;
+    if (ds_type_is_interleaved(type))
+        return cols <= UINT32_MAX ? ds_panel_bytes(type, (size_t)cols) / DS_PANEL_ROWS : 0;
     uint64_t bytes;
     if (!ds_mul(cols / types[type].block, types[type].bytes, &bytes) || bytes > SIZE_MAX)
         return 0;

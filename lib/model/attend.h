@@ -32,9 +32,9 @@ typedef struct ds_tile {
     const float *keys, *values;
     size_t key_stride, value_stride;
     /* sixteen */
-    int16_t *key_pairs;    /* [DS_PAGE_TOKENS / DS_PAIR_ROWS] blocks of the groups' columns; at_once: the present block */
+    int16_t *key_pairs;    /* [DS_PAGE_TOKENS / DS_PANEL_ROWS] blocks of the groups' columns; at_once: the present block */
     float *key_scales;     /* [groups][DS_PAGE_TOKENS] */
-    int16_t *value_pairs;  /* [value columns / DS_PAIR_ROWS] blocks of ceil(n / 2) pairs of tokens */
+    int16_t *value_pairs;  /* [value columns / DS_PANEL_ROWS] blocks of ceil(n / 2) pairs of tokens */
     const float *value_scales; /* [value groups][DS_PAGE_TOKENS] */
     float *value_largest;  /* the same: the largest scale of the tokens up to this one, so that no query depends on later ones */
 } ds_tile;
@@ -48,11 +48,11 @@ typedef struct ds_attend {
     float *sums;               /* [n] rows, sums_stride apart, of value_width: sum_t exp(s_t - max) v_t */
     size_t sums_stride;
     float *max, *sum;          /* [n]: the running maximum, and the sum of weights */
-    int16_t *q_pairs;          /* sixteen: [ceil(n / DS_PAIR_ROWS)] blocks */
+    int16_t *q_pairs;          /* sixteen: [ceil(n / DS_PANEL_ROWS)] blocks */
     float *q_scales;           /* [n] */
     float *scores;             /* [at most DS_ATTEND_ROWS][DS_PAGE_TOKENS] */
-    int16_t *weights, *weight_pairs; /* sixteen: [DS_PAIR_ROWS][DS_PAGE_TOKENS], as rows and as a block */
-    int16_t *rows;             /* sixteen: [DS_PAIR_ROWS] rows of a key or a value, for what is to become pairs */
+    int16_t *weights, *weight_pairs; /* sixteen: [DS_PANEL_ROWS][DS_PAGE_TOKENS], as rows and as a block */
+    int16_t *rows;             /* sixteen: [DS_PANEL_ROWS] rows of a key or a value, for what is to become pairs */
     float *padded;             /* sixteen: [columns of the groups] */
 } ds_attend;
 
@@ -77,7 +77,7 @@ void ds_attend_queries(ds_attend *attend);
 /* Takes a tile in; query i sees its first visible[i] tokens. */
 void ds_attend_tile(ds_attend *attend, const ds_tile *tile, const uint32_t *visible);
 
-/* sixteen: a tile is made DS_PAIR_ROWS tokens at a time, or as many as are left: token `first` and the next ones, which stay in the
+/* sixteen: a tile is made DS_PANEL_ROWS tokens at a time, or as many as are left: token `first` and the next ones, which stay in the
  * first-level cache meanwhile. Keys are rows of whole groups, values the first value_width columns of rows; rows are `stride` numbers
  * apart. */
 size_t ds_tile_rows(const ds_tile *tile, size_t first);

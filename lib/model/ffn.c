@@ -3,7 +3,7 @@
 #include "model/pass.h"
 
 /* A slice is a whole number of the blocks in which rows are rounded to 8 bits: each can round its own part of the hidden rows. */
-_Static_assert(DS_TASK_ROWS % DS_PACK_COLS == 0, "slices and blocks of activations");
+_Static_assert(DS_TASK_ROWS % DS_BLOCK_COLS == 0, "slices and blocks of activations");
 
 /* Going from one matrix to another costs what the processor had read ahead: with few rows of activations, where reading is all, slices
  * of several tasks' length are a tenth faster. So long ones, if every thread still gets enough to share the work evenly. */
@@ -29,7 +29,7 @@ static uint32_t add_slices(ds_pass *pass, uint32_t n_slices, uint32_t job, uint3
 static void multiply(const ds_pass *pass, const ds_matrix *w, ds_ffn_slice slice, const float *const *x, const ds_x8 *const *x8,
                      uint32_t n_rows, float *out, size_t out_stride, float *scratch)
 {
-    if (ds_type_is_packed(w->type))
+    if (ds_type_is_interleaved(w->type))
         ds_matmul_prepared(pass->model->kernels, out, out_stride, x8, n_rows, w, slice.first, slice.end);
     else
         ds_matmul(pass->model->kernels, out, out_stride, x, n_rows, w, slice.first, slice.end, scratch);
@@ -49,8 +49,8 @@ static void gate_up_task(void *context, size_t task, unsigned thread)
     const ds_x8 *const *x8 = pass->ffn_input_x8 + job->first_input;
     multiply(pass, &job->weights->gate, slice, x, x8, n_rows, gate, intermediate, scratch);
     multiply(pass, &job->weights->up, slice, x, x8, n_rows, up, n, scratch);
-    bool round = ds_type_is_packed(job->weights->down.type);
-    ds_x8 *hidden_x8 = pass->ffn_x8 + job->first_x8 + slice.first / DS_PACK_COLS;
+    bool round = ds_type_is_interleaved(job->weights->down.type);
+    ds_x8 *hidden_x8 = pass->ffn_x8 + job->first_x8 + slice.first / DS_BLOCK_COLS;
     for (uint32_t i = 0; i < n_rows; i++) {
         kernels->swiglu(gate + (size_t)i * intermediate, up + (size_t)i * n, n);
         if (round)
@@ -88,7 +88,7 @@ void ds_ffn_run(ds_pass *pass)
     for (uint32_t j = 0; j < pass->n_ffn_jobs; j++) {
         const ds_ffn_job *job = &pass->ffn_jobs[j];
         n_slices = add_slices(pass, n_slices, j, job->weights->gate.rows);
-        round = round || ds_type_is_packed(job->weights->gate.type) || ds_type_is_packed(job->weights->up.type);
+        round = round || ds_type_is_interleaved(job->weights->gate.type) || ds_type_is_interleaved(job->weights->up.type);
         point(pass, job);
     }
     uint32_t hidden = pass->model->config.hidden_size;

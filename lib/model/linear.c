@@ -15,7 +15,7 @@ static uint32_t task_rows(const ds_pass *pass, uint32_t rows)
 {
     enum { EVEN_TASKS = 8 };
     uint32_t n = DS_TASK_ROWS, wanted = EVEN_TASKS * ds_pool_threads(pass->model->pool);
-    while (n > DS_PACK_ROWS && rows / n < wanted)
+    while (n > DS_PANEL_ROWS && rows / n < wanted)
         n /= 2;
     return n;
 }
@@ -26,7 +26,7 @@ static void linear_task(void *context, size_t task, unsigned thread)
     const ds_pass *pass = l->pass;
     uint32_t first = (uint32_t)task * l->task_rows;
     uint32_t end = l->w->rows - first < l->task_rows ? l->w->rows : first + l->task_rows;
-    if (ds_type_is_packed(l->w->type))
+    if (ds_type_is_interleaved(l->w->type))
         ds_matmul_prepared(pass->model->kernels, l->out + first, l->out_stride, pass->x8_rows, l->m, l->w, first, end);
     else
         ds_matmul(pass->model->kernels, l->out + first, l->out_stride, pass->row_pointers, l->m, l->w, first, end,
@@ -40,7 +40,7 @@ static void linear_task(void *context, size_t task, unsigned thread)
 void ds_linear(ds_pass *pass, const ds_matrix *w, const float *bias, const float *x, size_t x_stride, size_t m, float *out,
                size_t out_stride)
 {
-    if (ds_type_is_packed(w->type))
+    if (ds_type_is_interleaved(w->type))
         ds_prepare_rows(pass, x, x_stride, w->cols, m);
     else
         for (size_t i = 0; i < m; i++)

@@ -305,7 +305,7 @@ static dsv2_status transpose_k_up(binder *binder, const ds_matrix *kv_b, ds_matr
     const ds_config *config = &binder->model->config;
     uint32_t nope = config->qk_nope_head_dim, lora = config->kv_lora_rank, n_heads = config->num_attention_heads;
     ds_type type = kv_b->type == DS_TYPE_F16 || kv_b->type == DS_TYPE_BF16 ? kv_b->type
-                     : ds_type_is_packed(kv_b->type)                           ? DS_TYPE_F16
+                     : ds_type_is_interleaved(kv_b->type)                           ? DS_TYPE_F16
                                                                                  : DS_TYPE_F32;
     if (!ds_grow(&binder->row, &binder->row_capacity, lora, sizeof *binder->row))
         return ds_fail_memory("k_up_transposed", lora * sizeof *binder->row);
@@ -392,7 +392,7 @@ static dsv2_status hold(binder *binder, const char *name, ds_type found, void *m
     if (status == DSV2_OK) {
         model->types_seen[type] = true;
         add_type(binder, type);
-        model->has_packed = model->has_packed || ds_type_is_packed(type);
+        model->has_packed = model->has_packed || ds_type_is_interleaved(type);
         model->weight_bytes += ds_matrix_bytes(type, matrix->rows, matrix->cols);
     }
     return status;

@@ -129,7 +129,7 @@ START_TEST(a_pack_of_a_gguf_gives_the_bits_of_the_gguf)
     ck_assert_msg(pack(gguf, DSV2_WEIGHTS_AS_STORED) == DSV2_OK, "%s", dsv2_last_error());
     expect_same_bits(gguf, DSV2_WEIGHTS_AS_STORED, pack_path, NULL);
     ck_assert_msg(dsv2_model_verify(pack_path, NULL, NULL) == DSV2_OK, "%s", dsv2_last_error());
-    ds_type twin = ds_packed_twin(options.type);
+    ds_type twin = ds_type_twin(options.type);
     dsv2_model *model = test_model_open(pack_path, NULL);
     ck_assert(model->types_seen[twin != DS_TYPE_COUNT ? twin : DS_TYPE_P8]);
     dsv2_model_close(model);

@@ -1,8 +1,8 @@
 /* The reference: plain C, one thing after another. What the other sets are tested against, and what runs elsewhere. */
 #include "kernels/c/pairs.h"
-#include "kernels/latent.h"
-#include "kernels/packed.h"
-#include "kernels/pairs.h"
+#include "kernels/latent_template.h"
+#include "kernels/interleaved.h"
+#include "kernels/pairs_template.h"
 #include "kernels/tables.h"
 
 #include <math.h>
@@ -158,10 +158,10 @@ static void add_scaled(float *out, const float *x, float scale, size_t n)
 const ds_kernels ds_kernels_c = {
     .name = "c",
     .matmul = {[DS_TYPE_F32] = matmul_f32, [DS_TYPE_F16] = matmul_f16, [DS_TYPE_BF16] = matmul_bf16},
-    .matmul_packed = {[DS_TYPE_P4] = ds_matmul_p4_c, [DS_TYPE_P5] = ds_matmul_p5_c, [DS_TYPE_P6] = ds_matmul_p6_c,
-                      [DS_TYPE_P8] = ds_matmul_p8_c, [DS_TYPE_P4S] = ds_matmul_p4s_c,
-                      [DS_TYPE_P5S] = ds_matmul_p5s_c, [DS_TYPE_P4M] = ds_matmul_p4m_c,
-                      [DS_TYPE_P5M] = ds_matmul_p5m_c},
+    .matmul_interleaved = {[DS_TYPE_P4] = ds_matmul_p4_c, [DS_TYPE_P5] = ds_matmul_p5_c, [DS_TYPE_P6] = ds_matmul_p6_c,
+                           [DS_TYPE_P8] = ds_matmul_p8_c, [DS_TYPE_P4S] = ds_matmul_p4s_c,
+                           [DS_TYPE_P5S] = ds_matmul_p5s_c, [DS_TYPE_P4M] = ds_matmul_p4m_c,
+                           [DS_TYPE_P5M] = ds_matmul_p5m_c},
     .prepare_row = ds_prepare_row_c,
     .to_f32 = {[DS_TYPE_F32] = f32_to_f32, [DS_TYPE_F16] = f16_to_f32, [DS_TYPE_BF16] = bf16_to_f32, DS_DEQUANTIZERS},
     .f32_to_f16 = f32_to_f16,

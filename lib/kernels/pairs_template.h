@@ -1,7 +1,7 @@
 /* Rows of 16-bit integers for attention, in plain C that each set's file includes, so that the compiler makes vectors of it with
  * that set's instructions. Every result is one expression whatever the width of a vector: all sets give the same bits. */
-#ifndef DS_LIB_KERNELS_PAIRS_H
-#define DS_LIB_KERNELS_PAIRS_H
+#ifndef DS_LIB_KERNELS_PAIRS_TEMPLATE_H
+#define DS_LIB_KERNELS_PAIRS_TEMPLATE_H
 
 #include "kernels/kernels.h"
 

@@ -1,10 +1,10 @@
 /* The reference for packed weights. */
-#include "kernels/packed.h"
+#include "kernels/interleaved.h"
 
 #include <math.h>
 #include <string.h>
 
-/* ---- reading a span ---- */
+/* ---- reading a superblock ---- */
 
 static float load_float(const uint8_t *bytes)
 {
@@ -25,29 +25,29 @@ static unsigned six_bits(const uint8_t *bytes, size_t i)
 static float load_half(const uint8_t *bytes) { return ds_f16_to_f32(ds_load_u16(bytes)); }
 
 /* What a weight of row `row` and the `half`th 16 columns of block `block` is, but for the row's factor: scale * q - minimum. */
-static void affine(ds_type type, const uint8_t *span, size_t block, size_t half, size_t row, float *scale, float *minimum)
+static void affine(ds_type type, const uint8_t *superblock, size_t block, size_t half, size_t row, float *scale, float *minimum)
 {
     if (ds_has_six_bits(type)) {
-        const uint8_t *numbers = span + HEADER_SIX_BITS;
-        size_t at = block * DS_PACK_ROWS + row;
-        *scale = load_half(span + HEADER_SCALES + 2 * row) * (float)six_bits(numbers, at);
-        *minimum = load_half(span + HEADER_MINIMA + 2 * row) * (float)six_bits(numbers, SPAN_BLOCKS * DS_PACK_ROWS + at);
+        const uint8_t *numbers = superblock + HEADER_SIX_BITS;
+        size_t at = block * DS_PANEL_ROWS + row;
+        *scale = load_half(superblock + HEADER_SCALES + 2 * row) * (float)six_bits(numbers, at);
+        *minimum = load_half(superblock + HEADER_MINIMA + 2 * row) * (float)six_bits(numbers, SUPERBLOCK_BLOCKS * DS_PANEL_ROWS + at);
         return;
     }
     if (type == DS_TYPE_P6)
-        *scale = load_half(span + HEADER_SCALES + 2 * row) *
-                 (float)(int8_t)span[HEADER_SIXTEENTHS + (2 * block + half) * DS_PACK_ROWS + row];
+        *scale = load_half(superblock + HEADER_SCALES + 2 * row) *
+                 (float)(int8_t)superblock[HEADER_SIXTEENTHS + (2 * block + half) * DS_PANEL_ROWS + row];
     else
-        *scale = load_half(span + HEADER_HALVES + 2 * (block * DS_PACK_ROWS + row));
+        *scale = load_half(superblock + HEADER_HALVES + 2 * (block * DS_PANEL_ROWS + row));
     if (ds_has_block_minima(type))
-        *minimum = load_half(span + HEADER_BLOCK_MINIMA + 2 * (block * DS_PACK_ROWS + row));
+        *minimum = load_half(superblock + HEADER_BLOCK_MINIMA + 2 * (block * DS_PANEL_ROWS + row));
     else
-        *minimum = *scale * (float)ds_pack_zero(type);
+        *minimum = *scale * (float)ds_integer_zero(type);
 }
 
-static const uint8_t *block_of(ds_type type, const uint8_t *span, size_t block)
+static const uint8_t *block_of(ds_type type, const uint8_t *superblock, size_t block)
 {
-    return span + ds_header_bytes(type) + block * ds_block_bytes(type);
+    return superblock + ds_header_bytes(type) + block * ds_block_bytes(type);
 }
 
 /* q of column c (of 32) of a row. */
@@ -58,24 +58,24 @@ static unsigned element(ds_type type, const uint8_t *block, size_t row, size_t c
         return block[word * VECTOR + lane];
     unsigned q = word < 4 ? block[word * VECTOR + lane] & 15u : block[(word - 4) * VECTOR + lane] >> 4;
     const uint8_t *more = block + 4 * VECTOR;
-    if (ds_pack_bits(type) == 5)
+    if (ds_integer_bits(type) == 5)
         q |= (more[lane] >> word & 1u) << 4;
     if (type == DS_TYPE_P6)
         q |= (more[word / 4 * VECTOR + lane] >> 2 * (word % 4) & 3u) << 4;
     return q;
 }
 
-void ds_unpack_row(ds_type type, const void *group, size_t row, float *out, size_t cols)
+void ds_panel_row(ds_type type, const void *panel, size_t row, float *out, size_t cols)
 {
-    int zero = ds_pack_zero(type);
-    float factor = load_float((const uint8_t *)group + 4 * row);
-    for (size_t c = 0; c < cols; c += DS_PACK_COLS / 2) {
-        const uint8_t *span = ds_span(type, group, c / SPAN_COLS);
-        size_t block = c % SPAN_COLS / DS_PACK_COLS, first = c % DS_PACK_COLS;
+    int zero = ds_integer_zero(type);
+    float factor = load_float((const uint8_t *)panel + 4 * row);
+    for (size_t c = 0; c < cols; c += DS_BLOCK_COLS / 2) {
+        const uint8_t *superblock = ds_superblock(type, panel, c / SUPERBLOCK_COLS);
+        size_t block = c % SUPERBLOCK_COLS / DS_BLOCK_COLS, first = c % DS_BLOCK_COLS;
         float scale, minimum;
-        affine(type, span, block, first / 16, row, &scale, &minimum);
+        affine(type, superblock, block, first / 16, row, &scale, &minimum);
         for (size_t i = 0; i < 16 && c + i < cols; i++) {
-            int q = (int)element(type, block_of(type, span, block), row, first + i) - zero;
+            int q = (int)element(type, block_of(type, superblock, block), row, first + i) - zero;
             out[c + i] = factor * (zero != 0 ? scale * (float)q : scale * (float)q - minimum);
         }
     }
@@ -85,8 +85,8 @@ void ds_unpack_row(ds_type type, const void *group, size_t row, float *out, size
 
 void ds_prepare_row_c(ds_x8 *out, const float *x, size_t k)
 {
-    for (size_t c = 0; c < k; c += DS_PACK_COLS, out++) {
-        size_t n = k - c < DS_PACK_COLS ? k - c : DS_PACK_COLS;
+    for (size_t c = 0; c < k; c += DS_BLOCK_COLS, out++) {
+        size_t n = k - c < DS_BLOCK_COLS ? k - c : DS_BLOCK_COLS;
         uint32_t largest = 0; /* of the bit patterns without signs, which are in the order of the magnitudes, NaN last */
         for (size_t i = 0; i < n; i++) {
             uint32_t bits;
@@ -116,27 +116,27 @@ void ds_prepare_row_c(ds_x8 *out, const float *x, size_t k)
     }
 }
 
-/* A block of a group, unpacked: 16 rows of 32 weights, and what they are to be multiplied by. */
+/* A block of a panel, unpacked: 16 rows of 32 weights, and what they are to be multiplied by. */
 typedef struct unpacked {
-    uint8_t q[DS_PACK_ROWS][DS_PACK_COLS];
-    float scales[2][DS_PACK_ROWS], minima[2][DS_PACK_ROWS]; /* of the two halves */
+    uint8_t q[DS_PANEL_ROWS][DS_BLOCK_COLS];
+    float scales[2][DS_PANEL_ROWS], minima[2][DS_PANEL_ROWS]; /* of the two halves */
 } unpacked;
 
-static void unpack(ds_type type, const uint8_t *span, size_t block, unpacked *u)
+static void unpack(ds_type type, const uint8_t *superblock, size_t block, unpacked *u)
 {
-    for (size_t row = 0; row < DS_PACK_ROWS; row++) {
-        for (size_t c = 0; c < DS_PACK_COLS; c++)
-            u->q[row][c] = (uint8_t)element(type, block_of(type, span, block), row, c);
+    for (size_t row = 0; row < DS_PANEL_ROWS; row++) {
+        for (size_t c = 0; c < DS_BLOCK_COLS; c++)
+            u->q[row][c] = (uint8_t)element(type, block_of(type, superblock, block), row, c);
         for (size_t half = 0; half < 2; half++)
-            affine(type, span, block, half, row, &u->scales[half][row], &u->minima[half][row]);
+            affine(type, superblock, block, half, row, &u->scales[half][row], &u->minima[half][row]);
     }
 }
 
 static void add_block(ds_type type, float *sums, const ds_x8 *x, const unpacked *u)
 {
-    for (size_t row = 0; row < DS_PACK_ROWS; row++) {
+    for (size_t row = 0; row < DS_PANEL_ROWS; row++) {
         int dots[2] = {0, 0};
-        for (size_t c = 0; c < DS_PACK_COLS; c++)
+        for (size_t c = 0; c < DS_BLOCK_COLS; c++)
             dots[c / 16] += u->q[row][c] * x->q[c];
         if (type == DS_TYPE_P6) {
             for (size_t half = 0; half < 2; half++) {
@@ -155,14 +155,14 @@ enum { ROWS = 8 }; /* rows of activations that use a block once it is unpacked *
 static void matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *w, size_t n,
                    size_t k)
 {
-    size_t blocks = (k + DS_PACK_COLS - 1) / DS_PACK_COLS;
-    for (size_t j = 0; j < n; j += DS_PACK_ROWS, w += ds_group_bytes(type, k))
+    size_t blocks = (k + DS_BLOCK_COLS - 1) / DS_BLOCK_COLS;
+    for (size_t j = 0; j < n; j += DS_PANEL_ROWS, w += ds_panel_bytes(type, k))
         for (size_t i0 = 0; i0 < m; i0 += ROWS) {
-            size_t rows = m - i0 < ROWS ? m - i0 : ROWS, valid = n - j < DS_PACK_ROWS ? n - j : DS_PACK_ROWS;
-            float sums[ROWS][DS_PACK_ROWS] = {{0}};
+            size_t rows = m - i0 < ROWS ? m - i0 : ROWS, valid = n - j < DS_PANEL_ROWS ? n - j : DS_PANEL_ROWS;
+            float sums[ROWS][DS_PANEL_ROWS] = {{0}};
             for (size_t b = 0; b < blocks; b++) {
                 unpacked u;
-                unpack(type, ds_span(type, w, b / SPAN_BLOCKS), b % SPAN_BLOCKS, &u);
+                unpack(type, ds_superblock(type, w, b / SUPERBLOCK_BLOCKS), b % SUPERBLOCK_BLOCKS, &u);
                 for (size_t i = 0; i < rows; i++)
                     add_block(type, sums[i], x[i0 + i] + b, &u);
             }

@@ -1,22 +1,22 @@
 /* The layout of packed weights. Private to the room; README.md tells it in words.
  *
- * 16 rows are a group. A group is 16 floats, one a row, that everything in the row is multiplied by, and then a run of spans of
- * 256 columns. A span is a header for all of its 256 columns and then blocks of 32 columns, as many as the matrix has. In a block,
+ * 16 rows are a panel. A panel is 16 floats, one a row, that everything in the row is multiplied by, and then a run of superblocks of
+ * 256 columns. A superblock is a header for all of its 256 columns and then blocks of 32 columns, as many as the matrix has. In a block,
  * 64 bytes are a vector of 16 lanes, lane r being 4 bytes of row r. */
-#ifndef DS_LIB_KERNELS_PACKED_H
-#define DS_LIB_KERNELS_PACKED_H
+#ifndef DS_LIB_KERNELS_INTERLEAVED_H
+#define DS_LIB_KERNELS_INTERLEAVED_H
 
 #include "kernels/kernels.h"
 
 enum {
-    SPAN_COLS = 256,
-    SPAN_BLOCKS = SPAN_COLS / DS_PACK_COLS,
-    VECTOR = 4 * DS_PACK_ROWS,     /* bytes */
-    BLOCK_WORDS = DS_PACK_COLS / 4, /* vectors of a block once each weight is a byte: word g has columns 4g to 4g + 3 */
+    SUPERBLOCK_COLS = 256,
+    SUPERBLOCK_BLOCKS = SUPERBLOCK_COLS / DS_BLOCK_COLS,
+    VECTOR = 4 * DS_PANEL_ROWS,     /* bytes */
+    BLOCK_WORDS = DS_BLOCK_COLS / 4, /* vectors of a block once each weight is a byte: word g has columns 4g to 4g + 3 */
 
-    GROUP_HEADER = VECTOR, /* 16 floats: powers of two, so that no scale in half precision is too large or too small */
+    PANEL_HEADER = VECTOR, /* 16 floats: powers of two, so that no scale in half precision is too large or too small */
 
-    /* Headers of spans. P4, P5: w = scale * sub_scale * q - minimum * sub_minimum */
+    /* Headers of superblocks. P4, P5: w = scale * sub_scale * q - minimum * sub_minimum */
     HEADER_SCALES = 0,           /* F16 [16 rows], also of P6 */
     HEADER_MINIMA = VECTOR / 2,  /* F16 [16 rows] */
     HEADER_SIX_BITS = VECTOR,    /* 3 vectors with 256 numbers of 6 bits, [2][8 blocks][16 rows]: sub-scales, sub-minima.
@@ -29,7 +29,7 @@ enum {
     HEADER_BLOCK_MINIMA = 4 * VECTOR,   /* F16 [8 blocks][16 rows], of P4M and P5M */
 };
 
-/* Scales and minima of 6 bits in units of the span's. */
+/* Scales and minima of 6 bits in units of the superblock's. */
 static inline bool ds_has_six_bits(ds_type type) { return type == DS_TYPE_P4 || type == DS_TYPE_P5; }
 
 /* A minimum in half precision for each block. */
@@ -43,7 +43,7 @@ static inline size_t ds_header_bytes(ds_type type)
 }
 
 /* Bits of q. */
-static inline size_t ds_pack_bits(ds_type type)
+static inline size_t ds_integer_bits(ds_type type)
 {
     switch (type) {
     case DS_TYPE_P8: return 8;
@@ -60,10 +60,10 @@ static inline size_t ds_pack_bits(ds_type type)
  *   5 bits   these 4, then 1 vector: bit g of byte b of a lane is bit 4 of column 4g + b
  *   6 bits   these 4, then 2 vectors h: bits 2g and 2g + 1 of byte b are bits 4 and 5 of column 16h + 4g + b, g < 4
  *   8 bits   8 vectors, word by word */
-static inline size_t ds_block_bytes(ds_type type) { return ds_pack_bits(type) * VECTOR; }
+static inline size_t ds_block_bytes(ds_type type) { return ds_integer_bits(type) * VECTOR; }
 
 /* What is subtracted from q; 0 for types with minima. */
-static inline int ds_pack_zero(ds_type type)
+static inline int ds_integer_zero(ds_type type)
 {
     switch (type) {
     case DS_TYPE_P8: return 128;
@@ -74,23 +74,23 @@ static inline int ds_pack_zero(ds_type type)
     }
 }
 
-static inline size_t ds_group_bytes(ds_type type, size_t cols)
+static inline size_t ds_panel_bytes(ds_type type, size_t cols)
 {
-    return GROUP_HEADER + (cols + SPAN_COLS - 1) / SPAN_COLS * ds_header_bytes(type) +
-           (cols + DS_PACK_COLS - 1) / DS_PACK_COLS * ds_block_bytes(type);
+    return PANEL_HEADER + (cols + SUPERBLOCK_COLS - 1) / SUPERBLOCK_COLS * ds_header_bytes(type) +
+           (cols + DS_BLOCK_COLS - 1) / DS_BLOCK_COLS * ds_block_bytes(type);
 }
 
-/* Span `span` of a group; all spans before it are whole. */
-static inline const uint8_t *ds_span(ds_type type, const void *group, size_t span)
+/* Span `superblock` of a panel; all superblocks before it are whole. */
+static inline const uint8_t *ds_superblock(ds_type type, const void *panel, size_t superblock)
 {
-    return (const uint8_t *)group + GROUP_HEADER + span * (ds_header_bytes(type) + SPAN_BLOCKS * ds_block_bytes(type));
+    return (const uint8_t *)panel + PANEL_HEADER + superblock * (ds_header_bytes(type) + SUPERBLOCK_BLOCKS * ds_block_bytes(type));
 }
 
 /* A block of activations whose largest magnitude is less counts as zeros: 127 over it would overflow. */
 #define DS_X8_LEAST 1e-36f
 
-/* One row of a group as floats. */
-void ds_unpack_row(ds_type type, const void *group, size_t row, float *out, size_t cols);
+/* One row of a panel as floats. */
+void ds_panel_row(ds_type type, const void *panel, size_t row, float *out, size_t cols);
 
 /* The reference's kernels, in c/packed.c. */
 void ds_prepare_row_c(ds_x8 *out, const float *x, size_t k);

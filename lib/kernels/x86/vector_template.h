@@ -24,8 +24,8 @@
 enum {
     ONE_X_W_ROWS = 8, /* rows of weights read side by side for a single row of activations: as many sums hide the latency */
     X_ROWS = 3,     /* rows of activations in a block of matmul: 8 x 3 sums leave 8 of 32 registers, 4 x 3 leave 4 of 16 */
-    K_CHUNK = 512,  /* columns of an unpacked panel of weights: W_ROWS * 2 KiB stay in the first-level cache */
-    M_BLOCK = 48,   /* rows of activations that use a panel, a multiple of X_ROWS; few enough to stay in the second level */
+    K_CHUNK = 512,  /* columns of an unpacked unpacked of weights: W_ROWS * 2 KiB stay in the first-level cache */
+    M_BLOCK = 48,   /* rows of activations that use a unpacked, a multiple of X_ROWS; few enough to stay in the second level */
     FEW_ROWS = 4,   /* rows in a block of weighted_sum where there are fewer than SUM_ROWS */
 };
 
@@ -155,40 +155,40 @@ INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, 
 }
 
 /* The products of one chunk of columns for n_x of the block's rows. */
-INLINE void chunk_rows(vec *sums, const float *const *x, size_t x_at, size_t n_x, const float *panel, size_t n_w, size_t n)
+INLINE void chunk_rows(vec *sums, const float *const *x, size_t x_at, size_t n_x, const float *unpacked, size_t n_w, size_t n)
 {
     if (n_w == W_ROWS)
-        add_products(sums, x, x_at, n_x, (const uint8_t *)panel, K_CHUNK * sizeof *panel, W_ROWS, n, DS_TYPE_F32);
+        add_products(sums, x, x_at, n_x, (const uint8_t *)unpacked, K_CHUNK * sizeof *unpacked, W_ROWS, n, DS_TYPE_F32);
     else
-        add_products(sums, x, x_at, n_x, (const uint8_t *)panel, K_CHUNK * sizeof *panel, 1, n, DS_TYPE_F32);
+        add_products(sums, x, x_at, n_x, (const uint8_t *)unpacked, K_CHUNK * sizeof *unpacked, 1, n, DS_TYPE_F32);
 }
 
-static void chunk(vec *sums, const float *const *x, size_t x_at, size_t m, const float *panel, size_t n_w, size_t n)
+static void chunk(vec *sums, const float *const *x, size_t x_at, size_t m, const float *unpacked, size_t n_w, size_t n)
 {
     size_t i = 0;
     for (; i + X_ROWS <= m; i += X_ROWS)
-        chunk_rows(sums + i * W_ROWS, x + i, x_at, X_ROWS, panel, n_w, n);
+        chunk_rows(sums + i * W_ROWS, x + i, x_at, X_ROWS, unpacked, n_w, n);
     if (m - i == 2)
-        chunk_rows(sums + i * W_ROWS, x + i, x_at, 2, panel, n_w, n);
+        chunk_rows(sums + i * W_ROWS, x + i, x_at, 2, unpacked, n_w, n);
     else if (m - i == 1)
-        chunk_rows(sums + i * W_ROWS, x + i, x_at, 1, panel, n_w, n);
+        chunk_rows(sums + i * W_ROWS, x + i, x_at, 1, unpacked, n_w, n);
 }
 
 /* Up to M_BLOCK rows of activations and n_w (W_ROWS or 1) rows of weights: these are unpacked a chunk of columns at a time and
  * used by all rows, whose sums wait in memory meanwhile. */
-INLINE void block_panel(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
-                        size_t n_w, size_t k, ds_type type)
+INLINE void block_unpacked(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
+                           size_t n_w, size_t k, ds_type type)
 {
     vec sums[M_BLOCK * W_ROWS];
-    float panel[W_ROWS * K_CHUNK] __attribute__((aligned(64)));
+    float unpacked[W_ROWS * K_CHUNK] __attribute__((aligned(64)));
     for (size_t a = 0; a < m * W_ROWS; a++)
         sums[a] = zero();
     for (size_t c = 0; c < k; c += K_CHUNK) {
         size_t n = k - c < K_CHUNK ? k - c : K_CHUNK;
         UNROLL
         for (size_t j = 0; j < n_w; j++)
-            unpack(panel + j * K_CHUNK, w + j * w_stride + c * type_bytes(type), n, type);
-        chunk(sums, x, c, m, panel, n_w, n);
+            unpack(unpacked + j * K_CHUNK, w + j * w_stride + c * type_bytes(type), n, type);
+        chunk(sums, x, c, m, unpacked, n_w, n);
     }
     for (size_t i = 0; i < m; i += X_ROWS) {
         size_t n_x = m - i < X_ROWS ? m - i : X_ROWS;
@@ -215,9 +215,9 @@ INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t 
         size_t rows = m - i < M_BLOCK ? m - i : M_BLOCK, j = 0;
         float *at = out + i * out_stride;
         for (; j + W_ROWS <= n; j += W_ROWS)
-            block_panel(at + j, out_stride, x + i, rows, w + j * w_stride, w_stride, W_ROWS, k, type);
+            block_unpacked(at + j, out_stride, x + i, rows, w + j * w_stride, w_stride, W_ROWS, k, type);
         for (; j < n; j++)
-            block_panel(at + j, out_stride, x + i, rows, w + j * w_stride, w_stride, 1, k, type);
+            block_unpacked(at + j, out_stride, x + i, rows, w + j * w_stride, w_stride, 1, k, type);
     }
 }
 

@@ -2,8 +2,8 @@
  *
  * Plain C that each set's file includes, so that the compiler makes vectors of it with that set's instructions. Every result is
  * one expression of floats or integers whatever the width of a vector: all sets give the same bits. */
-#ifndef DS_LIB_KERNELS_LATENT_H
-#define DS_LIB_KERNELS_LATENT_H
+#ifndef DS_LIB_KERNELS_LATENT_TEMPLATE_H
+#define DS_LIB_KERNELS_LATENT_TEMPLATE_H
 
 #include "kernels/kernels.h"
 
@@ -56,11 +56,11 @@ static void latent_rotate(float *x, size_t block, size_t n)
         x[i] *= scale;
 }
 
-static void latent_unpack_q8(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n)
+static void latent_unpack_q8(float *out, const uint8_t *scales, const int8_t *codes, size_t section, size_t n)
 {
-    for (size_t i = 0; i < n; i += group, scales += 2) {
+    for (size_t i = 0; i < n; i += section, scales += 2) {
         float scale = latent_scale(scales);
-        size_t m = n - i < group ? n - i : group;
+        size_t m = n - i < section ? n - i : section;
         for (size_t j = 0; j < m; j++)
             out[i + j] = (float)codes[i + j] * scale;
     }
@@ -103,14 +103,14 @@ static void latent_split_pairs(int16_t *out, const uint8_t *pairs, size_t n)
         latent_split(out, pairs, n);
 }
 
-/* The integers lie in the last half of `out` until their floats, group by group, take their place. */
-static void latent_unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n)
+/* The integers lie in the last half of `out` until their floats, section by section, take their place. */
+static void latent_unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs, size_t section, size_t n)
 {
     int16_t *codes = (int16_t *)(void *)(out + n / 2), code;
     latent_split_pairs(codes, pairs, n);
     for (size_t i = 0; i < n; scales += 2) {
         float scale = latent_scale(scales);
-        for (size_t end = n - i < group ? n : i + group; i < end; i++) {
+        for (size_t end = n - i < section ? n : i + section; i < end; i++) {
             memcpy(&code, codes + i, sizeof code); /* a plain read the compiler might put behind the writing of floats */
             out[i] = (float)code * scale;
         }

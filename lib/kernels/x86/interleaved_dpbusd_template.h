@@ -1,42 +1,42 @@
-/* Products with packed weights for sets that multiply and add four bytes at once; a set's file includes this after packed_kernels.h.
+/* Products with packed weights for sets that multiply and add four bytes at once; a set's file includes this after interleaved_template.h.
  * Beside what that one needs it defines:
  *   to_floats(v)                signed lanes
  *   splat_int(n)
  *   floats_of_u8(p) floats_of_s8(p)         LANES bytes
  *   fnmadd(a, b, c)             c - a * b
  *   dot_bytes(sum, w, x)        adds to each lane the products of its four unsigned bytes in w and the four signed ones at x
- *   PACKED_ROWS                 rows of activations that meet a group of weights together: their sums, in floats and in
+ *   PANEL_X_ROWS                 rows of activations that meet a panel of weights together: their sums, in floats and in
  *                               integers, have to fit into the registers
  */
 
-/* A span's scales and minima, for blocks or, in P6, half blocks: a weight is scale * q - minimum. */
+/* A superblock's scales and minima, for blocks or, in P6, half blocks: a weight is scale * q - minimum. */
 typedef struct affine {
-    vec scales[2 * SPAN_BLOCKS], minima[2 * SPAN_BLOCKS];
+    vec scales[2 * SUPERBLOCK_BLOCKS], minima[2 * SUPERBLOCK_BLOCKS];
 } affine;
 
-INLINE void read_header(ds_type type, affine *a, const uint8_t *span, size_t part)
+INLINE void read_header(ds_type type, affine *a, const uint8_t *superblock, size_t part)
 {
     size_t row = part * LANES;
     if (ds_has_six_bits(type)) {
         uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
-        unpack_six_bits(numbers, span + HEADER_SIX_BITS);
-        vec scale = load_f16(span + HEADER_SCALES + 2 * row), minimum = load_f16(span + HEADER_MINIMA + 2 * row);
-        for (size_t b = 0; b < SPAN_BLOCKS; b++) {
-            a->scales[b] = mul(scale, floats_of_u8(numbers + b * DS_PACK_ROWS + row));
-            a->minima[b] = mul(minimum, floats_of_u8(numbers + (SPAN_BLOCKS + b) * DS_PACK_ROWS + row));
+        unpack_six_bits(numbers, superblock + HEADER_SIX_BITS);
+        vec scale = load_f16(superblock + HEADER_SCALES + 2 * row), minimum = load_f16(superblock + HEADER_MINIMA + 2 * row);
+        for (size_t b = 0; b < SUPERBLOCK_BLOCKS; b++) {
+            a->scales[b] = mul(scale, floats_of_u8(numbers + b * DS_PANEL_ROWS + row));
+            a->minima[b] = mul(minimum, floats_of_u8(numbers + (SUPERBLOCK_BLOCKS + b) * DS_PANEL_ROWS + row));
         }
         return;
     }
-    size_t n = type == DS_TYPE_P6 ? 2 * SPAN_BLOCKS : SPAN_BLOCKS;
-    vec zero_point = splat((float)ds_pack_zero(type));
+    size_t n = type == DS_TYPE_P6 ? 2 * SUPERBLOCK_BLOCKS : SUPERBLOCK_BLOCKS;
+    vec zero_point = splat((float)ds_integer_zero(type));
     for (size_t b = 0; b < n; b++) {
         if (type == DS_TYPE_P6)
-            a->scales[b] = mul(load_f16(span + HEADER_SCALES + 2 * row),
-                               floats_of_s8(span + HEADER_SIXTEENTHS + b * DS_PACK_ROWS + row));
+            a->scales[b] = mul(load_f16(superblock + HEADER_SCALES + 2 * row),
+                               floats_of_s8(superblock + HEADER_SIXTEENTHS + b * DS_PANEL_ROWS + row));
         else
-            a->scales[b] = load_f16(span + HEADER_HALVES + 2 * (b * DS_PACK_ROWS + row));
+            a->scales[b] = load_f16(superblock + HEADER_HALVES + 2 * (b * DS_PANEL_ROWS + row));
         if (ds_has_block_minima(type))
-            a->minima[b] = load_f16(span + HEADER_BLOCK_MINIMA + 2 * (b * DS_PACK_ROWS + row));
+            a->minima[b] = load_f16(superblock + HEADER_BLOCK_MINIMA + 2 * (b * DS_PANEL_ROWS + row));
         else
             a->minima[b] = mul(a->scales[b], zero_point);
     }
@@ -44,14 +44,14 @@ INLINE void read_header(ds_type type, affine *a, const uint8_t *span, size_t par
 
 /* ---- products ---- */
 
-enum { VECS = DS_PACK_ROWS / LANES }; /* vectors of a group's rows */
+enum { VECS = DS_PANEL_ROWS / LANES }; /* vectors of a panel's rows */
 
-/* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the span. The order of these steps is the
+/* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the superblock. The order of these steps is the
  * sums' order. */
 INLINE void add_words(ds_type type, vec *sums, const ds_x8 *const *x, size_t n_x, const affine *affine, const uint8_t *block,
                       size_t first, size_t n, size_t at)
 {
-    ivec d[PACKED_ROWS * VECS];
+    ivec d[PANEL_X_ROWS * VECS];
     UNROLL
     for (size_t a = 0; a < n_x * VECS; a++)
         d[a] = splat_int(0);
@@ -91,26 +91,26 @@ INLINE void prefetch(const uint8_t *block, size_t bytes)
         _mm_prefetch((const char *)block + AHEAD + at, _MM_HINT_T0);
 }
 
-/* A group of rows of weights, of which n count, for n_x rows of activations, of which n_rows count: in the other places the last
+/* A panel of rows of weights, of which n count, for n_x rows of activations, of which n_rows count: in the other places the last
  * is multiplied again, for nothing. */
-INLINE void packed_block(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t n_x, size_t n_rows,
-                         const uint8_t *group, size_t n, size_t k)
+INLINE void multiply_panel_rows(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t n_x, size_t n_rows,
+                                const uint8_t *panel, size_t n, size_t k)
 {
-    vec sums[PACKED_ROWS * VECS];
+    vec sums[PANEL_X_ROWS * VECS];
     UNROLL
     for (size_t a = 0; a < n_x * VECS; a++)
         sums[a] = zero();
-    size_t blocks = (k + DS_PACK_COLS - 1) / DS_PACK_COLS;
-    const ds_x8 *at[PACKED_ROWS];
+    size_t blocks = (k + DS_BLOCK_COLS - 1) / DS_BLOCK_COLS;
+    const ds_x8 *at[PANEL_X_ROWS];
     UNROLL
     for (size_t i = 0; i < n_x; i++)
         at[i] = x[i < n_rows ? i : n_rows - 1];
-    for (size_t b0 = 0; b0 < blocks; b0 += SPAN_BLOCKS) {
-        size_t n_blocks = blocks - b0 < SPAN_BLOCKS ? blocks - b0 : SPAN_BLOCKS;
-        const uint8_t *span = ds_span(type, group, b0 / SPAN_BLOCKS), *block = span + ds_header_bytes(type);
+    for (size_t b0 = 0; b0 < blocks; b0 += SUPERBLOCK_BLOCKS) {
+        size_t n_blocks = blocks - b0 < SUPERBLOCK_BLOCKS ? blocks - b0 : SUPERBLOCK_BLOCKS;
+        const uint8_t *superblock = ds_superblock(type, panel, b0 / SUPERBLOCK_BLOCKS), *block = superblock + ds_header_bytes(type);
         affine affine[VECS];
         for (size_t v = 0; v < VECS; v++)
-            read_header(type, &affine[v], span, v);
+            read_header(type, &affine[v], superblock, v);
         for (size_t b = 0; b < n_blocks; b++, block += ds_block_bytes(type)) {
             if (n_x > 2)
                 prefetch(block, ds_block_bytes(type));
@@ -131,7 +131,7 @@ INLINE void packed_block(ds_type type, float *out, size_t out_stride, const ds_x
         if (v * LANES >= n)
             break;
         size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES;
-        vec factor = load(group + v * PART);
+        vec factor = load(panel + v * PART);
         UNROLL
         for (size_t i = 0; i < n_x; i++)
             if (i < n_rows)
@@ -140,29 +140,29 @@ INLINE void packed_block(ds_type type, float *out, size_t out_stride, const ds_x
 }
 
 /* All of m rows of activations: as few blocks as leave few places of them empty. */
-INLINE void packed_group(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *group,
+INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *panel,
                         size_t n, size_t k)
 {
     while (m > 0) {
         size_t n_rows;
-        if (PACKED_ROWS >= 12 && m > 9)
-            packed_block(type, out, out_stride, x, PACKED_ROWS >= 12 ? 12 : 1, n_rows = m < 12 ? m : 12, group, n, k);
-        else if (PACKED_ROWS >= 8 && m > 6)
-            packed_block(type, out, out_stride, x, PACKED_ROWS >= 8 ? 8 : 1, n_rows = m < 8 ? m : 8, group, n, k);
-        else if (PACKED_ROWS >= 6 && m > 4)
-            packed_block(type, out, out_stride, x, PACKED_ROWS >= 6 ? 6 : 1, n_rows = m < 6 ? m : 6, group, n, k);
-        else if (PACKED_ROWS >= 4 && m == 4)
-            packed_block(type, out, out_stride, x, PACKED_ROWS >= 4 ? 4 : 1, n_rows = 4, group, n, k);
-        else if (PACKED_ROWS >= 3 && m == 3)
-            packed_block(type, out, out_stride, x, PACKED_ROWS >= 3 ? 3 : 1, n_rows = 3, group, n, k);
+        if (PANEL_X_ROWS >= 12 && m > 9)
+            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 12 ? 12 : 1, n_rows = m < 12 ? m : 12, panel, n, k);
+        else if (PANEL_X_ROWS >= 8 && m > 6)
+            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 8 ? 8 : 1, n_rows = m < 8 ? m : 8, panel, n, k);
+        else if (PANEL_X_ROWS >= 6 && m > 4)
+            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 6 ? 6 : 1, n_rows = m < 6 ? m : 6, panel, n, k);
+        else if (PANEL_X_ROWS >= 4 && m == 4)
+            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 4 ? 4 : 1, n_rows = 4, panel, n, k);
+        else if (PANEL_X_ROWS >= 3 && m == 3)
+            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 3 ? 3 : 1, n_rows = 3, panel, n, k);
         else if (m >= 2)
-            packed_block(type, out, out_stride, x, 2, n_rows = 2, group, n, k);
+            multiply_panel_rows(type, out, out_stride, x, 2, n_rows = 2, panel, n, k);
         else
-            packed_block(type, out, out_stride, x, 1, n_rows = 1, group, n, k);
+            multiply_panel_rows(type, out, out_stride, x, 1, n_rows = 1, panel, n, k);
         out += n_rows * out_stride;
         x += n_rows;
         m -= n_rows;
     }
 }
 
-PACKED_MATMULS
+INTERLEAVED_MATMULS

@@ -1,7 +1,8 @@
 /* Writing packed weights: from floats, rounded well, and from the block types of GGUF files, exactly. */
-#include "kernels/c/dequantize.h"
+#include "kernels/blocks.h"
 #include "kernels/interleaved.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -461,228 +462,75 @@ void ds_panel_from_floats(ds_type type, void *panel, const float *const *rows, s
     }
 }
 
-/* ---- from files' blocks ---- */
+/* ---- from the blocks of GGUF files ---- */
 
-/* Q4_K and Q5_K: 12 bytes with a scale and a minimum of 6 bits for each 32 columns. The first four pairs are the low parts of
- * bytes 0 to 3 and 4 to 7; the last four have their low nibbles in bytes 8 to 11 and their high two bits atop the first. */
-static void read_sub_scales(const uint8_t *bytes, superblock_row *s)
+/* A type whose blocks have scales of two parts goes into a header with one scale in half precision for each 32 columns: their products
+ * are rounded. */
+static bool is_rounded(const ds_block_format *format, ds_type twin)
 {
-    for (size_t b = 0; b < 4; b++) {
-        s->sub_scales[b] = bytes[b] & 63;
-        s->sub_minima[b] = bytes[4 + b] & 63;
-        s->sub_scales[4 + b] = (uint8_t)((bytes[8 + b] & 15) | bytes[b] >> 6 << 4);
-        s->sub_minima[4 + b] = (uint8_t)(bytes[8 + b] >> 4 | bytes[4 + b] >> 6 << 4);
-    }
+    return format->n_sections > 1 && ds_header_of(twin) == HALVES;
 }
 
-/* 256 elements in nibbles: 64 share 32 bytes, whose low nibbles come first. */
-static void read_nibbles_of_256(const uint8_t *bytes, uint8_t *q)
-{
-    for (size_t at = 0; at < SUPERBLOCK_COLS; at += 64, bytes += 32)
-        for (size_t i = 0; i < 32; i++) {
-            q[at + i] = bytes[i] & 15;
-            q[at + 32 + i] = bytes[i] >> 4;
-        }
-}
-
-static void read_q4_k(const uint8_t *block, superblock_row *s)
-{
-    s->scale = ds_load_u16(block);
-    s->minimum = ds_load_u16(block + 2);
-    read_sub_scales(block + 4, s);
-    read_nibbles_of_256(block + 16, s->q);
-}
-
-static void read_q5_k(const uint8_t *block, superblock_row *s)
-{
-    s->scale = ds_load_u16(block);
-    s->minimum = ds_load_u16(block + 2);
-    read_sub_scales(block + 4, s);
-    read_nibbles_of_256(block + 48, s->q);
-    for (size_t b = 0; b < SUPERBLOCK_BLOCKS; b++) /* bit b of byte i is the fifth of element 32b + i */
-        for (size_t i = 0; i < DS_BLOCK_COLS; i++)
-            s->q[b * DS_BLOCK_COLS + i] |= (uint8_t)((block[16 + i] >> b & 1) << 4);
-}
-
-/* 128 elements share 64 bytes of nibbles and 32 of high pairs of bits. */
-static void read_q6_k(const uint8_t *block, superblock_row *s)
-{
-    const uint8_t *low = block, *high = block + 128;
-    for (size_t at = 0; at < SUPERBLOCK_COLS; at += 128, low += 64, high += 32)
-        for (size_t i = 0; i < 32; i++) {
-            s->q[at + i] = (uint8_t)((low[i] & 15) | (high[i] & 3) << 4);
-            s->q[at + 32 + i] = (uint8_t)((low[32 + i] & 15) | (high[i] >> 2 & 3) << 4);
-            s->q[at + 64 + i] = (uint8_t)(low[i] >> 4 | (high[i] >> 4 & 3) << 4);
-            s->q[at + 96 + i] = (uint8_t)(low[32 + i] >> 4 | high[i] >> 6 << 4);
-        }
-    memcpy(s->sixteenths, block + 192, sizeof s->sixteenths);
-    s->scale = ds_load_u16(block + 208);
-}
-
-/* 16 scales of 6 bits, less 32: low nibbles in 8 bytes, high pairs in 4. Pairs of bits for elements, then their third bits, which
- * are kept upside down: 0 means less 4. */
-static void read_q3_k(const uint8_t *block, superblock_row *s)
-{
-    const uint8_t *third = block, *low = block + 32, *scales = block + 96;
-    for (size_t h = 0; h < 2 * SUPERBLOCK_BLOCKS; h++)
-        s->sixteenths[h] = (int8_t)(((scales[h % 8] >> h / 8 * 4 & 15) | (scales[8 + h % 4] >> h / 4 * 2 & 3) << 4) - 32);
-    for (size_t i = 0; i < SUPERBLOCK_COLS; i++) {
-        int value = (low[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3) | (third[i % 32] >> i / 32 & 1) << 2;
-        s->q[i] = (uint8_t)(value - 4 + 32);
-    }
-    s->scale = ds_load_u16(block + 108);
-}
-
-/* 32 nibbles that count the levels of the IQ4 types. */
-static void read_levels(const uint8_t *nibbles, uint8_t *q)
-{
-    for (size_t c = 0; c < 16; c++) {
-        q[c] = (uint8_t)(ds_iq4_levels[nibbles[c] & 15] + 128);
-        q[16 + c] = (uint8_t)(ds_iq4_levels[nibbles[c] >> 4] + 128);
-    }
-}
-
-/* A half times 8 numbers of 6 bits less 32: together they have more bits than a half, and are rounded. */
-static void read_iq4_xs(const uint8_t *block, superblock_row *s)
-{
-    float scale = ds_f16_to_f32(ds_load_u16(block)) / s->factor;
-    unsigned high = ds_load_u16(block + 2);
-    for (size_t b = 0; b < SUPERBLOCK_BLOCKS; b++) {
-        int part = (int)((block[4 + b / 2] >> b % 2 * 4 & 15u) | (high >> 2 * b & 3u) << 4) - 32;
-        s->halves[b] = ds_f32_to_f16(scale * (float)part);
-        read_levels(block + 8 + 16 * b, s->q + b * DS_BLOCK_COLS);
-    }
-}
-
-/* The row's factor for that: the largest scale in [2^14, 2^15). */
-static float factor_of_iq4_xs(const uint8_t *row, size_t n_blocks, size_t block_bytes)
+/* The row's factor for products of scales: the largest is then in [2^14, 2^15). Integer scales reach 32. */
+static float factor_of_products(const ds_block_format *format, const uint8_t *row, size_t n_blocks)
 {
     float largest = 0;
     for (size_t b = 0; b < n_blocks; b++) {
-        float scale = fabsf(ds_f16_to_f32(ds_load_u16(row + b * block_bytes))) * 32;
+        uint8_t q[DS_MAX_BLOCK];
+        ds_block_scales scales;
+        format->decode(row + b * format->bytes, q, &scales);
+        float scale = fabsf(ds_f16_to_f32(scales.scale)) * 32;
         largest = isfinite(scale) && scale > largest ? scale : largest;
     }
     return largest > 0 ? ldexpf(1, ilogbf(largest) - 14) : 1;
 }
 
-/* Blocks of 32: a half float, then the elements. */
-static void read_iq4_nl(const uint8_t *block, superblock_row *s, size_t b)
+/* One block, which begins at block `b` of its superblock. */
+static void reorder_block(const ds_block_format *format, ds_type twin, const uint8_t *block, superblock_row *s, size_t b)
 {
-    s->halves[b] = ds_load_u16(block);
-    read_levels(block + 2, s->q + b * DS_BLOCK_COLS);
+    ds_block_scales scales;
+    format->decode(block, s->q + b * DS_BLOCK_COLS, &scales);
+    switch (ds_header_of(twin)) {
+    case SIX_BITS:
+        s->scale = scales.scale;
+        s->minimum = scales.minimum;
+        memcpy(s->sub_scales, scales.scales, sizeof s->sub_scales);
+        memcpy(s->sub_minima, scales.minima, sizeof s->sub_minima);
+        return;
+    case SIXTEENTHS:
+        s->scale = scales.scale;
+        memcpy(s->sixteenths, scales.scales, sizeof s->sixteenths);
+        return;
+    case HALVES:
+    case HALVES_AND_MINIMA: break;
+    }
+    s->halves[b] = scales.scale;
+    s->minima[b] = scales.minimum;
+    for (size_t i = 0; i < format->n_sections && is_rounded(format, twin); i++)
+        s->halves[b + i] = ds_f32_to_f16(ds_f16_to_f32(scales.scale) / s->factor * (float)scales.scales[i]);
 }
 
-static void read_q8_0(const uint8_t *block, superblock_row *s, size_t b)
+void ds_panel_from_blocks(ds_type from, void *panel, const void *const *rows, size_t n_rows, size_t cols)
 {
-    s->halves[b] = ds_load_u16(block);
-    for (size_t c = 0; c < DS_BLOCK_COLS; c++)
-        s->q[b * DS_BLOCK_COLS + c] = block[2 + c] ^ 128;
-}
-
-/* 16 bytes: the low halves are the first 16 columns, the high ones the others. */
-static void read_nibbles(const uint8_t *bytes, uint8_t *q)
-{
-    for (size_t c = 0; c < DS_BLOCK_COLS; c++)
-        q[c] = bytes[c % 16] >> c / 16 * 4 & 15;
-}
-
-/* 4 bytes before these, with a bit for each column. */
-static void read_five_bits(const uint8_t *bytes, uint8_t *q)
-{
-    uint32_t fifth = ds_load_u32(bytes);
-    read_nibbles(bytes + 4, q);
-    for (size_t c = 0; c < DS_BLOCK_COLS; c++)
-        q[c] |= (uint8_t)((fifth >> c & 1) << 4);
-}
-
-/* The minimum is added there: it is kept with its sign changed. */
-static void read_scale_and_minimum(const uint8_t *block, superblock_row *s, size_t b)
-{
-    s->halves[b] = ds_load_u16(block);
-    s->minima[b] = ds_load_u16(block + 2) ^ 0x8000;
-}
-
-static void read_q4_0(const uint8_t *block, superblock_row *s, size_t b)
-{
-    s->halves[b] = ds_load_u16(block);
-    read_nibbles(block + 2, s->q + b * DS_BLOCK_COLS);
-}
-
-static void read_q4_1(const uint8_t *block, superblock_row *s, size_t b)
-{
-    read_scale_and_minimum(block, s, b);
-    read_nibbles(block + 4, s->q + b * DS_BLOCK_COLS);
-}
-
-static void read_q5_0(const uint8_t *block, superblock_row *s, size_t b)
-{
-    s->halves[b] = ds_load_u16(block);
-    read_five_bits(block + 2, s->q + b * DS_BLOCK_COLS);
-}
-
-static void read_q5_1(const uint8_t *block, superblock_row *s, size_t b)
-{
-    read_scale_and_minimum(block, s, b);
-    read_five_bits(block + 4, s->q + b * DS_BLOCK_COLS);
-}
-
-static const struct {
-    ds_type from, to;
-    void (*read_span)(const uint8_t *block, superblock_row *s);
-    void (*read_block)(const uint8_t *block, superblock_row *s, size_t b);
-} twins[] = {
-    {DS_TYPE_Q4_K, DS_TYPE_P4, read_q4_k, NULL},  {DS_TYPE_Q5_K, DS_TYPE_P5, read_q5_k, NULL},
-    {DS_TYPE_Q6_K, DS_TYPE_P6, read_q6_k, NULL},  {DS_TYPE_Q8_0, DS_TYPE_P8, NULL, read_q8_0},
-    {DS_TYPE_Q4_0, DS_TYPE_P4S, NULL, read_q4_0}, {DS_TYPE_Q5_0, DS_TYPE_P5S, NULL, read_q5_0},
-    {DS_TYPE_Q4_1, DS_TYPE_P4M, NULL, read_q4_1}, {DS_TYPE_Q5_1, DS_TYPE_P5M, NULL, read_q5_1},
-    {DS_TYPE_Q3_K, DS_TYPE_P6, read_q3_k, NULL},  {DS_TYPE_IQ4_NL, DS_TYPE_P8, NULL, read_iq4_nl},
-    {DS_TYPE_IQ4_XS, DS_TYPE_P8, read_iq4_xs, NULL},
-};
-enum { N_TWINS = sizeof twins / sizeof *twins };
-
-ds_type ds_type_twin(ds_type type)
-{
-    for (size_t t = 0; t < N_TWINS; t++)
-        if (twins[t].from == type)
-            return twins[t].to;
-    return DS_TYPE_COUNT;
-}
-
-/* One row of a superblock; `data` is the row's first block there. */
-static void reorder_superblock(size_t twin, const uint8_t *data, size_t block_bytes, size_t n_blocks, superblock_row *s)
-{
-    if (twins[twin].read_span != NULL)
-        twins[twin].read_span(data, s);
-    else
-        for (size_t b = 0; b < n_blocks; b++)
-            twins[twin].read_block(data + b * block_bytes, s, b);
-}
-
-static void reorder_panel(size_t twin, uint8_t *panel, const void *const *rows, size_t n_rows, size_t cols)
-{
-    size_t block_cols = twins[twin].read_span != NULL ? SUPERBLOCK_COLS : DS_BLOCK_COLS;
-    size_t block_bytes = ds_type_row_bytes(twins[twin].from, block_cols);
+    const ds_block_format *format = &ds_block_formats[from];
+    ds_type twin = ds_type_twin(from);
+    assert(ds_type_is_interleaved(twin) && n_rows <= DS_PANEL_ROWS && cols % format->elements == 0);
     superblock_row superblocks[DS_PANEL_ROWS] = {0};
     memset(panel, 0, PANEL_HEADER);
     for (size_t row = 0; row < n_rows; row++) {
-        bool is_iq4_xs = twins[twin].from == DS_TYPE_IQ4_XS;
-        superblocks[row].factor = is_iq4_xs ? factor_of_iq4_xs(rows[row], cols / SUPERBLOCK_COLS, block_bytes) : 1;
+        bool rounded = is_rounded(format, twin);
+        superblocks[row].factor = rounded ? factor_of_products(format, rows[row], cols / format->elements) : 1;
         store_factor(panel, row, superblocks[row].factor);
     }
     for (size_t c = 0; c < cols; c += SUPERBLOCK_COLS) {
         size_t n_blocks = blocks_from(cols, c);
         for (size_t row = 0; row < n_rows; row++) {
             if (n_blocks < SUPERBLOCK_BLOCKS)
-                memset(superblocks[row].halves, 0, sizeof superblocks[row].halves); /* of the superblock before */
-            reorder_superblock(twin, (const uint8_t *)rows[row] + c / block_cols * block_bytes, block_bytes, n_blocks, &superblocks[row]);
+                memset(superblocks[row].halves, 0, sizeof superblocks[row].halves); /* those of the superblock before */
+            const uint8_t *block = (const uint8_t *)rows[row] + c / format->elements * format->bytes;
+            for (size_t b = 0; b < n_blocks; b += format->elements / DS_BLOCK_COLS, block += format->bytes)
+                reorder_block(format, twin, block, &superblocks[row], b);
         }
-        store_superblock(twins[twin].to, panel, c / SUPERBLOCK_COLS, superblocks, n_blocks);
+        store_superblock(twin, panel, c / SUPERBLOCK_COLS, superblocks, n_blocks);
     }
-}
-
-void ds_panel_from_blocks(ds_type from, void *panel, const void *const *rows, size_t n_rows, size_t cols)
-{
-    for (size_t t = 0; t < N_TWINS; t++)
-        if (twins[t].from == from)
-            reorder_panel(t, panel, rows, n_rows, cols);
 }

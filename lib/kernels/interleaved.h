@@ -29,30 +29,50 @@ enum {
     HEADER_BLOCK_MINIMA = 4 * VECTOR,   /* F16 [8 blocks][16 rows], of P4M and P5M */
 };
 
-/* Scales and minima of 6 bits in units of the superblock's. */
-static inline bool ds_has_six_bits(ds_type type) { return type == DS_TYPE_P4 || type == DS_TYPE_P5; }
+/* What the header of a superblock holds; see above. */
+typedef enum ds_header { SIX_BITS, SIXTEENTHS, HALVES, HALVES_AND_MINIMA } ds_header;
 
-/* A minimum in half precision for each block. */
-static inline bool ds_has_block_minima(ds_type type) { return type == DS_TYPE_P4M || type == DS_TYPE_P5M; }
+/* These four fold to constants where the type is one. Types that are not interleaved count as P8. */
+static inline ds_header ds_header_of(ds_type type)
+{
+    switch (type) {
+#define INTERLEAVED(TYPE, name, pack, bits, zero, header) \
+    case DS_TYPE_##TYPE: return header;
+#include "kernels/types.def"
+    default: return HALVES;
+    }
+}
+
+/* Bits of a weight's integer. */
+static inline size_t ds_integer_bits(ds_type type)
+{
+    switch (type) {
+#define INTERLEAVED(TYPE, name, pack, bits, zero, header) \
+    case DS_TYPE_##TYPE: return bits;
+#include "kernels/types.def"
+    default: return 8;
+    }
+}
+
+/* What is subtracted from the integer; 0 for types with minima. */
+static inline int ds_integer_zero(ds_type type)
+{
+    switch (type) {
+#define INTERLEAVED(TYPE, name, pack, bits, zero, header) \
+    case DS_TYPE_##TYPE: return zero;
+#include "kernels/types.def"
+    default: return 128;
+    }
+}
+
+static inline bool ds_has_six_bits(ds_type type) { return ds_header_of(type) == SIX_BITS; }
+static inline bool ds_has_block_minima(ds_type type) { return ds_header_of(type) == HALVES_AND_MINIMA; }
 
 static inline size_t ds_header_bytes(ds_type type)
 {
     if (ds_has_block_minima(type))
         return HEADER_BLOCK_MINIMA + 4 * VECTOR;
-    return type == DS_TYPE_P6 ? HEADER_SIXTEENTHS + 4 * VECTOR : 4 * VECTOR;
-}
-
-/* Bits of q. */
-static inline size_t ds_integer_bits(ds_type type)
-{
-    switch (type) {
-    case DS_TYPE_P8: return 8;
-    case DS_TYPE_P6: return 6;
-    case DS_TYPE_P5:
-    case DS_TYPE_P5S:
-    case DS_TYPE_P5M: return 5;
-    default: return 4;
-    }
+    return ds_header_of(type) == SIXTEENTHS ? HEADER_SIXTEENTHS + 4 * VECTOR : 4 * VECTOR;
 }
 
 /* Bytes of a block:
@@ -61,18 +81,6 @@ static inline size_t ds_integer_bits(ds_type type)
  *   6 bits   these 4, then 2 vectors h: bits 2g and 2g + 1 of byte b are bits 4 and 5 of column 16h + 4g + b, g < 4
  *   8 bits   8 vectors, word by word */
 static inline size_t ds_block_bytes(ds_type type) { return ds_integer_bits(type) * VECTOR; }
-
-/* What is subtracted from q; 0 for types with minima. */
-static inline int ds_integer_zero(ds_type type)
-{
-    switch (type) {
-    case DS_TYPE_P8: return 128;
-    case DS_TYPE_P6: return 32;
-    case DS_TYPE_P5S: return 16;
-    case DS_TYPE_P4S: return 8;
-    default: return 0;
-    }
-}
 
 static inline size_t ds_panel_bytes(ds_type type, size_t cols)
 {
@@ -91,16 +99,5 @@ static inline const uint8_t *ds_superblock(ds_type type, const void *panel, size
 
 /* One row of a panel as floats. */
 void ds_panel_row(ds_type type, const void *panel, size_t row, float *out, size_t cols);
-
-/* The reference's kernels, in c/packed.c. */
-void ds_prepare_row_c(ds_x8 *out, const float *x, size_t k);
-void ds_matmul_p4_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void ds_matmul_p5_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void ds_matmul_p6_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void ds_matmul_p8_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void ds_matmul_p5s_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void ds_matmul_p4s_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void ds_matmul_p4m_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
-void ds_matmul_p5m_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k);
 
 #endif

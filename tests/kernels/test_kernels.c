@@ -13,27 +13,29 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static const char *const set_names[] = {"c", "avx2", "avx512"}; /* the best last */
-enum { N_NAMES = sizeof set_names / sizeof *set_names };
-
-static const ds_kernels *sets[N_NAMES], *reference; /* those that this processor runs */
+enum { MAX_SETS = 16 };
+static const ds_kernels *sets[MAX_SETS], *reference; /* those that this build and processor have, the best last */
 static int n_sets;
 
 static bool find_sets(void)
 {
+    const ds_kernels *kernels;
+    bool runs;
     printf("kernel sets:");
-    for (int i = 0; i < N_NAMES; i++) {
-        dsv2_status status = ds_kernels_select(set_names[i], &sets[n_sets]);
-        if (status == DSV2_OK)
-            n_sets++;
-        else if (status != DSV2_ERROR_UNSUPPORTED)
-            return false;
-        printf(" %s%s", set_names[i], status == DSV2_OK ? "" : " (not run: this processor lacks it)");
+    for (size_t i = 0; (kernels = ds_kernels_set(i, &runs)) != NULL; i++) {
+        printf(" %s%s", kernels->name, runs ? "" : " (not run: this processor lacks it)");
+        if (runs && n_sets < MAX_SETS)
+            sets[n_sets++] = kernels;
     }
     printf("\n");
     fflush(stdout);
+    for (int i = 0; i < n_sets / 2; i++) { /* the library has the best first */
+        kernels = sets[i];
+        sets[i] = sets[n_sets - 1 - i];
+        sets[n_sets - 1 - i] = kernels;
+    }
     reference = sets[0];
-    return n_sets > 0;
+    return n_sets > 0 && strcmp(reference->name, "c") == 0;
 }
 
 /* ---- operands ---- */
@@ -772,8 +774,10 @@ END_TEST
 
 /* ---- packed weights ---- */
 
-static const ds_type interleaved_types[] = {DS_TYPE_P4, DS_TYPE_P5, DS_TYPE_P6, DS_TYPE_P8, DS_TYPE_P4S, DS_TYPE_P5S,
-                                            DS_TYPE_P4M, DS_TYPE_P5M};
+static const ds_type interleaved_types[] = {
+#define INTERLEAVED(TYPE, ...) DS_TYPE_##TYPE,
+#include "kernels/types.def"
+};
 enum { N_INTERLEAVED = sizeof interleaved_types / sizeof *interleaved_types };
 
 typedef struct interleaved_product {
@@ -1060,11 +1064,11 @@ START_TEST(panels_from_floats_keep_what_they_can_hold)
 }
 END_TEST
 
-static const ds_type types_with_twin[] = {
-    DS_TYPE_Q8_0, DS_TYPE_Q4_0, DS_TYPE_Q5_0, DS_TYPE_Q4_1, DS_TYPE_Q5_1, DS_TYPE_IQ4_NL,
-    DS_TYPE_Q3_K, DS_TYPE_Q4_K, DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_XS,
+static const ds_type block_types[] = {
+#define BLOCK(TYPE, ...) DS_TYPE_##TYPE,
+#include "kernels/types.def"
 };
-enum { N_WITH_TWIN = sizeof types_with_twin / sizeof *types_with_twin };
+enum { N_BLOCK_TYPES = sizeof block_types / sizeof *block_types };
 
 /* Half-precision scales of any size but, of the one type that is rounded, within 2^20 of each other; one is NaN. */
 static void tame_scales(uint8_t *row, size_t row_bytes, size_t block_bytes, bool nan)
@@ -1079,7 +1083,9 @@ static void tame_scales(uint8_t *row, size_t row_bytes, size_t block_bytes, bool
 
 START_TEST(panels_from_blocks_are_exact)
 {
-    ds_type from = types_with_twin[_i], to = ds_type_twin(from);
+    ds_type from = block_types[_i], to = ds_type_twin(from);
+    if (to == DS_TYPE_COUNT) /* rounded from floats instead */
+        return;
     bool rounded = from == DS_TYPE_IQ4_XS;
     ck_assert(ds_type_is_interleaved(to));
     size_t k = ds_type_row_bytes(from, 32) > 0 ? 352 : 512;
@@ -1120,8 +1126,77 @@ START_TEST(sets_are_found_by_name_and_the_best_by_default)
     ck_assert_int_eq(ds_kernels_select("auto", &kernels), DSV2_OK);
     ck_assert_ptr_eq(kernels, automatic);
     ck_assert_ptr_eq(automatic, sets[n_sets - 1]);
+}
+END_TEST
+
+/* A set that leaves out a kernel has the reference's. */
+START_TEST(every_set_has_every_kernel)
+{
+    bool runs;
+    const ds_kernels *kernels;
+    for (size_t i = 0; (kernels = ds_kernels_set(i, &runs)) != NULL; i++) {
+        for (ds_type type = 0; type < DS_TYPE_COUNT; type++) {
+            ck_assert_int_eq(kernels->matmul[type] != NULL, ds_type_is_plain(type));
+            ck_assert_int_eq(kernels->to_f32[type] != NULL, ds_type_is_plain(type) || ds_type_is_block(type));
+            ck_assert_int_eq(kernels->matmul_interleaved[type] != NULL, ds_type_is_interleaved(type));
+        }
+        ck_assert(kernels->prepare_row != NULL && kernels->f32_to_f16 != NULL);
+        ck_assert(kernels->weighted_sum != NULL && kernels->rms_norm != NULL && kernels->exp_sum != NULL);
+        ck_assert(kernels->swiglu != NULL && kernels->add_scaled != NULL && kernels->max != NULL);
+        ck_assert(kernels->round_row != NULL && kernels->round_halves != NULL && kernels->round_products != NULL);
+        ck_assert(kernels->pair_columns != NULL && kernels->pair_rows != NULL && kernels->pair_codes != NULL);
+        ck_assert(kernels->pair_scores != NULL && kernels->pair_sums != NULL && kernels->rotate != NULL);
+        ck_assert(kernels->unpack_q8 != NULL && kernels->split_pairs != NULL && kernels->unpack_pairs != NULL);
+    }
+}
+END_TEST
+
+/* The message about a set that does not exist lists those that do. */
+START_TEST(an_unknown_name_is_answered_with_the_names_of_all_sets)
+{
+    const ds_kernels *kernels, *known;
+    bool runs;
     ck_assert_int_eq(ds_kernels_select("sse9", &kernels), DSV2_ERROR_ARGUMENT);
-    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "sse9"));
+    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "there are auto, "));
+    for (size_t i = 0; (known = ds_kernels_set(i, &runs)) != NULL; i++)
+        ck_assert_ptr_nonnull(strstr(dsv2_last_error(), known->name));
+}
+END_TEST
+
+/* What a host calls types, and what it is told and given. */
+START_TEST(types_have_the_names_that_hosts_know)
+{
+    ck_assert_int_eq(ds_type_public(DS_TYPE_BF16), DSV2_WEIGHTS_BF16);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_Q4_K), DSV2_WEIGHTS_Q4_K);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_P4), DSV2_WEIGHTS_Q4_K);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_P6), DSV2_WEIGHTS_Q6_K);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_P8), DSV2_WEIGHTS_Q8_0);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_P5M), DSV2_WEIGHTS_AS_STORED); /* it has none */
+    ck_assert_int_eq(ds_type_public(DS_TYPE_IQ4_NL), DSV2_WEIGHTS_AS_STORED);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_F16), DS_TYPE_F16);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_Q4_0), DS_TYPE_P4S);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_Q5_K), DS_TYPE_P5);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_F8_E4M3), DS_TYPE_COUNT);
+    ck_assert_int_eq(ds_type_named(DSV2_WEIGHTS_F8_E4M3), DS_TYPE_F8_E4M3);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_AS_STORED), DS_TYPE_COUNT);
+    ck_assert_int_eq(ds_type_named(DSV2_WEIGHTS_MIXED), DS_TYPE_COUNT);
+    ck_assert_int_eq(ds_type_asked((dsv2_weight_type)-1), DS_TYPE_COUNT);
+}
+END_TEST
+
+/* No number is given twice, and each leads back to its type; a twin holds the integers as its block type has them. */
+START_TEST(the_table_of_types_does_not_contradict_itself)
+{
+    for (ds_type type = 0; type < DS_TYPE_COUNT; type++) {
+        uint8_t code = ds_type_pack_code(type);
+        ck_assert_int_eq(code != 0, ds_type_is_plain(type) || ds_type_is_interleaved(type));
+        ck_assert_int_eq(ds_type_of_pack_code(code), code != 0 ? type : DS_TYPE_COUNT);
+    }
+#define PLAIN(TYPE, name, public, gguf, ...) ck_assert_int_eq(ds_type_of_gguf(gguf), DS_TYPE_##TYPE);
+#define BLOCK(TYPE, name, public, gguf, elements, bytes, section, zero, twin, text)                                             \
+    ck_assert_int_eq(ds_type_of_gguf(gguf), DS_TYPE_##TYPE);                                                                    \
+    ck_assert(DS_TYPE_##twin == DS_TYPE_COUNT || ds_integer_zero(DS_TYPE_##twin) == (zero));
+#include "kernels/types.def"
 }
 END_TEST
 
@@ -1146,6 +1221,10 @@ int main(int argc, char **argv)
     Suite *suite = suite_create("kernels");
     TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set"), *packing = tcase_create("packing");
     tcase_add_test(choosing, sets_are_found_by_name_and_the_best_by_default);
+    tcase_add_test(choosing, every_set_has_every_kernel);
+    tcase_add_test(choosing, an_unknown_name_is_answered_with_the_names_of_all_sets);
+    tcase_add_test(choosing, types_have_the_names_that_hosts_know);
+    tcase_add_test(choosing, the_table_of_types_does_not_contradict_itself);
     tcase_add_test(choosing, type_sizes_are_checked);
     tcase_set_timeout(each, 300);
     tcase_add_loop_test(each, matmul_agrees_with_exact_sums, 0, n_sets);
@@ -1172,7 +1251,7 @@ int main(int argc, char **argv)
     tcase_add_loop_test(each, prepared_rows_are_the_references_bits, 0, n_sets);
     tcase_add_loop_test(packing, rounding_errors_of_interleaved_types_are_small, 0, (int)(sizeof interleaved_errors / sizeof *interleaved_errors));
     tcase_add_test(packing, panels_from_floats_keep_what_they_can_hold);
-    tcase_add_loop_test(packing, panels_from_blocks_are_exact, 0, N_WITH_TWIN);
+    tcase_add_loop_test(packing, panels_from_blocks_are_exact, 0, N_BLOCK_TYPES);
     suite_add_tcase(suite, packing);
     suite_add_tcase(suite, choosing);
     suite_add_tcase(suite, each);

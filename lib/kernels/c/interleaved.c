@@ -1,6 +1,8 @@
 /* The reference for packed weights. */
 #include "kernels/interleaved.h"
 
+#include "kernels/c/reference.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -172,42 +174,9 @@ static void matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *con
         }
 }
 
-void ds_matmul_p4_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
-{
-    matmul(DS_TYPE_P4, out, out_stride, x, m, w, n, k);
-}
-
-void ds_matmul_p5_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
-{
-    matmul(DS_TYPE_P5, out, out_stride, x, m, w, n, k);
-}
-
-void ds_matmul_p6_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
-{
-    matmul(DS_TYPE_P6, out, out_stride, x, m, w, n, k);
-}
-
-void ds_matmul_p8_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
-{
-    matmul(DS_TYPE_P8, out, out_stride, x, m, w, n, k);
-}
-
-void ds_matmul_p4s_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
-{
-    matmul(DS_TYPE_P4S, out, out_stride, x, m, w, n, k);
-}
-
-void ds_matmul_p5s_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
-{
-    matmul(DS_TYPE_P5S, out, out_stride, x, m, w, n, k);
-}
-
-void ds_matmul_p4m_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
-{
-    matmul(DS_TYPE_P4M, out, out_stride, x, m, w, n, k);
-}
-
-void ds_matmul_p5m_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)
-{
-    matmul(DS_TYPE_P5M, out, out_stride, x, m, w, n, k);
-}
+#define INTERLEAVED(TYPE, name, ...)                                                                                            \
+    void ds_matmul_##name##_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k) \
+    {                                                                                                                           \
+        matmul(DS_TYPE_##TYPE, out, out_stride, x, m, w, n, k);                                                                 \
+    }
+#include "kernels/types.def"

@@ -1,5 +1,5 @@
 /* Attention in 16 bits: the reference. */
-#include "kernels/c/pairs.h"
+#include "kernels/c/reference.h"
 
 #include <math.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /* AVX2, FMA, F16C. */
-#include "kernels/latent_template.h"
+#include "kernels/c/reference.h"
 #include "kernels/interleaved.h"
+#include "kernels/latent_template.h"
 #include "kernels/pairs_template.h"
-#include "kernels/tables.h"
 
 #include <immintrin.h>
 #include <math.h>
@@ -155,4 +155,12 @@ INLINE vec floats_of_ints(ivec v) { return _mm256_castsi256_ps(v); }
 
 #include "kernels/x86/latent_template.h"
 
-const ds_kernels ds_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, INTERLEAVED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};
+extern const ds_kernels ds_kernels_avx2;
+const ds_kernels ds_kernels_avx2 = {
+#include "kernels/c/table_template.h"
+    .name = "avx2",
+    VECTOR_KERNELS,
+#include "kernels/x86/interleaved_table_template.h"
+    PAIR_KERNELS,
+    VECTOR_LATENT_KERNELS,
+};

@@ -1,8 +1,8 @@
 /* AVX-512 F, BW, DQ, VL, VNNI. */
-#include "kernels/latent_template.h"
+#include "kernels/c/reference.h"
 #include "kernels/interleaved.h"
+#include "kernels/latent_template.h"
 #include "kernels/pairs_template.h"
-#include "kernels/tables.h"
 
 #include <immintrin.h>
 #include <math.h>
@@ -128,4 +128,12 @@ INLINE vec floats_of_ints(ivec v) { return _mm512_castsi512_ps(v); }
 
 #include "kernels/x86/latent_template.h"
 
-const ds_kernels ds_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, INTERLEAVED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};
+extern const ds_kernels ds_kernels_avx512;
+const ds_kernels ds_kernels_avx512 = {
+#include "kernels/c/table_template.h"
+    .name = "avx512",
+    VECTOR_KERNELS,
+#include "kernels/x86/interleaved_table_template.h"
+    PAIR_KERNELS,
+    VECTOR_LATENT_KERNELS,
+};

@@ -164,5 +164,3 @@ INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds
         m -= n_rows;
     }
 }
-
-INTERLEAVED_MATMULS

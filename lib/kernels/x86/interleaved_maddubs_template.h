@@ -349,5 +349,3 @@ INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds
             store_first(out + i * out_stride + v * LANES, mul(totals[i][v], factor), valid);
     }
 }
-
-INTERLEAVED_MATMULS

@@ -119,24 +119,9 @@ INLINE void interleaved_matmul(ds_type type, float *out, size_t out_stride, cons
     }
 }
 
-#define INTERLEAVED_MATMUL(name, type)                                                                                               \
-    static void name(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)        \
+#define INTERLEAVED(TYPE, name, ...)                                                                                            \
+    static void matmul_##name(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k) \
     {                                                                                                                           \
-        interleaved_matmul(type, out, out_stride, x, m, w, n, k);                                                                    \
+        interleaved_matmul(DS_TYPE_##TYPE, out, out_stride, x, m, w, n, k);                                                     \
     }
-
-#define INTERLEAVED_MATMULS                                                                                                          \
-    INTERLEAVED_MATMUL(matmul_p4, DS_TYPE_P4)                                                                                      \
-    INTERLEAVED_MATMUL(matmul_p5, DS_TYPE_P5)                                                                                      \
-    INTERLEAVED_MATMUL(matmul_p6, DS_TYPE_P6)                                                                                      \
-    INTERLEAVED_MATMUL(matmul_p8, DS_TYPE_P8)                                                                                      \
-    INTERLEAVED_MATMUL(matmul_p4s, DS_TYPE_P4S)                                                                                    \
-    INTERLEAVED_MATMUL(matmul_p5s, DS_TYPE_P5S)                                                                                    \
-    INTERLEAVED_MATMUL(matmul_p4m, DS_TYPE_P4M)                                                                                    \
-    INTERLEAVED_MATMUL(matmul_p5m, DS_TYPE_P5M)
-
-#define INTERLEAVED_KERNELS                                                                                                          \
-    .matmul_interleaved = {[DS_TYPE_P4] = matmul_p4, [DS_TYPE_P5] = matmul_p5, [DS_TYPE_P6] = matmul_p6,                         \
-                           [DS_TYPE_P8] = matmul_p8, [DS_TYPE_P4S] = matmul_p4s, [DS_TYPE_P5S] = matmul_p5s,                    \
-                           [DS_TYPE_P4M] = matmul_p4m, [DS_TYPE_P5M] = matmul_p5m},                                               \
-    .prepare_row = prepare_row
+#include "kernels/types.def"

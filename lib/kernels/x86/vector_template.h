@@ -53,7 +53,6 @@ INLINE void unpack(float *out, const uint8_t *in, size_t n, ds_type type)
         store_first(out + c, load_type_first(type, in + c * type_bytes(type), n - c), n - c);
 }
 
-static void f32_to_f32(float *out, const void *in, size_t n) { memcpy(out, in, n * sizeof *out); }
 static void f16_to_f32(float *out, const void *in, size_t n) { unpack(out, in, n, DS_TYPE_F16); }
 static void bf16_to_f32(float *out, const void *in, size_t n) { unpack(out, in, n, DS_TYPE_BF16); }
 
@@ -397,8 +396,7 @@ static void add_scaled(float *out, const float *x, float scale, size_t n)
 }
 
 #define VECTOR_KERNELS                                                                                                          \
-    .matmul = {[DS_TYPE_F32] = matmul_f32, [DS_TYPE_F16] = matmul_f16, [DS_TYPE_BF16] = matmul_bf16},                       \
-    .to_f32 = {[DS_TYPE_F32] = f32_to_f32, [DS_TYPE_F16] = f16_to_f32, [DS_TYPE_BF16] = bf16_to_f32,                   \
-               DS_DEQUANTIZERS},                                                                                             \
-    .f32_to_f16 = f32_to_f16, .weighted_sum = weighted_sum, .rms_norm = rms_norm, .exp_sum = exp_sum, .swiglu = swiglu,           \
-    .add_scaled = add_scaled, .max = maximum
+    .matmul[DS_TYPE_F32] = matmul_f32, .matmul[DS_TYPE_F16] = matmul_f16, .matmul[DS_TYPE_BF16] = matmul_bf16,                  \
+    .to_f32[DS_TYPE_F16] = f16_to_f32, .to_f32[DS_TYPE_BF16] = bf16_to_f32, .f32_to_f16 = f32_to_f16,                           \
+    .weighted_sum = weighted_sum, .rms_norm = rms_norm, .exp_sum = exp_sum, .swiglu = swiglu, .add_scaled = add_scaled,         \
+    .max = maximum

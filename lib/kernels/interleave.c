@@ -120,6 +120,7 @@ static void store_block(ds_type type, uint8_t *block, size_t row, const uint8_t 
 /* Span `index` of a panel, all of it: n_blocks blocks of DS_PANEL_ROWS rows, of which those that are missing are zeros. */
 static void store_superblock(ds_type type, uint8_t *panel, size_t index, const superblock_row *rows, size_t n_blocks)
 {
+    assert(n_blocks >= 1 && n_blocks <= SUPERBLOCK_BLOCKS);
     uint8_t *superblock = panel + (ds_superblock(type, panel, index) - panel);
     store_header(type, superblock, rows);
     for (size_t b = 0; b < n_blocks; b++)
@@ -448,6 +449,7 @@ static void round_columns(ds_type type, const float *in, size_t cols, size_t fir
 
 void ds_panel_from_floats(ds_type type, void *panel, const float *const *rows, size_t n_rows, size_t cols)
 {
+    assert(ds_type_is_interleaved(type) && n_rows >= 1 && n_rows <= DS_PANEL_ROWS && cols >= 1);
     int exponents[DS_PANEL_ROWS];
     superblock_row superblocks[DS_PANEL_ROWS] = {0};
     memset(panel, 0, PANEL_HEADER);
@@ -514,7 +516,7 @@ void ds_panel_from_blocks(ds_type from, void *panel, const void *const *rows, si
 {
     const ds_block_format *format = &ds_block_formats[from];
     ds_type twin = ds_type_twin(from);
-    assert(ds_type_is_interleaved(twin) && n_rows <= DS_PANEL_ROWS && cols % format->elements == 0);
+    assert(ds_type_is_interleaved(twin) && n_rows >= 1 && n_rows <= DS_PANEL_ROWS && cols % format->elements == 0);
     superblock_row superblocks[DS_PANEL_ROWS] = {0};
     memset(panel, 0, PANEL_HEADER);
     for (size_t row = 0; row < n_rows; row++) {

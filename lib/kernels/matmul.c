@@ -1,5 +1,6 @@
 #include "kernels/interleaved.h"
 
+#include <assert.h>
 #include <string.h>
 
 /* Rows of W that are unpacked together: enough for the F32 kernel's widest block, few enough to stay in cache. */
@@ -28,6 +29,7 @@ static void unpack_e4m3(const ds_kernels *kernels, float *out, const uint8_t *in
 
 void ds_matrix_row(const ds_kernels *kernels, const ds_matrix *w, uint32_t row, float *out)
 {
+    assert(row < w->rows);
     const uint8_t *data = (const uint8_t *)w->data + (size_t)row * w->row_bytes;
     if (ds_type_is_interleaved(w->type)) {
         const uint8_t *panel = (const uint8_t *)w->data + (size_t)(row / DS_PANEL_ROWS) * DS_PANEL_ROWS * w->row_bytes;
@@ -55,6 +57,7 @@ static void matmul_part_of_panel(const ds_kernels *kernels, float *out, size_t o
                                  const ds_matrix *w, uint32_t n0, uint32_t n1)
 {
     uint32_t first = n0 / DS_PANEL_ROWS * DS_PANEL_ROWS;
+    assert(n0 < n1 && n1 - first <= DS_PANEL_ROWS);
     const uint8_t *panel = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
     for (size_t i = 0; i < m; i++) {
         float whole[DS_PANEL_ROWS];
@@ -66,6 +69,8 @@ static void matmul_part_of_panel(const ds_kernels *kernels, float *out, size_t o
 void ds_matmul_prepared(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
                         const ds_matrix *w, uint32_t n0, uint32_t n1)
 {
+    assert(m >= 1 && n0 < n1 && n1 <= w->rows && out_stride >= n1 - n0);
+    assert(ds_type_is_interleaved(w->type) && w->row_bytes == ds_type_row_bytes(w->type, w->cols));
     uint32_t start = n0 % DS_PANEL_ROWS;
     if (start != 0) {
         uint32_t end = n1 - n0 < DS_PANEL_ROWS - start ? n1 : n0 + DS_PANEL_ROWS - start;
@@ -73,7 +78,7 @@ void ds_matmul_prepared(const ds_kernels *kernels, float *out, size_t out_stride
         out += end - n0;
         n0 = end;
     }
-    if (n0 >= n1)
+    if (n0 == n1)
         return;
     const uint8_t *panels = (const uint8_t *)w->data + (size_t)n0 * w->row_bytes;
     kernels->matmul_interleaved[w->type](out, out_stride, x, m, panels, n1 - n0, w->cols);
@@ -104,6 +109,8 @@ size_t ds_matmul_scratch(const ds_matrix *w)
 void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const ds_matrix *w,
                uint32_t n0, uint32_t n1, float *scratch)
 {
+    assert(m >= 1 && n0 < n1 && n1 <= w->rows && out_stride >= n1 - n0);
+    assert(scratch != NULL || ds_matmul_scratch(w) == 0);
     if (ds_type_is_interleaved(w->type)) {
         prepare_and_matmul(kernels, out, out_stride, x, m, w, n0, n1, (ds_x8 *)(void *)scratch);
         return;

@@ -32,18 +32,11 @@ static ds_type stored_type(role role, ds_type type)
 ds_type ds_packing_type(dsv2_weight_type weight_type, const char *name, ds_type type)
 {
     role role = role_of(name);
-    ds_type packed;
-    switch (weight_type) {
-    case DSV2_WEIGHTS_F32: return DS_TYPE_F32;
-    case DSV2_WEIGHTS_F16: return DS_TYPE_F16;
-    case DSV2_WEIGHTS_BF16: return DS_TYPE_BF16;
-    case DSV2_WEIGHTS_Q8_0: packed = DS_TYPE_P8; break;
-    case DSV2_WEIGHTS_Q6_K: packed = DS_TYPE_P6; break;
-    case DSV2_WEIGHTS_Q5_K: packed = DS_TYPE_P5; break;
-    case DSV2_WEIGHTS_Q4_K: packed = DS_TYPE_P4; break;
-    case DSV2_WEIGHTS_Q4_0: packed = DS_TYPE_P4S; break;
-    default: return stored_type(role, type);
-    }
+    ds_type packed = ds_type_asked(weight_type);
+    if (ds_type_is_plain(packed))
+        return packed;
+    if (packed == DS_TYPE_COUNT)
+        return stored_type(role, type);
     /* The router decides which experts a token meets; the latent is what all heads and later tokens see; embedding and head meet
      * every token: they are small, or matter more than their size. */
     if (role == ROLE_ROUTER)

@@ -1,5 +1,6 @@
-/* Block types of 32 elements hold one scale and perhaps a minimum; those of 256 hold sections of 16 or 32 elements, whose scales are
- * small integers that one scale multiplies. Scales and minima in half precision lie anywhere: no address is aligned. */
+/* Block types of 32 elements hold one scale and perhaps a minimum; those of 256 hold sections of 16 or 32 elements,
+ * whose scales are small integers that one scale multiplies. Scales and minima in half precision lie anywhere: no
+ * address is aligned. */
 #include "kernels/blocks.h"
 
 #include <assert.h>
@@ -130,8 +131,8 @@ static void decode_q2_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
     read_crumbs(block + 16, q);
 }
 
-/* Sections of 16. Scales have 6 bits, less 32: low nibbles in 8 bytes, high pairs of bits in 4. An element has 3 bits, less 4; third
- * bits lie apart, bit k of byte i that of element 32 k + i. */
+/* Sections of 16. Scales have 6 bits, less 32: low nibbles in 8 bytes, high pairs of bits in 4. An element has 3
+ * bits, less 4; third bits lie apart, bit k of byte i that of element 32 k + i. */
 static void decode_q3_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
 {
     const uint8_t *third = block, *scales = block + 96;
@@ -144,8 +145,9 @@ static void decode_q3_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
         q[i] = (uint8_t)((q[i] | (third[i % 32] >> i / 32 & 1) << 2) - 4 + 32);
 }
 
-/* Q4_K and Q5_K: sections of 32, whose scale and minimum have 6 bits each, in 12 bytes. The first four pairs are the low parts of
- * bytes 0 to 3 and 4 to 7; the last four have their low nibbles in bytes 8 to 11 and their high two bits atop the first. */
+/* Q4_K and Q5_K: sections of 32, whose scale and minimum have 6 bits each, in 12 bytes. The first four pairs are the
+ * low parts of bytes 0 to 3 and 4 to 7; the last four have their low nibbles in bytes 8 to 11 and their high two
+ * bits atop the first. */
 static void read_six_bits(const uint8_t *block, ds_block_scales *s)
 {
     s->scale = ds_load_u16(block);
@@ -229,9 +231,9 @@ static inline __attribute__((always_inline)) void blocks_to_f32(ds_block_format 
     }
 }
 
-#define BLOCK(TYPE, name, public, gguf, elements, bytes, section, zero, twin, text)                                             \
-    void ds_##name##_to_f32(float *out, const void *in, size_t n)                                                               \
-    {                                                                                                                           \
-        blocks_to_f32((ds_block_format){decode_##name, elements, bytes, (elements) / (section)}, zero, out, in, n);             \
+#define BLOCK(TYPE, name, public, gguf, elements, bytes, section, zero, twin, text)                                    \
+    void ds_##name##_to_f32(float *out, const void *in, size_t n)                                                      \
+    {                                                                                                                  \
+        blocks_to_f32((ds_block_format){decode_##name, elements, bytes, (elements) / (section)}, zero, out, in, n);    \
     }
 #include "kernels/types.def"

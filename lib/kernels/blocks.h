@@ -1,5 +1,5 @@
-/* The block types of GGUF files, each decoded in one place: into integers, scales and minima, of which both floats and interleaved
- * weights are made. Private to the room. */
+/* The block types of GGUF files, each decoded in one place: into integers, scales and minima, of which both floats
+ * and interleaved weights are made. Private to the room. */
 #ifndef DS_LIB_KERNELS_BLOCKS_H
 #define DS_LIB_KERNELS_BLOCKS_H
 
@@ -7,8 +7,8 @@
 
 enum { DS_MAX_BLOCK = 256, DS_MAX_SECTIONS = 16 };
 
-/* What a block holds beside its integers q. Element i, of section s, is (scale * scales[s]) * (q[i] - zero) - minimum * minima[s];
- * these are the products of the format, in its order. */
+/* What a block holds beside its integers q. Element i, of section s, is (scale * scales[s]) * (q[i] - zero) -
+ * minimum * minima[s]; these are the products of the format, in its order. */
 typedef struct ds_block_scales {
     uint16_t scale, minimum; /* F16 */
     int8_t scales[DS_MAX_SECTIONS];

@@ -1,4 +1,4 @@
-/* Writing packed weights: from floats, rounded well, and from the block types of GGUF files, exactly. */
+/* Writes interleaved weights: from floats, rounded well, and from the block types of GGUF files, exactly. */
 #include "kernels/blocks.h"
 #include "kernels/interleaved.h"
 
@@ -63,7 +63,8 @@ static void store_header(ds_type type, uint8_t *superblock, const superblock_row
         store_six_bits(superblock + HEADER_SIX_BITS, numbers);
 }
 
-/* Columns come by words of 4, a byte each; what is done to a word is done to its 4 bytes. Four words at a time, on any machine. */
+/* Columns come by words of 4, a byte each; what is done to a word is done to its 4 bytes. Four words at a time, on
+ * any machine. */
 typedef uint8_t four_words __attribute__((vector_size(16)));
 
 static four_words load_words(const uint8_t *q)
@@ -82,7 +83,8 @@ static void store_words(uint8_t *block, size_t vector, size_t row, four_words wo
         memcpy(block + (vector + v) * VECTOR + 4 * row, &each[v], sizeof each[v]);
 }
 
-/* What the words' columns have above their 4 low bits (bits_each bits), together: of word g bits_each * g further up. */
+/* What the words' columns have above their 4 low bits (bits_each bits), together: of word g bits_each * g further
+ * up. */
 static uint32_t join_high_bits(const uint8_t *q, size_t n_words, unsigned bits_each)
 {
     uint32_t joined = 0, mask = bits_each == 1 ? 0x01010101 : 0x03030303;
@@ -117,7 +119,7 @@ static void store_block(ds_type type, uint8_t *block, size_t row, const uint8_t 
     }
 }
 
-/* Span `index` of a panel, all of it: n_blocks blocks of DS_PANEL_ROWS rows, of which those that are missing are zeros. */
+/* Writes superblock `index` of a panel: n_blocks blocks of DS_PANEL_ROWS rows. Rows that are missing are zeros. */
 static void store_superblock(ds_type type, uint8_t *panel, size_t index, const superblock_row *rows, size_t n_blocks)
 {
     assert(n_blocks >= 1 && n_blocks <= SUPERBLOCK_BLOCKS);
@@ -466,8 +468,8 @@ void ds_panel_from_floats(ds_type type, void *panel, const float *const *rows, s
 
 /* ---- from the blocks of GGUF files ---- */
 
-/* A type whose blocks have scales of two parts goes into a header with one scale in half precision for each 32 columns: their products
- * are rounded. */
+/* A type whose blocks have scales of two parts goes into a header with one scale in half precision for each 32
+ * columns: their products are rounded. */
 static bool is_rounded(const ds_block_format *format, ds_type twin)
 {
     return format->n_sections > 1 && ds_header_of(twin) == HALVES;

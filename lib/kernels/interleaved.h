@@ -1,8 +1,8 @@
-/* The layout of packed weights. Private to the room; README.md tells it in words.
+/* The layout of interleaved weights. Private to the room; README.md tells it in words.
  *
- * 16 rows are a panel. A panel is 16 floats, one a row, that everything in the row is multiplied by, and then a run of superblocks of
- * 256 columns. A superblock is a header for all of its 256 columns and then blocks of 32 columns, as many as the matrix has. In a block,
- * 64 bytes are a vector of 16 lanes, lane r being 4 bytes of row r. */
+ * 16 rows are a panel. A panel is 16 floats, a factor for each row, and then superblocks of 256 columns. A
+ * superblock is a header for all of its 256 columns and then blocks of 32 columns, as many as the matrix has. In a
+ * block, 64 bytes are a vector of 16 lanes, lane r being 4 bytes of row r. */
 #ifndef DS_LIB_KERNELS_INTERLEAVED_H
 #define DS_LIB_KERNELS_INTERLEAVED_H
 
@@ -88,7 +88,7 @@ static inline size_t ds_panel_bytes(ds_type type, size_t cols)
            (cols + DS_BLOCK_COLS - 1) / DS_BLOCK_COLS * ds_block_bytes(type);
 }
 
-/* Span `superblock` of a panel; all superblocks before it are whole. */
+/* Superblock number `superblock` of a panel; all superblocks before are whole. */
 static inline const uint8_t *ds_superblock(ds_type type, const void *panel, size_t superblock)
 {
     return (const uint8_t *)panel + PANEL_HEADER + superblock * (ds_header_bytes(type) + SUPERBLOCK_BLOCKS * ds_block_bytes(type));

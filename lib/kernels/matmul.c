@@ -6,11 +6,11 @@
 /* Rows of W that are unpacked together: enough for the F32 kernel's widest block, few enough to stay in cache. */
 enum { UNPACK_ROWS = 16 };
 
-/* Rows of activations that are prepared together for a packed matrix. */
+/* Rows of activations that are prepared together for an interleaved matrix. */
 enum { PREPARE_ROWS = 16 };
 
-/* n elements of E4M3 as floats without their scales. Shifted to half precision's place, an E4M3 number (subnormals too) reads
- * 2^-8 of its value, since the exponents' biases are 7 and 15; only its two NaNs have no such twin. */
+/* n elements of E4M3 as floats without their scales. Shifted to half precision's place, an E4M3 number (subnormals
+ * too) reads 2^-8 of its value, since the exponents' biases are 7 and 15; only its two NaNs have no such twin. */
 static void unpack_e4m3(const ds_kernels *kernels, float *out, const uint8_t *in, size_t n)
 {
     enum { CHUNK = 256 };

@@ -6,8 +6,8 @@
 #include <cpuid.h>
 #endif
 
-/* The sets of this build, the best first. This is the one list of them: a set's table is called ds_kernels_NAME, and NAME_runs says
- * whether this processor and operating system run the set. */
+/* The sets of this build, the best first. This is the one list of them: a set's table is called ds_kernels_NAME, and
+ * NAME_runs says whether this processor and operating system run the set. */
 #ifdef DS_KERNELS_X86
 #define SETS SET(avx512) SET(avx2) SET(c)
 #else

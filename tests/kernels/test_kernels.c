@@ -1,5 +1,6 @@
-/* Every kernel of every set that this processor runs, against the C reference: edge shapes, operands that end where memory
- * ends, hostile values, and the promise that a row's bits depend on that row alone. With --bench, times instead (bench.c). */
+/* Every kernel of every set that this processor runs, against the C reference: edge shapes, operands that end where
+ * memory ends, hostile values, and the promise that a row's bits depend on that row alone. With --bench, times
+ * instead (bench.c). */
 #include "kernels/bench.h"
 #include "kernels/kernels.h"
 #include "kernels/interleaved.h"
@@ -772,7 +773,7 @@ START_TEST(add_scaled_and_max_agree_with_the_reference)
 }
 END_TEST
 
-/* ---- packed weights ---- */
+/* ---- interleaved weights ---- */
 
 static const ds_type interleaved_types[] = {
 #define INTERLEAVED(TYPE, ...) DS_TYPE_##TYPE,
@@ -827,7 +828,7 @@ static void free_interleaved_product(interleaved_product *p)
     free(p->out);
 }
 
-/* Against sums of the unpacked weights' products in double precision. */
+/* Against sums in double precision of products with the weights as floats. */
 static void check_interleaved_product(const ds_kernels *kernels, const interleaved_product *p, const char *what)
 {
     float *w = malloc(p->w.cols * sizeof *w);
@@ -878,7 +879,8 @@ START_TEST(interleaved_products_agree_with_exact_sums_of_the_weights_as_floats)
 }
 END_TEST
 
-/* All small integers of a panel's weights at one end of their range, in every block of every row, and scales at theirs. */
+/* All small integers of a panel's weights at one end of their range, in every block of every row, and scales at
+ * theirs. */
 static void fill_blocks(ds_type type, uint8_t *panel, uint32_t k, bool high)
 {
     size_t blocks = ds_prepared_blocks(k);
@@ -998,8 +1000,8 @@ START_TEST(prepared_rows_are_the_references_bits)
 }
 END_TEST
 
-/* The root of the mean square error of rounding normal numbers, in units of their deviation, may be at most this: what the
- * common quantisers of the same number of bits reach, or less. */
+/* The root of the mean square error of rounding normal numbers, in units of their deviation, may be at most this:
+ * what the common quantisers of the same number of bits reach, or less. */
 static const struct { ds_type type; double most; } interleaved_errors[] = {
     {DS_TYPE_P4, 0.0705}, {DS_TYPE_P5, 0.0350}, {DS_TYPE_P6, 0.0172}, {DS_TYPE_P8, 0.0052}, {DS_TYPE_P4S, 0.0815},
     {DS_TYPE_P5S, 0.0405}, {DS_TYPE_P4M, 0.0615}, {DS_TYPE_P5M, 0.0297},
@@ -1193,8 +1195,8 @@ START_TEST(the_table_of_types_does_not_contradict_itself)
         ck_assert_int_eq(ds_type_of_pack_code(code), code != 0 ? type : DS_TYPE_COUNT);
     }
 #define PLAIN(TYPE, name, public, gguf, ...) ck_assert_int_eq(ds_type_of_gguf(gguf), DS_TYPE_##TYPE);
-#define BLOCK(TYPE, name, public, gguf, elements, bytes, section, zero, twin, text)                                             \
-    ck_assert_int_eq(ds_type_of_gguf(gguf), DS_TYPE_##TYPE);                                                                    \
+#define BLOCK(TYPE, name, public, gguf, elements, bytes, section, zero, twin, text)                                    \
+    ck_assert_int_eq(ds_type_of_gguf(gguf), DS_TYPE_##TYPE);                                                           \
     ck_assert(DS_TYPE_##twin == DS_TYPE_COUNT || ds_integer_zero(DS_TYPE_##twin) == (zero));
 #include "kernels/types.def"
 }
@@ -1219,7 +1221,7 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "--bench") == 0)
         return bench_kernels(sets, n_sets);
     Suite *suite = suite_create("kernels");
-    TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set"), *packing = tcase_create("packing");
+    TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set"), *packing = tcase_create("interleaving");
     tcase_add_test(choosing, sets_are_found_by_name_and_the_best_by_default);
     tcase_add_test(choosing, every_set_has_every_kernel);
     tcase_add_test(choosing, an_unknown_name_is_answered_with_the_names_of_all_sets);

@@ -1,4 +1,4 @@
-/* The reference for packed weights. */
+/* Interleaved weights: the reference. */
 #include "kernels/interleaved.h"
 
 #include "kernels/c/reference.h"
@@ -26,7 +26,8 @@ static unsigned six_bits(const uint8_t *bytes, size_t i)
 
 static float load_half(const uint8_t *bytes) { return ds_f16_to_f32(ds_load_u16(bytes)); }
 
-/* What a weight of row `row` and the `half`th 16 columns of block `block` is, but for the row's factor: scale * q - minimum. */
+/* What a weight of row `row` and the `half`th 16 columns of block `block` is, but for the row's factor: scale * q -
+ * minimum. */
 static void affine(ds_type type, const uint8_t *superblock, size_t block, size_t half, size_t row, float *scale, float *minimum)
 {
     if (ds_has_six_bits(type)) {
@@ -174,9 +175,9 @@ static void matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *con
         }
 }
 
-#define INTERLEAVED(TYPE, name, ...)                                                                                            \
+#define INTERLEAVED(TYPE, name, ...)                                                                                   \
     void ds_matmul_##name##_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k) \
-    {                                                                                                                           \
-        matmul(DS_TYPE_##TYPE, out, out_stride, x, m, w, n, k);                                                                 \
+    {                                                                                                                  \
+        matmul(DS_TYPE_##TYPE, out, out_stride, x, m, w, n, k);                                                        \
     }
 #include "kernels/types.def"

@@ -1,7 +1,8 @@
-/* The reference's kernels, for the beginning of a set's table: a set's file includes this inside the braces and then names what it has
- * better. C11 (6.7.9) lets the last initialiser of a member count. The file includes reference.h before. */
+/* The reference's kernels, for the beginning of a set's table: a set's file includes this inside the braces and then
+ * names what it has better. C11 (6.7.9) lets the last initialiser of a member count. The file includes reference.h
+ * before. */
 
-#define PLAIN(TYPE, name, ...)                                                                                                  \
+#define PLAIN(TYPE, name, ...)                                                                                         \
     .matmul[DS_TYPE_##TYPE] = ds_matmul_##name##_c, .to_f32[DS_TYPE_##TYPE] = ds_##name##_to_f32_c,
 #define BLOCK(TYPE, name, ...) .to_f32[DS_TYPE_##TYPE] = ds_##name##_to_f32,
 #define INTERLEAVED(TYPE, name, ...) .matmul_interleaved[DS_TYPE_##TYPE] = ds_matmul_##name##_c,

@@ -14,7 +14,7 @@ typedef __m512 vec;
 typedef __m512i ivec;
 typedef uint32_t lanes __attribute__((vector_size(64)));
 
-enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PANEL_X_ROWS = 12, QUERY_ROWS = 16 };
+enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, QUERY_ROWS = 16 };
 
 INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1); }
 

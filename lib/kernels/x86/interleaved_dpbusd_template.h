@@ -1,12 +1,10 @@
-/* Products with packed weights for sets that multiply and add four bytes at once; a set's file includes this after interleaved_template.h.
- * Beside what that one needs it defines:
+/* Products with interleaved weights for sets that multiply and add four bytes at once. A set's file includes this template after
+ * interleaved_template.h. Beside what that template needs, the file defines:
  *   to_floats(v)                signed lanes
  *   splat_int(n)
  *   floats_of_u8(p) floats_of_s8(p)         LANES bytes
  *   fnmadd(a, b, c)             c - a * b
  *   dot_bytes(sum, w, x)        adds to each lane the products of its four unsigned bytes in w and the four signed ones at x
- *   PANEL_X_ROWS                 rows of activations that meet a panel of weights together: their sums, in floats and in
- *                               integers, have to fit into the registers
  */
 
 /* A superblock's scales and minima, for blocks or, in P6, half blocks: a weight is scale * q - minimum. */
@@ -44,10 +42,14 @@ INLINE void read_header(ds_type type, affine *a, const uint8_t *superblock, size
 
 /* ---- products ---- */
 
-enum { VECS = DS_PANEL_ROWS / LANES }; /* vectors of a panel's rows */
+enum {
+    VECS = DS_PANEL_ROWS / LANES, /* vectors of a panel's rows */
+    PANEL_X_ROWS = 12,            /* rows of activations that meet a panel together: their sums, in floats and in integers, have to
+                                     fit into the registers */
+};
 
-/* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the superblock. The order of these steps is the
- * sums' order. */
+/* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the superblock. The order of
+ * these steps is the sums' order. */
 INLINE void add_words(ds_type type, vec *sums, const ds_x8 *const *x, size_t n_x, const affine *affine, const uint8_t *block,
                       size_t first, size_t n, size_t at)
 {
@@ -81,8 +83,8 @@ INLINE void add_words(ds_type type, vec *sums, const ds_x8 *const *x, size_t n_x
     }
 }
 
-/* Weights come from memory, and with several rows to multiply the processor does not look far enough ahead by itself. (With one
- * or two it does, and this only costs: decoding was seen a sixth slower.) */
+/* Weights come from memory, and with several rows to multiply the processor does not look far enough ahead by
+ * itself. (With one or two it does, and this only costs: decoding was seen a sixth slower.) */
 INLINE void prefetch(const uint8_t *block, size_t bytes)
 {
     enum { AHEAD = 4608 };
@@ -91,8 +93,8 @@ INLINE void prefetch(const uint8_t *block, size_t bytes)
         _mm_prefetch((const char *)block + AHEAD + at, _MM_HINT_T0);
 }
 
-/* A panel of rows of weights, of which n count, for n_x rows of activations, of which n_rows count: in the other places the last
- * is multiplied again, for nothing. */
+/* The products of one panel of weights, of whose rows n count, and n_rows rows of activations. The code is made for
+ * n_x >= n_rows rows: the places left over repeat the last row, and their results are dropped. */
 INLINE void multiply_panel_rows(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t n_x, size_t n_rows,
                                 const uint8_t *panel, size_t n, size_t k)
 {
@@ -139,22 +141,22 @@ INLINE void multiply_panel_rows(ds_type type, float *out, size_t out_stride, con
     }
 }
 
-/* All of m rows of activations: as few blocks as leave few places of them empty. */
+/* All of m rows of activations, in as few sets as leave few places of them empty. */
 INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *panel,
                         size_t n, size_t k)
 {
     while (m > 0) {
         size_t n_rows;
-        if (PANEL_X_ROWS >= 12 && m > 9)
-            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 12 ? 12 : 1, n_rows = m < 12 ? m : 12, panel, n, k);
-        else if (PANEL_X_ROWS >= 8 && m > 6)
-            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 8 ? 8 : 1, n_rows = m < 8 ? m : 8, panel, n, k);
-        else if (PANEL_X_ROWS >= 6 && m > 4)
-            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 6 ? 6 : 1, n_rows = m < 6 ? m : 6, panel, n, k);
-        else if (PANEL_X_ROWS >= 4 && m == 4)
-            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 4 ? 4 : 1, n_rows = 4, panel, n, k);
-        else if (PANEL_X_ROWS >= 3 && m == 3)
-            multiply_panel_rows(type, out, out_stride, x, PANEL_X_ROWS >= 3 ? 3 : 1, n_rows = 3, panel, n, k);
+        if (m > 9)
+            multiply_panel_rows(type, out, out_stride, x, 12, n_rows = m < 12 ? m : 12, panel, n, k);
+        else if (m > 6)
+            multiply_panel_rows(type, out, out_stride, x, 8, n_rows = m < 8 ? m : 8, panel, n, k);
+        else if (m > 4)
+            multiply_panel_rows(type, out, out_stride, x, 6, n_rows = m < 6 ? m : 6, panel, n, k);
+        else if (m == 4)
+            multiply_panel_rows(type, out, out_stride, x, 4, n_rows = 4, panel, n, k);
+        else if (m == 3)
+            multiply_panel_rows(type, out, out_stride, x, 3, n_rows = 3, panel, n, k);
         else if (m >= 2)
             multiply_panel_rows(type, out, out_stride, x, 2, n_rows = 2, panel, n, k);
         else

@@ -1,9 +1,11 @@
-/* Products with packed weights for AVX2, which has no instruction that adds products of bytes to 32 bits. vpmaddubsw leaves sums of two
- * in 16 bits; as many of these are added there as surely fit, and then go to 32 bits in one vpmaddwd, which multiplies by the weights'
- * small integer scale on the way. Up to there all is exact; floats are only the activations' scales, for every block, and the superblock's.
+/* Products with interleaved weights for AVX2, which has no instruction that adds products of bytes to 32 bits.
+ * vpmaddubsw leaves sums of two in 16 bits; as many of these are added there as surely fit, and then go to 32 bits
+ * in one vpmaddwd, which multiplies by the weights' small integer scale on the way. Up to there all is exact; floats
+ * are only the activations' scales, for every block, and the superblock's.
  *
- * A panel is gone through superblock by superblock. Where many rows of activations use a superblock it is unpacked to bytes first. Each row's totals are
- * kept in floats and grow by one superblock at a time, in the same steps whichever way is taken. */
+ * A panel is gone through superblock by superblock. Where many rows of activations use a superblock it is unpacked
+ * to bytes first. Each row's totals are kept in floats and grow by one superblock at a time, in the same steps
+ * whichever way is taken. */
 
 enum {
     VECS = DS_PANEL_ROWS / LANES, /* vectors of a panel's rows */
@@ -18,7 +20,8 @@ enum {
 #define AS_A_LOOP _Pragma("GCC unroll 1")
 #endif
 
-/* Words that fit: 8 * 2 * 15 * 127 < 2^15, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127, and 1 of 8 bits if its bytes are magnitudes up to 128. */
+/* Words that fit: 8 * 2 * 15 * 127 < 2^15, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127, and 1 of 8 bits if its bytes are
+ * magnitudes up to 128. */
 INLINE size_t words_that_fit(ds_type type)
 {
     size_t bits = ds_integer_bits(type);
@@ -104,8 +107,8 @@ typedef struct ready_superblock {
     vec block_scales[SUPERBLOCK_BLOCKS][VECS], block_minima[2 * SUPERBLOCK_BLOCKS][VECS];
 } ready_superblock;
 
-/* Weights come from memory, and the processor does not look far enough ahead by itself: asking for the block two superblocks on, one row's
- * products read a fifth more a second, as much as reading alone (Zen 3). */
+/* Weights come from memory, and the processor does not look far enough ahead by itself: asking for the block two
+ * superblocks on, one row's products read a fifth more a second, as much as reading alone (Zen 3). */
 INLINE void prefetch(ds_type type, const uint8_t *block)
 {
     size_t bytes = ds_block_bytes(type), ahead = 2 * (ds_header_bytes(type) + SUPERBLOCK_BLOCKS * bytes);
@@ -211,7 +214,8 @@ INLINE void dot_block_pairs(ds_type type, ivec *sums, const ds_x8 *const *x, siz
     ivec pairs[BLOCK_ROWS * VECS];
     UNROLL
     for (size_t g = 0; g < BLOCK_WORDS; g++) {
-        /* low and high halves of the same bytes one after the other, but for P6, whose halves of a block have scales of their own */
+        /* low and high halves of the same bytes one after the other, but for P6, whose halves of a block have scales
+         * of their own */
         size_t word = ready == NULL && type != DS_TYPE_P6 ? g / 2 + g % 2 * 4 : g;
         ivec w[VECS], factors[VECS];
         load_word(type, w, ready, b, block, word);

@@ -1,5 +1,6 @@
-/* What the kernels of packed weights share on x86: rows of activations, reading weights, and the table's entries. An instruction set's
- * file includes this and then its products, interleaved_dpbusd_template.h or interleaved_maddubs_template.h. Beside what vector_template.h needs it defines:
+/* What the kernels of interleaved weights share on x86: rows of activations, and reading weights. An instruction set's file includes
+ * this template and then its products, interleaved_dpbusd_template.h or interleaved_maddubs_template.h. Beside what vector_template.h
+ * needs, the file defines:
  *   ivec                        a vector of LANES 32-bit lanes, 4 bytes each
  *   load_ints and_bits(v, mask) or_ints shift_left(v, n) shift_right(v, n)   on lanes of 32 bits
  *
@@ -7,7 +8,7 @@
 
 enum {
     PART = 4 * LANES,    /* bytes of a vector of weights */
-    PANEL_M_BLOCK = 96, /* rows of activations that use a panel of weights before the next: they stay in the second-level cache */
+    PANEL_M_BLOCK = 96, /* rows of activations that use a panel of weights before the next: the rows stay in the second-level cache */
 };
 
 /* ---- activations ---- */
@@ -119,9 +120,9 @@ INLINE void interleaved_matmul(ds_type type, float *out, size_t out_stride, cons
     }
 }
 
-#define INTERLEAVED(TYPE, name, ...)                                                                                            \
+#define INTERLEAVED(TYPE, name, ...)                                                                                   \
     static void matmul_##name(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k) \
-    {                                                                                                                           \
-        interleaved_matmul(DS_TYPE_##TYPE, out, out_stride, x, m, w, n, k);                                                     \
+    {                                                                                                                  \
+        interleaved_matmul(DS_TYPE_##TYPE, out, out_stride, x, m, w, n, k);                                            \
     }
 #include "kernels/types.def"

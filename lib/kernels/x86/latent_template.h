@@ -1,5 +1,5 @@
-/* Reading quantised rows of the latent KV cache with vectors: the same results as ../latent_template.h, which takes over where a shape does not
- * fill them. Beside what vector_template.h and pairs_template.h ask for, the including file defines
+/* Reads quantised rows of the latent KV cache with vectors, for the results of ../latent_template.h, which takes over where a shape does
+ * not fill vectors. Beside what vector_template.h and pairs_template.h ask for, the including file defines
  *   word_lanes                a vector as words of 16 bits, for the compiler's own operators
  *   ints_of_u8(p)             LANES bytes, extended to 32 bits
  *   merge(a, mask, b)         a | (mask & b)
@@ -26,7 +26,8 @@ INLINE ivec words_of_u8(const uint8_t *p) { return or_ints(ints_of_u8(p), shift_
 INLINE ivec splat_word(int n) { return splat_int(n | n << 16); }
 INLINE ivec shift_words(ivec w, int n) { return (ivec)((word_lanes)w << (uint16_t)n); }
 
-/* The lower words' level times scale, then the upper ones'. 0x4b000000 is 2^23: with a small number in its last bits, the sum. */
+/* The lower words' level times scale, then the upper ones'. 0x4b000000 is 2^23: with a small number in its last
+ * bits, the sum. */
 INLINE void store_levels(float *out, ivec w, vec scale)
 {
     vec offset = splat(0x1p23f + DS_PAIR_LEVELS / 2);

@@ -1,9 +1,9 @@
-/* Attention in 16 bits for x86, written once; an instruction set's file includes this after interleaved_template.h. Beside what those
- * need it defines:
+/* Attention in 16 bits for x86. An instruction set's file includes this template after vector_template.h and interleaved_template.h.
+ * Beside what these need, the file defines:
  *   dot_words(sum, b, a)   adds to each lane the products of its two 16-bit numbers in b and the two at a
  *   low_words high_words low_longs high_longs(a, b)   alternate lanes of 32 or 64 bits of a and b, from the low or the high half of
  *                          each 128 bits
- *   turn_parts(v, w)       128 bits p of vector 4 q + r of v are 128 bits q of vector 4 p + r of w
+ *   turn_parts(v, w)       sets v: part p, 128 bits, of v[4 q + r] is part q of w[4 p + r]
  *   weave(rows, at, next)  LANES numbers of 16 bits of each of two rows from column `at` on, lane c having that of the first row
  *                          and then that of the second; `next` NULL: zeros
  *   store_wide(out, bytes)  32 signed bytes of a __m256i as numbers of 16 bits
@@ -67,7 +67,8 @@ static float round_halves(int16_t *out, const void *halves, size_t n, float limi
     return n == 64 ? round_some_halves(out, halves, 64, limit) : round_some_halves(out, halves, n, limit);
 }
 
-/* LANES vectors: lane r of vector c changes places with lane c of vector r. Squares of 4 x 4 within each 128 bits, and then these. */
+/* LANES vectors: lane r of vector c changes places with lane c of vector r. Squares of 4 x 4 within each 128 bits,
+ * and then these. */
 INLINE void turn(ivec v[LANES])
 {
     ivec w[LANES];
@@ -225,7 +226,7 @@ INLINE void dot_rows(ivec *sums, const int16_t *a, const int16_t *b, size_t n_x,
         sums[i] = d[i];
 }
 
-/* Adds groups `first_section` to end - 1 of n_x rows of a, from `row` on, and of a panel of b to their scores. */
+/* Adds sections `first_section` to end - 1 of n_x rows of a, from `row` on, and of a panel of b to their scores. */
 INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, const int16_t *b, const float *scales, size_t scales_stride,
                        size_t first_section, size_t end)
 {
@@ -250,7 +251,8 @@ INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, cons
         sums[i] = s[i];
 }
 
-/* Where not all rows of a meet b together they do so a group at a time: it stays in the first-level cache. */
+/* Where not all rows of a meet b together they do so a section at a time: the section stays in the first-level
+ * cache. */
 static void pair_scores(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
                         const float *scales, size_t scales_stride, size_t n_sections)
 {
@@ -316,7 +318,7 @@ static void pair_sums(float *out, size_t out_stride, const float *keep, const fl
     }
 }
 
-#define PAIR_KERNELS                                                                                                            \
-    .round_halves = round_halves, .pair_columns = pair_columns, .pair_rows = pair_rows, .pair_codes = pair_codes,                              \
-    .pair_scores = pair_scores, .pair_sums = pair_sums,                                                                                       \
+#define PAIR_KERNELS                                                                                                   \
+    .round_halves = round_halves, .pair_columns = pair_columns, .pair_rows = pair_rows, .pair_codes = pair_codes,      \
+    .pair_scores = pair_scores, .pair_sums = pair_sums,                                                                \
     PAIRS_KERNELS

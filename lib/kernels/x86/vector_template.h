@@ -1,4 +1,5 @@
-/* The kernels of x86, written once over a vector of floats. An instruction set's file defines the vector and includes this:
+/* The kernels of x86 (SSE intrinsics and registers appear here and there), over a vector of floats whose width the including file
+ * chooses. An instruction set's file defines the vector and includes this template:
  *   vec, LANES                      a vector and its number of floats
  *   W_ROWS                          rows of weights in a block of matmul, a multiple of 4
  *   SUM_ROWS, SUM_VECS              rows, and vectors of columns, in a block of weighted_sum
@@ -18,14 +19,14 @@
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
-/* Says that a vector is used from a register: left alone, gcc reads it from memory again for each use. */
+/* Keeps a vector in a register: left alone, gcc reads the vector from memory again for each use. */
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 
 enum {
     ONE_X_W_ROWS = 8, /* rows of weights read side by side for a single row of activations: as many sums hide the latency */
     X_ROWS = 3,     /* rows of activations in a block of matmul: 8 x 3 sums leave 8 of 32 registers, 4 x 3 leave 4 of 16 */
-    K_CHUNK = 512,  /* columns of an unpacked unpacked of weights: W_ROWS * 2 KiB stay in the first-level cache */
-    M_BLOCK = 48,   /* rows of activations that use a unpacked, a multiple of X_ROWS; few enough to stay in the second level */
+    K_CHUNK = 512,  /* columns of weights unpacked together: W_ROWS * 2 KiB stay in the first-level cache */
+    M_BLOCK = 48,   /* rows of activations that use unpacked weights, a multiple of X_ROWS; few enough to stay in the second level */
     FEW_ROWS = 4,   /* rows in a block of weighted_sum where there are fewer than SUM_ROWS */
 };
 
@@ -173,8 +174,8 @@ static void chunk(vec *sums, const float *const *x, size_t x_at, size_t m, const
         chunk_rows(sums + i * W_ROWS, x + i, x_at, 1, unpacked, n_w, n);
 }
 
-/* Up to M_BLOCK rows of activations and n_w (W_ROWS or 1) rows of weights: these are unpacked a chunk of columns at a time and
- * used by all rows, whose sums wait in memory meanwhile. */
+/* Up to M_BLOCK rows of activations and n_w (W_ROWS or 1) rows of weights. The weights are unpacked a chunk of
+ * columns at a time and used by all rows of activations, whose sums wait in memory meanwhile. */
 INLINE void block_unpacked(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
                            size_t n_w, size_t k, ds_type type)
 {
@@ -395,8 +396,8 @@ static void add_scaled(float *out, const float *x, float scale, size_t n)
         store_first(out + c, fmadd(splat(scale), load_first(x + c, n - c), load_first(out + c, n - c)), n - c);
 }
 
-#define VECTOR_KERNELS                                                                                                          \
-    .matmul[DS_TYPE_F32] = matmul_f32, .matmul[DS_TYPE_F16] = matmul_f16, .matmul[DS_TYPE_BF16] = matmul_bf16,                  \
-    .to_f32[DS_TYPE_F16] = f16_to_f32, .to_f32[DS_TYPE_BF16] = bf16_to_f32, .f32_to_f16 = f32_to_f16,                           \
-    .weighted_sum = weighted_sum, .rms_norm = rms_norm, .exp_sum = exp_sum, .swiglu = swiglu, .add_scaled = add_scaled,         \
+#define VECTOR_KERNELS                                                                                                 \
+    .matmul[DS_TYPE_F32] = matmul_f32, .matmul[DS_TYPE_F16] = matmul_f16, .matmul[DS_TYPE_BF16] = matmul_bf16,         \
+    .to_f32[DS_TYPE_F16] = f16_to_f32, .to_f32[DS_TYPE_BF16] = bf16_to_f32, .f32_to_f16 = f32_to_f16,                  \
+    .weighted_sum = weighted_sum, .rms_norm = rms_norm, .exp_sum = exp_sum, .swiglu = swiglu, .add_scaled = add_scaled, \
     .max = maximum

@@ -214,7 +214,8 @@ const ds_block_format ds_block_formats[DS_TYPE_COUNT] = {
 };
 
 /* `f` is constant wherever this is inlined. */
-static inline __attribute__((always_inline)) void blocks_to_f32(ds_block_format f, int zero, float *out, const uint8_t *in, size_t n)
+static inline __attribute__((always_inline)) void blocks_to_f32(ds_block_format f, int zero, float *out,
+                                                                const uint8_t *in, size_t n)
 {
     assert(n % f.elements == 0);
     size_t section = f.elements / f.n_sections;

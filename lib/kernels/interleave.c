@@ -239,7 +239,8 @@ static void search_affine(const float *x, size_t n, float levels, float *best_sc
 static unsigned limit(float v, unsigned most) { return v > 0 ? v < (float)most ? (unsigned)nearest(v) : most : 0; }
 
 /* A block's whole scale and minimum in units of the superblock's: the best pair around the wanted one. */
-static void choose_six_bits(const float *x, size_t n, float levels, float scale, float minimum, superblock_row *s, size_t block)
+static void choose_six_bits(const float *x, size_t n, float levels, float scale, float minimum, superblock_row *s,
+                            size_t block)
 {
     float superblock_scale = ds_f16_to_f32(s->scale), superblock_minimum = ds_f16_to_f32(s->minimum);
     unsigned near_scale = limit(superblock_scale > 0 ? scale / superblock_scale : 0, 63);
@@ -490,7 +491,8 @@ static float factor_of_products(const ds_block_format *format, const uint8_t *ro
 }
 
 /* One block, which begins at block `b` of its superblock. */
-static void reorder_block(const ds_block_format *format, ds_type twin, const uint8_t *block, superblock_row *s, size_t b)
+static void reorder_block(const ds_block_format *format, ds_type twin, const uint8_t *block, superblock_row *s,
+                          size_t b)
 {
     ds_block_scales scales;
     format->decode(block, s->q + b * DS_BLOCK_COLS, &scales);

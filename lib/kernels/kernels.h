@@ -14,8 +14,9 @@
 typedef struct ds_matrix {
     uint32_t rows, cols; /* outputs, inputs */
     ds_type type;
-    const void *data; /* row-major, each row row_bytes after the one before; not owned. Interleaved: panels of rows, each
-                         DS_PANEL_ROWS * row_bytes after the one before, row_bytes being ds_type_row_bytes(type, cols) */
+    const void *data; /* row-major, each row row_bytes after the one before; not owned. Interleaved: panels of rows,
+                         each DS_PANEL_ROWS * row_bytes after the one before; row_bytes is then
+                         ds_type_row_bytes(type, cols) */
     size_t row_bytes;
     /* F8_E4M3 only: element (r, c) is multiplied by scales[r / scale_rows * scale_stride + c / scale_cols]. */
     const float *scales;
@@ -45,13 +46,13 @@ enum { DS_SCALE_COLS = 64, DS_MAX_15_BITS = 16383, DS_MAX_12_BITS = 2047 };
 /* out[i * out_stride + j] = sum_c x[i][c] * w[j][c], for i < m and j < n, c < k. x: m pointers to rows of k floats
  * (so that rows can be gathered); w: n rows of k elements, w_stride bytes apart. Any m, n, k >= 1; no alignment
  * asked for. */
-typedef void ds_matmul_fn(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                          size_t k);
+typedef void ds_matmul_fn(float *out, size_t out_stride, const float *const *x, size_t m, const void *w,
+                          size_t w_stride, size_t n, size_t k);
 
 /* The same for an interleaved type. x: m pointers to prepared rows of ceil(k / 32) blocks; w: ceil(n / 16) panels of
  * rows. */
-typedef void ds_matmul_interleaved_fn(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n,
-                                      size_t k);
+typedef void ds_matmul_interleaved_fn(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w,
+                                      size_t n, size_t k);
 
 /* Rounds a row of k floats to 8 bits: ceil(k / 32) blocks, filled up with zeros. The same bits in every set, for
  * finite x. A block with an infinity or NaN gets a NaN scale. */
@@ -67,8 +68,8 @@ typedef void ds_f32_to_f16_fn(uint16_t *out, const float *in, size_t n);
 /* out[i * out_stride + j] = out[i * out_stride + j] * keep[i] + sum_t p[i * p_stride + t] * v[t * v_stride + j], i <
  * m, t < n, j < k: the softmax-weighted sum of attention, with the rescaling of its online form. Terms are added in
  * order of t. */
-typedef void ds_weighted_sum_fn(float *out, size_t out_stride, const float *keep, const float *p, size_t p_stride, size_t m,
-                                const float *v, size_t v_stride, size_t n, size_t k);
+typedef void ds_weighted_sum_fn(float *out, size_t out_stride, const float *keep, const float *p, size_t p_stride,
+                                size_t m, const float *v, size_t v_stride, size_t n, size_t k);
 
 /* out = x / sqrt(mean(x^2) + epsilon) * weight, n elements; out may be x. */
 typedef void ds_rms_norm_fn(float *out, const float *x, const float *weight, float epsilon, size_t n);
@@ -103,23 +104,25 @@ typedef void ds_pair_columns_fn(int16_t *out, const int16_t *rows, size_t stride
 
 /* Makes panels of the rows' transpose: ceil(n_cols / DS_PANEL_ROWS) panels, `panel_stride` numbers apart, whose rows
  * are the columns and whose pairs of columns are the ceil(n_rows / 2) pairs of rows; zeros for what is missing. */
-typedef void ds_pair_rows_fn(int16_t *out, size_t panel_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols);
+typedef void ds_pair_rows_fn(int16_t *out, size_t panel_stride, const int16_t *rows, size_t stride, size_t n_rows,
+                             size_t n_cols);
 
 /* Makes both of n_rows rows of bytes: `keys` as pair_columns does, filled up with zeros to whole sections of
  * DS_SCALE_COLS columns, `values` as pair_rows does. */
-typedef void ds_pair_codes_fn(int16_t *keys, int16_t *values, size_t panel_stride, const int8_t *rows, size_t stride, size_t n_rows,
-                              size_t n_cols);
+typedef void ds_pair_codes_fn(int16_t *keys, int16_t *values, size_t panel_stride, const int8_t *rows, size_t stride,
+                              size_t n_rows, size_t n_cols);
 
 /* out[i * out_stride + t] = a_scales[i] * sum_s scales[s * scales_stride + t] * (a_i . b_t over the columns of
  * section s), for i < m rows of one panel a and t < n rows of n / DS_PANEL_ROWS panels b (n a multiple of it), each
  * of n_sections sections. */
-typedef void ds_pair_scores_fn(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b,
-                               size_t n, const float *scales, size_t scales_stride, size_t n_sections);
+typedef void ds_pair_scores_fn(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m,
+                               const int16_t *b, size_t n, const float *scales, size_t scales_stride,
+                               size_t n_sections);
 
 /* out[i * out_stride + j] = out[i * out_stride + j] * keep[i] + factor[i] * (a_i . b_j), for i < m rows of one panel
  * a and j < n rows of ceil(n / DS_PANEL_ROWS) panels b, all of n_pairs pairs of columns. */
-typedef void ds_pair_sums_fn(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t m,
-                             const int16_t *b, size_t n_pairs, size_t n);
+typedef void ds_pair_sums_fn(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a,
+                             size_t m, const int16_t *b, size_t n_pairs, size_t n);
 
 /* Rows of the latent KV cache; the same bits from every set. Their layout is in lib/cache/quantise.c. */
 
@@ -141,7 +144,8 @@ typedef struct ds_kernels {
     ds_matmul_fn *matmul[DS_TYPE_COUNT];                         /* of the plain types; NULL for the others */
     ds_matmul_interleaved_fn *matmul_interleaved[DS_TYPE_COUNT]; /* of the interleaved types; NULL for the others */
     ds_prepare_row_fn *prepare_row;
-    ds_to_f32_fn *to_f32[DS_TYPE_COUNT]; /* of plain and block types; NULL for F8_E4M3, whose scales are not applied here, and the others */
+    ds_to_f32_fn *to_f32[DS_TYPE_COUNT]; /* of plain and block types; NULL for F8_E4M3, which has scales elsewhere, and the
+                                            interleaved types */
     ds_f32_to_f16_fn *f32_to_f16;
     ds_weighted_sum_fn *weighted_sum;
     ds_rms_norm_fn *rms_norm;
@@ -179,8 +183,8 @@ const ds_kernels *ds_kernels_set(size_t index, bool *runs);
  * some rows of W at a time into `scratch` (ds_matmul_scratch(W) floats, may be 0) and multiplies those. If W is
  * interleaved, rows of x are prepared there: a caller with many ranges of the same W prepares them once and calls
  * ds_matmul_prepared, for the same bits. */
-void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const ds_matrix *w,
-               uint32_t n0, uint32_t n1, float *scratch);
+void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m,
+               const ds_matrix *w, uint32_t n0, uint32_t n1, float *scratch);
 size_t ds_matmul_scratch(const ds_matrix *w);
 
 /* The same for an interleaved W and rows of ds_prepared_blocks(W->cols) blocks each, written by prepare_row. Ranges

@@ -74,9 +74,11 @@ enum { LATENT_DIVIDER = 1457 };
 
 /* m pairs: the low byte of a pair's code, then two bits from `middle`, then one from `top`. Code / 45 is the high
  * element. */
-static inline __attribute__((always_inline)) void latent_split_part(int16_t *restrict low_out, int16_t *restrict high_out,
-                                                                    const uint8_t *restrict low, const uint8_t *restrict middle,
-                                                                    size_t middle_shift, const uint8_t *restrict top, size_t top_shift,
+static inline __attribute__((always_inline)) void latent_split_part(int16_t *restrict low_out,
+                                                                    int16_t *restrict high_out,
+                                                                    const uint8_t *restrict low,
+                                                                    const uint8_t *restrict middle, size_t middle_shift,
+                                                                    const uint8_t *restrict top, size_t top_shift,
                                                                     size_t m)
 {
     for (size_t j = 0; j < m; j++) {

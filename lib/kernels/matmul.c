@@ -53,8 +53,8 @@ void ds_matrix_row(const ds_kernels *kernels, const ds_matrix *w, uint32_t row, 
 size_t ds_prepared_blocks(uint32_t cols) { return ((size_t)cols + DS_BLOCK_COLS - 1) / DS_BLOCK_COLS; }
 
 /* Rows n0 to n1 - 1, all of one panel. */
-static void matmul_part_of_panel(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
-                                 const ds_matrix *w, uint32_t n0, uint32_t n1)
+static void matmul_part_of_panel(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x,
+                                 size_t m, const ds_matrix *w, uint32_t n0, uint32_t n1)
 {
     uint32_t first = n0 / DS_PANEL_ROWS * DS_PANEL_ROWS;
     assert(n0 < n1 && n1 - first <= DS_PANEL_ROWS);
@@ -84,8 +84,8 @@ void ds_matmul_prepared(const ds_kernels *kernels, float *out, size_t out_stride
     kernels->matmul_interleaved[w->type](out, out_stride, x, m, panels, n1 - n0, w->cols);
 }
 
-static void prepare_and_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m,
-                               const ds_matrix *w, uint32_t n0, uint32_t n1, ds_x8 *scratch)
+static void prepare_and_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x,
+                               size_t m, const ds_matrix *w, uint32_t n0, uint32_t n1, ds_x8 *scratch)
 {
     size_t blocks = ds_prepared_blocks(w->cols);
     for (size_t i0 = 0; i0 < m; i0 += PREPARE_ROWS) {
@@ -106,8 +106,8 @@ size_t ds_matmul_scratch(const ds_matrix *w)
     return ds_type_is_plain(w->type) ? 0 : (size_t)UNPACK_ROWS * w->cols;
 }
 
-void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const ds_matrix *w,
-               uint32_t n0, uint32_t n1, float *scratch)
+void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m,
+               const ds_matrix *w, uint32_t n0, uint32_t n1, float *scratch)
 {
     assert(m >= 1 && n0 < n1 && n1 <= w->rows && out_stride >= n1 - n0);
     assert(scratch != NULL || ds_matmul_scratch(w) == 0);

@@ -28,7 +28,8 @@ static float load_half(const uint8_t *bytes) { return ds_f16_to_f32(ds_load_u16(
 
 /* What a weight of row `row` and the `half`th 16 columns of block `block` is, but for the row's factor: scale * q -
  * minimum. */
-static void affine(ds_type type, const uint8_t *superblock, size_t block, size_t half, size_t row, float *scale, float *minimum)
+static void affine(ds_type type, const uint8_t *superblock, size_t block, size_t half, size_t row, float *scale,
+                   float *minimum)
 {
     if (ds_has_six_bits(type)) {
         const uint8_t *numbers = superblock + HEADER_SIX_BITS;
@@ -155,8 +156,8 @@ static void add_block(ds_type type, float *sums, const ds_x8 *x, const unpacked 
 
 enum { ROWS = 8 }; /* rows of activations that use a block once it is unpacked */
 
-static void matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *w, size_t n,
-                   size_t k)
+static void matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *w,
+                   size_t n, size_t k)
 {
     size_t blocks = (k + DS_BLOCK_COLS - 1) / DS_BLOCK_COLS;
     for (size_t j = 0; j < n; j += DS_PANEL_ROWS, w += ds_panel_bytes(type, k))

@@ -59,8 +59,8 @@ static float total(const float sums[LANES])
     return s[0];
 }
 
-static void matmul(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride, size_t n,
-                   size_t k, size_t element_bytes, ds_to_f32_fn *to_f32)
+static void matmul(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
+                   size_t n, size_t k, size_t element_bytes, ds_to_f32_fn *to_f32)
 {
     for (size_t j = 0; j < n; j++) {
         for (size_t i0 = 0; i0 < m; i0 += ROWS) {

@@ -45,8 +45,8 @@ void ds_pair_rows_c(int16_t *out, size_t panel_stride, const int16_t *rows, size
     }
 }
 
-void ds_pair_codes_c(int16_t *keys, int16_t *values, size_t panel_stride, const int8_t *rows, size_t stride, size_t n_rows,
-                     size_t n_cols)
+void ds_pair_codes_c(int16_t *keys, int16_t *values, size_t panel_stride, const int8_t *rows, size_t stride,
+                     size_t n_rows, size_t n_cols)
 {
     size_t key_cols = (n_cols + DS_SCALE_COLS - 1) / DS_SCALE_COLS * DS_SCALE_COLS;
     size_t value_cols = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS * DS_PANEL_ROWS;
@@ -67,8 +67,8 @@ static int32_t dot(const int16_t *a, size_t a_row, const int16_t *b, size_t b_ro
     return sum;
 }
 
-void ds_pair_scores_c(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
-                      const float *scales, size_t scales_stride, size_t n_sections)
+void ds_pair_scores_c(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m,
+                      const int16_t *b, size_t n, const float *scales, size_t scales_stride, size_t n_sections)
 {
     enum { SECTION = DS_PANEL_ROWS * DS_SCALE_COLS };
     for (size_t i = 0; i < m; i++)

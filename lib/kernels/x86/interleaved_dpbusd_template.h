@@ -50,8 +50,8 @@ enum {
 
 /* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the superblock. The order of
  * these steps is the sums' order. */
-INLINE void add_words(ds_type type, vec *sums, const ds_x8 *const *x, size_t n_x, const affine *affine, const uint8_t *block,
-                      size_t first, size_t n, size_t at)
+INLINE void add_words(ds_type type, vec *sums, const ds_x8 *const *x, size_t n_x, const affine *affine,
+                      const uint8_t *block, size_t first, size_t n, size_t at)
 {
     ivec d[PANEL_X_ROWS * VECS];
     UNROLL
@@ -95,8 +95,8 @@ INLINE void prefetch(const uint8_t *block, size_t bytes)
 
 /* The products of one panel of weights, of whose rows n count, and n_rows rows of activations. The code is made for
  * n_x >= n_rows rows: the places left over repeat the last row, and their results are dropped. */
-INLINE void multiply_panel_rows(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t n_x, size_t n_rows,
-                                const uint8_t *panel, size_t n, size_t k)
+INLINE void multiply_panel_rows(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t n_x,
+                                size_t n_rows, const uint8_t *panel, size_t n, size_t k)
 {
     vec sums[PANEL_X_ROWS * VECS];
     UNROLL
@@ -142,8 +142,8 @@ INLINE void multiply_panel_rows(ds_type type, float *out, size_t out_stride, con
 }
 
 /* All of m rows of activations, in as few sets as leave few places of them empty. */
-INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *panel,
-                        size_t n, size_t k)
+INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                           const uint8_t *panel, size_t n, size_t k)
 {
     while (m > 0) {
         size_t n_rows;

@@ -117,7 +117,8 @@ INLINE void prefetch(ds_type type, const uint8_t *block)
         _mm_prefetch((const char *)block + ahead + at, _MM_HINT_T0);
 }
 
-INLINE void make_ready(ds_type type, ready_superblock *ready, const superblock_scales *s, const uint8_t *block, size_t n_blocks)
+INLINE void make_ready(ds_type type, ready_superblock *ready, const superblock_scales *s, const uint8_t *block,
+                       size_t n_blocks)
 {
     size_t halves = type == DS_TYPE_P6 ? 2 : 1;
     for (size_t b = 0; b < n_blocks; b++, block += ds_block_bytes(type)) {
@@ -149,7 +150,8 @@ INLINE ivec byte_pairs(ds_type type, ivec w, ivec x)
 }
 
 /* Word g of block b of a superblock, both parts; from `block` if it was not made ready. */
-INLINE void load_word(ds_type type, ivec w[VECS], const ready_superblock *ready, size_t b, const uint8_t *block, size_t g)
+INLINE void load_word(ds_type type, ivec w[VECS], const ready_superblock *ready, size_t b, const uint8_t *block,
+                      size_t g)
 {
     UNROLL
     for (size_t v = 0; v < VECS; v++) {
@@ -168,7 +170,8 @@ INLINE ivec load_four(const ds_x8 *x, size_t g)
 }
 
 /* What takes sums of 16 bits to 32: the integer scale of half `half` of block b, or 1. */
-INLINE void load_factors(ds_type type, ivec factors[VECS], const superblock_scales *s, const ready_superblock *ready, size_t b, size_t half)
+INLINE void load_factors(ds_type type, ivec factors[VECS], const superblock_scales *s, const ready_superblock *ready,
+                         size_t b, size_t half)
 {
     size_t at = type == DS_TYPE_P6 ? 2 * b + half : b;
     UNROLL
@@ -184,8 +187,8 @@ INLINE void add_pairs(ivec *sum, bool first, ivec pairs, ivec factor)
 }
 
 /* Sums over block b of a superblock for n_x rows: exact. Bytes of 8 bits: each word goes to 32 bits at once. */
-INLINE void dot_block_bytes(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const superblock_scales *s, const ready_superblock *ready,
-                            size_t b, const uint8_t *block)
+INLINE void dot_block_bytes(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const superblock_scales *s,
+                            const ready_superblock *ready, size_t b, const uint8_t *block)
 {
     ivec factors[VECS];
     load_factors(type, factors, s, ready, b, 0);
@@ -207,8 +210,8 @@ INLINE void dot_block_bytes(ds_type type, ivec *sums, const ds_x8 *const *x, siz
 }
 
 /* The same where several words fit into 16 bits. */
-INLINE void dot_block_pairs(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const superblock_scales *s, const ready_superblock *ready,
-                            size_t b, const uint8_t *block)
+INLINE void dot_block_pairs(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const superblock_scales *s,
+                            const ready_superblock *ready, size_t b, const uint8_t *block)
 {
     size_t fit = words_that_fit(type);
     ivec pairs[BLOCK_ROWS * VECS];
@@ -237,8 +240,8 @@ INLINE void dot_block_pairs(ds_type type, ivec *sums, const ds_x8 *const *x, siz
 }
 
 /* Takes a superblock's minima, times the sums of the activations, from the totals of n_x rows. */
-INLINE void subtract_minima(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x, const superblock_scales *s,
-                            const ready_superblock *ready, size_t n_blocks)
+INLINE void subtract_minima(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x,
+                            const superblock_scales *s, const ready_superblock *ready, size_t n_blocks)
 {
     vec minima[BLOCK_ROWS * VECS];
     UNROLL
@@ -269,8 +272,9 @@ INLINE void subtract_minima(ds_type type, vec (*totals)[VECS], const ds_x8 *cons
 }
 
 /* Adds a superblock's products to the totals of n_x rows, which are at their first block of it. `ready` may be NULL. */
-INLINE void multiply_superblock(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x, const superblock_scales *s,
-                                const ready_superblock *ready, const uint8_t *block, size_t n_blocks)
+INLINE void multiply_superblock(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x,
+                                const superblock_scales *s, const ready_superblock *ready, const uint8_t *block,
+                                size_t n_blocks)
 {
     vec superblock[BLOCK_ROWS * VECS];
     UNROLL
@@ -307,8 +311,9 @@ INLINE void multiply_superblock(ds_type type, vec (*totals)[VECS], const ds_x8 *
         subtract_minima(type, totals, x, n_x, s, ready, n_blocks);
 }
 
-INLINE void multiply_rows(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x, const superblock_scales *s,
-                          const ready_superblock *ready, const uint8_t *block, size_t n_blocks)
+INLINE void multiply_rows(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x,
+                          const superblock_scales *s, const ready_superblock *ready, const uint8_t *block,
+                          size_t n_blocks)
 {
     switch (n_x) {
     case 1: multiply_superblock(type, totals, x, 1, s, ready, block, n_blocks); return;
@@ -318,8 +323,8 @@ INLINE void multiply_rows(ds_type type, vec (*totals)[VECS], const ds_x8 *const 
     }
 }
 
-INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *panel,
-                           size_t n, size_t k)
+INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                           const uint8_t *panel, size_t n, size_t k)
 {
     vec totals[PANEL_M_BLOCK][VECS];
     for (size_t i = 0; i < m; i++)

@@ -106,11 +106,11 @@ INLINE ivec read_word(ds_type type, const uint8_t *block, size_t g)
 /* ---- the table ---- */
 
 /* What the products define: m rows of activations, at most PANEL_M_BLOCK, times a panel, of whose rows n count. */
-INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *panel, size_t n,
-                           size_t k);
+INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                           const uint8_t *panel, size_t n, size_t k);
 
-INLINE void interleaved_matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *w,
-                               size_t n, size_t k)
+INLINE void interleaved_matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                               const uint8_t *w, size_t n, size_t k)
 {
     size_t panel_bytes = ds_panel_bytes(type, k);
     for (size_t i = 0; i < m; i += PANEL_M_BLOCK) {

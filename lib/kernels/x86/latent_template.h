@@ -37,7 +37,8 @@ INLINE void store_levels(float *out, ivec w, vec scale)
 }
 
 /* WORDS pairs. Their codes are made of words that hold bits 0-7, 8-9 and 10 where they belong, and others. */
-INLINE void unpack_words(float *low_out, float *high_out, ivec low, ivec middle, ivec top, vec low_scale, vec high_scale)
+INLINE void unpack_words(float *low_out, float *high_out, ivec low, ivec middle, ivec top, vec low_scale,
+                         vec high_scale)
 {
     ivec code = merge(merge(low, splat_word(0x300), middle), splat_word(0x400), top), high = high_product(code, LATENT_DIVIDER);
     word_lanes rest = (word_lanes)code - (word_lanes)high * DS_PAIR_LEVELS;

@@ -113,7 +113,8 @@ static void pair_columns(int16_t *out, const int16_t *rows, size_t stride, size_
         turn_rows(out, rows, stride, first, n_rows, n_cols);
 }
 
-static void pair_rows(int16_t *out, size_t panel_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+static void pair_rows(int16_t *out, size_t panel_stride, const int16_t *rows, size_t stride, size_t n_rows,
+                      size_t n_cols)
 {
     size_t n_pairs = (n_rows + 1) / 2;
     for (size_t c = 0; c < n_cols; c += DS_PANEL_ROWS, out += panel_stride)
@@ -178,8 +179,8 @@ INLINE void weave_codes(int16_t *out, const int8_t *rows, size_t stride, size_t 
     }
 }
 
-static void pair_codes(int16_t *keys, int16_t *values, size_t panel_stride, const int8_t *rows, size_t stride, size_t n_rows,
-                       size_t n_cols)
+static void pair_codes(int16_t *keys, int16_t *values, size_t panel_stride, const int8_t *rows, size_t stride,
+                       size_t n_rows, size_t n_cols)
 {
     size_t c = 0;
     for (; c + CODE_COLS <= n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += panel_stride) {
@@ -227,8 +228,8 @@ INLINE void dot_rows(ivec *sums, const int16_t *a, const int16_t *b, size_t n_x,
 }
 
 /* Adds sections `first_section` to end - 1 of n_x rows of a, from `row` on, and of a panel of b to their scores. */
-INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, const int16_t *b, const float *scales, size_t scales_stride,
-                       size_t first_section, size_t end)
+INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, const int16_t *b, const float *scales,
+                       size_t scales_stride, size_t first_section, size_t end)
 {
     enum { SECTION = DS_PANEL_ROWS * DS_SCALE_COLS };
     vec s[QUERY_ROWS * PANEL_VECS];
@@ -253,8 +254,8 @@ INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, cons
 
 /* Where not all rows of a meet b together they do so a section at a time: the section stays in the first-level
  * cache. */
-static void pair_scores(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
-                        const float *scales, size_t scales_stride, size_t n_sections)
+static void pair_scores(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m,
+                        const int16_t *b, size_t n, const float *scales, size_t scales_stride, size_t n_sections)
 {
     size_t step = (int)QUERY_ROWS < (int)DS_PANEL_ROWS ? 1 : n_sections;
     for (size_t t = 0; t < n; t += DS_PANEL_ROWS, b += n_sections * DS_PANEL_ROWS * DS_SCALE_COLS) {
@@ -279,8 +280,8 @@ static void pair_scores(float *out, size_t out_stride, const int16_t *a, const f
     }
 }
 
-INLINE void sums_panel(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t first, size_t n_x,
-                       size_t n_rows, const int16_t *b, size_t n_pairs, size_t n)
+INLINE void sums_panel(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a,
+                       size_t first, size_t n_x, size_t n_rows, const int16_t *b, size_t n_pairs, size_t n)
 {
     for (size_t j = 0; j < n; j += DS_PANEL_ROWS) {
         ivec d[QUERY_ROWS * PANEL_VECS];

@@ -72,8 +72,8 @@ static void f32_to_f16(uint16_t *out, const float *in, size_t n)
  * wherever it stands. */
 
 /* Adds the products of `n` columns, for n_w rows of weights and n_x of activations. */
-INLINE void add_products(vec *sums, const float *const *x, size_t x_at, size_t n_x, const uint8_t *w, size_t w_stride, size_t n_w,
-                         size_t n, ds_type type)
+INLINE void add_products(vec *sums, const float *const *x, size_t x_at, size_t n_x, const uint8_t *w, size_t w_stride,
+                         size_t n_w, size_t n, ds_type type)
 {
     vec s[W_ROWS * X_ROWS];
     UNROLL
@@ -133,8 +133,8 @@ INLINE void store_sums(float *out, size_t out_stride, const vec *sums, size_t n_
 }
 
 /* A few rows of activations: weights straight from where they are, each read once. */
-INLINE void block_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w, size_t w_stride,
-                         size_t n_w, size_t k, ds_type type)
+INLINE void block_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w,
+                         size_t w_stride, size_t n_w, size_t k, ds_type type)
 {
     vec sums[W_ROWS * X_ROWS];
     UNROLL
@@ -144,8 +144,8 @@ INLINE void block_direct(float *out, size_t out_stride, const float *const *x, s
     store_sums(out, out_stride, sums, n_x, n_w);
 }
 
-INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w, size_t w_stride,
-                          size_t n_w, size_t n, size_t k, ds_type type)
+INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w,
+                          size_t w_stride, size_t n_w, size_t n, size_t k, ds_type type)
 {
     size_t j = 0;
     for (; j + n_w <= n; j += n_w)
@@ -155,7 +155,8 @@ INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, 
 }
 
 /* The products of one chunk of columns for n_x of the block's rows. */
-INLINE void chunk_rows(vec *sums, const float *const *x, size_t x_at, size_t n_x, const float *unpacked, size_t n_w, size_t n)
+INLINE void chunk_rows(vec *sums, const float *const *x, size_t x_at, size_t n_x, const float *unpacked, size_t n_w,
+                       size_t n)
 {
     if (n_w == W_ROWS)
         add_products(sums, x, x_at, n_x, (const uint8_t *)unpacked, K_CHUNK * sizeof *unpacked, W_ROWS, n, DS_TYPE_F32);
@@ -176,8 +177,8 @@ static void chunk(vec *sums, const float *const *x, size_t x_at, size_t m, const
 
 /* Up to M_BLOCK rows of activations and n_w (W_ROWS or 1) rows of weights. The weights are unpacked a chunk of
  * columns at a time and used by all rows of activations, whose sums wait in memory meanwhile. */
-INLINE void block_unpacked(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
-                           size_t n_w, size_t k, ds_type type)
+INLINE void block_unpacked(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w,
+                           size_t w_stride, size_t n_w, size_t k, ds_type type)
 {
     vec sums[M_BLOCK * W_ROWS];
     float unpacked[W_ROWS * K_CHUNK] __attribute__((aligned(64)));
@@ -196,8 +197,8 @@ INLINE void block_unpacked(float *out, size_t out_stride, const float *const *x,
     }
 }
 
-INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride, size_t n,
-                   size_t k, ds_type type)
+INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
+                   size_t n, size_t k, ds_type type)
 {
     if (m == 1) {
         matmul_direct(out, out_stride, x, 1, w, w_stride, ONE_X_W_ROWS, n, k, type);
@@ -221,20 +222,20 @@ INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t 
     }
 }
 
-static void matmul_f32(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                       size_t k)
+static void matmul_f32(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
+                       size_t n, size_t k)
 {
     matmul(out, out_stride, x, m, w, w_stride, n, k, DS_TYPE_F32);
 }
 
-static void matmul_f16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                       size_t k)
+static void matmul_f16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
+                       size_t n, size_t k)
 {
     matmul(out, out_stride, x, m, w, w_stride, n, k, DS_TYPE_F16);
 }
 
-static void matmul_bf16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                        size_t k)
+static void matmul_bf16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
+                        size_t n, size_t k)
 {
     matmul(out, out_stride, x, m, w, w_stride, n, k, DS_TYPE_BF16);
 }

@@ -47,7 +47,7 @@ const int8_t *ds_cache_codes(const ds_cache_shape *shape, const uint8_t *stored)
 /* n <= DS_PAGE_TOKENS consecutive stored rows of a quantised cache as integers: in each of `rows`, the latent's elements (unless
  * ds_cache_codes has them, as they are) and then those of the RoPE part, both filled up with zeros to whole groups of
  * DS_SCALE_COLS; scales[g * DS_PAGE_TOKENS + t] is what group g of row t is multiplied by. Latents are the very integers that are
- * kept; the RoPE part is rounded to DS_NARROW (so is the latent in q6 if its rank is odd). scratch: a row of floats. next: as many
+ * kept; the RoPE part is rounded to DS_MAX_12_BITS (so is the latent in q6 if its rank is odd). scratch: a row of floats. next: as many
  * stored rows, which are brought from memory meanwhile; or NULL. */
 void ds_cache_decode_integers(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n,
                               int16_t *rows, float *scales, float *scratch, const uint8_t *next);

@@ -235,8 +235,8 @@ static size_t round_groups(const ds_kernels *kernels, int16_t *row, float *scale
     size_t g = 0;
     for (size_t i = 0; i < n; i += DS_SCALE_COLS, g++) {
         size_t m = n - i < DS_SCALE_COLS ? n - i : DS_SCALE_COLS;
-        scales[g * DS_PAGE_TOKENS] = halves != NULL ? kernels->round_halves(row + i, halves + 2 * i, m, DS_NARROW)
-                                                      : kernels->round_row(row + i, floats + i, m, DS_NARROW);
+        scales[g * DS_PAGE_TOKENS] = halves != NULL ? kernels->round_halves(row + i, halves + 2 * i, m, DS_MAX_12_BITS)
+                                                      : kernels->round_row(row + i, floats + i, m, DS_MAX_12_BITS);
         if (m < DS_SCALE_COLS)
             memset(row + i + m, 0, (DS_SCALE_COLS - m) * sizeof *row);
     }

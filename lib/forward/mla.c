@@ -281,7 +281,7 @@ static void load_latents(const mla *a, const ds_cache *cache, size_t first, cons
     if (shape->integers) {
         const uint8_t *next = page + 1 < cache->n_pages ? ds_cache_rows(cache, a->layer, page + 1) : NULL;
         size_t stride = (size_t)ds_attend_sections(shape) * DS_SCALE_COLS;
-        for (size_t t = 0; t < tile->n; t += DS_PAIR_ROWS) {
+        for (size_t t = 0; t < tile->n; t += DS_PANEL_ROWS) {
             size_t at = t * cache->shape.row_bytes;
             ds_cache_decode_integers(&cache->shape, kernels, stored + at, ds_tile_rows(tile, t), attend->rows, tile->key_scales + t,
                                      attend->padded, next == NULL ? NULL : next + at);
@@ -545,7 +545,7 @@ static void segment_task(void *context, size_t page, unsigned thread)
     ds_cache_decode_rows(&cache->shape, kernels, ds_cache_rows(cache, s->a->layer, first / DS_PAGE_TOKENS), n, latents);
     for (size_t t = 0; t < n; t++) {
         ds_cache_rotate(&cache->shape, kernels, latents + t * width);
-        if (ds_type_is_packed(kv_b->type))
+        if (ds_type_is_interleaved(kv_b->type))
             kernels->prepare_row(memory->segment_x8 + (at + t) * ds_prepared_blocks(kv_b->cols), latents + t * width, kv_b->cols);
     }
 }
@@ -595,7 +595,7 @@ static void expand(const segment *segment, uint32_t head, size_t at, size_t n, c
         memcpy(s->keys + t * (nope + rope) + nope, latents[t] + lora, rope * sizeof(float));
     }
     uint32_t first = head * (nope + v_dim);
-    if (ds_type_is_packed(kv_b->type)) {
+    if (ds_type_is_interleaved(kv_b->type)) {
         ds_matmul_prepared(kernels, s->keys, nope + rope, x8, n, kv_b, first, first + nope);
         ds_matmul_prepared(kernels, s->values, v_dim, x8, n, kv_b, first + nope, first + nope + v_dim);
     } else {
@@ -616,18 +616,18 @@ static void load_expanded(const ds_attend *attend, ds_tile *tile, const expand_s
         tile->value_stride = v_dim;
         return;
     }
-    for (size_t first = 0; first < tile->n; first += DS_PAIR_ROWS) {
+    for (size_t first = 0; first < tile->n; first += DS_PANEL_ROWS) {
         size_t end = first + ds_tile_rows(tile, first);
         for (size_t t = first; t < end; t++) {
             int16_t *row = attend->rows + (t - first) * cols;
-            float scale = attend->kernels->round_row(row, s->keys + t * width, width, DS_NARROW);
+            float scale = attend->kernels->round_row(row, s->keys + t * width, width, DS_MAX_12_BITS);
             memset(row + width, 0, (cols - width) * sizeof *row);
             for (uint32_t g = 0; g < sections; g++)
                 tile->key_scales[g * DS_PAGE_TOKENS + t] = scale;
         }
         ds_tile_keys(attend, tile, first, attend->rows, cols);
         for (size_t t = first; t < end; t++)
-            s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim, v_dim, DS_NARROW);
+            s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim, v_dim, DS_MAX_12_BITS);
         ds_tile_values(attend, tile, first, attend->rows, v_dim);
     }
     tile->value_scales = s->value_scales;

@@ -23,29 +23,22 @@ static role role_of(const char *name)
 /* As stored: what the kernels take stays; block types of GGUF files become their packed twin, and those without one 8 bits. */
 static ds_type stored_type(role role, ds_type type)
 {
-    if (ds_type_is_plain(type) || type == DS_TYPE_F8_E4M3 || ds_type_is_packed(type))
+    if (ds_type_is_plain(type) || type == DS_TYPE_F8_E4M3 || ds_type_is_interleaved(type))
         return type;
     if (role == ROLE_ROUTER)
         return DS_TYPE_F32;
-    ds_type twin = ds_packed_twin(type);
+    ds_type twin = ds_type_twin(type);
     return twin != DS_TYPE_COUNT ? twin : DS_TYPE_P8;
 }
 
-ds_type ds_packing_type(dsv2_weight_type weight_type, const char *name, ds_type type)
+ds_type ds_held_type(dsv2_weight_type weight_type, const char *name, ds_type type)
 {
     role role = role_of(name);
-    ds_type packed;
-    switch (weight_type) {
-    case DSV2_WEIGHTS_F32: return DS_TYPE_F32;
-    case DSV2_WEIGHTS_F16: return DS_TYPE_F16;
-    case DSV2_WEIGHTS_BF16: return DS_TYPE_BF16;
-    case DSV2_WEIGHTS_Q8_0: packed = DS_TYPE_P8; break;
-    case DSV2_WEIGHTS_Q6_K: packed = DS_TYPE_P6; break;
-    case DSV2_WEIGHTS_Q5_K: packed = DS_TYPE_P5; break;
-    case DSV2_WEIGHTS_Q4_K: packed = DS_TYPE_P4; break;
-    case DSV2_WEIGHTS_Q4_0: packed = DS_TYPE_P4S; break;
-    default: return stored_type(role, type);
-    }
+    ds_type packed = ds_type_asked(weight_type);
+    if (ds_type_is_plain(packed))
+        return packed;
+    if (packed == DS_TYPE_COUNT)
+        return stored_type(role, type);
     /* The router decides which experts a token meets; the latent is what all heads and later tokens see; embedding and head meet
      * every token: they are small, or matter more than their size. */
     if (role == ROLE_ROUTER)
@@ -59,7 +52,7 @@ ds_type ds_packing_type(dsv2_weight_type weight_type, const char *name, ds_type 
 
 size_t ds_matrix_bytes(ds_type type, uint32_t rows, uint32_t cols)
 {
-    size_t whole = ds_type_is_packed(type) ? ((size_t)rows + DS_PACK_ROWS - 1) / DS_PACK_ROWS * DS_PACK_ROWS : rows;
+    size_t whole = ds_type_is_interleaved(type) ? ((size_t)rows + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS * DS_PANEL_ROWS : rows;
     return whole * ds_type_row_bytes(type, cols);
 }
 
@@ -71,44 +64,44 @@ enum { BYTES_PER_THREAD = 16 << 20 }; /* of the file, mapped meanwhile */
 
 bool ds_conversion_is_repacking(const ds_conversion *c)
 {
-    return ds_type_is_packed(c->type) && ds_packed_twin(c->from.type) == c->type;
+    return ds_type_is_interleaved(c->type) && ds_type_twin(c->from.type) == c->type;
 }
 
-/* What a thread needs: DS_PACK_ROWS rows, as the file has them or as floats. */
+/* What a thread needs: DS_PANEL_ROWS rows, as the file has them or as floats. */
 static size_t scratch_bytes(const ds_conversion *c)
 {
     enum { LINE = 64 };
     size_t row = ds_conversion_is_repacking(c) ? c->from.row_bytes : c->from.cols * sizeof(float);
-    return (DS_PACK_ROWS * row + LINE - 1) / LINE * LINE;
+    return (DS_PANEL_ROWS * row + LINE - 1) / LINE * LINE;
 }
 
-/* DS_PACK_ROWS rows or fewer, from row `first` on: a group, if the type is packed. */
+/* DS_PANEL_ROWS rows or fewer, from row `first` on: a group, if the type is packed. */
 static void convert_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, void *scratch)
 {
     const ds_matrix *from = &c->from;
-    uint32_t n = c->end - first < DS_PACK_ROWS ? c->end - first : DS_PACK_ROWS;
+    uint32_t n = c->end - first < DS_PANEL_ROWS ? c->end - first : DS_PANEL_ROWS;
     size_t row_bytes = ds_type_row_bytes(c->type, from->cols);
     uint8_t *out = c->out + first * row_bytes;
     if (ds_conversion_is_repacking(c)) {
-        const void *rows[DS_PACK_ROWS];
+        const void *rows[DS_PANEL_ROWS];
         /* Copied to the cache first, in the order that processors foresee: rows' blocks are read in turns. */
         memcpy(scratch, (const uint8_t *)from->data + first * from->row_bytes, n * from->row_bytes);
         for (uint32_t r = 0; r < n; r++)
             rows[r] = (const uint8_t *)scratch + r * from->row_bytes;
-        ds_repack_group(from->type, out, rows, n, from->cols);
+        ds_panel_from_blocks(from->type, out, rows, n, from->cols);
         return;
     }
-    const float *rows[DS_PACK_ROWS];
+    const float *rows[DS_PANEL_ROWS];
     for (uint32_t r = 0; r < n; r++) {
         float *row = (float *)scratch + (size_t)r * from->cols;
         ds_matrix_row(kernels, from, first + r, row);
         rows[r] = row;
-        if (!ds_type_is_packed(c->type))
+        if (!ds_type_is_interleaved(c->type))
             for (uint32_t i = 0; i < from->cols; i++)
                 ds_store_element(c->type, out + r * row_bytes, i, row[i]);
     }
-    if (ds_type_is_packed(c->type))
-        ds_pack_group(c->type, out, rows, n, from->cols);
+    if (ds_type_is_interleaved(c->type))
+        ds_panel_from_floats(c->type, out, rows, n, from->cols);
 }
 
 static void convert_task(void *context, size_t task, unsigned thread)
@@ -123,7 +116,7 @@ static void convert_task(void *context, size_t task, unsigned thread)
         else
             high = middle;
     }
-    uint32_t first = list[low].first + (uint32_t)(task - list[low].first_task) * DS_PACK_ROWS;
+    uint32_t first = list[low].first + (uint32_t)(task - list[low].first_task) * DS_PANEL_ROWS;
     convert_rows(queue->kernels, &list[low], first, queue->scratch + thread * queue->scratch_bytes);
 }
 
@@ -141,7 +134,7 @@ void ds_conversions_run(ds_conversions *queue)
     for (size_t i = 0; i < queue->n; i++) {
         ds_conversion *c = &queue->list[i];
         c->first_task = n_tasks;
-        n_tasks += ((size_t)c->end - c->first + DS_PACK_ROWS - 1) / DS_PACK_ROWS;
+        n_tasks += ((size_t)c->end - c->first + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS;
     }
     ds_pool_run(queue->pool, convert_task, queue, n_tasks);
     for (size_t i = 0; i < queue->n; i++) {
@@ -184,9 +177,9 @@ dsv2_status ds_conversions_reserve(ds_conversions *queue, size_t n, const ds_con
 /* The next rows of a matrix, as many as the queue still takes. */
 static void add_rows(ds_conversions *queue, const ds_conversion *all, uint64_t most, uint32_t *first)
 {
-    uint64_t rows = (most - queue->bytes) / all->from.row_bytes / DS_PACK_ROWS * DS_PACK_ROWS;
+    uint64_t rows = (most - queue->bytes) / all->from.row_bytes / DS_PANEL_ROWS * DS_PANEL_ROWS;
     if (rows == 0)
-        rows = DS_PACK_ROWS;
+        rows = DS_PANEL_ROWS;
     assert(queue->n < queue->capacity);
     ds_conversion *c = &queue->list[queue->n++];
     *c = *all;

@@ -6,7 +6,7 @@
 #include "kernels/kernels.h"
 
 /* The type in which to hold the weight of this name that is found as `type`. */
-ds_type ds_packing_type(dsv2_weight_type weight_type, const char *name, ds_type type);
+ds_type ds_held_type(dsv2_weight_type weight_type, const char *name, ds_type type);
 
 /* Bytes of a matrix. */
 size_t ds_matrix_bytes(ds_type type, uint32_t rows, uint32_t cols);

@@ -48,7 +48,7 @@ static dsv2_status convert(exporter *e, const ds_matrix *matrix, ds_type type)
 static dsv2_status export_matrix(void *context, const char *name, uint32_t rows, uint32_t cols, ds_matrix *matrix)
 {
     exporter *e = context;
-    ds_type type = ds_packing_type(e->options->weight_type, name, matrix->type);
+    ds_type type = ds_held_type(e->options->weight_type, name, matrix->type);
     if (type == DS_TYPE_F8_E4M3)
         type = DS_TYPE_P8; /* block scales have no place in a pack */
     const uint64_t dims[] = {rows, cols};

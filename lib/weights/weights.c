@@ -308,7 +308,7 @@ static dsv2_status transpose_k_up(binder *binder, const ds_matrix *kv_b, ds_matr
     const ds_config *config = binder->opening->config;
     uint32_t nope = config->qk_nope_head_dim, lora = config->kv_lora_rank, n_heads = config->num_attention_heads;
     ds_type type = kv_b->type == DS_TYPE_F16 || kv_b->type == DS_TYPE_BF16 ? kv_b->type
-                     : ds_type_is_packed(kv_b->type)                           ? DS_TYPE_F16
+                     : ds_type_is_interleaved(kv_b->type)                           ? DS_TYPE_F16
                                                                                  : DS_TYPE_F32;
     if (!ds_grow(&binder->row, &binder->row_capacity, lora, sizeof *binder->row))
         return ds_fail_memory("k_up_transposed", lora * sizeof *binder->row);
@@ -370,7 +370,7 @@ static dsv2_status convert(binder *binder, const char *name, void *made, ds_type
 static dsv2_status hold(binder *binder, const char *name, ds_type found, void *made, ds_matrix *matrix)
 {
     ds_weights *weights = binder->weights;
-    ds_type type = binder->opening->as_found && made == NULL ? matrix->type : ds_packing_type(binder->opening->weight_type, name, found);
+    ds_type type = binder->opening->as_found && made == NULL ? matrix->type : ds_held_type(binder->opening->weight_type, name, found);
     dsv2_status status = DSV2_OK;
     if (type != matrix->type) {
         void *data;
@@ -389,7 +389,7 @@ static dsv2_status hold(binder *binder, const char *name, ds_type found, void *m
         weights->matmul_scratch = scratch > weights->matmul_scratch ? scratch : weights->matmul_scratch;
         weights->types_seen[type] = true;
         add_type(binder, type);
-        weights->has_packed = weights->has_packed || ds_type_is_packed(type);
+        weights->has_interleaved = weights->has_interleaved || ds_type_is_interleaved(type);
         weights->bytes += ds_matrix_bytes(type, matrix->rows, matrix->cols);
     }
     return status;

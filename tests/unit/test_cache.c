@@ -1,5 +1,6 @@
 /* The latent KV cache: rows of every element type and shape, and pages that are shared and copied. */
 #include "cache/cache.h"
+#include "support/model.h"
 #include "support/run.h"
 
 #include <check.h>
@@ -18,13 +19,12 @@ enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_WIDTH = 1024 + 128 };
 static const dsv2_cache_type types[] = {DSV2_CACHE_F32, DSV2_CACHE_F16, DSV2_CACHE_Q8, DSV2_CACHE_Q6};
 enum { N_TYPES = sizeof types / sizeof *types };
 
-static const char *const sets[] = {"c", "avx2", "avx512"};
-enum { N_SETS = sizeof sets / sizeof *sets };
-
-static const ds_kernels *kernels_of(int set)
+/* Set number `set` of those that this build and processor have, the reference first. */
+static const ds_kernels *kernels_of(size_t set)
 {
     const ds_kernels *kernels;
-    return ds_kernels_select(sets[set], &kernels) == DSV2_OK ? kernels : NULL;
+    ck_assert(ds_kernels_select(test_kernel_set(set), &kernels) == DSV2_OK);
+    return kernels;
 }
 
 static ds_cache_shape shape_of(dsv2_cache_type type, row_shape row)
@@ -152,10 +152,8 @@ START_TEST(all_kernels_give_the_same_bits)
             uint8_t stored[ROWS * MAX_WIDTH * 4], again[ROWS * MAX_WIDTH * 4];
             for (int i = 0; i < ROWS; i++)
                 random_row(rows[i], shapes[s]);
-            for (int set = 0; set < N_SETS; set++) {
+            for (size_t set = 0; set < test_kernel_sets(); set++) {
                 const ds_kernels *kernels = kernels_of(set);
-                if (kernels == NULL)
-                    continue;
                 uint8_t *at = set == 0 ? stored : again;
                 for (int i = 0; i < ROWS; i++) {
                     float copy[MAX_WIDTH];
@@ -176,11 +174,9 @@ END_TEST
 
 START_TEST(rotation_keeps_lengths_and_undoes_itself)
 {
-    for (int set = 0; set < N_SETS; set++)
+    for (size_t set = 0; set < test_kernel_sets(); set++)
         for (int s = 0; s < N_SHAPES; s++) {
             const ds_kernels *kernels = kernels_of(set);
-            if (kernels == NULL)
-                continue;
             ds_cache_shape shape = shape_of(DSV2_CACHE_Q6, shapes[s]);
             uint32_t lora = shape.kv_lora_rank;
             float row[MAX_WIDTH], rotated[MAX_WIDTH];
@@ -267,10 +263,8 @@ START_TEST(any_bytes_decode_to_the_same_bits)
                 for (size_t i = 0; i < 3 * shape.row_bytes; i++)
                     stored[i] = round == 0 ? 0xff : (uint8_t)(int)(random_float() * 256);
                 ds_cache_decode_rows(&shape, kernels_of(0), stored, 3, expected);
-                for (int set = 1; set < N_SETS; set++) {
+                for (size_t set = 1; set < test_kernel_sets(); set++) {
                     const ds_kernels *kernels = kernels_of(set);
-                    if (kernels == NULL)
-                        continue;
                     ds_cache_decode_rows(&shape, kernels, stored, 3, out);
                     for (size_t i = 0; i < 3 * width; i++) /* a NaN may be quiet or not */
                         ck_assert((isnan(out[i]) && isnan(expected[i])) || memcmp(&out[i], &expected[i], sizeof *out) == 0);
@@ -290,10 +284,8 @@ START_TEST(rows_as_integers_are_those_as_floats)
     enum { ROWS = 3, GROUPS = MAX_WIDTH / DS_SCALE_COLS + 2 };
     for (int t = 2; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++)
-            for (int set = 0; set < N_SETS; set++) {
+            for (size_t set = 0; set < test_kernel_sets(); set++) {
                 const ds_kernels *kernels = kernels_of(set);
-                if (kernels == NULL)
-                    continue;
                 ds_cache_shape shape = shape_of(types[t], shapes[s]);
                 uint32_t lora = shape.kv_lora_rank, rope = shape.qk_rope_head_dim, width = lora + rope;
                 size_t latent_groups = (lora + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
@@ -323,7 +315,7 @@ START_TEST(rows_as_integers_are_those_as_floats)
                     float scale = scales[g * DS_PAGE_TOKENS + t_row], expected = floats[t_row * width + element];
                     float allowed = is_latent && exact ? 0 : scale * 0.51f;
                     ck_assert_msg(fabsf(number * scale - expected) <= allowed, "type %d, shape %d, set %s, row %zu, element %zu: %g, expected %g",
-                                  (int)types[t], s, sets[set], t_row, element, (double)(number * scale), (double)expected);
+                                  (int)types[t], s, test_kernel_set(set), t_row, element, (double)(number * scale), (double)expected);
                 }
                 free(rows);
                 free(stored);

@@ -1,6 +1,7 @@
 /* Writes interleaved weights: from floats, rounded well, and from the block types of GGUF files, exactly. */
 #include "kernels/blocks.h"
 #include "kernels/interleaved.h"
+#include "kernels/kernels.h"
 
 #include <assert.h>
 #include <math.h>

@@ -6,7 +6,7 @@
 #ifndef DS_LIB_KERNELS_INTERLEAVED_H
 #define DS_LIB_KERNELS_INTERLEAVED_H
 
-#include "kernels/kernels.h"
+#include "kernels/types.h"
 
 enum {
     SUPERBLOCK_COLS = 256,
@@ -97,7 +97,7 @@ static inline const uint8_t *ds_superblock(ds_type type, const void *panel, size
 /* A block of activations whose largest magnitude is less counts as zeros: 127 over it would overflow. */
 #define DS_X8_LEAST 1e-36f
 
-/* One row of a panel as floats. */
+/* One row of a panel as floats. c/interleaved.c. */
 void ds_panel_row(ds_type type, const void *panel, size_t row, float *out, size_t cols);
 
 #endif

@@ -8,6 +8,7 @@
 #ifndef DS_LIB_KERNELS_H
 #define DS_LIB_KERNELS_H
 
+#include "kernels/sizes.h"
 #include "kernels/types.h"
 
 /* A weight matrix W of a linear map y = W x. */
@@ -24,7 +25,6 @@ typedef struct ds_matrix {
 } ds_matrix;
 
 /* A block of activations: 32 columns of a row, as the kernels of interleaved weights take them: x[c] ~ scale * q[c]. */
-enum { DS_BLOCK_COLS = 32 };
 typedef struct ds_x8 {
     int8_t q[DS_BLOCK_COLS]; /* -127 to 127 */
     float scale;

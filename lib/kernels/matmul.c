@@ -1,4 +1,5 @@
 #include "kernels/interleaved.h"
+#include "kernels/kernels.h"
 
 #include <assert.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-#include "kernels/interleaved.h"
+#include "kernels/types.h"
 
 static const struct {
     const char *name;
@@ -34,19 +34,9 @@ bool ds_type_is_block(ds_type type) { return is_type(type) && types[type].block 
 
 bool ds_type_is_interleaved(ds_type type) { return is_type(type) && types[type].bytes == 0; }
 
-size_t ds_type_row_bytes(ds_type type, uint64_t cols)
-{
-    if (!is_type(type) || cols % types[type].block != 0)
-        return 0;
-    if (ds_type_is_interleaved(type))
-        return cols <= UINT32_MAX ? ds_panel_bytes(type, (size_t)cols) / DS_PANEL_ROWS : 0;
-    uint64_t bytes;
-    if (!ds_mul(cols / types[type].block, types[type].bytes, &bytes) || bytes > SIZE_MAX)
-        return 0;
-    return (size_t)bytes;
-}
-
 uint32_t ds_type_block(ds_type type) { return is_type(type) ? types[type].block : 1; }
+
+uint32_t ds_type_block_bytes(ds_type type) { return is_type(type) ? types[type].bytes : 0; }
 
 ds_type ds_type_twin(ds_type type) { return is_type(type) ? types[type].twin : DS_TYPE_COUNT; }
 

@@ -17,6 +17,9 @@ typedef enum ds_type {
 /* Rows of an interleaved matrix lie in panels of this many; the last panel is filled up. */
 enum { DS_PANEL_ROWS = 16 };
 
+/* Columns of a block of activations, and of a block of an interleaved type. */
+enum { DS_BLOCK_COLS = 32 };
+
 const char *ds_type_name(ds_type type);
 
 /* F32, F16 and BF16: the types whose elements stand alone, which every set multiplies as they are. */
@@ -27,12 +30,9 @@ bool ds_type_is_block(ds_type type);
 
 bool ds_type_is_interleaved(ds_type type);
 
-/* Bytes of `cols` consecutive elements; 0 if cols is no multiple of the type's block. Interleaved types take any
- * cols; the result is a row's share of its panel. */
-size_t ds_type_row_bytes(ds_type type, uint64_t cols);
-
-/* Elements of a block; 1 for types without blocks. */
+/* Elements and bytes of a block; 1 element for types without blocks, 0 bytes for interleaved types. */
 uint32_t ds_type_block(ds_type type);
+uint32_t ds_type_block_bytes(ds_type type);
 
 /* The interleaved type that holds all values of a block type exactly (of IQ4_XS with scales rounded to half
  * precision, 2^-11 of a value at the most); DS_TYPE_COUNT if there is none. */

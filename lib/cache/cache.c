@@ -1,6 +1,7 @@
 /* Pages: taken from the pool, shared, copied by who writes. */
 #include "cache/cache.h"
 
+#include <assert.h>
 #include <string.h>
 
 void ds_page_pool_init(ds_page_pool *pool, uint64_t bytes_limit)
@@ -11,8 +12,8 @@ void ds_page_pool_init(ds_page_pool *pool, uint64_t bytes_limit)
 
 void ds_page_pool_destroy(ds_page_pool *pool) { pthread_mutex_destroy(&pool->lock); }
 
-/* Memory for one page, or for several that are smaller than one of the system's huge pages but together fill some of these: attention
- * reads some rows of every page, and took twice as long to fetch them where these lay in small pages. */
+/* Memory for one page, or for SLAB_PAGES pages that are each smaller than one of the system's huge pages but together fill some of
+ * them. Attention reads some rows of every page: in small pages of the system that took twice as long. */
 typedef struct ds_slab {
     struct ds_slab *next, *previous; /* in the pool's list, while it has free pages */
     uint8_t *data;
@@ -113,7 +114,9 @@ static dsv2_status page_new(ds_page_pool *pool, size_t bytes, ds_page **out)
 
 static void page_release(ds_page_pool *pool, ds_page *page)
 {
-    if (atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel) != 1)
+    uint32_t before = atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel);
+    assert(before > 0);
+    if (before != 1)
         return;
     ds_slab *slab = page->slab;
     pthread_mutex_lock(&pool->lock);
@@ -188,6 +191,8 @@ void ds_cache_truncate(ds_cache *cache, size_t n)
 dsv2_status ds_cache_share(const ds_cache *cache, size_t n, ds_cache *copy)
 {
     size_t n_pages = (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS;
+    assert(n_pages <= cache->n_pages && copy->n_pages == 0);
+    assert(copy->pool == cache->pool && copy->shape.page_bytes == cache->shape.page_bytes);
     if (!ds_grow(&copy->pages, &copy->capacity, n_pages, sizeof *copy->pages))
         return ds_fail_memory("the list of KV pages", n_pages * sizeof *copy->pages);
     for (size_t i = 0; i < n_pages; i++) {
@@ -198,7 +203,21 @@ dsv2_status ds_cache_share(const ds_cache *cache, size_t n, ds_cache *copy)
     return DSV2_OK;
 }
 
+void ds_cache_exchange(ds_cache *a, ds_cache *b)
+{
+    assert(a->pool == b->pool && a->shape.page_bytes == b->shape.page_bytes);
+    ds_page **pages = a->pages;
+    size_t n_pages = a->n_pages, capacity = a->capacity;
+    a->pages = b->pages;
+    a->n_pages = b->n_pages;
+    a->capacity = b->capacity;
+    b->pages = pages;
+    b->n_pages = n_pages;
+    b->capacity = capacity;
+}
+
 uint8_t *ds_cache_rows(const ds_cache *cache, uint32_t layer, size_t page)
 {
+    assert(page < cache->n_pages && layer < cache->shape.n_layers);
     return cache->pages[page]->data + layer * cache->shape.layer_bytes;
 }

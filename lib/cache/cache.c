@@ -12,8 +12,8 @@ void ds_page_pool_init(ds_page_pool *pool, uint64_t bytes_limit)
 
 void ds_page_pool_destroy(ds_page_pool *pool) { pthread_mutex_destroy(&pool->lock); }
 
-/* Memory for one page, or for SLAB_PAGES pages that are each smaller than one of the system's huge pages but together fill some of
- * them. Attention reads some rows of every page: in small pages of the system that took twice as long. */
+/* Memory for one page, or for SLAB_PAGES pages that are each smaller than one of the system's huge pages but together
+ * fill some of them. Attention reads some rows of every page: in small pages of the system that took twice as long. */
 typedef struct ds_slab {
     struct ds_slab *next, *previous; /* in the pool's list, while it has free pages */
     uint8_t *data;
@@ -103,7 +103,8 @@ static dsv2_status page_new(ds_page_pool *pool, size_t bytes, ds_page **out)
     }
     pthread_mutex_unlock(&pool->lock);
     if (!fits)
-        return ds_fail(DSV2_ERROR_MEMORY, "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
+        return ds_fail(DSV2_ERROR_MEMORY,
+                       "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
                        (unsigned long long)in_use, bytes, (unsigned long long)pool->bytes_limit);
     if (page == NULL)
         return ds_fail_memory("a KV page", bytes);
@@ -154,8 +155,10 @@ static dsv2_status own_page(ds_cache *cache, size_t index, size_t n_tokens)
     dsv2_status status = page_new(cache->pool, shape->page_bytes, &own);
     if (status != DSV2_OK)
         return status;
-    for (uint32_t layer = 0; layer < shape->n_layers; layer++)
-        memcpy(own->data + layer * shape->layer_bytes, shared->data + layer * shape->layer_bytes, n_tokens * shape->row_bytes);
+    for (uint32_t layer = 0; layer < shape->n_layers; layer++) {
+        size_t at = layer * shape->layer_bytes;
+        memcpy(own->data + at, shared->data + at, n_tokens * shape->row_bytes);
+    }
     cache->pages[index] = own;
     page_release(cache->pool, shared);
     return DSV2_OK;

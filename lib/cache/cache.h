@@ -1,6 +1,7 @@
-/* cache: the paged KV cache. A page holds the rows of DS_PAGE_TOKENS consecutive tokens, layer by layer. A row is all that the cache
- * keeps of one token in one layer; what parts a row has is said by the kind of attention. Pages are counted references from a pool
- * that all sessions of a model share: a fork shares them, and who writes to a shared page first copies it.
+/* cache: the paged KV cache. A page holds the rows of DS_PAGE_TOKENS consecutive tokens, layer by layer. A row is all
+ * that the cache keeps of one token in one layer; what parts a row has is said by the kind of attention. Pages are
+ * counted references from a pool that all sessions of a model share: a fork shares them, and who writes to a shared
+ * page first copies it.
  * May include: base, kernels. */
 #ifndef DS_LIB_CACHE_H
 #define DS_LIB_CACHE_H
@@ -13,8 +14,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-/* With 64 tokens a page of V2-Lite at 16 bits is 1.99 MB, just under one huge page; and 64 rows of floats are the tile that
- * attention works on, small enough for a core's second-level cache. */
+/* With 64 tokens a page of V2-Lite at 16 bits is 1.99 MB, just under one huge page; and 64 rows of floats are the tile
+ * that attention works on, small enough for a core's second-level cache. */
 enum { DS_PAGE_TOKENS = 64 };
 
 /* How a part of a row is stored. Sections are consecutive elements that share a scale. */
@@ -38,8 +39,8 @@ typedef struct ds_row_description {
     } parts[DS_MAX_PARTS];
 } ds_row_description;
 
-/* Multi-head Latent Attention: the latent c^KV (kv_lora_rank elements, after its norm) and the rotated k^R (qk_rope_head_dim
- * elements), and nothing else of a token (section 2.1.2 of the report). */
+/* Multi-head Latent Attention keeps the latent c^KV, after its norm, and the rotated key k^R of a token, and nothing
+ * else (section 2.1.2 of the report). */
 enum { DS_MLA_LATENT, DS_MLA_ROPE, DS_MLA_PARTS };
 extern const ds_row_description ds_mla_row;
 
@@ -51,15 +52,15 @@ typedef enum ds_part_integers {
     DS_INTEGERS_ROUNDED,  /* decoded floats are rounded */
 } ds_part_integers;
 
-/* One part of the rows of a cache. Of an odd number of elements in pairs the last is stored as the first of the next part: so the
- * elements that a part has and those that are stored in its encoding may differ by one at either end. */
+/* One part of the rows of a cache. Where a part in pairs has an odd number of elements, its last one is stored as the
+ * first of the next part: so a part's own elements and those stored in its encoding may differ by one at either end. */
 typedef struct ds_cache_part {
     const char *name;
     uint32_t width, first;               /* elements; the first one's place in a row of floats */
     uint32_t stored_width, stored_first; /* the same of those that are stored in `encoding` */
     ds_encoding encoding;
     ds_part_integers integers;
-    uint32_t rotation;       /* the part is kept rotated in blocks of so many elements; 1: as it is. See ds_cache_rotate_part */
+    uint32_t rotation;       /* so many elements are rotated together; 1: none are. See ds_cache_rotate_part */
     uint32_t section;        /* stored elements that share a scale; 0: there are no scales */
     size_t scales, elements; /* where in a stored row they begin, in bytes */
 } ds_cache_part;
@@ -78,29 +79,31 @@ typedef struct ds_cache_shape {
 } ds_cache_shape;
 
 /* widths: of each part of the description, in elements. DSV2_ERROR_ARGUMENT for a type that there is not. */
-dsv2_status ds_cache_shape_init(ds_cache_shape *shape, const ds_row_description *row, const uint32_t *widths, dsv2_cache_type type,
-                                uint32_t n_layers);
+dsv2_status ds_cache_shape_init(ds_cache_shape *shape, const ds_row_description *row, const uint32_t *widths,
+                                dsv2_cache_type type, uint32_t n_layers);
 
 /* One row to its stored form: shape->width floats in, which are used up, row_bytes out. */
 void ds_cache_encode_row(const ds_cache_shape *shape, const ds_kernels *kernels, float *row, uint8_t *stored);
 
-/* n consecutive stored rows to floats, shape->width each, in the basis that they are kept in. Any bytes decode to something. */
-void ds_cache_decode_rows(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n, float *rows);
+/* n consecutive stored rows to floats, shape->width each, in the basis that they are kept in. Any bytes decode to
+ * something. */
+void ds_cache_decode_rows(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n,
+                          float *rows);
 
-/* A part's elements where rows hold them as bytes with a scale per section of DS_SCALE_COLS or of a multiple: those of consecutive
- * rows are row_bytes apart. Else NULL. */
+/* A part's elements where rows hold them as bytes with a scale per section of DS_SCALE_COLS or of a multiple: those of
+ * consecutive rows are row_bytes apart. Else NULL. */
 const int8_t *ds_cache_codes(const ds_cache_shape *shape, uint32_t part, const uint8_t *stored);
 
-/* n <= DS_PAGE_TOKENS consecutive stored rows as integers. Each of `rows` has the parts one after another, each filled up with zeros
- * to whole sections of DS_SCALE_COLS; a part that ds_cache_codes has in place is not written. Section s of row t is to be
- * multiplied by scales[s * DS_PAGE_TOKENS + t]. A part that is stored as small integers with a scale for DS_SCALE_COLS or more
- * elements gives those very integers; the elements of any other part are rounded to DS_NARROW.
- * scratch: a row of floats. next: as many stored rows, which are brought from memory meanwhile; or NULL. */
+/* n <= DS_PAGE_TOKENS consecutive stored rows as integers. Each of `rows` has the parts one after another, each filled
+ * up with zeros to whole sections of DS_SCALE_COLS; a part that ds_cache_codes has in place is not written. Section s
+ * of row t is to be multiplied by scales[s * DS_PAGE_TOKENS + t]. A part that is stored as small integers with a scale
+ * for DS_SCALE_COLS or more elements gives those very integers; the elements of any other part are rounded to
+ * DS_NARROW. scratch: a row of floats. next: as many stored rows, which are brought from memory meanwhile; or NULL. */
 void ds_cache_decode_integers(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n,
                               int16_t *rows, float *scales, float *scratch, const uint8_t *next);
 
-/* Takes the floats of a part into the basis that the cache keeps them in, or back: the rotation is orthogonal and its own inverse. So
- * attention may rotate its few queries and results rather than every row: (R q) . (R c) = q . c. */
+/* Takes the floats of a part into the basis that the cache keeps them in, or back: the rotation is orthogonal and its
+ * own inverse. So attention may rotate its few queries and results rather than every row: (R q) . (R c) = q . c. */
 void ds_cache_rotate_part(const ds_cache_shape *shape, uint32_t part, const ds_kernels *kernels, float *x);
 
 /* The same for all parts of a row. */
@@ -134,8 +137,8 @@ typedef struct ds_cache {
 void ds_cache_init(ds_cache *cache, ds_page_pool *pool, const ds_cache_shape *shape);
 void ds_cache_destroy(ds_cache *cache);
 
-/* Makes the rows of positions first to first + n - 1 writable: adds pages, copies a shared one that holds `first`. Rows before
- * `first` keep their contents. On failure the cache holds what it held. */
+/* Makes the rows of positions first to first + n - 1 writable: adds pages, copies a shared one that holds `first`. Rows
+ * before `first` keep their contents. On failure the cache holds what it held. */
 dsv2_status ds_cache_reserve(ds_cache *cache, size_t first, size_t n);
 
 /* Gives back the pages that no position below n needs. */

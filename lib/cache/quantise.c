@@ -1,21 +1,23 @@
-/* Rows of the cache in their stored form. All numbers are little-endian. A scale is the upper half of a float (bf16), and a quantised
- * element is its code times the scale of its section.
+/* Rows of the cache in their stored form. All numbers are little-endian. A scale is the upper half of a float (bf16),
+ * and a quantised element is its code times the scale of its section.
  *
- * A row has first the elements of parts that are stored as numbers (f32, f16), then the scales of all other parts, then the codes of
- * these; always part by part. MLA's rows, of a latent and a RoPE key, are therefore:
+ * A row has first the elements of parts that are stored as numbers (f32, f16), then the scales of all other parts, then
+ * the codes of these; always part by part. MLA's rows, of a latent and a RoPE key, are therefore:
  *   f32, f16   the latent, then the RoPE key
- *   q8         the RoPE key in f16; scales of the latent, one for 64 elements; the latent, a signed byte for every element
- *   q6         scales of the latent, one for 128 elements; of the RoPE key, one for 16; then the latent in pairs of 11 bits; then
- *              the RoPE key, a signed byte for every element
+ *   q8         the RoPE key in f16; scales of the latent, one for 64 elements; the latent, a signed byte an element
+ *   q6         scales of the latent, one for 128 elements; of the RoPE key, one for 16; then the latent in pairs of 11
+ *              bits; then the RoPE key, a signed byte an element
  *
- * A part in pairs is kept rotated (ds_cache_rotate_part): a Walsh-Hadamard transform makes outliers and quiet channels alike, so that
- * few levels serve all. With n elements, n / 2 = m pairs and e = (m + 7) / 8, pair i is elements i and i + m, each of 45 levels,
- * as code = (low + 22) + 45 (high + 22):
+ * A part in pairs is kept rotated (ds_cache_rotate_part): a Walsh-Hadamard transform makes outliers and quiet channels
+ * alike, so that few levels serve all. With n elements, n / 2 = m pairs and e = (m + 7) / 8, pair i is elements i and
+ * i + m, each of 45 levels, as code = (low + 22) + 45 (high + 22):
  *   8 e bytes  bits 0-7 of the codes of pairs 0, 1, 2, ...
  *   2 e bytes  bits 8-9: byte j has those of pairs j, j + 2 e, j + 4 e, j + 6 e, from its lowest bits on
  *   e bytes    bit 10: byte j has that of pairs j, j + e, ..., j + 7 e, likewise
- * The last of an odd number of elements is stored as the first of the next part: in q6 that of an odd latent lies with the RoPE key.
- * V2's shape, 512 + 64: q8 128 + 16 + 512 = 656 bytes, 9.1 bits an element; q6 8 + 8 + 352 + 64 = 432 bytes, 6.0 bits. */
+ * The last of an odd number of elements is stored as the first of the next part: in q6 that of an odd latent lies with
+ * the RoPE key.
+ *
+ * Bytes of V2's shape, 512 + 64: q8 128 + 16 + 512 = 656, 9.1 bits an element; q6 8 + 8 + 352 + 64 = 432, 6.0 bits. */
 #include "cache/cache.h"
 
 #include <assert.h>
@@ -41,8 +43,8 @@ void ds_cache_rotate_row(const ds_cache_shape *shape, const ds_kernels *kernels,
 
 /* ---- from floats ---- */
 
-/* The scale with which n elements fit into codes of -levels to levels, stored. A section with a NaN or infinity gets NaN:
- * what went wrong stays visible. A section too small for a normal scale gets 0. */
+/* The scale with which n elements fit into codes of -levels to levels, stored. A section with a NaN or infinity gets
+ * NaN: what went wrong stays visible. A section too small for a normal scale gets 0. */
 static float choose_scale(const float *x, size_t n, int levels, uint8_t *stored)
 {
     uint32_t largest = 0, bits;
@@ -91,7 +93,8 @@ static void write_pairs(uint8_t *pairs, const int8_t *codes, size_t n)
     uint8_t *middle = pairs + 8 * eighth, *top = middle + 2 * eighth;
     memset(pairs, 0, 11 * eighth);
     for (size_t i = 0; i < half; i++) {
-        unsigned low = (unsigned)(codes[i] + DS_PAIR_LEVELS / 2), high = (unsigned)(codes[i + half] + DS_PAIR_LEVELS / 2);
+        unsigned low = (unsigned)(codes[i] + DS_PAIR_LEVELS / 2);
+        unsigned high = (unsigned)(codes[i + half] + DS_PAIR_LEVELS / 2);
         unsigned code = low + high * DS_PAIR_LEVELS;
         pairs[i] = (uint8_t)code;
         middle[i % (2 * eighth)] |= (uint8_t)((code >> 8 & 3) << i / (2 * eighth) * 2);
@@ -108,8 +111,8 @@ static void write_halves(uint8_t *halves, const float *x, size_t n)
     }
 }
 
-/* Stores the elements that the part's encoding takes, x being the first of them. Codes of pairs take the place of their floats until
- * they are put together. */
+/* Stores the elements that the part's encoding takes, x being the first of them. Codes of pairs take the place of their
+ * floats until they are put together. */
 static void encode_part(const ds_cache_part *part, float *x, uint8_t *stored)
 {
     size_t n = part->stored_width;
@@ -155,7 +158,8 @@ static void decode_part(const ds_cache_part *part, const ds_kernels *kernels, co
     }
 }
 
-void ds_cache_decode_rows(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n, float *rows)
+void ds_cache_decode_rows(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n,
+                          float *rows)
 {
     if (shape->number_bytes > 1) {
         kernels->to_f32[shape->number_bytes == 4 ? DS_TYPE_F32 : DS_TYPE_F16](rows, stored, n * shape->width);
@@ -175,7 +179,8 @@ const int8_t *ds_cache_codes(const ds_cache_shape *shape, uint32_t part, const u
 }
 
 /* n floats, or halves, as sections of integers. */
-static void round_sections(const ds_kernels *kernels, int16_t *row, float *scales, const float *floats, const uint8_t *halves, size_t n)
+static void round_sections(const ds_kernels *kernels, int16_t *row, float *scales, const float *floats,
+                           const uint8_t *halves, size_t n)
 {
     for (size_t i = 0; i < n; i += DS_SCALE_COLS, scales += DS_PAGE_TOKENS) {
         size_t m = n - i < DS_SCALE_COLS ? n - i : DS_SCALE_COLS;
@@ -186,7 +191,8 @@ static void round_sections(const ds_kernels *kernels, int16_t *row, float *scale
     }
 }
 
-/* What the sections of a part's stored integers are to be multiplied by: a stored scale serves one section of attention's or several. */
+/* What the sections of a part's stored integers are to be multiplied by: a stored scale serves one section of
+ * attention's or several. */
 static void read_scales(const ds_cache_part *part, const uint8_t *stored, size_t n_sections, float *scales)
 {
     size_t repeat = part->section / DS_SCALE_COLS;
@@ -199,8 +205,8 @@ static void read_scales(const ds_cache_part *part, const uint8_t *stored, size_t
 }
 
 /* One part of one row: n_sections sections of integers, their scales DS_PAGE_TOKENS apart. */
-static void part_integers(const ds_cache_part *part, const ds_kernels *kernels, const uint8_t *stored, const float *floats,
-                          size_t n_sections, int16_t *row, float *scales)
+static void part_integers(const ds_cache_part *part, const ds_kernels *kernels, const uint8_t *stored,
+                          const float *floats, size_t n_sections, int16_t *row, float *scales)
 {
     switch (part->integers) {
     case DS_INTEGERS_IN_PLACE: read_scales(part, stored, n_sections, scales); return;
@@ -214,7 +220,8 @@ static void part_integers(const ds_cache_part *part, const ds_kernels *kernels, 
     }
 }
 
-/* Prefetches one row of the next page with every row that is decoded: the processor waits if more is asked of memory at a time. */
+/* Prefetches one row of the next page with every row that is decoded: the processor waits if more is asked of memory at
+ * a time. */
 static void fetch_row(const uint8_t *row, size_t bytes)
 {
     for (size_t at = 0; at < bytes; at += 64)

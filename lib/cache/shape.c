@@ -1,8 +1,8 @@
 /* What rows look like: how each kind of attention describes them, and where in a row each part lies. */
 #include "cache/cache.h"
 
-/* The RoPE key is kept more precise than the latent: an error there costs much more (with 8 bits in place of f16 the perplexity of q8
- * is off by 0.06 % in place of 0.005 %). */
+/* The RoPE key is kept more precise than the latent: an error there costs much more (with 8 bits in place of f16 the
+ * perplexity of q8 is off by 0.06 % in place of 0.005 %). */
 const ds_row_description ds_mla_row = {
     .n_parts = DS_MLA_PARTS,
     .parts = {
@@ -55,14 +55,16 @@ static dsv2_status divide_elements(ds_cache_shape *shape)
             part->stored_width -= part->stored_width % 2;
         stored += part->stored_width;
     }
+    const ds_cache_part *last = &shape->parts[shape->n_parts - 1];
     if (stored != at)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "the cache's part %s, the last of a row, has %u elements, which pairs cannot hold: an odd "
-                       "number", shape->parts[shape->n_parts - 1].name, shape->parts[shape->n_parts - 1].width);
+        return ds_fail(DSV2_ERROR_ARGUMENT,
+                       "a cached row has %u elements, its last part is %s: pairs need an even number", at, last->name);
     shape->width = at;
     return DSV2_OK;
 }
 
-/* A row has numbers first, then scales, then codes, those of each part in order: so what is wider than a byte lies at an even place. */
+/* A row has numbers first, then scales, then codes, those of each part in order: so what is wider than a byte lies at
+ * an even place. */
 static void place_parts(ds_cache_shape *shape)
 {
     size_t at = 0;
@@ -107,8 +109,8 @@ static uint32_t number_bytes(const ds_cache_shape *shape)
     return bytes > 0 ? bytes : 1;
 }
 
-dsv2_status ds_cache_shape_init(ds_cache_shape *shape, const ds_row_description *row, const uint32_t *widths, dsv2_cache_type type,
-                                uint32_t n_layers)
+dsv2_status ds_cache_shape_init(ds_cache_shape *shape, const ds_row_description *row, const uint32_t *widths,
+                                dsv2_cache_type type, uint32_t n_layers)
 {
     if (type == DSV2_CACHE_DEFAULT)
         type = DSV2_CACHE_Q8;

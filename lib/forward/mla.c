@@ -105,9 +105,10 @@ static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigne
     }
     ds_matmul(pass->decoder->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
               ds_thread_scratch(pass, thread));
-    for (uint32_t i = 0; i < n; i++)
-        ds_cache_rotate_part(&pass->sequences[pass->row_sequence[row + i]].cache->shape, DS_MLA_LATENT, pass->decoder->kernels,
-                             out + i * stride);
+    for (uint32_t i = 0; i < n; i++) {
+        const ds_cache *cache = pass->sequences[pass->row_sequence[row + i]].cache;
+        ds_cache_rotate_part(&cache->shape, DS_MLA_LATENT, pass->decoder->kernels, out + i * stride);
+    }
 }
 
 /* o = W^UV (weighted sum of latents). */
@@ -260,7 +261,8 @@ static void finish_query(const mla *a, uint32_t row, uint32_t head, const float 
     float scale = 1.0f / total_sum;
     for (uint32_t j = 0; j < lora; j++)
         out[j] = total[j] * scale;
-    ds_cache_rotate_part(&a->pass->sequences[a->pass->row_sequence[row]].cache->shape, DS_MLA_LATENT, a->pass->decoder->kernels, out);
+    const ds_cache *cache = a->pass->sequences[a->pass->row_sequence[row]].cache;
+    ds_cache_rotate_part(&cache->shape, DS_MLA_LATENT, a->pass->decoder->kernels, out);
 }
 
 static size_t span_count(size_t position) { return position / DS_SPAN_TOKENS + 1; }

@@ -89,8 +89,8 @@ dsv2_status ds_session_check_length(const dsv2_session *session, size_t n)
     return ds_fail(DSV2_ERROR_ARGUMENT, "n is %zu, the session has %zu tokens", n, session->length);
 }
 
-/* Gives `copy` the first n tokens of a session, with sampler and logits, and lets it share their pages. The session's `committed`
- * is held. */
+/* Gives `copy` the first n tokens of a session, with sampler and logits, and lets it share their pages. The session's
+ * `committed` is held. */
 static dsv2_status copy_first_tokens(const dsv2_session *session, size_t n, dsv2_session *copy)
 {
     dsv2_status status = ds_session_check_length(session, n);
@@ -134,11 +134,11 @@ dsv2_status ds_session_make_fork(dsv2_session *session, size_t n, dsv2_session *
     return DSV2_OK;
 }
 
-#define EXCHANGE(type, a, b)                                                                                                 \
-    do {                                                                                                                    \
-        type kept = a;                                                                                                      \
-        a = b;                                                                                                              \
-        b = kept;                                                                                                           \
+#define EXCHANGE(type, a, b) \
+    do {                     \
+        type kept = a;       \
+        a = b;               \
+        b = kept;            \
     } while (0)
 
 void ds_session_exchange(dsv2_session *session, ds_snapshot_content *content, bool sampler_too)

@@ -21,20 +21,22 @@ struct dsv2_session {
     dsv2_progress_fn progress;
     void *progress_user;
 
-    /* Guards what a fork takes: tokens, length, the list of pages, logits and sampler. The call that has the session (busy) reads
-     * these freely and holds the lock while it changes them, for moments; a fork holds the lock alone. Rows at positions below
-     * `length` never change: so a pass may write rows behind them at the same time, even in a page that a fork came to share. */
+    /* Guards what a fork takes: tokens, length, the list of pages, logits and sampler. The call that has the session
+     * (busy) reads these freely and holds the lock while it changes them, for moments; a fork holds the lock alone.
+     * Rows at positions below `length` never change: so a pass may write rows behind them at the same time, even in a
+     * page that a fork came to share. */
     pthread_mutex_t committed;
 
     int32_t *tokens; /* length of them, and room for more */
     size_t length, tokens_capacity;
-    ds_cache cache; /* pages for at least `length` positions; pool and shape never change, and are read without a lock */
+    ds_cache cache; /* pages for at least `length` positions. Pool and shape never change: reading them takes no lock */
 
     float *logits;      /* [vocab_size]: of the last token, if has_logits */
     float *next_logits; /* [vocab_size]: of a pass that has not yet succeeded */
     bool has_logits;
     ds_sampler sampler;
-    /* Expert statistics: of the call at work, and of all calls that succeeded. Those of the call are added once it succeeds. */
+    /* Expert statistics: of the call at work, and of all calls that succeeded. Those of the call are added once it
+     * succeeds. */
     ds_usage pending, usage[DS_USAGE_KINDS];
     dsv2_routing_trace_fn trace; /* NULL: none */
     void *trace_user;

@@ -1,7 +1,7 @@
 /* Passes over the tokens of one session or many.
  *
- * The tokens of an item are cut into chunks of DS_PASS_ROWS, counted from the item's first token. A pass takes the next chunk of as many
- * items as fit. So the chunks of an item, and with them its bits, do not depend on the other items. */
+ * The tokens of an item are cut into chunks of DS_PASS_ROWS, counted from the item's first token. A pass takes the next
+ * chunk of as many items as fit. So the chunks of an item, and with them its bits, do not depend on the other items. */
 #include "session/session.h"
 
 #include <string.h>
@@ -76,7 +76,8 @@ static bool stop(void *owner, uint32_t n_rows)
     uint64_t total = (uint64_t)p->item->n_tokens * session->model->config.num_hidden_layers;
     if (atomic_load_explicit(&session->cancel, memory_order_relaxed))
         return true;
-    return session->progress != NULL && session->progress(session->progress_user, DSV2_PHASE_PROMPT, p->reported, total) != 0;
+    return session->progress != NULL &&
+           session->progress(session->progress_user, DSV2_PHASE_PROMPT, p->reported, total) != 0;
 }
 
 /* Called after each MoE layer: counts the chosen experts, and tells the session's trace. */
@@ -85,7 +86,8 @@ static void routed(void *owner, const ds_sequence *sequence, uint32_t layer, con
     const progress *p = owner;
     dsv2_session *session = p->item->session;
     const ds_usage_shape *shape = &session->model->usage_shape;
-    ds_usage_count(&session->pending, shape, ds_usage_layer(shape, layer), routes, sequence->first_row, sequence->n_rows);
+    ds_usage_count(&session->pending, shape, ds_usage_layer(shape, layer), routes, sequence->first_row,
+                   sequence->n_rows);
     for (size_t i = 0; i < sequence->n_rows && session->trace != NULL; i++) {
         size_t row = sequence->first_row + i, pair = row * shape->num_experts_per_tok;
         session->trace(session->trace_user, &(dsv2_routing_event){
@@ -149,8 +151,8 @@ static dsv2_status run(ds_pass *pass, progress *items, size_t n_items, ds_sequen
             progress *p = sequences[s].owner;
             p->done += sequences[s].n_rows;
             if (sequences[s].stopped)
-                p->item->status = ds_fail(DSV2_ERROR_CANCELLED, "cancelled after %zu of %zu tokens", p->done - sequences[s].n_rows,
-                                          p->item->n_tokens);
+                p->item->status = ds_fail(DSV2_ERROR_CANCELLED, "cancelled after %zu of %zu tokens",
+                                          p->done - sequences[s].n_rows, p->item->n_tokens);
         }
     }
 }
@@ -177,7 +179,8 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
     if (status == DSV2_OK)
         status = ds_container_check(model->container);
     if (status == DSV2_OK)
-        status = ds_pass_acquire(&model->decoder, n_rows < DS_PASS_ROWS ? (uint32_t)n_rows : DS_PASS_ROWS, longest, &pass);
+        status = ds_pass_acquire(&model->decoder, n_rows < DS_PASS_ROWS ? (uint32_t)n_rows : DS_PASS_ROWS, longest,
+                                 &pass);
     if (status == DSV2_OK) {
         status = run(pass, progress_of, n_items, sequences);
         ds_pass_release(pass);

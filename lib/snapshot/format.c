@@ -103,7 +103,8 @@ file_header ds_file_header_of(const dsv2_model *model, const ds_cache_shape *sha
 
 dsv2_status ds_file_header_shape(const file_header *header, ds_cache_shape *shape)
 {
-    return ds_cache_shape_init(shape, &ds_mla_row, header->widths, (dsv2_cache_type)header->cache_type, header->n_layers);
+    dsv2_cache_type type = (dsv2_cache_type)header->cache_type;
+    return ds_cache_shape_init(shape, &ds_mla_row, header->widths, type, header->n_layers);
 }
 
 void ds_save_header_write(const save_header *header, uint8_t *bytes)
@@ -141,12 +142,14 @@ dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t
     };
     if ((flags & ~(uint32_t)FLAG_LOGITS) != 0 || ds_load_u64(bytes + 40) != 0)
         return ds_fail(DSV2_ERROR_FORMAT,
-                       "%s: the header of save %u has flags %u and reserved bytes %llx, which this version does not know", name,
-                       sequence, flags, (unsigned long long)ds_load_u64(bytes + 40));
+                       "%s: the header of save %u has flags %u and reserved bytes %llx, "
+                       "which this version does not know", name, sequence, flags,
+                       (unsigned long long)ds_load_u64(bytes + 40));
     if (header->sequence != sequence || header->first_token != first_token || header->n_tokens < first_token ||
         header->n_tokens > DS_MAX_CONTEXT)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u is numbered %u and of tokens %llu to %llu, expected them from %llu on",
-                       name, sequence, header->sequence, (unsigned long long)header->first_token,
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: save %u is numbered %u and of tokens %llu to %llu, expected them from %llu on", name,
+                       sequence, header->sequence, (unsigned long long)header->first_token,
                        (unsigned long long)header->n_tokens, (unsigned long long)first_token);
     if (header->n_biases > DS_MAX_VOCAB)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u has %llu logit biases, expected at most %d", name, sequence,
@@ -156,7 +159,8 @@ dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t
 
 uint64_t ds_state_bytes(const save_header *save, uint32_t vocab_size)
 {
-    uint64_t biases = save->n_biases * sizeof(dsv2_logit_bias), logits = save->has_logits ? vocab_size * sizeof(float) : 0;
+    uint64_t biases = save->n_biases * sizeof(dsv2_logit_bias);
+    uint64_t logits = save->has_logits ? vocab_size * sizeof(float) : 0;
     return SAMPLER_BYTES + biases + logits + (save->n_tokens - save->first_token) * sizeof(int32_t) + DIGEST_BYTES;
 }
 
@@ -172,8 +176,8 @@ void ds_frame_header_write(const frame_header *header, uint8_t *bytes)
     memcpy(bytes + 48, header->digest, DIGEST_BYTES);
 }
 
-dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const ds_cache_shape *shape, uint64_t first_token,
-                                   uint64_t end, frame_header *header)
+dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const ds_cache_shape *shape,
+                                 uint64_t first_token, uint64_t end, frame_header *header)
 {
     *header = (frame_header){
         .encoding = ds_load_u32(bytes + 4),
@@ -190,16 +194,16 @@ dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const d
                        (unsigned long long)first_token);
     if (header->first_token != first_token || header->n_tokens == 0 || header->n_tokens > room)
         return ds_fail(DSV2_ERROR_FORMAT,
-                       "%s: the frame at token %llu says that it holds %u tokens from %llu on, expected 1 to %llu", name,
-                       (unsigned long long)first_token, header->n_tokens, (unsigned long long)header->first_token,
-                       (unsigned long long)room);
+                       "%s: the frame at token %llu says that it holds %u tokens from %llu on, "
+                       "expected 1 to %llu", name, (unsigned long long)first_token, header->n_tokens,
+                       (unsigned long long)header->first_token, (unsigned long long)room);
     uint64_t raw_bytes = ds_frame_raw_bytes(shape, header->n_tokens);
     bool fits = header->encoding == FRAME_RAW    ? header->stored_bytes == raw_bytes
                 : header->encoding == FRAME_ZSTD ? header->stored_bytes > 0 && header->stored_bytes < raw_bytes
                                                  : false;
     if (!fits)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the frame at token %llu has encoding %u and %llu bytes for %llu of rows", name,
-                       (unsigned long long)first_token, header->encoding, (unsigned long long)header->stored_bytes,
-                       (unsigned long long)raw_bytes);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the frame at token %llu has encoding %u and %llu bytes for %llu of rows",
+                       name, (unsigned long long)first_token, header->encoding,
+                       (unsigned long long)header->stored_bytes, (unsigned long long)raw_bytes);
     return DSV2_OK;
 }

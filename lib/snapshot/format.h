@@ -6,13 +6,13 @@
 
 #include <xxhash.h>
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rows, logits and tokens go to the file as they lie in memory");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rows, logits and tokens go to the file as they lie here");
 
 enum {
     SNAPSHOT_VERSION = 2, /* 1, which no release wrote, knew nothing of tokenizers */
     FILE_HEADER_BYTES = 128,
-    HEADER_BYTES = 64,  /* of a save and of a frame. Saves are aligned to as many: so a save's header lies in one sector of a
-                         * disk and in one page of memory, and is written whole or not at all */
+    HEADER_BYTES = 64,  /* of a save and of a frame. Saves are aligned to as many: so the header of a save lies in one
+                         * sector of a disk and in one page of memory, and is written whole or not at all */
     CHECKED_BYTES = 48, /* of a header, before its checksum */
     DIGEST_BYTES = 16,
     SAMPLER_BYTES = 72,
@@ -70,7 +70,8 @@ file_header ds_file_header_of(const dsv2_model *model, const ds_cache_shape *sha
 /* The shape of the rows in the file. */
 dsv2_status ds_file_header_shape(const file_header *header, ds_cache_shape *shape);
 
-/* Bytes of a save's state with its checksum: sampler, biases, logits, tokens. The header's bounds keep it far inside 64 bits. */
+/* Bytes of a save's state with its checksum: sampler, biases, logits, tokens. The header's bounds keep it far inside 64
+ * bits. */
 uint64_t ds_state_bytes(const save_header *save, uint32_t vocab_size);
 
 /* ---- frames (frame.c) ---- */
@@ -102,10 +103,10 @@ typedef struct frame_batch {
     ds_pool *pool;
     const ds_kernels *kernels;
     ds_cache_shape shape;  /* of the rows in the file */
-    const ds_cache *cache; /* rows come from there, or go there: converted if the cache is of another type than the file */
+    const ds_cache *cache; /* rows come from there or go there: converted if file and cache differ in type */
     frame *frames;         /* [capacity]; n of them are in use */
     size_t n, capacity;
-    frame_worker *workers; /* [n_workers]: for each thread, or where there are more threads than frames for each frame */
+    frame_worker *workers; /* [n_workers]: one for each thread; with more threads than frames, one for each frame */
     size_t n_workers;
     uint8_t *memory;
 } frame_batch;
@@ -117,19 +118,20 @@ dsv2_status ds_frame_batch_init(frame_batch *batch, frame_batch_use use, ds_pool
                                 const ds_cache_shape *shape, const ds_cache *cache, int level);
 void ds_frame_batch_free(frame_batch *batch, frame_batch_use use);
 
-/* Takes the rows of each frame's tokens, first_token and n_tokens in its header, out of the cache: makes header_bytes and stored. */
+/* Takes the rows of each frame's tokens, first_token and n_tokens in its header, out of the cache: makes header_bytes
+ * and stored. */
 void ds_frame_batch_encode(frame_batch *batch);
 
-/* Checks header_bytes and stored of each frame and sets verdicts. The rows of wanted frames go into the cache, where they are
- * reserved. */
+/* Checks header_bytes and stored of each frame and sets verdicts. The rows of wanted frames go into the cache, where
+ * they are reserved. */
 void ds_frame_batch_decode(frame_batch *batch);
 
 void ds_frame_header_write(const frame_header *header, uint8_t *bytes);
 
-/* Checks all but checksums: that the frame is of tokens from first_token on, of one page, not beyond `end`, and stored in no more
- * bytes than the rows have. */
-dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const ds_cache_shape *shape, uint64_t first_token,
-                                   uint64_t end, frame_header *header);
+/* Checks all but checksums: that the frame is of tokens from first_token on, of one page, not beyond `end`, and stored
+ * in no more bytes than the rows have. */
+dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const ds_cache_shape *shape,
+                                 uint64_t first_token, uint64_t end, frame_header *header);
 
 /* The checksum that a frame of these tokens would have before compression; `work` has room for page_bytes. */
 XXH128_hash_t ds_frame_raw_digest(const ds_cache *cache, uint64_t first_token, uint32_t n_tokens, uint8_t *work);
@@ -158,13 +160,15 @@ dsv2_status ds_reader_skip(snapshot_reader *reader, int fd, uint64_t bytes);
 dsv2_status ds_reader_padding(snapshot_reader *reader);
 
 /* The header of the next save; *end: there is none. */
-dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save, bool *end);
+dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save,
+                           bool *end);
 
 /* The state of a save, checked: tokens are added to the content's, the rest replaces what the content has. */
-dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size, ds_snapshot_content *content);
+dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size,
+                            ds_snapshot_content *content);
 
-/* Passes over the frames of a save and the zeros behind them. Headers are checked but for their checksums; `visit`, unless NULL,
- * sees each, and any status but DSV2_OK ends the walk. */
+/* Passes over the frames of a save and the zeros behind them. Headers are checked but for their checksums; `visit`,
+ * unless NULL, sees each, and any status but DSV2_OK ends the walk. */
 typedef dsv2_status (*frame_visitor)(void *context, const frame_header *header);
 dsv2_status ds_reader_pass_frames(snapshot_reader *reader, int fd, const ds_cache_shape *shape, const save_header *save,
                                   frame_visitor visit, void *context);

@@ -5,11 +5,12 @@
 #include <string.h>
 #include <zstd.h>
 
-/* The most frames at work at a time. A batch has two for each thread, so that no thread waits long for the slowest frame; but not
- * more than this, since each takes a page's bytes of memory. */
+/* The most frames at work at a time. A batch has two for each thread, so that no thread waits long for the slowest
+ * frame; but not more than this, since each takes a page's bytes of memory. */
 enum { MAX_BATCH = 16 };
 
-/* Compressing has to save one part in so many of a frame: else the rows are stored as they are, which is read back faster. */
+/* Compressing has to save one part in so many of a frame: else the rows are stored as they are, which is read back
+ * faster. */
 enum { WORTHWHILE = 32 };
 
 size_t ds_frame_raw_bytes(const ds_cache_shape *shape, size_t n_tokens)
@@ -17,8 +18,7 @@ size_t ds_frame_raw_bytes(const ds_cache_shape *shape, size_t n_tokens)
     return n_tokens * shape->row_bytes * shape->n_layers;
 }
 
-/* ---- planes: of numbers of 2 or 4 bytes all first bytes, then all second bytes, and so on. Exponents compress, the ends of
- * mantissas do not ---- */
+/* ---- planes: all first bytes of the numbers, then all second bytes, ...: exponents compress, mantissas do not ---- */
 
 static void split_planes(uint8_t *restrict planes, const uint8_t *restrict bytes, size_t n, size_t width)
 {
@@ -50,7 +50,8 @@ static void join_planes(uint8_t *restrict bytes, const uint8_t *restrict planes,
 
 /* ---- the cache's side ---- */
 
-/* The rows one after another, layer by layer. Rows that fill their page are there as they lie; others are copied to `raw`. */
+/* The rows one after another, layer by layer. Rows that fill their page are there as they lie; others are copied to
+ * `raw`. */
 static const uint8_t *gather(const ds_cache *cache, uint64_t first_token, size_t n_tokens, uint8_t *raw)
 {
     const ds_cache_shape *shape = &cache->shape;
@@ -109,7 +110,8 @@ static const frame_worker *worker_of(const frame_batch *batch, size_t index, uns
 /* Of what is stored, with the header's checked part as the seed. */
 static XXH128_hash_t stored_digest(const frame *f)
 {
-    return XXH3_128bits_withSeed(f->stored, (size_t)f->header.stored_bytes, XXH3_64bits(f->header_bytes, CHECKED_BYTES));
+    uint64_t seed = XXH3_64bits(f->header_bytes, CHECKED_BYTES);
+    return XXH3_128bits_withSeed(f->stored, (size_t)f->header.stored_bytes, seed);
 }
 
 static void encode_task(void *context, size_t index, unsigned thread)
@@ -144,7 +146,8 @@ static void encode_task(void *context, size_t index, unsigned thread)
 }
 
 /* Makes `raw`, the rows, of what is stored. */
-static bool decompress(const frame_batch *batch, const frame *f, const frame_worker *worker, uint8_t *raw, size_t raw_bytes)
+static bool decompress(const frame_batch *batch, const frame *f, const frame_worker *worker, uint8_t *raw,
+                       size_t raw_bytes)
 {
     if (f->header.encoding == FRAME_RAW) {
         memcpy(raw, f->stored, raw_bytes);

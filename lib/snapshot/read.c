@@ -55,8 +55,8 @@ dsv2_status ds_reader_some(snapshot_reader *reader, void *data, size_t size, siz
                                    : ds_fail(DSV2_ERROR_IO, "%s: the read callback failed at byte %llu", reader->name,
                                              (unsigned long long)reader->offset);
         if (n > size - *got)
-            return ds_fail(DSV2_ERROR_IO, "%s: the read callback says that it read %zu bytes, it was asked for %zu", reader->name, n,
-                           size - *got);
+            return ds_fail(DSV2_ERROR_IO, "%s: the read callback says that it read %zu bytes, it was asked for %zu",
+                           reader->name, n, size - *got);
         if (n == 0)
             break;
         *got += n;
@@ -70,7 +70,8 @@ dsv2_status ds_reader_all(snapshot_reader *reader, void *data, size_t size)
     size_t got;
     dsv2_status status = ds_reader_some(reader, data, size, &got);
     if (status == DSV2_OK && got < size)
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name, (unsigned long long)reader->offset);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name,
+                         (unsigned long long)reader->offset);
     return status;
 }
 
@@ -98,7 +99,8 @@ dsv2_status ds_reader_padding(snapshot_reader *reader)
     return status;
 }
 
-dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save, bool *end)
+dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save,
+                           bool *end)
 {
     uint8_t bytes[HEADER_BYTES];
     size_t got;
@@ -109,7 +111,8 @@ dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t 
     if (*end)
         return DSV2_OK;
     if (got < sizeof bytes)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name, (unsigned long long)reader->offset);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name,
+                       (unsigned long long)reader->offset);
     return ds_save_header_read(reader->name, bytes, sequence, first_token, save);
 }
 
@@ -144,7 +147,8 @@ static dsv2_status read_checked(snapshot_reader *reader, XXH3_state_t *checksum,
     return status;
 }
 
-/* Tokens and biases are read in pieces of so many: a header that promises more than the file holds takes no memory for it. */
+/* Tokens and biases are read in pieces of so many: a header that promises more than the file holds takes no memory for
+ * it. */
 enum { PIECE = 16384 };
 
 static dsv2_status read_tokens(snapshot_reader *reader, XXH3_state_t *checksum, const save_header *save,
@@ -215,7 +219,8 @@ static dsv2_status read_sampler(const char *name, const uint8_t *bytes, const ds
     return status;
 }
 
-dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size, ds_snapshot_content *content)
+dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size,
+                            ds_snapshot_content *content)
 {
     uint8_t sampler[SAMPLER_BYTES], digest[DIGEST_BYTES];
     dsv2_logit_bias *biases = NULL;

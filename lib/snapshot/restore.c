@@ -44,20 +44,23 @@ static dsv2_status check_header(const restorer *r, const file_header *header)
     bool weights = theirs->weights != ours->weights;
     if (config || tokenizer || weights)
         return ds_fail(DSV2_ERROR_MISMATCH,
-                       "%s: a snapshot of another model: it differs in%s%s%s (its fingerprint is %016llx, the model's is "
-                       "%016llx)", name, config ? " hyper-parameters" : "", tokenizer ? config ? ", tokenizer" : " tokenizer" : "",
+                       "%s: a snapshot of another model: it differs in%s%s%s "
+                       "(its fingerprint is %016llx, the model's is %016llx)", name, config ? " hyper-parameters" : "",
+                       tokenizer ? config ? ", tokenizer" : " tokenizer" : "",
                        weights ? config || tokenizer ? ", weights" : " weights" : "",
-                       (unsigned long long)ds_fingerprint_digest(theirs), (unsigned long long)ds_fingerprint_digest(ours));
+                       (unsigned long long)ds_fingerprint_digest(theirs),
+                       (unsigned long long)ds_fingerprint_digest(ours));
     bool same_widths = memcmp(header->widths, own.widths, sizeof own.widths) == 0;
     if (header->n_layers != own.n_layers || !same_widths || header->vocab_size != own.vocab_size)
         return ds_fail(DSV2_ERROR_MISMATCH,
-                       "%s: a snapshot of another model: %u layers, kv_lora_rank %u, qk_rope_head_dim %u, vocab_size %u; "
-                       "the model has %u, %u, %u, %u", name, header->n_layers, header->widths[DS_MLA_LATENT],
-                       header->widths[DS_MLA_ROPE], header->vocab_size, own.n_layers, own.widths[DS_MLA_LATENT],
-                       own.widths[DS_MLA_ROPE], own.vocab_size);
+                       "%s: a snapshot of another model: %u layers, kv_lora_rank %u, qk_rope_head_dim %u, "
+                       "vocab_size %u; the model has %u, %u, %u, %u", name, header->n_layers,
+                       header->widths[DS_MLA_LATENT], header->widths[DS_MLA_ROPE], header->vocab_size, own.n_layers,
+                       own.widths[DS_MLA_LATENT], own.widths[DS_MLA_ROPE], own.vocab_size);
     if (header->cache_type != own.cache_type && !r->options->convert)
-        return ds_fail(DSV2_ERROR_MISMATCH, "%s: its cache is of type %s, the session's of type %s, and convert is not set",
-                       name, type_name(header->cache_type), type_name(own.cache_type));
+        return ds_fail(DSV2_ERROR_MISMATCH,
+                       "%s: its cache is of type %s, the session's of type %s, and convert is not set", name,
+                       type_name(header->cache_type), type_name(own.cache_type));
     return DSV2_OK;
 }
 
@@ -104,8 +107,8 @@ static dsv2_status report(const restorer *r, uint64_t done, uint64_t total)
     if (atomic_load_explicit(r->target->cancel, memory_order_relaxed) ||
         (r->options->progress != NULL &&
          r->options->progress(r->options->progress_user, DSV2_PHASE_RESTORE, done, total) != 0))
-        return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while restoring, after %llu of %llu tokens", (unsigned long long)done,
-                       (unsigned long long)total);
+        return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while restoring, after %llu of %llu tokens",
+                       (unsigned long long)done, (unsigned long long)total);
     return DSV2_OK;
 }
 
@@ -173,7 +176,8 @@ static dsv2_status restore(restorer *r)
     if (status == DSV2_OK)
         status = ds_file_header_shape(&header, &r->shape);
     if (status == DSV2_OK)
-        status = ds_frame_batch_init(&r->batch, BATCH_READS, model->pool, model->kernels, &r->shape, &r->content->cache, 0);
+        status = ds_frame_batch_init(&r->batch, BATCH_READS, model->pool, model->kernels, &r->shape, &r->content->cache,
+                                     0);
     bool end = false;
     for (uint32_t sequence = 0; status == DSV2_OK; sequence++) {
         save_header save;
@@ -193,8 +197,8 @@ static dsv2_status restore(restorer *r)
     return DSV2_OK;
 }
 
-static dsv2_status restore_reader(const ds_snapshot_target *target, snapshot_reader *reader, const dsv2_restore_options *options,
-                               ds_snapshot_content *content)
+static dsv2_status restore_reader(const ds_snapshot_target *target, snapshot_reader *reader,
+                                  const dsv2_restore_options *options, ds_snapshot_content *content)
 {
     *content = (ds_snapshot_content){0};
     ds_sampler_init(&content->sampler);

@@ -1,7 +1,8 @@
 /* Saving: anew, or appending to a snapshot what the session has more.
  *
- * The header of an append is written last. Until all else is on the disk zeros stand in the header's place, and a reader takes the file
- * to end before them: whenever the process or the machine stops, the file is the former snapshot or the new one. */
+ * The header of an append is written last. Until all else is on the disk zeros stand in the header's place, and a
+ * reader takes the file to end before them: whenever the process or the machine stops, the file is the former snapshot
+ * or the new one. */
 #include "snapshot/format.h"
 
 #include <fcntl.h>
@@ -95,8 +96,8 @@ static dsv2_status report(const ds_snapshot_source *source, const dsv2_save_opti
     if (atomic_load_explicit(source->cancel, memory_order_relaxed) ||
         (options->progress != NULL &&
          options->progress(options->progress_user, DSV2_PHASE_SAVE, done, source->n_tokens) != 0))
-        return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while saving, after %llu of %zu tokens", (unsigned long long)done,
-                       source->n_tokens);
+        return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while saving, after %llu of %zu tokens",
+                       (unsigned long long)done, source->n_tokens);
     return DSV2_OK;
 }
 
@@ -216,12 +217,13 @@ static dsv2_status compare_frame(void *context, const frame_header *header)
     XXH128_hash_t own = ds_frame_raw_digest(c->source->cache, header->first_token, header->n_tokens, c->work);
     if (ds_digest_equals(own, header->raw_digest))
         return DSV2_OK;
-    return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other rows at token %llu", c->name, (unsigned long long)header->first_token);
+    return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other rows at token %llu", c->name,
+                   (unsigned long long)header->first_token);
 }
 
 /* The next save in the file, if there is another: DSV2_ERROR_MISMATCH unless it is of the session's first tokens. */
-static dsv2_status compare_save(snapshot_reader *reader, int fd, comparison *c, ds_snapshot_content *content, existing *found,
-                                bool *end)
+static dsv2_status compare_save(snapshot_reader *reader, int fd, comparison *c, ds_snapshot_content *content,
+                                existing *found, bool *end)
 {
     const ds_snapshot_source *source = c->source;
     save_header save;
@@ -242,7 +244,8 @@ static dsv2_status compare_save(snapshot_reader *reader, int fd, comparison *c, 
     return status;
 }
 
-/* DSV2_OK if the file is a snapshot of the session's first tokens; DSV2_ERROR_MISMATCH, _FORMAT or _UNSUPPORTED if it is not. */
+/* DSV2_OK if the file is a snapshot of the session's first tokens; DSV2_ERROR_MISMATCH, _FORMAT or _UNSUPPORTED if it
+ * is not. */
 static dsv2_status examine(const ds_snapshot_source *source, const char *path, int fd, existing *found)
 {
     uint8_t bytes[FILE_HEADER_BYTES], own[FILE_HEADER_BYTES];

@@ -1,5 +1,6 @@
 /* snapshot: conversations as files. The format is described byte by byte in README.md beside this.
- * May include: base, sampling, cache, model. Sessions are above this room: they hand over and get back what these types hold. */
+ * May include: base, sampling, cache, model. Sessions are above this room: they hand over and get back what these types
+ * hold. */
 #ifndef DS_LIB_SNAPSHOT_H
 #define DS_LIB_SNAPSHOT_H
 

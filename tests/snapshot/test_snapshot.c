@@ -701,7 +701,13 @@ START_TEST(every_cut_is_refused_or_the_former_save)
 END_TEST
 
 /* A number of a snapshot of 5 tokens without biases: from the file's beginning, of so many bytes. */
-enum { SAVE_AT = 128, STATE_AT = SAVE_AT + 64, LOGITS_AT = STATE_AT + 72, TOKENS_AT = LOGITS_AT + 4 * VOCAB, FRAME_AT = TOKENS_AT + 5 * 4 + 16 };
+enum {
+    SAVE_AT = 128,
+    STATE_AT = SAVE_AT + 64,
+    LOGITS_AT = STATE_AT + 72,
+    TOKENS_AT = LOGITS_AT + 4 * VOCAB,
+    FRAME_AT = TOKENS_AT + 5 * 4 + 16,
+};
 
 static const struct {
     size_t at, size;
@@ -737,7 +743,8 @@ static const struct {
     {TOKENS_AT, 4, VOCAB, DSV2_ERROR_FORMAT, "token 0 is "},
     {TOKENS_AT + 16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "token 4 is -1, expected 0 to "},
     {FRAME_AT + 4, 4, 2, DSV2_ERROR_FORMAT, "the frame at token 0 has encoding 2"},
-    {FRAME_AT + 8, 8, UINT64_MAX, DSV2_ERROR_FORMAT, "the frame at token 0 says that it holds 5 tokens from 18446744073709551615 on"},
+    {FRAME_AT + 8, 8, UINT64_MAX, DSV2_ERROR_FORMAT,
+     "the frame at token 0 says that it holds 5 tokens from 18446744073709551615 on"},
     {FRAME_AT + 16, 4, 0, DSV2_ERROR_FORMAT, "says that it holds 0 tokens from 0 on, expected 1 to 5"},
     {FRAME_AT + 16, 4, 6, DSV2_ERROR_FORMAT, "says that it holds 6 tokens from 0 on, expected 1 to 5"},
     {FRAME_AT + 16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "says that it holds 4294967295 tokens"},

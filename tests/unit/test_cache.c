@@ -1,4 +1,4 @@
-/* The KV cache: rows of every cache type and shape, of MLA and of another kind, and pages that are shared and copied. */
+/* The KV cache: rows of every cache type and shape, MLA's and another kind's; pages that are shared and copied. */
 #include "cache/cache.h"
 #include "snapshot/format.h"
 #include "support/run.h"
@@ -135,7 +135,8 @@ START_TEST(rows_come_back_within_their_type_s_precision)
                 round_trip(&shape, kernels, row, stored, out);
                 for (uint32_t i = 0; i < lora + rope; i++)
                     difference[i] = out[i] - row[i];
-                double bound = bounds[types[t]].latent * (shape.parts[DS_MLA_LATENT].rotation < 16 && types[t] == DSV2_CACHE_Q6 ? 3 : 1); /* loud ones stay loud */
+                bool loud = shape.parts[DS_MLA_LATENT].rotation < 16 && types[t] == DSV2_CACHE_Q6; /* and stay so */
+                double bound = bounds[types[t]].latent * (loud ? 3 : 1);
                 ck_assert_msg(norm(difference, lora) <= bound * norm(row, lora), "type %d, shape %u + %u: latent off by %g of %g",
                               types[t], lora, rope, norm(difference, lora), norm(row, lora));
                 ck_assert_msg((double)largest(difference + lora, rope) <= bounds[types[t]].rope * (double)largest(row + lora, rope),
@@ -225,7 +226,8 @@ START_TEST(zeros_and_the_smallest_and_largest_numbers_are_kept)
         for (size_t k = 0; k < sizeof scales / sizeof *scales; k++)
             for (int s = 0; s < N_SHAPES; s++) {
                 ds_cache_shape shape = shape_of(types[t], shapes[s]);
-                uint32_t lora = shape.parts[DS_MLA_LATENT].width, rope = types[t] == DSV2_CACHE_F32 || types[t] == DSV2_CACHE_Q6 ? shape.parts[DS_MLA_ROPE].width : 0;
+                bool wide = types[t] == DSV2_CACHE_F32 || types[t] == DSV2_CACHE_Q6; /* f16 does not hold all of them */
+                uint32_t lora = shape.parts[DS_MLA_LATENT].width, rope = wide ? shape.parts[DS_MLA_ROPE].width : 0;
                 float row[MAX_WIDTH], out[MAX_WIDTH];
                 uint8_t stored[MAX_WIDTH * 4];
                 if (types[t] == DSV2_CACHE_F16 && scales[k] > 1)
@@ -298,7 +300,8 @@ START_TEST(rows_as_integers_are_those_as_floats)
                 if (kernels == NULL)
                     continue;
                 ds_cache_shape shape = shape_of(types[t], shapes[s]);
-                uint32_t lora = shape.parts[DS_MLA_LATENT].width, rope = shape.parts[DS_MLA_ROPE].width, width = lora + rope;
+                uint32_t lora = shape.parts[DS_MLA_LATENT].width, rope = shape.parts[DS_MLA_ROPE].width;
+                uint32_t width = lora + rope;
                 size_t latent_groups = (lora + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
                 size_t groups = latent_groups + (rope + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
                 bool exact = types[t] == DSV2_CACHE_Q8 || lora % 2 == 0;
@@ -416,7 +419,8 @@ START_TEST(pages_of_all_sizes_are_used_again_and_given_back)
     ds_cache caches[CACHES];
     for (int c = 0; c < CACHES; c++) {
         ds_cache_shape shape;
-        ck_assert(ds_cache_shape_init(&shape, &ds_mla_row, PUBLISHED, c == 2 ? DSV2_CACHE_Q6 : DSV2_CACHE_Q8, layers[c]) == DSV2_OK);
+        dsv2_cache_type type = c == 2 ? DSV2_CACHE_Q6 : DSV2_CACHE_Q8;
+        ck_assert(ds_cache_shape_init(&shape, &ds_mla_row, PUBLISHED, type, layers[c]) == DSV2_OK);
         ds_cache_init(&caches[c], &pool, &shape);
     }
     for (int step = 0; step < STEPS; step++) {
@@ -490,8 +494,13 @@ static void random_other_row(float *row)
 START_TEST(rows_of_another_kind_are_a_description)
 {
     static const size_t row_bytes[] = {
-        [DSV2_CACHE_F32] = 896, [DSV2_CACHE_F16] = 448, [DSV2_CACHE_Q8] = 4 + 4 + 128 + 96, [DSV2_CACHE_Q6] = 2 + 2 + 88 + 66};
-    static const double bounds[] = {[DSV2_CACHE_F32] = 0, [DSV2_CACHE_F16] = 0.0005, [DSV2_CACHE_Q8] = 0.02, [DSV2_CACHE_Q6] = 0.055};
+        [DSV2_CACHE_F32] = 896,
+        [DSV2_CACHE_F16] = 448,
+        [DSV2_CACHE_Q8] = 4 + 4 + 128 + 96,
+        [DSV2_CACHE_Q6] = 2 + 2 + 88 + 66,
+    };
+    static const double bounds[] = {
+        [DSV2_CACHE_F32] = 0, [DSV2_CACHE_F16] = 0.0005, [DSV2_CACHE_Q8] = 0.02, [DSV2_CACHE_Q6] = 0.055};
     for (int t = 0; t < N_TYPES; t++) {
         ds_cache_shape shape = other_shape(types[t]);
         ck_assert_uint_eq(shape.row_bytes, row_bytes[types[t]]);
@@ -550,6 +559,12 @@ START_TEST(an_odd_last_part_in_pairs_is_refused_by_name)
 }
 END_TEST
 
+/* The stored row of one position. */
+static uint8_t *row_at(const ds_cache *cache, uint32_t layer, size_t position)
+{
+    return ds_cache_rows(cache, layer, position / DS_PAGE_TOKENS) + position % DS_PAGE_TOKENS * cache->shape.row_bytes;
+}
+
 /* Fills positions 0 to n - 1 with rows. */
 static void fill_with_rows(ds_cache *cache, size_t n)
 {
@@ -558,8 +573,7 @@ static void fill_with_rows(ds_cache *cache, size_t n)
     for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++)
         for (size_t at = 0; at < n; at++) {
             random_other_row(row);
-            ds_cache_encode_row(&cache->shape, kernels_of(0), row,
-                                ds_cache_rows(cache, layer, at / DS_PAGE_TOKENS) + at % DS_PAGE_TOKENS * cache->shape.row_bytes);
+            ds_cache_encode_row(&cache->shape, kernels_of(0), row, row_at(cache, layer, at));
         }
 }
 
@@ -570,14 +584,13 @@ static float *rows_of(const ds_cache *cache, size_t n)
     float *rows = malloc(shape->n_layers * n * shape->width * sizeof *rows), *row = rows;
     for (uint32_t layer = 0; layer < shape->n_layers; layer++)
         for (size_t at = 0; at < n; at++, row += shape->width) {
-            ds_cache_decode_rows(shape, kernels_of(0),
-                                 ds_cache_rows(cache, layer, at / DS_PAGE_TOKENS) + at % DS_PAGE_TOKENS * shape->row_bytes, 1, row);
+            ds_cache_decode_rows(shape, kernels_of(0), row_at(cache, layer, at), 1, row);
             ds_cache_rotate_row(shape, kernels_of(0), row);
         }
     return rows;
 }
 
-/* Takes the rows of n positions, of as many pages as a batch has frames, from one cache into another, which may be of another type. */
+/* Takes the rows of n positions as one batch of frames from one cache into another, which may be of another type. */
 static void send_frames(ds_pool *threads, const ds_cache *from, size_t n, ds_cache *to)
 {
     frame_batch writes, reads;
@@ -591,7 +604,8 @@ static void send_frames(ds_pool *threads, const ds_cache *from, size_t n, ds_cac
     for (size_t i = 0; i < writes.n; i++) {
         frame *sent = &writes.frames[i], *got = &reads.frames[reads.n++];
         memcpy(got->header_bytes, sent->header_bytes, sizeof got->header_bytes);
-        ck_assert(ds_frame_header_read("frames", got->header_bytes, &from->shape, sent->header.first_token, n, &got->header) == DSV2_OK);
+        uint64_t first = sent->header.first_token;
+        ck_assert(ds_frame_header_read("frames", got->header_bytes, &from->shape, first, n, &got->header) == DSV2_OK);
         memcpy(got->buffer, sent->stored, (size_t)got->header.stored_bytes);
         got->stored = got->buffer;
         got->wanted = true;

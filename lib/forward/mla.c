@@ -211,8 +211,10 @@ static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigne
     }
     ds_matmul(rows->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
               ds_matmul_scratch_of(&rows->linear, thread));
-    for (uint32_t i = 0; i < n; i++)
-        ds_cache_rotate(&rows->sequences[rows->sequence_of[row + i]].cache->shape, rows->kernels, out + i * stride);
+    for (uint32_t i = 0; i < n; i++) {
+        const ds_cache *cache = rows->sequences[rows->sequence_of[row + i]].cache;
+        ds_cache_rotate_part(&cache->shape, DS_MLA_LATENT, rows->kernels, out + i * stride);
+    }
 }
 
 /* o = W^UV (weighted sum of latents). */
@@ -285,7 +287,7 @@ static void load_latents(const mla *a, const ds_cache *cache, size_t first, cons
             size_t at = t * cache->shape.row_bytes;
             ds_cache_decode_integers(&cache->shape, kernels, stored + at, ds_tile_rows(tile, t), attend->rows, tile->key_scales + t,
                                      attend->padded, next == NULL ? NULL : next + at);
-            const int8_t *codes = ds_cache_codes(&cache->shape, stored + at);
+            const int8_t *codes = ds_cache_codes(&cache->shape, DS_MLA_LATENT, stored + at);
             if (codes != NULL) {
                 ds_tile_codes(attend, tile, t, codes, cache->shape.row_bytes, attend->rows, stride);
             } else {
@@ -311,7 +313,7 @@ static void attend_span(const mla *a, const ds_sequence *sequence, query_set set
     const ds_config *config = rows->config;
     const ds_cache *cache = sequence->cache;
     uint32_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim, n_queries = set.n_rows * set.n_heads;
-    ds_attend_shape shape = absorbed_shape(config, ds_cache_is_quantised(&cache->shape));
+    ds_attend_shape shape = absorbed_shape(config, cache->shape.is_quantised);
     const float *q[QUERY_SET];
     for (uint32_t i = 0; i < n_queries; i++) {
         uint32_t row = set.first_row + i / set.n_heads, head = set.first_head + i % set.n_heads;
@@ -364,7 +366,8 @@ static void finish_query(const mla *a, uint32_t row, uint32_t head, const float 
     float scale = 1.0f / total_sum;
     for (uint32_t j = 0; j < lora; j++)
         out[j] = total[j] * scale;
-    ds_cache_rotate(&a->rows->sequences[a->rows->sequence_of[row]].cache->shape, a->rows->kernels, out);
+    const ds_cache *cache = a->rows->sequences[a->rows->sequence_of[row]].cache;
+    ds_cache_rotate_part(&cache->shape, DS_MLA_LATENT, a->rows->kernels, out);
 }
 
 static size_t span_count(size_t position) { return position / SPAN_TOKENS + 1; }
@@ -540,11 +543,11 @@ static void segment_task(void *context, size_t page, unsigned thread)
     const ds_kernels *kernels = rows->kernels;
     const ds_matrix *kv_b = &s->a->weights->kv_b_proj;
     size_t first = s->first + page * DS_PAGE_TOKENS, n = s->end - first < DS_PAGE_TOKENS ? s->end - first : DS_PAGE_TOKENS;
-    size_t width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim, at = page * DS_PAGE_TOKENS;
+    size_t width = cache->shape.width, at = page * DS_PAGE_TOKENS;
     float *latents = memory->segment_latents + at * width;
     ds_cache_decode_rows(&cache->shape, kernels, ds_cache_rows(cache, s->a->layer, first / DS_PAGE_TOKENS), n, latents);
     for (size_t t = 0; t < n; t++) {
-        ds_cache_rotate(&cache->shape, kernels, latents + t * width);
+        ds_cache_rotate_part(&cache->shape, DS_MLA_LATENT, kernels, latents + t * width);
         if (ds_type_is_interleaved(kv_b->type))
             kernels->prepare_row(memory->segment_x8 + (at + t) * ds_prepared_blocks(kv_b->cols), latents + t * width, kv_b->cols);
     }
@@ -645,7 +648,7 @@ static void expanded_task(void *context, size_t head, unsigned thread)
     const ds_config *config = rows->config;
     uint32_t width = config->qk_nope_head_dim + config->qk_rope_head_dim, v_dim = config->v_head_dim, n_rows = sequence->n_rows;
     expand_scratch s = expand_scratch_of(rows, thread);
-    ds_attend_shape shape = expanded_shape(config, ds_cache_is_quantised(&sequence->cache->shape));
+    ds_attend_shape shape = expanded_shape(config, sequence->cache->shape.is_quantised);
     size_t q_stride = (size_t)config->num_attention_heads * width, out_stride = (size_t)config->num_attention_heads * v_dim;
     const float *q[DS_PASS_ROWS];
     for (uint32_t i = 0; i < n_rows; i++)

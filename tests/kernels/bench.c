@@ -131,7 +131,7 @@ static void round_of_rows(const ds_kernels *kernels, int round, int *at, const b
     static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
     for (int type = DSV2_CACHE_F32; type <= DSV2_CACHE_Q6; type++) {
         ds_cache_shape shape;
-        if (ds_cache_shape_init(&shape, (dsv2_cache_type)type, 1, LATENT, ROPE) != DSV2_OK)
+        if (ds_cache_shape_init(&shape, &ds_mla_row, (uint32_t[]){LATENT, ROPE}, (dsv2_cache_type)type, 1) != DSV2_OK)
             return;
         char name[64];
         snprintf(name, sizeof name, "cached rows of %s to floats, 64 rows", names[type]);

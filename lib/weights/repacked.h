@@ -3,7 +3,7 @@
 #ifndef DS_LIB_WEIGHTS_REPACKED_H
 #define DS_LIB_WEIGHTS_REPACKED_H
 
-#include "weights/convert.h"
+#include "weights/queue.h"
 #include "weights/weights.h"
 
 #include <pthread.h>
@@ -11,8 +11,8 @@
 
 typedef struct ds_deferred_expert {
     _Atomic bool waiting; /* cleared under the source's lock; who sees it cleared may read the expert's matrices */
-    uint32_t n;           /* conversions: fewer than three if some matrix had to be rounded on opening */
-    ds_conversion conversions[3];
+    uint32_t n;           /* conversions: fewer than all if some matrix had to be rounded on opening */
+    ds_conversion conversions[DS_FFN_MATRICES];
 } ds_deferred_expert;
 
 typedef struct ds_repacked_source {
@@ -21,7 +21,7 @@ typedef struct ds_repacked_source {
     uint32_t n_layers, n_experts;
     ds_deferred_expert **deferred; /* [n_layers], each NULL or [n_experts] */
     pthread_mutex_t lock;
-    ds_conversions queue; /* with room for the experts of a layer */
+    ds_queue queue; /* under the lock */
 } ds_repacked_source;
 
 dsv2_status ds_repacked_source_new(const ds_weights_opening *opening, ds_repacked_source **source);

@@ -12,6 +12,8 @@ typedef struct ds_ffn_weights {
     ds_matrix gate, up, down;
 } ds_ffn_weights;
 
+enum { DS_FFN_MATRICES = sizeof(ds_ffn_weights) / sizeof(ds_matrix) };
+
 typedef struct ds_expert_source ds_expert_source;
 
 struct ds_expert_source {

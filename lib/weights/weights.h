@@ -7,6 +7,8 @@
 #include "config/config.h"
 #include "formats/formats.h"
 #include "kernels/kernels.h"
+#include "weights/holder.h"
+#include "weights/queue.h"
 #include "weights/source.h"
 
 /* Attention, named as in section 2.1.2 and appendix C of the report. */
@@ -51,9 +53,7 @@ typedef struct ds_weights {
     size_t matmul_scratch; /* floats: the most that ds_matmul asks for with any of the matrices */
     uint64_t digest;       /* names, shapes, types; in packs with the checksums of all data, else with a sample of each tensor's */
 
-    /* What opening had to make: converted and transposed weights, norms as floats. */
-    void **owned;
-    size_t n_owned, owned_capacity;
+    ds_holder holder; /* what opening made: layers, converted and transposed weights, vectors as floats */
 } ds_weights;
 
 /* What weights are opened with. All of it outlives them. */
@@ -65,7 +65,10 @@ typedef struct ds_weights_opening {
     dsv2_weight_type weight_type;
     dsv2_progress_fn progress; /* or NULL */
     void *progress_user;
-    bool as_found; /* convert nothing: the weights are for a copy that is written rather than run */
+    /* Weights stay in the types that their file has: for a copy that is written rather than run. Matrices that opening has to make
+     * (kv_b_proj joined, k_up_transposed) are held as otherwise. */
+    bool as_found;
+    ds_queue_limits queue_limits; /* zeros: the usual ones */
 } ds_weights_opening;
 
 /* Finds every tensor that the configuration asks for, checks its type and shape, and brings it to the type in which it is held.

@@ -15,7 +15,8 @@ size_t ds_conversion_scratch(const ds_conversion *c)
     return (DS_PACK_ROWS * row + LINE - 1) / LINE * LINE;
 }
 
-/* The rows are copied to scratch first, in the order that processors foresee: repacking reads the rows' blocks in turns. */
+/* The rows are copied to scratch first, in the order that processors foresee: repacking reads the rows' blocks in
+ * turns. */
 static void repack_rows(const ds_conversion *c, uint32_t first, uint32_t n, uint8_t *out, uint8_t *scratch)
 {
     const ds_matrix *from = &c->from;

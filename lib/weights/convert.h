@@ -17,7 +17,8 @@ bool ds_conversion_is_repacking(const ds_conversion *conversion);
 size_t ds_conversion_scratch(const ds_conversion *conversion);
 
 /* Writes rows `first` to `end` - 1: at most DS_PACK_ROWS, `first` a multiple of that. */
-void ds_convert_rows(const ds_kernels *kernels, const ds_conversion *conversion, uint32_t first, uint32_t end, void *scratch);
+void ds_convert_rows(const ds_kernels *kernels, const ds_conversion *conversion, uint32_t first, uint32_t end,
+                     void *scratch);
 
 /* Writes element i of an array of F32, F16 or BF16. */
 void ds_write_element(ds_type type, void *data, size_t i, float value);

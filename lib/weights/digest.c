@@ -2,7 +2,10 @@
 
 #include <xxhash.h>
 
-static void add(uint64_t *digest, const void *data, size_t size) { *digest = XXH3_64bits_withSeed(data, size, *digest); }
+static void add(uint64_t *digest, const void *data, size_t size)
+{
+    *digest = XXH3_64bits_withSeed(data, size, *digest);
+}
 
 void ds_digest_type(uint64_t *digest, ds_type type)
 {

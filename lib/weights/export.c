@@ -1,5 +1,5 @@
-/* Writing a model of any container as a .dsv2 pack: weight by weight, in the order of the forward pass. Each is converted and written
- * before the next is touched. */
+/* Writing a model of any container as a .dsv2 pack: weight by weight, in the order of the forward pass. Each is
+ * converted and written before the next is touched. */
 #include "formats/pack.h"
 #include "weights/held_type.h"
 #include "weights/walk.h"
@@ -18,12 +18,14 @@ typedef struct exporter {
 static dsv2_status report(exporter *e, uint64_t bytes)
 {
     e->done = bytes < e->total - e->done ? e->done + bytes : e->total;
-    if (e->options->progress != NULL && e->options->progress(e->options->progress_user, DSV2_PHASE_PACK, e->done, e->total) != 0)
+    if (e->options->progress != NULL && e->options->progress(e->options->progress_user, DSV2_PHASE_PACK, e->done,
+                                                             e->total) != 0)
         return ds_fail(DSV2_ERROR_CANCELLED, "packing was cancelled by the progress callback");
     return DSV2_OK;
 }
 
-static dsv2_status write_tensor(exporter *e, const ds_weight_id *id, ds_type type, ds_shape shape, const void *data, size_t size)
+static dsv2_status write_tensor(exporter *e, const ds_weight_id *id, ds_type type, ds_shape shape, const void *data,
+                                size_t size)
 {
     const uint64_t dims[] = {shape.rows, shape.cols};
     char name[DS_NAME_SIZE];
@@ -53,7 +55,8 @@ static dsv2_status export_matrix(void *context, const ds_weight_id *id, ds_shape
     ds_type type = ds_held_type(e->options->weight_type, id->role, matrix->type);
     if (type == DS_TYPE_F8_E4M3)
         type = DS_TYPE_P8; /* block scales have no place in a pack */
-    size_t size = ds_matrix_bytes(type, shape.rows, shape.cols), found = ds_matrix_bytes(matrix->type, shape.rows, shape.cols);
+    size_t size = ds_matrix_bytes(type, shape.rows, shape.cols), found = ds_matrix_bytes(matrix->type, shape.rows,
+                                                                                         shape.cols);
     dsv2_status status = type != matrix->type ? convert(e, matrix, type) : DSV2_OK;
     if (status == DSV2_OK)
         status = write_tensor(e, id, type, shape, type != matrix->type ? e->buffer : matrix->data, size);

@@ -1,6 +1,7 @@
 #include "weights/held_type.h"
 
-/* As stored: a type that the kernels take stays; a block type becomes its interleaved twin, or 8 bits if it has none. */
+/* As stored: a type that the kernels take stays; a block type becomes its interleaved twin, or 8 bits if it has
+ * none. */
 static ds_type stored_type(ds_sensitivity sensitivity, ds_type found)
 {
     if (ds_type_is_plain(found) || found == DS_TYPE_F8_E4M3 || ds_type_is_packed(found))
@@ -11,7 +12,8 @@ static ds_type stored_type(ds_sensitivity sensitivity, ds_type found)
     return twin != DS_TYPE_COUNT ? twin : DS_TYPE_P8;
 }
 
-/* The router stays exact. Embedding, head and latent get more bits than asked for: they are small, or matter more than their size. */
+/* The router stays exact. Embedding, head and latent get more bits than asked for: they are small, or matter more
+ * than their size. */
 static ds_type rounded_type(ds_sensitivity sensitivity, ds_type found, ds_type wanted)
 {
     switch (sensitivity) {

@@ -1,5 +1,5 @@
-/* Memory that lives as long as the weights. The holder makes every block that it holds, and frees all of them at its end: nobody else
- * ever frees one. */
+/* Memory that lives as long as the weights. The holder makes every block that it holds, and frees all of them at its
+ * end: nobody else ever frees one. */
 #ifndef DS_LIB_WEIGHTS_HOLDER_H
 #define DS_LIB_WEIGHTS_HOLDER_H
 

@@ -27,13 +27,15 @@ static void write_row(ds_type type, void *out, size_t to, uint32_t n, const floa
 }
 
 /* Writes a row of n elements as column `to` of a matrix with `stride` columns, from row `first_row` down. */
-static void write_column(ds_type type, void *out, size_t first_row, size_t to, size_t stride, uint32_t n, const float *row)
+static void write_column(ds_type type, void *out, size_t first_row, size_t to, size_t stride, uint32_t n,
+                         const float *row)
 {
     for (uint32_t i = 0; i < n; i++)
         ds_write_element(type, out, (first_row + i) * stride + to, row[i]);
 }
 
-dsv2_status ds_join_kv_b(const ds_kernels *kernels, const ds_config *config, const ds_matrix *k_b, const ds_matrix *v_b, ds_type type,
+dsv2_status ds_join_kv_b(const ds_kernels *kernels, const ds_config *config, const ds_matrix *k_b, const ds_matrix *v_b,
+                         ds_type type,
                          void *out)
 {
     uint32_t nope = config->qk_nope_head_dim, v_dim = config->v_head_dim, lora = config->kv_lora_rank;
@@ -54,7 +56,8 @@ dsv2_status ds_join_kv_b(const ds_kernels *kernels, const ds_config *config, con
     return status;
 }
 
-dsv2_status ds_transpose_k_up(const ds_kernels *kernels, const ds_config *config, const ds_matrix *kv_b, ds_type type, void *out)
+dsv2_status ds_transpose_k_up(const ds_kernels *kernels, const ds_config *config, const ds_matrix *kv_b, ds_type type,
+                              void *out)
 {
     uint32_t nope = config->qk_nope_head_dim, v_dim = config->v_head_dim, lora = config->kv_lora_rank;
     float *row;

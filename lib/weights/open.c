@@ -1,6 +1,6 @@
-/* Opening: every weight that the configuration asks for is found, its type and shape checked, once, and bound to its slot in the
- * type that it is held in. After this the forward pass has no checks. A configuration that asks for more layers or experts than there
- * are tensors fails at the first that is missing. */
+/* Opening: every weight that the configuration asks for is found, its type and shape checked, once, and bound to its
+ * slot in the type that it is held in. After this the forward pass has no checks. A configuration that asks for more
+ * layers or experts than there are tensors fails at the first that is missing. */
 #include "weights/digest.h"
 #include "weights/held_type.h"
 #include "weights/kv_b.h"
@@ -19,8 +19,8 @@ typedef struct opener {
     ds_repacked_source *repacked; /* experts that wait for their first use, or NULL */
 } opener;
 
-/* Also called when one of several weights of the same tensor was found, for the host to cancel; the last tensor counts only when
- * everything is done. */
+/* Also called when one of several weights of the same tensor was found, for the host to cancel; the last tensor
+ * counts only when everything is done. */
 static dsv2_status report(opener *o, bool new_tensor)
 {
     const ds_weights_opening *opening = o->opening;
@@ -75,7 +75,8 @@ static dsv2_status bind_vector(void *context, const ds_weight_id *id, uint32_t n
     if (status != DSV2_OK)
         return status;
     if (!ds_type_is_plain(tensor.type))
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32, F16 or BF16", tensor.path, tensor.name,
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32, F16 or BF16", tensor.path,
+                       tensor.name,
                        ds_type_name(tensor.type));
     void *values;
     status = new_held(o, id, n * sizeof(float), &values);
@@ -129,8 +130,8 @@ static dsv2_status defer(opener *o, const ds_weight_id *id, const ds_conversion 
     return status;
 }
 
-/* Has a matrix converted, at the latest when all weights are bound; repacked experts wait for their first use. Rounding an expert
- * takes too long for a pass: it is done here, with progress for the host to see. */
+/* Has a matrix converted, at the latest when all weights are bound; repacked experts wait for their first use.
+ * Rounding an expert takes too long for a pass: it is done here, with progress for the host to see. */
 static dsv2_status convert(opener *o, const ds_weight_id *id, ds_type held, ds_matrix *matrix)
 {
     void *data;
@@ -175,7 +176,8 @@ static ds_type held_type(const opener *o, const ds_weight_id *id, ds_type found)
     return o->opening->as_found ? found : ds_held_type(o->opening->weight_type, id->role, found);
 }
 
-/* Memory for a matrix that opening makes: the holder's if the matrix is held as it is made, else the queue's, which converts it. */
+/* Memory for a matrix that opening makes: the holder's if the matrix is held as it is made, else the queue's, which
+ * converts it. */
 static dsv2_status new_made(opener *o, const ds_weight_id *id, ds_shape shape, ds_type type, ds_type held, void **data)
 {
     size_t bytes = ds_matrix_bytes(type, shape.rows, shape.cols);
@@ -198,7 +200,8 @@ static dsv2_status bind_transposed_k_up(opener *o, const ds_weight_id *id, const
 {
     ds_shape shape = ds_role_info_of(id->role)->shape(o->opening->config);
     ds_type type = ds_transposed_k_up_type(kv_b->type);
-    /* Transposed blocks are rounded a second time: with bits to spare. FP8's range is more than eight bits hold: it becomes floats. */
+    /* Transposed blocks are rounded a second time: with bits to spare. FP8's range is more than eight bits hold: it
+     * becomes floats. */
     bool floats = ds_type_is_plain(kv_b->type) || kv_b->type == DS_TYPE_F8_E4M3;
     ds_type held = ds_held_type(o->opening->weight_type, id->role, floats ? type : DS_TYPE_P8);
     void *data;
@@ -227,7 +230,8 @@ static dsv2_status bind_k_up(opener *o, uint32_t layer, const ds_matrix *kv_b)
 }
 
 /* Binds kv_b_proj joined of its two halves. */
-static dsv2_status bind_joined_kv_b(opener *o, const ds_weight_id *id, ds_shape shape, const ds_tensor *k_up, const ds_tensor *v_up,
+static dsv2_status bind_joined_kv_b(opener *o, const ds_weight_id *id, ds_shape shape, const ds_tensor *k_up,
+                                    const ds_tensor *v_up,
                                     ds_matrix *slot)
 {
     const ds_config *config = o->opening->config;

@@ -11,13 +11,15 @@ static void shape_text(uint32_t n_dims, const uint64_t *dims, char *text, size_t
 {
     size_t length = (size_t)snprintf(text, size, "[");
     for (uint32_t i = 0; i < n_dims && length < size; i++)
-        length += (size_t)snprintf(text + length, size - length, "%s%llu", i > 0 ? ", " : "", (unsigned long long)dims[i]);
+        length += (size_t)snprintf(text + length, size - length, "%s%llu", i > 0 ? ", " : "",
+                                   (unsigned long long)dims[i]);
     if (length < size)
         snprintf(text + length, size - length, "]");
 }
 
 /* The container's tensor of this name, if it has the shape. */
-static dsv2_status require(const ds_places *places, const char *name, uint32_t n_dims, const uint64_t *dims, const ds_tensor **out)
+static dsv2_status require(const ds_places *places, const char *name, uint32_t n_dims, const uint64_t *dims,
+                           const ds_tensor **out)
 {
     const ds_tensor *tensor;
     dsv2_status status = ds_container_require(places->container, name, &tensor);
@@ -27,7 +29,8 @@ static dsv2_status require(const ds_places *places, const char *name, uint32_t n
         char shape[96], expected[96];
         shape_text(tensor->n_dims, tensor->dims, shape, sizeof shape);
         shape_text(n_dims, dims, expected, sizeof expected);
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has shape %s, the configuration says %s", tensor->path, name, shape,
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has shape %s, the configuration says %s", tensor->path, name,
+                       shape,
                        expected);
     }
     *out = tensor;
@@ -46,7 +49,8 @@ static dsv2_status find_whole(const ds_places *places, const char *name, ds_shap
 }
 
 /* A routed expert's matrix in a tensor with `n_parts` matrices for every expert. */
-static dsv2_status find_expert(const ds_places *places, const ds_weight_id *id, const char *name, uint32_t part, uint32_t n_parts,
+static dsv2_status find_expert(const ds_places *places, const ds_weight_id *id, const char *name, uint32_t part,
+                               uint32_t n_parts,
                                ds_place *place)
 {
     ds_shape shape = ds_role_info_of(id->role)->shape(places->config);
@@ -92,11 +96,13 @@ dsv2_status ds_place_find_scales(const ds_places *places, const ds_tensor *tenso
 {
     uint32_t block_rows = places->config->fp8_block_rows, block_cols = places->config->fp8_block_cols;
     if (block_rows == 0 || block_cols == 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: tensor %s is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
                        tensor->path, tensor->name);
     char name[DS_NAME_SIZE + 16];
     snprintf(name, sizeof name, "%s_scale_inv", tensor->name);
-    uint64_t rows = (tensor->dims[0] + block_rows - 1) / block_rows, cols = (tensor->dims[1] + block_cols - 1) / block_cols;
+    uint64_t rows = (tensor->dims[0] + block_rows - 1) / block_rows,
+        cols = (tensor->dims[1] + block_cols - 1) / block_cols;
     return find_whole(places, name, (ds_shape){(uint32_t)rows, (uint32_t)cols}, scales);
 }
 

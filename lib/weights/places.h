@@ -1,5 +1,6 @@
-/* Where weights lie in files. In Hugging Face's files and in packs each has a tensor of its own. In GGUFs a tensor has one matrix for
- * every routed expert of a layer, or two one after the other (gate and up, joined); and kv_b_proj may be in two tensors. */
+/* Where weights lie in files. In Hugging Face's files and in packs each has a tensor of its own. In GGUFs a tensor
+ * has one matrix for every routed expert of a layer, or two one after the other (gate and up, joined); and kv_b_proj
+ * may be in two tensors. */
 #ifndef DS_LIB_WEIGHTS_PLACES_H
 #define DS_LIB_WEIGHTS_PLACES_H
 
@@ -30,7 +31,8 @@ bool ds_place_has_k_up(const ds_places *places, uint32_t layer);
 
 /* Whether kv_b_proj of a layer is in two tensors: (W^UK)^T and W^UV, by head. */
 bool ds_place_is_split(const ds_places *places, uint32_t layer);
-dsv2_status ds_place_find_split(const ds_places *places, uint32_t layer, const ds_tensor **k_up, const ds_tensor **v_up);
+dsv2_status ds_place_find_split(const ds_places *places, uint32_t layer, const ds_tensor **k_up,
+                                const ds_tensor **v_up);
 
 /* A tensor's data as a matrix of this shape. */
 ds_matrix ds_tensor_matrix(const ds_tensor *tensor, ds_shape shape);

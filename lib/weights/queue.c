@@ -4,7 +4,8 @@
 
 static const ds_queue_limits usual = {.bytes_per_thread = 16 << 20, .entries = 1024};
 
-void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container, ds_queue_limits limits)
+void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
+                   ds_queue_limits limits)
 {
     *queue = (ds_queue){.kernels = kernels, .pool = pool, .container = container, .limits = limits};
     if (limits.bytes_per_thread == 0)

@@ -1,5 +1,6 @@
-/* Conversions that wait for each other. A matrix may be small (an expert's has a megabyte or two), and a thread that touches new
- * memory first waits until the kernel has cleared a huge page: so matrices wait until every thread has some megabytes to go through. */
+/* Conversions that wait for each other. A matrix may be small (an expert's has a megabyte or two), and a thread that
+ * touches new memory first waits until the kernel has cleared a huge page: so matrices wait until every thread has
+ * some megabytes to go through. */
 #ifndef DS_LIB_WEIGHTS_QUEUE_H
 #define DS_LIB_WEIGHTS_QUEUE_H
 
@@ -33,17 +34,18 @@ typedef struct ds_queue {
     void *block; /* of ds_queue_block, until its conversion is added */
 } ds_queue;
 
-void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container, ds_queue_limits limits);
+void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
+                   ds_queue_limits limits);
 
 /* Makes the memory that conversions like this one need, so that adding and running them cannot fail. */
 dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like);
 
-/* Memory for a matrix that is only made to be converted; NULL without memory. The queue owns the block from here on: the next
- * conversion that is added reads it, and its last rows free it. */
+/* Memory for a matrix that is only made to be converted; NULL without memory. The queue owns the block from here on:
+ * the next conversion that is added reads it, and its last rows free it. */
 void *ds_queue_block(ds_queue *queue, size_t bytes);
 
-/* Adds a matrix for which memory was reserved, and runs the queue whenever it is full. Until ds_queue_run the matrix's data stay, and
- * nobody reads `out`. */
+/* Adds a matrix for which memory was reserved, and runs the queue whenever it is full. Until ds_queue_run the
+ * matrix's data stay, and nobody reads `out`. */
 void ds_queue_add(ds_queue *queue, const ds_conversion *conversion);
 
 /* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. */

@@ -2,7 +2,10 @@
 
 #include <assert.h>
 
-static bool waits(const ds_deferred_expert *expert) { return atomic_load_explicit(&expert->waiting, memory_order_acquire); }
+static bool waits(const ds_deferred_expert *expert)
+{
+    return atomic_load_explicit(&expert->waiting, memory_order_acquire);
+}
 
 /* Repacks those of a layer's experts that still wait, together, over all threads. */
 static void repack(ds_repacked_source *source, ds_deferred_expert *deferred, const uint32_t *experts, size_t n)
@@ -20,7 +23,8 @@ static void repack(ds_repacked_source *source, ds_deferred_expert *deferred, con
     pthread_mutex_unlock(&source->lock);
 }
 
-static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n, const ds_ffn_weights **weights)
+static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n,
+                           const ds_ffn_weights **weights)
 {
     ds_repacked_source *source = (ds_repacked_source *)base;
     ds_deferred_expert *deferred = source->deferred[layer];
@@ -63,7 +67,8 @@ dsv2_status ds_repacked_source_new(const ds_weights_opening *opening, ds_repacke
     return DSV2_OK;
 }
 
-dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert, const ds_conversion *conversion)
+dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert,
+                                     const ds_conversion *conversion)
 {
     ds_deferred_expert **deferred = &source->deferred[layer];
     if (*deferred == NULL)

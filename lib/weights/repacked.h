@@ -1,5 +1,5 @@
-/* The source of experts that are repacked when a pass first chooses them: a GGUF opens without the time that repacking takes for all
- * of them, and experts that no pass ever chooses take no memory. */
+/* The source of experts that are repacked when a pass first chooses them: a GGUF opens without the time that
+ * repacking takes for all of them, and experts that no pass ever chooses take no memory. */
 #ifndef DS_LIB_WEIGHTS_REPACKED_H
 #define DS_LIB_WEIGHTS_REPACKED_H
 
@@ -27,7 +27,8 @@ typedef struct ds_repacked_source {
 dsv2_status ds_repacked_source_new(const ds_weights_opening *opening, ds_repacked_source **source);
 
 /* Leaves a routed expert's matrix to the pass that first chooses the expert; that pass then needs no memory for it. */
-dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert, const ds_conversion *conversion);
+dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert,
+                                     const ds_conversion *conversion);
 
 /* The source, once all that waits was deferred. layers: outlive the source. */
 ds_expert_source *ds_repacked_source_finish(ds_repacked_source *source, const ds_layer *layers);

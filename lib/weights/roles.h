@@ -1,6 +1,6 @@
-/* What a weight is for. A weight is told from others by its layer, its role and, among routed experts, its expert. One table by role
- * (roles.c) says everything else: the names, the shape, which models have it, where it is bound. Names are printed from an id and
- * never read back. */
+/* What a weight is for. A weight is told from others by its layer, its role and, among routed experts, its expert.
+ * One table by role (roles.c) says everything else: the names, the shape, which models have it, where it is bound.
+ * Names are printed from an id and never read back. */
 #ifndef DS_LIB_WEIGHTS_ROLES_H
 #define DS_LIB_WEIGHTS_ROLES_H
 
@@ -20,7 +20,7 @@ typedef enum ds_role {
     DS_ROLE_KV_A_NORM,
     DS_ROLE_KV_B_PROJ,
     DS_ROLE_K_UP_TRANSPOSED, /* (W^UK)^T by head: kept in packs and in some GGUFs, else made of kv_b_proj */
-    DS_ROLE_V_UP,            /* W^UV by head: the rest of kv_b_proj in a GGUF that has (W^UK)^T; never bound by itself */
+    DS_ROLE_V_UP,            /* W^UV by head, beside (W^UK)^T in some GGUFs; never bound by itself */
     DS_ROLE_O_PROJ,
     DS_ROLE_O_BIAS,
     DS_ROLE_POST_ATTENTION_NORM,
@@ -70,12 +70,13 @@ typedef struct ds_shape {
 typedef struct ds_role_info {
     ds_scope scope;
     ds_sensitivity sensitivity;
-    const char *published; /* its name in Hugging Face's files and in packs, behind layer and expert; NULL: never there by itself */
+    const char *published; /* its name in Hugging Face's files and packs, behind layer and expert; NULL: none */
     const char *gguf;      /* its name in GGUFs, behind the layer */
-    const char *joined;    /* NULL, or the name in GGUFs of a tensor that holds, for every expert, two matrices one after the other, */
-    uint32_t joined_part;  /* of which this is the first (0) or the second (1) */
+    const char *joined;    /* NULL, or its name in GGUFs that hold two matrices of each expert in one tensor */
+    uint32_t joined_part;  /* 0: the first of the two, 1: the second */
     size_t slot;           /* offset of its ds_matrix, or of the pointer to its floats, in the scope's structure */
-    bool (*asked_for)(const ds_config *config, uint32_t layer); /* NULL: by no configuration; other weights bring it with them */
+    /* Which configurations have it, in which layers; NULL: none by itself, another weight brings it along. */
+    bool (*asked_for)(const ds_config *config, uint32_t layer);
     ds_shape (*shape)(const ds_config *config);
 } ds_role_info;
 
@@ -87,7 +88,8 @@ enum { DS_NAME_SIZE = 128 };
 void ds_published_name(const ds_weight_id *id, char name[DS_NAME_SIZE]);
 void ds_gguf_name(const ds_weight_id *id, char name[DS_NAME_SIZE]);
 
-/* The name of the tensor that a GGUF may hold the weight in together with another; false if there is none for this role. */
+/* The name of the tensor that a GGUF may hold the weight in together with another; false if there is none for this
+ * role. */
 bool ds_gguf_joined_name(const ds_weight_id *id, char name[DS_NAME_SIZE]);
 
 #endif

@@ -11,8 +11,8 @@ typedef struct ds_weights_visitor {
     void *context;
 } ds_weights_visitor;
 
-/* Calls the visitor for every weight that the configuration asks for, until one call fails. The layers are allocated; a layer's
- * experts are by the time that its router and the rest of the layer have been visited. */
+/* Calls the visitor for every weight that the configuration asks for, until one call fails. The layers are
+ * allocated; a layer's experts are by the time that its router and the rest of the layer have been visited. */
 dsv2_status ds_weights_walk(ds_weights *weights, const ds_config *config, const ds_weights_visitor *visitor);
 
 #endif

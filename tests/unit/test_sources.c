@@ -1,6 +1,6 @@
-/* The seam between the forward pass and the sources of experts, shown by a source that copies the experts acquired and gives them up
- * when they are released, that waits, and that fails: bits stay the same, a failure leaves every session as it was, and every expert
- * that was acquired is released. */
+/* The seam between the forward pass and the sources of experts, shown by a source that copies the experts acquired
+ * and gives them up when they are released, that waits, and that fails: bits stay the same, a failure leaves every
+ * session as it was, and every expert that was acquired is released. */
 #include "model/model.h"
 #include "weights/held_type.h"
 #include "support/checkpoint.h"
@@ -21,8 +21,10 @@ enum { N_TOKENS = 40, LONG = 600, VOCAB = 72, N_LAYERS = 3, N_EXPERTS = 12 };
 static const test_checkpoint shape = {.name = "small", .vocab_size = VOCAB, .hidden_size = 256, .intermediate_size = 64,
                                       .num_hidden_layers = N_LAYERS, .num_attention_heads = 2, .kv_lora_rank = 32,
                                       .qk_nope_head_dim = 32, .qk_rope_head_dim = 8, .v_head_dim = 32,
-                                      .max_position_embeddings = 1024, .n_routed_experts = N_EXPERTS, .num_experts_per_tok = 2,
-                                      .moe_intermediate_size = 32, .n_shared_experts = 1, .first_k_dense_replace = 1, .seed = 51};
+                                      .max_position_embeddings = 1024, .n_routed_experts = N_EXPERTS,
+                                          .num_experts_per_tok = 2,
+                                      .moe_intermediate_size = 32, .n_shared_experts = 1, .first_k_dense_replace = 1,
+                                          .seed = 51};
 
 static const dsv2_session_options absorbed = {.struct_size = sizeof absorbed, .attention = DSV2_ATTENTION_ABSORBED};
 
@@ -69,7 +71,8 @@ static void evict_matrix(ds_matrix *matrix)
 
 static void wait_at_gate(test_source *s)
 {
-    if (!atomic_load(&s->has_slow) || !pthread_equal(s->slow, pthread_self()) || s->slow_call == 0 || --s->slow_call > 0)
+    if (!atomic_load(&s->has_slow) || !pthread_equal(s->slow, pthread_self()) || s->slow_call == 0
+        || --s->slow_call > 0)
         return;
     s->slow_waits = true;
     pthread_cond_broadcast(&s->changed);
@@ -77,7 +80,8 @@ static void wait_at_gate(test_source *s)
         pthread_cond_wait(&s->changed, &s->lock);
 }
 
-static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n, const ds_ffn_weights **weights)
+static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n,
+                           const ds_ffn_weights **weights)
 {
     test_source *s = (test_source *)base;
     pthread_mutex_lock(&s->lock);
@@ -188,10 +192,14 @@ enum { N_KINDS = 3 };
 static dsv2_model *open_kind(int kind, uint32_t n_threads)
 {
     return test_model_open(kind == 2 ? gguf : checkpoint,
-                           &(dsv2_model_options){.n_threads = n_threads, .weight_type = kind == 1 ? DSV2_WEIGHTS_Q8_0 : 0});
+                           &(dsv2_model_options){.n_threads = n_threads, .weight_type = kind == 1
+                                                 ? DSV2_WEIGHTS_Q8_0 : 0});
 }
 
-static float *logits_of(dsv2_model *model, size_t chunk) { return test_logits(model, &absorbed, tokens, N_TOKENS, chunk); }
+static float *logits_of(dsv2_model *model, size_t chunk)
+{
+    return test_logits(model, &absorbed, tokens, N_TOKENS, chunk);
+}
 
 static void expect_bits(const float *logits, const float *expected, size_t n_rows, const char *what)
 {
@@ -312,11 +320,13 @@ static dsv2_status step(dsv2_model *model, members *m)
 {
     dsv2_step_item items[MEMBERS];
     for (size_t i = 0; i < MEMBERS; i++)
-        items[i] = (dsv2_step_item){.struct_size = sizeof *items, .session = m->sessions[i], .tokens = tokens + n_past[i],
+        items[i] = (dsv2_step_item){.struct_size = sizeof *items, .session = m->sessions[i],
+                                    .tokens = tokens + n_past[i],
                                     .n_tokens = n_fed[i], .logits = m->out[i]};
     dsv2_status status = dsv2_step(model, items, MEMBERS);
     for (size_t i = 0; i < MEMBERS; i++)
-        ck_assert_msg(items[i].status == status, "member %zu: status %d: %s", i, (int)items[i].status, dsv2_last_error());
+        ck_assert_msg(items[i].status == status, "member %zu: status %d: %s", i, (int)items[i].status,
+                      dsv2_last_error());
     return status;
 }
 
@@ -334,7 +344,8 @@ static void expect_unchanged(const members *m, size_t i)
         expect_bits(logits, m->before[i], 1, "after a failure");
 }
 
-/* Whichever call it is, of whichever layer and pass: the next step finds everything as if the failed one had not been. */
+/* Whichever call it is, of whichever layer and pass: the next step finds everything as if the failed one had not
+ * been. */
 START_TEST(a_source_that_fails_leaves_every_member_of_a_step_as_it_was)
 {
     dsv2_model *model = open_kind(_i, 2);

@@ -1,5 +1,5 @@
-/* What a model holds, seen from inside: every weight once and under the names of its files, the queue of conversions at every limit, and
- * opening without memory where many blocks are held. */
+/* What a model holds, seen from inside: every weight once and under the names of its files, the queue of conversions
+ * at every limit, and opening without memory where many blocks are held. */
 #include "model/model.h"
 #include "weights/held_type.h"
 #include "weights/walk.h"
@@ -88,7 +88,8 @@ END_TEST
 
 /* V2-Lite's shape in bytes of the queue: its widths, and the queue's limit, divided by 16. */
 static const test_checkpoint lite = {.name = "lite", .vocab_size = 400, .hidden_size = 128, .intermediate_size = 688,
-                                     .num_hidden_layers = 3, .num_attention_heads = 4, .kv_lora_rank = 32, .qk_nope_head_dim = 32,
+                                     .num_hidden_layers = 3, .num_attention_heads = 4, .kv_lora_rank = 32,
+                                         .qk_nope_head_dim = 32,
                                      .qk_rope_head_dim = 16, .v_head_dim = 32, .max_position_embeddings = 256,
                                      .n_routed_experts = 64, .num_experts_per_tok = 6, .moe_intermediate_size = 88,
                                      .n_shared_experts = 2, .first_k_dense_replace = 1, .seed = 61};
@@ -104,7 +105,8 @@ static const ds_matrix *matrix_of(const ds_weights *weights, const ds_weight_id 
 {
     const ds_role_info *role = ds_role_info_of(id->role);
     const char *base = role->scope == DS_SCOPE_LAYER    ? (const char *)&weights->layers[id->layer]
-                       : role->scope == DS_SCOPE_EXPERT ? (const char *)&weights->layers[id->layer].moe.experts[id->expert]
+                       : role->scope == DS_SCOPE_EXPERT
+                           ? (const char *)&weights->layers[id->layer].moe.experts[id->expert]
                                                         : (const char *)weights;
     return (const ds_matrix *)(const void *)(base + role->slot);
 }
@@ -127,11 +129,13 @@ static dsv2_status compare_vector(void *context, const ds_weight_id *id, uint32_
 }
 
 /* Opens a checkpoint's weights again, by other limits. */
-static void open_again(const dsv2_model *model, dsv2_weight_type type, uint32_t n_threads, ds_queue_limits limits, ds_weights *weights)
+static void open_again(const dsv2_model *model, dsv2_weight_type type, uint32_t n_threads, ds_queue_limits limits,
+                       ds_weights *weights)
 {
     ds_pool *pool;
     ck_assert(ds_pool_create(n_threads, &pool) == DSV2_OK);
-    const ds_weights_opening opening = {.config = &model->config, .container = model->container, .kernels = model->kernels,
+    const ds_weights_opening opening = {.config = &model->config, .container = model->container,
+                                        .kernels = model->kernels,
                                         .pool = pool, .weight_type = type, .queue_limits = limits};
     ck_assert_msg(ds_weights_open(weights, &opening) == DSV2_OK, "%s", dsv2_last_error());
     ds_pool_destroy(pool);
@@ -144,7 +148,8 @@ static const ds_queue_limits limits[] = {
 };
 enum { N_LIMITS = sizeof limits / sizeof *limits, MOST_THREADS = 7 };
 
-/* On any number of threads: the queue's limit in bytes grows with them, and with it what waits when the list is full. */
+/* On any number of threads: the queue's limit in bytes grows with them, and with it what waits when the list is
+ * full. */
 START_TEST(a_queue_that_fills_at_any_moment_converts_the_same_bytes)
 {
     static const dsv2_weight_type types[] = {DSV2_WEIGHTS_Q8_0, DSV2_WEIGHTS_Q4_K};
@@ -175,10 +180,13 @@ END_TEST
 
 /* ---- no memory ---- */
 
-/* A model that holds more than 32 blocks, one for each layer's experts: the list of blocks grows twice while it opens. */
+/* A model that holds more than 32 blocks, one for each layer's experts: the list of blocks grows twice while it
+ * opens. */
 static const test_checkpoint deep = {.name = "deep", .vocab_size = 16, .hidden_size = 32, .intermediate_size = 16,
-                                     .num_hidden_layers = 40, .num_attention_heads = 1, .kv_lora_rank = 128, .qk_nope_head_dim = 64,
-                                     .qk_rope_head_dim = 4, .v_head_dim = 4, .max_position_embeddings = 64, .n_routed_experts = 2,
+                                     .num_hidden_layers = 40, .num_attention_heads = 1, .kv_lora_rank = 128,
+                                         .qk_nope_head_dim = 64,
+                                     .qk_rope_head_dim = 4, .v_head_dim = 4, .max_position_embeddings = 64,
+                                         .n_routed_experts = 2,
                                      .num_experts_per_tok = 1, .moe_intermediate_size = 8, .seed = 62};
 
 /* The container is open: what fails is the weights' own. */
@@ -188,7 +196,8 @@ START_TEST(every_allocation_of_binding_many_blocks_may_fail)
     dsv2_model *model = test_model_open(folder, &(dsv2_model_options){.n_threads = 1});
     ck_assert_uint_gt(model->weights.holder.n, 32);
     ds_weights_opening opening = {.config = &model->config, .container = model->container, .kernels = model->kernels,
-                                  .pool = model->pool, .weight_type = _i == 0 ? DSV2_WEIGHTS_AS_STORED : DSV2_WEIGHTS_Q8_0};
+                                  .pool = model->pool, .weight_type = _i == 0
+                                      ? DSV2_WEIGHTS_AS_STORED : DSV2_WEIGHTS_Q8_0};
     long live = oom_live();
     dsv2_status status = DSV2_ERROR_MEMORY;
     for (size_t nth = 1; status != DSV2_OK; nth++) {
@@ -197,7 +206,8 @@ START_TEST(every_allocation_of_binding_many_blocks_may_fail)
         status = ds_weights_open(&weights, &opening);
         ds_weights_close(&weights);
         bool failed = oom_disarm();
-        ck_assert_msg(status == DSV2_OK || (failed && strstr(dsv2_last_error(), "memory") != NULL), "allocation %zu: status %d: %s",
+        ck_assert_msg(status == DSV2_OK || (failed && strstr(dsv2_last_error(), "memory") != NULL),
+                      "allocation %zu: status %d: %s",
                       nth, (int)status, dsv2_last_error());
         ck_assert_int_eq(oom_live(), live);
         ck_assert(nth > 32 || status != DSV2_OK);

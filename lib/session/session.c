@@ -148,8 +148,10 @@ void ds_session_exchange(dsv2_session *session, ds_snapshot_content *content, bo
     EXCHANGE(int32_t *, session->tokens, content->tokens);
     EXCHANGE(size_t, session->tokens_capacity, content->tokens_capacity);
     EXCHANGE(size_t, session->length, content->n_tokens);
-    EXCHANGE(float *, session->logits, content->logits);
-    EXCHANGE(bool, session->has_logits, content->has_logits);
+    /* The host may still read the memory that dsv2_session_logits gave: the floats come into it. */
+    if (content->has_logits)
+        memcpy(session->logits, content->logits, session->model->config.vocab_size * sizeof *session->logits);
+    session->has_logits = content->has_logits;
     if (sampler_too)
         EXCHANGE(ds_sampler, session->sampler, content->sampler);
     ds_mutex_unlock(&session->committed);

@@ -1192,6 +1192,34 @@ START_TEST(a_session_is_forked_and_measured_while_it_is_restored)
 }
 END_TEST
 
+/* session.h: the memory of logits may be read until the session is closed. A session has two buffers that take turns. */
+START_TEST(logits_may_be_read_after_a_restore)
+{
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *session = open_session(model, &absorbed);
+    memory_snapshot snapshot = {0};
+    const float *given[3];
+    float expected[VOCAB];
+    feed(session, tokens, RESTORED);
+    ck_assert(dsv2_session_logits(session, &given[0]) == DSV2_OK);
+    memcpy(expected, given[0], sizeof expected);
+    ck_assert(dsv2_session_save_to(session, write_memory, &snapshot, NULL) == DSV2_OK);
+    feed(session, tokens, 1);
+    ck_assert(dsv2_session_logits(session, &given[1]) == DSV2_OK);
+    ck_assert(dsv2_session_restore_from(session, read_memory, &snapshot, NULL, NULL) == DSV2_OK);
+    ck_assert(dsv2_session_logits(session, &given[2]) == DSV2_OK);
+    ck_assert_msg(given[2] == given[0] || given[2] == given[1], "restore put the logits into memory of its own");
+    ck_assert(memcmp(given[2], expected, sizeof expected) == 0);
+    float sum = 0;
+    for (int i = 0; i < VOCAB; i++)
+        sum += given[0][i] + given[1][i];
+    ck_assert(isfinite(sum));
+    dsv2_session_close(session);
+    free(snapshot.bytes);
+    dsv2_model_close(model);
+}
+END_TEST
+
 START_TEST(a_session_is_forked_by_threads_while_it_grows)
 {
     dsv2_model *model = open_model(2, 0);
@@ -1275,6 +1303,7 @@ int main(void)
     tcase_add_test(tests, a_model_closed_first_lives_as_long_as_its_sessions);
     tcase_add_test(tests, the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing);
     tcase_add_test(tests, a_session_is_forked_and_measured_while_it_is_restored);
+    tcase_add_test(tests, logits_may_be_read_after_a_restore);
     tcase_add_loop_test(tests, a_session_is_forked_by_threads_while_it_grows, 0, N_CACHE_TYPES);
     tcase_add_test(tests, sessions_of_many_threads_do_not_disturb_each_other);
     tcase_add_test(tests, opening_can_be_cancelled_at_every_report);

@@ -5,6 +5,7 @@
 set -eu
 unset LD_LIBRARY_PATH # Meson's, to the build
 way=$1 source=$2 build=$3 libdir=$4 meson=$5 python=$6 cc=$7
+compiler=${cc#*ccache } compiler=${compiler%% *} # without what Meson puts before it, and without its flags
 command -v "$way" >/dev/null || { echo "skipped: no $way here"; exit 77; }
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -59,7 +60,7 @@ pkg-config)
     [ ! -e "$prefix/$libdir/libdsv2.a" ] || link_archive
     ;;
 cmake)
-    cmake -S "$source/tests/install/cmake" -B "$folder/build" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_C_COMPILER="${cc%% *}" \
+    cmake -S "$source/tests/install/cmake" -B "$folder/build" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_C_COMPILER="$compiler" \
         -DHELLO="$source/examples/hello.c" >"$folder/log" || { cat "$folder/log"; exit 1; }
     cmake --build "$folder/build" >"$folder/log" || { cat "$folder/log"; exit 1; }
     mv "$folder/build/hello" "$folder/hello"

@@ -168,7 +168,7 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const c
                                                        const dsv2_pack_options *options);
 
 /* Reads the whole pack at `path` and checks every checksum. `progress` may be NULL. Any thread. Returns DSV2_OK,
- * DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT (the message names the damaged section), _UNSUPPORTED (not a pack) or
+ * DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT (the message names what is damaged), _UNSUPPORTED (not a pack) or
  * _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress,
                                                          void *progress_user);

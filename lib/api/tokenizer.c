@@ -34,7 +34,7 @@ dsv2_status dsv2_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
     if (tokenizer == NULL)
         return null_argument(__func__, "tokenizer");
     bool is_pack = ds_is_pack(path);
-    return is_pack || ds_is_gguf(path) ? open_container(path, is_pack, tokenizer) : ds_tokenizer_load(path, tokenizer);
+    return is_pack || ds_is_gguf(path) ? open_container(path, is_pack, tokenizer) : ds_tokenizer_open(path, tokenizer);
 }
 
 void dsv2_tokenizer_close(dsv2_tokenizer *tokenizer) { ds_tokenizer_destroy(tokenizer); }

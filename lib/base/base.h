@@ -75,7 +75,7 @@ static inline bool ds_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__bui
 
 /* ---- little-endian numbers in files, at any alignment (inline where scales are read: calls were a hundredth of decoding at depth) ---- */
 
-static inline uint16_t ds_load_u16(const void *bytes)
+static inline uint16_t ds_read_u16(const void *bytes)
 {
     const uint8_t *b = bytes;
     return (uint16_t)(b[0] | b[1] << 8);
@@ -89,10 +89,10 @@ static inline float ds_bf16_to_f32(uint16_t bits)
     return value;
 }
 
-uint32_t ds_load_u32(const void *bytes);
-uint64_t ds_load_u64(const void *bytes);
-void ds_store_u32(void *bytes, uint32_t value);
-void ds_store_u64(void *bytes, uint64_t value);
+uint32_t ds_read_u32(const void *bytes);
+uint64_t ds_read_u64(const void *bytes);
+void ds_write_u32(void *bytes, uint32_t value);
+void ds_write_u64(void *bytes, uint64_t value);
 float ds_f16_to_f32(uint16_t half);
 uint16_t ds_f32_to_f16(float value);  /* nearest, ties to even; overflow to infinity */
 uint16_t ds_f32_to_bf16(float value); /* nearest, ties to even; NaN stays NaN */

@@ -248,7 +248,7 @@ static size_t take_scales(float *scales, const uint8_t *stored_scales, size_t st
 {
     size_t groups = (n + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
     for (size_t g = 0; g < groups; g++)
-        scales[g * DS_PAGE_TOKENS] = ds_bf16_to_f32(ds_load_u16(stored_scales + g * DS_SCALE_COLS / stored_group * SCALE_BYTES));
+        scales[g * DS_PAGE_TOKENS] = ds_bf16_to_f32(ds_read_u16(stored_scales + g * DS_SCALE_COLS / stored_group * SCALE_BYTES));
     return groups;
 }
 

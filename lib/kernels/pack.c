@@ -487,16 +487,16 @@ static void read_nibbles_of_256(const uint8_t *bytes, uint8_t *q)
 
 static void read_q4_k(const uint8_t *block, span_row *s)
 {
-    s->scale = ds_load_u16(block);
-    s->minimum = ds_load_u16(block + 2);
+    s->scale = ds_read_u16(block);
+    s->minimum = ds_read_u16(block + 2);
     read_sub_scales(block + 4, s);
     read_nibbles_of_256(block + 16, s->q);
 }
 
 static void read_q5_k(const uint8_t *block, span_row *s)
 {
-    s->scale = ds_load_u16(block);
-    s->minimum = ds_load_u16(block + 2);
+    s->scale = ds_read_u16(block);
+    s->minimum = ds_read_u16(block + 2);
     read_sub_scales(block + 4, s);
     read_nibbles_of_256(block + 48, s->q);
     for (size_t b = 0; b < SPAN_BLOCKS; b++) /* bit b of byte i is the fifth of element 32b + i */
@@ -516,7 +516,7 @@ static void read_q6_k(const uint8_t *block, span_row *s)
             s->q[at + 96 + i] = (uint8_t)(low[32 + i] >> 4 | high[i] >> 6 << 4);
         }
     memcpy(s->sixteenths, block + 192, sizeof s->sixteenths);
-    s->scale = ds_load_u16(block + 208);
+    s->scale = ds_read_u16(block + 208);
 }
 
 /* 16 scales of 6 bits, less 32: low nibbles in 8 bytes, high pairs in 4. Pairs of bits for elements, then their third bits, which
@@ -530,7 +530,7 @@ static void read_q3_k(const uint8_t *block, span_row *s)
         int value = (low[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3) | (third[i % 32] >> i / 32 & 1) << 2;
         s->q[i] = (uint8_t)(value - 4 + 32);
     }
-    s->scale = ds_load_u16(block + 108);
+    s->scale = ds_read_u16(block + 108);
 }
 
 /* 32 nibbles that count the levels of the IQ4 types. */
@@ -545,8 +545,8 @@ static void read_levels(const uint8_t *nibbles, uint8_t *q)
 /* A half times 8 numbers of 6 bits less 32: together they have more bits than a half, and are rounded. */
 static void read_iq4_xs(const uint8_t *block, span_row *s)
 {
-    float scale = ds_f16_to_f32(ds_load_u16(block)) / s->factor;
-    unsigned high = ds_load_u16(block + 2);
+    float scale = ds_f16_to_f32(ds_read_u16(block)) / s->factor;
+    unsigned high = ds_read_u16(block + 2);
     for (size_t b = 0; b < SPAN_BLOCKS; b++) {
         int part = (int)((block[4 + b / 2] >> b % 2 * 4 & 15u) | (high >> 2 * b & 3u) << 4) - 32;
         s->halves[b] = ds_f32_to_f16(scale * (float)part);
@@ -559,7 +559,7 @@ static float factor_of_iq4_xs(const uint8_t *row, size_t n_blocks, size_t block_
 {
     float largest = 0;
     for (size_t b = 0; b < n_blocks; b++) {
-        float scale = fabsf(ds_f16_to_f32(ds_load_u16(row + b * block_bytes))) * 32;
+        float scale = fabsf(ds_f16_to_f32(ds_read_u16(row + b * block_bytes))) * 32;
         largest = isfinite(scale) && scale > largest ? scale : largest;
     }
     return largest > 0 ? ldexpf(1, ilogbf(largest) - 14) : 1;
@@ -568,13 +568,13 @@ static float factor_of_iq4_xs(const uint8_t *row, size_t n_blocks, size_t block_
 /* Blocks of 32: a half float, then the elements. */
 static void read_iq4_nl(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = ds_load_u16(block);
+    s->halves[b] = ds_read_u16(block);
     read_levels(block + 2, s->q + b * DS_PACK_COLS);
 }
 
 static void read_q8_0(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = ds_load_u16(block);
+    s->halves[b] = ds_read_u16(block);
     for (size_t c = 0; c < DS_PACK_COLS; c++)
         s->q[b * DS_PACK_COLS + c] = block[2 + c] ^ 128;
 }
@@ -589,7 +589,7 @@ static void read_nibbles(const uint8_t *bytes, uint8_t *q)
 /* 4 bytes before these, with a bit for each column. */
 static void read_five_bits(const uint8_t *bytes, uint8_t *q)
 {
-    uint32_t fifth = ds_load_u32(bytes);
+    uint32_t fifth = ds_read_u32(bytes);
     read_nibbles(bytes + 4, q);
     for (size_t c = 0; c < DS_PACK_COLS; c++)
         q[c] |= (uint8_t)((fifth >> c & 1) << 4);
@@ -598,13 +598,13 @@ static void read_five_bits(const uint8_t *bytes, uint8_t *q)
 /* The minimum is added there: it is kept with its sign changed. */
 static void read_scale_and_minimum(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = ds_load_u16(block);
-    s->minima[b] = ds_load_u16(block + 2) ^ 0x8000;
+    s->halves[b] = ds_read_u16(block);
+    s->minima[b] = ds_read_u16(block + 2) ^ 0x8000;
 }
 
 static void read_q4_0(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = ds_load_u16(block);
+    s->halves[b] = ds_read_u16(block);
     read_nibbles(block + 2, s->q + b * DS_PACK_COLS);
 }
 
@@ -616,7 +616,7 @@ static void read_q4_1(const uint8_t *block, span_row *s, size_t b)
 
 static void read_q5_0(const uint8_t *block, span_row *s, size_t b)
 {
-    s->halves[b] = ds_load_u16(block);
+    s->halves[b] = ds_read_u16(block);
     read_five_bits(block + 2, s->q + b * DS_PACK_COLS);
 }
 

@@ -486,7 +486,7 @@ static char *config_path(const char *path, bool folder)
     return joined;
 }
 
-dsv2_status ds_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer)
+dsv2_status ds_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
 {
     bool folder = ds_is_folder(path);
     char *json_path = folder ? ds_path_join(path, "tokenizer.json") : ds_copy_string(path);

@@ -43,7 +43,7 @@ dsv2_status ds_tokenizer_from_vocabulary(const ds_vocabulary *vocabulary, dsv2_t
 dsv2_status ds_tokenizer_from_json(const char *path, const char *json, size_t size, dsv2_tokenizer **tokenizer);
 
 /* From a tokenizer.json, or a folder that holds one, with the tokenizer_config.json beside it if there is one. */
-dsv2_status ds_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer);
+dsv2_status ds_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer);
 
 void ds_tokenizer_destroy(dsv2_tokenizer *tokenizer);
 

@@ -10,7 +10,7 @@ enum {
     LARGE = 256 /* of a K block */
 };
 
-static float half(const uint8_t *in) { return ds_f16_to_f32(ds_load_u16(in)); }
+static float half(const uint8_t *in) { return ds_f16_to_f32(ds_read_u16(in)); }
 
 /* Element i of 32 that are four bits each: byte i % 16 has elements i and i + 16, low bits first. */
 static unsigned nibble(const uint8_t *in, unsigned i) { return i < 16 ? in[i] & 15u : in[i - 16] >> 4; }
@@ -51,7 +51,7 @@ void ds_q5_0_to_f32(float *out, const void *in, size_t n)
     const uint8_t *block = in;
     for (; n > 0; n -= SMALL, out += SMALL, block += 22) {
         float scale = half(block);
-        uint32_t fifth = ds_load_u32(block + 2);
+        uint32_t fifth = ds_read_u32(block + 2);
         for (unsigned i = 0; i < SMALL; i++)
             out[i] = scale * (float)((int)(nibble(block + 6, i) | (fifth >> i & 1) << 4) - 16);
     }
@@ -62,7 +62,7 @@ void ds_q5_1_to_f32(float *out, const void *in, size_t n)
     const uint8_t *block = in;
     for (; n > 0; n -= SMALL, out += SMALL, block += 24) {
         float scale = half(block), minimum = half(block + 2);
-        uint32_t fifth = ds_load_u32(block + 4);
+        uint32_t fifth = ds_read_u32(block + 4);
         for (unsigned i = 0; i < SMALL; i++)
             out[i] = scale * (float)(nibble(block + 8, i) | (fifth >> i & 1) << 4) + minimum;
     }
@@ -179,7 +179,7 @@ void ds_iq4_xs_to_f32(float *out, const void *in, size_t n)
     const uint8_t *block = in;
     for (; n > 0; n -= LARGE, out += LARGE, block += 136) {
         float scale = half(block);
-        unsigned high = ds_load_u16(block + 2);
+        unsigned high = ds_read_u16(block + 2);
         for (unsigned g = 0; g < 8; g++) {
             unsigned s = (block[4 + g / 2] >> g % 2 * 4 & 15u) | (high >> 2 * g & 3u) << 4;
             float step = scale * (float)((int)s - 32);

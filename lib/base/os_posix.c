@@ -23,13 +23,13 @@ _Static_assert(sizeof(off_t) == 8, "files may be longer than 2 GiB");
 /* ---- failure: errno keeps the reason ---- */
 
 /* The two forms of strerror_r: GNU's returns the text, which may lie elsewhere; POSIX's fills the buffer and returns 0. */
-static inline void take_gnu(const char *words, ds_os_reason *reason)
+static inline void keep_gnu_text(const char *words, ds_os_reason *reason)
 {
     if (words != reason->text)
         snprintf(reason->text, sizeof reason->text, "%s", words);
 }
 
-static inline void take_posix(int failure, ds_os_reason *reason)
+static inline void keep_posix_text(int failure, ds_os_reason *reason)
 {
     if (failure != 0)
         snprintf(reason->text, sizeof reason->text, "unknown error");
@@ -40,7 +40,7 @@ ds_os_reason ds_os_failure(void)
     int number = errno;
     ds_os_reason reason = {.no_memory = number == ENOMEM};
     /* strerror may write to memory that all threads share. */
-    _Generic(strerror_r(number, reason.text, sizeof reason.text), char *: take_gnu, int: take_posix)(
+    _Generic(strerror_r(number, reason.text, sizeof reason.text), char *: keep_gnu_text, int: keep_posix_text)(
         strerror_r(number, reason.text, sizeof reason.text), &reason);
     return reason;
 }
@@ -205,7 +205,7 @@ void ds_os_folder_close(ds_os_folder *folder) { closedir((DIR *)(void *)folder);
 
 static int fd_of(ds_os_file file) { return (int)file.id - 1; }
 
-static bool keep(int fd, ds_os_file *file)
+static bool set_file(int fd, ds_os_file *file)
 {
     file->id = (intptr_t)fd + 1; /* -1: none */
     return fd >= 0;
@@ -214,10 +214,10 @@ static bool keep(int fd, ds_os_file *file)
 bool ds_os_open(const char *path, ds_os_access access, ds_os_file *file)
 {
     int mode = access == DS_OS_UPDATE ? O_RDWR : O_RDONLY;
-    return keep(open(path, mode | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), file); /* O_NONBLOCK: a FIFO must not hang the host */
+    return set_file(open(path, mode | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), file); /* O_NONBLOCK: a FIFO must not hang the host */
 }
 
-bool ds_os_create_temporary(char *name, ds_os_file *file) { return keep(mkostemp(name, O_CLOEXEC), file); }
+bool ds_os_create_temporary(char *name, ds_os_file *file) { return set_file(mkostemp(name, O_CLOEXEC), file); }
 
 void ds_os_close(ds_os_file *file)
 {

@@ -3,7 +3,6 @@
 #include <stdalign.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* A spin of this many pauses is some tens of microseconds: longer than the gaps between the regions of one pass, shorter
  * than anybody notices. */

@@ -25,7 +25,8 @@ static void put(bytes *b, const void *data, size_t size)
 
 static void put_u32(bytes *b, uint32_t value)
 {
-    const uint8_t little[] = {(uint8_t)value, (uint8_t)(value >> 8), (uint8_t)(value >> 16), (uint8_t)(value >> 24)};
+    uint8_t little[4];
+    ds_write_u32(little, value);
     put(b, little, sizeof little);
 }
 

@@ -254,11 +254,11 @@ static double below_max(float logit, float max)
 /* Weights of the candidates, softmax(logit / temperature) scaled so that the likeliest has `one`; returns their sum. */
 static uint64_t weigh(ds_candidate *c, size_t n, float max, float temperature, uint64_t one)
 {
-    enum { BLOCK = 128 };
-    double x[BLOCK];
+    enum { BATCH = 128 };
+    double x[BATCH];
     uint64_t total = 0;
-    for (size_t start = 0; start < n; start += BLOCK) {
-        size_t length = n - start < BLOCK ? n - start : BLOCK;
+    for (size_t start = 0; start < n; start += BATCH) {
+        size_t length = n - start < BATCH ? n - start : BATCH;
         for (size_t i = 0; i < length; i++)
             x[i] = below_max(key_logit(c[start + i].key), max) / (double)temperature;
         for (size_t i = 0; i < length; i++)
@@ -379,10 +379,10 @@ double ds_log_sum_exp(const float *logits, uint32_t vocab_size)
         max = logits[i] > max ? logits[i] : max;
     if (max == -INFINITY)
         return -INFINITY;
-    enum { BLOCK = 128 };
-    double x[BLOCK], sum = 0;
-    for (uint32_t start = 0; start < vocab_size; start += BLOCK) {
-        uint32_t length = vocab_size - start < BLOCK ? vocab_size - start : BLOCK;
+    enum { BATCH = 128 };
+    double x[BATCH], sum = 0;
+    for (uint32_t start = 0; start < vocab_size; start += BATCH) {
+        uint32_t length = vocab_size - start < BATCH ? vocab_size - start : BATCH;
         for (uint32_t i = 0; i < length; i++)
             x[i] = exp_negative(below_max(logits[start + i], max));
         for (uint32_t i = 0; i < length; i++)

@@ -65,7 +65,8 @@ uint16_t ds_f32_to_f16(float value)
         return (uint16_t)(sign | 0x7e00);
     if (magnitude >= 0x477ff000) /* 65520 and more round to infinity */
         return (uint16_t)(sign | 0x7c00);
-    if (magnitude < 0x38800000) { /* under 2^-14: adding 1/2 leaves the subnormal's bits at the end, rounded to nearest even */
+    if (magnitude < 0x38800000) {
+        /* Under 2^-14: the last bits of x + 1/2 are the subnormal's, rounded to nearest even. */
         uint32_t shifted = to_bits(from_bits(magnitude) + 0.5f);
         return (uint16_t)(sign | (shifted - to_bits(0.5f)));
     }

@@ -338,7 +338,7 @@ static size_t drop_unlikely(ds_candidate *c, size_t n, float min_p, uint64_t one
     return kept;
 }
 
-/* The token in whose weight the number `random`, below the sum of weights, falls when all weights are laid end to end
+/* The token in whose weight the number `drawn`, below the sum of weights, falls when all weights are laid end to end
  * by ascending id. By id and not by likelihood, so that logits that differ a little (another kernel set, another cache
  * type) mostly draw the same token. */
 static int32_t draw(ds_candidate *c, size_t n, uint64_t drawn)

@@ -70,7 +70,7 @@ void ds_rope_angles(const ds_rope *rope, const ds_config *config, size_t positio
 void ds_rope_rotate(const ds_config *config, const float *cos, const float *sin, float *x)
 {
     uint32_t half = config->qk_rope_head_dim / 2;
-    /* Pairs are (2i, 2i + 1), or in some files (i, i + half). q and k have the same order, which keeps q k. */
+    /* Pairs are (2i, 2i + 1), or in some files (i, i + half). q and k have the same order, so q . k is the same. */
     uint32_t step = config->rope_pairs_split ? 1 : 2, other = config->rope_pairs_split ? half : 1;
     for (uint32_t i = 0; i < half; i++) {
         float a = x[step * i], b = x[step * i + other];

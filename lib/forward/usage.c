@@ -159,7 +159,8 @@ static void measure_experts(const ds_usage_shape *shape, const uint64_t *chosen,
 
 /* L_DevBal, L_CommBal and dropping, from the expert counts and the tokens sent to each device. */
 static void measure_devices(const ds_usage_shape *shape, const uint64_t *chosen, const double *affinity_sum,
-                            const uint64_t *sent, double tokens, uint32_t n_devices, uint32_t max_devices, dsv2_routing_balance *balance)
+                            const uint64_t *sent, double tokens, uint32_t n_devices, uint32_t max_devices,
+                            dsv2_routing_balance *balance)
 {
     uint32_t per_device = shape->n_routed_experts / n_devices;
     double pairs = tokens * shape->num_experts_per_tok, capacity = pairs / n_devices, over = 0;

@@ -64,7 +64,7 @@ void ds_usage_count(ds_usage *usage, const ds_usage_shape *shape, uint32_t layer
 /* One layer's experts[n_routed_experts]; `layer` counts MoE layers alone, here and below. */
 void ds_usage_experts(const ds_usage *usage, const ds_usage_shape *shape, uint32_t layer, dsv2_expert_load *experts);
 
-/* One layer's measures for n_devices devices, a divisor of n_routed_experts, and max_devices for a token. n_tokens > 0. */
+/* One layer's measures. n_devices divides n_routed_experts; max_devices is the most for a token; n_tokens > 0. */
 void ds_usage_measure(const ds_usage *usage, const ds_usage_shape *shape, uint32_t layer, uint32_t n_devices,
                       uint32_t max_devices, dsv2_routing_balance *balance);
 

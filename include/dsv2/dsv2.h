@@ -1,16 +1,17 @@
 /* libdsv2: run DeepSeek-V2 models inside a program. This header includes all the others.
  *
  * The library has three handles:
- *   dsv2_model      weights and configuration, opened once, shared by all threads            <dsv2/model.h>
- *   dsv2_tokenizer  text to token ids and back; a model has one, or it is opened alone        <dsv2/tokenizer.h>
- *   dsv2_session    one sequence of tokens with its latent KV cache and its sampler            <dsv2/session.h>
- * and the host drives: it encodes text, feeds ids, samples the next id, and decides what to do with it. Sessions can be forked,
- * rewound, saved and restored (<dsv2/snapshot.h>), sampled in many ways (<dsv2/sampling.h>), and watched while they use the
- * experts (<dsv2/routing.h>). Failures are status codes with a message (<dsv2/error.h>).
+ *   dsv2_model      weights and configuration, opened once, shared by all threads        <dsv2/model.h>
+ *   dsv2_tokenizer  text to token ids and back; a model has one, or it is opened alone   <dsv2/tokenizer.h>
+ *   dsv2_session    one sequence of tokens with its latent KV cache and its sampler      <dsv2/session.h>
+ * The host drives: it encodes text, feeds ids, samples the next id, and decides what to do with that id. Sessions can
+ * be forked, rewound, saved and restored (<dsv2/snapshot.h>), sampled in many ways (<dsv2/sampling.h>), and watched
+ * while they use the experts (<dsv2/routing.h>). Failures are status codes with a message (<dsv2/error.h>).
  *
- * What a host may rely on: the library never ends the process, prints, forks, installs signal handlers or changes settings
- * that belong to the process; a failed call leaves its session as it was; a session's logits do not depend on the number of
- * threads or on what else runs.
+ * What a host may rely on:
+ *   - The library never ends the process, prints, forks, installs signal handlers or changes settings of the process.
+ *   - A failed call leaves its session as it was.
+ *   - A session's logits depend neither on the number of threads nor on what else runs.
  */
 #ifndef DSV2_H
 #define DSV2_H

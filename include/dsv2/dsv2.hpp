@@ -1,4 +1,5 @@
-/* libdsv2 for C++11 and later: handles that close themselves, failures as exceptions. Header only; the library itself stays C.
+/* libdsv2 for C++11 and later: handles that close themselves, failures as exceptions. Header only; the library itself
+ * is C.
  *
  *     dsv2::model model("DeepSeek-V2-Lite-Chat");
  *     dsv2::session session(model);
@@ -6,12 +7,12 @@
  *     for (int32_t token; (token = session.sample()) != model.info().eos_token_id; session.feed({token}))
  *         std::cout << model.tokenizer().decode({token});
  *
- * Contracts, units and thread rules are those of the C functions of the same names; here is only what differs:
- *   - a call that fails throws dsv2::error, with the status and the message;
- *   - handles may be moved; model and tokenizer may be copied too, and copies are the same object;
- *   - a tokenizer keeps its model open, and a session needs no model object beside it;
- *   - an exception that leaves a callback cancels the call and is thrown again by it.
- * A moved-from handle may only be destroyed or assigned to.
+ * Contracts, units and thread rules are those of the C functions of the same names, apart from this:
+ *   - A call that fails throws dsv2::error, with the status and the message.
+ *   - Handles may be moved; a moved-from handle may only be destroyed or assigned to. Model and tokenizer may be copied
+ *     too, and copies are the same object.
+ *   - A tokenizer keeps its model open, and a session needs no model object beside it.
+ *   - An exception that leaves a callback cancels the call, which then throws the exception again.
  */
 #ifndef DSV2_HPP
 #define DSV2_HPP
@@ -45,7 +46,7 @@ inline void check(dsv2_status status) {
         throw error(status, dsv2_last_error());
 }
 
-/* Any of the structures that begin with struct_size, otherwise zero: `auto options = dsv2::make<dsv2_session_options>();` */
+/* Any of the structures that begin with struct_size, with zeros behind that: `make<dsv2_session_options>()`. */
 template <class T> T make() {
     T value = T();
     value.struct_size = sizeof(T);
@@ -58,12 +59,12 @@ inline dsv2_sampling default_sampling() {
     return sampling;
 }
 
-/* Returns false to cancel the call. */
+/* A progress function returns false to cancel the call. */
 typedef std::function<bool(dsv2_phase phase, uint64_t done, uint64_t total)> progress_function;
 
 namespace detail {
 
-/* Carries a C++ callback through C: an exception is kept while the C frames return, then thrown again. */
+/* Carries a C++ callback through C: an exception is kept while the C frames return, and then thrown again. */
 struct guard {
     std::exception_ptr thrown;
 
@@ -166,7 +167,8 @@ public:
     }
     std::vector<int32_t> encode_fim(const std::string &prefix, const std::string &suffix) const {
         return detail::fill<std::vector<int32_t>>([&](int32_t *tokens, size_t capacity, size_t *n) {
-            return dsv2_fim_encode(get(), prefix.data(), prefix.size(), suffix.data(), suffix.size(), tokens, capacity, n);
+            return dsv2_fim_encode(get(), prefix.data(), prefix.size(), suffix.data(), suffix.size(), tokens, capacity,
+                                   n);
         });
     }
     /* The bytes of one token; special tokens give their spelling. */
@@ -176,7 +178,7 @@ public:
         check(dsv2_token_text(get(), token, &bytes, &size));
         return std::string(bytes, size);
     }
-    /* The token spelled exactly so, or -1. */
+    /* The id of the token that `text` spells exactly; -1 if there is none. */
     int32_t find(const std::string &text) const {
         int32_t token;
         check(dsv2_tokenizer_find(get(), text.data(), text.size(), &token));
@@ -196,7 +198,7 @@ private:
     std::shared_ptr<const dsv2_tokenizer> handle_;
 };
 
-/* A copy of the counts of how experts were used. */
+/* A copy of the counts of a session or model. */
 class routing {
 public:
     explicit routing(dsv2_routing *owned) : handle_(owned) {}
@@ -229,7 +231,7 @@ private:
 
 class model {
 public:
-    /* With `progress` the two progress fields of the options are not used. */
+    /* `progress`, if not empty, takes the place of the two progress fields of the options. */
     explicit model(const std::string &path, dsv2_model_options options = make<dsv2_model_options>(),
                    progress_function progress = nullptr) {
         detail::progress relay(std::move(progress));
@@ -314,7 +316,9 @@ public:
     }
     std::vector<int32_t> tokens() {
         return detail::fill<std::vector<int32_t>>(
-            [&](int32_t *tokens, size_t capacity, size_t *n) { return dsv2_session_tokens(get(), tokens, capacity, n); });
+            [&](int32_t *tokens, size_t capacity, size_t *n) {
+                return dsv2_session_tokens(get(), tokens, capacity, n);
+            });
     }
     uint64_t bytes_per_token() const {
         uint64_t bytes;
@@ -330,7 +334,7 @@ public:
     session fork() { return fork(length()); }
     /* From any thread; the session must not be moved or destroyed meanwhile. */
     void cancel() noexcept { dsv2_session_cancel(get()); }
-    /* Of feeds and steps from now on; an empty function removes it. */
+    /* Sets the progress function of feeds and steps from now on; an empty function removes it. */
     void set_progress(progress_function progress) {
         std::unique_ptr<detail::progress> relay(new detail::progress(std::move(progress)));
         check(dsv2_session_set_progress(get(), relay->callback(), relay.get()));
@@ -345,7 +349,7 @@ public:
         sink.stream = &stream;
         sink.check(dsv2_session_save_to(get(), detail::sink::write, &sink, &options));
     }
-    /* Both answer how many tokens were restored. */
+    /* Both restore functions return how many tokens were restored. */
     size_t restore(const std::string &path, const dsv2_restore_options &options = make<dsv2_restore_options>()) {
         size_t reused;
         check(dsv2_session_restore(get(), path.c_str(), &options, &reused));

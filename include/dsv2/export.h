@@ -1,4 +1,4 @@
-/* libdsv2: how public declarations are marked. Included by the other headers; of no use by itself. */
+/* libdsv2: how public declarations are marked. The other headers include this one, which is of no use by itself. */
 #ifndef DSV2_EXPORT_H
 #define DSV2_EXPORT_H
 

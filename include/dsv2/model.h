@@ -1,7 +1,7 @@
 /* libdsv2: models.
  *
- * A model is opened once and shared: it never changes afterwards, and any number of threads and sessions may use it
- * at the same time. It owns its threads and the memory pool from which its sessions take pages.
+ * A model is opened once and shared: it never changes afterwards, and any number of threads and sessions may use it at
+ * the same time. A model owns its threads and the memory pool from which its sessions take pages.
  *
  *     dsv2_model *model;
  *     if (dsv2_model_open("DeepSeek-V2-Lite-Chat", NULL, &model) != DSV2_OK)
@@ -28,15 +28,16 @@ typedef enum dsv2_phase {
     DSV2_PHASE_RESTORE = 6 /* reading a snapshot; done and total count tokens */
 } dsv2_phase;
 
-/* Called now and then from the thread that made the call, never from another, with done <= total, done never falling,
- * and done == total once at the end. Returning non-zero cancels the call: it returns DSV2_ERROR_CANCELLED and nothing
- * has changed. The callback must not call back into the same session and must not throw or longjmp. */
+/* A progress callback is called now and then, only from the thread that made the call, with done <= total, done never
+ * falling, and done == total once at the end. A callback that returns non-zero cancels the call, which then returns
+ * DSV2_ERROR_CANCELLED and has changed nothing. The callback must not call back into the same session and must not
+ * throw or longjmp. */
 typedef int (*dsv2_progress_fn)(void *user, dsv2_phase phase, uint64_t done, uint64_t total);
 
 typedef enum dsv2_log_level { DSV2_LOG_WARNING = 1, DSV2_LOG_INFO = 2 } dsv2_log_level;
 
-/* Remarks that are no errors (a field of the configuration that is ignored, the kernels that were chosen). `message` is
- * UTF-8, one line, valid during the call. Called from the thread that made the call. */
+/* A log callback gets remarks that are no errors (a field of the configuration that is ignored, the kernels that were
+ * chosen), from the thread that made the call. `message` is UTF-8, one line, valid during the callback. */
 typedef void (*dsv2_log_fn)(void *user, dsv2_log_level level, const char *message);
 
 /* Element type of weights, as stored or as asked for. Values are part of the binary interface. (The list is written by
@@ -55,51 +56,57 @@ typedef enum dsv2_weight_type {
     DSV2_WEIGHTS_MIXED = 10 /* in dsv2_model_info only: tensors of several types */
 } dsv2_weight_type;
 
-/* Set struct_size to sizeof(dsv2_model_options) and everything else to zero for the defaults. A larger struct_size than
- * the library knows is accepted if the unknown rest is zero; a smaller one leaves the missing fields at their defaults. */
+/* For the defaults set struct_size to sizeof(dsv2_model_options) and everything else to zero. A larger struct_size than
+ * the library knows is accepted if the unknown rest is zero; a smaller one leaves the missing fields at their
+ * defaults. */
 typedef struct dsv2_model_options {
     size_t struct_size;
-    uint32_t n_threads;             /* worker threads, the caller's included; 0: the process's CPU affinity and cgroup quota
-                                     * decide; at most 1024 */
-    dsv2_weight_type weight_type;   /* DSV2_WEIGHTS_AS_STORED, or a type to convert matrices to while opening */
-    const char *kernels;            /* NULL or "auto": the best for this processor; "c", "avx2" or "avx512": exactly that set,
-                                     * DSV2_ERROR_UNSUPPORTED where the processor lacks it. For tests and comparisons. */
-    uint64_t cache_memory_limit;    /* bytes that the KV pages of all sessions together may take; 0: no limit. They are taken from the
-                                     * system up to 8 at a time: so many more may be reserved, of which little is touched. */
-    dsv2_progress_fn progress;      /* may be NULL */
+    uint32_t n_threads;           /* threads at work, the caller's included, at most 1024; 0: as many as the process's
+                                   * CPU affinity and cgroup quota allow */
+    dsv2_weight_type weight_type; /* DSV2_WEIGHTS_AS_STORED, or a type to convert matrices to while opening */
+    const char *kernels;          /* NULL or "auto": the best set for this processor. "c", "avx2" or "avx512": exactly
+                                   * that set, DSV2_ERROR_UNSUPPORTED where the processor lacks it; for tests and
+                                   * comparisons. */
+    uint64_t cache_memory_limit;  /* bytes that the KV pages in use may take, of all sessions together; 0: no limit. The
+                                   * system gives memory for up to 8 pages at a time, and gets it back when none of the
+                                   * 8 is in use: more may be reserved than the limit, most of it not touched yet. */
+    dsv2_progress_fn progress;    /* may be NULL */
     void *progress_user;
-    dsv2_log_fn log;                /* may be NULL; kept until the model is closed */
+    dsv2_log_fn log;              /* may be NULL; kept until the model is closed */
     void *log_user;
 } dsv2_model_options;
 
 /* Opens a model.
- *   path     UTF-8. Found by content: a folder with config.json and safetensors files (one, or several with or without
- *            model.safetensors.index.json) and, if there, tokenizer.json; or a file that is a GGUF or a .dsv2 pack.
+ *   path     UTF-8, of one of three kinds, which the content tells apart: a folder with config.json and safetensors
+ *            files (one, or several with or without model.safetensors.index.json) and, if there, tokenizer.json; a
+ *            GGUF file; a .dsv2 pack.
  *   options  NULL for the defaults. Read during the call only (but see `log`).
  *   model    receives the handle; the caller closes it with dsv2_model_close.
- * Files are mapped, not read, where their layout allows, and must not be changed while the model is open: a change of
+ * Files are mapped, not read, where their layout allows. Files must not be changed while the model is open: a change of
  * size is noticed before each pass and answered with DSV2_ERROR_IO.
- * A GGUF's blocks are put in the order that the kernels read. Of routed experts, most of the weights, that is done when a session
- * first chooses them, in memory that is set aside here: feeding needs none for it and gives the same bits, but the first feeds
- * take longer, the more so where several sessions wait for the same new experts. Of all else, and of what has to be rounded, it
- * is done here. A pack has nothing to be done.
+ * The kernels read weights in an order of their own, so a GGUF's weights are reordered. dsv2_model_open does that for
+ * everything but the routed experts, and also for routed experts that have to be rounded. Other routed experts, which
+ * are most of a GGUF's weights, are reordered when a session first chooses them. The memory for that is set aside by
+ * dsv2_model_open: feeding takes none for it. The bits are the same, but the first feeds take longer, and longest where
+ * several sessions wait for the same new experts. A pack holds its weights in the kernels' order already.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED (the message names the field or
  * tensor and its value) or _CANCELLED. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model);
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
+                                                       dsv2_model **model);
 
-/* Closes a model and frees all it owns. NULL is allowed. The handle stays valid for the sessions that are still open:
- * what they need is freed with the last of them. Any thread; no other call may use the handle afterwards. */
+/* Closes a model and frees all that it owns, apart from what open sessions need: that is freed with the last of them.
+ * NULL is allowed. Any thread; no other call may use the handle afterwards, but calls on open sessions may go on. */
 DSV2_API void dsv2_model_close(dsv2_model *model);
 
-/* The facts about an open model. Set struct_size before the call; names are those of the published config.json. */
+/* Facts about an open model. Set struct_size before the call. Names are those of the published config.json. */
 typedef struct dsv2_model_info {
     size_t struct_size;
     uint64_t parameters;            /* all weights */
-    uint64_t parameters_activated;  /* weights used for one token: shared and chosen experts, no unused ones */
+    uint64_t parameters_activated;  /* weights used for one token: of routed experts the chosen ones alone */
     uint64_t weight_bytes;          /* size of the weights as held, mapped or copied */
-    uint64_t bytes_copied;          /* the part of weight_bytes that is not the file's own: copied or converted, a GGUF's routed
-                                     * experts perhaps only when they are first chosen */
-    dsv2_weight_type weight_type;   /* of the matrices, DSV2_WEIGHTS_MIXED if several */
+    uint64_t bytes_copied;          /* the part of weight_bytes that is not the file's own but copied or converted,
+                                     * including experts that are converted when they are first chosen */
+    dsv2_weight_type weight_type;   /* of the matrices; DSV2_WEIGHTS_MIXED if they are of several types */
     uint32_t vocab_size;
     uint32_t hidden_size;
     uint32_t intermediate_size;
@@ -127,40 +134,45 @@ typedef struct dsv2_model_info {
     char scoring_func[16];          /* "softmax" or "sigmoid" */
     char container[16];             /* "safetensors", "gguf" or "pack" */
     char kernels[16];               /* kernel set in use: "c", "avx2", "avx512" */
-    uint64_t fingerprint;           /* digest of hyper-parameters, tokenizer and weights' identity; equal for equal models */
+    uint64_t fingerprint;           /* digest of hyper-parameters, tokenizer and weights (name, type, shape, and a
+                                     * checksum or sample of each); equal for the same model in the same form */
 } dsv2_model_info;
 
 /* Fills *info. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info);
 
-/* Memory used by the model's sessions. Set struct_size before the call. */
+/* Memory that the model's sessions use. Set struct_size before the call. */
 typedef struct dsv2_memory_info {
     size_t struct_size;
     uint64_t pages_in_use;     /* pages referenced by at least one session; a shared page counts once */
     uint64_t page_bytes_in_use;
-    uint64_t page_bytes_limit; /* 0: none */
+    uint64_t page_bytes_limit; /* dsv2_model_options.cache_memory_limit; 0: none */
     uint64_t scratch_bytes;    /* working memory of passes, kept between calls */
 } dsv2_memory_info;
 
 /* Fills *info. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *info);
 
-/* Options of dsv2_model_pack; struct_size as in dsv2_model_options. */
+/* Options of dsv2_model_pack. struct_size as in dsv2_model_options. */
 typedef struct dsv2_pack_options {
     size_t struct_size;
     dsv2_weight_type weight_type; /* DSV2_WEIGHTS_AS_STORED keeps each tensor's precision */
     uint32_t n_threads;           /* as in dsv2_model_options */
-    dsv2_progress_fn progress;
+    dsv2_progress_fn progress;    /* may be NULL */
     void *progress_user;
 } dsv2_pack_options;
 
-/* Writes the model at `path` as one .dsv2 file with weights in the kernels' own layout. The file appears under its name
- * only when whole. Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED, _CANCELLED. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv2_pack_options *options);
+/* Writes the model at `path` (as dsv2_model_open takes it) as one .dsv2 file, `output_path`, with weights in the
+ * kernels' own layout. The file appears under its name only when it is whole. options: NULL for the defaults.
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED or _CANCELLED. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const char *output_path,
+                                                       const dsv2_pack_options *options);
 
-/* Reads the pack at `path` through and checks every checksum. Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY,
- * _IO, _FORMAT (the message names the damaged section), _UNSUPPORTED (not a pack) or _CANCELLED. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress, void *progress_user);
+/* Reads the whole pack at `path` and checks every checksum. `progress` may be NULL. Any thread. Returns DSV2_OK,
+ * DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT (the message names what is damaged), _UNSUPPORTED (not a pack) or
+ * _CANCELLED. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress,
+                                                         void *progress_user);
 
 DSV2_END_DECLS
 #endif

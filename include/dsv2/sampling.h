@@ -12,26 +12,26 @@ typedef struct dsv2_logit_bias {
     float bias;
 } dsv2_logit_bias;
 
-/* How dsv2_session_sample draws. A NaN logit counts as -INFINITY. The steps are taken in the order of the fields:
- * bias, penalties, temperature, top-k, top-p, min-p, draw.
- * Start from dsv2_sampling_defaults, which sets struct_size. */
+/* How dsv2_session_sample draws. The steps follow the order of the fields: bias, penalties, temperature, top-k, top-p,
+ * min-p, draw. A NaN logit counts as -INFINITY. Start from dsv2_sampling_defaults, which sets struct_size. */
 typedef struct dsv2_sampling {
     size_t struct_size;
-    const dsv2_logit_bias *logit_bias; /* n_logit_bias entries, copied by dsv2_session_set_sampling; a token at most once */
+    const dsv2_logit_bias *logit_bias; /* n_logit_bias entries, a token at most once; copied by
+                                        * dsv2_session_set_sampling */
     size_t n_logit_bias;
-    float repetition_penalty; /* 1: none; > 0. Logits of tokens in the window: divided by it if positive, else multiplied
+    float repetition_penalty; /* > 0; 1: none. Divides positive logits of tokens in the window and multiplies the others
                                * (Keskar et al., CTRL, arXiv 1909.05858, section 4.1) */
     float presence_penalty;   /* subtracted once from the logit of each token in the window; 0: none */
     float frequency_penalty;  /* subtracted as often as the token occurs in the window; 0: none */
-    uint32_t penalty_window;  /* tokens looked back on; 0: the whole session */
-    float temperature;        /* 0: greedy, the largest logit, of equals the smallest id; otherwise logits are divided by it */
-    uint32_t top_k;           /* keep the k most likely; 0: all */
-    float top_p;              /* keep the fewest most likely tokens that reach this probability; 1: all; in (0, 1] */
-    float min_p;              /* drop tokens less likely than this times the most likely one; 0: none; in [0, 1] */
-    uint64_t seed;            /* dsv2_session_set_sampling starts the session's random numbers from it */
+    uint32_t penalty_window;  /* number of last tokens that the penalties look at; 0: the whole session */
+    float temperature;        /* logits are divided by it; 0: greedy, the largest logit, of equals the smallest id */
+    uint32_t top_k;           /* keep the k most likely tokens; 0: all */
+    float top_p;              /* keep the fewest most likely tokens that reach this probability; in (0, 1]; 1: all */
+    float min_p;              /* drop tokens less likely than this times the most likely one; in [0, 1]; 0: none */
+    uint64_t seed;            /* dsv2_session_set_sampling starts the session's random numbers from the seed */
 } dsv2_sampling;
 
-/* Fills *sampling with the defaults: temperature 1, all else off, seed 0. Any thread; does nothing for NULL. */
+/* Fills *sampling with the defaults: temperature 1, all else off, seed 0. Does nothing for NULL. Any thread. */
 DSV2_API void dsv2_sampling_defaults(dsv2_sampling *sampling);
 
 /* A token beside its log probability: the natural logarithm of softmax over the session's raw logits (before bias,

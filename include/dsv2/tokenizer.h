@@ -1,17 +1,18 @@
 /* libdsv2: text to token ids and back.
  *
  * Byte-level BPE as the checkpoint's tokenizer.json (or GGUF vocabulary) describes it. Token ids equal those of Hugging
- * Face's tokenizers for the same file. Text is bytes: any bytes encode, and decode to themselves again, invalid UTF-8
- * included. A tokenizer never changes after it is opened; any number of threads may use it.
+ * Face's tokenizers for the same file. Text is bytes: any bytes encode, invalid UTF-8 included, and decode to
+ * themselves. A tokenizer never changes after it is opened; any number of threads may use it.
  *
- * Special tokens are those that the file marks so, and all added tokens spelled <|...|> or <｜...｜>: DeepSeek's files leave
- * marks like <｜User｜> unmarked, and a user's text must not become them. Other added tokens are part of the text wherever it
- * spells them, as in Hugging Face's library. DeepSeek-V2's vocabulary has no tokens for 13 bytes that UTF-8 never uses: each
- * takes two, which give the byte only if they are decoded in one call.
+ * Special tokens are those that the file marks as special, and all added tokens spelled <|...|> or <｜...｜>: DeepSeek's
+ * files leave <｜User｜> and others unmarked, and a user's text must not become such a token. Other added tokens are part
+ * of the text wherever the text spells them, as in Hugging Face's library. DeepSeek-V2's vocabulary has no tokens for
+ * 13 bytes that UTF-8 never uses: each of these bytes takes two tokens, which give the byte only if they are decoded in
+ * one call.
  *
- * Functions that return a sequence take a buffer and its capacity and store the whole length: call with capacity 0
- * (the buffer may then be NULL) to learn the size. If the capacity is too small nothing is written to the buffer and
- * DSV2_ERROR_BUFFER is returned, except that with capacity 0 the answer is DSV2_OK.
+ * Functions that return a sequence take a buffer and its capacity, and store the whole length. Capacity 0 asks for the
+ * length alone: the buffer may be NULL, and the status is DSV2_OK. Any other capacity that is too small gives
+ * DSV2_ERROR_BUFFER, and nothing is written to the buffer.
  */
 #ifndef DSV2_TOKENIZER_H
 #define DSV2_TOKENIZER_H
@@ -23,54 +24,58 @@ DSV2_BEGIN_DECLS
 typedef struct dsv2_model dsv2_model;
 typedef struct dsv2_tokenizer dsv2_tokenizer;
 
-/* Opens a tokenizer alone, without weights. `path` (UTF-8): a tokenizer.json, a folder that holds one, a GGUF or a pack.
- * The caller closes *tokenizer. Any thread.
- * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT or _UNSUPPORTED (a normalizer, pre-tokenizer or model of a
- * kind that is not byte-level BPE; the message names it). */
+/* Opens a tokenizer alone, without weights. `path` (UTF-8) is a tokenizer.json, a folder that holds one, a GGUF or a
+ * pack. The caller closes *tokenizer. Any thread.
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT or _UNSUPPORTED (a normalizer, pre-tokenizer or model of
+ * a kind that is not byte-level BPE; the message names it). */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer);
 
-/* Closes a tokenizer that dsv2_tokenizer_open gave; not one of a model. NULL is allowed. */
+/* Closes a tokenizer that dsv2_tokenizer_open opened, never a model's own. NULL is allowed. Any thread; no other call
+ * may use the handle at the time or later. */
 DSV2_API void dsv2_tokenizer_close(dsv2_tokenizer *tokenizer);
 
-/* The model's own tokenizer, owned by the model and valid as long as it is; NULL if the checkpoint has none (or if model
- * is NULL). Any thread. */
+/* The model's own tokenizer. The model owns the handle, which is valid as long as the model is. NULL if the checkpoint
+ * has no tokenizer, or if model is NULL. Any thread. */
 DSV2_API const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model);
 
 typedef enum dsv2_encode_flags {
     DSV2_ENCODE_BOS = 1,     /* begin with the beginning-of-sequence token, if the tokenizer has one */
     DSV2_ENCODE_SPECIAL = 2  /* text that spells a special token becomes that token; only for text that the host wrote.
-                              * Without it such text is encoded as the plain characters it is made of. */
+                              * Without this flag such text is encoded as the plain characters that it is made of. */
 } dsv2_encode_flags;
 
 /* Encodes `size` bytes at `text` (NULL only if size is 0; no terminator needed, NUL bytes are text).
- *   flags   0 or dsv2_encode_flags or-ed
- *   tokens, capacity   the caller's buffer, in tokens
- *   n_tokens  receives the number of tokens, with DSV2_OK and DSV2_ERROR_BUFFER
- * 2 * size + 1 tokens of capacity are always enough; with so many, one call does.
- * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (also for 2 GiB of text and more), _MEMORY, _BUFFER or _UNSUPPORTED (an
- * expression of the file would take too many steps on this text; DeepSeek's never do). */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size,
-                                                             uint32_t flags, int32_t *tokens, size_t capacity, size_t *n_tokens);
+ *   flags             0, or dsv2_encode_flags or-ed
+ *   tokens, capacity  the caller's buffer, in tokens; a capacity of 2 * size + 1 is always enough
+ *   n_tokens          receives the number of tokens, with DSV2_OK and DSV2_ERROR_BUFFER
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (also for 2 GiB of text and more), _MEMORY, _BUFFER or _UNSUPPORTED
+ * (an expression of the file would take too many steps on this text; DeepSeek's never do). */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text,
+                                                             size_t size, uint32_t flags, int32_t *tokens,
+                                                             size_t capacity, size_t *n_tokens);
 
 typedef enum dsv2_decode_flags {
-    DSV2_DECODE_SPECIAL = 1 /* write special tokens out as their text; without it they give no bytes */
+    DSV2_DECODE_SPECIAL = 1 /* special tokens give their spelling; without this flag they give no bytes */
 } dsv2_decode_flags;
 
 /* Decodes tokens to bytes, without a terminator. A token's bytes may be part of a UTF-8 character: see
- * dsv2_utf8_complete for streaming. `size` receives the number of bytes, with DSV2_OK and DSV2_ERROR_BUFFER.
- * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (an id outside the vocabulary) or _BUFFER. */
+ * dsv2_utf8_complete for streaming.
+ *   flags           0, or dsv2_decode_flags or-ed
+ *   text, capacity  the caller's buffer, in bytes
+ *   size            receives the number of bytes, with DSV2_OK and DSV2_ERROR_BUFFER
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (also for an id outside the vocabulary) or _BUFFER. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens,
-                                                             size_t n_tokens, uint32_t flags, char *text, size_t capacity,
-                                                             size_t *size);
+                                                             size_t n_tokens, uint32_t flags, char *text,
+                                                             size_t capacity, size_t *size);
 
-/* The bytes of one token: *text (owned by the tokenizer, not terminated) and *size. Special tokens give their spelling; an
- * id that the vocabulary leaves empty gives size 0. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, const char **text,
-                                                       size_t *size);
+/* The bytes of one token: *text (owned by the tokenizer, not terminated) and *size. Special tokens give their spelling;
+ * an id that the vocabulary leaves empty gives size 0. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token,
+                                                       const char **text, size_t *size);
 
 /* For streaming: how many of the `size` bytes at `text` can be shown now, so that no UTF-8 character is cut. Bytes that
- * can never become valid count as complete. The rest (3 bytes at most) is kept and put before what comes next.
- * Any thread; cannot fail. */
+ * can never become valid count as complete. The host keeps the rest (3 bytes at most) and puts it before what comes
+ * next. Any thread; cannot fail. */
 DSV2_API size_t dsv2_utf8_complete(const char *text, size_t size);
 
 /* Facts about a tokenizer. Set struct_size before the call. */
@@ -84,16 +89,17 @@ typedef struct dsv2_tokenizer_info {
     int32_t fim_begin_id;  /* fill in the middle */
     int32_t fim_hole_id;
     int32_t fim_end_id;
-    char chat_form[16];    /* "v2" (User:/Assistant: as text), "v2.5" (as tokens) or "" (none known) */
+    char chat_form[16];    /* "v2" (User: and Assistant: as text), "v2.5" (as tokens) or "" (none known) */
 } dsv2_tokenizer_info;
 
 /* Fills *info. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_get_info(const dsv2_tokenizer *tokenizer, dsv2_tokenizer_info *info);
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_get_info(const dsv2_tokenizer *tokenizer,
+                                                               dsv2_tokenizer_info *info);
 
-/* The id of the token spelled exactly by the `size` bytes at `text`, special tokens included, in *token; -1 if there is
- * none. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *text, size_t size,
-                                                           int32_t *token);
+/* Stores in *token the id of the token that the `size` bytes at `text` spell exactly, special tokens included; -1 if
+ * there is none. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *text,
+                                                           size_t size, int32_t *token);
 
 /* One message of a conversation. */
 typedef struct dsv2_message {
@@ -102,24 +108,30 @@ typedef struct dsv2_message {
     size_t content_size; /* bytes */
 } dsv2_message;
 
-/* The prompt that makes the model write the next assistant message, BOS exactly once, at the beginning.
- * V2: "User: {u}\n\nAssistant: {a}<EOS>...Assistant:", system text followed by "\n\n"; V2.5 and later: the User and
- * Assistant tokens; a tokenizer of neither kind uses the V2 form.
- *   messages, n   the conversation, oldest first; roles alternate user, assistant, after an optional system message, and the
- *                 last is a user's (then the prompt ends with the Assistant mark) or an assistant's (then with EOS)
- *   first         messages before this index are taken as already fed, a user's with the Assistant mark behind it, an
- *                 assistant's with its EOS: only the ids that come after them are returned (0: all, BOS included). So a
- *                 conversation goes on without encoding its past again.
- * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _BUFFER or _UNSUPPORTED (as dsv2_tokenizer_encode; or an
- * assistant's message, and no end-of-sequence token is known). */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n,
-                                                        size_t first, int32_t *tokens, size_t capacity, size_t *n_tokens);
+/* The prompt that makes the model write the next assistant message. BOS stands exactly once, at the beginning.
+ * V2's form is "User: {u}\n\nAssistant: {a}<EOS>...Assistant:", with system text followed by "\n\n". V2.5 and later use
+ * the User and Assistant tokens. A tokenizer of neither kind uses V2's form.
+ *   messages, n       the conversation, oldest first: an optional system message, then user and assistant in turns. The
+ *                     prompt ends with the Assistant mark if the last message is a user's, with EOS if it is an
+ *                     assistant's.
+ *   first             messages before this index count as fed already, a user's with the Assistant mark behind it, an
+ *                     assistant's with its EOS. Only the ids after them are returned (0: all, BOS included), so that a
+ *                     conversation goes on without encoding its past again.
+ *   tokens, capacity  the caller's buffer, in tokens
+ *   n_tokens          receives the number of tokens, with DSV2_OK and DSV2_ERROR_BUFFER
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _BUFFER or _UNSUPPORTED (as dsv2_tokenizer_encode; also
+ * for an assistant's message if no end-of-sequence token is known). */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message *messages,
+                                                        size_t n, size_t first, int32_t *tokens, size_t capacity,
+                                                        size_t *n_tokens);
 
-/* The prompt for filling in between a prefix and a suffix: BOS <fim begin> prefix <fim hole> suffix <fim end>.
- * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _BUFFER or _UNSUPPORTED (no such tokens in the vocabulary). */
-DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_fim_encode(const dsv2_tokenizer *tokenizer, const char *prefix, size_t prefix_size,
-                                                       const char *suffix, size_t suffix_size, int32_t *tokens, size_t capacity,
-                                                       size_t *n_tokens);
+/* The prompt for filling in between a prefix and a suffix: BOS <fim begin> prefix <fim hole> suffix <fim end>. Sizes
+ * are in bytes; tokens, capacity and n_tokens are as in dsv2_chat_encode.
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _BUFFER or _UNSUPPORTED (as dsv2_tokenizer_encode; also if
+ * the vocabulary has no such tokens). */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_fim_encode(const dsv2_tokenizer *tokenizer, const char *prefix,
+                                                       size_t prefix_size, const char *suffix, size_t suffix_size,
+                                                       int32_t *tokens, size_t capacity, size_t *n_tokens);
 
 DSV2_END_DECLS
 #endif

@@ -4,7 +4,7 @@
 
 #include <dsv2/export.h>
 
-/* Version of these headers. The build reads it from here; there is no other copy. */
+/* Version of these headers. The build reads the numbers from here; there is no other copy. */
 #define DSV2_VERSION_MAJOR 0
 #define DSV2_VERSION_MINOR 1
 #define DSV2_VERSION_PATCH 0
@@ -13,11 +13,11 @@
 
 DSV2_BEGIN_DECLS
 
-/* The version of the library that is running, in the form of DSV2_VERSION_NUMBER. A host compares it with the
- * headers' to learn of a mismatch. Any thread; cannot fail. */
+/* The version of the library that is running, in the form of DSV2_VERSION_NUMBER. A host that compares the two learns
+ * of a mismatch between library and headers. Any thread; cannot fail. */
 DSV2_API int dsv2_version_number(void);
 
-/* The same as text, "MAJOR.MINOR.PATCH". Static: never freed. Any thread; cannot fail. */
+/* The same as text, "MAJOR.MINOR.PATCH". The string is static and never freed. Any thread; cannot fail. */
 DSV2_API const char *dsv2_version_string(void);
 
 DSV2_END_DECLS

@@ -1,5 +1,5 @@
+#include "api/call.h"
 #include "formats/pack.h"
-#include "model/model.h"
 
 #include <string.h>
 
@@ -21,7 +21,7 @@ static dsv2_status check_type_and_threads(dsv2_weight_type weight_type, uint32_t
 dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model)
 {
     if (path == NULL || model == NULL)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", path == NULL ? "path" : "model");
+        return ds_null_argument(path == NULL ? "path" : "model");
     dsv2_model_options known = {.struct_size = sizeof known};
     dsv2_status status = ds_read_options("dsv2_model_options", options, &known, sizeof known, sizeof known);
     if (status == DSV2_OK)
@@ -50,7 +50,7 @@ static const char *topk_method_name(const ds_config *config)
     return config->n_routed_experts == 0 ? "" : names[config->topk_method];
 }
 
-/* Copies a name into a field of the information, cut to fit. */
+/* Copies a name to a field of `size` bytes; a longer name is cut. */
 static void set_name(char *field, size_t size, const char *name)
 {
     size_t length = strlen(name) < size ? strlen(name) : size - 1;
@@ -61,7 +61,7 @@ static void set_name(char *field, size_t size, const char *name)
 dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
 {
     if (model == NULL)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
+        return ds_null_argument("model");
     const ds_config *config = &model->config;
     dsv2_model_info known = {
         .parameters = model->weights.parameters,
@@ -95,7 +95,8 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
     };
     set_name(known.architecture, sizeof known.architecture, config->is_v3 ? "deepseek_v3" : "deepseek_v2");
     set_name(known.topk_method, sizeof known.topk_method, topk_method_name(config));
-    set_name(known.scoring_func, sizeof known.scoring_func, config->scoring_func == DS_SCORING_SIGMOID ? "sigmoid" : "softmax");
+    const char *scoring_func = config->scoring_func == DS_SCORING_SIGMOID ? "sigmoid" : "softmax";
+    set_name(known.scoring_func, sizeof known.scoring_func, scoring_func);
     set_name(known.container, sizeof known.container, ds_container_kind(model->container));
     set_name(known.kernels, sizeof known.kernels, model->kernels->name);
     return ds_write_info("dsv2_model_info", info, &known, sizeof known, sizeof known);
@@ -104,9 +105,12 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
 dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *info)
 {
     if (model == NULL)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "model is NULL");
-    ds_page_pool *pages = &((dsv2_model *)(uintptr_t)model)->pages; /* only its lock is written to */
-    dsv2_memory_info known = {.page_bytes_limit = pages->bytes_limit, .scratch_bytes = atomic_load(&model->decoder.scratch_bytes)};
+        return ds_null_argument("model");
+    ds_page_pool *pages = &((dsv2_model *)(uintptr_t)model)->pages; /* not const: its lock is taken */
+    dsv2_memory_info known = {
+        .page_bytes_limit = pages->bytes_limit,
+        .scratch_bytes = atomic_load(&model->decoder.scratch_bytes),
+    };
     ds_mutex_lock(&pages->lock);
     known.pages_in_use = pages->pages_in_use;
     known.page_bytes_in_use = pages->bytes_in_use;
@@ -117,7 +121,7 @@ dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *inf
 dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv2_pack_options *options)
 {
     if (path == NULL || output_path == NULL)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", path == NULL ? "path" : "output_path");
+        return ds_null_argument(path == NULL ? "path" : "output_path");
     dsv2_pack_options known = {.struct_size = sizeof known};
     dsv2_status status = ds_read_options("dsv2_pack_options", options, &known, sizeof known, sizeof known);
     if (status == DSV2_OK)
@@ -128,7 +132,7 @@ dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv
 dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress, void *progress_user)
 {
     if (path == NULL)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "path is NULL");
+        return ds_null_argument("path");
     if (!ds_is_pack(path)) {
         if (!ds_is_file(path) && !ds_is_folder(path))
             return ds_fail(DSV2_ERROR_IO, "%s: no such file", path);

@@ -1,4 +1,4 @@
-#include "session/session.h"
+#include "api/call.h"
 
 #include <dsv2/routing.h>
 
@@ -7,9 +7,7 @@ struct dsv2_routing {
     ds_usage usage;
 };
 
-static dsv2_status is_null(const char *name) { return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", name); }
-
-/* An empty routing of the model's shape. */
+/* Counts of zero in the model's shape. */
 static dsv2_status routing_new(const dsv2_model *model, dsv2_routing_tokens which, dsv2_routing **out)
 {
     if ((unsigned)which > DSV2_ROUTING_GENERATED)
@@ -40,7 +38,7 @@ static void add_kinds(dsv2_routing *routing, const ds_usage *usage, dsv2_routing
 dsv2_status dsv2_session_routing(dsv2_session *session, dsv2_routing_tokens which, dsv2_routing **routing)
 {
     if (session == NULL || routing == NULL)
-        return is_null(session == NULL ? "session" : "routing");
+        return ds_null_argument(session == NULL ? "session" : "routing");
     dsv2_routing *copy;
     dsv2_status status = routing_new(session->model, which, &copy);
     if (status != DSV2_OK)
@@ -51,15 +49,14 @@ dsv2_status dsv2_session_routing(dsv2_session *session, dsv2_routing_tokens whic
         return status;
     }
     add_kinds(copy, session->usage, which);
-    ds_session_leave(session);
     *routing = copy;
-    return DSV2_OK;
+    return ds_end_call(session, DSV2_OK);
 }
 
 dsv2_status dsv2_model_routing(dsv2_model *model, dsv2_routing_tokens which, dsv2_routing **routing)
 {
     if (model == NULL || routing == NULL)
-        return is_null(model == NULL ? "model" : "routing");
+        return ds_null_argument(model == NULL ? "model" : "routing");
     dsv2_routing *copy;
     dsv2_status status = routing_new(model, which, &copy);
     if (status != DSV2_OK)
@@ -87,20 +84,17 @@ static void clear_kinds(const dsv2_model *model, ds_usage *usage)
 
 dsv2_status dsv2_session_routing_reset(dsv2_session *session)
 {
-    if (session == NULL)
-        return is_null("session");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call(session);
     if (status != DSV2_OK)
         return status;
     clear_kinds(session->model, session->usage);
-    ds_session_leave(session);
-    return DSV2_OK;
+    return ds_end_call(session, DSV2_OK);
 }
 
 dsv2_status dsv2_model_routing_reset(dsv2_model *model)
 {
     if (model == NULL)
-        return is_null("model");
+        return ds_null_argument("model");
     ds_mutex_lock(&model->usage_lock);
     clear_kinds(model, model->usage);
     ds_mutex_unlock(&model->usage_lock);
@@ -110,12 +104,13 @@ dsv2_status dsv2_model_routing_reset(dsv2_model *model)
 dsv2_status dsv2_routing_merge(dsv2_routing *to, const dsv2_routing *from)
 {
     if (to == NULL || from == NULL)
-        return is_null(to == NULL ? "to" : "from");
+        return ds_null_argument(to == NULL ? "to" : "from");
     if (!ds_usage_shape_equal(&to->shape, &from->shape))
-        return ds_fail(DSV2_ERROR_MISMATCH, "the counts are of %u experts, %u chosen, in %u layers (%u with experts) and of %u, %u, %u (%u)",
-                       to->shape.n_routed_experts, to->shape.num_experts_per_tok, to->shape.num_hidden_layers, to->shape.n_moe_layers,
-                       from->shape.n_routed_experts, from->shape.num_experts_per_tok, from->shape.num_hidden_layers,
-                       from->shape.n_moe_layers);
+        return ds_fail(DSV2_ERROR_MISMATCH,
+                       "the counts are of %u experts, %u chosen, in %u layers (%u with experts) and of %u, %u, %u (%u)",
+                       to->shape.n_routed_experts, to->shape.num_experts_per_tok, to->shape.num_hidden_layers,
+                       to->shape.n_moe_layers, from->shape.n_routed_experts, from->shape.num_experts_per_tok,
+                       from->shape.num_hidden_layers, from->shape.n_moe_layers);
     ds_usage_add(&to->usage, &from->usage, &to->shape);
     return DSV2_OK;
 }
@@ -123,7 +118,7 @@ dsv2_status dsv2_routing_merge(dsv2_routing *to, const dsv2_routing *from)
 dsv2_status dsv2_routing_get_info(const dsv2_routing *routing, dsv2_routing_info *info)
 {
     if (routing == NULL)
-        return is_null("routing");
+        return ds_null_argument("routing");
     dsv2_routing_info known = {
         .n_tokens = routing->usage.n_tokens,
         .num_hidden_layers = routing->shape.num_hidden_layers,
@@ -149,7 +144,7 @@ static dsv2_status find_layer(const dsv2_routing *routing, uint32_t layer, uint3
 dsv2_status dsv2_routing_experts(const dsv2_routing *routing, uint32_t layer, dsv2_expert_load *experts)
 {
     if (routing == NULL || experts == NULL)
-        return is_null(routing == NULL ? "routing" : "experts");
+        return ds_null_argument(routing == NULL ? "routing" : "experts");
     uint32_t moe_layer = 0;
     dsv2_status status = find_layer(routing, layer, &moe_layer);
     if (status == DSV2_OK)
@@ -161,7 +156,7 @@ dsv2_status dsv2_routing_measure(const dsv2_routing *routing, uint32_t layer, ui
                                  dsv2_routing_balance *balance)
 {
     if (routing == NULL)
-        return is_null("routing");
+        return ds_null_argument("routing");
     const ds_usage_shape *shape = &routing->shape;
     uint32_t moe_layer = 0;
     dsv2_status status = find_layer(routing, layer, &moe_layer);
@@ -185,13 +180,10 @@ dsv2_status dsv2_routing_measure(const dsv2_routing *routing, uint32_t layer, ui
 
 dsv2_status dsv2_session_set_routing_trace(dsv2_session *session, dsv2_routing_trace_fn trace, void *user)
 {
-    if (session == NULL)
-        return is_null("session");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call(session);
     if (status != DSV2_OK)
         return status;
     session->trace = trace;
     session->trace_user = user;
-    ds_session_leave(session);
-    return DSV2_OK;
+    return ds_end_call(session, DSV2_OK);
 }

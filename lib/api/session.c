@@ -1,13 +1,11 @@
-#include "session/session.h"
+#include "api/call.h"
 
 #include <string.h>
-
-static dsv2_status is_null(const char *name) { return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", name); }
 
 dsv2_status dsv2_session_open(dsv2_model *model, const dsv2_session_options *options, dsv2_session **session)
 {
     if (model == NULL || session == NULL)
-        return is_null(model == NULL ? "model" : "session");
+        return ds_null_argument(model == NULL ? "model" : "session");
     dsv2_session_options known = {.struct_size = sizeof known};
     dsv2_status status = ds_read_options("dsv2_session_options", options, &known, sizeof known, sizeof known);
     if (status != DSV2_OK)
@@ -27,56 +25,52 @@ void dsv2_session_cancel(dsv2_session *session)
 
 dsv2_status dsv2_session_set_progress(dsv2_session *session, dsv2_progress_fn progress, void *progress_user)
 {
-    if (session == NULL)
-        return is_null("session");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call(session);
     if (status != DSV2_OK)
         return status;
     session->progress = progress;
     session->progress_user = progress_user;
-    ds_session_leave(session);
-    return DSV2_OK;
+    return ds_end_call(session, DSV2_OK);
 }
 
 static dsv2_status check_item(const dsv2_step_item *item)
 {
     const dsv2_session *session = item->session;
     if (item->tokens == NULL)
-        return is_null("tokens");
+        return ds_null_argument("tokens");
     if (item->n_tokens == 0)
         return ds_fail(DSV2_ERROR_ARGUMENT, "n is 0, expected at least one token");
     if (item->n_tokens > session->max_length - session->length)
-        return ds_fail(DSV2_ERROR_FULL, "the session holds %zu of at most %u tokens: %zu more do not fit", session->length,
-                       session->max_length, item->n_tokens);
+        return ds_fail(DSV2_ERROR_FULL, "the session holds %zu of at most %u tokens: %zu more do not fit",
+                       session->length, session->max_length, item->n_tokens);
     uint32_t vocab_size = session->model->config.vocab_size;
     for (size_t i = 0; i < item->n_tokens; i++)
         if (item->tokens[i] < 0 || (uint32_t)item->tokens[i] >= vocab_size)
-            return ds_fail(DSV2_ERROR_ARGUMENT, "token %zu is %d, expected 0 to %u", i, (int)item->tokens[i], vocab_size - 1);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "token %zu is %d, expected 0 to %u", i, (int)item->tokens[i],
+                           vocab_size - 1);
     return DSV2_OK;
 }
 
 dsv2_status dsv2_session_feed(dsv2_session *session, const int32_t *tokens, size_t n)
 {
-    if (session == NULL)
-        return is_null("session");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call(session);
     if (status != DSV2_OK)
         return status;
     dsv2_step_item item = {.struct_size = sizeof item, .session = session, .tokens = tokens, .n_tokens = n};
     status = check_item(&item);
     if (status == DSV2_OK)
         status = ds_session_step(session->model, &item, 1);
-    ds_session_leave(session);
-    return status;
+    return ds_end_call(session, status);
 }
 
-/* Takes one item's session and checks its arguments; on failure the session is not taken. */
+/* Takes one item's session and checks the item; on failure the session is not taken. */
 static dsv2_status enter_item(dsv2_model *model, const dsv2_step_item *item, size_t stride)
 {
     if (item->struct_size != stride)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "struct_size of an item is %zu, of the first %zu", item->struct_size, stride);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "struct_size of an item is %zu, of the first %zu", item->struct_size,
+                       stride);
     if (item->session == NULL)
-        return is_null("an item's session");
+        return ds_null_argument("an item's session");
     if (item->session->model != model)
         return ds_fail(DSV2_ERROR_MISMATCH, "an item's session belongs to another model");
     dsv2_status status = ds_session_enter(item->session);
@@ -91,12 +85,13 @@ static dsv2_status enter_item(dsv2_model *model, const dsv2_step_item *item, siz
 dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
 {
     if (model == NULL || items == NULL)
-        return is_null(model == NULL ? "model" : "items");
+        return ds_null_argument(model == NULL ? "model" : "items");
     if (n_items == 0)
         return ds_fail(DSV2_ERROR_ARGUMENT, "n_items is 0, expected at least one");
     size_t stride = items->struct_size;
     if (stride < sizeof *items || stride > sizeof *items + 4096 || stride % sizeof(void *) != 0)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_step_item.struct_size is %zu, expected sizeof(dsv2_step_item), which is %zu", stride,
+        return ds_fail(DSV2_ERROR_ARGUMENT,
+                       "dsv2_step_item.struct_size is %zu, expected sizeof(dsv2_step_item), which is %zu", stride,
                        sizeof *items);
     dsv2_status status = DSV2_OK;
     size_t n_entered = 0;
@@ -114,57 +109,46 @@ dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
 
 dsv2_status dsv2_session_sample(dsv2_session *session, int32_t *token)
 {
-    if (session == NULL || token == NULL)
-        return is_null(session == NULL ? "session" : "token");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call_with(session, token, "token");
     if (status != DSV2_OK)
         return status;
     status = ds_session_need_logits(session);
     if (status == DSV2_OK)
         status = ds_session_need_candidates(session);
     if (status == DSV2_OK) {
-        ds_mutex_lock(&session->committed); /* the random numbers go on */
+        ds_mutex_lock(&session->committed); /* drawing changes the random numbers, which a fork copies */
         status = ds_sampler_draw(&session->sampler, session->logits, session->model->config.vocab_size, session->tokens,
                                  session->length, session->candidates, token);
         ds_mutex_unlock(&session->committed);
     }
-    ds_session_leave(session);
-    return status;
+    return ds_end_call(session, status);
 }
 
 dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling *sampling)
 {
-    if (session == NULL || sampling == NULL)
-        return is_null(session == NULL ? "session" : "sampling");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call_with(session, sampling, "sampling");
     if (status != DSV2_OK)
         return status;
     ds_mutex_lock(&session->committed);
     status = ds_sampler_set(&session->sampler, sampling, session->model->config.vocab_size);
     ds_mutex_unlock(&session->committed);
-    ds_session_leave(session);
-    return status;
+    return ds_end_call(session, status);
 }
 
 dsv2_status dsv2_session_logits(dsv2_session *session, const float **logits)
 {
-    if (session == NULL || logits == NULL)
-        return is_null(session == NULL ? "session" : "logits");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call_with(session, logits, "logits");
     if (status != DSV2_OK)
         return status;
     status = ds_session_need_logits(session);
     if (status == DSV2_OK)
         *logits = session->logits;
-    ds_session_leave(session);
-    return status;
+    return ds_end_call(session, status);
 }
 
 dsv2_status dsv2_session_top_tokens(dsv2_session *session, size_t k, dsv2_token_probability *top)
 {
-    if (session == NULL || top == NULL)
-        return is_null(session == NULL ? "session" : "top");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call_with(session, top, "top");
     if (status != DSV2_OK)
         return status;
     uint32_t vocab_size = session->model->config.vocab_size;
@@ -176,15 +160,12 @@ dsv2_status dsv2_session_top_tokens(dsv2_session *session, size_t k, dsv2_token_
         status = ds_session_need_candidates(session);
     if (status == DSV2_OK)
         ds_top_tokens(session->logits, vocab_size, k, session->candidates, top);
-    ds_session_leave(session);
-    return status;
+    return ds_end_call(session, status);
 }
 
 dsv2_status dsv2_session_log_probability(dsv2_session *session, int32_t token, float *log_probability)
 {
-    if (session == NULL || log_probability == NULL)
-        return is_null(session == NULL ? "session" : "log_probability");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call_with(session, log_probability, "log_probability");
     if (status != DSV2_OK)
         return status;
     uint32_t vocab_size = session->model->config.vocab_size;
@@ -194,27 +175,23 @@ dsv2_status dsv2_session_log_probability(dsv2_session *session, int32_t token, f
         status = ds_session_need_logits(session);
     if (status == DSV2_OK)
         *log_probability = ds_log_probability(session->logits[token], ds_log_sum_exp(session->logits, vocab_size));
-    ds_session_leave(session);
-    return status;
+    return ds_end_call(session, status);
 }
 
 dsv2_status dsv2_session_length(dsv2_session *session, size_t *n)
 {
-    if (session == NULL || n == NULL)
-        return is_null(session == NULL ? "session" : "n");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call_with(session, n, "n");
     if (status != DSV2_OK)
         return status;
     *n = session->length;
-    ds_session_leave(session);
-    return DSV2_OK;
+    return ds_end_call(session, DSV2_OK);
 }
 
 dsv2_status dsv2_session_tokens(dsv2_session *session, int32_t *tokens, size_t capacity, size_t *n)
 {
-    if (session == NULL || n == NULL || (tokens == NULL && capacity > 0))
-        return is_null(session == NULL ? "session" : n == NULL ? "n" : "tokens");
-    dsv2_status status = ds_session_enter(session);
+    if (session != NULL && n != NULL && tokens == NULL && capacity > 0)
+        return ds_null_argument("tokens");
+    dsv2_status status = ds_begin_call_with(session, n, "n");
     if (status != DSV2_OK)
         return status;
     *n = session->length;
@@ -222,35 +199,31 @@ dsv2_status dsv2_session_tokens(dsv2_session *session, int32_t *tokens, size_t c
         status = ds_fail(DSV2_ERROR_BUFFER, "capacity is %zu, the session has %zu tokens", capacity, session->length);
     else if (capacity > 0 && session->length > 0)
         memcpy(tokens, session->tokens, session->length * sizeof *tokens);
-    ds_session_leave(session);
-    return status;
+    return ds_end_call(session, status);
 }
 
 dsv2_status dsv2_session_truncate(dsv2_session *session, size_t n)
 {
-    if (session == NULL)
-        return is_null("session");
-    dsv2_status status = ds_session_enter(session);
+    dsv2_status status = ds_begin_call(session);
     if (status != DSV2_OK)
         return status;
     status = ds_session_check_length(session, n);
     if (status == DSV2_OK)
         ds_session_rewind(session, n);
-    ds_session_leave(session);
-    return status;
+    return ds_end_call(session, status);
 }
 
 dsv2_status dsv2_session_fork(dsv2_session *session, size_t n, dsv2_session **copy)
 {
     if (session == NULL || copy == NULL)
-        return is_null(session == NULL ? "session" : "copy");
+        return ds_null_argument(session == NULL ? "session" : "copy");
     return ds_session_make_fork(session, n, copy);
 }
 
 dsv2_status dsv2_session_bytes_per_token(const dsv2_session *session, uint64_t *bytes)
 {
     if (session == NULL || bytes == NULL)
-        return is_null(session == NULL ? "session" : "bytes");
+        return ds_null_argument(session == NULL ? "session" : "bytes");
     *bytes = (uint64_t)session->cache.shape.row_bytes * session->cache.shape.n_layers;
     return DSV2_OK;
 }

@@ -1,4 +1,4 @@
-/* <dsv2/tokenizer.h>: argument checks; the work is in lib/tokenizer. dsv2_model_tokenizer is in api/model.c. */
+/* The argument checks of <dsv2/tokenizer.h>; lib/tokenizer does the work. dsv2_model_tokenizer is in api/model.c. */
 #include "formats/pack.h"
 #include "tokenizer/tokenizer.h"
 
@@ -34,13 +34,13 @@ dsv2_status dsv2_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
     if (tokenizer == NULL)
         return null_argument(__func__, "tokenizer");
     bool is_pack = ds_is_pack(path);
-    return is_pack || ds_is_gguf(path) ? open_container(path, is_pack, tokenizer) : ds_tokenizer_load(path, tokenizer);
+    return is_pack || ds_is_gguf(path) ? open_container(path, is_pack, tokenizer) : ds_tokenizer_open(path, tokenizer);
 }
 
 void dsv2_tokenizer_close(dsv2_tokenizer *tokenizer) { ds_tokenizer_destroy(tokenizer); }
 
-/* Hands ids over as every function here does: the length always; the ids if there is room. */
-static dsv2_status give(ds_ids *ids, dsv2_status status, int32_t *tokens, size_t capacity, size_t *n_tokens)
+/* Ends every function that returns ids: stores their number, and copies the ids if there is room. Frees ids->ids. */
+static dsv2_status return_ids(ds_ids *ids, dsv2_status status, int32_t *tokens, size_t capacity, size_t *n_tokens)
 {
     if (status == DSV2_OK) {
         *n_tokens = ids->n;
@@ -53,8 +53,8 @@ static dsv2_status give(ds_ids *ids, dsv2_status status, int32_t *tokens, size_t
     return status;
 }
 
-static dsv2_status check_buffer(const char *function, const dsv2_tokenizer *tokenizer, const void *buffer, size_t capacity,
-                                const size_t *size)
+static dsv2_status check_buffer(const char *function, const dsv2_tokenizer *tokenizer, const void *buffer,
+                                size_t capacity, const size_t *size)
 {
     if (tokenizer == NULL)
         return null_argument(function, "tokenizer");
@@ -65,8 +65,8 @@ static dsv2_status check_buffer(const char *function, const dsv2_tokenizer *toke
     return DSV2_OK;
 }
 
-dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags, int32_t *tokens,
-                                  size_t capacity, size_t *n_tokens)
+dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags,
+                                  int32_t *tokens, size_t capacity, size_t *n_tokens)
 {
     dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
     if (status != DSV2_OK)
@@ -74,14 +74,14 @@ dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *t
     if (text == NULL && size > 0)
         return null_argument(__func__, "text");
     if ((flags & ~(uint32_t)(DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL)) != 0)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_ENCODE_BOS and DSV2_ENCODE_SPECIAL alone", __func__,
-                       flags);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_ENCODE_BOS and DSV2_ENCODE_SPECIAL alone",
+                       __func__, flags);
     ds_ids ids = {0};
-    return give(&ids, ds_encode(tokenizer, text, size, flags, &ids), tokens, capacity, n_tokens);
+    return return_ids(&ids, ds_encode(tokenizer, text, size, flags, &ids), tokens, capacity, n_tokens);
 }
 
-dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags,
-                                  char *text, size_t capacity, size_t *size)
+dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens,
+                                  uint32_t flags, char *text, size_t capacity, size_t *size)
 {
     dsv2_status status = check_buffer(__func__, tokenizer, text, capacity, size);
     if (status != DSV2_OK)
@@ -124,8 +124,8 @@ dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *tex
     return DSV2_OK;
 }
 
-dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n, size_t first, int32_t *tokens,
-                             size_t capacity, size_t *n_tokens)
+dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n, size_t first,
+                             int32_t *tokens, size_t capacity, size_t *n_tokens)
 {
     dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
     if (status != DSV2_OK)
@@ -133,7 +133,7 @@ dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message
     if (messages == NULL && n > 0)
         return null_argument(__func__, "messages");
     ds_ids ids = {0};
-    return give(&ids, ds_chat(tokenizer, messages, n, first, &ids), tokens, capacity, n_tokens);
+    return return_ids(&ids, ds_chat(tokenizer, messages, n, first, &ids), tokens, capacity, n_tokens);
 }
 
 dsv2_status dsv2_fim_encode(const dsv2_tokenizer *tokenizer, const char *prefix, size_t prefix_size, const char *suffix,
@@ -146,5 +146,5 @@ dsv2_status dsv2_fim_encode(const dsv2_tokenizer *tokenizer, const char *prefix,
         return null_argument(__func__, prefix == NULL && prefix_size > 0 ? "prefix" : "suffix");
     ds_ids ids = {0};
     status = ds_fim(tokenizer, (ds_text){prefix, prefix_size}, (ds_text){suffix, suffix_size}, &ids);
-    return give(&ids, status, tokens, capacity, n_tokens);
+    return return_ids(&ids, status, tokens, capacity, n_tokens);
 }

@@ -11,7 +11,7 @@ static _Thread_local char last_error[MESSAGE_SIZE];
 
 dsv2_status ds_fail(dsv2_status status, const char *format, ...)
 {
-    char message[MESSAGE_SIZE]; /* apart, since an argument may be the last message itself */
+    char message[MESSAGE_SIZE]; /* not last_error itself, which may be among the arguments */
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
@@ -44,16 +44,17 @@ dsv2_status ds_read_options(const char *type, const void *options, void *known, 
     size_t size;
     memcpy(&size, options, sizeof size);
     if (size < minimum)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size, type,
-                       known_size);
-    /* A size that no header of ours could have is an uninitialised structure: reading that far could leave the host's memory. */
-    if (size > known_size + 4096)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu: was it set?", type, size,
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size,
                        type, known_size);
+    /* A size that no header of ours can have means an uninitialised structure: reading that far could leave the host's
+     * memory. */
+    if (size > known_size + 4096)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu: was it set?",
+                       type, size, type, known_size);
     for (size_t i = known_size; i < size; i++)
         if (((const unsigned char *)options)[i] != 0)
-            return ds_fail(DSV2_ERROR_ARGUMENT, "%s has a field that this version of the library does not know, at byte %zu", type,
-                           i);
+            return ds_fail(DSV2_ERROR_ARGUMENT,
+                           "%s has a field that this version of the library does not know, at byte %zu", type, i);
     memcpy(known, options, size < known_size ? size : known_size);
     return DSV2_OK;
 }
@@ -65,8 +66,8 @@ dsv2_status ds_write_info(const char *type, void *info, const void *known, size_
     size_t size;
     memcpy(&size, info, sizeof size);
     if (size < minimum || size > known_size + 4096)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size, type,
-                       known_size);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size,
+                       type, known_size);
     memcpy((char *)info + sizeof size, (const char *)known + sizeof size,
            (size < known_size ? size : known_size) - sizeof size);
     if (size > known_size)

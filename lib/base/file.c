@@ -57,8 +57,8 @@ void ds_file_unmap(ds_file *file)
 
 void ds_file_forget(const ds_file *file, uint64_t offset, uint64_t size)
 {
-    /* Touching a page brings in its neighbours, at most a huge page of them: also those that were forgotten already, or will not be
-     * touched themselves. */
+    /* Whole runs of 2 MiB are forgotten: touching a page brings in its neighbours, at most a huge page of them, also
+     * those that were forgotten already or will not be touched themselves. */
     const uint64_t run = 2 << 20;
     uint64_t first = offset / run * run, end = (offset + size + run - 1) / run * run;
     if (end > file->size)
@@ -74,8 +74,9 @@ dsv2_status ds_file_check(const ds_file *file)
     if (!ds_os_kind_and_size(file->handle, &kind, &size))
         return ds_fail_io(file->path, "stat");
     if (size != file->size)
-        return ds_fail(DSV2_ERROR_IO, "%s: was %llu bytes when opened and is %llu now: the file was changed while in use; "
-                       "open the model again", file->path, (unsigned long long)file->size, (unsigned long long)size);
+        return ds_fail(DSV2_ERROR_IO,
+                       "%s: was %llu bytes when opened and is %llu now: the file was changed while in use; open the "
+                       "model again", file->path, (unsigned long long)file->size, (unsigned long long)size);
     return DSV2_OK;
 }
 
@@ -87,7 +88,7 @@ dsv2_status ds_file_read(const char *path, uint64_t limit, char **data, size_t *
     if (status != DSV2_OK)
         return status;
     char *buffer = NULL;
-    size_t got = 0; /* fewer than expected if it shrank meanwhile: what there is, is the file */
+    size_t got = 0; /* fewer than expected if the file shrank meanwhile: then what is left counts as the file */
     if (expected > limit)
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: %llu bytes, expected at most %llu", path, (unsigned long long)expected,
                          (unsigned long long)limit);

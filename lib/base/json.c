@@ -3,18 +3,20 @@
 #include <errno.h>
 #include <string.h>
 
-/* jansson 2.14 ignores it when the buffer that holds one token cannot grow, and goes on with a string a byte short. So that no
- * lack of memory can change what a file says, the text is parsed as the second member of ["xxx...x", TEXT], where the x are as
- * many as the longest token of the text: the buffer grows there and nowhere else, and the string's length shows if it did. */
-typedef struct source {
+/* When the buffer that holds one token cannot grow, jansson 2.14 goes on with a string that is a byte short. A lack of
+ * memory must not change what a file says. So the text is parsed as the second member of ["xxx...x", TEXT], with as
+ * many x as the text's longest token has bytes: the buffer grows in that string and nowhere else, and the string's
+ * length shows whether it did. */
+typedef struct json_input {
     const char *text;
-    size_t size, at; /* at: in all that is delivered */
+    size_t size, at; /* at: bytes delivered so far, those around the text included */
     size_t longest;
-} source;
+} json_input;
 
 static bool in_number_or_word(char c)
 {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '+' || c == '-' || c == '.';
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+           c == '+' || c == '-' || c == '.';
 }
 
 /* A bound on the bytes of any token: strings with their quotes and escapes, numbers and words. */
@@ -41,20 +43,20 @@ static size_t longest_token(const char *text, size_t size)
 static size_t deliver(void *buffer, size_t size, void *user)
 {
     static const char before[] = "[\"", between[] = "\",\n", after[] = "\n]";
-    source *s = user;
+    json_input *s = user;
     const struct {
         const char *bytes; /* NULL: x */
         size_t size;
-    } parts[] = {{before, 2}, {NULL, s->longest}, {between, 3}, {s->text, s->size}, {after, 2}};
+    } pieces[] = {{before, 2}, {NULL, s->longest}, {between, 3}, {s->text, s->size}, {after, 2}};
     size_t begin = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; begin += parts[i++].size) {
-        if (s->at >= begin + parts[i].size)
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; begin += pieces[i++].size) {
+        if (s->at >= begin + pieces[i].size)
             continue;
-        size_t from = s->at - begin, n = parts[i].size - from < size ? parts[i].size - from : size;
-        if (parts[i].bytes == NULL)
+        size_t from = s->at - begin, n = pieces[i].size - from < size ? pieces[i].size - from : size;
+        if (pieces[i].bytes == NULL)
             memset(buffer, 'x', n);
         else
-            memcpy(buffer, parts[i].bytes + from, n);
+            memcpy(buffer, pieces[i].bytes + from, n);
         s->at += n;
         return n;
     }
@@ -64,14 +66,14 @@ static size_t deliver(void *buffer, size_t size, void *user)
 dsv2_status ds_json_parse(const char *path, const char *text, size_t size, json_t **object)
 {
     json_error_t error;
-    source s = {.text = text, .size = size, .longest = longest_token(text, size)};
-    errno = 0; /* a failed allocation that ends the parse may look like an error of syntax */
+    json_input s = {.text = text, .size = size, .longest = longest_token(text, size)};
+    errno = 0; /* tells a failed allocation, which may look like an error of syntax */
     json_t *both = json_load_callback(deliver, &s, JSON_REJECT_DUPLICATES, &error);
     if (both == NULL && errno != ENOMEM) {
-        json_t *alone = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error); /* for the error as the text has it */
+        json_t *alone = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error); /* for the place in the text itself */
         if (alone == NULL && json_error_code(&error) != json_error_out_of_memory)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", path, error.line, error.column,
-                           error.text);
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", path, error.line,
+                           error.column, error.text);
         json_decref(alone);
     }
     dsv2_status status = DSV2_OK;

@@ -2,28 +2,28 @@
 
 #include <string.h>
 
-uint32_t ds_load_u32(const void *bytes)
+uint32_t ds_read_u32(const void *bytes)
 {
     const uint8_t *b = bytes;
     return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
 }
 
-uint64_t ds_load_u64(const void *bytes)
+uint64_t ds_read_u64(const void *bytes)
 {
-    return (uint64_t)ds_load_u32(bytes) | (uint64_t)ds_load_u32((const uint8_t *)bytes + 4) << 32;
+    return (uint64_t)ds_read_u32(bytes) | (uint64_t)ds_read_u32((const uint8_t *)bytes + 4) << 32;
 }
 
-void ds_store_u32(void *bytes, uint32_t value)
+void ds_write_u32(void *bytes, uint32_t value)
 {
     uint8_t *b = bytes;
     for (int i = 0; i < 4; i++)
         b[i] = (uint8_t)(value >> 8 * i);
 }
 
-void ds_store_u64(void *bytes, uint64_t value)
+void ds_write_u64(void *bytes, uint64_t value)
 {
-    ds_store_u32(bytes, (uint32_t)value);
-    ds_store_u32((uint8_t *)bytes + 4, (uint32_t)(value >> 32));
+    ds_write_u32(bytes, (uint32_t)value);
+    ds_write_u32((uint8_t *)bytes + 4, (uint32_t)(value >> 32));
 }
 
 static float from_bits(uint32_t bits)
@@ -65,7 +65,8 @@ uint16_t ds_f32_to_f16(float value)
         return (uint16_t)(sign | 0x7e00);
     if (magnitude >= 0x477ff000) /* 65520 and more round to infinity */
         return (uint16_t)(sign | 0x7c00);
-    if (magnitude < 0x38800000) { /* under 2^-14: adding 1/2 leaves the subnormal's bits at the end, rounded to nearest even */
+    if (magnitude < 0x38800000) {
+        /* Under 2^-14: the last bits of x + 1/2 are the subnormal's, rounded to nearest even. */
         uint32_t shifted = to_bits(from_bits(magnitude) + 0.5f);
         return (uint16_t)(sign | (shifted - to_bits(0.5f)));
     }

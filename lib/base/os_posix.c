@@ -1,4 +1,4 @@
-/* POSIX, with what Linux has beyond it where it is Linux. */
+/* os.h on POSIX systems. On Linux also what Linux has beyond POSIX. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* affinity, madvise, flock, mkostemp (in POSIX since 2024) */
 #endif
@@ -22,14 +22,15 @@ _Static_assert(sizeof(off_t) == 8, "files may be longer than 2 GiB");
 
 /* ---- failure: errno keeps the reason ---- */
 
-/* The two forms of strerror_r: GNU's returns the text, which may lie elsewhere; POSIX's fills the buffer and returns 0. */
-static inline void take_gnu(const char *words, ds_os_reason *reason)
+/* The results of the two forms of strerror_r: GNU's returns the text, which may lie elsewhere; POSIX's fills the buffer
+ * and returns 0. */
+static inline void keep_gnu_text(const char *words, ds_os_reason *reason)
 {
     if (words != reason->text)
         snprintf(reason->text, sizeof reason->text, "%s", words);
 }
 
-static inline void take_posix(int failure, ds_os_reason *reason)
+static inline void keep_posix_text(int failure, ds_os_reason *reason)
 {
     if (failure != 0)
         snprintf(reason->text, sizeof reason->text, "unknown error");
@@ -39,8 +40,8 @@ ds_os_reason ds_os_failure(void)
 {
     int number = errno;
     ds_os_reason reason = {.no_memory = number == ENOMEM};
-    /* strerror may write to memory that all threads share. */
-    _Generic(strerror_r(number, reason.text, sizeof reason.text), char *: take_gnu, int: take_posix)(
+    /* Not strerror, which may write to memory that all threads share. */
+    _Generic(strerror_r(number, reason.text, sizeof reason.text), char *: keep_gnu_text, int: keep_posix_text)(
         strerror_r(number, reason.text, sizeof reason.text), &reason);
     return reason;
 }
@@ -54,7 +55,8 @@ static bool fail(int number)
 /* ---- threads and locks ---- */
 
 _Static_assert(sizeof(pthread_t) <= sizeof(ds_thread) && _Alignof(pthread_t) <= _Alignof(ds_thread), "ds_thread");
-_Static_assert(sizeof(pthread_mutex_t) <= sizeof(ds_mutex) && _Alignof(pthread_mutex_t) <= _Alignof(ds_mutex), "ds_mutex");
+_Static_assert(sizeof(pthread_mutex_t) <= sizeof(ds_mutex) && _Alignof(pthread_mutex_t) <= _Alignof(ds_mutex),
+               "ds_mutex");
 _Static_assert(sizeof(pthread_cond_t) <= sizeof(ds_cond) && _Alignof(pthread_cond_t) <= _Alignof(ds_cond), "ds_cond");
 
 static pthread_mutex_t *posix_mutex(ds_mutex *mutex) { return (pthread_mutex_t *)(void *)mutex->opaque; }
@@ -121,8 +123,8 @@ static bool read_line(const char *path, char *line, size_t size)
 }
 #endif
 
-/* Of the control group: version 2 has "max 100000" or "QUOTA PERIOD" in one file, version 1 has two files. Inside a container the
- * group's own folder is mounted at the top. */
+/* The control group's quota. Version 2 has "max 100000" or "QUOTA PERIOD" in one file, version 1 has two files. Inside
+ * a container the group's own folder is mounted at the top. */
 unsigned ds_os_cpu_quota(void)
 {
     long long quota = -1, period = 0;
@@ -185,7 +187,7 @@ bool ds_os_flush_folder(const char *path)
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return false;
-    /* Some file systems cannot flush a folder (EINVAL); then the rename is as durable as they make it. */
+    /* Some file systems cannot flush a folder (EINVAL): a rename is then as durable as they make it. */
     int failure = fsync(fd) != 0 && errno != EINVAL ? errno : 0;
     close(fd);
     return failure == 0 || fail(failure);
@@ -201,23 +203,25 @@ const char *ds_os_folder_next(ds_os_folder *folder)
 
 void ds_os_folder_close(ds_os_folder *folder) { closedir((DIR *)(void *)folder); }
 
-/* ---- open files: the id is the descriptor and 1 ---- */
+/* ---- open files: the id is the descriptor plus 1 ---- */
 
 static int fd_of(ds_os_file file) { return (int)file.id - 1; }
 
-static bool keep(int fd, ds_os_file *file)
+/* False for a descriptor of -1, which makes the file none. */
+static bool set_file(int fd, ds_os_file *file)
 {
-    file->id = (intptr_t)fd + 1; /* -1: none */
+    file->id = (intptr_t)fd + 1;
     return fd >= 0;
 }
 
 bool ds_os_open(const char *path, ds_os_access access, ds_os_file *file)
 {
     int mode = access == DS_OS_UPDATE ? O_RDWR : O_RDONLY;
-    return keep(open(path, mode | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), file); /* O_NONBLOCK: a FIFO must not hang the host */
+    mode |= O_CLOEXEC | O_NOCTTY | O_NONBLOCK; /* O_NONBLOCK: a FIFO must not hang the host */
+    return set_file(open(path, mode), file);
 }
 
-bool ds_os_create_temporary(char *name, ds_os_file *file) { return keep(mkostemp(name, O_CLOEXEC), file); }
+bool ds_os_create_temporary(char *name, ds_os_file *file) { return set_file(mkostemp(name, O_CLOEXEC), file); }
 
 void ds_os_close(ds_os_file *file)
 {
@@ -291,7 +295,7 @@ bool ds_os_lock(ds_os_file file) { return flock(fd_of(file), LOCK_EX | LOCK_NB) 
 bool ds_os_copy_permissions(ds_os_file file, const char *path)
 {
     struct stat status;
-    /* The process's umask cannot be read without changing it for a moment, under other threads. */
+    /* 0644 and not what the umask allows: reading the umask changes it for a moment, which other threads would meet. */
     mode_t mode = stat(path, &status) == 0 ? status.st_mode & 0777 : 0644;
     return fchmod(fd_of(file), mode) == 0;
 }

@@ -3,13 +3,13 @@
 #include <stdalign.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
-/* A spin of this many pauses is some tens of microseconds: longer than the gaps between the regions of one pass, shorter
- * than anybody notices. */
+/* Pauses of one spin: some tens of microseconds, longer than the gaps between the regions of one pass, shorter than
+ * anybody notices. */
 enum { SPINS = 2000 };
 
-/* A thread's tasks that nobody has begun: the first in the lower 32 bits, the end in the upper ones. On a cache line of its own. */
+/* Those of a thread's tasks that nobody has begun: the first in the lower 32 bits, the end in the upper ones. On a
+ * cache line of its own. */
 typedef struct share {
     alignas(64) _Atomic uint64_t left;
 } share;
@@ -20,14 +20,16 @@ struct ds_pool {
     ds_thread *threads;
     ds_mutex region; /* held for the length of one region */
 
-    /* The region at work. Written by the caller before `generation` grows, read by workers after they saw it grow. */
+    /* The region at work. The caller writes these before `generation` grows; workers read them after they saw it
+     * grow. */
     ds_task_fn fn;
     void *context;
     share *shares;               /* [n_threads] */
     _Atomic unsigned working;    /* workers that have not finished this region */
     _Atomic uint32_t generation; /* regions begun */
 
-    /* Sleeping: `lock` guards the two conditions, the counts say whether anybody has to be woken. */
+    /* Sleeping. `lock` guards the two conditions; `sleepers` and `caller_sleeps` say whether anybody has to be
+     * woken. */
     ds_mutex lock;
     ds_cond wake, done;
     _Atomic unsigned sleepers;
@@ -51,7 +53,7 @@ static void pause_cpu(void)
 
 static uint64_t tasks_between(uint32_t first, uint32_t end) { return (uint64_t)end << 32 | first; }
 
-/* Takes a task of a share: its owner the first, others the last. False if none is left. */
+/* Takes a task of a share: the owner takes the first, others take the last. False if none is left. */
 static bool take_task(share *share, bool owner, size_t *task)
 {
     uint64_t left = atomic_load_explicit(&share->left, memory_order_relaxed), rest;
@@ -61,13 +63,14 @@ static bool take_task(share *share, bool owner, size_t *task)
             return false;
         *task = owner ? first : end - 1;
         rest = owner ? tasks_between(first + 1, end) : tasks_between(first, end - 1);
-    } while (!atomic_compare_exchange_weak_explicit(&share->left, &left, rest, memory_order_relaxed, memory_order_relaxed));
+    } while (!atomic_compare_exchange_weak_explicit(&share->left, &left, rest, memory_order_relaxed,
+                                                    memory_order_relaxed));
     return true;
 }
 
-/* Neighbouring tasks mostly read neighbouring weights. Each thread goes through a part of its own from front to back, so that
- * the processor, which reads ahead, reads for it and not for another (with tasks dealt out one by one, two threads decoded
- * no faster than one); who is done early helps the others from behind. */
+/* Neighbouring tasks mostly read neighbouring weights. Each thread goes through its own share from front to back, so
+ * that the processor's reading ahead serves that thread and no other: with tasks dealt out one by one, two threads
+ * decoded no faster than one. A thread that is done early helps the others from behind. */
 static void work(ds_pool *pool, unsigned thread)
 {
     size_t task;
@@ -76,7 +79,7 @@ static void work(ds_pool *pool, unsigned thread)
             pool->fn(pool->context, task, thread);
 }
 
-/* Returns when the generation is no longer `seen`, or at stop. */
+/* Returns when the generation is no longer `seen`; ds_pool_destroy makes it grow too. */
 static void wait_for_region(ds_pool *pool, uint32_t seen)
 {
     for (int i = 0; i < SPINS; i++) {
@@ -145,9 +148,11 @@ void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
     ds_mutex_lock(&pool->region);
     pool->fn = fn;
     pool->context = context;
-    for (unsigned i = 0; i < pool->n_threads; i++)
-        atomic_store_explicit(&pool->shares[i].left, tasks_between((uint32_t)(n_tasks * i / pool->n_threads),
-                                                                   (uint32_t)(n_tasks * (i + 1) / pool->n_threads)), memory_order_relaxed);
+    for (unsigned i = 0; i < pool->n_threads; i++) {
+        uint32_t first = (uint32_t)(n_tasks * i / pool->n_threads);
+        uint32_t end = (uint32_t)(n_tasks * (i + 1) / pool->n_threads);
+        atomic_store_explicit(&pool->shares[i].left, tasks_between(first, end), memory_order_relaxed);
+    }
     atomic_store_explicit(&pool->working, pool->n_threads - 1, memory_order_relaxed);
     begin_region(pool);
     work(pool, 0);

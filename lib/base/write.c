@@ -18,7 +18,7 @@ dsv2_status ds_writer_open(const char *path, ds_writer *writer)
     if (ds_os_create_temporary(writer->temporary, &writer->file))
         return DSV2_OK;
     dsv2_status status = ds_fail_io(path, "make a temporary file beside it");
-    ds_free(writer->temporary); /* there is no such file to remove */
+    ds_free(writer->temporary); /* there is no file of this name to remove */
     writer->temporary = NULL;
     ds_writer_abort(writer);
     return status;
@@ -42,7 +42,8 @@ dsv2_status ds_writer_replace(ds_writer *writer, uint64_t offset, const void *da
     return write_at(writer, offset, data, size);
 }
 
-dsv2_status ds_sync_folder(const char *path)
+/* Flushes the folder of `path`, so that a rename in it lasts. */
+static dsv2_status flush_folder(const char *path)
 {
     const char *slash = strrchr(path, '/');
     char *folder = slash == NULL ? ds_copy_string(".") : ds_new((size_t)(slash - path) + 2, 1);
@@ -58,7 +59,7 @@ dsv2_status ds_sync_folder(const char *path)
 dsv2_status ds_writer_commit(ds_writer *writer)
 {
     dsv2_status status = DSV2_OK;
-    /* A temporary file is for its owner alone. The finished one keeps the permissions of the file that it replaces. */
+    /* A temporary file is for its owner alone. The finished file gets the permissions of the file that it replaces. */
     if (!ds_os_copy_permissions(writer->file, writer->path) || !ds_os_flush(writer->file))
         status = ds_fail_io(writer->path, "flush");
     else if (!ds_os_rename(writer->temporary, writer->path))
@@ -67,9 +68,9 @@ dsv2_status ds_writer_commit(ds_writer *writer)
         ds_writer_abort(writer);
         return status;
     }
-    ds_free(writer->temporary); /* has the final name now */
+    ds_free(writer->temporary); /* the file has its final name now */
     writer->temporary = NULL;
-    status = ds_sync_folder(writer->path);
+    status = flush_folder(writer->path);
     ds_writer_abort(writer);
     return status;
 }

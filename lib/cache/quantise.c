@@ -198,7 +198,7 @@ static void read_scales(const ds_cache_part *part, const uint8_t *stored, size_t
     size_t repeat = part->section / DS_SCALE_COLS;
     stored += part->scales;
     for (size_t s = 0; s < n_sections; stored += SCALE_BYTES) {
-        float scale = ds_bf16_to_f32(ds_load_u16(stored));
+        float scale = ds_bf16_to_f32(ds_read_u16(stored));
         for (size_t end = s + repeat < n_sections ? s + repeat : n_sections; s < end; s++)
             scales[s * DS_PAGE_TOKENS] = scale;
     }

@@ -30,7 +30,7 @@ static dsv2_status fail_unsupported(const reader *r, const char *name, const cha
 static const json_t *get(const reader *r, const char *name)
 {
     const json_t *value = json_object_get(r->root, name);
-    return json_is_null(value) ? NULL : value;
+    return ds_json_is_absent(value) ? NULL : value;
 }
 
 enum { REQUIRED = -1 }; /* in place of a default */

@@ -105,7 +105,7 @@ static dsv2_status take_u32(cursor *c, const char *what, uint32_t *value)
 {
     const uint8_t *bytes;
     dsv2_status status = take(c, 4, what, &bytes);
-    *value = status == DSV2_OK ? ds_load_u32(bytes) : 0;
+    *value = status == DSV2_OK ? ds_read_u32(bytes) : 0;
     return status;
 }
 
@@ -113,7 +113,7 @@ static dsv2_status take_u64(cursor *c, const char *what, uint64_t *value)
 {
     const uint8_t *bytes;
     dsv2_status status = take(c, 8, what, &bytes);
-    *value = status == DSV2_OK ? ds_load_u64(bytes) : 0;
+    *value = status == DSV2_OK ? ds_read_u64(bytes) : 0;
     return status;
 }
 
@@ -272,25 +272,25 @@ dsv2_status ds_gguf_u32(const ds_container *container, const char *key, uint32_t
         number = value->data[0];
         break;
     case T_I16:
-        negative = ds_load_u16(value->data) >> 15;
-        number = ds_load_u16(value->data);
+        negative = ds_read_u16(value->data) >> 15;
+        number = ds_read_u16(value->data);
         break;
     case T_U16:
-        number = ds_load_u16(value->data);
+        number = ds_read_u16(value->data);
         break;
     case T_I32:
-        negative = ds_load_u32(value->data) >> 31;
-        number = ds_load_u32(value->data);
+        negative = ds_read_u32(value->data) >> 31;
+        number = ds_read_u32(value->data);
         break;
     case T_U32:
-        number = ds_load_u32(value->data);
+        number = ds_read_u32(value->data);
         break;
     case T_I64:
-        negative = ds_load_u64(value->data) >> 63;
-        number = ds_load_u64(value->data);
+        negative = ds_read_u64(value->data) >> 63;
+        number = ds_read_u64(value->data);
         break;
     case T_U64:
-        number = ds_load_u64(value->data);
+        number = ds_read_u64(value->data);
         break;
     default:
         return fail_value(container, key, value, "an integer");
@@ -310,10 +310,10 @@ dsv2_status ds_gguf_f32(const ds_container *container, const char *key, float *o
     if (value == NULL || (value->type != T_F32 && value->type != T_F64))
         return fail_value(container, key, value, "f32 or f64");
     if (value->type == T_F32) {
-        uint32_t bits = ds_load_u32(value->data);
+        uint32_t bits = ds_read_u32(value->data);
         memcpy(out, &bits, sizeof bits);
     } else {
-        uint64_t bits = ds_load_u64(value->data);
+        uint64_t bits = ds_read_u64(value->data);
         double number;
         memcpy(&number, &bits, sizeof bits);
         *out = (float)number;
@@ -349,7 +349,7 @@ dsv2_status ds_gguf_strings(const ds_container *container, const char *key, ds_t
         return ds_fail_memory(key, (size_t)value->count * sizeof *texts);
     const uint8_t *at = value->data; /* lengths were checked when the file was opened */
     for (uint64_t i = 0; i < value->count; i++) {
-        texts[i] = (ds_text){(const char *)at + 8, (size_t)ds_load_u64(at)};
+        texts[i] = (ds_text){(const char *)at + 8, (size_t)ds_read_u64(at)};
         at += 8 + texts[i].size;
     }
     *out = texts;
@@ -508,14 +508,14 @@ static dsv2_status take_header(cursor *c, uint64_t *n_tensors, uint64_t *n_value
     dsv2_status status = take(c, HEADER_BYTES, "the header", &bytes);
     if (status != DSV2_OK)
         return status;
-    uint32_t version = ds_load_u32(bytes + 4);
+    uint32_t version = ds_read_u32(bytes + 4);
     if (memcmp(bytes, "GGUF", 4) != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: magic is not \"GGUF\": not a GGUF file", c->file->path);
     if (version != 2 && version != 3)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: version is %u, this library reads versions 2 and 3%s", c->file->path,
                        (unsigned)version, version != 0 && (version & 0xffffff) == 0 ? " in little-endian byte order" : "");
-    *n_tensors = ds_load_u64(bytes + 8);
-    *n_values = ds_load_u64(bytes + 16);
+    *n_tensors = ds_read_u64(bytes + 8);
+    *n_values = ds_read_u64(bytes + 16);
     return DSV2_OK;
 }
 

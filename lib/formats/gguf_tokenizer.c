@@ -35,7 +35,7 @@ static dsv2_status read_kinds(const ds_container *container, const ds_text *text
     if (n_types != n)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: %s has %zu entries, expected %zu, one a token", container->path, key, n_types, n);
     for (size_t i = 0; i < n; i++) {
-        switch (ds_load_u32((const uint8_t *)types + 4 * i)) {
+        switch (ds_read_u32((const uint8_t *)types + 4 * i)) {
         case NORMAL:
             kinds[i] = DS_TOKEN_LETTERS;
             break;
@@ -51,7 +51,7 @@ static dsv2_status read_kinds(const ds_container *container, const ds_text *text
             break;
         default:
             return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s[%zu] is %d, expected 1 to 5", container->path, key, i,
-                           (int)ds_load_u32((const uint8_t *)types + 4 * i));
+                           (int)ds_read_u32((const uint8_t *)types + 4 * i));
         }
     }
     return DSV2_OK;

@@ -31,7 +31,7 @@ bool ds_is_pack(const char *path) { return ds_file_begins(path, MAGIC, sizeof MA
 
 static block load_block(const uint8_t *bytes)
 {
-    return (block){ds_load_u64(bytes), ds_load_u64(bytes + 8), ds_load_u64(bytes + 16), ds_load_u64(bytes + 24)};
+    return (block){ds_read_u64(bytes), ds_read_u64(bytes + 8), ds_read_u64(bytes + 16), ds_read_u64(bytes + 24)};
 }
 
 /* Checks and unpacks one compressed block of the file; a zero byte follows what is unpacked. */
@@ -66,7 +66,7 @@ static dsv2_status read_entry(ds_container *container, const uint8_t *index, siz
     const ds_file *file = &container->files[0];
     const uint8_t *entry = index + *at;
     size_t left = size - *at, entry_size = ENTRY_BYTES;
-    uint16_t name_size = left < entry_size ? 0 : ds_load_u16(entry);
+    uint16_t name_size = left < entry_size ? 0 : ds_read_u16(entry);
     uint8_t n_dims = left < entry_size ? 0 : entry[3];
     if (left >= entry_size && (name_size == 0 || name_size >= MAX_NAME))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has a name of %u bytes, expected 1 to %d", file->path,
@@ -84,15 +84,15 @@ static dsv2_status read_entry(ds_container *container, const uint8_t *index, siz
     if (strlen(name) != name_size)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has a zero in its name, %s", file->path,
                        container->n_tensors, name);
-    ds_tensor tensor = {.name = name, .n_dims = n_dims, .n_bytes = ds_load_u64(entry + 12), .path = file->path,
-                        .checksum = ds_load_u64(entry + 20)};
+    ds_tensor tensor = {.name = name, .n_dims = n_dims, .n_bytes = ds_read_u64(entry + 12), .path = file->path,
+                        .checksum = ds_read_u64(entry + 20)};
     tensor.type = ds_type_of_pack_code(entry[2]);
     if (tensor.type == DS_TYPE_COUNT)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has element type %u, which this version does not know", file->path, name,
                        entry[2]);
     for (uint32_t i = 0; i < n_dims; i++)
-        tensor.dims[i] = ds_load_u64(entry + ENTRY_BYTES + 8u * i);
-    uint64_t offset = ds_load_u64(entry + 4), bytes, end;
+        tensor.dims[i] = ds_read_u64(entry + ENTRY_BYTES + 8u * i);
+    uint64_t offset = ds_read_u64(entry + 4), bytes, end;
     if (!ds_tensor_bytes(tensor.type, tensor.dims, n_dims, &bytes) || bytes != tensor.n_bytes)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has %llu bytes, which its shape and type %s do not give", file->path, name,
                        (unsigned long long)tensor.n_bytes, ds_type_name(tensor.type));
@@ -129,8 +129,8 @@ static dsv2_status check_texts(const ds_container *container)
 {
     for (size_t at = 0; at < container->texts_size;) {
         size_t left = container->texts_size - at;
-        uint64_t name_size = left < TEXT_HEADER ? 0 : ds_load_u32(container->texts + at);
-        uint64_t text_size = left < TEXT_HEADER ? 0 : ds_load_u64(container->texts + at + 8), size;
+        uint64_t name_size = left < TEXT_HEADER ? 0 : ds_read_u32(container->texts + at);
+        uint64_t text_size = left < TEXT_HEADER ? 0 : ds_read_u64(container->texts + at + 8), size;
         if (!ds_add(TEXT_HEADER + name_size, text_size, &size) || size > left)
             return ds_fail(DSV2_ERROR_FORMAT, "%s: the block of texts is damaged: at byte %zu a name of %llu bytes and a text of %llu, "
                            "but %zu are left", container->path, at, (unsigned long long)name_size, (unsigned long long)text_size, left);
@@ -154,19 +154,19 @@ dsv2_status ds_pack_open(const char *path, ds_container **out)
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: not a .dsv2 pack, or cut within its header", path);
         goto done;
     }
-    if (XXH3_64bits(file->data, HEADER_BYTES - 8) != ds_load_u64(file->data + HEADER_BYTES - 8)) {
+    if (XXH3_64bits(file->data, HEADER_BYTES - 8) != ds_read_u64(file->data + HEADER_BYTES - 8)) {
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: the header is damaged: its checksum differs", path);
         goto done;
     }
-    uint32_t version = ds_load_u32(file->data + 8);
+    uint32_t version = ds_read_u32(file->data + 8);
     if (version != VERSION) {
         status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pack version %u, this library reads %d: pack the model again", path, version,
                          VERSION);
         goto done;
     }
-    if (ds_load_u64(file->data + 16) != file->size) {
+    if (ds_read_u64(file->data + 16) != file->size) {
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: %llu bytes, its header says %llu: the file is cut or has grown", path,
-                         (unsigned long long)file->size, (unsigned long long)ds_load_u64(file->data + 16));
+                         (unsigned long long)file->size, (unsigned long long)ds_read_u64(file->data + 16));
         goto done;
     }
     status = unpack_block(file, load_block(file->data + INDEX_BLOCK), "index", &index, &size);
@@ -195,8 +195,8 @@ void ds_pack_text(const ds_container *container, const char *name, const char **
     *text = NULL;
     *size = 0;
     for (size_t at = 0; at < container->texts_size;) {
-        uint32_t name_size = ds_load_u32(texts + at);
-        uint64_t text_size = ds_load_u64(texts + at + 8);
+        uint32_t name_size = ds_read_u32(texts + at);
+        uint64_t text_size = ds_read_u64(texts + at + 8);
         if (name_size == strlen(name) && memcmp(texts + at + TEXT_HEADER, name, name_size) == 0) {
             *text = texts + at + TEXT_HEADER + name_size;
             *size = (size_t)text_size;
@@ -292,12 +292,12 @@ dsv2_status ds_pack_writer_tensor(ds_pack_writer *writer, const char *name, ds_t
     entry[1] = (uint8_t)(name_size >> 8);
     entry[2] = code;
     entry[3] = (uint8_t)n_dims;
-    ds_store_u64(entry + 4, writer->file.size);
-    ds_store_u64(entry + 12, bytes);
-    ds_store_u64(entry + 20, 0); /* the checksum comes with the last byte */
-    ds_store_u64(entry + 28, 0); /* reserved */
+    ds_write_u64(entry + 4, writer->file.size);
+    ds_write_u64(entry + 12, bytes);
+    ds_write_u64(entry + 20, 0); /* the checksum comes with the last byte */
+    ds_write_u64(entry + 28, 0); /* reserved */
     for (uint32_t i = 0; i < n_dims; i++)
-        ds_store_u64(entry + ENTRY_BYTES + 8u * i, dims[i]);
+        ds_write_u64(entry + ENTRY_BYTES + 8u * i, dims[i]);
     memcpy(entry + ENTRY_BYTES + 8u * n_dims, name, name_size);
     writer->entry = writer->index_size;
     writer->index_size += entry_size;
@@ -314,7 +314,7 @@ dsv2_status ds_pack_writer_data(ds_pack_writer *writer, const void *data, size_t
     XXH3_64bits_update(writer->checksum, data, size);
     writer->left -= size;
     if (writer->left == 0)
-        ds_store_u64(writer->index + writer->entry + 20, XXH3_64bits_digest(writer->checksum));
+        ds_write_u64(writer->index + writer->entry + 20, XXH3_64bits_digest(writer->checksum));
     return DSV2_OK;
 }
 
@@ -324,9 +324,9 @@ dsv2_status ds_pack_writer_text(ds_pack_writer *writer, const char *name, const 
     if (needed > DS_PACK_MAX_TEXT || !ds_grow(&writer->texts, &writer->texts_capacity, needed, 1))
         return ds_fail_memory(name, needed);
     uint8_t *at = writer->texts + writer->texts_size;
-    ds_store_u32(at, (uint32_t)name_size);
-    ds_store_u32(at + 4, 0);
-    ds_store_u64(at + 8, size);
+    ds_write_u32(at, (uint32_t)name_size);
+    ds_write_u32(at + 4, 0);
+    ds_write_u64(at + 8, size);
     memcpy(at + TEXT_HEADER, name, name_size);
     memcpy(at + TEXT_HEADER + name_size, text, size);
     writer->texts_size = needed;
@@ -344,10 +344,10 @@ static dsv2_status append_block(ds_pack_writer *writer, const uint8_t *data, siz
     size_t n = ZSTD_compress(stored, capacity, data, size, LEVEL);
     dsv2_status status = ZSTD_isError(n) ? ds_fail_memory("compression", capacity) : DSV2_OK;
     if (status == DSV2_OK) {
-        ds_store_u64(header, writer->file.size);
-        ds_store_u64(header + 8, n);
-        ds_store_u64(header + 16, size);
-        ds_store_u64(header + 24, XXH3_64bits(stored, n));
+        ds_write_u64(header, writer->file.size);
+        ds_write_u64(header + 8, n);
+        ds_write_u64(header + 16, size);
+        ds_write_u64(header + 24, XXH3_64bits(stored, n));
         status = ds_writer_append(&writer->file, stored, n);
     }
     ds_free(stored);
@@ -358,14 +358,14 @@ dsv2_status ds_pack_writer_commit(ds_pack_writer *writer)
 {
     uint8_t header[HEADER_BYTES] = {0};
     memcpy(header, MAGIC, sizeof MAGIC);
-    ds_store_u32(header + 8, VERSION);
+    ds_write_u32(header + 8, VERSION);
     dsv2_status status = append_block(writer, writer->index, writer->index_size, header + INDEX_BLOCK);
     if (status == DSV2_OK)
         status = append_block(writer, writer->texts, writer->texts_size, header + TEXTS_BLOCK);
     if (status != DSV2_OK)
         return status;
-    ds_store_u64(header + 16, writer->file.size);
-    ds_store_u64(header + HEADER_BYTES - 8, XXH3_64bits(header, HEADER_BYTES - 8));
+    ds_write_u64(header + 16, writer->file.size);
+    ds_write_u64(header + HEADER_BYTES - 8, XXH3_64bits(header, HEADER_BYTES - 8));
     status = ds_writer_replace(&writer->file, 0, header, sizeof header);
     if (status != DSV2_OK)
         return status;

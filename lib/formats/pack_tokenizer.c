@@ -25,7 +25,8 @@ static void put(bytes *b, const void *data, size_t size)
 
 static void put_u32(bytes *b, uint32_t value)
 {
-    const uint8_t little[] = {(uint8_t)value, (uint8_t)(value >> 8), (uint8_t)(value >> 16), (uint8_t)(value >> 24)};
+    uint8_t little[4];
+    ds_write_u32(little, value);
     put(b, little, sizeof little);
 }
 
@@ -122,7 +123,7 @@ static ds_text take(cursor *c, size_t size)
 static ds_text take_text(cursor *c)
 {
     ds_text size = take(c, 4);
-    return c->cut ? size : take(c, ds_load_u32(size.data));
+    return c->cut ? size : take(c, ds_read_u32(size.data));
 }
 
 static dsv2_status read_vocabulary(const char *path, const char *text, size_t size, dsv2_tokenizer **tokenizer)
@@ -133,11 +134,11 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: %zu bytes, expected at least %d", path, size, VOCABULARY_HEADER);
     ds_vocabulary v = {
         .path = path,
-        .n_tokens = ds_load_u32(header.data),
-        .n_merges = ds_load_u32(header.data + 4),
-        .bos_token_id = (int32_t)ds_load_u32(header.data + 8),
-        .eos_token_id = (int32_t)ds_load_u32(header.data + 12),
-        .ignore_merges = ds_load_u32(header.data + 16) != 0,
+        .n_tokens = ds_read_u32(header.data),
+        .n_merges = ds_read_u32(header.data + 4),
+        .bos_token_id = (int32_t)ds_read_u32(header.data + 8),
+        .eos_token_id = (int32_t)ds_read_u32(header.data + 12),
+        .ignore_merges = ds_read_u32(header.data + 16) != 0,
     };
     /* Every token takes five bytes at least, every merge eight. */
     if (v.n_tokens > c.left / 5 || v.n_merges > c.left / 8)

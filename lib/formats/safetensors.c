@@ -163,7 +163,7 @@ static dsv2_status open_file(ds_container *container, ds_file *file, const char 
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: header length: the file has %llu bytes, expected at least %d: not a safetensors file", path,
                        (unsigned long long)file->size, LENGTH_BYTES);
-    uint64_t length = ds_load_u64(file->data);
+    uint64_t length = ds_read_u64(file->data);
     if (length > file->size - LENGTH_BYTES || length > HEADER_LIMIT)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,

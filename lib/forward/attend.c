@@ -73,7 +73,8 @@ static int16_t *key_panel(const ds_tile *tile, const ds_attend_shape *shape, siz
     return tile->key_pairs + (shape->score_by_panel ? 0 : first * ds_attend_sections(shape) * DS_SCALE_COLS);
 }
 
-/* Scores of m <= DS_PANEL_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of DS_PANEL_ROWS. */
+/* Scores of m <= DS_PANEL_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of
+ * DS_PANEL_ROWS. */
 static void score(const ds_attend *attend, const ds_tile *tile, uint32_t first_query, uint32_t m, float *scores, size_t first, size_t n)
 {
     const ds_attend_shape *shape = attend->shape;
@@ -125,7 +126,8 @@ void ds_tile_finish(const ds_attend *attend, ds_tile *tile)
     for (uint32_t s = 0; s < ds_attend_value_sections(attend->shape); s++) {
         float largest = 0;
         for (size_t at = (size_t)s * DS_PAGE_TOKENS; at < (size_t)s * DS_PAGE_TOKENS + tile->n; at++) {
-            largest = tile->value_scales[at] > largest ? tile->value_scales[at] : largest; /* NaN stays with its token */
+            /* A scale of NaN is never the largest, so it stays with its token. */
+            largest = tile->value_scales[at] > largest ? tile->value_scales[at] : largest;
             tile->value_scale_max[at] = largest;
         }
     }
@@ -133,7 +135,8 @@ void ds_tile_finish(const ds_attend *attend, ds_tile *tile)
 
 /* ---- queries ---- */
 
-/* A panel of queries in 16 bits. A query has one scale: elements that are small beside its largest count for little in its scores. */
+/* A panel of queries in 16 bits. A query has one scale: elements that are small beside its largest count for little in
+ * its scores. */
 static void round_queries(ds_attend *attend, uint32_t first, uint32_t n)
 {
     const ds_attend_shape *shape = attend->shape;
@@ -165,10 +168,10 @@ void ds_attend_queries(ds_attend *attend)
 
 /* ---- the online softmax ---- */
 
-/* Turns the first `visible` scores of a query into weights and the others of n into zeros, and takes the weights into the query's
- * running maximum and sum. What the query has summed before is to shrink by *keep.
- * In floats, weights are relative to the new maximum, and *factor is 1. In integers, weights are relative to the tile's own maximum, so
- * that the largest weight gets all bits, and what is summed with them is to shrink by *factor. */
+/* Turns the first `visible` scores of a query into weights and the others of n into zeros, and takes the weights into
+ * the query's running maximum and sum. What the query has summed before is to shrink by *keep.
+ * In floats, weights are relative to the new maximum, and *factor is 1. In integers, weights are relative to the tile's
+ * own maximum, so that the largest weight gets all bits, and what is summed with them is to shrink by *factor. */
 static void take_scores(const ds_kernels *kernels, bool integers, float *scores, size_t visible, size_t n, float *running_max,
                         float *running_sum, float *keep, float *factor)
 {

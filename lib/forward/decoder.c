@@ -3,8 +3,8 @@
 #include "forward/norm.h"
 #include "forward/pass.h"
 
-dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const ds_weights *weights, const ds_kernels *kernels,
-                            ds_pool *pool)
+dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const ds_weights *weights,
+                            const ds_kernels *kernels, ds_pool *pool)
 {
     *decoder = (ds_decoder){.config = config, .weights = weights, .kernels = kernels, .pool = pool};
     decoder->attention = ds_attention_kind_of(config);
@@ -28,7 +28,8 @@ static dsv2_status embed(ds_rows *rows)
         return status;
     for (uint32_t row = 0; row < rows->n; row++) {
         const ds_sequence *sequence = &rows->sequences[rows->sequence_of[row]];
-        ds_matrix_row(rows->kernels, &rows->weights->embed_tokens, (uint32_t)sequence->tokens[row - sequence->first_row],
+        ds_matrix_row(rows->kernels, &rows->weights->embed_tokens,
+                      (uint32_t)sequence->tokens[row - sequence->first_row],
                       rows->hidden + (size_t)row * rows->config->hidden_size);
     }
     return DSV2_OK;
@@ -40,7 +41,8 @@ static void angles_task(void *context, size_t row, unsigned thread)
     ds_pass *pass = context;
     ds_rows *rows = &pass->rows;
     uint32_t half = rows->config->qk_rope_head_dim / 2;
-    ds_rope_angles(&pass->decoder->rope, rows->config, rows->position[row], rows->rope_cos + row * half, rows->rope_sin + row * half);
+    ds_rope_angles(&pass->decoder->rope, rows->config, rows->position[row], rows->rope_cos + row * half,
+                   rows->rope_sin + row * half);
 }
 
 /* The angles of RoPE, which all layers share. */
@@ -59,8 +61,8 @@ static dsv2_status norm(ds_rows *rows, const float *weight)
     dsv2_status status = ds_stage_begin(&rows->watch, DS_STAGE_NORM);
     if (status != DSV2_OK)
         return status;
-    ds_norm_rows(rows->kernels, rows->pool, rows->config->rms_norm_eps, weight, rows->hidden, hidden, hidden, rows->n, rows->normed,
-                 hidden);
+    ds_norm_rows(rows->kernels, rows->pool, rows->config->rms_norm_eps, weight, rows->hidden, hidden, hidden, rows->n,
+                 rows->normed, hidden);
     return DSV2_OK;
 }
 
@@ -84,7 +86,8 @@ static dsv2_status add(ds_rows *rows)
 static dsv2_status feed_forward(ds_pass *pass, uint32_t l)
 {
     const ds_layer *layer = &pass->rows.weights->layers[l];
-    return layer->is_moe ? ds_moe(&pass->rows, &pass->moe, &pass->ffn, l) : ds_ffn_dense(&pass->rows, &pass->ffn, &layer->ffn);
+    return layer->is_moe ? ds_moe(&pass->rows, &pass->moe, &pass->ffn, l)
+                         : ds_ffn_dense(&pass->rows, &pass->ffn, &layer->ffn);
 }
 
 /* h = h + attention(norm(h)), h = h + feed_forward(norm(h)) */

@@ -1,4 +1,5 @@
-/* Jobs go through two parallel regions, cut into slices of weights, so that threads share the work evenly whatever the routing. */
+/* Jobs go through two parallel regions: gate and up, then down. Each job's weights are cut into slices, so that threads
+ * share the work evenly whatever the routing. */
 #include "forward/ffn.h"
 
 #include <assert.h>
@@ -8,11 +9,13 @@ struct ds_ffn_slice {
     uint32_t job, first, end;
 };
 
-/* A slice is a whole number of the blocks in which rows are rounded to 8 bits: each can round its own part of the hidden rows. */
+/* A slice is a whole number of the blocks in which rows are rounded to 8 bits, so that each task can round its own
+ * columns of the hidden rows. */
 _Static_assert(DS_TASK_ROWS % DS_BLOCK_COLS == 0, "slices and blocks of activations");
 
-/* Going from one matrix to another costs what the processor had read ahead. With few rows of activations, where reading is all, slices
- * of several tasks' length are a tenth faster. So slices are long if every thread still gets enough of them to share the work evenly. */
+/* Going from one matrix to another wastes what the processor has read ahead. With few rows of activations, where
+ * reading weights takes all the time, slices of several tasks' length are a tenth faster. So slices are long if every
+ * thread still gets enough of them to share the work evenly. */
 enum { LONG_TASK_ROWS = 4 * DS_TASK_ROWS, LONG_MOST_INPUTS = DS_PASS_ROWS * DS_TASK_ROWS / LONG_TASK_ROWS, EVEN_SLICES = 8 };
 
 typedef struct ffn {
@@ -27,7 +30,8 @@ static uint64_t max_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
 static uint64_t slice_count(uint64_t rows) { return (rows + DS_TASK_ROWS - 1) / DS_TASK_ROWS; }
 
-/* A dense layer is one job of all rows; a MoE layer has at most a job for each expert and one for the shared experts. */
+/* A dense layer is one job of all rows; a MoE layer has at most a job for each expert and one for the shared
+ * experts. */
 void ds_ffn_lay_out(ds_ffn_memory *memory, ds_layout *layout)
 {
     const ds_config *config = layout->config;
@@ -80,7 +84,7 @@ static uint32_t add_slices(const ffn *f, uint32_t n_slices, uint32_t job, uint32
     return n_slices;
 }
 
-/* Some rows of y = W x for all rows x of a job, given both as floats and, if W is interleaved, as rounded. */
+/* Some rows of y = W x for all rows x of a job. x has the rows as floats, and x8 rounded, for an interleaved W. */
 static void multiply(const ffn *f, const ds_matrix *w, ds_ffn_slice slice, const float *const *x, const ds_x8 *const *x8,
                      uint32_t n_rows, float *out, size_t out_stride, unsigned thread)
 {
@@ -126,7 +130,7 @@ static void down_task(void *context, size_t task, unsigned thread)
              f->output + job->first_output + slice.first, down->rows, thread);
 }
 
-/* Notes where the slots of a job find their rows, before and after SwiGLU, as floats and rounded. */
+/* Sets the pointers of a job's slots: to input and hidden rows, as floats and rounded. */
 static void set_slots(const ffn *f, const ds_ffn_job *job)
 {
     ds_ffn_memory *memory = f->memory;

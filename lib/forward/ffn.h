@@ -1,4 +1,5 @@
-/* SwiGLU networks over some rows: a dense layer's, the shared experts' and the routed experts' are all jobs of one run. */
+/* SwiGLU networks over some rows: a dense layer's, the shared experts' and the routed experts' are all jobs of one
+ * run. */
 #ifndef DS_LIB_FORWARD_FFN_H
 #define DS_LIB_FORWARD_FFN_H
 
@@ -7,8 +8,8 @@
 /* One network applied to some rows. */
 typedef struct ds_ffn_job {
     const ds_ffn_weights *weights;
-    uint32_t n_rows;      /* rows of input, */
-    uint32_t first_slot;  /* which are rows memory->slot_row[first_slot ...] of rows->normed */
+    uint32_t n_rows;      /* rows of input: rows memory->slot_row[first_slot ...] of rows->normed */
+    uint32_t first_slot;
     size_t first_hidden;  /* floats into memory->hidden: n_rows x intermediate */
     size_t first_x8;      /* blocks into memory->hidden_x8: n_rows x ds_prepared_blocks(intermediate) */
     size_t first_output;  /* floats into `output`: n_rows x hidden_size */
@@ -37,7 +38,7 @@ void ds_ffn_lay_out(ds_ffn_memory *memory, ds_layout *layout);
 /* Floats of scratch that a thread needs besides ds_matmul's. */
 size_t ds_ffn_stage_floats(void);
 
-/* Every job's network on its rows: output = W_down (silu(W_gate x) * W_up x). */
+/* Runs every job's network on the job's rows: output = W_down (silu(W_gate x) * W_up x). */
 dsv2_status ds_ffn_run(ds_rows *rows, ds_ffn_memory *memory, float *output);
 
 /* rows->output = the network on rows->normed: a dense layer. */

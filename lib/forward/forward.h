@@ -1,10 +1,17 @@
 /* forward: what a model does with tokens. A pass takes some rows, each one token of one session, through all layers.
  * May include: base, kernels, cache, config, weights.
  *
- * Where to read what: decoder.c is the forward pass from tokens to logits; mla.c Multi-head Latent Attention (section 2.1 of the
- * report) with attend.c, the online softmax over tiles; rope.c rotary embedding and YaRN (section 3.1.4); moe.c DeepSeekMoE (section
- * 2.2) with router.c choosing experts and usage.c counting them; ffn.c the SwiGLU networks that experts and dense layers are made of;
- * head.c the logits; linear.c y = W x over all threads. pass.c adds up the working memory of all of them. */
+ * Where to read what:
+ *   decoder.c  the forward pass from tokens to logits
+ *   mla.c      Multi-head Latent Attention (section 2.1 of the report)
+ *   attend.c   the online softmax over tiles
+ *   rope.c     rotary embedding and YaRN (section 3.1.4)
+ *   moe.c      DeepSeekMoE (section 2.2)
+ *   router.c   the choice of experts; usage.c counts the choices
+ *   ffn.c      the SwiGLU networks of experts and dense layers
+ *   head.c     the logits
+ *   linear.c   y = W x over all threads
+ *   pass.c     working memory, whose sizes the other files say */
 #ifndef DS_LIB_FORWARD_H
 #define DS_LIB_FORWARD_H
 
@@ -23,7 +30,7 @@ typedef struct ds_decoder {
     ds_pool *pool;
     ds_rope rope;
     const ds_attention_kind *attention;
-    ds_stage_watch watch; /* tests alone watch */
+    ds_stage_watch watch; /* for tests alone */
 
     /* Working memory that is kept between calls. */
     ds_mutex idle_lock;
@@ -31,13 +38,12 @@ typedef struct ds_decoder {
     _Atomic uint64_t scratch_bytes; /* of idle passes and of those at work */
 } ds_decoder;
 
-/* Everything that is pointed to outlives the decoder. Whatever is returned, ds_decoder_free follows, which takes a
- * decoder of zeros too. */
-dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const ds_weights *weights, const ds_kernels *kernels,
-                            ds_pool *pool);
-void ds_decoder_free(ds_decoder *decoder);
+/* What the arguments point to outlives the decoder. The caller calls ds_decoder_free also after a failure. */
+dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const ds_weights *weights,
+                            const ds_kernels *kernels, ds_pool *pool);
+void ds_decoder_free(ds_decoder *decoder); /* does nothing for a decoder of zeros */
 
-/* Takes working memory for passes of up to n_rows rows out of the decoder's store, or makes it. Given back with
+/* Takes a pass for up to n_rows rows out of the decoder's store, or makes one. The caller gives the pass back with
  * ds_pass_release. max_position: the highest position + 1 that will be attended to. */
 dsv2_status ds_pass_acquire(ds_decoder *decoder, uint32_t n_rows, size_t max_position, ds_pass **pass);
 void ds_pass_release(ds_pass *pass);
@@ -45,8 +51,9 @@ void ds_pass_release(ds_pass *pass);
 /* Frees all idle passes. */
 void ds_passes_free(ds_decoder *decoder);
 
-/* The forward pass over the rows of all sequences, n_rows in sum at most what the pass was acquired for. On failure the rows that
- * were reserved in the caches, and the logits asked for, hold anything; nothing else has changed. */
+/* The forward pass over the rows of all sequences, together at most the n_rows that the pass was acquired for. On
+ * failure the rows that were reserved in the caches, and the logits asked for, hold anything; nothing else has
+ * changed. */
 dsv2_status ds_decoder_forward(ds_pass *pass, ds_sequence *sequences, size_t n_sequences);
 
 #endif

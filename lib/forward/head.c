@@ -35,9 +35,11 @@ static dsv2_status some_rows(ds_rows *rows, ds_head_memory *memory, const uint32
 {
     uint32_t hidden = rows->config->hidden_size, vocab = rows->config->vocab_size;
     for (uint32_t i = 0; i < n; i++)
-        ds_norm_rows(rows->kernels, rows->pool, rows->config->rms_norm_eps, rows->weights->norm, rows->hidden + (size_t)wanted[i] * hidden,
-                     hidden, hidden, 1, rows->normed + (size_t)i * hidden, hidden);
-    dsv2_status status = ds_linear(&rows->linear, &rows->weights->lm_head, NULL, rows->normed, hidden, n, memory->logits, vocab);
+        ds_norm_rows(rows->kernels, rows->pool, rows->config->rms_norm_eps, rows->weights->norm,
+                     rows->hidden + (size_t)wanted[i] * hidden, hidden, hidden, 1, rows->normed + (size_t)i * hidden,
+                     hidden);
+    dsv2_status status = ds_linear(&rows->linear, &rows->weights->lm_head, NULL, rows->normed, hidden, n,
+                                   memory->logits, vocab);
     for (uint32_t i = 0; i < n && status == DSV2_OK; i++)
         give_logits(rows, wanted[i], memory->logits + (size_t)i * vocab);
     return status;

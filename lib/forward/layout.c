@@ -3,7 +3,8 @@
 void *ds_lay_out(ds_layout *layout, uint64_t count, uint64_t size)
 {
     uint64_t bytes, end;
-    if (!ds_mul(count, size, &bytes) || !ds_add(bytes, 63, &bytes) || !ds_add(layout->used, bytes & ~(uint64_t)63, &end))
+    if (!ds_mul(count, size, &bytes) || !ds_add(bytes, 63, &bytes) ||
+        !ds_add(layout->used, bytes & ~(uint64_t)63, &end))
         layout->fits = false;
     if (!layout->fits)
         return NULL;

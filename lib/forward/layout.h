@@ -1,5 +1,5 @@
-/* Working memory of a pass: one block, laid out twice. The first time there is no block yet, and only sizes are added up; the second
- * time the same calls hand out its parts. So sizes and parts cannot differ. */
+/* The working memory of a pass: one allocation, laid out twice. The first time nothing is allocated yet, and sizes are
+ * only added up. The second time the same calls return pointers. So sizes and pointers cannot disagree. */
 #ifndef DS_LIB_FORWARD_LAYOUT_H
 #define DS_LIB_FORWARD_LAYOUT_H
 

@@ -6,7 +6,8 @@
 #include "forward/stage.h"
 #include "kernels/kernels.h"
 
-/* Rows of weights that one task of a parallel region multiplies: small enough to share out evenly, large enough to pay. */
+/* Rows of weights that one task of a parallel region multiplies: small enough to share out evenly, large enough to
+ * pay. */
 enum { DS_TASK_ROWS = 64 };
 
 typedef struct ds_linear_memory {
@@ -32,8 +33,8 @@ float *ds_matmul_scratch_of(const ds_linear_memory *memory, unsigned thread);
 float *ds_stage_scratch_of(const ds_linear_memory *memory, unsigned thread);
 
 /* out[i] = W x[i] (+ bias) for m rows; x[i] is x + i * x_stride. */
-dsv2_status ds_linear(ds_linear_memory *memory, const ds_matrix *w, const float *bias, const float *x, size_t x_stride, size_t m,
-                      float *out, size_t out_stride);
+dsv2_status ds_linear(ds_linear_memory *memory, const ds_matrix *w, const float *bias, const float *x, size_t x_stride,
+                      size_t m, float *out, size_t out_stride);
 
 /* Rounds m rows of n floats to memory->x8 and points memory->x8_rows at them. */
 void ds_round_rows(ds_linear_memory *memory, const float *x, size_t x_stride, uint32_t n, size_t m);

@@ -1,9 +1,11 @@
 /* Multi-head Latent Attention (section 2.1 of the report, in full in its appendix C).
  *
  * Only c^KV and k^R of a token are in the cache. From there two ways lead to the same attention:
- *   absorbed  q^C . k^C = q^C . (W^UK c) = ((W^UK)^T q^C) . c: a query is brought into the latent space once and then meets the
- *             cached rows as they are, all heads sharing each; the weighted sum of latents goes through W^UV at the end.
- *   expanded  k^C = W^UK c and v^C = W^UV c are made for a tile of tokens and one head, used by all query rows, and dropped.
+ *   absorbed  q^C . k^C = q^C . (W^UK c) = ((W^UK)^T q^C) . c: a query is brought into the latent space once and then
+ *             meets the cached rows as they are, all heads sharing each; the weighted sum of latents goes through W^UV
+ *             at the end.
+ *   expanded  k^C = W^UK c and v^C = W^UV c are made for a tile of tokens and one head, used by all query rows, and
+ *             dropped.
  * A query row costs less in the expanded form, a tile of context costs less in the absorbed one: see is_expanded.
  *
  * Both walk over the context a page at a time: attend.c. */
@@ -17,8 +19,8 @@
 #include <math.h>
 #include <string.h>
 
-/* Attention in the absorbed form goes over the context in spans of this many pages, each summed by itself and merged in order,
- * so that spans can be shared out over threads without changing a bit of the result. */
+/* Attention in the absorbed form goes over the context in spans of this many pages, each summed by itself and merged in
+ * order, so that spans can be shared out over threads without changing a bit of the result. */
 enum { SPAN_PAGES = 8, SPAN_TOKENS = SPAN_PAGES * DS_PAGE_TOKENS };
 
 /* Tokens of context whose latents are made ready together for the expanded form: some megabytes. */
@@ -74,7 +76,8 @@ static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
 
 static uint32_t set_rows_of(uint32_t n_heads) { return n_heads < QUERY_SET ? QUERY_SET / n_heads : 1; }
 
-/* Only few rows are cut into spans: fewer query sets than four for each thread. attend_absorbed keeps to both bounds. */
+/* Only few rows are cut into spans: plan_tasks cuts only if there are fewer than four query sets for each thread, and
+ * the spans' sums fit into max_partials. */
 static void lay_out_spans(mla_memory *memory, ds_layout *layout)
 {
     const ds_config *config = layout->config;
@@ -112,7 +115,8 @@ static void lay_out(void *memory_struct, ds_layout *layout)
 
 /* ---- queries, latents and the cache: Eqs. 37-43 ---- */
 
-/* One row: norm of c^KV, rotation of k^R and q^R, and the row's way into the cache. Queries take the softmax scale on here. */
+/* One row: norm of c^KV, rotation of k^R and q^R, and the row's way into the cache. Queries take the softmax scale on
+ * here. */
 static void position_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;
@@ -272,8 +276,8 @@ typedef struct query_set {
     uint32_t first_row, n_rows, first_head, n_heads;
 } query_set;
 
-/* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. The next page's are brought from memory
- * meanwhile, also if the present span ends here: the thread's next task will need them. */
+/* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. The next page's are brought
+ * from memory meanwhile, also if the present span ends here: the thread's next task will need them. */
 static void load_latents(const mla *a, const ds_cache *cache, size_t first, const ds_attend *attend, ds_tile *tile, float *latents)
 {
     const ds_kernels *kernels = a->rows->kernels;
@@ -304,7 +308,8 @@ static void load_latents(const mla *a, const ds_cache *cache, size_t first, cons
     }
 }
 
-/* The context from token `first` to `end` - 1, at most one span: sums[i] = sum_t exp(s_it - max[i]) c_t, sum[i] its weights. */
+/* Attention over the context from token `first` to `end` - 1, at most one span: sums[i] = sum_t exp(s_it - max[i]) c_t,
+ * and sum[i] is the sum of these weights. */
 static void attend_span(const mla *a, const ds_sequence *sequence, query_set set, size_t first, size_t end,
                         const attend_scratch *scratch, float *sums, float *max, float *sum)
 {
@@ -357,7 +362,7 @@ static void merge_span(float *total, float *total_max, float *total_sum, const f
     *total_max = largest;
 }
 
-/* The query's softmax-weighted latent, in the model's own basis, over what was its query vector. */
+/* Writes the query's softmax-weighted latent, in the model's own basis, over the query vector. */
 static void finish_query(const mla *a, uint32_t row, uint32_t head, const float *total, float total_sum)
 {
     const ds_config *config = a->rows->config;
@@ -418,7 +423,8 @@ static void attend_run(void *context, size_t index, unsigned thread)
         attend_partial(a, sequence, task, thread);
 }
 
-/* The tasks of a query set follow one another, one for each span. To merge, each takes some of the queries and all spans of these. */
+/* The tasks of a query set follow one another, one for each span. To merge, each of them takes some of the set's
+ * queries and all spans of these queries. */
 static void merge_task(void *context, size_t index, unsigned thread)
 {
     mla *a = context;
@@ -438,8 +444,8 @@ static void merge_task(void *context, size_t index, unsigned thread)
     }
 }
 
-/* Makes the tasks: cuts the absorbed sequences into query sets, each of some rows and set_heads heads; and, if `split`, each query set
- * into spans. Returns how many tasks there are. */
+/* Makes the tasks: cuts the absorbed sequences into query sets, each of some rows and set_heads heads; and, if `split`,
+ * each query set into spans. Returns how many tasks there are. */
 static size_t plan_absorbed(const mla *a, uint32_t set_heads, bool split)
 {
     const ds_rows *rows = a->rows;
@@ -478,8 +484,9 @@ static size_t plan_absorbed(const mla *a, uint32_t set_heads, bool split)
     return n_tasks;
 }
 
-/* Tasks for all threads. Where there are too few query sets to keep the threads busy, each is cut into spans, and into fewer heads if
- * the context has too few spans: sets of the same rows then make the same tiles, which takes less time than waiting. */
+/* Tasks for all threads. Where there are too few query sets to keep the threads busy, each is cut into spans, and into
+ * fewer heads if the context has too few spans: sets of the same rows then make the same tiles, which takes less time
+ * than waiting. */
 static size_t plan_tasks(const mla *a, size_t n_rows, size_t longest, bool *split)
 {
     uint32_t n_heads = a->rows->config->num_attention_heads, set_heads = n_heads < QUERY_SET ? n_heads : QUERY_SET;
@@ -532,7 +539,7 @@ typedef struct segment {
     size_t first, end;
 } segment;
 
-/* The latents of a page in the model's own basis, as floats and, if W^UK and W^UV are packed, rounded. */
+/* The latents of a page in the model's own basis, as floats and, if W^UK and W^UV are interleaved, rounded. */
 static void segment_task(void *context, size_t page, unsigned thread)
 {
     (void)thread;
@@ -581,7 +588,8 @@ static expand_scratch expand_scratch_of(const ds_rows *rows, unsigned thread)
     return s;
 }
 
-/* k^C = W^UK c (Eq. 42), with k^R behind it, and v^C = W^UV c (Eq. 45), of one head for n tokens from number `at` of the segment. */
+/* k^C = W^UK c (Eq. 42), with k^R behind it, and v^C = W^UV c (Eq. 45), of one head for n tokens from number `at` of
+ * the segment. */
 static void expand(const segment *segment, uint32_t head, size_t at, size_t n, const expand_scratch *s)
 {
     ds_rows *rows = segment->a->rows;
@@ -704,10 +712,10 @@ static dsv2_status attend_expanded(const mla *a)
     return DSV2_OK;
 }
 
-/* Which form costs fewer multiplications for n rows at the end of a context of `total` tokens, per head:
+/* Whether the expanded form costs fewer multiplications for n rows at the end of a context of `total` tokens, per head:
  *   absorbed: each row through W^UK and W^UV once, then 2 lora + rope for every token it sees
  *   expanded: each token of the context through W^UK and W^UV once, then nope + rope + v for every token a row sees
- * Asked of a sequence's own rows alone, so that its bits do not depend on its companions. */
+ * Only a sequence's own rows are asked, so that their bits do not depend on the other sequences. */
 static bool is_expanded(const ds_config *config, const ds_sequence *sequence)
 {
     if (sequence->attention != DSV2_ATTENTION_AUTO)

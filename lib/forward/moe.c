@@ -1,5 +1,5 @@
-/* DeepSeekMoE (section 2.2.1, Eqs. 20-22): h' = u + sum of shared experts + sum of gated routed experts. Rows are grouped by expert
- * over the whole pass, so that an expert's weights are read once for all its rows. */
+/* DeepSeekMoE (section 2.2.1, Eqs. 20-22): h' = u + sum of shared experts + sum of gated routed experts. Rows are
+ * grouped by expert over the whole pass, so that an expert's weights are read once for all its rows. */
 #include "forward/moe.h"
 
 #include <assert.h>
@@ -37,7 +37,8 @@ static ds_ffn_job job_at(const ds_config *config, uint32_t first, uint32_t n_row
     };
 }
 
-/* The shared experts take every row; their job goes first, being the largest. Their slots come after the pairs'. */
+/* The shared experts take every row. Their job goes first, being the largest; their slots come after the pairs'
+ * slots. */
 static void add_shared(const moe *m, const ds_moe_weights *weights)
 {
     const ds_config *config = m->rows->config;
@@ -93,7 +94,8 @@ static dsv2_status run_networks(const moe *m, uint32_t layer)
     return status;
 }
 
-/* One row: the sum of its experts' outputs times their gates, in the order in which the router chose them, and of the shared ones. */
+/* One row: the sum of the chosen experts' outputs times their gates, in the order in which the router chose them, plus
+ * the shared experts' output. */
 static void combine_row(void *context, size_t row, unsigned thread)
 {
     (void)thread;

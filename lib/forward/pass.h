@@ -1,4 +1,4 @@
-/* A pass: the working memory of one call, one block that is laid out for a number of rows and a length of context. */
+/* A pass: the working memory of one call, one allocation laid out for a number of rows and a length of context. */
 #ifndef DS_LIB_FORWARD_PASS_H
 #define DS_LIB_FORWARD_PASS_H
 

@@ -3,7 +3,10 @@
 #include <math.h>
 
 /* m(s, a) of YaRN: how much attention has to be sharpened for a context s times as long. */
-static float yarn_mscale(float scale, float mscale) { return scale <= 1.0f ? 1.0f : 0.1f * mscale * logf(scale) + 1.0f; }
+static float yarn_mscale(float scale, float mscale)
+{
+    return scale <= 1.0f ? 1.0f : 0.1f * mscale * logf(scale) + 1.0f;
+}
 
 /* The dimension whose wavelength makes `rotations` turns over the original context. */
 static double correction_dim(double rotations, double dim, double base, double original_context)
@@ -26,8 +29,10 @@ dsv2_status ds_rope_init(ds_rope *rope, const ds_config *config)
         return DSV2_OK;
 
     /* Fast dimensions keep their frequency, slow ones are stretched by the factor, with a ramp between. */
-    double low = floor(correction_dim(yarn->beta_fast, dim, config->rope_theta, yarn->original_max_position_embeddings));
-    double high = ceil(correction_dim(yarn->beta_slow, dim, config->rope_theta, yarn->original_max_position_embeddings));
+    double low = floor(correction_dim(yarn->beta_fast, dim, config->rope_theta,
+                                      yarn->original_max_position_embeddings));
+    double high = ceil(correction_dim(yarn->beta_slow, dim, config->rope_theta,
+                                      yarn->original_max_position_embeddings));
     low = low < 0 ? 0 : low;
     high = high > dim - 1 ? dim - 1 : high;
     if (low == high)
@@ -65,7 +70,7 @@ void ds_rope_angles(const ds_rope *rope, const ds_config *config, size_t positio
 void ds_rope_rotate(const ds_config *config, const float *cos, const float *sin, float *x)
 {
     uint32_t half = config->qk_rope_head_dim / 2;
-    /* Pairs are (2i, 2i + 1), or in some files (i, i + half); q and k are ordered alike, so that their product is the same. */
+    /* Pairs are (2i, 2i + 1), or in some files (i, i + half). q and k have the same order, so q . k is the same. */
     uint32_t step = config->rope_pairs_split ? 1 : 2, other = config->rope_pairs_split ? half : 1;
     for (uint32_t i = 0; i < half; i++) {
         float a = x[step * i], b = x[step * i + other];

@@ -17,7 +17,8 @@ void ds_routes_lay_out(ds_routes *routes, ds_layout *layout)
     routes->groups = ds_lay_out(layout, m, sizeof(uint64_t));
 }
 
-/* Affinities s_(i,t) from the products u_t e_i (Eq. 22): softmax over all experts in float, or DeepSeek-V3's sigmoid. */
+/* Affinities s_(i,t) from the products u_t e_i (Eq. 22): softmax over all experts in float, or DeepSeek-V3's
+ * sigmoid. */
 static void affinities(ds_scoring_func scoring_func, float *scores, uint32_t n)
 {
     if (scoring_func == DS_SCORING_SIGMOID) {
@@ -51,18 +52,20 @@ static float group_score(ds_topk_method method, const float *choice, uint32_t fi
     return method == DS_TOPK_NOAUX_TC && end - first > 1 ? best + second : best;
 }
 
-/* The index of the largest of n values whose bit in `taken` is clear, of equals the first. NaN counts as smallest, so that
- * there is always an answer. */
+/* The index of the largest of n values whose bit in `taken` is clear, of equals the first. NaN counts as smallest, so
+ * that there is always an answer. */
 static uint32_t best_free(const float *values, uint32_t n, const uint64_t *taken)
 {
     uint32_t best = n;
     for (uint32_t i = 0; i < n; i++)
-        if ((taken[i / 64] >> i % 64 & 1) == 0 && (best == n || values[i] > values[best] || (isnan(values[best]) && !isnan(values[i]))))
+        if ((taken[i / 64] >> i % 64 & 1) == 0 &&
+            (best == n || values[i] > values[best] || (isnan(values[best]) && !isnan(values[i]))))
             best = i;
     return best;
 }
 
-/* Device-limited routing (section 2.2.2): only experts of the topk_group best groups may be chosen. Marks the others as taken. */
+/* Device-limited routing (section 2.2.2): only experts of the topk_group best groups may be chosen. Marks the others as
+ * taken. */
 static uint64_t limit_groups(const ds_config *config, const float *choice, uint64_t *taken)
 {
     uint32_t per_group = config->n_routed_experts / config->n_group;
@@ -117,8 +120,8 @@ static void route_row(void *context, size_t row, unsigned thread)
 dsv2_status ds_route(ds_rows *rows, const ds_moe_weights *moe, ds_routes *routes)
 {
     const ds_config *config = rows->config;
-    dsv2_status status = ds_linear(&rows->linear, &moe->gate, NULL, rows->normed, config->hidden_size, rows->n, routes->scores,
-                                   config->n_routed_experts);
+    dsv2_status status = ds_linear(&rows->linear, &moe->gate, NULL, rows->normed, config->hidden_size, rows->n,
+                                   routes->scores, config->n_routed_experts);
     if (status == DSV2_OK)
         status = ds_stage_begin(&rows->watch, DS_STAGE_ROUTER);
     if (status != DSV2_OK)

@@ -6,8 +6,8 @@
 #include "forward/sequence.h"
 #include "weights/weights.h"
 
-/* Most rows that go through the layers at once: enough to make matrix products out of prompts, few enough that working memory
- * stays small. An input is always cut at multiples of this from its own beginning, whatever else is in the pass. */
+/* The most rows of a pass: enough to make matrix products out of prompts, few enough that working memory stays small.
+ * An input is always cut at multiples of this from its own beginning, whatever else is in the pass. */
 enum { DS_PASS_ROWS = 512 };
 
 typedef struct ds_rows {
@@ -26,7 +26,7 @@ typedef struct ds_rows {
 
     float *hidden;    /* [m][hidden_size]: the residual stream h */
     float *normed;    /* [m][hidden_size]: input of the next stage, after its norm */
-    float *output;    /* [m][hidden_size]: of attention or feed-forward part, before it is added to the residual stream */
+    float *output;    /* [m][hidden_size]: of attention or feed-forward part, not yet added to h */
     float *rope_cos, *rope_sin; /* [m][qk_rope_head_dim / 2] */
     ds_linear_memory linear;
 } ds_rows;

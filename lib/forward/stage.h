@@ -20,8 +20,8 @@ typedef enum ds_stage {
     DS_STAGE_COUNT
 } ds_stage;
 
-/* Who watches a pass is told when a stage begins, from the calling thread, and may fail the stage with a status. Tests make every
- * stage fail in turn with this. */
+/* Who watches a pass is told when a stage begins, from the calling thread, and may fail the stage with a status. Tests
+ * make every stage fail in turn with this. */
 typedef struct ds_stage_watch {
     dsv2_status (*begin)(void *user, ds_stage stage); /* NULL: nobody watches */
     void *user;

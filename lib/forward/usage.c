@@ -46,7 +46,8 @@ uint32_t ds_usage_layer(const ds_usage_shape *shape, uint32_t layer)
 
 dsv2_status ds_usage_init(ds_usage *usage, const ds_usage_shape *shape)
 {
-    size_t n_counts = shape->n_moe_layers * shape->layer_counts, n_sums = (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts;
+    size_t n_counts = shape->n_moe_layers * shape->layer_counts;
+    size_t n_sums = (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts;
     *usage = (ds_usage){0};
     if (shape->n_moe_layers == 0)
         return DSV2_OK;
@@ -76,7 +77,8 @@ void ds_usage_clear(ds_usage *usage, const ds_usage_shape *shape)
 
 void ds_usage_add(ds_usage *to, const ds_usage *from, const ds_usage_shape *shape)
 {
-    size_t n_counts = shape->n_moe_layers * shape->layer_counts, n_sums = (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts;
+    size_t n_counts = shape->n_moe_layers * shape->layer_counts;
+    size_t n_sums = (size_t)shape->n_moe_layers * 2 * shape->n_routed_experts;
     to->n_tokens += from->n_tokens;
     for (size_t i = 0; i < n_counts; i++)
         to->counts[i] += from->counts[i];
@@ -95,8 +97,8 @@ static void sort_experts(const uint32_t *experts, uint32_t n, uint32_t *sorted)
     }
 }
 
-void ds_usage_count(ds_usage *usage, const ds_usage_shape *shape, uint32_t layer, const ds_routes *routes, uint32_t first_row,
-                    uint32_t n_rows)
+void ds_usage_count(ds_usage *usage, const ds_usage_shape *shape, uint32_t layer, const ds_routes *routes,
+                    uint32_t first_row, uint32_t n_rows)
 {
     uint32_t n = shape->n_routed_experts, top_k = shape->num_experts_per_tok;
     uint64_t *chosen = usage->counts + layer * shape->layer_counts;
@@ -137,8 +139,8 @@ void ds_usage_experts(const ds_usage *usage, const ds_usage_shape *shape, uint32
 }
 
 /* L_ExpBal, and what needs no devices. */
-static void measure_experts(const ds_usage_shape *shape, const uint64_t *chosen, const double *affinity_sum, double tokens,
-                            dsv2_routing_balance *balance)
+static void measure_experts(const ds_usage_shape *shape, const uint64_t *chosen, const double *affinity_sum,
+                            double tokens, dsv2_routing_balance *balance)
 {
     uint32_t n = shape->n_routed_experts;
     double pairs = tokens * shape->num_experts_per_tok, most = 0, squares = 0;
@@ -156,8 +158,9 @@ static void measure_experts(const ds_usage_shape *shape, const uint64_t *chosen,
 }
 
 /* L_DevBal, L_CommBal and dropping, from the expert counts and the tokens sent to each device. */
-static void measure_devices(const ds_usage_shape *shape, const uint64_t *chosen, const double *affinity_sum, const uint64_t *sent,
-                            double tokens, uint32_t n_devices, uint32_t max_devices, dsv2_routing_balance *balance)
+static void measure_devices(const ds_usage_shape *shape, const uint64_t *chosen, const double *affinity_sum,
+                            const uint64_t *sent, double tokens, uint32_t n_devices, uint32_t max_devices,
+                            dsv2_routing_balance *balance)
 {
     uint32_t per_device = shape->n_routed_experts / n_devices;
     double pairs = tokens * shape->num_experts_per_tok, capacity = pairs / n_devices, over = 0;
@@ -176,8 +179,8 @@ static void measure_devices(const ds_usage_shape *shape, const uint64_t *chosen,
     balance->dropped_share = over / pairs;
 }
 
-void ds_usage_measure(const ds_usage *usage, const ds_usage_shape *shape, uint32_t layer, uint32_t n_devices, uint32_t max_devices,
-                      dsv2_routing_balance *balance)
+void ds_usage_measure(const ds_usage *usage, const ds_usage_shape *shape, uint32_t layer, uint32_t n_devices,
+                      uint32_t max_devices, dsv2_routing_balance *balance)
 {
     uint32_t n = shape->n_routed_experts, top_k = shape->num_experts_per_tok;
     const uint64_t *chosen = usage->counts + layer * shape->layer_counts, *sent = chosen + n;

@@ -22,7 +22,7 @@ static void read_nibbles(const uint8_t *bytes, uint8_t *q)
 /* 32 elements of 5 bits: a number whose bit i is the fifth of element i, then nibbles. */
 static void read_five_bits(const uint8_t *bytes, uint8_t *q)
 {
-    uint32_t fifth = ds_load_u32(bytes);
+    uint32_t fifth = ds_read_u32(bytes);
     read_nibbles(bytes + 4, q);
     for (size_t i = 0; i < SMALL; i++)
         q[i] |= (uint8_t)((fifth >> i & 1) << 4);
@@ -60,7 +60,7 @@ static void read_levels(const uint8_t *nibbles, uint8_t *q)
 
 static void read_scale(const uint8_t *block, ds_block_scales *s)
 {
-    s->scale = ds_load_u16(block);
+    s->scale = ds_read_u16(block);
     s->minimum = 0;
     s->scales[0] = 1;
     s->minima[0] = 0;
@@ -70,7 +70,7 @@ static void read_scale(const uint8_t *block, ds_block_scales *s)
 static void read_scale_and_minimum(const uint8_t *block, ds_block_scales *s)
 {
     read_scale(block, s);
-    s->minimum = ds_load_u16(block + 2) ^ 0x8000;
+    s->minimum = ds_read_u16(block + 2) ^ 0x8000;
     s->minima[0] = 1;
 }
 
@@ -122,8 +122,8 @@ static void no_minima(ds_block_scales *s)
 /* Sections of 16. A byte has a section's scale in its low half and its minimum in the high half. */
 static void decode_q2_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
 {
-    s->scale = ds_load_u16(block + 80);
-    s->minimum = ds_load_u16(block + 82);
+    s->scale = ds_read_u16(block + 80);
+    s->minimum = ds_read_u16(block + 82);
     for (size_t i = 0; i < 16; i++) {
         s->scales[i] = block[i] & 15;
         s->minima[i] = block[i] >> 4;
@@ -137,7 +137,7 @@ static void decode_q3_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
 {
     const uint8_t *third = block, *scales = block + 96;
     no_minima(s);
-    s->scale = ds_load_u16(block + 108);
+    s->scale = ds_read_u16(block + 108);
     for (size_t i = 0; i < 16; i++)
         s->scales[i] = (int8_t)(((scales[i % 8] >> i / 8 * 4 & 15) | (scales[8 + i % 4] >> i / 4 * 2 & 3) << 4) - 32);
     read_crumbs(block + 32, q);
@@ -150,8 +150,8 @@ static void decode_q3_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
  * bits atop the first. */
 static void read_six_bits(const uint8_t *block, ds_block_scales *s)
 {
-    s->scale = ds_load_u16(block);
-    s->minimum = ds_load_u16(block + 2);
+    s->scale = ds_read_u16(block);
+    s->minimum = ds_read_u16(block + 2);
     const uint8_t *bytes = block + 4;
     for (size_t i = 0; i < 4; i++) {
         s->scales[i] = bytes[i] & 63;
@@ -182,7 +182,7 @@ static void decode_q6_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
 {
     const uint8_t *low = block, *high = block + 128;
     no_minima(s);
-    s->scale = ds_load_u16(block + 208);
+    s->scale = ds_read_u16(block + 208);
     memcpy(s->scales, block + 192, sizeof s->scales);
     for (size_t at = 0; at < LARGE; at += 128, low += 64, high += 32)
         for (size_t i = 0; i < 32; i++) {
@@ -196,9 +196,9 @@ static void decode_q6_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
 /* Sections of 32. Scales have 6 bits, less 32: high pairs of bits in a number of 16, low nibbles in 4 bytes. */
 static void decode_iq4_xs(const uint8_t *block, uint8_t *q, ds_block_scales *s)
 {
-    unsigned high = ds_load_u16(block + 2);
+    unsigned high = ds_read_u16(block + 2);
     no_minima(s);
-    s->scale = ds_load_u16(block);
+    s->scale = ds_read_u16(block);
     for (size_t i = 0; i < 8; i++) {
         s->scales[i] = (int8_t)((int)((block[4 + i / 2] >> i % 2 * 4 & 15u) | (high >> 2 * i & 3u) << 4) - 32);
         read_levels(block + 8 + 16 * i, q + 32 * i);

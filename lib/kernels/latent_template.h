@@ -12,7 +12,7 @@
 #include <math.h>
 #include <string.h>
 
-static inline float latent_scale(const uint8_t *bf16) { return ds_bf16_to_f32(ds_load_u16(bf16)); }
+static inline float latent_scale(const uint8_t *bf16) { return ds_bf16_to_f32(ds_read_u16(bf16)); }
 
 /* One stage of the transform on 2h elements. */
 static inline void latent_butterfly(float *restrict low, float *restrict high, size_t h)

@@ -54,7 +54,7 @@ static dsv2_status open_folder(dsv2_model *model, const char *path)
     if (tokenizer_path == NULL)
         status = ds_fail_memory("a path", strlen(path));
     else if (ds_is_file(tokenizer_path))
-        status = ds_tokenizer_load(path, &model->tokenizer);
+        status = ds_tokenizer_open(path, &model->tokenizer);
     else
         ds_log(&model->logger, DSV2_LOG_INFO, "%s: no tokenizer.json: the model runs on token ids only", path);
 done:

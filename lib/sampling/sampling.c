@@ -43,7 +43,8 @@ static dsv2_status check_fields(const dsv2_sampling *s)
         float value;
         bool valid;
     } fields[] = {
-        {"repetition_penalty", "more than 0", s->repetition_penalty, s->repetition_penalty > 0 && isfinite(s->repetition_penalty)},
+        {"repetition_penalty", "more than 0", s->repetition_penalty,
+         s->repetition_penalty > 0 && isfinite(s->repetition_penalty)},
         {"presence_penalty", "a number", s->presence_penalty, isfinite(s->presence_penalty)},
         {"frequency_penalty", "a number", s->frequency_penalty, isfinite(s->frequency_penalty)},
         {"temperature", "0 or more", s->temperature, s->temperature >= 0 && isfinite(s->temperature)},
@@ -52,29 +53,32 @@ static dsv2_status check_fields(const dsv2_sampling *s)
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (!fields[i].valid)
-            return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.%s is %g, expected %s", fields[i].name, (double)fields[i].value,
-                           fields[i].expected);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.%s is %g, expected %s", fields[i].name,
+                           (double)fields[i].value, fields[i].expected);
     return DSV2_OK;
 }
 
-/* A checked copy by ascending token, so that drawing meets each bias in passing. */
+/* Checks the biases and copies them by ascending token, the order in which drawing goes through the vocabulary. */
 static dsv2_status copy_biases(const dsv2_sampling *s, uint32_t vocab_size, dsv2_logit_bias **copy)
 {
     *copy = NULL;
     if (s->n_logit_bias == 0)
         return DSV2_OK;
     if (s->logit_bias == NULL)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias is NULL, but n_logit_bias is %zu", s->n_logit_bias);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias is NULL, but n_logit_bias is %zu",
+                       s->n_logit_bias);
     if (s->n_logit_bias > vocab_size)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.n_logit_bias is %zu, more than the %u tokens of the vocabulary",
+        return ds_fail(DSV2_ERROR_ARGUMENT,
+                       "dsv2_sampling.n_logit_bias is %zu, more than the %u tokens of the vocabulary",
                        s->n_logit_bias, vocab_size);
     for (size_t i = 0; i < s->n_logit_bias; i++) {
         const dsv2_logit_bias *b = &s->logit_bias[i];
         if (b->token < 0 || (uint32_t)b->token >= vocab_size)
-            return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias[%zu].token is %d, expected 0 to %u", i, b->token,
-                           vocab_size - 1);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias[%zu].token is %d, expected 0 to %u", i,
+                           b->token, vocab_size - 1);
         if (isnan(b->bias) || b->bias == INFINITY)
-            return ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_sampling.logit_bias[%zu].bias is %g, expected a number or -INFINITY", i,
+            return ds_fail(DSV2_ERROR_ARGUMENT,
+                           "dsv2_sampling.logit_bias[%zu].bias is %g, expected a number or -INFINITY", i,
                            (double)b->bias);
     }
     dsv2_logit_bias *sorted = ds_new(s->n_logit_bias, sizeof *sorted);
@@ -134,7 +138,8 @@ dsv2_status ds_sampler_copy(ds_sampler *to, const ds_sampler *from)
 
 /* ---- candidates ---- */
 
-/* Float bits as an integer that orders like the number; -0 becomes 0 first, so that equal logits compare equal. */
+/* A candidate's key: the logit's bits as an integer that orders like the number, and the id. -0 becomes 0 first, so
+ * that equal logits compare equal. */
 static uint64_t make_key(float logit, uint32_t token)
 {
     float x = logit + 0.0f;
@@ -168,8 +173,9 @@ static uint64_t median_of_three(uint64_t a, uint64_t b, uint64_t c)
     return c < low ? low : c > high ? high : c;
 }
 
-/* A pivot for [begin, end). What is looked for is mostly among the few likeliest: as long as nothing before `begin` has been ruled
- * in, the likeliest of some samples cuts a long range at once to about a 16th; the median of three halves what is left. */
+/* A pivot for the candidates in [begin, end). The boundary is mostly among the few likeliest: so as long as nothing was
+ * ruled in (begin is 0), the likeliest of some samples cuts a long range to about a 16th at one stroke. Otherwise the
+ * median of three halves the range. */
 static uint64_t pick_pivot(const ds_candidate *c, size_t begin, size_t end, ds_random *random)
 {
     enum { LONG_RANGE = 512, SAMPLES = 16 };
@@ -184,16 +190,16 @@ static uint64_t pick_pivot(const ds_candidate *c, size_t begin, size_t end, ds_r
     return long_range ? likeliest : median_of_three(keys[0], keys[1], keys[2]);
 }
 
-/* Puts the fewest most likely candidates whose weights reach `target` at the front, the last of them (the least likely)
- * at the end of these, and returns how many they are. 1 <= target <= the sum of all weights. A quickselect by weight, in linear
- * time on average; pivots are picked pseudo-randomly so that no order of logits is slow. */
+/* Puts the fewest most likely candidates whose weights reach `target` at the front, the least likely of these last, and
+ * returns their number. 1 <= target <= the sum of all weights. This is a quickselect by weight, in linear time on
+ * average; pivots are picked pseudo-randomly, so that no order of logits is slow. */
 static size_t select_weight(ds_candidate *c, size_t n, uint64_t target)
 {
-    size_t begin = 0, end = n; /* the boundary candidate is in [begin, end); `target` counts from begin on */
+    size_t begin = 0, end = n; /* the last candidate to keep is in [begin, end); `target` counts from begin on */
     ds_random random = {{1, 2, 3, 4}};
     while (end - begin > 1) {
         uint64_t pivot = pick_pivot(c, begin, end, &random);
-        /* Likelier than the pivot to the front, without a branch: which way a comparison goes cannot be foretold. */
+        /* Candidates likelier than the pivot go to the front, without a branch: the processor could not predict it. */
         size_t middle = begin, pivot_at = begin;
         uint64_t before = 0;
         for (size_t i = begin; i < end; i++) {
@@ -221,17 +227,18 @@ static size_t select_weight(ds_candidate *c, size_t n, uint64_t target)
 
 /* ---- probabilities ---- */
 
-/* e^x for x <= 0, by additions and multiplications alone: libm's last bits differ between machines. Relative error < 2^-50 down to
- * e^-700, which stands for everything smaller, and for NaN. No branch, so that the compiler can do several at once. */
+/* e^x for x <= 0, by additions and multiplications alone: libm's last bits differ between machines. The relative error
+ * is below 2^-50 down to e^-700, which stands for everything smaller and for NaN. There is no branch, so that the
+ * compiler can compute several at a time. */
 static double exp_negative(double x)
 {
     x = x > -700 ? x : -700;
     const double log2_e = 1.4426950408889634, ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;
-    const double shift = 0x1.8p52; /* adding it rounds to an integer, which is then the low bits of the sum */
+    const double shift = 0x1.8p52; /* adding this rounds to an integer, which the low bits of the sum then are */
     double shifted = x * log2_e + shift, k = shifted - shift;
     double r = (x - k * ln2_high) - k * ln2_low; /* |r| <= ln 2 / 2 */
     double r2 = r * r, r4 = r2 * r2;
-    /* Taylor's series to r^12, in pairs so that the additions need not wait for each other. */
+    /* Taylor's series to r^12, in pairs, so that additions need not wait for each other. */
     double p0 = (1 + r) + r2 * (1.0 / 2 + r * (1.0 / 6));
     double p1 = (1.0 / 24 + r * (1.0 / 120)) + r2 * (1.0 / 720 + r * (1.0 / 5040));
     double p2 = (1.0 / 40320 + r * (1.0 / 362880)) + r2 * (1.0 / 3628800 + r * (1.0 / 39916800));
@@ -244,21 +251,22 @@ static double exp_negative(double x)
     return p * scale;
 }
 
-/* Difference of a logit from the largest; of two infinities 0. */
+/* A logit less the largest one; 0 for the largest itself, also where it is infinite. */
 static double below_max(float logit, float max)
 {
     double difference = (double)logit - (double)max;
     return logit == max ? 0.0 : difference;
 }
 
-/* Weights of the candidates, softmax(logit / temperature) scaled so that the likeliest has `one`; returns their sum. */
+/* Sets the candidates' weights, softmax(logit / temperature) scaled so that the likeliest has `one`; returns their
+ * sum. */
 static uint64_t weigh(ds_candidate *c, size_t n, float max, float temperature, uint64_t one)
 {
-    enum { BLOCK = 128 };
-    double x[BLOCK];
+    enum { BATCH = 128 };
+    double x[BATCH];
     uint64_t total = 0;
-    for (size_t start = 0; start < n; start += BLOCK) {
-        size_t length = n - start < BLOCK ? n - start : BLOCK;
+    for (size_t start = 0; start < n; start += BATCH) {
+        size_t length = n - start < BATCH ? n - start : BATCH;
         for (size_t i = 0; i < length; i++)
             x[i] = below_max(key_logit(c[start + i].key), max) / (double)temperature;
         for (size_t i = 0; i < length; i++)
@@ -271,7 +279,7 @@ static uint64_t weigh(ds_candidate *c, size_t n, float max, float temperature, u
     return total;
 }
 
-/* The largest weight such that vocab_size of them do not overflow. */
+/* The weight of the likeliest candidate: so small that vocab_size times that weight does not overflow. */
 static uint64_t weight_one(uint32_t vocab_size)
 {
     uint64_t one = (uint64_t)1 << 62;
@@ -280,20 +288,20 @@ static uint64_t weight_one(uint32_t vocab_size)
     return one;
 }
 
-/* A logit of a token that occurs `count` times in the window, with penalties. */
+/* The logit, with penalties, of a token that occurs `count` times in the window. */
 static float penalise(const dsv2_sampling *p, float x, uint64_t count)
 {
     x = x > 0 ? x / p->repetition_penalty : x * p->repetition_penalty;
     return x - p->presence_penalty - p->frequency_penalty * (float)count;
 }
 
-/* Candidates: every token whose logit, after bias and penalties, is above -INFINITY. Returns their number; *best is the key of
- * the likeliest. */
-static size_t gather(const dsv2_sampling *p, const float *logits, uint32_t vocab_size, const int32_t *tokens, size_t n_tokens,
-                     ds_candidate *c, uint64_t *best)
+/* Makes a candidate of every token whose logit, after bias and penalties, is above -INFINITY. Returns their number;
+ * *best is the key of the likeliest. */
+static size_t gather(const dsv2_sampling *p, const float *logits, uint32_t vocab_size, const int32_t *tokens,
+                     size_t n_tokens, ds_candidate *c, uint64_t *best)
 {
     bool penalties = p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
-    if (penalties) { /* until a candidate is made, its weight is the token's count */
+    if (penalties) { /* c[token].weight counts the token until c[token] becomes a candidate */
         for (uint32_t token = 0; token < vocab_size; token++)
             c[token].weight = 0;
         size_t window = p->penalty_window > 0 && p->penalty_window < n_tokens ? p->penalty_window : n_tokens;
@@ -310,14 +318,14 @@ static size_t gather(const dsv2_sampling *p, const float *logits, uint32_t vocab
             x = penalise(p, x, c[token].weight);
         if (!(x > -INFINITY)) /* NaN too */
             continue;
-        c[n].key = make_key(x, token); /* n <= token: no count that is still needed is overwritten */
+        c[n].key = make_key(x, token); /* n <= token: counts of later tokens stay */
         *best = c[n].key > *best ? c[n].key : *best;
         n++;
     }
     return n;
 }
 
-/* Keeps the candidates at least min_p times as likely as the likeliest; returns their number. */
+/* Keeps the candidates that are at least min_p times as likely as the likeliest; returns their number. */
 static size_t drop_unlikely(ds_candidate *c, size_t n, float min_p, uint64_t one, uint64_t *total)
 {
     size_t kept = 0;
@@ -330,13 +338,14 @@ static size_t drop_unlikely(ds_candidate *c, size_t n, float min_p, uint64_t one
     return kept;
 }
 
-/* The candidates laid end to end by ascending id: the one that `point`, below the sum of their weights, falls into. By id and
- * not by likelihood, so that logits that differ a little (another kernel set, another cache type) mostly draw the same token. */
-static int32_t draw(ds_candidate *c, size_t n, uint64_t point)
+/* The token in whose weight the number `drawn`, below the sum of weights, falls when all weights are laid end to end
+ * by ascending id. By id and not by likelihood, so that logits that differ a little (another kernel set, another cache
+ * type) mostly draw the same token. */
+static int32_t draw(ds_candidate *c, size_t n, uint64_t drawn)
 {
     for (size_t i = 0; i < n; i++)
-        c[i].key &= UINT32_MAX; /* what is left of the key orders by id, and still tells it */
-    return key_token(c[select_weight(c, n, point + 1) - 1].key);
+        c[i].key &= UINT32_MAX; /* without the logit's bits keys order by id */
+    return key_token(c[select_weight(c, n, drawn + 1) - 1].key);
 }
 
 dsv2_status ds_sampler_draw(ds_sampler *sampler, const float *logits, uint32_t vocab_size, const int32_t *tokens,
@@ -347,7 +356,8 @@ dsv2_status ds_sampler_draw(ds_sampler *sampler, const float *logits, uint32_t v
     uint64_t best;
     size_t n = gather(p, logits, vocab_size, tokens, n_tokens, c, &best);
     if (n == 0)
-        return ds_fail(DSV2_ERROR_STATE, "no token can be drawn: all %u logits, with %zu biases, are -infinity or not a number",
+        return ds_fail(DSV2_ERROR_STATE,
+                       "no token can be drawn: all %u logits, with %zu biases, are -infinity or not a number",
                        vocab_size, p->n_logit_bias);
     if (p->temperature == 0) {
         *token = key_token(best);
@@ -379,10 +389,10 @@ double ds_log_sum_exp(const float *logits, uint32_t vocab_size)
         max = logits[i] > max ? logits[i] : max;
     if (max == -INFINITY)
         return -INFINITY;
-    enum { BLOCK = 128 };
-    double x[BLOCK], sum = 0;
-    for (uint32_t start = 0; start < vocab_size; start += BLOCK) {
-        uint32_t length = vocab_size - start < BLOCK ? vocab_size - start : BLOCK;
+    enum { BATCH = 128 };
+    double x[BATCH], sum = 0;
+    for (uint32_t start = 0; start < vocab_size; start += BATCH) {
+        uint32_t length = vocab_size - start < BATCH ? vocab_size - start : BATCH;
         for (uint32_t i = 0; i < length; i++)
             x[i] = exp_negative(below_max(logits[start + i], max));
         for (uint32_t i = 0; i < length; i++)
@@ -395,7 +405,7 @@ float ds_log_probability(float logit, double log_sum_exp)
 {
     if (!(logit > -INFINITY))
         return -INFINITY;
-    /* With an infinite logit among them the finite ones have probability 0. */
+    /* Beside an infinite logit the finite ones have probability 0. */
     return isinf(log_sum_exp) && isinf(logit) ? 0.0f : (float)((double)logit - log_sum_exp);
 }
 
@@ -405,7 +415,8 @@ static int compare_likelier_first(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-void ds_top_tokens(const float *logits, uint32_t vocab_size, size_t k, ds_candidate *scratch, dsv2_token_probability *top)
+void ds_top_tokens(const float *logits, uint32_t vocab_size, size_t k, ds_candidate *scratch,
+                   dsv2_token_probability *top)
 {
     if (k == 0)
         return;
@@ -414,6 +425,8 @@ void ds_top_tokens(const float *logits, uint32_t vocab_size, size_t k, ds_candid
     size_t n = select_weight(scratch, vocab_size, k);
     qsort(scratch, n, sizeof *scratch, compare_likelier_first);
     double log_sum = ds_log_sum_exp(logits, vocab_size);
-    for (size_t i = 0; i < n; i++)
-        top[i] = (dsv2_token_probability){key_token(scratch[i].key), ds_log_probability(key_logit(scratch[i].key), log_sum)};
+    for (size_t i = 0; i < n; i++) {
+        uint64_t key = scratch[i].key;
+        top[i] = (dsv2_token_probability){key_token(key), ds_log_probability(key_logit(key), log_sum)};
+    }
 }

@@ -10,13 +10,13 @@ enum { FLAG_LOGITS = 1 };
 
 void ds_digest_store(XXH128_hash_t digest, uint8_t *bytes)
 {
-    ds_store_u64(bytes, digest.low64);
-    ds_store_u64(bytes + 8, digest.high64);
+    ds_write_u64(bytes, digest.low64);
+    ds_write_u64(bytes + 8, digest.high64);
 }
 
 bool ds_digest_equals(XXH128_hash_t digest, const uint8_t *bytes)
 {
-    return digest.low64 == ds_load_u64(bytes) && digest.high64 == ds_load_u64(bytes + 8);
+    return digest.low64 == ds_read_u64(bytes) && digest.high64 == ds_read_u64(bytes + 8);
 }
 
 /* The last bytes of a header are the digest of those before. */
@@ -34,15 +34,15 @@ void ds_file_header_write(const file_header *header, uint8_t *bytes)
 {
     memset(bytes, 0, FILE_HEADER_BYTES);
     memcpy(bytes, FILE_MAGIC, sizeof FILE_MAGIC);
-    ds_store_u32(bytes + 8, header->version);
-    ds_store_u32(bytes + 12, header->cache_type);
-    ds_store_u32(bytes + 16, header->n_layers);
-    ds_store_u32(bytes + 20, header->widths[DS_MLA_LATENT]);
-    ds_store_u32(bytes + 24, header->widths[DS_MLA_ROPE]);
-    ds_store_u32(bytes + 28, header->vocab_size);
-    ds_store_u64(bytes + 32, header->fingerprint.config);
-    ds_store_u64(bytes + 40, header->fingerprint.tokenizer);
-    ds_store_u64(bytes + 48, header->fingerprint.weights);
+    ds_write_u32(bytes + 8, header->version);
+    ds_write_u32(bytes + 12, header->cache_type);
+    ds_write_u32(bytes + 16, header->n_layers);
+    ds_write_u32(bytes + 20, header->widths[DS_MLA_LATENT]);
+    ds_write_u32(bytes + 24, header->widths[DS_MLA_ROPE]);
+    ds_write_u32(bytes + 28, header->vocab_size);
+    ds_write_u64(bytes + 32, header->fingerprint.config);
+    ds_write_u64(bytes + 40, header->fingerprint.tokenizer);
+    ds_write_u64(bytes + 48, header->fingerprint.weights);
     seal(bytes, FILE_HEADER_BYTES);
 }
 
@@ -50,7 +50,7 @@ dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_hea
 {
     if (memcmp(bytes, FILE_MAGIC, sizeof FILE_MAGIC) != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: not a snapshot of libdsv2", name);
-    uint32_t version = ds_load_u32(bytes + 8);
+    uint32_t version = ds_read_u32(bytes + 8);
     if (version != SNAPSHOT_VERSION)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: snapshot version %u, this library reads %d", name, version,
                        SNAPSHOT_VERSION);
@@ -58,14 +58,14 @@ dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_hea
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the file's header is damaged", name);
     *header = (file_header){
         .version = version,
-        .cache_type = ds_load_u32(bytes + 12),
-        .n_layers = ds_load_u32(bytes + 16),
-        .widths = {[DS_MLA_LATENT] = ds_load_u32(bytes + 20), [DS_MLA_ROPE] = ds_load_u32(bytes + 24)},
-        .vocab_size = ds_load_u32(bytes + 28),
+        .cache_type = ds_read_u32(bytes + 12),
+        .n_layers = ds_read_u32(bytes + 16),
+        .widths = {[DS_MLA_LATENT] = ds_read_u32(bytes + 20), [DS_MLA_ROPE] = ds_read_u32(bytes + 24)},
+        .vocab_size = ds_read_u32(bytes + 28),
         .fingerprint = {
-            .config = ds_load_u64(bytes + 32),
-            .tokenizer = ds_load_u64(bytes + 40),
-            .weights = ds_load_u64(bytes + 48),
+            .config = ds_read_u64(bytes + 32),
+            .tokenizer = ds_read_u64(bytes + 40),
+            .weights = ds_read_u64(bytes + 48),
         },
     };
     const struct {
@@ -111,11 +111,11 @@ void ds_save_header_write(const save_header *header, uint8_t *bytes)
 {
     memset(bytes, 0, HEADER_BYTES);
     memcpy(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC);
-    ds_store_u32(bytes + 8, header->sequence);
-    ds_store_u32(bytes + 12, header->has_logits ? FLAG_LOGITS : 0);
-    ds_store_u64(bytes + 16, header->first_token);
-    ds_store_u64(bytes + 24, header->n_tokens);
-    ds_store_u64(bytes + 32, header->n_biases);
+    ds_write_u32(bytes + 8, header->sequence);
+    ds_write_u32(bytes + 12, header->has_logits ? FLAG_LOGITS : 0);
+    ds_write_u64(bytes + 16, header->first_token);
+    ds_write_u64(bytes + 24, header->n_tokens);
+    ds_write_u64(bytes + 32, header->n_biases);
     seal(bytes, HEADER_BYTES);
 }
 
@@ -132,19 +132,19 @@ dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t
 {
     if (memcmp(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC) != 0 || !is_sealed(bytes, HEADER_BYTES))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u is damaged", name, sequence);
-    uint32_t flags = ds_load_u32(bytes + 12);
+    uint32_t flags = ds_read_u32(bytes + 12);
     *header = (save_header){
-        .sequence = ds_load_u32(bytes + 8),
+        .sequence = ds_read_u32(bytes + 8),
         .has_logits = (flags & FLAG_LOGITS) != 0,
-        .first_token = ds_load_u64(bytes + 16),
-        .n_tokens = ds_load_u64(bytes + 24),
-        .n_biases = ds_load_u64(bytes + 32),
+        .first_token = ds_read_u64(bytes + 16),
+        .n_tokens = ds_read_u64(bytes + 24),
+        .n_biases = ds_read_u64(bytes + 32),
     };
-    if ((flags & ~(uint32_t)FLAG_LOGITS) != 0 || ds_load_u64(bytes + 40) != 0)
+    if ((flags & ~(uint32_t)FLAG_LOGITS) != 0 || ds_read_u64(bytes + 40) != 0)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: the header of save %u has flags %u and reserved bytes %llx, "
                        "which this version does not know", name, sequence, flags,
-                       (unsigned long long)ds_load_u64(bytes + 40));
+                       (unsigned long long)ds_read_u64(bytes + 40));
     if (header->sequence != sequence || header->first_token != first_token || header->n_tokens < first_token ||
         header->n_tokens > DS_MAX_CONTEXT)
         return ds_fail(DSV2_ERROR_FORMAT,
@@ -167,11 +167,11 @@ uint64_t ds_state_bytes(const save_header *save, uint32_t vocab_size)
 void ds_frame_header_write(const frame_header *header, uint8_t *bytes)
 {
     memcpy(bytes, FRAME_MAGIC, sizeof FRAME_MAGIC);
-    ds_store_u32(bytes + 4, header->encoding);
-    ds_store_u64(bytes + 8, header->first_token);
-    ds_store_u32(bytes + 16, header->n_tokens);
-    ds_store_u32(bytes + 20, 0);
-    ds_store_u64(bytes + 24, header->stored_bytes);
+    ds_write_u32(bytes + 4, header->encoding);
+    ds_write_u64(bytes + 8, header->first_token);
+    ds_write_u32(bytes + 16, header->n_tokens);
+    ds_write_u32(bytes + 20, 0);
+    ds_write_u64(bytes + 24, header->stored_bytes);
     memcpy(bytes + 32, header->raw_digest, DIGEST_BYTES);
     memcpy(bytes + 48, header->digest, DIGEST_BYTES);
 }
@@ -180,16 +180,16 @@ dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const d
                                  uint64_t first_token, uint64_t end, frame_header *header)
 {
     *header = (frame_header){
-        .encoding = ds_load_u32(bytes + 4),
-        .first_token = ds_load_u64(bytes + 8),
-        .n_tokens = ds_load_u32(bytes + 16),
-        .stored_bytes = ds_load_u64(bytes + 24),
+        .encoding = ds_read_u32(bytes + 4),
+        .first_token = ds_read_u64(bytes + 8),
+        .n_tokens = ds_read_u32(bytes + 16),
+        .stored_bytes = ds_read_u64(bytes + 24),
     };
     memcpy(header->raw_digest, bytes + 32, DIGEST_BYTES);
     memcpy(header->digest, bytes + 48, DIGEST_BYTES);
     uint64_t room = DS_PAGE_TOKENS - first_token % DS_PAGE_TOKENS;
     room = room < end - first_token ? room : end - first_token;
-    if (memcmp(bytes, FRAME_MAGIC, sizeof FRAME_MAGIC) != 0 || ds_load_u32(bytes + 20) != 0)
+    if (memcmp(bytes, FRAME_MAGIC, sizeof FRAME_MAGIC) != 0 || ds_read_u32(bytes + 20) != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of the frame at token %llu is damaged", name,
                        (unsigned long long)first_token);
     if (header->first_token != first_token || header->n_tokens == 0 || header->n_tokens > room)

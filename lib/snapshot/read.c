@@ -167,16 +167,16 @@ static dsv2_status read_sampler(const char *name, const uint8_t *bytes, const ds
         .repetition_penalty = read_float(bytes),
         .presence_penalty = read_float(bytes + 4),
         .frequency_penalty = read_float(bytes + 8),
-        .penalty_window = ds_load_u32(bytes + 12),
+        .penalty_window = ds_read_u32(bytes + 12),
         .temperature = read_float(bytes + 16),
-        .top_k = ds_load_u32(bytes + 20),
+        .top_k = ds_read_u32(bytes + 20),
         .top_p = read_float(bytes + 24),
         .min_p = read_float(bytes + 28),
-        .seed = ds_load_u64(bytes + 32),
+        .seed = ds_read_u64(bytes + 32),
     };
     ds_random random;
     for (int i = 0; i < 4; i++)
-        random.state[i] = ds_load_u64(bytes + 40 + 8 * i);
+        random.state[i] = ds_read_u64(bytes + 40 + 8 * i);
     if ((random.state[0] | random.state[1] | random.state[2] | random.state[3]) == 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the state of the random numbers is zero", name);
     dsv2_status status = ds_sampler_set(sampler, &sampling, vocab_size);

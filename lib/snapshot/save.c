@@ -56,14 +56,14 @@ static void write_sampler(const ds_sampler *sampler, uint8_t *bytes)
     write_float(bytes, p->repetition_penalty);
     write_float(bytes + 4, p->presence_penalty);
     write_float(bytes + 8, p->frequency_penalty);
-    ds_store_u32(bytes + 12, p->penalty_window);
+    ds_write_u32(bytes + 12, p->penalty_window);
     write_float(bytes + 16, p->temperature);
-    ds_store_u32(bytes + 20, p->top_k);
+    ds_write_u32(bytes + 20, p->top_k);
     write_float(bytes + 24, p->top_p);
     write_float(bytes + 28, p->min_p);
-    ds_store_u64(bytes + 32, p->seed);
+    ds_write_u64(bytes + 32, p->seed);
     for (int i = 0; i < 4; i++)
-        ds_store_u64(bytes + 40 + 8 * i, sampler->random.state[i]);
+        ds_write_u64(bytes + 40 + 8 * i, sampler->random.state[i]);
 }
 
 static dsv2_status put_state(sink *s, const ds_snapshot_source *source, uint64_t first_token)

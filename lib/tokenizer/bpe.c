@@ -1,11 +1,12 @@
-/* Byte-pair merging of one piece: of all neighbours that have a merge the one of lowest rank is merged, the leftmost of equals,
- * until none has. Most pieces are words that are a token as they stand, found by one look; short ones are merged in place;
- * long ones (a megabyte without a space is one piece) in a list with a heap of candidates, in O(n log n). */
+/* Byte-pair merging of one piece. Of all neighbours that have a merge, those of lowest rank are merged, the leftmost of
+ * equals first, until no neighbours have a merge.
+ * Most pieces are words that are tokens as they stand: one look-up finds these. Short pieces are merged in place. Long
+ * pieces (a megabyte without a space is one piece) are merged in a list with a heap of candidates, in O(n log n). */
 #include "tokenizer/parts.h"
 
 #include <string.h>
 
-enum { SHORT = 48 }; /* bytes: up to here looking through all neighbours is quicker than keeping a heap */
+enum { SHORT = 48 }; /* bytes of a piece up to which looking through all neighbours is quicker than keeping a heap */
 
 dsv2_status ds_push(ds_ids *out, int32_t id)
 {
@@ -15,10 +16,10 @@ dsv2_status ds_push(ds_ids *out, int32_t id)
     return DSV2_OK;
 }
 
-/* Merges what is in ids, in place; returns how many are left. */
+/* Merges n ids in place; returns how many are left. */
 static size_t merge_short(const dsv2_tokenizer *t, uint32_t *ids, size_t n)
 {
-    const ds_merge *merges[SHORT]; /* of i and i + 1 */
+    const ds_merge *merges[SHORT]; /* of ids i and i + 1; NULL: none */
     for (size_t i = 0; i + 1 < n; i++)
         merges[i] = ds_find_merge(t, ids[i], ids[i + 1]);
     while (n > 1) {
@@ -44,7 +45,7 @@ static size_t merge_short(const dsv2_tokenizer *t, uint32_t *ids, size_t n)
     return n;
 }
 
-/* A heap of rank << 32 | position, the least on top. */
+/* A heap of rank << 32 | position of a symbol, the least on top. */
 static void heap_up(uint64_t *heap, size_t at)
 {
     uint64_t entry = heap[at];
@@ -65,8 +66,8 @@ static void heap_down(uint64_t *heap, size_t n, size_t at)
     heap[at] = entry;
 }
 
-/* Looks up the merge of a symbol with its next. */
-static void rate(const dsv2_tokenizer *t, ds_symbol *symbols, int32_t at)
+/* Looks up the merge of a symbol with the next one. */
+static void find_next_merge(const dsv2_tokenizer *t, ds_symbol *symbols, int32_t at)
 {
     ds_symbol *symbol = &symbols[at];
     const ds_merge *merge = symbol->next < 0 ? NULL : ds_find_merge(t, symbol->id, symbols[symbol->next].id);
@@ -74,12 +75,14 @@ static void rate(const dsv2_tokenizer *t, ds_symbol *symbols, int32_t at)
     symbol->merged = merge == NULL ? 0 : merge->id;
 }
 
-static uint64_t candidate(const ds_symbol *symbols, int32_t at) { return (uint64_t)symbols[at].rank << 32 | (uint32_t)at; }
+static uint64_t candidate(const ds_symbol *symbols,
+                          int32_t at) { return (uint64_t)symbols[at].rank << 32 | (uint32_t)at; }
 
 static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
 {
     const dsv2_tokenizer *t = e->tokenizer;
-    /* Each merge takes one entry out and puts two in: never more than 2 * size. */
+    /* The heap begins with fewer than `size` entries, and each of fewer than `size` merges takes one out and puts at
+     * most two in: never more than 2 * size. */
     if (!ds_grow(&e->symbols, &e->symbols_capacity, size, sizeof *e->symbols) ||
         !ds_grow(&e->heap, &e->heap_capacity, 2 * size, sizeof *e->heap))
         return ds_fail_memory("merging a long piece", size * (sizeof *e->symbols + 2 * sizeof *e->heap));
@@ -92,7 +95,7 @@ static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
         symbols[i].next = i + 1 < size ? (int32_t)i + 1 : -1;
     }
     for (size_t i = 0; i < size; i++) {
-        rate(t, symbols, (int32_t)i);
+        find_next_merge(t, symbols, (int32_t)i);
         if (symbols[i].rank != UINT32_MAX)
             heap[n++] = candidate(symbols, (int32_t)i);
     }
@@ -106,7 +109,7 @@ static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
         int32_t at = (int32_t)(uint32_t)top;
         ds_symbol *symbol = &symbols[at];
         if (symbol->rank != top >> 32)
-            continue; /* it, or its next, was merged meanwhile */
+            continue; /* the symbol, or the next one, was merged meanwhile */
         ds_symbol *next = &symbols[symbol->next];
         symbol->id = symbol->merged;
         symbol->next = next->next;
@@ -117,7 +120,7 @@ static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
         for (unsigned i = 0; i < 2; i++) {
             if (changed[i] < 0)
                 continue;
-            rate(t, symbols, changed[i]);
+            find_next_merge(t, symbols, changed[i]);
             if (symbols[changed[i]].rank != UINT32_MAX) {
                 heap[n] = candidate(symbols, changed[i]);
                 heap_up(heap, n++);
@@ -159,7 +162,7 @@ dsv2_status ds_encode_piece(ds_encoder *e, const char *text, size_t size)
             status = encode_letters(e, text + begin, i - begin);
         begin = i + 1;
         if (i < size && status == DSV2_OK && (status = ds_push(e->out, t->escape)) == DSV2_OK)
-            status = ds_push(e->out, t->twin[(uint8_t)text[i]]);
+            status = ds_push(e->out, t->substitute[(uint8_t)text[i]]);
     }
     return status;
 }

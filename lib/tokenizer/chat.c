@@ -1,7 +1,7 @@
 /* Prompts for chat and for filling in the middle.
  *
- * The text between two special tokens is encoded as one, since where a message ends the pre-tokenizer may see no boundary. Text
- * never becomes a special token: it is encoded without DSV2_ENCODE_SPECIAL. */
+ * All text between two special tokens is encoded as one text, since the pre-tokenizer may see no boundary where a
+ * message ends. Text never becomes a special token: it is encoded without DSV2_ENCODE_SPECIAL. */
 #include "tokenizer/parts.h"
 
 #include <string.h>
@@ -11,7 +11,7 @@ typedef struct prompt {
     ds_ids *out;
     char *text; /* since the last special token */
     size_t size, capacity;
-    dsv2_status status; /* of the first failure: then nothing more is done */
+    dsv2_status status; /* of the first failure, after which nothing more is done */
 } prompt;
 
 static void add_bytes(prompt *p, const char *text, size_t size)
@@ -45,7 +45,7 @@ static void add_token(prompt *p, int32_t token)
 
 static bool is_role(const dsv2_message *message, const char *role) { return strcmp(message->role, role) == 0; }
 
-static dsv2_status check(const dsv2_message *messages, size_t n, size_t first)
+static dsv2_status check_messages(const dsv2_message *messages, size_t n, size_t first)
 {
     if (first > n)
         return ds_fail(DSV2_ERROR_ARGUMENT, "first is %zu, expected at most n, which is %zu", first, n);
@@ -58,8 +58,8 @@ static dsv2_status check(const dsv2_message *messages, size_t n, size_t first)
             continue;
         const char *expected = turn++ % 2 == 0 ? "user" : "assistant";
         if (!is_role(&messages[i], expected))
-            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is \"%.100s\", expected \"%s\"", i, messages[i].role,
-                           expected);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is \"%.100s\", expected \"%s\"", i,
+                           messages[i].role, expected);
     }
     if (n == 0 || is_role(&messages[n - 1], "system"))
         return ds_fail(DSV2_ERROR_ARGUMENT, "the conversation has no user's message");
@@ -94,7 +94,7 @@ static void add_message(prompt *p, const dsv2_message *message)
 
 dsv2_status ds_chat(const dsv2_tokenizer *t, const dsv2_message *messages, size_t n, size_t first, ds_ids *out)
 {
-    dsv2_status status = check(messages, n, first);
+    dsv2_status status = check_messages(messages, n, first);
     if (status != DSV2_OK)
         return status;
     prompt p = {.tokenizer = t, .out = out};
@@ -102,8 +102,8 @@ dsv2_status ds_chat(const dsv2_tokenizer *t, const dsv2_message *messages, size_
         add_token(&p, t->bos);
     for (size_t i = first; i < n; i++) {
         if (is_role(&messages[i], "assistant") && t->eos < 0) {
-            p.status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: no end-of-sequence token is known, which ends an assistant's message",
-                               t->path);
+            p.status = ds_fail(DSV2_ERROR_UNSUPPORTED,
+                               "%s: no end-of-sequence token is known, which ends an assistant's message", t->path);
             break;
         }
         add_message(&p, &messages[i]);

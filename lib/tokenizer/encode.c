@@ -1,23 +1,24 @@
 /* A whole text to ids, and ids to bytes.
  *
- * Added tokens are cut out first, in two rounds as Hugging Face's library does it: those not "normalized", then the others, each
- * round taking the leftmost, and of those the longest. What lies between is valid UTF-8, which is split by the pre-tokenizer, or
- * bytes that are not, whose runs are pieces of their own.
+ * Added tokens are cut out first, in two rounds as in Hugging Face's library: those that are not "normalized", then the
+ * others. Each round takes the leftmost token, of several at one place the longest. Between them lies valid UTF-8,
+ * which the pre-tokenizer splits, or other bytes, whose runs are pieces of their own.
  *
- * Twins. DeepSeek's vocabularies have no token for the bytes 0xc0, 0xc1 and 0xf5-0xff, which no UTF-8 text holds, but have added
- * tokens spelled "ü", "ö" and so on: the letters of the byte alphabet for just these bytes. In a text they match the real ü. So
- * that ids are the file's, and yet any bytes come back, such a byte is written as two tokens: the one for a lone first byte of a
- * four-byte character (the escape), then the byte's twin. No other text gives that pair: valid text never ends a piece in a lone
- * first byte, and where a stray one does stand before an ü, that ü is written by its bytes. */
+ * Substitutes. DeepSeek's vocabularies have no token for the bytes 0xc0, 0xc1 and 0xf5-0xff, which no UTF-8 text holds.
+ * They do have added tokens spelled "ü", "ö" and so on, the letters of the byte alphabet for just these bytes; in a
+ * text these tokens match the real letters. Ids have to be the file's, and yet any bytes have to come back. So such a
+ * byte becomes two tokens: the token for a lone first byte of a long character (the escape), then the byte's
+ * substitute. No other text gives that pair: valid text never ends a piece in a lone first byte, and an ü behind a
+ * stray first byte is written by its own bytes. */
 #include "tokenizer/parts.h"
 
 #include <string.h>
 
-/* The byte that an added token is the twin of; -1: none. */
-static int twin_of(const dsv2_tokenizer *t, int32_t token)
+/* The byte whose substitute an added token is; -1: none. */
+static int substituted_byte(const dsv2_tokenizer *t, int32_t token)
 {
-    for (int byte = 0; t->n_twins > 0 && byte < 256; byte++)
-        if (t->twin[byte] == token)
+    for (int byte = 0; t->n_substitutes > 0 && byte < 256; byte++)
+        if (t->substitute[byte] == token)
             return byte;
     return -1;
 }
@@ -40,12 +41,12 @@ static dsv2_status encode_bytes(ds_encoder *e, const char *text, size_t size)
     return status;
 }
 
-/* Puts an added token that the text spells. */
+/* Appends an added token that the text spells. */
 static dsv2_status push_added(ds_encoder *e, int32_t id)
 {
     const dsv2_tokenizer *t = e->tokenizer;
     const ds_ids *out = e->out;
-    if (t->n_twins > 0 && out->n > 0 && out->ids[out->n - 1] == t->escape && twin_of(t, id) >= 0)
+    if (t->n_substitutes > 0 && out->n > 0 && out->ids[out->n - 1] == t->escape && substituted_byte(t, id) >= 0)
         return ds_encode_piece(e, t->texts + t->tokens[id].offset, t->tokens[id].size);
     return ds_push(e->out, id);
 }
@@ -79,7 +80,8 @@ static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, si
 
 dsv2_status ds_encode(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags, ds_ids *out)
 {
-    enum { BEHIND = 64 }; /* PCRE2's compiled matchers read up to a vector past the end: checkers of memory would tell the host */
+    /* PCRE2's compiled matchers read up to a vector past the end, which a host's memory checker would report. */
+    enum { BEHIND = 64 };
     if (size >= INT32_MAX)
         return ds_fail(DSV2_ERROR_ARGUMENT, "size is %zu, expected less than 2 GiB", size);
     char *copy = ds_new(size + BEHIND, 1);
@@ -104,12 +106,12 @@ dsv2_status ds_decode(const dsv2_tokenizer *t, const int32_t *tokens, size_t n_t
     for (size_t i = 0; i < n_tokens; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= t->n_tokens)
             return ds_fail(DSV2_ERROR_ARGUMENT, "tokens[%zu] is %d, expected 0 to %u", i, tokens[i], t->n_tokens - 1);
-    /* Twice over: the length first, since nothing is written to a buffer that is too small. */
+    /* The first time finds the length, since nothing may be written to a buffer that is too small. */
     for (unsigned writing = 0; writing < 2; writing++) {
         uint64_t total = 0;
         for (size_t i = 0; i < n_tokens; i++) {
             const ds_token *token = &t->tokens[tokens[i]];
-            int byte = tokens[i] == t->escape && i + 1 < n_tokens ? twin_of(t, tokens[i + 1]) : -1;
+            int byte = tokens[i] == t->escape && i + 1 < n_tokens ? substituted_byte(t, tokens[i + 1]) : -1;
             bool hidden = (token->kind & DS_TOKEN_SPECIAL) != 0 && (flags & DSV2_DECODE_SPECIAL) == 0;
             uint64_t n = byte >= 0 ? 1 : hidden ? 0 : token->size;
             if (writing && byte >= 0)

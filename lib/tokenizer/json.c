@@ -1,17 +1,16 @@
 /* A tokenizer.json of Hugging Face's tokenizers library, and the tokenizer_config.json beside it.
  *
- * What decides ids is honoured or refused by name: normalizers other than none, pre-tokenizers other than Split, Digits and
- * ByteLevel, models other than byte-level BPE, options that lose text (lstrip, add_prefix_space, "Removed"). byte_fallback and
- * unk_token have nothing to do, since every byte has a token. Truncation, padding and offsets are the caller's business; the
- * post-processor is read for the beginning-of-sequence token alone. */
+ * Whatever decides ids is either honoured or refused by name. Refused are normalizers, pre-tokenizers other than Split,
+ * Digits and ByteLevel, models other than byte-level BPE, and options that lose text (lstrip, add_prefix_space,
+ * "Removed"). byte_fallback and unk_token mean nothing here, since every byte has a token. Truncation, padding and
+ * offsets are the caller's business. The post-processor is read for the beginning-of-sequence token alone. */
 #include "base/json.h"
 #include "tokenizer/parts.h"
 
 #include <stdio.h>
 #include <string.h>
 
-/* A vocabulary of 128,000 tokens is 8 MB. */
-enum { MAX_FILE = 256 << 20 };
+enum { MAX_FILE = 256 << 20 }; /* bytes; a vocabulary of 128,000 tokens is 8 MB */
 
 typedef struct reader {
     const char *path;
@@ -26,20 +25,21 @@ static dsv2_status wrong_type(const char *path, const char *field, const json_t 
     return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %s, expected %s", path, field, ds_json_kind(value), expected);
 }
 
-static bool absent(const json_t *value) { return value == NULL || json_is_null(value); }
 
-/* object[name] as a bool; `missing` if it is not there. */
-static dsv2_status get_bool(const char *path, const char *field, const json_t *object, const char *name, bool missing, bool *value)
+/* object[name] as a bool; `missing` if it is absent. */
+static dsv2_status read_bool(const char *path, const char *field, const json_t *object, const char *name, bool missing,
+                             bool *value)
 {
     const json_t *member = json_object_get(object, name);
-    *value = absent(member) ? missing : json_is_true(member);
-    if (absent(member) || json_is_boolean(member))
+    *value = ds_json_is_absent(member) ? missing : json_is_true(member);
+    if (ds_json_is_absent(member) || json_is_boolean(member))
         return DSV2_OK;
-    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected true or false", path, field, name, ds_json_kind(member));
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected true or false", path, field, name,
+                   ds_json_kind(member));
 }
 
-/* object["type"]; NULL, with a message, if there is none. */
-static const char *get_type(const char *path, const char *field, const json_t *object)
+/* object["type"]; NULL, with the thread's message set, if there is none. */
+static const char *read_type(const char *path, const char *field, const json_t *object)
 {
     const char *type = json_string_value(json_object_get(object, "type"));
     if (!json_is_object(object))
@@ -55,15 +55,15 @@ static const char *get_type(const char *path, const char *field, const json_t *o
 static dsv2_status check_id(const reader *r, const char *field, const char *name, const json_t *id)
 {
     if (!json_is_integer(id))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %s, expected an integer", r->path, field, name,
-                       ds_json_kind(id));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %s, expected an integer", r->path, field,
+                       name, ds_json_kind(id));
     if (json_integer_value(id) < 0 || json_integer_value(id) >= DS_MAX_TOKENS)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %lld, expected 0 to %d", r->path, field, name,
                        (long long)json_integer_value(id), DS_MAX_TOKENS - 1);
     return DSV2_OK;
 }
 
-/* Checks every id and learns how many there are. */
+/* Checks every id; sets r->n_tokens to one more than the largest. */
 static dsv2_status count_tokens(reader *r, const json_t *vocab, const json_t *added)
 {
     const char *key;
@@ -102,18 +102,20 @@ static dsv2_status read_added_token(reader *r, size_t index, const json_t *token
     dsv2_status status;
     bool flag;
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-        if ((status = get_bool(r->path, field, token, refused[i], false, &flag)) != DSV2_OK)
+        if ((status = read_bool(r->path, field, token, refused[i], false, &flag)) != DSV2_OK)
             return status;
         if (flag)
-            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s is true, which is not supported", r->path, field, refused[i]);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s is true, which is not supported", r->path, field,
+                           refused[i]);
     }
     bool special, normalized;
-    if ((status = get_bool(r->path, field, token, "special", false, &special)) != DSV2_OK ||
-        (status = get_bool(r->path, field, token, "normalized", !special, &normalized)) != DSV2_OK)
+    if ((status = read_bool(r->path, field, token, "special", false, &special)) != DSV2_OK ||
+        (status = read_bool(r->path, field, token, "normalized", !special, &normalized)) != DSV2_OK)
         return status;
     if (r->kinds[id] != 0 && ((r->kinds[id] & DS_TOKEN_ADDED) != 0 || r->texts[id].size != text.size ||
                               memcmp(r->texts[id].data, text.data, text.size) != 0))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.id is %zu, which \"%.200s\" has too", r->path, field, id, r->texts[id].data);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.id is %zu, which \"%.200s\" has too", r->path, field, id,
+                       r->texts[id].data);
     const json_t *in_vocab = json_object_getn(json_object_get(r->model, "vocab"), text.data, text.size);
     if (in_vocab != NULL && (size_t)json_integer_value(in_vocab) != id)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: %s \"%.200s\" has id %zu, in model.vocab it has %lld", r->path, field,
@@ -132,7 +134,7 @@ static dsv2_status read_tokens(reader *r)
     const json_t *vocab = json_object_get(r->model, "vocab"), *added = json_object_get(r->root, "added_tokens");
     if (!json_is_object(vocab))
         return wrong_type(r->path, "model.vocab", vocab, "an object");
-    if (!absent(added) && !json_is_array(added))
+    if (!ds_json_is_absent(added) && !json_is_array(added))
         return wrong_type(r->path, "added_tokens", added, "an array");
     dsv2_status status = count_tokens(r, vocab, added);
     if (status != DSV2_OK)
@@ -147,8 +149,8 @@ static dsv2_status read_tokens(reader *r)
     json_object_keylen_foreach((json_t *)vocab, key, length, value) {
         size_t id = (size_t)json_integer_value(value);
         if (r->kinds[id] != 0)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab gives id %zu to both \"%.200s\" and \"%.200s\"", r->path, id,
-                           r->texts[id].data, key);
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab gives id %zu to both \"%.200s\" and \"%.200s\"", r->path,
+                           id, r->texts[id].data, key);
         r->texts[id] = (ds_text){key, length};
         r->kinds[id] = DS_TOKEN_LETTERS;
     }
@@ -160,7 +162,7 @@ static dsv2_status read_tokens(reader *r)
 
 /* ---- merges ---- */
 
-/* "a b" or ["a", "b"]. */
+/* Reads a merge in either form: "a b" or ["a", "b"]. */
 static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge, ds_text parts[2])
 {
     if (json_is_string(merge)) {
@@ -168,7 +170,8 @@ static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge
         size_t size = json_string_length(merge);
         const char *space = memchr(text, ' ', size);
         if (space == NULL || memchr(space + 1, ' ', size - (size_t)(space - text) - 1) != NULL)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is \"%.200s\", expected two tokens with a space between",
+            return ds_fail(DSV2_ERROR_FORMAT,
+                           "%s: model.merges[%zu] is \"%.200s\", expected two tokens with a space between",
                            r->path, index, text);
         parts[0] = (ds_text){text, (size_t)(space - text)};
         parts[1] = (ds_text){space + 1, size - parts[0].size - 1};
@@ -176,8 +179,8 @@ static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge
     }
     if (!json_is_array(merge) || json_array_size(merge) != 2 || !json_is_string(json_array_get(merge, 0)) ||
         !json_is_string(json_array_get(merge, 1)))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is %s, expected \"a b\" or [\"a\", \"b\"]", r->path, index,
-                       ds_json_kind(merge));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is %s, expected \"a b\" or [\"a\", \"b\"]", r->path,
+                       index, ds_json_kind(merge));
     for (size_t i = 0; i < 2; i++)
         parts[i] = (ds_text){json_string_value(json_array_get(merge, i)), json_string_length(json_array_get(merge, i))};
     return DSV2_OK;
@@ -210,17 +213,18 @@ static dsv2_status check_model(const reader *r)
     if (type != NULL && !json_is_string(type))
         return wrong_type(r->path, "model.type", type, "a string");
     if (type != NULL && strcmp(json_string_value(type), "BPE") != 0)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.type is \"%.100s\", expected BPE", r->path, json_string_value(type));
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.type is \"%.100s\", expected BPE", r->path,
+                       json_string_value(type));
     const json_t *dropout = json_object_get(r->model, "dropout");
-    if (!absent(dropout) && !json_is_number(dropout))
+    if (!ds_json_is_absent(dropout) && !json_is_number(dropout))
         return wrong_type(r->path, "model.dropout", dropout, "a number or null");
-    if (!absent(dropout) && json_number_value(dropout) != 0)
+    if (!ds_json_is_absent(dropout) && json_number_value(dropout) != 0)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.dropout is %g: encoding at random is not supported", r->path,
                        json_number_value(dropout));
     static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     for (size_t i = 0; i < sizeof affixes / sizeof *affixes; i++) {
         const json_t *affix = json_object_get(r->model, affixes[i]);
-        if (absent(affix) || (json_is_string(affix) && json_string_length(affix) == 0))
+        if (ds_json_is_absent(affix) || (json_is_string(affix) && json_string_length(affix) == 0))
             continue;
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.%s is %s \"%.100s\", expected null", r->path, affixes[i],
                        ds_json_kind(affix), json_is_string(affix) ? json_string_value(affix) : "");
@@ -228,36 +232,40 @@ static dsv2_status check_model(const reader *r)
     return DSV2_OK;
 }
 
-/* A normalizer must change nothing, a decoder be ByteLevel: `field` holds none, `allowed`, or a Sequence of such. */
-static dsv2_status check_part(const char *path, const char *field, const json_t *part, const char *list, const char *allowed)
+/* Checks the normalizer, which must change nothing, or the decoder, which must be ByteLevel: `field` is absent, of type
+ * `allowed`, or a Sequence of these in its member `list`. */
+static dsv2_status check_step(const reader *r, const char *field, const char *list, const char *allowed)
 {
-    if (absent(part))
+    const char *path = r->path;
+    const json_t *step = json_object_get(r->root, field);
+    if (ds_json_is_absent(step))
         return DSV2_OK;
-    const char *type = get_type(path, field, part);
+    const char *type = read_type(path, field, step);
     if (type == NULL)
         return DSV2_ERROR_FORMAT;
     if (strcmp(type, allowed) == 0)
         return DSV2_OK;
     if (strcmp(type, "Sequence") != 0)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" is not supported", path, field, type);
-    const json_t *members = json_object_get(part, list);
+    const json_t *members = json_object_get(step, list);
     if (!json_is_array(members))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected an array", path, field, list, ds_json_kind(members));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected an array", path, field, list,
+                       ds_json_kind(members));
     size_t index;
     json_t *member;
     json_array_foreach(members, index, member) {
-        if ((type = get_type(path, field, member)) == NULL)
+        if ((type = read_type(path, field, member)) == NULL)
             return DSV2_ERROR_FORMAT;
         if (strcmp(type, allowed) != 0)
-            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s[%zu] of type \"%.100s\" is not supported", path, field, list, index,
-                           type);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s[%zu] of type \"%.100s\" is not supported", path, field,
+                           list, index, type);
     }
     return DSV2_OK;
 }
 
 /* ---- the pre-tokenizer ---- */
 
-/* {"String": "x"} means these characters: each that could mean more gets a backslash. */
+/* Adds the pattern {"String": "x"}, which means these very characters: each that could mean more gets a backslash. */
 static dsv2_status add_literal(dsv2_tokenizer *t, const char *text, size_t size)
 {
     char *pattern = ds_new(2, size);
@@ -279,56 +287,58 @@ static dsv2_status add_split(dsv2_tokenizer *t, const char *field, const json_t 
     const json_t *pattern = json_object_get(split, "pattern"), *behavior = json_object_get(split, "behavior");
     const json_t *regex = json_object_get(pattern, "Regex"), *string = json_object_get(pattern, "String");
     if (!json_is_string(behavior))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.behavior is %s, expected a string", t->path, field, ds_json_kind(behavior));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.behavior is %s, expected a string", t->path, field,
+                       ds_json_kind(behavior));
     if (strcmp(json_string_value(behavior), "Isolated") != 0)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.behavior is \"%.100s\", expected Isolated", t->path, field,
                        json_string_value(behavior));
-    /* "invert" takes matches for gaps and gaps for matches; isolated, both are pieces. */
+    /* "invert" swaps matches and gaps, which makes no difference: both are pieces of their own. */
     if (json_is_string(regex))
         return ds_add_split(t, json_string_value(regex), json_string_length(regex));
     if (json_is_string(string))
         return add_literal(t, json_string_value(string), json_string_length(string));
-    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.pattern is %s, expected {\"Regex\": ...} or {\"String\": ...}", t->path, field,
-                   ds_json_kind(pattern));
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.pattern is %s, expected {\"Regex\": ...} or {\"String\": ...}", t->path,
+                   field, ds_json_kind(pattern));
 }
 
-/* One pre-tokenizer; *bytes once ByteLevel was met, behind which nothing may come. */
-static dsv2_status add_pre_tokenizer(dsv2_tokenizer *t, const char *field, const json_t *part, bool *bytes)
+/* Adds one pre-tokenizer. *bytes says whether ByteLevel was met, behind which nothing may come. */
+static dsv2_status add_pre_tokenizer(dsv2_tokenizer *t, const char *field, const json_t *step, bool *bytes)
 {
-    const char *type = get_type(t->path, field, part);
+    const char *type = read_type(t->path, field, step);
     if (type == NULL)
         return DSV2_ERROR_FORMAT;
     if (*bytes)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" comes after ByteLevel", t->path, field, type);
     if (strcmp(type, "Split") == 0)
-        return add_split(t, field, part);
+        return add_split(t, field, step);
     dsv2_status status;
     if (strcmp(type, "Digits") == 0) {
         bool individual;
-        if ((status = get_bool(t->path, field, part, "individual_digits", false, &individual)) != DSV2_OK)
+        if ((status = read_bool(t->path, field, step, "individual_digits", false, &individual)) != DSV2_OK)
             return status;
         return individual ? ds_add_split(t, "\\p{N}", 5) : ds_add_split(t, "\\p{N}+", 6);
     }
     if (strcmp(type, "ByteLevel") != 0)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" is not supported", t->path, field, type);
     bool prefix, regex;
-    if ((status = get_bool(t->path, field, part, "add_prefix_space", true, &prefix)) != DSV2_OK ||
-        (status = get_bool(t->path, field, part, "use_regex", true, &regex)) != DSV2_OK)
+    if ((status = read_bool(t->path, field, step, "add_prefix_space", true, &prefix)) != DSV2_OK ||
+        (status = read_bool(t->path, field, step, "use_regex", true, &regex)) != DSV2_OK)
         return status;
     if (prefix)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.add_prefix_space is true, which is not supported", t->path, field);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.add_prefix_space is true, which is not supported", t->path,
+                       field);
     *bytes = true;
     return regex ? ds_add_gpt2_stage(t) : DSV2_OK;
 }
 
-static dsv2_status add_pre_tokenizers(dsv2_tokenizer *t, const json_t *part)
+static dsv2_status add_pre_tokenizers(dsv2_tokenizer *t, const json_t *step)
 {
     bool bytes = false;
     dsv2_status status = DSV2_OK;
-    const json_t *members = json_object_get(part, "pretokenizers");
-    const char *type = json_string_value(json_object_get(part, "type"));
+    const json_t *members = json_object_get(step, "pretokenizers");
+    const char *type = json_string_value(json_object_get(step, "type"));
     if (type == NULL || strcmp(type, "Sequence") != 0) {
-        status = add_pre_tokenizer(t, "pre_tokenizer", part, &bytes);
+        status = add_pre_tokenizer(t, "pre_tokenizer", step, &bytes);
     } else if (!json_is_array(members)) {
         status = wrong_type(t->path, "pre_tokenizer.pretokenizers", members, "an array");
     } else {
@@ -342,7 +352,8 @@ static dsv2_status add_pre_tokenizers(dsv2_tokenizer *t, const json_t *part)
         }
     }
     if (status == DSV2_OK && !bytes)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer has no ByteLevel: the vocabulary is not byte-level", t->path);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer has no ByteLevel: the vocabulary is not byte-level",
+                       t->path);
     return status;
 }
 
@@ -374,9 +385,9 @@ static dsv2_status build(reader *r, dsv2_tokenizer **tokenizer)
     dsv2_status status;
     bool ignore_merges;
     if ((status = check_model(r)) != DSV2_OK ||
-        (status = get_bool(r->path, "model", r->model, "ignore_merges", false, &ignore_merges)) != DSV2_OK ||
-        (status = check_part(r->path, "normalizer", json_object_get(r->root, "normalizer"), "normalizers", "")) != DSV2_OK ||
-        (status = check_part(r->path, "decoder", json_object_get(r->root, "decoder"), "decoders", "ByteLevel")) != DSV2_OK ||
+        (status = read_bool(r->path, "model", r->model, "ignore_merges", false, &ignore_merges)) != DSV2_OK ||
+        (status = check_step(r, "normalizer", "normalizers", "")) != DSV2_OK ||
+        (status = check_step(r, "decoder", "decoders", "ByteLevel")) != DSV2_OK ||
         (status = read_tokens(r)) != DSV2_OK ||
         (status = read_merges(r)) != DSV2_OK)
         return status;
@@ -420,11 +431,12 @@ dsv2_status ds_tokenizer_from_json(const char *path, const char *json, size_t si
 
 /* ---- tokenizer_config.json ---- */
 
-/* bos_token or eos_token: "text", {"content": "text"} or null. */
-static dsv2_status read_special(const char *path, const json_t *config, const char *name, const dsv2_tokenizer *t, int32_t *id)
+/* Finds the id of bos_token or eos_token, which is "text", {"content": "text"} or null. */
+static dsv2_status read_special(const char *path, const json_t *config, const char *name, const dsv2_tokenizer *t,
+                                int32_t *id)
 {
     const json_t *value = json_object_get(config, name);
-    if (absent(value))
+    if (ds_json_is_absent(value))
         return DSV2_OK;
     if (json_is_object(value))
         value = json_object_get(value, "content");
@@ -437,7 +449,7 @@ static dsv2_status read_special(const char *path, const json_t *config, const ch
     return DSV2_OK;
 }
 
-/* chat_template: a string, or [{"name": "default", "template": "..."}, ...]. */
+/* The chat template. config["chat_template"] is a string, or [{"name": "default", "template": "..."}, ...]. */
 static const json_t *find_template(const json_t *config)
 {
     const json_t *template = json_object_get(config, "chat_template");
@@ -469,7 +481,7 @@ dsv2_status ds_tokenizer_configure(dsv2_tokenizer *t, const char *path, const ch
     return status;
 }
 
-/* The tokenizer_config.json in the folder, or beside the file, `path`; NULL without memory. */
+/* The path of the tokenizer_config.json in the folder `path`, or beside the file `path`; NULL without memory. */
 static char *config_path(const char *path, bool folder)
 {
     const char *slash = strrchr(path, '/');
@@ -486,7 +498,7 @@ static char *config_path(const char *path, bool folder)
     return joined;
 }
 
-dsv2_status ds_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer)
+dsv2_status ds_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
 {
     bool folder = ds_is_folder(path);
     char *json_path = folder ? ds_path_join(path, "tokenizer.json") : ds_copy_string(path);

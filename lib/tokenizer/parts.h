@@ -1,4 +1,5 @@
-/* What the files of this room share: the tokenizer itself, and how they call one another. For this room alone. */
+/* What the files of this room share: the tokenizer itself, and the functions that they call of one another. For this
+ * room alone. */
 #ifndef DS_LIB_TOKENIZER_PARTS_H
 #define DS_LIB_TOKENIZER_PARTS_H
 
@@ -7,14 +8,16 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-/* Stages call one another, so their number is bounded; published tokenizers have seven at most. */
+/* A bound on stages, each of which calls the next on the stack. Published tokenizers have at most seven. */
 enum { DS_MAX_STAGES = 16 };
+/* A bound on the bytes of an expression. */
 enum { DS_MAX_PATTERN = 64 << 10 };
-/* An added token is looked for at every byte of a text: a longest one of a megabyte would make that quadratic. */
+/* A bound on the bytes of an added token. Added tokens are looked for at every byte of a text: with one of a megabyte
+ * the time would be quadratic. */
 enum { DS_MAX_ADDED_SIZE = 1024 };
 
 enum {
-    DS_TOKEN_LITERAL = 16, /* of the model, but not in its alphabet, so that no text merges to it */
+    DS_TOKEN_LITERAL = 16, /* a token of the model, but not spelled in its alphabet, so that no text merges to it */
     DS_TOKEN_WHOLE = 32    /* a piece of exactly these bytes merges to exactly this token */
 };
 
@@ -25,20 +28,20 @@ typedef struct ds_token {
 
 typedef struct ds_merge {
     uint64_t pair; /* left id << 32 | right id */
-    uint32_t rank; /* the lower, the earlier */
-    uint32_t id;   /* of the two together */
+    uint32_t rank; /* a merge of lower rank goes first */
+    uint32_t id;   /* of the merged token */
 } ds_merge;
 
-/* Added tokens in order of their bytes, so that those with a common beginning lie together. */
+/* Added tokens in order of their bytes, so that tokens with a common beginning lie together. */
 typedef struct ds_added {
     uint32_t *ids;
     uint32_t n;
-    uint32_t first[257]; /* those that begin with byte b: first[b] to first[b + 1] */
+    uint32_t first[257]; /* tokens that begin with byte b: ids[first[b]] to ids[first[b + 1] - 1] */
 } ds_added;
 
 struct dsv2_tokenizer {
     char *path; /* for messages */
-    uint64_t seed; /* of the hash tables: differs from run to run, so that no file can aim at one slot */
+    uint64_t seed; /* of the hash tables; differs from run to run, so that no file can aim at one slot */
 
     ds_token *tokens;
     uint32_t n_tokens;
@@ -46,16 +49,16 @@ struct dsv2_tokenizer {
     uint32_t *by_text; /* open addressing: id + 1, or 0 */
     uint32_t by_text_mask;
 
-    int32_t letter[256]; /* the token that is byte b in the merging; -1: none */
-    int32_t twin[256];   /* where letter is -1: the added token spelled by the letter that stands for byte b */
-    uint32_t n_twins;
-    int32_t escape;      /* put before a twin to mean the byte: see encode.c; -1: not needed */
+    int32_t letter[256];     /* the token that byte b is where merging begins; -1: none */
+    int32_t substitute[256]; /* where letter is -1: the added token spelled by the letter that stands for byte b */
+    uint32_t n_substitutes;
+    int32_t escape;          /* stands before a substitute that means the byte: see encode.c; -1: not needed */
 
     ds_merge *merges; /* open addressing; id UINT32_MAX: empty */
     uint32_t merge_mask, n_merges;
     bool ignore_merges;
 
-    ds_added early, late; /* matched first and second */
+    ds_added early, late; /* matched in the first and in the second round */
     uint32_t n_special;
 
     pcre2_code *stages[DS_MAX_STAGES];
@@ -68,17 +71,18 @@ struct dsv2_tokenizer {
 
 /* ---- vocabulary.c ---- */
 
-/* An empty tokenizer with the vocabulary's tokens and merges, its special ids found by name. */
+/* A tokenizer without stages: it has the vocabulary's tokens and merges, and special ids found by name. */
 dsv2_status ds_tokenizer_create(const ds_vocabulary *vocabulary, dsv2_tokenizer **tokenizer);
 
-/* The chat form that a template's text shows, without running it. */
+/* Sets the chat form that a template's text shows. The template is not run. */
 void ds_use_chat_template(dsv2_tokenizer *tokenizer, const char *text, size_t size);
 
 /* The token of the model that has these bytes; -1: none. */
 int32_t ds_find_model_token(const dsv2_tokenizer *tokenizer, const char *text, size_t size);
 
-/* The longest added token of a list that `text` begins with, special ones only if `special`; -1: none. */
-int32_t ds_match_added(const dsv2_tokenizer *tokenizer, const ds_added *added, bool special, const char *text, size_t size);
+/* The longest token of a list of added tokens that `text` begins with; -1: none. Special tokens count if `special`. */
+int32_t ds_match_added(const dsv2_tokenizer *tokenizer, const ds_added *added, bool special, const char *text,
+                       size_t size);
 
 static inline const ds_merge *ds_find_merge(const dsv2_tokenizer *t, uint32_t left, uint32_t right)
 {
@@ -95,14 +99,16 @@ static inline const ds_merge *ds_find_merge(const dsv2_tokenizer *t, uint32_t le
 
 /* ---- pattern.c ---- */
 
-/* An expression in Oniguruma's syntax (Ruby's), as tokenizer.json files have it, in PCRE2's, to mean the same under
- * PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE; to be freed. What the two read differently is refused. */
-dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t size, char **translated, size_t *translated_size);
+/* Translates an expression from Oniguruma's syntax (Ruby's), which tokenizer.json files use, to PCRE2's, so that it
+ * means the same under PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE. What has no translation is refused. The caller frees
+ * *translated. */
+dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t size, char **translated,
+                                 size_t *translated_size);
 
 /* ---- unicode.c ---- */
 
-/* The next range of characters that a general category ("L", "Lu": `size` letters) gained after Unicode 14, from *index on, which
- * begins with 0; false if there is none. */
+/* The next range of characters that a general category ("L", "Lu": `size` letters) gained after Unicode 14; false if
+ * there is no more. *index, 0 for the first range, moves on. */
 bool ds_gained_range(const char *category, size_t size, size_t *index, uint32_t *first, uint32_t *last);
 
 /* ---- pretokenize.c ---- */
@@ -113,17 +119,17 @@ dsv2_status ds_add_split(dsv2_tokenizer *tokenizer, const char *pattern, size_t 
 /* Adds the stages known by this name. */
 dsv2_status ds_add_named_stages(dsv2_tokenizer *tokenizer, ds_text name);
 
-/* GPT-2's own expression: what ByteLevel does with use_regex. */
+/* Adds a stage with GPT-2's own expression, which ByteLevel uses with use_regex. */
 dsv2_status ds_add_gpt2_stage(dsv2_tokenizer *tokenizer);
 
 /* ---- one encoding ---- */
 
-/* A symbol of a long piece, in a list over the piece. */
+/* A token of a long piece that is being merged: a link of a list over the piece. */
 typedef struct ds_symbol {
     uint32_t id;
-    uint32_t rank;   /* of merging it with the next one; UINT32_MAX: not to be merged */
-    uint32_t merged; /* the id this gives */
-    int32_t previous, next;
+    uint32_t rank;          /* of the merge with the next symbol; UINT32_MAX: there is none */
+    uint32_t merged;        /* the id of the merged token */
+    int32_t previous, next; /* -1: none */
 } ds_symbol;
 
 typedef struct ds_encoder {
@@ -147,12 +153,12 @@ dsv2_status ds_encode_valid(ds_encoder *encoder, const char *text, size_t size);
 /* Merges one piece (bpe.c). */
 dsv2_status ds_encode_piece(ds_encoder *encoder, const char *text, size_t size);
 
-/* Marks the tokens that a piece of their own bytes merges to: those are found without merging. */
+/* Marks each token to which a piece of its own bytes merges: such a piece is encoded without merging. */
 dsv2_status ds_mark_whole_tokens(dsv2_tokenizer *tokenizer);
 
 /* ---- utf8.c ---- */
 
-/* Bytes of the character at `text`, 1 to 4; 0 if none can begin there or it is cut. */
+/* Bytes of the character at `text`, 1 to 4; 0 if no valid character begins there, or only part of one. */
 size_t ds_utf8_length(const char *text, size_t size);
 
 /* How many bytes from the start are valid UTF-8. */

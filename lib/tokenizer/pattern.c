@@ -1,22 +1,24 @@
 /* Expressions from Oniguruma's syntax (Ruby's), which tokenizer.json files use, to PCRE2's.
  *
- * Most is the same in both. What differs is written out (\s is Unicode's White_Space, which PCRE2 widens by U+180E; \w has marks;
- * \v is one character; categories are of Unicode 16 whatever the system's PCRE2), and what cannot be, or is rare enough not to be
- * worth it, is refused by name: nested sets, POSIX classes, options, references, conditions, callouts, script names, anchors other
- * than ^ and $.
+ * Most of the syntax is the same in both. What differs is written out: \s is Unicode's White_Space, which PCRE2 widens
+ * by U+180E; \w has marks; \v is one character; categories are of Unicode 16 whatever the system's PCRE2. What cannot
+ * be written out, or is too rare to be worth it, is refused by name: nested sets, POSIX classes, options, references,
+ * conditions, callouts, script names, anchors other than ^ and $.
  *
- * One thing is added. Searching for a+$ in a long run of a's that $ does not follow would try every a in turn and run to the end
- * from each: quadratic. An alternative that begins with a repeated character cannot match where it could not one character before
- * in the same run, so it is only tried where a search begins (\G) or no such character precedes. */
+ * One thing is added. A search for a+$ in a long run of a's that $ does not follow would try every a in turn and run to
+ * the end from each: quadratic. But an alternative that begins with a repeated character cannot match where it could
+ * not match one character before in the same run. So such an alternative is tried only where a search begins (\G) or
+ * where no such character precedes. */
 #include "tokenizer/parts.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#define SPACE "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define NO_SPACE                                                                                                                \
-    "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}\\x{200b}-\\x{2027}"             \
-    "\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}"
+#define SPACE                                                                                                          \
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+#define NO_SPACE                                                                                                       \
+    "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}"                    \
+    "\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}"
 #define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
 
 typedef struct scanner {
@@ -24,7 +26,7 @@ typedef struct scanner {
     size_t size, at;
     char *out;
     size_t used, capacity;
-    const char *refused; /* what the library does not take */
+    const char *refused; /* what was met that is not supported; NULL: nothing */
     bool no_memory;
 } scanner;
 
@@ -52,7 +54,7 @@ static void copy(scanner *s, size_t n)
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 static bool is_hex(char c) { return is_digit(c) || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'); }
 
-/* How many hexadecimal digits there are from `ahead` on, up to `most`. */
+/* How many hexadecimal digits stand from `ahead` on, up to `most`. */
 static size_t count_hex(const scanner *s, size_t ahead, size_t most)
 {
     size_t n = 0;
@@ -61,8 +63,9 @@ static size_t count_hex(const scanner *s, size_t ahead, size_t most)
     return n;
 }
 
-/* \p{L}, \P{Lu}: general categories alone. PCRE2 10.40 and later take script names in another sense than Oniguruma. */
-static void property(scanner *s, bool in_class)
+/* Translates \p{L} or \P{Lu}: general categories alone, since PCRE2 10.40 and later read script names in another sense
+ * than Oniguruma. */
+static void translate_property(scanner *s, bool in_class)
 {
     size_t letters = 0, index = 0;
     bool negated = peek(s, 1) == 'P';
@@ -95,8 +98,8 @@ static void property(scanner *s, bool in_class)
     put_string(s, in_class ? "" : "]");
 }
 
-/* \x41 under 0x80 (beyond, it is a byte to Oniguruma), \x{20ac}, \u20ac. */
-static void code_point(scanner *s)
+/* Translates \x41 (under 0x80: to Oniguruma a larger one is a byte), \x{20ac} or \u20ac. */
+static void translate_code_point(scanner *s)
 {
     size_t n;
     if (peek(s, 1) == 'u' && count_hex(s, 2, 4) == 4) {
@@ -113,8 +116,8 @@ static void code_point(scanner *s)
     }
 }
 
-/* What begins with a backslash. Returns whether it stands for a set of characters. */
-static bool escape(scanner *s, bool in_class)
+/* Translates what begins with a backslash. Returns whether it stands for a set of characters. */
+static bool translate_escape(scanner *s, bool in_class)
 {
     char c = peek(s, 1);
     const char *open = in_class ? "" : "[", *open_not = in_class ? "" : "[^", *close = in_class ? "" : "]";
@@ -143,7 +146,7 @@ static bool escape(scanner *s, bool in_class)
         copy(s, 2);
         return true;
     case 'p': case 'P':
-        property(s, in_class);
+        translate_property(s, in_class);
         return true;
     case 'n': case 'r': case 't': case 'f': case 'a': case 'e':
         copy(s, 2);
@@ -153,14 +156,14 @@ static bool escape(scanner *s, bool in_class)
         put_string(s, "\\x{b}");
         return false;
     case 'x': case 'u':
-        code_point(s);
+        translate_code_point(s);
         return false;
     default:
         break;
     }
     size_t length = ds_utf8_length(s->pattern + s->at + 1, s->size - s->at - 1);
     if (length > 1) {
-        s->at++; /* PCRE2 would take the backslash too, but need not for ever */
+        s->at++; /* without the backslash, which PCRE2 accepts today but does not promise to */
         copy(s, length);
     } else if (c > ' ' && c < 0x7f && !is_digit(c) && !(c >= 'a' && c <= 'z') && !(c >= 'A' && c <= 'Z')) {
         copy(s, 2);
@@ -170,7 +173,7 @@ static bool escape(scanner *s, bool in_class)
     return false;
 }
 
-static void set(scanner *s)
+static void translate_set(scanner *s)
 {
     copy(s, peek(s, 1) == '^' ? 2 : 1);
     if (peek(s, 0) == ']')
@@ -180,7 +183,7 @@ static void set(scanner *s)
         if (c == '[' || (c == '&' && peek(s, 1) == '&')) {
             s->refused = "a set in a set";
         } else if (c == '\\') {
-            if (escape(s, true) && peek(s, 0) == '-' && peek(s, 1) != ']')
+            if (translate_escape(s, true) && peek(s, 0) == '-' && peek(s, 1) != ']')
                 s->refused = "a range that begins with a set";
         } else {
             copy(s, 1);
@@ -192,8 +195,8 @@ static void set(scanner *s)
         copy(s, 1);
 }
 
-/* {n}, {n,}, {n,m} behind an atom. A sign behind that means other things in Ruby's syntax. */
-static void interval(scanner *s)
+/* Translates {n}, {n,} or {n,m} behind an atom. A sign behind the braces means other things in Ruby's syntax. */
+static void translate_interval(scanner *s)
 {
     size_t n = 1;
     while (is_digit(peek(s, n)))
@@ -211,7 +214,7 @@ static void interval(scanner *s)
         s->refused = "braces of this form";
 }
 
-static void group(scanner *s)
+static void translate_group(scanner *s)
 {
     static const char *const openings[] = {"(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!", "(?i:"};
     if (peek(s, 1) != '?' && peek(s, 1) != '*') {
@@ -228,7 +231,8 @@ static void group(scanner *s)
     s->refused = "a group of this kind";
 }
 
-/* The beginning of an alternative was written from `begin` on: guards it if what comes is its repetition and then more. */
+/* Guards the atom that begins an alternative, and was written from `begin` on, if a sign of repetition and then more
+ * follow the atom. */
 static void guard(scanner *s, size_t begin)
 {
     size_t n = 1;
@@ -255,25 +259,25 @@ static void guard(scanner *s, size_t begin)
 static void scan(scanner *s)
 {
     size_t depth = 0;
-    bool alternative = true; /* an alternative of the whole begins here */
+    bool alternative = true; /* an alternative of the whole expression begins here */
     while (s->at < s->size && s->refused == NULL && !s->no_memory) {
         char c = s->pattern[s->at];
         size_t begin = s->used;
         bool atom = false;
         if (c == '(') {
-            group(s);
+            translate_group(s);
             depth++;
         } else if (c == ')') {
             copy(s, 1);
             depth -= depth > 0;
         } else if (c == '[') {
-            set(s);
+            translate_set(s);
             atom = true;
         } else if (c == '\\') {
-            escape(s, false);
+            translate_escape(s, false);
             atom = true;
         } else if (c == '{') {
-            interval(s);
+            translate_interval(s);
         } else if (strchr("|*+?^$", c) != NULL && c != '\0') {
             copy(s, 1);
         } else {
@@ -287,11 +291,12 @@ static void scan(scanner *s)
     }
 }
 
-dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t size, char **translated, size_t *translated_size)
+dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t size, char **translated,
+                                 size_t *translated_size)
 {
     if (size > DS_MAX_PATTERN)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: an expression of %zu bytes, expected at most %d", path, size,
-                       DS_MAX_PATTERN);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: an expression of %zu bytes, expected at most %d",
+                       path, size, DS_MAX_PATTERN);
     scanner s = {.pattern = pattern, .size = size};
     s.no_memory = !ds_grow(&s.out, &s.capacity, 1, 1); /* an empty expression has memory too */
     scan(&s);
@@ -301,7 +306,8 @@ dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t s
     }
     if (s.refused != NULL) {
         ds_free(s.out);
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s, at byte %zu, is not supported", path,
+        return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                       "%s: pre_tokenizer: expression \"%.*s\": %s, at byte %zu, is not supported", path,
                        (int)(size < 200 ? size : 200), pattern, s.refused, s.at);
     }
     *translated = s.out;

@@ -1,5 +1,6 @@
-/* The pre-tokenizer: a row of expressions, each isolating its matches in the pieces that the one before left. Lookaround does not
- * see beyond a piece. Every published byte-level pre-tokenizer can be put so: Split with "Isolated", Digits, ByteLevel's own. */
+/* The pre-tokenizer: a list of expressions, the stages. Each isolates its matches in the pieces that the stage before
+ * left; lookaround does not see beyond a piece. Every published byte-level pre-tokenizer can be written so: Split with
+ * "Isolated", Digits, ByteLevel's own expression. */
 #include "tokenizer/parts.h"
 
 #include <string.h>
@@ -9,19 +10,19 @@
 
 static const char *const deepseek_llm[] = {
     "[\\r\\n]",
-    "\\s?[A-Za-z\\x{b5}\\x{c0}-\\x{d6}\\x{d8}-\\x{f6}\\x{f8}-\\x{1ba}\\x{1bc}-\\x{1bf}\\x{1c4}-\\x{293}\\x{295}-\\x{2af}"
-    "\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37b}-\\x{37d}\\x{37f}\\x{386}\\x{388}-\\x{38a}\\x{38c}\\x{38e}-\\x{3a1}\\x{3a3}-"
-    "\\x{3f5}\\x{3f7}-\\x{481}\\x{48a}-\\x{52f}\\x{531}-\\x{556}\\x{10a0}-\\x{10c5}\\x{13a0}-\\x{13f5}\\x{13f8}-\\x{13fd}"
-    "\\x{1c90}-\\x{1cba}\\x{1cbd}-\\x{1cbf}\\x{1d00}-\\x{1d2b}\\x{1d6b}-\\x{1d77}\\x{1d79}-\\x{1d9a}\\x{1e00}-\\x{1f15}"
-    "\\x{1f18}-\\x{1f1d}\\x{1f20}-\\x{1f45}\\x{1f48}-\\x{1f4d}\\x{1f50}-\\x{1f57}\\x{1f59}\\x{1f5b}\\x{1f5d}\\x{1f5f}-"
-    "\\x{1f7d}\\x{1f80}-\\x{1fb4}\\x{1fb6}-\\x{1fbc}\\x{1fbe}\\x{1fc2}-\\x{1fc4}\\x{1fc6}-\\x{1fcc}\\x{1fd0}-\\x{1fd3}"
-    "\\x{1fd6}-\\x{1fdb}\\x{1fe0}-\\x{1fec}\\x{1ff2}-\\x{1ff4}\\x{1ff6}-\\x{1ffc}\\x{2102}\\x{2107}\\x{210a}-\\x{2113}"
-    "\\x{2115}\\x{2119}-\\x{211d}\\x{2124}\\x{2126}\\x{2128}\\x{212a}-\\x{212d}\\x{212f}-\\x{2134}\\x{2139}\\x{213c}-"
-    "\\x{213f}\\x{2145}-\\x{2149}\\x{214e}\\x{2183}\\x{2184}\\x{2c00}-\\x{2c7b}\\x{2c7e}-\\x{2ce4}\\x{2ceb}-\\x{2cee}"
-    "\\x{2cf2}\\x{2cf3}\\x{a640}-\\x{a66d}\\x{a680}-\\x{a69b}\\x{a722}-\\x{a76f}\\x{a771}-\\x{a787}\\x{a78b}-\\x{a78e}"
-    "\\x{ab70}-\\x{abbf}\\x{fb00}-\\x{fb06}\\x{fb13}-\\x{fb17}\\x{ff21}-\\x{ff3a}\\x{ff41}-\\x{ff5a}\\x{10400}-\\x{1044f}"
-    "\\x{104b0}-\\x{104d3}\\x{104d8}-\\x{104fb}\\x{10c80}-\\x{10cb2}\\x{10cc0}-\\x{10cf2}\\x{118a0}-\\x{118df}\\x{1e900}-"
-    "\\x{1e943}]+",
+    "\\s?[A-Za-z\\x{b5}\\x{c0}-\\x{d6}\\x{d8}-\\x{f6}\\x{f8}-\\x{1ba}\\x{1bc}-\\x{1bf}\\x{1c4}-\\x{293}\\x{295}-"
+    "\\x{2af}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37b}-\\x{37d}\\x{37f}\\x{386}\\x{388}-\\x{38a}\\x{38c}\\x{38e}-"
+    "\\x{3a1}\\x{3a3}-\\x{3f5}\\x{3f7}-\\x{481}\\x{48a}-\\x{52f}\\x{531}-\\x{556}\\x{10a0}-\\x{10c5}\\x{13a0}-"
+    "\\x{13f5}\\x{13f8}-\\x{13fd}\\x{1c90}-\\x{1cba}\\x{1cbd}-\\x{1cbf}\\x{1d00}-\\x{1d2b}\\x{1d6b}-\\x{1d77}"
+    "\\x{1d79}-\\x{1d9a}\\x{1e00}-\\x{1f15}\\x{1f18}-\\x{1f1d}\\x{1f20}-\\x{1f45}\\x{1f48}-\\x{1f4d}\\x{1f50}-"
+    "\\x{1f57}\\x{1f59}\\x{1f5b}\\x{1f5d}\\x{1f5f}-\\x{1f7d}\\x{1f80}-\\x{1fb4}\\x{1fb6}-\\x{1fbc}\\x{1fbe}\\x{1fc2}-"
+    "\\x{1fc4}\\x{1fc6}-\\x{1fcc}\\x{1fd0}-\\x{1fd3}\\x{1fd6}-\\x{1fdb}\\x{1fe0}-\\x{1fec}\\x{1ff2}-\\x{1ff4}"
+    "\\x{1ff6}-\\x{1ffc}\\x{2102}\\x{2107}\\x{210a}-\\x{2113}\\x{2115}\\x{2119}-\\x{211d}\\x{2124}\\x{2126}\\x{2128}"
+    "\\x{212a}-\\x{212d}\\x{212f}-\\x{2134}\\x{2139}\\x{213c}-\\x{213f}\\x{2145}-\\x{2149}\\x{214e}\\x{2183}\\x{2184}"
+    "\\x{2c00}-\\x{2c7b}\\x{2c7e}-\\x{2ce4}\\x{2ceb}-\\x{2cee}\\x{2cf2}\\x{2cf3}\\x{a640}-\\x{a66d}\\x{a680}-"
+    "\\x{a69b}\\x{a722}-\\x{a76f}\\x{a771}-\\x{a787}\\x{a78b}-\\x{a78e}\\x{ab70}-\\x{abbf}\\x{fb00}-\\x{fb06}"
+    "\\x{fb13}-\\x{fb17}\\x{ff21}-\\x{ff3a}\\x{ff41}-\\x{ff5a}\\x{10400}-\\x{1044f}\\x{104b0}-\\x{104d3}\\x{104d8}-"
+    "\\x{104fb}\\x{10c80}-\\x{10cb2}\\x{10cc0}-\\x{10cf2}\\x{118a0}-\\x{118df}\\x{1e900}-\\x{1e943}]+",
     "\\s?[!-/:-~\\x{ff01}-\\x{ff0f}\\x{ff1a}-\\x{ff5e}\\x{2018}-\\x{201f}\\x{3000}-\\x{3002}]+",
     "\\s+$",
     "[\\x{4e00}-\\x{9fa5}\\x{800}-\\x{4e00}\\x{ac00}-\\x{d7ff}]+",
@@ -39,8 +40,8 @@ static const char *const deepseek_coder[] = {
 static const char *const deepseek_v3[] = {
     "\\p{N}{1,3}",
     "[\\x{4e00}-\\x{9fa5}\\x{3040}-\\x{309f}\\x{30a0}-\\x{30ff}]+",
-    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r"
-    "\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
+    " ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
     NULL,
 };
 
@@ -59,29 +60,29 @@ static const struct {
     {"gpt-2", gpt2},
 };
 
-/* Matching one piece may take this many steps, and so many more for each byte, before an expression is given up as one that
- * would run for ever; and this much memory, in KiB. */
+/* Bounds on matching one piece: steps, steps more for each byte, and KiB of memory. An expression that needs more steps
+ * counts as one that would run for ever. */
 enum { STEPS = 1 << 20, STEPS_A_BYTE = 16, HEAP_KIB = 64 << 10 };
 
-static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t size, const char *original, size_t original_size,
-                           pcre2_code **code)
+static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t size, const char *original,
+                           size_t original_size, pcre2_code **code)
 {
     int shown = (int)(original_size < 200 ? original_size : 200);
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
     if (context == NULL)
         return ds_fail_memory("compiling an expression", 0);
-    pcre2_set_newline(context, PCRE2_NEWLINE_LF); /* whatever the system's PCRE2 was built with */
+    pcre2_set_newline(context, PCRE2_NEWLINE_LF); /* the default depends on how PCRE2 was built */
     pcre2_set_bsr(context, PCRE2_BSR_UNICODE);
     pcre2_set_parens_nest_limit(context, 50);
     int error;
     PCRE2_SIZE at;
     /* In Ruby's syntax ^ and $ always match at line ends. */
     *code = pcre2_compile((PCRE2_SPTR)pattern, size,
-                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE | PCRE2_NEVER_BACKSLASH_C, &error, &at,
-                          context);
+                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE | PCRE2_NEVER_BACKSLASH_C,
+                          &error, &at, context);
     pcre2_compile_context_free(context);
     if (*code != NULL) {
-        /* May fail, e.g. where no memory can be made executable: then matching is interpreted. */
+        /* If this fails, e.g. where no memory can be made executable, matching is interpreted. */
         (void)pcre2_jit_compile(*code, PCRE2_JIT_COMPLETE);
         return DSV2_OK;
     }
@@ -89,13 +90,15 @@ static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t 
         return ds_fail_memory("compiling an expression", size);
     char words[128] = "";
     pcre2_get_error_message(error, (PCRE2_UCHAR *)words, sizeof words);
-    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s", t->path, shown, original, words);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s", t->path, shown, original,
+                   words);
 }
 
 dsv2_status ds_add_split(dsv2_tokenizer *t, const char *pattern, size_t size)
 {
     if (t->n_stages == DS_MAX_STAGES)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer has more than %d expressions", t->path, DS_MAX_STAGES);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer has more than %d expressions", t->path,
+                       DS_MAX_STAGES);
     char *translated;
     size_t translated_size;
     dsv2_status status = ds_translate_pattern(t->path, pattern, size, &translated, &translated_size);
@@ -125,8 +128,9 @@ dsv2_status ds_add_named_stages(dsv2_tokenizer *t, ds_text name)
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (name.size == strlen(known[i].name) && memcmp(name.data, known[i].name, name.size) == 0)
             return add_all(t, known[i].expressions);
-    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre-tokenizer \"%.*s\" is not known, expected deepseek-llm, deepseek-coder, "
-                   "deepseek-v3 or gpt-2", t->path, (int)(name.size < 200 ? name.size : 200), name.size > 0 ? name.data : "");
+    return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                   "%s: pre-tokenizer \"%.*s\" is not known, expected deepseek-llm, deepseek-coder, deepseek-v3 or "
+                   "gpt-2", t->path, (int)(name.size < 200 ? name.size : 200), name.size > 0 ? name.data : "");
 }
 
 static dsv2_status prepare(ds_encoder *e)
@@ -150,14 +154,15 @@ void ds_encoder_free(ds_encoder *e)
 }
 
 /* The first match at or after `at`; *found false if there is none. */
-static dsv2_status search(ds_encoder *e, size_t stage, const char *text, size_t size, size_t at, bool *found, size_t *begin,
-                          size_t *end)
+static dsv2_status search(ds_encoder *e, size_t stage, const char *text, size_t size, size_t at, bool *found,
+                          size_t *begin, size_t *end)
 {
     const pcre2_code *code = e->tokenizer->stages[stage];
-    /* Without the check for valid UTF-8, which was made: it would read the whole piece again for every match. */
+    /* Valid UTF-8 was checked before: another check would read the whole piece again for every match. */
     int rc = pcre2_match(code, (PCRE2_SPTR)text, size, at, PCRE2_NO_UTF_CHECK, e->match_data, e->match_context);
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-        rc = pcre2_match(code, (PCRE2_SPTR)text, size, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, e->match_data, e->match_context);
+        rc = pcre2_match(code, (PCRE2_SPTR)text, size, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, e->match_data,
+                         e->match_context);
     *found = rc >= 0;
     if (rc >= 0) {
         const PCRE2_SIZE *offsets = pcre2_get_ovector_pointer(e->match_data);
@@ -170,11 +175,12 @@ static dsv2_status search(ds_encoder *e, size_t stage, const char *text, size_t 
         return ds_fail_memory("matching an expression", 0);
     char words[128] = "";
     pcre2_get_error_message(rc, (PCRE2_UCHAR *)words, sizeof words);
-    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression %zu cannot be matched in a text of %zu bytes: %s",
+    return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                   "%s: pre_tokenizer: expression %zu cannot be matched in a text of %zu bytes: %s",
                    e->tokenizer->path, stage, size, words);
 }
 
-/* Hands the pieces that stage's matches make to the next stage, the last stage's to the merging. */
+/* Splits text by a stage and hands the pieces to the next stage, those of the last stage to merging. */
 static dsv2_status split(ds_encoder *e, size_t stage, const char *text, size_t size)
 {
     if (stage == e->tokenizer->n_stages)
@@ -190,7 +196,7 @@ static dsv2_status split(ds_encoder *e, size_t stage, const char *text, size_t s
         if (status != DSV2_OK || !found)
             break;
         if (begin == end && end == last_end) {
-            /* Nothing, right behind a match: goes on one character later, as Hugging Face's does. */
+            /* An empty match right behind a match: the search goes on one character later, as Hugging Face's does. */
             at = last_end + (last_end < size ? ds_utf8_length(text + last_end, size - last_end) : 1);
             continue;
         }

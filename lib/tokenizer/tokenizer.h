@@ -1,9 +1,18 @@
-/* tokenizer: byte-level BPE, pre-tokenizers, chat and fill-in-the-middle prompts. The public functions of <dsv2/tokenizer.h> are
- * in api/tokenizer.c; they check arguments and call these. May include: base.
+/* tokenizer: byte-level BPE, pre-tokenizers, chat and fill-in-the-middle prompts. The public functions of
+ * <dsv2/tokenizer.h> are in api/tokenizer.c: they check arguments and call these. May include: base.
  *
- * The way of a text: added tokens are cut out (encode.c), what is left between them is split by the expressions of the
- * pre-tokenizer (pretokenize.c, translated for PCRE2 by pattern.c), and each piece's bytes are merged (bpe.c). A tokenizer is
- * made from a vocabulary (vocabulary.c), which json.c reads from a tokenizer.json and the formats room from a GGUF. */
+ * The way of a text, file by file:
+ *   encode.c       cuts out added tokens, and hands on the text between them; also decodes ids
+ *   pretokenize.c  splits that text into pieces by the pre-tokenizer's expressions
+ *   bpe.c          merges the bytes of a piece into tokens
+ *   chat.c         writes prompts for chat and for filling in the middle, and encodes them
+ * The way of a tokenizer:
+ *   json.c         reads tokenizer.json and tokenizer_config.json; the formats room reads GGUFs and packs
+ *   vocabulary.c   makes the tokenizer: tokens, merges, added and special tokens
+ *   pattern.c      translates the pre-tokenizer's expressions for PCRE2
+ *   unicode.c      knows the characters that Unicode gained after PCRE2's tables
+ *   utf8.c         tells valid UTF-8
+ * parts.h is the room's own header: the tokenizer itself, and what these files call of one another. */
 #ifndef DS_LIB_TOKENIZER_H
 #define DS_LIB_TOKENIZER_H
 
@@ -11,69 +20,73 @@
 
 #include <dsv2/tokenizer.h>
 
-/* What an id is; 0: the vocabulary leaves it empty. */
+/* What an id is, or-ed. 0: the vocabulary leaves the id empty. */
 enum {
-    DS_TOKEN_LETTERS = 1, /* of the BPE model, its bytes spelled in GPT-2's alphabet: "Ġthe" */
+    DS_TOKEN_LETTERS = 1, /* a token of the BPE model, with its bytes spelled in GPT-2's alphabet: "Ġthe" */
     DS_TOKEN_ADDED = 2,   /* matched in the text itself, spelled as it is; beside LETTERS if the model has it too */
     DS_TOKEN_SPECIAL = 4, /* with ADDED: only the host may write it */
-    DS_TOKEN_EARLY = 8    /* with ADDED: matched before those without (Hugging Face's "normalized": false) */
+    DS_TOKEN_EARLY = 8    /* with ADDED: matched before those without EARLY (Hugging Face's "normalized": false) */
 };
 
-/* Ids and ranks are small enough for 32 bits, and a vocabulary for memory: the largest published ones have 300,000 tokens. */
+/* A bound on vocabularies: ids and ranks fit into 32 bits, tables into memory. The largest published ones have 300,000
+ * tokens. */
 enum { DS_MAX_TOKENS = 1 << 20 };
 
-/* A vocabulary as a file gives it. Everything is the maker's; the tokenizer copies what it keeps. */
+/* A vocabulary as a file has it. All memory is the reader's; the tokenizer copies what it keeps. */
 typedef struct ds_vocabulary {
-    const char *path;         /* for messages */
-    size_t n_tokens;          /* ids are 0 to n_tokens - 1 */
-    const ds_text *texts;   /* [n_tokens] */
-    const uint8_t *kinds;     /* [n_tokens], DS_TOKEN_* or-ed */
+    const char *path;      /* for messages */
+    size_t n_tokens;       /* ids are 0 to n_tokens - 1 */
+    const ds_text *texts;  /* [n_tokens] */
+    const uint8_t *kinds;  /* [n_tokens], DS_TOKEN_* or-ed */
     size_t n_merges;
-    const ds_text *merges;  /* [n_merges][2]: left and right, best first */
-    bool ignore_merges;       /* a piece that is a token is that token, whatever the merges say */
-    ds_text pre;            /* the pre-tokenizer's name, e.g. "deepseek-llm" (tokenizer.ggml.pre) */
-    ds_text chat_template;  /* size 0: none */
-    int32_t bos_token_id;     /* -1: go by the well-known names */
+    const ds_text *merges; /* [n_merges][2]: left and right token, best first */
+    bool ignore_merges;    /* a piece that is a token is that token, whatever the merges say */
+    ds_text pre;           /* the pre-tokenizer's name, e.g. "deepseek-llm" (tokenizer.ggml.pre) */
+    ds_text chat_template; /* size 0: none */
+    int32_t bos_token_id;  /* -1, here and below: go by the well-known names */
     int32_t eos_token_id;
 } ds_vocabulary;
 
+/* A tokenizer with the pre-tokenizer that the vocabulary names. */
 dsv2_status ds_tokenizer_from_vocabulary(const ds_vocabulary *vocabulary, dsv2_tokenizer **tokenizer);
 
-/* From the text of a tokenizer.json; `path` is for messages. */
+/* A tokenizer from the text of a tokenizer.json; `path` is for messages. */
 dsv2_status ds_tokenizer_from_json(const char *path, const char *json, size_t size, dsv2_tokenizer **tokenizer);
 
-/* From a tokenizer.json, or a folder that holds one, with the tokenizer_config.json beside it if there is one. */
-dsv2_status ds_tokenizer_load(const char *path, dsv2_tokenizer **tokenizer);
+/* A tokenizer from a tokenizer.json, or a folder that has one, and from the tokenizer_config.json beside it, if any. */
+dsv2_status ds_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer);
 
 void ds_tokenizer_destroy(dsv2_tokenizer *tokenizer);
 
 /* Takes the special tokens and the chat form from the text of a tokenizer_config.json. */
 dsv2_status ds_tokenizer_configure(dsv2_tokenizer *tokenizer, const char *path, const char *json, size_t size);
 
-/* Sets the ids that config.json gives (-1: keep what the tokenizer itself says). An id outside the vocabulary is kept out. */
+/* Sets the ids that config.json has. -1, or an id outside the vocabulary, leaves the tokenizer's own. */
 void ds_tokenizer_set_special(dsv2_tokenizer *tokenizer, int32_t bos_token_id, int32_t eos_token_id);
 
-/* Whether an added token of this spelling is taken as special whatever its file says: <|...|> and <｜...｜>. DeepSeek's files
- * leave <｜User｜> and <｜fim▁hole｜> unmarked, and text that spells them must not become them. */
+/* Whether an added token of this spelling counts as special whatever its file says: <|...|> and <｜...｜>. DeepSeek's
+ * files leave <｜User｜> and <｜fim▁hole｜> unmarked, and text that spells such a token must not become it. */
 bool ds_looks_special(const char *text, size_t size);
 
-/* The bodies of the public functions of the same names, arguments checked. They append to a growing array. */
+/* Token ids, in an array that grows. */
 typedef struct ds_ids {
-    int32_t *ids;
+    int32_t *ids; /* ds_free'd by the owner */
     size_t n, capacity;
 } ds_ids;
 
+/* The bodies of public functions, with arguments checked. Those with `out` append to it. */
 dsv2_status ds_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags, ds_ids *out);
-dsv2_status ds_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags, char *text,
-                      size_t capacity, size_t *size);
+dsv2_status ds_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags,
+                      char *text, size_t capacity, size_t *size);
 dsv2_status ds_chat(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n, size_t first, ds_ids *out);
 dsv2_status ds_fim(const dsv2_tokenizer *tokenizer, ds_text prefix, ds_text suffix, ds_ids *out);
 int32_t ds_find_token(const dsv2_tokenizer *tokenizer, const char *text, size_t size);
 ds_text ds_get_token(const dsv2_tokenizer *tokenizer, int32_t token);
-/* A digest of all that decides which ids a text has and which bytes an id stands for: tokens, merges and expressions, but not which
- * token begins or ends a text, nor the form of chats. A pack's is that of what it was made from. */
-uint64_t ds_tokenizer_digest(const dsv2_tokenizer *tokenizer);
-
 void ds_describe_tokenizer(const dsv2_tokenizer *tokenizer, dsv2_tokenizer_info *info);
+
+/* A digest of all that decides which ids a text has and which bytes an id stands for: tokens, merges and expressions,
+ * but not which token begins or ends a text, nor the form of chats. A pack's digest is that of what it was made
+ * from. */
+uint64_t ds_tokenizer_digest(const dsv2_tokenizer *tokenizer);
 
 #endif

@@ -1,7 +1,8 @@
 /* Characters that Unicode gained in versions 15 and 16, by general category.
  *
- * Hugging Face's library matches with Oniguruma's tables, which are of Unicode 16 (6.9.10); PCRE2's depend on the system, and are
- * of Unicode 14 in Debian 12. So that ids do not, categories in expressions are completed by these. */
+ * Hugging Face's library matches with Oniguruma's tables, which are of Unicode 16 (6.9.10). PCRE2's tables depend on
+ * the system, and are of Unicode 14 in Debian 12. Ids must not depend on the system, so categories in expressions are
+ * completed by these characters. */
 #include "tokenizer/parts.h"
 
 #include <string.h>
@@ -11,9 +12,12 @@ static const struct {
     char category[3];
 } gained[] = {
     {0x295, 0x295, "Ll"}, {0x897, 0x897, "Mn"}, {0xcf3, 0xcf3, "Mc"}, {0xece, 0xece, "Mn"}, {0x1b4e, 0x1b4f, "Po"},
-    {0x1b7f, 0x1b7f, "Po"}, {0x1c89, 0x1c89, "Lu"}, {0x1c8a, 0x1c8a, "Ll"}, {0x2427, 0x2429, "So"}, {0x2ffc, 0x2fff, "So"},
-    {0x31e4, 0x31e5, "So"}, {0x31ef, 0x31ef, "So"}, {0xa7cb, 0xa7cc, "Lu"}, {0xa7cd, 0xa7cd, "Ll"}, {0xa7da, 0xa7da, "Lu"},
-    {0xa7db, 0xa7db, "Ll"}, {0xa7dc, 0xa7dc, "Lu"}, {0x105c0, 0x105f3, "Lo"}, {0x10d40, 0x10d49, "Nd"}, {0x10d4a, 0x10d4d, "Lo"},
+    {0x1b7f, 0x1b7f, "Po"}, {0x1c89, 0x1c89, "Lu"}, {0x1c8a, 0x1c8a, "Ll"}, {0x2427, 0x2429, "So"},
+    {0x2ffc, 0x2fff, "So"},
+    {0x31e4, 0x31e5, "So"}, {0x31ef, 0x31ef, "So"}, {0xa7cb, 0xa7cc, "Lu"}, {0xa7cd, 0xa7cd, "Ll"},
+    {0xa7da, 0xa7da, "Lu"},
+    {0xa7db, 0xa7db, "Ll"}, {0xa7dc, 0xa7dc, "Lu"}, {0x105c0, 0x105f3, "Lo"}, {0x10d40, 0x10d49, "Nd"},
+    {0x10d4a, 0x10d4d, "Lo"},
     {0x10d4e, 0x10d4e, "Lm"}, {0x10d4f, 0x10d4f, "Lo"}, {0x10d50, 0x10d65, "Lu"}, {0x10d69, 0x10d6d, "Mn"},
     {0x10d6e, 0x10d6e, "Pd"}, {0x10d6f, 0x10d6f, "Lm"}, {0x10d70, 0x10d85, "Ll"}, {0x10d8e, 0x10d8f, "Sm"},
     {0x10ec2, 0x10ec4, "Lo"}, {0x10efc, 0x10eff, "Mn"}, {0x1123f, 0x11240, "Lo"}, {0x11241, 0x11241, "Mn"},

@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-/* The character's length by its first byte (0: none begins so), and the range of its second. */
-static size_t begin(uint8_t first, uint8_t *low, uint8_t *high)
+/* The length of a character that begins with this byte (0: none does), and the range of its second byte. */
+static size_t first_byte_length(uint8_t first, uint8_t *low, uint8_t *high)
 {
     *low = 0x80;
     *high = 0xbf;
@@ -28,8 +28,8 @@ static size_t begin(uint8_t first, uint8_t *low, uint8_t *high)
     return 4;
 }
 
-/* How many of the bytes at `text`, at most `length`, are right for a character of this length. */
-static size_t agree(const uint8_t *text, size_t size, size_t length, uint8_t low, uint8_t high)
+/* How many bytes at `text`, at most `length`, could be those of one character of this length; at least 1. */
+static size_t matching_bytes(const uint8_t *text, size_t size, size_t length, uint8_t low, uint8_t high)
 {
     size_t i = 1;
     while (i < length && i < size && text[i] >= low && text[i] <= high) {
@@ -46,8 +46,8 @@ size_t ds_utf8_length(const char *text, size_t size)
         return 0;
     const uint8_t *bytes = (const uint8_t *)text;
     uint8_t low, high;
-    size_t length = begin(bytes[0], &low, &high);
-    return length > 0 && agree(bytes, size, length, low, high) == length ? length : 0;
+    size_t length = first_byte_length(bytes[0], &low, &high);
+    return length > 0 && matching_bytes(bytes, size, length, low, high) == length ? length : 0;
 }
 
 size_t ds_utf8_valid(const char *text, size_t size)
@@ -75,10 +75,10 @@ size_t dsv2_utf8_complete(const char *text, size_t size)
     for (size_t back = 1; back <= 3 && back <= size; back++) {
         const uint8_t *first = bytes + size - back;
         if ((*first & 0xc0) == 0x80)
-            continue; /* what it continues is further back */
+            continue; /* a continuation byte: the first byte is further back */
         uint8_t low, high;
-        size_t length = begin(*first, &low, &high);
-        return length > back && agree(first, back, length, low, high) == back ? size - back : size;
+        size_t length = first_byte_length(*first, &low, &high);
+        return length > back && matching_bytes(first, back, length, low, high) == back ? size - back : size;
     }
     return size;
 }

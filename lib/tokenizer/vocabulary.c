@@ -1,7 +1,8 @@
 /* The vocabulary: tokens by id and by bytes, merges by pair, added tokens in order, special ids by name.
  *
- * A BPE model's tokens are spelled in GPT-2's alphabet, one printable character a byte: those of 0x21-0x7e, 0xa1-0xac and
- * 0xae-0xff stand for themselves, the other 68 for U+0100 on, in order. Here a token is kept as the bytes it stands for. */
+ * A BPE model's tokens are spelled in GPT-2's alphabet, one printable character for each byte. The bytes 0x21-0x7e,
+ * 0xa1-0xac and 0xae-0xff are spelled by the characters of these numbers, the other 68 by U+0100 and on, in order. The
+ * tokenizer keeps a token as the bytes that it stands for. */
 #include "tokenizer/parts.h"
 
 #include <stdlib.h>
@@ -18,7 +19,7 @@ static bool stands_for_itself(unsigned byte)
     return (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
 }
 
-/* bytes[code point]: the byte that a letter stands for; -1: no letter. */
+/* bytes[code point]: the byte that this letter of the alphabet stands for; -1: no letter. */
 static void make_alphabet(int16_t bytes[LETTERS])
 {
     for (unsigned code_point = 0; code_point < LETTERS; code_point++)
@@ -28,8 +29,9 @@ static void make_alphabet(int16_t bytes[LETTERS])
         bytes[stands_for_itself(byte) ? byte : next++] = (int16_t)byte;
 }
 
-/* Writes the bytes that a spelling stands for, at most as many as it has itself; false if it is not in the alphabet. */
-static bool spell_out(const int16_t alphabet[LETTERS], ds_text spelling, char *bytes, size_t *size)
+/* Writes the bytes that a spelling stands for, at most as many as the spelling has itself. False if some character is
+ * not in the alphabet. */
+static bool decode_spelling(const int16_t alphabet[LETTERS], ds_text spelling, char *bytes, size_t *size)
 {
     size_t n = 0;
     for (size_t i = 0; i < spelling.size;) {
@@ -78,8 +80,9 @@ int32_t ds_find_model_token(const dsv2_tokenizer *t, const char *text, size_t si
     return (int32_t)*find_slot(t, text, size) - 1;
 }
 
-/* The added tokens from lo to hi that go on with `byte` at `depth`: they lie together. */
-static void narrow(const dsv2_tokenizer *t, const ds_added *added, size_t depth, uint8_t byte, uint32_t *lo, uint32_t *hi)
+/* Narrows *lo and *hi, bounds in a list of added tokens, to those that have `byte` at `depth`, which lie together. */
+static void narrow(const dsv2_tokenizer *t, const ds_added *added, size_t depth, uint8_t byte, uint32_t *lo,
+                   uint32_t *hi)
 {
     uint32_t bounds[2];
     for (unsigned which = 0; which < 2; which++) {
@@ -107,7 +110,7 @@ int32_t ds_match_added(const dsv2_tokenizer *t, const ds_added *added, bool spec
     uint32_t lo = added->first[byte], hi = added->first[byte + 1];
     int32_t longest = -1;
     for (size_t depth = 1; lo < hi; depth++) {
-        /* The one that ends here comes first among those that agree so far. */
+        /* Of the tokens that agree so far, one that ends here comes first. */
         uint32_t id = added->ids[lo];
         if (t->tokens[id].size == depth && (special || (t->tokens[id].kind & DS_TOKEN_SPECIAL) == 0))
             longest = (int32_t)id;
@@ -137,17 +140,18 @@ ds_text ds_get_token(const dsv2_tokenizer *t, int32_t token)
     return (ds_text){t->texts + t->tokens[token].offset, t->tokens[token].size};
 }
 
-/* Copies texts, spelled out, and decides what each token is. */
+/* Copies the tokens as bytes, and decides what each token is. */
 static dsv2_status copy_tokens(dsv2_tokenizer *t, const ds_vocabulary *v, const int16_t alphabet[LETTERS])
 {
     uint64_t total = 0;
     for (size_t id = 0; id < v->n_tokens; id++) {
         const ds_text *text = &v->texts[id];
         if ((v->kinds[id] & DS_TOKEN_ADDED) != 0 && (text->size == 0 || text->size > DS_MAX_ADDED_SIZE))
-            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: added token %zu has %zu bytes, expected 1 to %d", v->path, id, text->size,
-                           DS_MAX_ADDED_SIZE);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: added token %zu has %zu bytes, expected 1 to %d", v->path, id,
+                           text->size, DS_MAX_ADDED_SIZE);
         if (v->kinds[id] != 0 && (!ds_add(total, text->size, &total) || total > INT32_MAX))
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: the tokens' texts have more than %d bytes together", v->path, INT32_MAX);
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: the tokens' texts have more than %d bytes together", v->path,
+                           INT32_MAX);
     }
     t->tokens = ds_new(v->n_tokens, sizeof *t->tokens);
     t->texts = ds_new((size_t)total, 1);
@@ -160,11 +164,11 @@ static dsv2_status copy_tokens(dsv2_tokenizer *t, const ds_vocabulary *v, const 
         uint32_t kind = v->kinds[id];
         size_t size = 0;
         char *bytes = t->texts + used;
-        if ((kind & DS_TOKEN_LETTERS) != 0 && !spell_out(alphabet, text, bytes, &size))
+        if ((kind & DS_TOKEN_LETTERS) != 0 && !decode_spelling(alphabet, text, bytes, &size))
             kind = (kind & ~(uint32_t)DS_TOKEN_LETTERS) | DS_TOKEN_LITERAL;
         if ((kind & DS_TOKEN_ADDED) != 0 && (kind & DS_TOKEN_LETTERS) != 0 &&
             (size != text.size || memcmp(bytes, text.data, size) != 0))
-            kind &= ~(uint32_t)DS_TOKEN_LETTERS; /* in a text it is what it is spelled as: see encode.c */
+            kind &= ~(uint32_t)DS_TOKEN_LETTERS; /* the text that spells this token is its bytes: see encode.c */
         if (kind != 0 && (kind & DS_TOKEN_LETTERS) == 0) {
             size = text.size;
             if (size > 0)
@@ -176,7 +180,7 @@ static dsv2_status copy_tokens(dsv2_tokenizer *t, const ds_vocabulary *v, const 
     return DSV2_OK;
 }
 
-/* Puts the model's tokens into the table: those in the alphabet, then those that are not where their bytes are free. */
+/* Puts the model's tokens into the table: first those spelled in the alphabet, then the others whose bytes are free. */
 static dsv2_status index_tokens(dsv2_tokenizer *t)
 {
     uint32_t size = table_size(t->n_tokens);
@@ -198,7 +202,7 @@ static dsv2_status index_tokens(dsv2_tokenizer *t)
     return DSV2_OK;
 }
 
-/* An added token where it is sorted. */
+/* What added tokens are sorted by. */
 typedef struct added_key {
     const char *text;
     uint32_t size, id;
@@ -252,8 +256,8 @@ static dsv2_status sort_added(dsv2_tokenizer *t, ds_added *added, bool early)
     return DSV2_OK;
 }
 
-/* Finds the token of every byte. DeepSeek's vocabularies have none for the 13 bytes that UTF-8 never uses, but added tokens
- * spelled as their letters: the twins. */
+/* Finds the token of every byte. DeepSeek's vocabularies have none for the 13 bytes that UTF-8 never uses, but have
+ * added tokens spelled by the letters of these bytes: the substitutes. */
 static dsv2_status bind_bytes(dsv2_tokenizer *t, const int16_t alphabet[LETTERS])
 {
     t->escape = -1;
@@ -261,7 +265,7 @@ static dsv2_status bind_bytes(dsv2_tokenizer *t, const int16_t alphabet[LETTERS]
         t->letter[byte] = ds_find_model_token(t, &(char){(char)byte}, 1);
         if (t->letter[byte] >= 0 && (t->tokens[t->letter[byte]].kind & DS_TOKEN_LETTERS) == 0)
             t->letter[byte] = -1;
-        t->twin[byte] = -1;
+        t->substitute[byte] = -1;
     }
     for (unsigned code_point = 0x80; code_point < LETTERS; code_point++) {
         if (alphabet[code_point] < 0 || t->letter[alphabet[code_point]] >= 0)
@@ -269,42 +273,46 @@ static dsv2_status bind_bytes(dsv2_tokenizer *t, const int16_t alphabet[LETTERS]
         char spelling[2] = {(char)(0xc0 | code_point >> 6), (char)(0x80 | (code_point & 0x3f))};
         int32_t id = ds_find_token(t, spelling, sizeof spelling);
         if (id >= 0 && (t->tokens[id].kind & DS_TOKEN_ADDED) != 0) {
-            t->twin[alphabet[code_point]] = id;
-            t->n_twins++;
+            t->substitute[alphabet[code_point]] = id;
+            t->n_substitutes++;
         }
     }
     for (unsigned byte = 0; byte < 256; byte++)
-        if (t->letter[byte] < 0 && t->twin[byte] < 0)
-            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no token for byte 0x%02x: it is not byte-level, or "
+        if (t->letter[byte] < 0 && t->substitute[byte] < 0)
+            return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                           "%s: the vocabulary has no token for byte 0x%02x: it is not byte-level, or "
                            "not all of the byte alphabet is in it", t->path, byte);
-    /* A first byte of a long character: never the last of a text that is valid, so never before a twin. */
-    for (unsigned byte = 0xf4; t->n_twins > 0 && byte >= 0xc2 && t->escape < 0; byte--)
+    /* The escape is a first byte of a long character. Valid text never ends in one, so none stands before a
+     * substitute. */
+    for (unsigned byte = 0xf4; t->n_substitutes > 0 && byte >= 0xc2 && t->escape < 0; byte--)
         t->escape = t->letter[byte];
-    if (t->n_twins > 0 && t->escape < 0)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no token for any of the bytes 0xc2 to 0xf4", t->path);
+    if (t->n_substitutes > 0 && t->escape < 0)
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no token for any of the bytes 0xc2 to 0xf4",
+                       t->path);
     return DSV2_OK;
 }
 
-/* The bytes of a merge's left or right part and its token, whether in the alphabet or not. */
-static dsv2_status find_part(dsv2_tokenizer *t, const int16_t alphabet[LETTERS], size_t merge, ds_text part, char *bytes,
-                             size_t *size, int32_t *id)
+/* The bytes and the token of a merge's left or right side, whether it is spelled in the alphabet or not. */
+static dsv2_status find_side(dsv2_tokenizer *t, const int16_t alphabet[LETTERS], size_t merge, ds_text side,
+                             char *bytes, size_t *size, int32_t *id)
 {
-    bool letters = spell_out(alphabet, part, bytes, size);
+    bool letters = decode_spelling(alphabet, side, bytes, size);
     if (!letters) {
-        *size = part.size;
-        memcpy(bytes, part.data, part.size);
+        *size = side.size;
+        memcpy(bytes, side.data, side.size);
     }
     *id = ds_find_model_token(t, bytes, *size);
     if (*id < 0 || ((t->tokens[*id].kind & DS_TOKEN_LETTERS) != 0) != letters)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" is not in the vocabulary", t->path, merge,
-                       shown(part), part.data);
+                       shown(side), side.data);
     return DSV2_OK;
 }
 
 static dsv2_status index_merges(dsv2_tokenizer *t, const ds_vocabulary *v, const int16_t alphabet[LETTERS])
 {
     if (v->n_merges > UINT32_MAX / 8)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %zu merges, expected at most %u", v->path, v->n_merges, UINT32_MAX / 8);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %zu merges, expected at most %u", v->path, v->n_merges,
+                       UINT32_MAX / 8);
     size_t longest = 0;
     for (size_t i = 0; i < 2 * v->n_merges; i++)
         longest = v->merges[i].size > longest ? v->merges[i].size : longest;
@@ -322,19 +330,20 @@ static dsv2_status index_merges(dsv2_tokenizer *t, const ds_vocabulary *v, const
     for (size_t i = 0; i < v->n_merges; i++) {
         size_t left_size, right_size;
         int32_t left, right;
-        if ((status = find_part(t, alphabet, i, v->merges[2 * i], bytes, &left_size, &left)) != DSV2_OK ||
-            (status = find_part(t, alphabet, i, v->merges[2 * i + 1], bytes + left_size, &right_size, &right)) != DSV2_OK)
+        const ds_text *sides = &v->merges[2 * i];
+        if ((status = find_side(t, alphabet, i, sides[0], bytes, &left_size, &left)) != DSV2_OK ||
+            (status = find_side(t, alphabet, i, sides[1], bytes + left_size, &right_size, &right)) != DSV2_OK)
             goto done;
         if ((t->tokens[left].kind & t->tokens[right].kind & DS_TOKEN_LETTERS) == 0)
-            continue; /* no text comes to such a pair */
+            continue; /* no text gives such a pair */
         int32_t merged = ds_find_model_token(t, bytes, left_size + right_size);
         if (merged < 0 || (t->tokens[merged].kind & DS_TOKEN_LETTERS) == 0) {
-            const ds_text *parts = &v->merges[2 * i];
-            status = ds_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" and \"%.*s\" together are not in the vocabulary",
-                             t->path, i, shown(parts[0]), parts[0].data, shown(parts[1]), parts[1].data);
+            status = ds_fail(DSV2_ERROR_FORMAT,
+                             "%s: merges[%zu]: \"%.*s\" and \"%.*s\" together are not in the vocabulary", t->path, i,
+                             shown(sides[0]), sides[0].data, shown(sides[1]), sides[1].data);
             goto done;
         }
-        /* A pair named twice has its last rank, as in Hugging Face's map. */
+        /* A pair that is named twice keeps its last rank, as in Hugging Face's map. */
         ds_merge *slot = (ds_merge *)ds_find_merge(t, (uint32_t)left, (uint32_t)right);
         if (slot == NULL) {
             uint64_t pair = (uint64_t)left << 32 | (uint32_t)right;
@@ -365,12 +374,13 @@ static int32_t find_first(const dsv2_tokenizer *t, const char *const *names, siz
     return -1;
 }
 
-/* The names by which published byte-level tokenizers call their special tokens, DeepSeek's first. */
+/* Finds special tokens by the names that published byte-level tokenizers use, DeepSeek's first. */
 static void find_special(dsv2_tokenizer *t, int32_t bos, int32_t eos)
 {
     static const char *const begins[] = {"<｜begin▁of▁sentence｜>", "<|begin_of_text|>", "<|begin_of_sentence|>", "<s>",
                                          "<|endoftext|>"};
-    static const char *const ends[] = {"<｜end▁of▁sentence｜>", "<|end_of_text|>", "<|end_of_sentence|>", "</s>", "<|endoftext|>"};
+    static const char *const ends[] = {"<｜end▁of▁sentence｜>", "<|end_of_text|>", "<|end_of_sentence|>", "</s>",
+                                       "<|endoftext|>"};
     t->bos = find_first(t, begins, sizeof begins / sizeof *begins);
     t->eos = find_first(t, ends, sizeof ends / sizeof *ends);
     ds_tokenizer_set_special(t, bos, eos);
@@ -406,7 +416,7 @@ void ds_use_chat_template(dsv2_tokenizer *t, const char *text, size_t size)
         t->chat_v25 = true;
         t->chat_v2 = false;
     } else if (contains(text, size, "User: ")) {
-        t->chat_v25 = false; /* DeepSeek-Coder-V2 has the tokens and does not use them */
+        t->chat_v25 = false; /* DeepSeek-Coder-V2 has the User and Assistant tokens and does not use them */
         t->chat_v2 = true;
     }
 }
@@ -415,7 +425,8 @@ bool ds_looks_special(const char *text, size_t size)
 {
     static const char wide_begin[] = "<｜", wide_end[] = "｜>";
     bool begins = (size >= 4 && memcmp(text, "<|", 2) == 0) || (size >= 8 && memcmp(text, wide_begin, 4) == 0);
-    bool ends = (size >= 4 && memcmp(text + size - 2, "|>", 2) == 0) || (size >= 8 && memcmp(text + size - 4, wide_end, 4) == 0);
+    bool ends = (size >= 4 && memcmp(text + size - 2, "|>", 2) == 0) ||
+                (size >= 8 && memcmp(text + size - 4, wide_end, 4) == 0);
     return begins && ends;
 }
 
@@ -424,7 +435,8 @@ dsv2_status ds_tokenizer_create(const ds_vocabulary *v, dsv2_tokenizer **tokeniz
     int16_t alphabet[LETTERS];
     make_alphabet(alphabet);
     if (v->n_tokens > DS_MAX_TOKENS)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %zu tokens, expected at most %d", v->path, v->n_tokens, DS_MAX_TOKENS);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %zu tokens, expected at most %d", v->path, v->n_tokens,
+                       DS_MAX_TOKENS);
     dsv2_tokenizer *t = ds_new(1, sizeof *t);
     if (t == NULL)
         return ds_fail_memory("the tokenizer", sizeof *t);
@@ -488,13 +500,13 @@ void ds_tokenizer_destroy(dsv2_tokenizer *t)
 uint64_t ds_tokenizer_digest(const dsv2_tokenizer *t)
 {
     size_t texts = t->n_tokens == 0 ? 0 : t->tokens[t->n_tokens - 1].offset + t->tokens[t->n_tokens - 1].size;
-    uint64_t merges = 0; /* a sum, since their order in the table differs from run to run */
+    uint64_t merges = 0; /* a sum, since the order of merges in the table differs from run to run */
     for (uint32_t i = 0; i <= t->merge_mask; i++)
         if (t->merges[i].id != UINT32_MAX)
             merges += XXH3_64bits(&t->merges[i], sizeof t->merges[i]);
-    const uint64_t parts[] = {XXH3_64bits(t->tokens, t->n_tokens * sizeof *t->tokens), XXH3_64bits(t->texts, texts), merges, t->ignore_merges,
-                              t->stages_digest};
-    return XXH3_64bits(parts, sizeof parts);
+    uint64_t tokens = XXH3_64bits(t->tokens, t->n_tokens * sizeof *t->tokens);
+    const uint64_t all[] = {tokens, XXH3_64bits(t->texts, texts), merges, t->ignore_merges, t->stages_digest};
+    return XXH3_64bits(all, sizeof all);
 }
 
 void ds_describe_tokenizer(const dsv2_tokenizer *t, dsv2_tokenizer_info *info)

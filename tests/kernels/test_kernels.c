@@ -1076,7 +1076,7 @@ enum { N_BLOCK_TYPES = sizeof block_types / sizeof *block_types };
 static void tame_scales(uint8_t *row, size_t row_bytes, size_t block_bytes, bool nan)
 {
     for (size_t at = 0; at < row_bytes; at += block_bytes) {
-        unsigned scale = ds_load_u16(row + at), exponent = 1 + (scale >> 10 & 31) * 20 / 31;
+        unsigned scale = ds_read_u16(row + at), exponent = 1 + (scale >> 10 & 31) * 20 / 31;
         scale = nan && at == 0 ? 0x7e00 : (scale & 0x83ff) | exponent << 10;
         row[at] = (uint8_t)scale;
         row[at + 1] = (uint8_t)(scale >> 8);

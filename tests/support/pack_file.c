@@ -13,14 +13,14 @@ enum { HEADER = 128 };
 static size_t add_block(uint8_t *file, size_t at, uint8_t *header, const uint8_t *data, size_t size)
 {
     size_t stored = ZSTD_compress(file + at, ZSTD_compressBound(size), data, size, 1);
-    ds_store_u64(header, at);
-    ds_store_u64(header + 8, stored);
-    ds_store_u64(header + 16, size);
-    ds_store_u64(header + 24, XXH3_64bits(file + at, stored));
+    ds_write_u64(header, at);
+    ds_write_u64(header + 8, stored);
+    ds_write_u64(header + 16, size);
+    ds_write_u64(header + 24, XXH3_64bits(file + at, stored));
     return at + stored;
 }
 
-void pack_file_seal(uint8_t *file) { ds_store_u64(file + HEADER - 8, XXH3_64bits(file, HEADER - 8)); }
+void pack_file_seal(uint8_t *file) { ds_write_u64(file + HEADER - 8, XXH3_64bits(file, HEADER - 8)); }
 
 uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *texts, size_t texts_size, size_t *file_size)
 {
@@ -32,7 +32,7 @@ uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *
     file[8] = 1;
     at = add_block(file, at, file + 24, index, index_size);
     at = add_block(file, at, file + 56, texts, texts_size);
-    ds_store_u64(file + 16, at);
+    ds_write_u64(file + 16, at);
     pack_file_seal(file);
     *file_size = at;
     return file;

@@ -131,7 +131,7 @@ START_TEST(metadata_is_given_by_key_and_type)
     ck_assert(ds_gguf_string(c, "text", &text) == DSV2_OK && text.size == 5 && memcmp(text.data, "words", 5) == 0);
     ck_assert(ds_gguf_array(c, "bytes", DS_GGUF_U8, &array, &n) == DSV2_OK && n == 3 && memcmp(array, "\1\2\3", 3) == 0);
     ck_assert(ds_gguf_array(c, "ints", DS_GGUF_I32, &array, &n) == DSV2_OK && n == 2 &&
-              ds_load_u32((const char *)array + 4) == 6);
+              ds_read_u32((const char *)array + 4) == 6);
     ck_assert(ds_gguf_array(c, "floats", DS_GGUF_F32, &array, &n) == DSV2_OK && n == 1);
     ck_assert(!ds_gguf_has(c, "tex"));
     ck_assert(!ds_gguf_has(c, "textual"));

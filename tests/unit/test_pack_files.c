@@ -37,7 +37,7 @@ static void write_pack(const char *index_script, const char *texts_script, size_
     char *index = script_bytes(index_script, &index_size), *texts = script_bytes(texts_script, &texts_size);
     uint8_t *file = pack_file_make((const uint8_t *)index, index_size, (const uint8_t *)texts, texts_size, &size);
     if (at > 0)
-        ds_store_u64(file + at, value);
+        ds_write_u64(file + at, value);
     pack_file_seal(file);
     folder_write("bad.dsv2", file, size);
     free(file);

@@ -24,7 +24,7 @@ static unsigned six_bits(const uint8_t *bytes, size_t i)
     return (unsigned)(bytes[i] >> 6 | bytes[VECTOR + i] >> 6 << 2 | bytes[2 * VECTOR + i] >> 6 << 4);
 }
 
-static float load_half(const uint8_t *bytes) { return ds_f16_to_f32(ds_load_u16(bytes)); }
+static float load_half(const uint8_t *bytes) { return ds_f16_to_f32(ds_read_u16(bytes)); }
 
 /* What a weight of row `row` and the `half`th 16 columns of block `block` is, but for the row's factor: scale * q -
  * minimum. */

@@ -20,14 +20,14 @@ void ds_f16_to_f32_c(float *out, const void *in, size_t n)
 {
     const uint8_t *bytes = in;
     for (size_t c = 0; c < n; c++)
-        out[c] = ds_f16_to_f32(ds_load_u16(bytes + 2 * c));
+        out[c] = ds_f16_to_f32(ds_read_u16(bytes + 2 * c));
 }
 
 void ds_bf16_to_f32_c(float *out, const void *in, size_t n)
 {
     const uint8_t *bytes = in;
     for (size_t c = 0; c < n; c++)
-        out[c] = ds_bf16_to_f32(ds_load_u16(bytes + 2 * c));
+        out[c] = ds_bf16_to_f32(ds_read_u16(bytes + 2 * c));
 }
 
 void ds_f32_to_f16_c(uint16_t *out, const float *in, size_t n)

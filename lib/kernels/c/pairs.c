@@ -9,7 +9,7 @@ float ds_round_halves_c(int16_t *out, const void *halves, size_t n, float limit)
     const uint8_t *bytes = halves;
     float largest = 0;
     for (size_t c = 0; c < n; c++) {
-        float magnitude = fabsf(ds_f16_to_f32(ds_load_u16(bytes + 2 * c)));
+        float magnitude = fabsf(ds_f16_to_f32(ds_read_u16(bytes + 2 * c)));
         if (!(magnitude < INFINITY))
             largest = NAN;
         else if (magnitude > largest) /* never of a NaN */
@@ -21,7 +21,7 @@ float ds_round_halves_c(int16_t *out, const void *halves, size_t n, float limit)
     }
     float inverse = limit / largest;
     for (size_t c = 0; c < n; c++)
-        out[c] = (int16_t)rintf(ds_f16_to_f32(ds_load_u16(bytes + 2 * c)) * inverse);
+        out[c] = (int16_t)rintf(ds_f16_to_f32(ds_read_u16(bytes + 2 * c)) * inverse);
     return largest / limit;
 }
 

@@ -30,7 +30,8 @@ static int begin(dsv2_model *model, const char *prompt, story *s)
     size_t n;
     s->size = (size_t)snprintf(s->text, TEXT_SIZE, "%s", prompt);
     if (s->size >= TEXT_SIZE || dsv2_session_open(model, NULL, &s->session) != DSV2_OK ||
-        dsv2_tokenizer_encode(dsv2_model_tokenizer(model), prompt, s->size, DSV2_ENCODE_BOS, tokens, TEXT_SIZE, &n) != DSV2_OK ||
+        dsv2_tokenizer_encode(dsv2_model_tokenizer(model), prompt, s->size, DSV2_ENCODE_BOS, tokens, TEXT_SIZE, &n) !=
+            DSV2_OK ||
         dsv2_session_feed(s->session, tokens, n) != DSV2_OK)
         return -1;
     return 0;

@@ -7,7 +7,8 @@
 
 enum { MAX_ANSWER = 60 };
 
-static dsv2_status feed_text(dsv2_session *session, const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags)
+static dsv2_status feed_text(dsv2_session *session, const dsv2_tokenizer *tokenizer, const char *text, size_t size,
+                             uint32_t flags)
 {
     size_t n;
     int32_t *tokens = malloc((size + 1) * sizeof *tokens); /* a token is a byte at least; BOS is one more */

@@ -45,8 +45,8 @@ static int step(bench *b, size_t n)
 {
     choose_tokens(b, n);
     for (size_t s = 0; s < b->n_sessions; s++)
-        b->items[s] = (dsv2_step_item){sizeof(dsv2_step_item), .session = b->sessions[s], .tokens = b->tokens + s * b->longest,
-                                       .n_tokens = n};
+        b->items[s] = (dsv2_step_item){sizeof(dsv2_step_item), .session = b->sessions[s],
+                                       .tokens = b->tokens + s * b->longest, .n_tokens = n};
     return dsv2_step(b->model, b->items, b->n_sessions) == DSV2_OK ? EXIT_OK : fail_library();
 }
 
@@ -85,8 +85,8 @@ static void print_rates(const char *name, size_t n, rates *r, bool json)
 {
     double middle = median(r), min = r->values[0], max = r->values[r->n - 1];
     if (json)
-        printf(", \"%s\": {\"tokens\": %zu, \"tokens_per_second\": {\"median\": %.6g, \"min\": %.6g, \"max\": %.6g}}", name, n,
-               middle, min, max);
+        printf(", \"%s\": {\"tokens\": %zu, \"tokens_per_second\": {\"median\": %.6g, \"min\": %.6g, \"max\": %.6g}}",
+               name, n, middle, min, max);
     else
         printf("%-10s%6zu tokens  %10.2f tokens/s  (%.2f to %.2f)\n", name, n, middle, min, max);
 }
@@ -144,11 +144,13 @@ static void print_setting(const bench *b, const char *path, const bench_times *t
         printf("{\"model\": ");
         print_json_string(path);
         printf(", \"kernels\": \"%s\", \"threads\": %u, \"sessions\": %zu, \"depth\": %zu, \"open_seconds\": %.6g, "
-               "\"first_token_seconds\": %.6g", info.kernels, info.n_threads, b->n_sessions, b->depth, times->opened - times->started,
+               "\"first_token_seconds\": %.6g",
+               info.kernels, info.n_threads, b->n_sessions, b->depth, times->opened - times->started,
                times->first_token - times->started);
     } else {
-        printf("%s: kernels %s, threads %u, sessions %zu, depth %zu, opened in %.3f s, first token after %.3f s\n", path, info.kernels,
-               info.n_threads, b->n_sessions, b->depth, times->opened - times->started, times->first_token - times->started);
+        printf("%s: kernels %s, threads %u, sessions %zu, depth %zu, opened in %.3f s, first token after %.3f s\n",
+               path, info.kernels, info.n_threads, b->n_sessions, b->depth, times->opened - times->started,
+               times->first_token - times->started);
     }
 }
 
@@ -169,10 +171,12 @@ static uint64_t tokens_to_feed(uint64_t given, uint64_t usual, uint64_t depth, u
 
 static int run_bench(dsv2_model *model, const char *path, const bench_settings *o, bench_times *times)
 {
-    bench b = {.model = model, .n_sessions = o->sessions, .depth = o->depth, .vocab_size = model_info(model).vocab_size};
+    bench b = {
+        .model = model, .n_sessions = o->sessions, .depth = o->depth, .vocab_size = model_info(model).vocab_size};
     b.longest = o->prompt > o->depth ? o->prompt : o->depth;
     b.longest = b.longest > 0 ? b.longest : 1;
-    rates prompts = {calloc(o->repeat, sizeof(double)), o->repeat}, generated = {calloc(o->repeat, sizeof(double)), o->repeat};
+    rates prompts = {calloc(o->repeat, sizeof(double)), o->repeat},
+          generated = {calloc(o->repeat, sizeof(double)), o->repeat};
     b.sessions = calloc(b.n_sessions, sizeof *b.sessions);
     b.items = calloc(b.n_sessions, sizeof *b.items);
     b.tokens = calloc(b.n_sessions, b.longest * sizeof *b.tokens);
@@ -210,11 +214,13 @@ static int run(int argc, char **argv)
     const char *path;
     const option_spec options[] = {
         {"prompt", "N", OPTION_COUNT, &o.prompt, 0, UINT32_MAX, "tokens of the prompt; default 512, or as many as fit"},
-        {"generate", "N", OPTION_COUNT, &o.generate, 0, UINT32_MAX, "tokens fed one at a time; default 64, or as many as fit"},
+        {"generate", "N", OPTION_COUNT, &o.generate, 0, UINT32_MAX,
+         "tokens fed one at a time; default 64, or as many as fit"},
         {"depth", "N", OPTION_COUNT, &o.depth, 0, UINT32_MAX, "tokens that are in each session beforehand; default 0"},
         {"keep", "FILE", OPTION_TEXT, &o.keep, 0, 0,
          "keep these in FILE, of one session: a later run restores them\ninstead of feeding them"},
-        {"sessions", "N", OPTION_COUNT, &o.sessions, 1, 65536, "sessions that work side by side, N tokens each; default 1"},
+        {"sessions", "N", OPTION_COUNT, &o.sessions, 1, 65536,
+         "sessions that work side by side, N tokens each; default 1"},
         {"repeat", "R", OPTION_COUNT, &o.repeat, 1, 100000, "times to measure; default 5"},
         {"json", NULL, OPTION_FLAG, &o.json, 0, 0, "print a JSON object"},
         MODEL_OPTIONS(settings),

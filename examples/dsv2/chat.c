@@ -244,7 +244,8 @@ static int run(int argc, char **argv)
     const char *path;
     const option_spec options[] = {
         {"system", "TEXT", OPTION_TEXT, &c.system, 0, 0, "what to tell the model before the conversation"},
-        {"max-tokens", "N", OPTION_COUNT, &c.max_tokens, 1, 0, "stop a reply after N tokens; by default the model ends it"},
+        {"max-tokens", "N", OPTION_COUNT, &c.max_tokens, 1, 0,
+         "stop a reply after N tokens; by default the model ends it"},
         SAMPLING_OPTIONS(sampling),
         STORAGE_OPTIONS(storage),
         MODEL_OPTIONS(settings),

@@ -18,8 +18,8 @@ typedef struct command {
     int (*run)(int argc, char **argv);
 } command;
 
-extern const command command_generate, command_chat, command_tokenize, command_detokenize, command_logits, command_perplexity,
-    command_experts, command_inspect, command_bench, command_pack;
+extern const command command_generate, command_chat, command_tokenize, command_detokenize, command_logits,
+    command_perplexity, command_experts, command_inspect, command_bench, command_pack;
 
 /* ---- options ---- */
 
@@ -36,8 +36,8 @@ typedef struct option_spec {
 
 /* Reads argv as options and exactly n_operands other words. Prints the help, or what is wrong, and returns the exit status; or
  * returns GO_ON. */
-int parse_options(const command *self, int argc, char **argv, const option_spec *options, size_t n_options, const char **operands,
-                  size_t n_operands);
+int parse_options(const command *self, int argc, char **argv, const option_spec *options, size_t n_options,
+                  const char **operands, size_t n_operands);
 
 /* Options of every command that opens a model. */
 typedef struct model_settings {
@@ -45,12 +45,14 @@ typedef struct model_settings {
     const char *kernels;
 } model_settings;
 
-#define MODEL_OPTIONS(settings)                                                                                                    \
-    {"threads", "N", OPTION_COUNT, &(settings).threads, 0, 1024, "threads to use; 0, the default: as many as the process may"},    \
-    {"kernels", "NAME", OPTION_TEXT, &(settings).kernels, 0, 0, "c, avx2 or avx512; auto, the default: the best that runs here"}
+#define MODEL_OPTIONS(settings)                                                                                        \
+    {"threads", "N", OPTION_COUNT, &(settings).threads, 0, 1024,                                                       \
+     "threads to use; 0, the default: as many as the process may"},                                                    \
+    {"kernels", "NAME", OPTION_TEXT, &(settings).kernels, 0, 0,                                                        \
+     "c, avx2 or avx512; auto, the default: the best that runs here"}
 
 /* --kv: how a session keeps what it has read. */
-#define CACHE_OPTION(name)                                                                                                         \
+#define CACHE_OPTION(name)                                                                                             \
     {"kv", "TYPE", OPTION_TEXT, &(name), 0, 0, "how each token's latents are kept: f32, f16, q8 (the default) or q6"}
 
 /* The type of that name, NULL being the default; GO_ON, or says that there is none and returns the exit status. */
@@ -69,14 +71,18 @@ typedef struct sampling_settings {
 
 extern const sampling_settings default_sampling;
 
-#define SAMPLING_OPTIONS(settings)                                                                                                 \
-    {"temperature", "T", OPTION_NUMBER, &(settings).temperature, 0, 0, "0: always the most likely token; default 0.8"},            \
-    {"top-k", "K", OPTION_COUNT, &(settings).top_k, 0, UINT32_MAX, "draw from the K most likely tokens; 0, the default: all"},     \
-    {"top-p", "P", OPTION_NUMBER, &(settings).top_p, 0, 0, "draw from the fewest tokens that reach probability P; default 0.95"},  \
-    {"min-p", "P", OPTION_NUMBER, &(settings).min_p, 0, 0, "drop tokens less likely than P times the likeliest; default 0"},       \
-    {"repetition-penalty", "R", OPTION_NUMBER, &(settings).repetition_penalty, 0, 0,                                               \
-     "make tokens that have occurred less likely; 1, the default: off"},                                                           \
-    {"seed", "S", OPTION_COUNT, &(settings).seed, 0, 0,                                                                            \
+#define SAMPLING_OPTIONS(settings)                                                                                     \
+    {"temperature", "T", OPTION_NUMBER, &(settings).temperature, 0, 0,                                                 \
+     "0: always the most likely token; default 0.8"},                                                                  \
+    {"top-k", "K", OPTION_COUNT, &(settings).top_k, 0, UINT32_MAX,                                                     \
+     "draw from the K most likely tokens; 0, the default: all"},                                                       \
+    {"top-p", "P", OPTION_NUMBER, &(settings).top_p, 0, 0,                                                             \
+     "draw from the fewest tokens that reach probability P; default 0.95"},                                            \
+    {"min-p", "P", OPTION_NUMBER, &(settings).min_p, 0, 0,                                                             \
+     "drop tokens less likely than P times the likeliest; default 0"},                                                 \
+    {"repetition-penalty", "R", OPTION_NUMBER, &(settings).repetition_penalty, 0, 0,                                   \
+     "make tokens that have occurred less likely; 1, the default: off"},                                               \
+    {"seed", "S", OPTION_COUNT, &(settings).seed, 0, 0,                                                                \
      "random numbers to draw with; default 0. The same command\nwith the same seed gives the same text"}
 
 /* Options of commands whose session can be kept as a file. */
@@ -84,10 +90,10 @@ typedef struct storage_settings {
     const char *save, *restore, *kv; /* NULL: not given */
 } storage_settings;
 
-#define STORAGE_OPTIONS(settings)                                                                                                  \
-    {"save", "FILE", OPTION_TEXT, &(settings).save, 0, 0, "keep the conversation in FILE"},                                        \
-    {"restore", "FILE", OPTION_TEXT, &(settings).restore, 0, 0,                                                                    \
-     "go on with the conversation in FILE. Tokens are drawn as before,\nunless an option says otherwise"},                         \
+#define STORAGE_OPTIONS(settings)                                                                                      \
+    {"save", "FILE", OPTION_TEXT, &(settings).save, 0, 0, "keep the conversation in FILE"},                            \
+    {"restore", "FILE", OPTION_TEXT, &(settings).restore, 0, 0,                                                        \
+     "go on with the conversation in FILE. Tokens are drawn as before,\nunless an option says otherwise"},             \
     CACHE_OPTION((settings).kv)
 
 /* ---- messages: to standard error, "dsv2 COMMAND: MESSAGE" ---- */

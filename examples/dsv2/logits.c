@@ -19,7 +19,8 @@ static bool write_floats(FILE *file, const float *values, size_t n)
     return true;
 }
 
-static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t *ids, size_t n, size_t chunk, const char *output)
+static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t *ids, size_t n, size_t chunk,
+                        const char *output)
 {
     size_t width = model_info(model).vocab_size;
     chunk = chunk < n ? chunk : n;
@@ -36,7 +37,8 @@ static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t 
     int status = EXIT_OK;
     for (size_t done = 0; done < n && status == EXIT_OK;) {
         size_t count = n - done < chunk ? n - done : chunk;
-        dsv2_step_item item = {sizeof item, .session = session, .tokens = ids + done, .n_tokens = count, .logits = logits};
+        dsv2_step_item item = {sizeof item, .session = session, .tokens = ids + done, .n_tokens = count,
+                               .logits = logits};
         if (dsv2_step(model, &item, 1) != DSV2_OK)
             status = fail_library();
         else if (!write_floats(file, logits, count * width))

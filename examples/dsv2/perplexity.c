@@ -25,12 +25,13 @@ static double surprise(const float *logits, size_t width, int32_t token)
 }
 
 /* Predicts tokens[1] to tokens[n - 1], each from those before it. */
-static int predict(dsv2_model *model, dsv2_session *session, const int32_t *tokens, size_t n, float *logits, size_t chunk,
-                   size_t width, measure *m)
+static int predict(dsv2_model *model, dsv2_session *session, const int32_t *tokens, size_t n, float *logits,
+                   size_t chunk, size_t width, measure *m)
 {
     for (size_t done = 0; done + 1 < n;) {
         size_t count = n - 1 - done < chunk ? n - 1 - done : chunk;
-        dsv2_step_item item = {sizeof item, .session = session, .tokens = tokens + done, .n_tokens = count, .logits = logits};
+        dsv2_step_item item = {sizeof item, .session = session, .tokens = tokens + done, .n_tokens = count,
+                               .logits = logits};
         if (dsv2_step(model, &item, 1) != DSV2_OK)
             return fail_library();
         for (size_t i = 0; i < count; i++)
@@ -55,8 +56,8 @@ static int measure_bytes(const dsv2_tokenizer *tokenizer, const int32_t *tokens,
 
 /* Window by window. `tokens` has room for one token before its first: that is where BOS goes, over the last token of the window
  * before, which has done its work. */
-static int measure_text(dsv2_model *model, const dsv2_tokenizer *tokenizer, dsv2_cache_type cache_type, int32_t *tokens, size_t n,
-                        size_t context, int32_t bos, measure *m)
+static int measure_text(dsv2_model *model, const dsv2_tokenizer *tokenizer, dsv2_cache_type cache_type, int32_t *tokens,
+                        size_t n, size_t context, int32_t bos, measure *m)
 {
     enum { CHUNK = 128 };
     size_t width = model_info(model).vocab_size;
@@ -93,7 +94,8 @@ static void print_measure(const char *path, const char *text_path, size_t contex
     double nats = m->nats / (double)m->tokens;
     double bits = m->nats / log(2) / (double)m->bytes;
     if (!json) {
-        printf("perplexity per token  %.4f\nnats per token        %.6f\nbits per byte         %.6f\n", exp(nats), nats, bits);
+        printf("perplexity per token  %.4f\nnats per token        %.6f\nbits per byte         %.6f\n", exp(nats), nats,
+               bits);
         printf("tokens predicted      %zu\nbytes of text         %zu\n", m->tokens, m->bytes);
         printf("windows               %zu of %zu tokens\n", m->windows, context);
         return;
@@ -102,13 +104,14 @@ static void print_measure(const char *path, const char *text_path, size_t contex
     print_json_string(path);
     printf(", \"text\": ");
     print_json_string(text_path);
-    printf(", \"perplexity\": %.9g, \"nats_per_token\": %.9g, \"bits_per_byte\": %.9g, \"tokens\": %zu, \"bytes\": %zu, "
-           "\"windows\": %zu, \"context\": %zu}\n",
-           exp(nats), nats, bits, m->tokens, m->bytes, m->windows, context);
+    printf(
+        ", \"perplexity\": %.9g, \"nats_per_token\": %.9g, \"bits_per_byte\": %.9g, \"tokens\": %zu, \"bytes\": %zu, "
+        "\"windows\": %zu, \"context\": %zu}\n",
+        exp(nats), nats, bits, m->tokens, m->bytes, m->windows, context);
 }
 
-static int measure_file(dsv2_model *model, const char *path, const char *text_path, dsv2_cache_type cache_type, uint64_t asked,
-                        bool json)
+static int measure_file(dsv2_model *model, const char *path, const char *text_path, dsv2_cache_type cache_type,
+                        uint64_t asked, bool json)
 {
     enum { DEFAULT_CONTEXT = 512 };
     const dsv2_tokenizer *tokenizer = need_tokenizer(model, path);
@@ -153,7 +156,8 @@ static int run(int argc, char **argv)
     const char *operands[2], *kv = NULL;
     dsv2_cache_type cache_type;
     const option_spec options[] = {
-        {"context", "N", OPTION_COUNT, &context, 1, UINT32_MAX, "tokens of text in a window; default 512, or as many as fit"},
+        {"context", "N", OPTION_COUNT, &context, 1, UINT32_MAX,
+         "tokens of text in a window; default 512, or as many as fit"},
         {"json", NULL, OPTION_FLAG, &json, 0, 0, "print a JSON object"},
         CACHE_OPTION(kv),
         MODEL_OPTIONS(settings),

@@ -51,7 +51,8 @@ int save_session(dsv2_session *session, const char *path)
 {
     progress_bar bar;
     progress_start(&bar, "Saving");
-    dsv2_save_options options = {.struct_size = sizeof options, .append = 1, .progress = progress_show, .progress_user = &bar};
+    dsv2_save_options options = {
+        .struct_size = sizeof options, .append = 1, .progress = progress_show, .progress_user = &bar};
     dsv2_status status = dsv2_session_save(session, path, &options);
     progress_end(&bar);
     return status == DSV2_OK ? EXIT_OK : fail_library();

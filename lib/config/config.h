@@ -65,7 +65,8 @@ typedef struct ds_config {
 
 /* From the text of a config.json. `path` is for messages, which name field and value. Fields that cannot change the result
  * are ignored; a field that could, with a value that this library does not implement, is DSV2_ERROR_UNSUPPORTED. */
-dsv2_status ds_config_from_json(const char *path, const char *json, size_t size, const ds_logger *logger, ds_config *config);
+dsv2_status ds_config_from_json(const char *path, const char *json, size_t size, const ds_logger *logger,
+                                ds_config *config);
 
 /* From the metadata of a GGUF of architecture "deepseek2", as llama.cpp's converter has written it over the years. */
 dsv2_status ds_config_from_gguf(const ds_container *container, const ds_logger *logger, ds_config *config);

@@ -26,13 +26,13 @@ static dsv2_status read_u32(const ds_container *gguf, const char *name, uint32_t
     char key[KEY_SIZE];
     dsv2_status status = ds_gguf_u32(gguf, full_key(name, key), out);
     if (status == DSV2_OK && (*out < min || *out > max))
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected %u to %u", ds_container_path(gguf), key, (unsigned)*out,
-                         (unsigned)min, (unsigned)max);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected %u to %u", ds_container_path(gguf), key,
+                         (unsigned)*out, (unsigned)min, (unsigned)max);
     return status;
 }
 
-static dsv2_status read_optional_u32(const ds_container *gguf, const char *name, uint32_t min, uint32_t max, uint32_t fallback,
-                                     uint32_t *out)
+static dsv2_status read_optional_u32(const ds_container *gguf, const char *name, uint32_t min, uint32_t max,
+                                     uint32_t fallback, uint32_t *out)
 {
     *out = fallback;
     return has(gguf, name) ? read_u32(gguf, name, min, max, out) : DSV2_OK;
@@ -43,18 +43,22 @@ static dsv2_status read_f32(const ds_container *gguf, const char *name, float mi
     char key[KEY_SIZE];
     dsv2_status status = ds_gguf_f32(gguf, full_key(name, key), out);
     if (status == DSV2_OK && !(*out >= min && *out <= max))
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %g, expected %g to %g", ds_container_path(gguf), key, (double)*out,
-                         (double)min, (double)max);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %g, expected %g to %g", ds_container_path(gguf), key,
+                         (double)*out, (double)min, (double)max);
     return status;
 }
 
-static dsv2_status read_optional_f32(const ds_container *gguf, const char *name, float min, float max, float fallback, float *out)
+static dsv2_status read_optional_f32(const ds_container *gguf, const char *name, float min, float max, float fallback,
+                                     float *out)
 {
     *out = fallback;
     return has(gguf, name) ? read_f32(gguf, name, min, max, out) : DSV2_OK;
 }
 
-static bool is(ds_text text, const char *word) { return text.size == strlen(word) && memcmp(text.data, word, text.size) == 0; }
+static bool is(ds_text text, const char *word)
+{
+    return text.size == strlen(word) && memcmp(text.data, word, text.size) == 0;
+}
 
 static dsv2_status fail_text(const ds_container *gguf, const char *key, ds_text text, const char *supported)
 {
@@ -83,7 +87,8 @@ static dsv2_status read_shapes(const ds_container *gguf, ds_config *config)
             return status;
     }
     if (config->qk_rope_head_dim % 2 != 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: key deepseek2.rope.dimension_count is %u, expected an even number: it holds pairs",
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: key deepseek2.rope.dimension_count is %u, expected an even number: it holds pairs",
                        ds_container_path(gguf), (unsigned)config->qk_rope_head_dim);
     uint32_t next_n; /* V3's layers for predicting further tokens, counted among the blocks by newer converters */
     dsv2_status status = read_optional_u32(gguf, "nextn_predict_layers", 0, config->num_hidden_layers - 1, 0, &next_n);
@@ -110,7 +115,8 @@ static dsv2_status read_heads(const ds_container *gguf, ds_config *config)
     uint32_t expected = mla ? 1 : config->num_attention_heads;
     status = read_optional_u32(gguf, "attention.head_count_kv", 1, DS_MAX_HEADS, expected, &kv_heads);
     if (status == DSV2_OK && kv_heads != expected)
-        status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key deepseek2.attention.head_count_kv is %u, this library runs %u here",
+        status = ds_fail(DSV2_ERROR_UNSUPPORTED,
+                         "%s: key deepseek2.attention.head_count_kv is %u, this library runs %u here",
                          ds_container_path(gguf), (unsigned)kv_heads, (unsigned)expected);
     return status;
 }
@@ -134,8 +140,8 @@ static dsv2_status check_switches(const ds_container *gguf)
         if (status != DSV2_OK)
             return status;
         if (value != fixed[i].value)
-            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key %s is %g, this library runs %g", ds_container_path(gguf), key,
-                           (double)value, (double)fixed[i].value);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key %s is %g, this library runs %g", ds_container_path(gguf),
+                           key, (double)value, (double)fixed[i].value);
     }
     return DSV2_OK;
 }
@@ -196,9 +202,11 @@ static dsv2_status read_groups(const ds_container *gguf, const ds_logger *logger
     } else if (config->n_routed_experts == (config->is_v3 ? 256 : 160)) {
         config->n_group = 8;
         config->topk_group = config->is_v3 ? 4 : 3;
-        ds_log(logger, DSV2_LOG_WARNING,
-               "%s: key deepseek2.expert_group_count is missing: %u groups with %u used are assumed for %u experts, as published",
-               ds_container_path(gguf), config->n_group, config->topk_group, config->n_routed_experts);
+        ds_log(
+            logger, DSV2_LOG_WARNING,
+            "%s: key deepseek2.expert_group_count is missing: %u groups with %u used are assumed for %u experts, "
+            "as published",
+            ds_container_path(gguf), config->n_group, config->topk_group, config->n_routed_experts);
     } else {
         config->n_group = config->topk_group = 1;
     }
@@ -241,7 +249,8 @@ static dsv2_status read_experts(const ds_container *gguf, const ds_logger *logge
     if (status == DSV2_OK)
         status = read_optional_u32(gguf, "expert_shared_count", 0, DS_MAX_EXPERTS, 0, &config->n_shared_experts);
     if (status == DSV2_OK)
-        status = read_optional_u32(gguf, "leading_dense_block_count", 0, DS_MAX_LAYERS, 0, &config->first_k_dense_replace);
+        status =
+            read_optional_u32(gguf, "leading_dense_block_count", 0, DS_MAX_LAYERS, 0, &config->first_k_dense_replace);
     if (status == DSV2_OK)
         status = read_gates(gguf, config);
     if (status == DSV2_OK)
@@ -259,7 +268,8 @@ static dsv2_status read_embedding(const ds_container *gguf, ds_config *config)
     if (embedding->n_dims != 2 || embedding->dims[0] < 1 || embedding->dims[0] > DS_MAX_VOCAB)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: tensor token_embd.weight has %u dimensions, the first %llu, expected 2 and 1 to %d tokens",
-                       embedding->path, (unsigned)embedding->n_dims, (unsigned long long)embedding->dims[0], DS_MAX_VOCAB);
+                       embedding->path, (unsigned)embedding->n_dims, (unsigned long long)embedding->dims[0],
+                       DS_MAX_VOCAB);
     config->vocab_size = (uint32_t)embedding->dims[0];
     config->tie_word_embeddings = !ds_container_has(gguf, "output.weight");
     config->attention_bias = ds_container_has(gguf, "blk.0.attn_output.bias");

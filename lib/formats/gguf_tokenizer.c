@@ -33,7 +33,8 @@ static dsv2_status read_kinds(const ds_container *container, const ds_text *text
     if (status != DSV2_OK)
         return status;
     if (n_types != n)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s has %zu entries, expected %zu, one a token", container->path, key, n_types, n);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s has %zu entries, expected %zu, one a token", container->path, key,
+                       n_types, n);
     for (size_t i = 0; i < n; i++) {
         switch (ds_load_u32((const uint8_t *)types + 4 * i)) {
         case NORMAL:

@@ -95,7 +95,8 @@ dsv2_status ds_pack_writer_tokenizer(ds_pack_writer *writer, const ds_container 
     }
     bool found;
     status = copy_file(writer, ds_container_path(from), "tokenizer.json", &found);
-    return status == DSV2_OK && found ? copy_file(writer, ds_container_path(from), "tokenizer_config.json", &found) : status;
+    return status == DSV2_OK && found ? copy_file(writer, ds_container_path(from), "tokenizer_config.json", &found)
+                                      : status;
 }
 
 /* ---- reading ---- */
@@ -130,7 +131,8 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     cursor c = {text, size, false};
     ds_text header = take(&c, VOCABULARY_HEADER);
     if (c.cut)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: %zu bytes, expected at least %d", path, size, VOCABULARY_HEADER);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: %zu bytes, expected at least %d", path, size,
+                       VOCABULARY_HEADER);
     ds_vocabulary v = {
         .path = path,
         .n_tokens = ds_load_u32(header.data),
@@ -141,11 +143,12 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     };
     /* Every token takes five bytes at least, every merge eight. */
     if (v.n_tokens > c.left / 5 || v.n_merges > c.left / 8)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary has %zu bytes, too few for %zu tokens and %zu merges", path, size, v.n_tokens,
-                       v.n_merges);
-    if (v.bos_token_id < -1 || v.eos_token_id < -1 || v.bos_token_id >= (int64_t)v.n_tokens || v.eos_token_id >= (int64_t)v.n_tokens)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary's BOS and EOS ids are %d and %d, expected -1 to %zu", path,
-                       (int)v.bos_token_id, (int)v.eos_token_id, v.n_tokens - 1);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary has %zu bytes, too few for %zu tokens and %zu merges",
+                       path, size, v.n_tokens, v.n_merges);
+    if (v.bos_token_id < -1 || v.eos_token_id < -1 || v.bos_token_id >= (int64_t)v.n_tokens ||
+        v.eos_token_id >= (int64_t)v.n_tokens)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary's BOS and EOS ids are %d and %d, expected -1 to %zu",
+                       path, (int)v.bos_token_id, (int)v.eos_token_id, v.n_tokens - 1);
     v.pre = take_text(&c);
     v.chat_template = take_text(&c);
     v.kinds = (const uint8_t *)take(&c, v.n_tokens).data;
@@ -158,7 +161,8 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     for (size_t i = 0; i < 2 * v.n_merges && status == DSV2_OK; i++)
         merges[i] = take_text(&c);
     if (status == DSV2_OK && c.cut)
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: its %zu bytes end before %zu tokens and %zu merges do", path, size,
+        status = ds_fail(DSV2_ERROR_FORMAT,
+                         "%s: the vocabulary is cut: its %zu bytes end before %zu tokens and %zu merges do", path, size,
                          v.n_tokens, v.n_merges);
     v.texts = texts;
     v.merges = merges;

@@ -27,11 +27,12 @@ typedef struct extent {
     const char *name;
 } extent;
 
-static dsv2_status read_u64(const ds_file *file, const char *tensor, const char *field, const json_t *value, uint64_t *out)
+static dsv2_status read_u64(const ds_file *file, const char *tensor, const char *field, const json_t *value,
+                            uint64_t *out)
 {
     if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: %s holds %s, expected integers of at least 0", file->path, tensor,
-                       field, json_is_integer(value) ? "a negative integer" : ds_json_kind(value));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: %s holds %s, expected integers of at least 0", file->path,
+                       tensor, field, json_is_integer(value) ? "a negative integer" : ds_json_kind(value));
     *out = (uint64_t)json_integer_value(value);
     return DSV2_OK;
 }
@@ -54,11 +55,12 @@ static dsv2_status read_shape(const ds_file *file, const char *name, const json_
     return DSV2_OK;
 }
 
-static dsv2_status read_extent(const ds_file *file, const char *name, const json_t *offsets, uint64_t data_size, extent *out)
+static dsv2_status read_extent(const ds_file *file, const char *name, const json_t *offsets, uint64_t data_size,
+                               extent *out)
 {
     if (!json_is_array(offsets) || json_array_size(offsets) != 2)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets is %s of %zu, expected an array of 2 integers", file->path,
-                       name, ds_json_kind(offsets), json_array_size(offsets));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets is %s of %zu, expected an array of 2 integers",
+                       file->path, name, ds_json_kind(offsets), json_array_size(offsets));
     dsv2_status status = read_u64(file, name, "data_offsets", json_array_get(offsets, 0), &out->begin);
     if (status == DSV2_OK)
         status = read_u64(file, name, "data_offsets", json_array_get(offsets, 1), &out->end);
@@ -79,7 +81,8 @@ static dsv2_status read_tensor(ds_container *container, const ds_file *file, con
                                uint64_t data_begin, extent *where)
 {
     if (!json_is_object(entry))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is %s, expected an object", file->path, name, ds_json_kind(entry));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is %s, expected an object", file->path, name,
+                       ds_json_kind(entry));
     const json_t *dtype = json_object_get(entry, "dtype");
     if (!json_is_string(dtype))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: dtype is %s, expected a string", file->path, name,
@@ -97,9 +100,11 @@ static dsv2_status read_tensor(ds_container *container, const ds_file *file, con
     if (i == n || tensor.n_dims > DS_TENSOR_MAX_DIMS)
         return ds_container_add_other(container, name, json_string_value(dtype), tensor.n_dims, file->path);
     tensor.type = dtypes[i].type;
-    if (!ds_tensor_bytes(tensor.type, tensor.dims, tensor.n_dims, &tensor.n_bytes) || tensor.n_bytes != where->end - where->begin)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets give %llu bytes, which is not what its shape has in %s",
-                       file->path, name, (unsigned long long)(where->end - where->begin), dtypes[i].name);
+    if (!ds_tensor_bytes(tensor.type, tensor.dims, tensor.n_dims, &tensor.n_bytes) ||
+        tensor.n_bytes != where->end - where->begin)
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: tensor %s: data_offsets give %llu bytes, which is not what its shape has in %s", file->path,
+                       name, (unsigned long long)(where->end - where->begin), dtypes[i].name);
     tensor.data = file->data + data_begin + where->begin;
     return ds_container_add(container, &tensor);
 }
@@ -120,14 +125,14 @@ static dsv2_status check_extents(const ds_file *file, extent *extents, size_t n,
     for (size_t i = 0; i < n; i++) {
         if (extents[i].begin != end)
             return ds_fail(DSV2_ERROR_FORMAT,
-                           "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s", file->path,
-                           extents[i].name, (unsigned long long)extents[i].begin, (unsigned long long)end,
+                           "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s",
+                           file->path, extents[i].name, (unsigned long long)extents[i].begin, (unsigned long long)end,
                            extents[i].begin < end ? "overlaps another" : "leaves a hole");
         end = extents[i].end;
     }
     if (end != data_size)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: data_offsets end at %llu, but the file holds %llu bytes of data", file->path,
-                       (unsigned long long)end, (unsigned long long)data_size);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: data_offsets end at %llu, but the file holds %llu bytes of data",
+                       file->path, (unsigned long long)end, (unsigned long long)data_size);
     return DSV2_OK;
 }
 
@@ -165,10 +170,11 @@ static dsv2_status open_file(ds_container *container, ds_file *file, const char 
                        (unsigned long long)file->size, LENGTH_BYTES);
     uint64_t length = ds_load_u64(file->data);
     if (length > file->size - LENGTH_BYTES || length > HEADER_LIMIT)
-        return ds_fail(DSV2_ERROR_FORMAT,
-                       "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,
-                       (unsigned long long)length,
-                       (unsigned long long)(file->size - LENGTH_BYTES < HEADER_LIMIT ? file->size - LENGTH_BYTES : HEADER_LIMIT));
+        return ds_fail(
+            DSV2_ERROR_FORMAT,
+            "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,
+            (unsigned long long)length,
+            (unsigned long long)(file->size - LENGTH_BYTES < HEADER_LIMIT ? file->size - LENGTH_BYTES : HEADER_LIMIT));
     json_t *header;
     status = ds_json_parse(path, (const char *)file->data + LENGTH_BYTES, (size_t)length, &header);
     if (status != DSV2_OK)
@@ -237,8 +243,8 @@ static dsv2_status list_index(const char *path, json_t *map, file_list *list)
     json_object_foreach(map, name, value) {
         if (!json_is_string(value) || !is_plain_name(json_string_value(value)))
             return ds_fail(DSV2_ERROR_FORMAT,
-                           "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path, name,
-                           json_is_string(value) ? json_string_value(value) : ds_json_kind(value));
+                           "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path,
+                           name, json_is_string(value) ? json_string_value(value) : ds_json_kind(value));
         const char *file = json_string_value(value);
         /* Neighbours mostly share a file, so this keeps the list short; the rest of the doubles go after sorting. */
         if (list->n > 0 && strcmp(list->names[list->n - 1], file) == 0)
@@ -298,7 +304,8 @@ static dsv2_status check_index(const ds_container *container, const char *path, 
         const char *found = tensor != NULL ? tensor->path : other != NULL ? other->path : NULL;
         if (found == NULL || strcmp(strrchr(found, '/') + 1, json_string_value(value)) != 0)
             return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map: tensor %s should be in %s, but is %s%s", path, name,
-                           json_string_value(value), found == NULL ? "in none of the files" : "in ", found == NULL ? "" : found);
+                           json_string_value(value), found == NULL ? "in none of the files" : "in ",
+                           found == NULL ? "" : found);
     }
     return DSV2_OK;
 }
@@ -354,7 +361,8 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
     }
     for (size_t i = 0; i < list.n && status == DSV2_OK; i++) {
         char *path = ds_path_join(folder, list.names[i]);
-        status = path == NULL ? ds_fail_memory("a path", strlen(folder)) : open_file(container, &container->files[i], path);
+        status =
+            path == NULL ? ds_fail_memory("a path", strlen(folder)) : open_file(container, &container->files[i], path);
         ds_free(path);
     }
     if (status == DSV2_OK)
@@ -363,7 +371,8 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
         status = check_index(container, index_path, map);
     if (status != DSV2_OK)
         goto done;
-    ds_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu safetensors files", folder, container->n_tensors, container->n_files);
+    ds_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu safetensors files", folder, container->n_tensors,
+           container->n_files);
     *out = container;
     container = NULL;
 done:

@@ -14,12 +14,12 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define MUST(condition)                                                                                                                \
-    do {                                                                                                                               \
-        if (!(condition)) {                                                                                                            \
-            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, dsv2_last_error());                                     \
-            abort();                                                                                                                   \
-        }                                                                                                                              \
+#define MUST(condition)                                                                                                \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, dsv2_last_error());                    \
+            abort();                                                                                                   \
+        }                                                                                                              \
     } while (0)
 
 enum { VOCAB = 320 };

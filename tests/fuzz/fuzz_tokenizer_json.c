@@ -17,8 +17,9 @@ static void check(bool claim)
 static char *assemble(const uint8_t *data, size_t size)
 {
     small_parts parts = {0};
-    const char **members[] = {&parts.added, &parts.normalizer, &parts.pre_tokenizer, &parts.post_processor, &parts.decoder,
-                              &parts.vocab, &parts.merges, &parts.model, &parts.root};
+    const char **members[] = {&parts.added,          &parts.normalizer, &parts.pre_tokenizer,
+                              &parts.post_processor, &parts.decoder,    &parts.vocab,
+                              &parts.merges,         &parts.model,      &parts.root};
     char *lines = malloc(size + 1), *rest = lines;
     memcpy(lines, data, size);
     lines[size] = '\0';

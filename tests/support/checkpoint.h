@@ -12,7 +12,8 @@ typedef struct test_checkpoint {
     const char *dtype;             /* of matrices: "BF16" (NULL), "F16", "F32" or "F8_E4M3" */
     uint32_t vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads;
     uint32_t q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, max_position_embeddings;
-    uint32_t moe_intermediate_size, n_routed_experts, num_experts_per_tok, n_shared_experts, first_k_dense_replace, moe_layer_freq;
+    uint32_t moe_intermediate_size, n_routed_experts, num_experts_per_tok, n_shared_experts, first_k_dense_replace,
+        moe_layer_freq;
     const char *topk_method;
     uint32_t n_group, topk_group;
     double routed_scaling_factor;

@@ -51,15 +51,15 @@ static void *count(void *memory)
 /* `next`: the definition behind this program's. A union, since C casts no object's address to a function's. dlsym may itself ask
  * calloc for memory: that comes from `early`. */
 static _Thread_local bool looking;
-#define NEXT(name)                                                                                                                     \
-    static union {                                                                                                                     \
-        void *object;                                                                                                                  \
-        __typeof__(&name) call;                                                                                                        \
-    } next;                                                                                                                            \
-    if (next.object == NULL) {                                                                                                         \
-        looking = true;                                                                                                                \
-        next.object = dlsym(RTLD_NEXT, #name);                                                                                         \
-        looking = false;                                                                                                               \
+#define NEXT(name)                                                                                                     \
+    static union {                                                                                                     \
+        void *object;                                                                                                  \
+        __typeof__(&name) call;                                                                                        \
+    } next;                                                                                                            \
+    if (next.object == NULL) {                                                                                         \
+        looking = true;                                                                                                \
+        next.object = dlsym(RTLD_NEXT, #name);                                                                         \
+        looking = false;                                                                                               \
     }
 
 static _Alignas(16) unsigned char early[4096];

@@ -9,7 +9,8 @@
 enum { PACK_FILE_BEGIN = 4096, PACK_FILE_WEIGHTS = 512 };
 
 /* The file, to be freed, of *file_size bytes. Ends the program if there is no memory. */
-uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *texts, size_t texts_size, size_t *file_size);
+uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *texts, size_t texts_size,
+                        size_t *file_size);
 
 /* Makes the header's checksum right again. */
 void pack_file_seal(uint8_t *file);

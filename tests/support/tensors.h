@@ -30,8 +30,8 @@ const test_tensor *test_tensors_find(const test_tensors *tensors, const char *na
 const test_tensor *test_tensors_need(const test_tensors *tensors, const char *name, const char *dtype);
 
 /* Adds a tensor; `data` was malloc'ed and is freed with the rest. */
-void test_tensors_add(test_tensors *tensors, const char *name, const char *dtype, size_t n_dims, const size_t *dims, void *data,
-                      size_t n_bytes);
+void test_tensors_add(test_tensors *tensors, const char *name, const char *dtype, size_t n_dims, const size_t *dims,
+                      void *data, size_t n_bytes);
 
 void test_tensors_write(const test_tensors *tensors, const char *path);
 void test_tensors_free(test_tensors *tensors);

@@ -115,8 +115,8 @@ START_TEST(only_a_needed_tensor_of_unread_type_is_an_error)
 END_TEST
 
 #define TENSOR(shape, offsets) "{\"w\":{\"dtype\":\"F32\",\"shape\":" shape ",\"data_offsets\":" offsets "}}"
-#define TWO(first, second)                                                                                                         \
-    "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" first                                                              \
+#define TWO(first, second)                                                                                             \
+    "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" first                                                  \
     "},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" second "}}"
 
 static const struct {
@@ -129,44 +129,42 @@ static const struct {
     {"{\"w\":", 0, "not valid JSON"},
     {"{} x", 0, "not valid JSON"},
     {TENSOR("[2,2]", "[0,12]"), 12, "tensor w: data_offsets give 12 bytes"},
-     {TENSOR("[2,2]", "[0,20]"), 20, "tensor w: data_offsets give 20 bytes"},
-      {TENSOR("[]", "[0,8]"), 8, "tensor w: data_offsets give 8 bytes"},
-       {TENSOR("[2]", "[0,8]"), 7, "tensor w: data_offsets are 0 to 8, expected a range within the file's 7 bytes"},
-        {TENSOR("[2]", "[0,8]"), 9, "data_offsets end at 8, but the file holds 9 bytes"},
-         {TENSOR("[2]", "[8,0]"), 8, "tensor w: data_offsets are 8 to 0"},
-          {TENSOR("[2]", "[-8,0]"), 8, "tensor w: data_offsets holds a negative integer"},
-           {TENSOR("[2]", "[0]"), 8, "tensor w: data_offsets is an array of 1"},
-            {TENSOR("[2]", "[0,4,8]"), 8, "tensor w: data_offsets is an array of 3"},
-             {TENSOR("[2]", "[0,8.0]"), 8, "tensor w: data_offsets holds a number with a fraction"},
-              {TENSOR("[2]", "null"), 8, "tensor w: data_offsets is null"},
-               {TENSOR("[2]", "[9223372036854775800,9223372036854775807]"), 8, "tensor w: data_offsets are 9223372036854775800"},
-                {TENSOR("[2]", "[0,99999999999999999999]"), 8, "not valid JSON: too big integer"},
-                 {TENSOR("[4611686018427387904,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
-                  {TENSOR("[4294967296,4294967296,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
-                   {TENSOR("[4611686018427387905]", "[0,4]"), 4, "tensor w: data_offsets give 4 bytes"},
-                    {TENSOR("[9223372036854775807,9223372036854775807,0]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
-                     {TENSOR("[-1]", "[0,8]"), 8, "tensor w: shape holds a negative integer"},
-                      {TENSOR("[\"2\"]", "[0,8]"), 8, "tensor w: shape holds a string"},
-                       {TENSOR("2", "[0,8]"), 8, "tensor w: shape is an integer"},
-                        {TWO("[0,8]", "[4,12]"), 12,
-                             "tensor b: data_offsets begin at 4 where the tensor before ends at 8: it overlaps"},
-                         {TWO("[0,8]", "[0,8]"), 8, "overlaps another"},
-                          {TWO("[0,8]", "[12,20]"), 20,
-                               "tensor b: data_offsets begin at 12 where the tensor before ends at 8: it leaves a hole"},
-                           {TWO("[8,16]", "[16,24]"), 24,
-                                "tensor a: data_offsets begin at 8 where the tensor before ends at 0: it leaves a hole"},
-                            {"{\"w\":3}", 0, "tensor w is an integer, expected an object"},
-                            {"{\"w\":{}}", 0, "tensor w: dtype is missing, expected a string"},
-                            {"{\"w\":{\"dtype\":7,\"shape\":[],\"data_offsets\":[0,0]}}", 0,
-                             "tensor w: dtype is an integer, expected a string"},
-                            {"{\"w\":{\"dtype\":\"F32\",\"data_offsets\":[0,0]}}", 0, "tensor w: shape is missing"},
-                            {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0]}}", 0, "tensor w: data_offsets is missing"},
-                            {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]},\"w\":{\"dtype\":\"F32\",\"shape\":["
-                             "0],\"data_offsets\":[0,0]}}",
-                             0, "duplicate object key"},
-                            {"{\"w\":{\"dtype\":\"F32\",\"dtype\":\"F16\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0,
-                             "duplicate object key"},
-                          };
+    {TENSOR("[2,2]", "[0,20]"), 20, "tensor w: data_offsets give 20 bytes"},
+    {TENSOR("[]", "[0,8]"), 8, "tensor w: data_offsets give 8 bytes"},
+    {TENSOR("[2]", "[0,8]"), 7, "tensor w: data_offsets are 0 to 8, expected a range within the file's 7 bytes"},
+    {TENSOR("[2]", "[0,8]"), 9, "data_offsets end at 8, but the file holds 9 bytes"},
+    {TENSOR("[2]", "[8,0]"), 8, "tensor w: data_offsets are 8 to 0"},
+    {TENSOR("[2]", "[-8,0]"), 8, "tensor w: data_offsets holds a negative integer"},
+    {TENSOR("[2]", "[0]"), 8, "tensor w: data_offsets is an array of 1"},
+    {TENSOR("[2]", "[0,4,8]"), 8, "tensor w: data_offsets is an array of 3"},
+    {TENSOR("[2]", "[0,8.0]"), 8, "tensor w: data_offsets holds a number with a fraction"},
+    {TENSOR("[2]", "null"), 8, "tensor w: data_offsets is null"},
+    {TENSOR("[2]", "[9223372036854775800,9223372036854775807]"), 8, "tensor w: data_offsets are 9223372036854775800"},
+    {TENSOR("[2]", "[0,99999999999999999999]"), 8, "not valid JSON: too big integer"},
+    {TENSOR("[4611686018427387904,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
+    {TENSOR("[4294967296,4294967296,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
+    {TENSOR("[4611686018427387905]", "[0,4]"), 4, "tensor w: data_offsets give 4 bytes"},
+    {TENSOR("[9223372036854775807,9223372036854775807,0]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
+    {TENSOR("[-1]", "[0,8]"), 8, "tensor w: shape holds a negative integer"},
+    {TENSOR("[\"2\"]", "[0,8]"), 8, "tensor w: shape holds a string"},
+    {TENSOR("2", "[0,8]"), 8, "tensor w: shape is an integer"},
+    {TWO("[0,8]", "[4,12]"), 12, "tensor b: data_offsets begin at 4 where the tensor before ends at 8: it overlaps"},
+    {TWO("[0,8]", "[0,8]"), 8, "overlaps another"},
+    {TWO("[0,8]", "[12,20]"), 20,
+     "tensor b: data_offsets begin at 12 where the tensor before ends at 8: it leaves a hole"},
+    {TWO("[8,16]", "[16,24]"), 24,
+     "tensor a: data_offsets begin at 8 where the tensor before ends at 0: it leaves a hole"},
+    {"{\"w\":3}", 0, "tensor w is an integer, expected an object"},
+    {"{\"w\":{}}", 0, "tensor w: dtype is missing, expected a string"},
+    {"{\"w\":{\"dtype\":7,\"shape\":[],\"data_offsets\":[0,0]}}", 0,
+     "tensor w: dtype is an integer, expected a string"},
+    {"{\"w\":{\"dtype\":\"F32\",\"data_offsets\":[0,0]}}", 0, "tensor w: shape is missing"},
+    {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0]}}", 0, "tensor w: data_offsets is missing"},
+    {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]},\"w\":{\"dtype\":\"F32\",\"shape\":["
+     "0],\"data_offsets\":[0,0]}}",
+     0, "duplicate object key"},
+    {"{\"w\":{\"dtype\":\"F32\",\"dtype\":\"F16\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0, "duplicate object key"},
+};
 
 START_TEST(a_bad_header_is_refused_by_file_tensor_and_field)
 {
@@ -278,7 +276,8 @@ START_TEST(a_folder_opens_by_index_or_single_file_or_all_files)
     ck_assert_uint_eq(count_folder(), 2);
     write_safetensors("model.safetensors", ONE("m"), 4);
     ck_assert_uint_eq(count_folder(), 1);
-    write_index("{\"metadata\":{\"total_size\":8},\"weight_map\":{\"a\":\"part-a.safetensors\",\"b\":\"part-b.safetensors\"}}");
+    write_index(
+        "{\"metadata\":{\"total_size\":8},\"weight_map\":{\"a\":\"part-a.safetensors\",\"b\":\"part-b.safetensors\"}}");
     ck_assert_uint_eq(count_folder(), 2);
 }
 END_TEST
@@ -298,13 +297,15 @@ static const struct {
     {"{\"weight_map\":{\"a\":\"../a.safetensors\"}}", "tensor a is in ../a.safetensors", DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"x/../../a.safetensors\"}}", "expected the name of a file", DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "tensor a is in /etc/passwd", DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"absent.safetensors\"}}", "absent.safetensors: cannot open", DSV2_ERROR_IO},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"c\":\"1.safetensors\"}}", "tensor c should be in 1.safetensors, but is in none",
-     DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}", "tensor a should be in 2.safetensors, but is in ",
-     DSV2_ERROR_FORMAT},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"absent.safetensors\"}}", "absent.safetensors: cannot open",
+     DSV2_ERROR_IO},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"c\":\"1.safetensors\"}}",
+     "tensor c should be in 1.safetensors, but is in none", DSV2_ERROR_FORMAT},
+    {"{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}",
+     "tensor a should be in 2.safetensors, but is in ", DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"1.safetensors\",\"a\":\"1.safetensors\"}}", "duplicate object key", DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"again.safetensors\"}}", "tensor a is there twice", DSV2_ERROR_FORMAT},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"again.safetensors\"}}", "tensor a is there twice",
+     DSV2_ERROR_FORMAT},
 };
 
 START_TEST(a_bad_index_is_refused_by_tensor_and_file)
@@ -347,7 +348,8 @@ int main(void)
     tcase_add_checked_fixture(tests, folder_make, folder_remove);
     tcase_add_test(tests, tensors_are_sorted_typed_and_shaped);
     tcase_add_test(tests, only_a_needed_tensor_of_unread_type_is_an_error);
-    tcase_add_loop_test(tests, a_bad_header_is_refused_by_file_tensor_and_field, 0, sizeof bad_headers / sizeof *bad_headers);
+    tcase_add_loop_test(tests, a_bad_header_is_refused_by_file_tensor_and_field, 0,
+                        sizeof bad_headers / sizeof *bad_headers);
     tcase_add_test(tests, a_header_length_that_does_not_fit_is_refused);
     tcase_add_test(tests, a_file_cut_anywhere_is_refused);
     tcase_add_test(tests, deep_json_is_refused);

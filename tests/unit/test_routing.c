@@ -17,10 +17,11 @@
 enum { MAX_TOKENS = 200, MAX_EXPERTS = 24, MAX_LAYERS = 8 };
 
 static const test_checkpoint twelve = {
-    .vocab_size = 61, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 5, .num_attention_heads = 2, .kv_lora_rank = 16,
-    .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .max_position_embeddings = 1300, .moe_intermediate_size = 8,
-    .n_routed_experts = 12, .num_experts_per_tok = 4, .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 2,
-    .topk_method = "group_limited_greedy", .n_group = 4, .topk_group = 2, .routed_scaling_factor = 2, .seed = 5,
+    .vocab_size = 61, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 5, .num_attention_heads = 2,
+    .kv_lora_rank = 16, .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .max_position_embeddings = 1300,
+    .moe_intermediate_size = 8, .n_routed_experts = 12, .num_experts_per_tok = 4, .n_shared_experts = 1,
+    .first_k_dense_replace = 1, .moe_layer_freq = 2, .topk_method = "group_limited_greedy", .n_group = 4,
+    .topk_group = 2, .routed_scaling_factor = 2, .seed = 5,
 };
 
 static dsv2_model *open_model(const char *folder, uint32_t n_threads)
@@ -86,8 +87,10 @@ static void assert_equal(const dsv2_routing *a, const dsv2_routing *b)
             dsv2_routing_balance p = {.struct_size = sizeof p}, q = {.struct_size = sizeof q};
             if (info.n_routed_experts % d != 0)
                 continue;
-            ck_assert(dsv2_routing_measure(a, l, d, 1, &p) == DSV2_OK && dsv2_routing_measure(b, l, d, 1, &q) == DSV2_OK);
-            ck_assert_double_le(fabs(p.communication_balance_loss - q.communication_balance_loss), 1e-12 * p.communication_balance_loss);
+            ck_assert(dsv2_routing_measure(a, l, d, 1, &p) == DSV2_OK &&
+                      dsv2_routing_measure(b, l, d, 1, &q) == DSV2_OK);
+            ck_assert_double_le(fabs(p.communication_balance_loss - q.communication_balance_loss),
+                                1e-12 * p.communication_balance_loss);
             ck_assert_uint_eq(p.max_devices_reached, q.max_devices_reached);
             ck_assert_double_le(fabs(p.mean_devices_reached - q.mean_devices_reached), 1e-12);
         }
@@ -258,12 +261,14 @@ END_TEST
 
 static void assert_close(const char *what, double value, double expected)
 {
-    ck_assert_msg(fabs(value - expected) <= 1e-6 * fabs(expected) + 1e-15, "%s is %.10g, expected %.10g", what, value, expected);
+    ck_assert_msg(fabs(value - expected) <= 1e-6 * fabs(expected) + 1e-15, "%s is %.10g, expected %.10g", what, value,
+                  expected);
 }
 
 /* Section 2.2.3 over single tokens: t's experts, and from the report's sums of indicators; affinities from the counts' own sums,
  * which the test above holds to the reference. */
-static void check_measures(const dsv2_routing *routing, const trace *t, uint32_t layer, uint32_t n, uint32_t n_devices, uint32_t limit)
+static void check_measures(const dsv2_routing *routing, const trace *t, uint32_t layer, uint32_t n, uint32_t n_devices,
+                           uint32_t limit)
 {
     dsv2_expert_load experts[MAX_EXPERTS];
     dsv2_routing_balance balance = {.struct_size = sizeof balance};
@@ -419,8 +424,10 @@ START_TEST(prompt_and_generated_tokens_are_told_apart)
     for (int i = 0; i < 20; i++)
         feed(session, tokens + 600 + i, 1);
     feed(session, tokens + 620, 2);
-    dsv2_routing *prompt = of_session(session, DSV2_ROUTING_PROMPT), *generated = of_session(session, DSV2_ROUTING_GENERATED);
-    dsv2_routing *all = of_session(session, DSV2_ROUTING_ALL), *model_generated = of_model(model, DSV2_ROUTING_GENERATED);
+    dsv2_routing *prompt = of_session(session, DSV2_ROUTING_PROMPT),
+                 *generated = of_session(session, DSV2_ROUTING_GENERATED);
+    dsv2_routing *all = of_session(session, DSV2_ROUTING_ALL),
+                 *model_generated = of_model(model, DSV2_ROUTING_GENERATED);
     ck_assert(tokens_of(prompt) == 602 && tokens_of(generated) == 20 && tokens_of(all) == 622);
     assert_equal(model_generated, generated);
     ck_assert(dsv2_routing_merge(prompt, generated) == DSV2_OK);
@@ -588,10 +595,11 @@ END_TEST
 
 /* ---- what is refused ---- */
 
-#define FAILS_WITH(status, call)                                                                                                       \
-    do {                                                                                                                               \
-        dsv2_status got = (call);                                                                                                      \
-        ck_assert_msg(got == (status), "%s gave %s, expected %s", #call, dsv2_status_name(got), dsv2_status_name(status));              \
+#define FAILS_WITH(status, call)                                                                                       \
+    do {                                                                                                               \
+        dsv2_status got = (call);                                                                                      \
+        ck_assert_msg(got == (status), "%s gave %s, expected %s", #call, dsv2_status_name(got),                        \
+                      dsv2_status_name(status));                                                                       \
     } while (0)
 #define REFUSED(call) FAILS_WITH(DSV2_ERROR_ARGUMENT, call)
 
@@ -709,7 +717,8 @@ static int ask_meanwhile(void *user, dsv2_phase phase, uint64_t done, uint64_t t
 START_TEST(a_session_at_work_is_busy_and_the_model_is_not)
 {
     dsv2_session *at_work;
-    dsv2_session_options options = {.struct_size = sizeof options, .progress = ask_meanwhile, .progress_user = &at_work};
+    dsv2_session_options options = {
+        .struct_size = sizeof options, .progress = ask_meanwhile, .progress_user = &at_work};
     ck_assert(dsv2_session_open(model, &options, &at_work) == DSV2_OK);
     feed(at_work, tokens, 10);
     dsv2_session_close(at_work);
@@ -744,7 +753,8 @@ int main(void)
     TCase *golden = tcase_create("golden"), *counts = tcase_create("counts");
     tcase_set_timeout(golden, 300);
     tcase_set_timeout(counts, 300);
-    tcase_add_loop_test(golden, trace_tells_the_experts_gates_and_groups_that_the_published_code_chose, 0, TEST_GOLDENS);
+    tcase_add_loop_test(golden, trace_tells_the_experts_gates_and_groups_that_the_published_code_chose, 0,
+                        TEST_GOLDENS);
     tcase_add_loop_test(golden, counts_and_gate_sums_are_those_of_the_published_router, 0, TEST_GOLDENS);
     tcase_add_loop_test(golden, measures_are_the_reports_equations_for_every_number_of_devices, 0, TEST_GOLDENS + 2);
     tcase_add_checked_fixture(counts, setup, teardown);

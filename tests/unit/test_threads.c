@@ -43,8 +43,9 @@ static void expect_each_once(const counts *c)
 {
     ck_assert(!atomic_load(&c->wrong_thread));
     for (size_t task = 0; task < MAX_TASKS; task++)
-        ck_assert_msg(atomic_load(&c->runs[task]) == (task < c->n_tasks), "%u threads, %zu tasks: task %zu ran %u times", c->n_threads,
-                      c->n_tasks, task, atomic_load(&c->runs[task]));
+        ck_assert_msg(atomic_load(&c->runs[task]) == (task < c->n_tasks),
+                      "%u threads, %zu tasks: task %zu ran %u times", c->n_threads, c->n_tasks, task,
+                      atomic_load(&c->runs[task]));
 }
 
 START_TEST(every_task_runs_once_on_any_number_of_threads)

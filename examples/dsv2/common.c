@@ -107,15 +107,16 @@ static int set_option(const option_spec *o, const char *text)
     return GO_ON;
 }
 
-int parse_options(const command *self, int argc, char **argv, const option_spec *options, size_t n_options, const char **operands,
-                  size_t n_operands)
+int parse_options(const command *self, int argc, char **argv, const option_spec *options, size_t n_options,
+                  const char **operands, size_t n_operands)
 {
     enum { HELP = 1000, MAX_OPTIONS = 32 };
     struct option longs[MAX_OPTIONS + 2] = {{0}};
     char program[64];
     command_name = self->name;
     for (size_t i = 0; i < n_options; i++)
-        longs[i] = (struct option){options[i].name, options[i].type == OPTION_FLAG ? no_argument : required_argument, NULL, (int)i};
+        longs[i] = (struct option){options[i].name, options[i].type == OPTION_FLAG ? no_argument : required_argument,
+                                   NULL, (int)i};
     longs[n_options] = (struct option){"help", no_argument, NULL, HELP};
     snprintf(program, sizeof program, "dsv2 %s", self->name); /* what getopt_long's own messages begin with */
     argv[0] = program;
@@ -270,8 +271,8 @@ dsv2_model *open_model(const char *path, const model_settings *settings)
 
 dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention, bool bar)
 {
-    dsv2_session_options options = {
-        .struct_size = sizeof options, .cache_type = cache_type, .attention = attention, .progress = bar ? show_prompt : NULL};
+    dsv2_session_options options = {.struct_size = sizeof options, .cache_type = cache_type, .attention = attention,
+                                    .progress = bar ? show_prompt : NULL};
     dsv2_session *session;
     if (dsv2_session_open(model, &options, &session) != DSV2_OK) {
         fail_library();

@@ -45,7 +45,8 @@ void ds_container_close(ds_container *container)
 dsv2_status ds_container_add(ds_container *container, const ds_tensor *tensor)
 {
     char *name = ds_copy_string(tensor->name);
-    if (name == NULL || !ds_grow(&container->tensors, &container->tensors_capacity, container->n_tensors + 1, sizeof *tensor)) {
+    if (name == NULL ||
+        !ds_grow(&container->tensors, &container->tensors_capacity, container->n_tensors + 1, sizeof *tensor)) {
         ds_free(name);
         return ds_fail_memory("the list of tensors", (container->n_tensors + 1) * sizeof *tensor);
     }
@@ -121,8 +122,8 @@ dsv2_status ds_check_overlap(const ds_file *file, ds_extent *extents, size_t n)
         ds_text name = extents[i].name, other = extents[i - 1].name;
         if (extents[i].begin < extents[i - 1].end)
             return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s begins inside tensor %.*s", file->path,
-                           name.size > SHOWN ? SHOWN : (int)name.size, name.data, other.size > SHOWN ? SHOWN : (int)other.size,
-                           other.data);
+                           name.size > SHOWN ? SHOWN : (int)name.size, name.data,
+                           other.size > SHOWN ? SHOWN : (int)other.size, other.data);
     }
     return DSV2_OK;
 }
@@ -130,13 +131,16 @@ dsv2_status ds_check_overlap(const ds_file *file, ds_extent *extents, size_t n)
 const ds_tensor *ds_container_find(const ds_container *container, const char *name)
 {
     ds_tensor key = {.name = name};
-    return container->n_tensors == 0 ? NULL : bsearch(&key, container->tensors, container->n_tensors, sizeof key, compare_tensors);
+    return container->n_tensors == 0
+               ? NULL
+               : bsearch(&key, container->tensors, container->n_tensors, sizeof key, compare_tensors);
 }
 
 const ds_other_tensor *ds_container_find_other(const ds_container *container, const char *name)
 {
     ds_other_tensor key = {.name = (char *)(uintptr_t)name};
-    return container->n_others == 0 ? NULL : bsearch(&key, container->others, container->n_others, sizeof key, compare_others);
+    return container->n_others == 0 ? NULL
+                                    : bsearch(&key, container->others, container->n_others, sizeof key, compare_others);
 }
 
 bool ds_container_has(const ds_container *container, const char *name)
@@ -153,8 +157,8 @@ dsv2_status ds_container_require(const ds_container *container, const char *name
     if (other == NULL)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is missing", container->path, name);
     return ds_fail(DSV2_ERROR_UNSUPPORTED,
-                   "%s: tensor %s has element type %s and %u dimensions, which this library does not read", other->path, name,
-                   other->type, (unsigned)other->n_dims);
+                   "%s: tensor %s has element type %s and %u dimensions, which this library does not read", other->path,
+                   name, other->type, (unsigned)other->n_dims);
 }
 
 size_t ds_container_count(const ds_container *container) { return container->n_tensors; }

@@ -96,7 +96,8 @@ static dsv2_status open_container(dsv2_model *model, const char *path)
     if (status != DSV2_OK)
         return status;
     ds_file_unmap(&file);
-    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack",
+    return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                   "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack",
                    path);
 }
 
@@ -105,9 +106,9 @@ static uint64_t config_fingerprint(const ds_config *c)
 {
     const uint32_t integers[] = {
         c->is_v3, c->vocab_size, c->hidden_size, c->intermediate_size, c->moe_intermediate_size, c->num_hidden_layers,
-        c->num_attention_heads, c->n_shared_experts, c->n_routed_experts, c->num_experts_per_tok, c->n_group, c->topk_group,
-        c->first_k_dense_replace, c->moe_layer_freq, c->norm_topk_prob, c->topk_method, c->scoring_func, c->q_lora_rank,
-        c->kv_lora_rank, c->qk_nope_head_dim, c->qk_rope_head_dim, c->v_head_dim, c->yarn.enabled,
+        c->num_attention_heads, c->n_shared_experts, c->n_routed_experts, c->num_experts_per_tok, c->n_group,
+        c->topk_group, c->first_k_dense_replace, c->moe_layer_freq, c->norm_topk_prob, c->topk_method, c->scoring_func,
+        c->q_lora_rank, c->kv_lora_rank, c->qk_nope_head_dim, c->qk_rope_head_dim, c->v_head_dim, c->yarn.enabled,
         c->yarn.original_max_position_embeddings, c->attention_bias, c->tie_word_embeddings, c->rope_pairs_split,
     };
     const float reals[] = {c->routed_scaling_factor, c->rms_norm_eps, c->rope_theta, c->yarn.factor, c->yarn.beta_fast,
@@ -150,7 +151,8 @@ static dsv2_status begin(const char *path, const dsv2_model_options *options, ds
 
 static ds_weights_opening weights_opening(const dsv2_model *model)
 {
-    return (ds_weights_opening){.config = &model->config, .container = model->container, .kernels = model->kernels, .pool = model->pool};
+    return (ds_weights_opening){
+        .config = &model->config, .container = model->container, .kernels = model->kernels, .pool = model->pool};
 }
 
 /* The weights, and what runs them. */
@@ -183,8 +185,8 @@ dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, d
     }
     if (model->tokenizer != NULL)
         ds_tokenizer_set_special(model->tokenizer, model->config.bos_token_id, model->config.eos_token_id);
-    ds_log(&model->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path, model->config.num_hidden_layers,
-           model->kernels->name, ds_pool_threads(model->pool));
+    ds_log(&model->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path,
+           model->config.num_hidden_layers, model->kernels->name, ds_pool_threads(model->pool));
     *out = model;
     return DSV2_OK;
 }

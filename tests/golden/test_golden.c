@@ -84,11 +84,13 @@ static void check_logits(const char *folder, const char *kernels, uint32_t max_t
             return;
         for (size_t form = 0; form < 3; form++) {
             for (size_t chunk = 0; chunk < 3; chunk++) {
-                dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = forms[form]};
+                dsv2_session_options options = {
+                    .struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = forms[form]};
                 float *logits = test_logits(model, &options, tokens, n, chunks[chunk]);
                 double difference = largest_difference(logits, expected, n * vocab_size);
-                ck_assert_msg(difference <= TOLERANCE, "%s, kernels %s, %u threads, attention %d, chunks of %zu: off by %g", folder,
-                              kernels, n_threads, (int)forms[form], chunks[chunk], difference);
+                ck_assert_msg(difference <= TOLERANCE,
+                              "%s, kernels %s, %u threads, attention %d, chunks of %zu: off by %g", folder, kernels,
+                              n_threads, (int)forms[form], chunks[chunk], difference);
                 free(logits);
             }
         }
@@ -140,34 +142,43 @@ END_TEST
 /* ---- other shapes ---- */
 
 #define COMMON .vocab_size = 97, .max_position_embeddings = 512, .num_hidden_layers = 3, .num_attention_heads = 3
-#define ODD .hidden_size = 37, .intermediate_size = 51, .kv_lora_rank = 21, .qk_nope_head_dim = 11, .qk_rope_head_dim = 6, .v_head_dim = 13
-#define EVEN .hidden_size = 64, .intermediate_size = 96, .kv_lora_rank = 32, .qk_nope_head_dim = 16, .qk_rope_head_dim = 8, .v_head_dim = 24
+#define ODD                                                                                                            \
+    .hidden_size = 37, .intermediate_size = 51, .kv_lora_rank = 21,                                                    \
+    .qk_nope_head_dim = 11, .qk_rope_head_dim = 6, .v_head_dim = 13
+#define EVEN                                                                                                           \
+    .hidden_size = 64, .intermediate_size = 96, .kv_lora_rank = 32,                                                    \
+    .qk_nope_head_dim = 16, .qk_rope_head_dim = 8, .v_head_dim = 24
 #define MIXTURE .n_routed_experts = 8, .num_experts_per_tok = 3, .moe_intermediate_size = 32, .first_k_dense_replace = 1
 
 static const test_checkpoint shapes[] = {
-    {.name = "sizes that are no multiple of anything", COMMON, ODD, .q_lora_rank = 19, .n_routed_experts = 7, .num_experts_per_tok = 3,
-     .moe_intermediate_size = 23, .n_shared_experts = 1, .first_k_dense_replace = 1, .seed = 1},
-    {.name = "odd sizes with YaRN, its two scales different", COMMON, ODD, .n_routed_experts = 5, .num_experts_per_tok = 2,
-     .moe_intermediate_size = 9, .n_shared_experts = 2, .yarn = true, .seed = 2},
+    {.name = "sizes that are no multiple of anything", COMMON, ODD, .q_lora_rank = 19, .n_routed_experts = 7,
+     .num_experts_per_tok = 3, .moe_intermediate_size = 23, .n_shared_experts = 1, .first_k_dense_replace = 1,
+     .seed = 1},
+    {.name = "odd sizes with YaRN, its two scales different", COMMON, ODD, .n_routed_experts = 5,
+     .num_experts_per_tok = 2, .moe_intermediate_size = 9, .n_shared_experts = 2, .yarn = true, .seed = 2},
     {.name = "three shared experts", COMMON, EVEN, MIXTURE, .n_shared_experts = 3, .seed = 3},
     {.name = "no shared experts", COMMON, EVEN, MIXTURE, .seed = 4},
     {.name = "dense", COMMON, EVEN, .seed = 5},
-    {.name = "a mixture in every second layer", COMMON, EVEN, MIXTURE, .n_shared_experts = 1, .moe_layer_freq = 2, .seed = 6},
-    {.name = "attention biases", COMMON, EVEN, MIXTURE, .q_lora_rank = 24, .attention_bias = true, .yarn = true, .seed = 7},
+    {.name = "a mixture in every second layer", COMMON, EVEN, MIXTURE, .n_shared_experts = 1, .moe_layer_freq = 2,
+     .seed = 6},
+    {.name = "attention biases", COMMON, EVEN, MIXTURE, .q_lora_rank = 24, .attention_bias = true, .yarn = true,
+     .seed = 7},
     {.name = "tied embeddings", COMMON, EVEN, MIXTURE, .n_shared_experts = 1, .tie_word_embeddings = true, .seed = 8},
     {.name = "F16", COMMON, ODD, MIXTURE, .n_shared_experts = 1, .dtype = "F16", .seed = 9},
     {.name = "F32", COMMON, ODD, MIXTURE, .n_shared_experts = 1, .dtype = "F32", .seed = 10},
-    {.name = "FP8 with blocks that do not divide", COMMON, ODD, MIXTURE, .n_shared_experts = 1, .q_lora_rank = 19, .dtype = "F8_E4M3",
-     .block_rows = 16, .block_cols = 8, .seed = 11},
-    {.name = "device-limited, scaled gates", COMMON, EVEN, .n_routed_experts = 12, .num_experts_per_tok = 4, .moe_intermediate_size = 16,
-     .n_shared_experts = 1, .topk_method = "group_limited_greedy", .n_group = 4, .topk_group = 2, .routed_scaling_factor = 4, .seed = 12},
-    {.name = "normalised gates", COMMON, EVEN, MIXTURE, .norm_topk_prob = true, .routed_scaling_factor = 3, .topk_method = "greedy",
-     .seed = 13},
-    {.name = "one expert a token", COMMON, EVEN, .n_routed_experts = 4, .num_experts_per_tok = 1, .moe_intermediate_size = 40,
-     .norm_topk_prob = true, .seed = 14},
-    {.name = "DeepSeek-V3's router", COMMON, EVEN, .model_type = "deepseek_v3", .n_routed_experts = 12, .num_experts_per_tok = 4,
-     .moe_intermediate_size = 16, .n_shared_experts = 1, .topk_method = "noaux_tc", .n_group = 3, .topk_group = 2, .q_lora_rank = 24,
-     .routed_scaling_factor = 2.5, .norm_topk_prob = true, .seed = 15},
+    {.name = "FP8 with blocks that do not divide", COMMON, ODD, MIXTURE, .n_shared_experts = 1, .q_lora_rank = 19,
+     .dtype = "F8_E4M3", .block_rows = 16, .block_cols = 8, .seed = 11},
+    {.name = "device-limited, scaled gates", COMMON, EVEN, .n_routed_experts = 12, .num_experts_per_tok = 4,
+     .moe_intermediate_size = 16, .n_shared_experts = 1, .topk_method = "group_limited_greedy", .n_group = 4,
+     .topk_group = 2, .routed_scaling_factor = 4, .seed = 12},
+    {.name = "normalised gates", COMMON, EVEN, MIXTURE, .norm_topk_prob = true, .routed_scaling_factor = 3,
+     .topk_method = "greedy", .seed = 13},
+    {.name = "one expert a token", COMMON, EVEN, .n_routed_experts = 4, .num_experts_per_tok = 1,
+     .moe_intermediate_size = 40, .norm_topk_prob = true, .seed = 14},
+    {.name = "DeepSeek-V3's router", COMMON, EVEN, .model_type = "deepseek_v3", .n_routed_experts = 12,
+     .num_experts_per_tok = 4, .moe_intermediate_size = 16, .n_shared_experts = 1, .topk_method = "noaux_tc",
+     .n_group = 3, .topk_group = 2, .q_lora_rank = 24, .routed_scaling_factor = 2.5, .norm_topk_prob = true,
+     .seed = 15},
     {.name = "as many heads as do not fit into a block of queries", .vocab_size = 97, .max_position_embeddings = 512,
      .num_hidden_layers = 2, .num_attention_heads = 70, .hidden_size = 64, .intermediate_size = 32, .kv_lora_rank = 16,
      .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .seed = 16},

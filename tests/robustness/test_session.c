@@ -21,9 +21,10 @@
 enum { VOCAB = 61, CONTEXT = 1300, PAGE = 64 };
 
 static const test_checkpoint shape = {
-    .vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2, .kv_lora_rank = 16,
-    .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16,
-    .n_routed_experts = 6, .num_experts_per_tok = 2, .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 42,
+    .vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2,
+    .kv_lora_rank = 16, .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8,
+    .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16, .n_routed_experts = 6, .num_experts_per_tok = 2,
+    .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 42,
 };
 
 /* The absorbed form, whose bits do not depend on how the tokens were cut. */
@@ -42,7 +43,8 @@ static void remove_model(void) { test_checkpoint_remove(folder); }
 
 static dsv2_model *open_model(uint32_t n_threads, uint64_t cache_memory_limit)
 {
-    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = n_threads, .cache_memory_limit = cache_memory_limit};
+    dsv2_model_options options = {
+        .struct_size = sizeof options, .n_threads = n_threads, .cache_memory_limit = cache_memory_limit};
     dsv2_model *model;
     ck_assert_msg(dsv2_model_open(folder, &options, &model) == DSV2_OK, "%s", dsv2_last_error());
     return model;
@@ -96,11 +98,12 @@ static void assert_holds(dsv2_session *session, dsv2_model *model, const int32_t
 
 /* ---- arguments ---- */
 
-#define FAILS_WITH(status, call)                                                                                                       \
-    do {                                                                                                                               \
-        dsv2_status got = (call);                                                                                                      \
-        ck_assert_msg(got == (status), "%s gave %s, expected %s", #call, dsv2_status_name(got), dsv2_status_name(status));              \
-        ck_assert(dsv2_last_error()[0] != 0);                                                                                          \
+#define FAILS_WITH(status, call)                                                                                       \
+    do {                                                                                                               \
+        dsv2_status got = (call);                                                                                      \
+        ck_assert_msg(got == (status), "%s gave %s, expected %s", #call, dsv2_status_name(got),                        \
+                      dsv2_status_name(status));                                                                       \
+        ck_assert(dsv2_last_error()[0] != 0);                                                                          \
     } while (0)
 #define REFUSED(call) FAILS_WITH(DSV2_ERROR_ARGUMENT, call)
 
@@ -214,12 +217,19 @@ START_TEST(options_out_of_range_are_refused)
 {
     dsv2_model *model = open_model(1, 0), *no_model;
     dsv2_session *session;
-    REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .max_length = CONTEXT + 1}, &session));
-    REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .cache_type = 77}, &session));
-    REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .attention = 3}, &session));
-    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 5000}, &no_model));
-    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .kernels = "z80"}, &no_model));
-    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .weight_type = 99}, &no_model));
+    REFUSED(dsv2_session_open(
+        model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .max_length = CONTEXT + 1},
+        &session));
+    REFUSED(dsv2_session_open(
+        model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .cache_type = 77}, &session));
+    REFUSED(dsv2_session_open(
+        model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .attention = 3}, &session));
+    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 5000},
+                            &no_model));
+    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .kernels = "z80"},
+                            &no_model));
+    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .weight_type = 99},
+                            &no_model));
     FAILS_WITH(DSV2_ERROR_IO, dsv2_model_open(test_format("%s/nowhere", folder), NULL, &no_model));
     dsv2_model_close(model);
 }
@@ -395,7 +405,8 @@ static float *logits_after_each(dsv2_model *model, dsv2_cache_type type, const i
     options.cache_type = type;
     dsv2_session *session = open_session(model, &options);
     float *logits = malloc(n * VOCAB * sizeof *logits);
-    dsv2_step_item item = {.struct_size = sizeof item, .session = session, .tokens = fed, .n_tokens = n, .logits = logits};
+    dsv2_step_item item = {
+        .struct_size = sizeof item, .session = session, .tokens = fed, .n_tokens = n, .logits = logits};
     ck_assert_msg(dsv2_step(model, &item, 1) == DSV2_OK, "%s", dsv2_last_error());
     dsv2_session_close(session);
     return logits;
@@ -536,7 +547,8 @@ END_TEST
 START_TEST(progress_never_falls_and_ends_at_the_total)
 {
     reports opening = {.phase = DSV2_PHASE_OPEN, .cancel_at = SIZE_MAX};
-    dsv2_model_options model_options = {.struct_size = sizeof model_options, .progress = record, .progress_user = &opening};
+    dsv2_model_options model_options = {
+        .struct_size = sizeof model_options, .progress = record, .progress_user = &opening};
     dsv2_model *model;
     ck_assert(dsv2_model_open(folder, &model_options, &model) == DSV2_OK);
     ck_assert(opening.n > 0 && opening.last == opening.total);
@@ -546,8 +558,8 @@ START_TEST(progress_never_falls_and_ends_at_the_total)
     for (size_t i = 0; i < 4; i++) {
         r[i] = (reports){.phase = DSV2_PHASE_PROMPT, .cancel_at = SIZE_MAX};
         dsv2_session_options options = {.struct_size = sizeof options, .progress = record, .progress_user = &r[i]};
-        items[i] = (dsv2_step_item){.struct_size = sizeof *items, .session = open_session(model, &options), .tokens = tokens,
-                                    .n_tokens = lengths[i]};
+        items[i] = (dsv2_step_item){.struct_size = sizeof *items, .session = open_session(model, &options),
+                                    .tokens = tokens, .n_tokens = lengths[i]};
     }
     ck_assert(dsv2_step(model, items, 4) == DSV2_OK);
     for (size_t i = 0; i < 4; i++) {
@@ -566,7 +578,8 @@ START_TEST(a_cancelled_session_does_not_stop_its_companions)
     dsv2_session_options options = absorbed;
     options.progress = record;
     options.progress_user = &r;
-    dsv2_session *a = open_session(model, &absorbed), *b = open_session(model, &options), *c = open_session(model, &absorbed);
+    dsv2_session *a = open_session(model, &absorbed), *b = open_session(model, &options),
+                 *c = open_session(model, &absorbed);
     dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = a, .tokens = tokens, .n_tokens = 30},
                               {.struct_size = sizeof *items, .session = b, .tokens = tokens, .n_tokens = 700},
                               {.struct_size = sizeof *items, .session = c, .tokens = tokens, .n_tokens = 550}};
@@ -586,7 +599,8 @@ START_TEST(opening_can_be_cancelled_at_every_report)
     bool opened = false;
     for (size_t at = 0; !opened; at += at < 10 ? 1 : 17) {
         reports r = {.phase = DSV2_PHASE_OPEN, .cancel_at = at};
-        dsv2_model_options options = {.struct_size = sizeof options, .n_threads = 1, .progress = record, .progress_user = &r};
+        dsv2_model_options options = {
+            .struct_size = sizeof options, .n_threads = 1, .progress = record, .progress_user = &r};
         dsv2_model *model = NULL;
         dsv2_status status = dsv2_model_open(folder, &options, &model);
         opened = status == DSV2_OK;
@@ -632,21 +646,25 @@ static const struct {
     const char *dtype, *field, *value, *message;
     dsv2_status status;
 } contradictions[] = {
-    {NULL, "vocab_size", "62", "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [62, 32]", DSV2_ERROR_FORMAT},
-    {NULL, "hidden_size", "1048576", "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [61, 1048576]",
+    {NULL, "vocab_size", "62", "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [62, 32]",
      DSV2_ERROR_FORMAT},
-    {NULL, "intermediate_size", "41", "tensor model.layers.0.mlp.gate_proj.weight has shape [40, 32], the configuration says [41, 32]",
+    {NULL, "hidden_size", "1048576",
+     "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [61, 1048576]", DSV2_ERROR_FORMAT},
+    {NULL, "intermediate_size", "41",
+     "tensor model.layers.0.mlp.gate_proj.weight has shape [40, 32], the configuration says [41, 32]",
      DSV2_ERROR_FORMAT},
     {NULL, "num_hidden_layers", "1024", "tensor model.layers.3.input_layernorm.weight is missing", DSV2_ERROR_FORMAT},
-    {NULL, "n_routed_experts", "4096", "tensor model.layers.1.mlp.gate.weight has shape [6, 32], the configuration says [4096, 32]",
+    {NULL, "n_routed_experts", "4096",
+     "tensor model.layers.1.mlp.gate.weight has shape [6, 32], the configuration says [4096, 32]", DSV2_ERROR_FORMAT},
+    {NULL, "moe_intermediate_size", "8",
+     "tensor model.layers.1.mlp.shared_experts.gate_proj.weight has shape [16, 32], the configuration",
      DSV2_ERROR_FORMAT},
-    {NULL, "moe_intermediate_size", "8", "tensor model.layers.1.mlp.shared_experts.gate_proj.weight has shape [16, 32], the configuration",
-     DSV2_ERROR_FORMAT},
-    {NULL, "kv_lora_rank", "12", "tensor model.layers.0.self_attn.kv_a_proj_with_mqa.weight has shape [20, 32], the configuration says [16",
+    {NULL, "kv_lora_rank", "12",
+     "tensor model.layers.0.self_attn.kv_a_proj_with_mqa.weight has shape [20, 32], the configuration says [16",
      DSV2_ERROR_FORMAT},
     {NULL, "q_lora_rank", "8", "tensor model.layers.0.self_attn.q_a_proj.weight is missing", DSV2_ERROR_FORMAT},
-    {"F8_E4M3", "quantization_config", "null", "is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
-     DSV2_ERROR_FORMAT},
+    {"F8_E4M3", "quantization_config", "null",
+     "is F8_E4M3 and config.json gives no quantization_config.weight_block_size", DSV2_ERROR_FORMAT},
 };
 
 START_TEST(a_tensor_that_is_not_as_the_configuration_says_is_refused_by_name)
@@ -657,7 +675,8 @@ START_TEST(a_tensor_that_is_not_as_the_configuration_says_is_refused_by_name)
         other.block_rows = other.block_cols = 8;
     }
     char *place = test_checkpoint_write(&other), *path = strdup(test_format("%s/config.json", place));
-    json_t *config = json_load_file(path, 0, NULL), *value = json_loads(contradictions[_i].value, JSON_DECODE_ANY, NULL);
+    json_t *config = json_load_file(path, 0, NULL),
+           *value = json_loads(contradictions[_i].value, JSON_DECODE_ANY, NULL);
     ck_assert(config != NULL && value != NULL && json_object_set_new(config, contradictions[_i].field, value) == 0);
     ck_assert(json_dump_file(config, path, 0) == 0);
     json_decref(config);
@@ -665,7 +684,8 @@ START_TEST(a_tensor_that_is_not_as_the_configuration_says_is_refused_by_name)
     dsv2_model *model = NULL;
     FAILS_WITH(contradictions[_i].status, dsv2_model_open(place, NULL, &model));
     ck_assert(model == NULL);
-    ck_assert_msg(strncmp(dsv2_last_error(), place, strlen(place)) == 0 && strstr(dsv2_last_error(), contradictions[_i].message) != NULL,
+    ck_assert_msg(strncmp(dsv2_last_error(), place, strlen(place)) == 0 &&
+                      strstr(dsv2_last_error(), contradictions[_i].message) != NULL,
                   "\"%s\" is not in: %s", contradictions[_i].message, dsv2_last_error());
     test_checkpoint_remove(place);
 }
@@ -740,7 +760,8 @@ START_TEST(a_fork_shares_pages_sampler_and_logits)
     int32_t drawn, same;
     ck_assert(dsv2_session_sample(session, &drawn) == DSV2_OK);
     ck_assert_uint_eq(memory_of(model).pages_in_use, 5);
-    ck_assert(dsv2_session_fork(session, 4 * PAGE + 10, &copy) == DSV2_OK && dsv2_session_fork(session, PAGE, &part) == DSV2_OK);
+    ck_assert(dsv2_session_fork(session, 4 * PAGE + 10, &copy) == DSV2_OK &&
+              dsv2_session_fork(session, PAGE, &part) == DSV2_OK);
     ck_assert_uint_eq(memory_of(model).pages_in_use, 5);
     for (int i = 0; i < 20; i++) {
         ck_assert(dsv2_session_sample(session, &drawn) == DSV2_OK && dsv2_session_sample(copy, &same) == DSV2_OK);
@@ -829,7 +850,8 @@ static void fail_every_allocation(dsv2_status (*work)(void *), void (*after)(voi
             return;
         }
         if (status != DSV2_OK) {
-            ck_assert_msg(is_want_of_memory(status), "allocation %zu: %s: %s", nth, dsv2_status_name(status), dsv2_last_error());
+            ck_assert_msg(is_want_of_memory(status), "allocation %zu: %s: %s", nth, dsv2_status_name(status),
+                          dsv2_last_error());
             after(context);
         }
     }
@@ -844,7 +866,8 @@ static dsv2_status oom_open_model(void *context)
 {
     (void)context;
     dsv2_model *model = NULL;
-    dsv2_status status = dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 3}, &model);
+    dsv2_status status = dsv2_model_open(
+        folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 3}, &model);
     dsv2_model_close(model);
     return status != DSV2_OK && model != NULL ? DSV2_ERROR_STATE : status;
 }
@@ -868,8 +891,9 @@ static dsv2_status oom_feed(void *context)
 static dsv2_status oom_step(void *context)
 {
     oom_case *c = context;
-    dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = c->session, .tokens = tokens + 20, .n_tokens = 5},
-                              {.struct_size = sizeof *items, .session = c->other, .tokens = tokens + 20, .n_tokens = 3 * PAGE}};
+    dsv2_step_item items[] = {
+        {.struct_size = sizeof *items, .session = c->session, .tokens = tokens + 20, .n_tokens = 5},
+        {.struct_size = sizeof *items, .session = c->other, .tokens = tokens + 20, .n_tokens = 3 * PAGE}};
     dsv2_status status = dsv2_step(c->model, items, 2);
     return items[0].status == status && items[1].status == status ? status : DSV2_ERROR_STATE;
 }
@@ -937,9 +961,14 @@ static const struct {
     dsv2_status (*work)(void *);
     bool needs_other;
 } oom_cases[] = {
-    {"open session", oom_open_session, false}, {"feed", oom_feed, false}, {"step", oom_step, true},
-    {"write to a shared page", oom_write_shared, true}, {"sample", oom_sample, false}, {"top tokens", oom_top_tokens, false},
-    {"set sampling", oom_set_sampling, false}, {"fork", oom_fork, false},
+    {"open session", oom_open_session, false},
+    {"feed", oom_feed, false},
+    {"step", oom_step, true},
+    {"write to a shared page", oom_write_shared, true},
+    {"sample", oom_sample, false},
+    {"top tokens", oom_top_tokens, false},
+    {"set sampling", oom_set_sampling, false},
+    {"fork", oom_fork, false},
 };
 enum { N_OOM_CASES = sizeof oom_cases / sizeof *oom_cases };
 
@@ -1026,8 +1055,9 @@ static void *host_thread(void *argument)
         feed(h->session, tokens, n);
         ck_assert(dsv2_session_sample(h->session, &token) == DSV2_OK);
         ck_assert(dsv2_session_fork(h->session, n, &copy) == DSV2_OK);
-        dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = h->session, .tokens = tokens + n, .n_tokens = 1},
-                                  {.struct_size = sizeof *items, .session = copy, .tokens = tokens + n, .n_tokens = 4}};
+        dsv2_step_item items[] = {
+            {.struct_size = sizeof *items, .session = h->session, .tokens = tokens + n, .n_tokens = 1},
+            {.struct_size = sizeof *items, .session = copy, .tokens = tokens + n, .n_tokens = 4}};
         ck_assert_msg(dsv2_step(h->model, items, 2) == DSV2_OK, "%s", dsv2_last_error());
         assert_holds(h->session, h->model, tokens, n + 1);
         assert_holds(copy, h->model, tokens, n + 4);
@@ -1073,8 +1103,9 @@ static void *growing_thread(void *argument)
         while (n < GROWN) {
             size_t more = 1 + (size_t)(test_random(&seed) * 40);
             more = more < GROWN - n ? more : GROWN - n;
-            dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = g->session, .tokens = tokens + n, .n_tokens = more},
-                                      {.struct_size = sizeof *items, .session = g->companion, .tokens = tokens, .n_tokens = 3}};
+            dsv2_step_item items[] = {
+                {.struct_size = sizeof *items, .session = g->session, .tokens = tokens + n, .n_tokens = more},
+                {.struct_size = sizeof *items, .session = g->companion, .tokens = tokens, .n_tokens = 3}};
             ck_assert_msg(dsv2_step(g->model, items, 2) == DSV2_OK, "%s", dsv2_last_error());
             ck_assert(dsv2_session_truncate(g->companion, 0) == DSV2_OK);
             n += more;
@@ -1126,7 +1157,8 @@ START_TEST(a_session_is_forked_by_threads_while_it_grows)
     float *logits = logits_after_each(model, cache_types[_i], tokens, GROWN);
     dsv2_session_options options = absorbed;
     options.cache_type = cache_types[_i];
-    growing g = {.model = model, .session = open_session(model, &options), .companion = open_session(model, &options), .logits = logits};
+    growing g = {.model = model, .session = open_session(model, &options), .companion = open_session(model, &options),
+                 .logits = logits};
     pthread_t grower, forkers[N_FORKERS];
     feed(g.session, tokens, 10);
     atomic_store(&g.at_most, 10);
@@ -1161,7 +1193,8 @@ START_TEST(sessions_of_many_threads_do_not_disturb_each_other)
         while (dsv2_session_length(watched.session, &before) == DSV2_ERROR_BUSY)
             continue;
         dsv2_status status = dsv2_session_feed(watched.session, tokens + before, 20);
-        ck_assert_msg(status == DSV2_OK || status == DSV2_ERROR_CANCELLED || status == DSV2_ERROR_BUSY, "%s", dsv2_last_error());
+        ck_assert_msg(status == DSV2_OK || status == DSV2_ERROR_CANCELLED || status == DSV2_ERROR_BUSY, "%s",
+                      dsv2_last_error());
     }
     atomic_store(&stop, true);
     pthread_join(onlooker, NULL);

@@ -336,7 +336,8 @@ static void convert_one(converter *c, const char *published, const char *name, b
 static void convert_experts(converter *c, size_t layer, size_t n_experts, size_t n_parts, const char *const *published,
                             const char *name)
 {
-    const test_tensor *first = test_tensors_find(&c->source, test_format("model.layers.%zu.mlp.experts.0.%s", layer, published[0]));
+    const test_tensor *first =
+        test_tensors_find(&c->source, test_format("model.layers.%zu.mlp.experts.0.%s", layer, published[0]));
     if (first == NULL)
         return;
     const size_t dims[] = {n_experts, n_parts * first->dims[0], first->dims[1]};
@@ -348,7 +349,8 @@ static void convert_experts(converter *c, size_t layer, size_t n_experts, size_t
     if (blocks)
         fill_blocks(c, p);
     for (size_t i = 0; i < n_experts * n_parts; i++) {
-        const char *own = test_format("model.layers.%zu.mlp.experts.%zu.%s", layer, i / n_parts, published[i % n_parts]);
+        const char *own =
+            test_format("model.layers.%zu.mlp.experts.%zu.%s", layer, i / n_parts, published[i % n_parts]);
         if (!blocks)
             fill(c, p, i, test_tensors_find(&c->source, own));
         add_floats(c, p, i, own, 2, first->dims);
@@ -370,7 +372,8 @@ static void convert_split_kv_b(converter *c, const json_t *config, size_t layer)
     if (c->options->quantised) {
         fill_blocks(c, k);
         fill_blocks(c, v);
-        float *values = allocate(n_heads * n_rows * lora * sizeof *values), *row = allocate((nope + lora) * sizeof *row);
+        float *values = allocate(n_heads * n_rows * lora * sizeof *values),
+              *row = allocate((nope + lora) * sizeof *row);
         for (size_t h = 0; h < n_heads; h++) {
             for (size_t col = 0; col < lora; col++) {
                 c->kernels->to_f32[k_type](row, k->data + (h * lora + col) * ds_type_row_bytes(k_type, nope), nope);
@@ -430,11 +433,11 @@ static void convert_layer(converter *c, const json_t *config, size_t l)
         {"mlp.shared_experts.down_proj.weight", "ffn_down_shexp.weight", true},
     };
     for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
-        convert_one(c, test_format("model.layers.%zu.%s", l, weights[i].published), test_format("blk.%zu.%s", l, weights[i].name),
-                    weights[i].matrix);
+        convert_one(c, test_format("model.layers.%zu.%s", l, weights[i].published),
+                    test_format("blk.%zu.%s", l, weights[i].name), weights[i].matrix);
     if (c->options->old)
-        convert_one(c, test_format("model.layers.%zu.self_attn.kv_b_proj.weight", l), test_format("blk.%zu.attn_kv_b.weight", l),
-                    true);
+        convert_one(c, test_format("model.layers.%zu.self_attn.kv_b_proj.weight", l),
+                    test_format("blk.%zu.attn_kv_b.weight", l), true);
     else
         convert_split_kv_b(c, config, l);
     size_t n_experts = integer(config, "n_routed_experts");

@@ -21,6 +21,7 @@ dsv2_model_info test_model_info(const dsv2_model *model);
 void test_same_model(const dsv2_model_info *a, const dsv2_model_info *b);
 
 /* The logits after each of n tokens, [n][vocab_size], that a fresh session gives if it is fed `chunk` at a time; to be freed. */
-float *test_logits(dsv2_model *model, const dsv2_session_options *options, const int32_t *tokens, size_t n, size_t chunk);
+float *test_logits(dsv2_model *model, const dsv2_session_options *options, const int32_t *tokens, size_t n,
+                   size_t chunk);
 
 #endif

@@ -114,10 +114,12 @@ static int compare_extents(const void *a, const void *b)
     return x->end < y->end ? -1 : x->end > y->end;
 }
 
+void ds_sort_extents(ds_extent *extents, size_t n) { qsort(extents, n, sizeof *extents, compare_extents); }
+
 dsv2_status ds_check_overlap(const ds_file *file, ds_extent *extents, size_t n)
 {
     enum { SHOWN = 200 }; /* bytes of a name */
-    qsort(extents, n, sizeof *extents, compare_extents);
+    ds_sort_extents(extents, n);
     for (size_t i = 1; i < n; i++) {
         ds_text name = extents[i].name, other = extents[i - 1].name;
         if (extents[i].begin < extents[i - 1].end)
@@ -192,7 +194,7 @@ bool ds_tensor_bytes(ds_type type, const uint64_t *dims, uint32_t n_dims, uint64
         uint64_t dim = dims[i];
         if (packed && !ds_add(dim, (DS_PACK_ROWS - dim % DS_PACK_ROWS) % DS_PACK_ROWS, &dim))
             return false;
-        /* An empty tensor's other dimensions are still those of a real one: [2^63, 2^63, 0] is none. */
+        /* The other dimensions of an empty tensor must be possible too: [2^63, 2^63, 0] is refused. */
         if (dim == 0)
             empty = true;
         else if (!ds_mul(*bytes > 0 ? *bytes : 1, dim, bytes))

@@ -1,5 +1,5 @@
-/* The tokenizer of a pack: a tokenizer.json and tokenizer_config.json as they were published, or a GGUF's vocabulary, written down
- * as README.md tells. */
+/* The tokenizer of a pack: tokenizer.json and tokenizer_config.json as they were published, or a GGUF's vocabulary in
+ * the form that README.md describes. */
 #include "formats/pack.h"
 
 #include <string.h>
@@ -101,11 +101,11 @@ dsv2_status ds_pack_writer_tokenizer(ds_pack_writer *writer, const ds_container 
 
 /* ---- reading ---- */
 
-/* The rest of a text that is read from its beginning. */
+/* What is left of a text that is read from its beginning. */
 typedef struct cursor {
     const char *data;
     size_t left;
-    bool cut; /* something did not fit into what is left */
+    bool cut; /* more was asked for than was left */
 } cursor;
 
 static ds_text take(cursor *c, size_t size)
@@ -141,7 +141,7 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
         .eos_token_id = (int32_t)ds_load_u32(header.data + 12),
         .ignore_merges = ds_load_u32(header.data + 16) != 0,
     };
-    /* Every token takes five bytes at least, every merge eight. */
+    /* A token takes at least 5 bytes, a merge at least 8. */
     if (v.n_tokens > c.left / 5 || v.n_merges > c.left / 8)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary has %zu bytes, too few for %zu tokens and %zu merges",
                        path, size, v.n_tokens, v.n_merges);
@@ -173,7 +173,7 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     return status;
 }
 
-/* With what the tokenizer_config.json says, if there is one. */
+/* Reads a pack's tokenizer.json, and its tokenizer_config.json if there is one. */
 static dsv2_status read_json(const ds_container *container, const char *json, size_t size, dsv2_tokenizer **tokenizer)
 {
     const char *path = ds_container_path(container), *config;

@@ -8,7 +8,7 @@
 
 enum {
     LENGTH_BYTES = 8,
-    HEADER_LIMIT = 100 * 1000 * 1000 /* as the reference reader has it; also for the index */
+    HEADER_LIMIT = 100 * 1000 * 1000 /* the reference reader's limit; used for the index too */
 };
 
 static const struct {
@@ -20,12 +20,6 @@ static const struct {
     {"BF16", DS_TYPE_BF16},
     {"F8_E4M3", DS_TYPE_F8_E4M3},
 };
-
-/* Where a tensor's bytes lie in the data that follow the header. */
-typedef struct extent {
-    uint64_t begin, end;
-    const char *name;
-} extent;
 
 static dsv2_status read_u64(const ds_file *file, const char *tensor, const char *field, const json_t *value,
                             uint64_t *out)
@@ -56,7 +50,7 @@ static dsv2_status read_shape(const ds_file *file, const char *name, const json_
 }
 
 static dsv2_status read_extent(const ds_file *file, const char *name, const json_t *offsets, uint64_t data_size,
-                               extent *out)
+                               ds_extent *out)
 {
     if (!json_is_array(offsets) || json_array_size(offsets) != 2)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets is %s of %zu, expected an array of 2 integers",
@@ -72,13 +66,13 @@ static dsv2_status read_extent(const ds_file *file, const char *name, const json
                        "of data: the file is cut or damaged",
                        file->path, name, (unsigned long long)out->begin, (unsigned long long)out->end,
                        (unsigned long long)data_size);
-    out->name = name;
+    out->name = (ds_text){name, strlen(name)};
     return DSV2_OK;
 }
 
-/* One entry of the header. */
+/* Reads one entry of the header. */
 static dsv2_status read_tensor(ds_container *container, const ds_file *file, const char *name, const json_t *entry,
-                               uint64_t data_begin, extent *where)
+                               uint64_t data_begin, ds_extent *where)
 {
     if (!json_is_object(entry))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is %s, expected an object", file->path, name,
@@ -109,25 +103,17 @@ static dsv2_status read_tensor(ds_container *container, const ds_file *file, con
     return ds_container_add(container, &tensor);
 }
 
-static int compare_extents(const void *a, const void *b)
+/* Every byte of the data must belong to exactly one tensor. */
+static dsv2_status check_extents(const ds_file *file, ds_extent *extents, size_t n, uint64_t data_size)
 {
-    const extent *x = a, *y = b;
-    if (x->begin != y->begin)
-        return x->begin < y->begin ? -1 : 1;
-    return x->end < y->end ? -1 : x->end > y->end;
-}
-
-/* The format wants every byte of the data to belong to exactly one tensor. */
-static dsv2_status check_extents(const ds_file *file, extent *extents, size_t n, uint64_t data_size)
-{
-    qsort(extents, n, sizeof *extents, compare_extents);
+    ds_sort_extents(extents, n);
     uint64_t end = 0;
     for (size_t i = 0; i < n; i++) {
         if (extents[i].begin != end)
             return ds_fail(DSV2_ERROR_FORMAT,
                            "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s",
-                           file->path, extents[i].name, (unsigned long long)extents[i].begin, (unsigned long long)end,
-                           extents[i].begin < end ? "overlaps another" : "leaves a hole");
+                           file->path, extents[i].name.data, (unsigned long long)extents[i].begin,
+                           (unsigned long long)end, extents[i].begin < end ? "overlaps another" : "leaves a hole");
         end = extents[i].end;
     }
     if (end != data_size)
@@ -138,7 +124,7 @@ static dsv2_status check_extents(const ds_file *file, extent *extents, size_t n,
 
 static dsv2_status read_header(ds_container *container, const ds_file *file, json_t *header, uint64_t data_begin)
 {
-    extent *extents = ds_new(json_object_size(header), sizeof *extents);
+    ds_extent *extents = ds_new(json_object_size(header), sizeof *extents);
     if (extents == NULL)
         return ds_fail_memory("a list of tensors", json_object_size(header) * sizeof *extents);
     size_t n = 0;
@@ -158,7 +144,7 @@ done:
     return status;
 }
 
-/* Maps one file into a free place of the container and adds its tensors. */
+/* Maps a file into an unused ds_file of the container and adds its tensors. */
 static dsv2_status open_file(ds_container *container, ds_file *file, const char *path)
 {
     dsv2_status status = ds_file_map(path, file);
@@ -184,24 +170,7 @@ static dsv2_status open_file(ds_container *container, ds_file *file, const char 
     return status;
 }
 
-dsv2_status ds_safetensors_open_file(const char *path, const ds_logger *logger, ds_container **out)
-{
-    (void)logger;
-    ds_container *container = ds_container_create("safetensors", path, 1);
-    if (container == NULL)
-        return DSV2_ERROR_MEMORY;
-    dsv2_status status = open_file(container, &container->files[0], path);
-    if (status == DSV2_OK)
-        status = ds_container_finish(container);
-    if (status != DSV2_OK) {
-        ds_container_close(container);
-        return status;
-    }
-    *out = container;
-    return DSV2_OK;
-}
-
-/* The names of a model's files inside its folder, each once, in order. */
+/* Names of a model's files inside its folder. */
 typedef struct file_list {
     char **names;
     size_t n, capacity;
@@ -227,13 +196,13 @@ static dsv2_status add_name(file_list *list, const char *name)
     return DSV2_OK;
 }
 
-/* An index may name files beside it, nothing else: it comes from whoever made the model. */
+/* An index comes from whoever made the model: it may name files beside it, nothing else. */
 static bool is_plain_name(const char *name)
 {
     return name[0] != '\0' && strchr(name, '/') == NULL && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
-/* The files that an index's weight_map names. */
+/* Lists the files that an index's weight_map names, each once, in order. */
 static dsv2_status list_index(const char *path, json_t *map, file_list *list)
 {
     if (!json_is_object(map))
@@ -246,7 +215,8 @@ static dsv2_status list_index(const char *path, json_t *map, file_list *list)
                            "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path,
                            name, json_is_string(value) ? json_string_value(value) : ds_json_kind(value));
         const char *file = json_string_value(value);
-        /* Neighbours mostly share a file, so this keeps the list short; the rest of the doubles go after sorting. */
+        /* Neighbours mostly share a file: skipping repeats here keeps the list short. Other repeats go after
+         * sorting. */
         if (list->n > 0 && strcmp(list->names[list->n - 1], file) == 0)
             continue;
         dsv2_status status = add_name(list, file);
@@ -274,7 +244,7 @@ static bool is_safetensors_name(const char *name)
     return length >= sizeof suffix && strcmp(name + length - (sizeof suffix - 1), suffix) == 0;
 }
 
-/* All *.safetensors of a folder without an index. */
+/* Lists all *.safetensors of a folder without an index. */
 static dsv2_status list_folder(const char *folder, file_list *list)
 {
     ds_os_folder *names = ds_os_folder_open(folder);
@@ -293,7 +263,7 @@ static dsv2_status list_folder(const char *folder, file_list *list)
     return status;
 }
 
-/* Each tensor has to be in the file where the index has it. */
+/* Each tensor must be in the file that the index names. */
 static dsv2_status check_index(const ds_container *container, const char *path, json_t *map)
 {
     const char *name;
@@ -310,7 +280,7 @@ static dsv2_status check_index(const ds_container *container, const char *path, 
     return DSV2_OK;
 }
 
-/* Reads the index, if there is one: *map is borrowed from *index. */
+/* Reads the index. *map belongs to *index. */
 static dsv2_status read_index(const char *path, json_t **index, json_t **map)
 {
     char *text;

@@ -74,7 +74,7 @@ static size_t list_places(const char *path, size_t kind, place *places, size_t c
     ds_container *container;
     dsv2_status status = kinds[kind].is_gguf   ? ds_gguf_open(path, NULL, &container)
                          : kinds[kind].is_pack ? ds_pack_open(path, &container)
-                                               : ds_safetensors_open_file(path, NULL, &container);
+                                               : ds_safetensors_open(path, NULL, &container);
     ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
     size_t n = 0;
     for (size_t i = 0; i < ds_container_count(container); i++) {
@@ -154,7 +154,7 @@ START_TEST(weights_that_are_no_numbers_are_never_a_danger)
         ck_assert_msg(dsv2_model_pack(folder, file, &packing) == DSV2_OK, "%s", dsv2_last_error());
     place *places = calloc(MAX_PLACES, sizeof *places);
     ck_assert(places != NULL);
-    size_t n = list_places(file, kind, places, MAX_PLACES), size;
+    size_t n = list_places(path, kind, places, MAX_PLACES), size;
     char *whole = test_read_file(file, &size), *damaged = malloc(size);
     ck_assert(damaged != NULL && n > 20);
     for (size_t i = 0; i < n; i++) {

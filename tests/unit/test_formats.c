@@ -6,7 +6,6 @@
 #include "support/run.h"
 
 #include <check.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -31,11 +30,18 @@ static void write_safetensors(const char *name, const char *header, size_t data_
     write_with_length(name, strlen(header), header, data_size);
 }
 
-static ds_container *open_good(const char *name) { return expect_opened(ds_safetensors_open_file, name); }
+/* Opens the folder of the file at `path`, its only one. */
+static dsv2_status open_folder_of(const char *path, const ds_logger *logger, ds_container **container)
+{
+    ck_assert_ptr_nonnull(strstr(path, folder_path()));
+    return ds_safetensors_open(folder_path(), logger, container);
+}
+
+static ds_container *open_good(const char *name) { return expect_opened(open_folder_of, name); }
 
 static void expect_refused(const char *name, dsv2_status expected, const char *part)
 {
-    expect_refusal(ds_safetensors_open_file, name, expected, part);
+    expect_refusal(open_folder_of, name, expected, part);
     expect_message(folder_file(name));
 }
 
@@ -107,7 +113,7 @@ START_TEST(only_a_needed_tensor_of_unread_type_is_an_error)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         ck_assert_ptr_null(ds_container_find(container, cases[i].name));
         ck_assert_int_eq(ds_container_require(container, cases[i].name, &tensor), cases[i].status);
-        expect_message(folder_file("a.safetensors"));
+        expect_message(cases[i].status == DSV2_ERROR_FORMAT ? folder_path() : folder_file("a.safetensors"));
         expect_message(cases[i].part);
     }
     ds_container_close(container);
@@ -221,10 +227,13 @@ END_TEST
 START_TEST(what_is_no_regular_file_is_refused)
 {
     ck_assert_int_eq(mkdir(folder_file("folder.safetensors"), 0700), 0);
-    ck_assert_int_eq(mkfifo(folder_file("fifo.safetensors"), 0600), 0);
     expect_refused("folder.safetensors", DSV2_ERROR_IO, "not a regular file");
+    ck_assert_int_eq(rmdir(folder_file("folder.safetensors")), 0);
+    ck_assert_int_eq(mkfifo(folder_file("fifo.safetensors"), 0600), 0);
     expect_refused("fifo.safetensors", DSV2_ERROR_IO, "not a regular file");
-    expect_refused("absent.safetensors", DSV2_ERROR_IO, "cannot open: No such file");
+    ck_assert_int_eq(unlink(folder_file("fifo.safetensors")), 0);
+    ck_assert_int_eq(symlink("absent", folder_file("link.safetensors")), 0);
+    expect_refused("link.safetensors", DSV2_ERROR_IO, "cannot open: No such file");
 }
 END_TEST
 

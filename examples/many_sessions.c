@@ -3,7 +3,6 @@
 #include <dsv2/dsv2.h>
 
 #include <stdio.h>
-#include <string.h>
 
 enum { MAX_TEXTS = 16, LENGTH = 40, TEXT_SIZE = 4096 };
 

@@ -2,7 +2,6 @@
 #include "common.h"
 
 #include <inttypes.h>
-#include <string.h>
 
 /* One fact: a name as in config.json, and a number or a text. */
 typedef struct fact {

@@ -1,5 +1,5 @@
-/* config.json to ds_config. Defaults are those of DeepSeek's configuration_deepseek.py, but what gives weights their shape has
- * to be there: a wrong guess would only be noticed as a missing tensor. */
+/* config.json to ds_config. Missing fields get the defaults of DeepSeek's configuration_deepseek.py. A field that gives
+ * weights their shape must be there: a wrong guess would only show as a missing tensor. */
 #include "config/config.h"
 
 #include "base/json.h"
@@ -28,7 +28,7 @@ static dsv2_status fail_unsupported(const reader *r, const char *name, const cha
                    supported);
 }
 
-/* Missing and null are the same to DeepSeek's code wherever it has a default of None. */
+/* DeepSeek's code treats a missing field as null wherever its default is None. */
 static const json_t *get(const reader *r, const char *name)
 {
     const json_t *value = json_object_get(r->root, name);
@@ -81,7 +81,7 @@ static dsv2_status read_bool(const reader *r, const char *name, bool fallback, b
     return DSV2_OK;
 }
 
-/* *out stays valid as long as the JSON. fallback NULL: required. */
+/* *out lives as long as the JSON. fallback NULL: the field must be there. */
 static dsv2_status read_string(const reader *r, const char *name, const char *fallback, const char **out)
 {
     const json_t *value = get(r, name);
@@ -130,7 +130,7 @@ static dsv2_status read_shapes(const reader *r, ds_config *config)
     if (config->qk_rope_head_dim % 2 != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: qk_rope_head_dim is %u, expected an even number: it holds pairs",
                        r->path, (unsigned)config->qk_rope_head_dim);
-    /* null means that queries are not compressed; left out, DeepSeek's code would take 1536. */
+    /* null: queries are not compressed. DeepSeek's code would take 1536 for a missing field. */
     if (json_object_get(r->root, "q_lora_rank") == NULL)
         return fail_kind(r, "q_lora_rank", NULL, "an integer or null");
     return read_u32(r, "q_lora_rank", 1, DS_MAX_DIM, 0, &config->q_lora_rank);
@@ -153,13 +153,13 @@ static dsv2_status read_attention(const reader *r, ds_config *config)
     config->rope_pairs_split = !interleave;
     if (status == DSV2_OK)
         status = read_bool(r, "tie_word_embeddings", false, &config->tie_word_embeddings);
-    /* Below 2^-126 a float would be 0 or subnormal, and a row of zeros would be divided by it. */
+    /* A float below 2^-126 would be 0 or subnormal, and a row of zeros would be divided by it. */
     if (status == DSV2_OK)
         status = read_float(r, "rms_norm_eps", 1e-37, 1, 1e-6, &config->rms_norm_eps);
     return status;
 }
 
-/* Switches with one value that this library runs, and which DeepSeek's code or its descendants have others for. */
+/* Switches of which this library runs one value alone. DeepSeek's code or its descendants know others. */
 static dsv2_status check_switches(const reader *r)
 {
     const char *act;
@@ -200,7 +200,8 @@ static dsv2_status read_yarn(const reader *r, ds_yarn *yarn)
         status = read_float(r, "mscale_all_dim", 0, 1e6, 0, &yarn->mscale_all_dim);
     if (status != DSV2_OK)
         return status;
-    /* Additions of newer transformers versions: DeepSeek's code does not know them, and they would change every position. */
+    /* Newer versions of transformers added the next two. DeepSeek's code does not know them, and they would change
+     * every position. */
     if (get(r, "attention_factor") != NULL)
         return ds_fail(DSV2_ERROR_UNSUPPORTED,
                        "%s: %sattention_factor is set, this library derives it from mscale and mscale_all_dim", r->path,
@@ -212,7 +213,8 @@ static dsv2_status read_yarn(const reader *r, ds_yarn *yarn)
     return status;
 }
 
-/* rope_scaling, or rope_parameters as newer files have it: with the base inside, and for models without scaling too. */
+/* Reads rope_scaling, or rope_parameters as newer files name it. rope_parameters has the base inside, and is there
+ * without scaling too. */
 static dsv2_status read_rope(const reader *r, const ds_logger *logger, ds_config *config)
 {
     /* The correction range divides by the logarithm of the base. */
@@ -262,7 +264,7 @@ static dsv2_status read_routing_names(const reader *r, ds_config *config)
         status = read_string(r, "topk_method", config->is_v3 ? "noaux_tc" : "greedy", &method);
     if (status != DSV2_OK)
         return status;
-    /* The published code of each model type knows these and raises an error for any other. */
+    /* The published code of each model type takes these names and raises an error for others. */
     if (strcmp(scoring, config->is_v3 ? "sigmoid" : "softmax") != 0)
         return fail_unsupported(r, "scoring_func", scoring,
                                 config->is_v3 ? "\"sigmoid\" for deepseek_v3" : "\"softmax\" for deepseek_v2");
@@ -273,7 +275,7 @@ static dsv2_status read_routing_names(const reader *r, ds_config *config)
         config->topk_method = DS_TOPK_NOAUX_TC;
     } else if (strcmp(method, "group_limited_greedy") == 0) {
         config->topk_method = DS_TOPK_GROUP_LIMITED_GREEDY;
-    } else if (strcmp(method, "greedy") == 0 || strcmp(method, "gready") == 0) { /* the second as early published files spell it */
+    } else if (strcmp(method, "greedy") == 0 || strcmp(method, "gready") == 0) { /* gready: in early published files */
         config->topk_method = DS_TOPK_GREEDY;
     } else {
         return fail_unsupported(r, "topk_method", method, "\"greedy\" and \"group_limited_greedy\" for deepseek_v2");
@@ -281,7 +283,7 @@ static dsv2_status read_routing_names(const reader *r, ds_config *config)
     return DSV2_OK;
 }
 
-/* n_group and topk_group, where they count. */
+/* n_group and topk_group: read where the method limits routing, 1 elsewhere. */
 static dsv2_status read_groups(const reader *r, ds_config *config)
 {
     config->n_group = config->topk_group = 1;
@@ -306,7 +308,8 @@ dsv2_status ds_config_settle_experts(const char *path, ds_config *config)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: num_experts_per_tok is %u, but topk_group leaves %u to choose from",
                        path, (unsigned)config->num_experts_per_tok,
                        (unsigned)(config->topk_group * (experts / groups)));
-    uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size; /* the size of their common network */
+    /* Shared experts are one network of this size. */
+    uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size;
     if (shared > DS_MAX_DIM)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: n_shared_experts times moe_intermediate_size is %llu, expected at most %d", path,
@@ -320,7 +323,7 @@ dsv2_status ds_config_settle_experts(const char *path, ds_config *config)
 
 static dsv2_status read_experts(const reader *r, ds_config *config)
 {
-    /* The published defaults make a V2 without the field a dense model and a V3 a mixture of 256. */
+    /* The published defaults make a V2 without the field a dense model, but a V3 a mixture of 256 experts. */
     if (config->is_v3 && json_object_get(r->root, "n_routed_experts") == NULL)
         return fail_kind(r, "n_routed_experts", NULL, "an integer or null");
     dsv2_status status = read_u32(r, "n_routed_experts", 0, DS_MAX_EXPERTS, 0, &config->n_routed_experts);
@@ -361,7 +364,7 @@ static dsv2_status read_experts(const reader *r, ds_config *config)
     return status;
 }
 
-/* FP8 as DeepSeek-V3 publishes it; the scales' block size is what matters, activations stay as they are. */
+/* FP8 as DeepSeek-V3 publishes it. Only the size of the scales' blocks matters here: activations stay as they are. */
 static dsv2_status read_quantization(const reader *r, ds_config *config)
 {
     const json_t *quantization = get(r, "quantization_config");
@@ -397,7 +400,7 @@ static dsv2_status read_quantization(const reader *r, ds_config *config)
     return DSV2_OK;
 }
 
-/* An id, null, or a list of ids of which the first counts. */
+/* The field is an id, null, or a list of ids, whose first is taken. */
 static dsv2_status read_token_id(const reader *r, const char *name, const ds_logger *logger, const ds_config *config,
                                  int32_t *out)
 {

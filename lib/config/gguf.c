@@ -1,6 +1,5 @@
-/* The metadata of a GGUF to ds_config. Keys are those of architecture "deepseek2". Two things the files cannot say, since no
- * key exists: moe_layer_freq, which is 1 in all published models, and YaRN's mscale apart from mscale_all_dim, which they have
- * equal. */
+/* The metadata of a GGUF to ds_config. Keys are those of architecture "deepseek2". No key exists for two fields:
+ * moe_layer_freq, which is 1 in all published models, and YaRN's mscale, which equals mscale_all_dim in all of them. */
 #include "config/config.h"
 
 #include <stdio.h>
@@ -90,7 +89,7 @@ static dsv2_status read_shapes(const ds_container *gguf, ds_config *config)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: key deepseek2.rope.dimension_count is %u, expected an even number: it holds pairs",
                        ds_container_path(gguf), (unsigned)config->qk_rope_head_dim);
-    uint32_t next_n; /* V3's layers for predicting further tokens, counted among the blocks by newer converters */
+    uint32_t next_n; /* V3's layers that predict further tokens: newer converters count them as blocks */
     dsv2_status status = read_optional_u32(gguf, "nextn_predict_layers", 0, config->num_hidden_layers - 1, 0, &next_n);
     config->num_hidden_layers -= next_n;
     if (status == DSV2_OK)
@@ -98,8 +97,8 @@ static dsv2_status read_shapes(const ds_container *gguf, ds_config *config)
     return status;
 }
 
-/* Head sizes are those of the expanded form. Newer files have them under "_mla" and say of attention itself that it is over the
- * latent: one head for keys and values. */
+/* Sizes of heads, in the expanded form. Newer files have them in keys that end in "_mla": there the keys without "_mla"
+ * describe attention over the latent, with one head of keys and values. */
 static dsv2_status read_heads(const ds_container *gguf, ds_config *config)
 {
     bool mla = has(gguf, "attention.key_length_mla");
@@ -121,7 +120,7 @@ static dsv2_status read_heads(const ds_container *gguf, ds_config *config)
     return status;
 }
 
-/* Keys that other models of this architecture have and that would change every result. */
+/* Refuses values of keys that other models of this architecture use and that would change every result. */
 static dsv2_status check_switches(const ds_container *gguf)
 {
     static const struct {
@@ -182,7 +181,7 @@ static dsv2_status read_rope(const ds_container *gguf, ds_config *config)
         status = read_optional_f32(gguf, "rope.scaling.yarn_beta_slow", 1e-6f, 1e6f, 1, &yarn->beta_slow);
     if (status == DSV2_OK && has(gguf, "rope.scaling.yarn_log_multiplier")) {
         status = read_f32(gguf, "rope.scaling.yarn_log_multiplier", 0, 1e5f, &yarn->mscale_all_dim);
-        yarn->mscale_all_dim /= 0.1f; /* it is written as 0.1 * mscale_all_dim */
+        yarn->mscale_all_dim /= 0.1f; /* the file has 0.1 * mscale_all_dim */
         yarn->mscale = yarn->mscale_all_dim;
     }
     return status;
@@ -190,8 +189,8 @@ static dsv2_status read_rope(const ds_container *gguf, ds_config *config)
 
 enum { GATING_NONE = 0, GATING_SOFTMAX = 1, GATING_SIGMOID = 2 };
 
-/* Which experts may be chosen. Files of before the keys for groups existed are of published models: those with 160 experts keep 3
- * of 8 groups (V2, V2.5, Coder-V2), those with 256 keep 4 of 8 (V3, R1); the others do without. */
+/* How routing is limited. Older files have no keys for groups; all are of published models. Files with 160 experts (V2,
+ * V2.5, Coder-V2) keep 3 of 8 groups, files with 256 (V3, R1) keep 4 of 8, others have no groups. */
 static dsv2_status read_groups(const ds_container *gguf, const ds_logger *logger, ds_config *config)
 {
     dsv2_status status = DSV2_OK;
@@ -258,7 +257,8 @@ static dsv2_status read_experts(const ds_container *gguf, const ds_logger *logge
     return status == DSV2_OK ? ds_config_settle_experts(ds_container_path(gguf), config) : status;
 }
 
-/* The vocabulary is as large as the embedding: some files have no key for it, some a key and a longer, padded list of tokens. */
+/* The embedding gives the size of the vocabulary: some files lack the key for it, some have the key and a longer,
+ * padded list of tokens. */
 static dsv2_status read_embedding(const ds_container *gguf, ds_config *config)
 {
     const ds_tensor *embedding;
@@ -283,7 +283,7 @@ static dsv2_status read_token_id(const ds_container *gguf, const char *key, cons
     if (status == DSV2_OK && id != UINT32_MAX && id >= config->vocab_size)
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected less than the vocabulary's size, %u",
                          ds_container_path(gguf), key, (unsigned)id, (unsigned)config->vocab_size);
-    *out = id == UINT32_MAX ? -1 : (int32_t)id; /* 2^32 - 1 is how -1 was written */
+    *out = id == UINT32_MAX ? -1 : (int32_t)id; /* -1 is written as 2^32 - 1 */
     return status;
 }
 

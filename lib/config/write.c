@@ -1,11 +1,10 @@
-/* ds_config to config.json, for packs: what ds_config_from_json reads back as the same configuration. */
+/* ds_config to the config.json of a pack. ds_config_from_json reads the same configuration back. */
 #include "config/config.h"
 
 #include <jansson.h>
 #include <stdlib.h>
-#include <string.h>
 
-/* jansson takes reals with as many digits as tell two floats apart. */
+/* Digits that jansson writes: 9 tell any two floats apart. */
 enum { FLOAT_DIGITS = 9 };
 
 static json_t *optional(uint32_t value) { return value == 0 ? json_null() : json_integer(value); }
@@ -67,6 +66,6 @@ dsv2_status ds_config_to_json(const ds_config *config, char **out)
                      : json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(FLOAT_DIGITS));
     json_decref(root);
     *out = text == NULL ? NULL : ds_copy_string(text);
-    free(text); /* jansson's own */
+    free(text); /* jansson allocated it */
     return *out != NULL ? DSV2_OK : ds_fail_memory("config.json", 4096);
 }

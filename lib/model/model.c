@@ -5,7 +5,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-/* A configuration is a page of text; anything far larger is something else. */
+/* A configuration is a page of text. A far larger file is something else. */
 enum { CONFIG_MAX_BYTES = 16 << 20 };
 
 void ds_model_retain(dsv2_model *model) { atomic_fetch_add_explicit(&model->references, 1, memory_order_relaxed); }
@@ -26,7 +26,7 @@ void ds_model_release(dsv2_model *model)
     ds_free(model);
 }
 
-/* A folder as Hugging Face publishes it. */
+/* Opens a folder as Hugging Face publishes it. */
 static dsv2_status open_folder(dsv2_model *model, const char *path)
 {
     char *json = NULL, *tokenizer_path = NULL, *config_path = ds_path_join(path, "config.json");
@@ -92,7 +92,7 @@ static dsv2_status open_container(dsv2_model *model, const char *path)
     if (ds_is_pack(path))
         return open_pack(model, path);
     ds_file file;
-    dsv2_status status = ds_file_map(path, &file); /* says why if it is not there */
+    dsv2_status status = ds_file_map(path, &file); /* says why the path cannot be read */
     if (status != DSV2_OK)
         return status;
     ds_file_unmap(&file);
@@ -101,7 +101,7 @@ static dsv2_status open_container(dsv2_model *model, const char *path)
                    path);
 }
 
-/* Digest of everything in the configuration that changes a logit. Field by field: a structure's padding holds anything. */
+/* Digest of all fields of the configuration that change a logit. Field by field, since padding holds anything. */
 static uint64_t config_fingerprint(const ds_config *c)
 {
     const uint32_t integers[] = {
@@ -127,7 +127,7 @@ static dsv2_status start_threads(dsv2_model *model, uint32_t n_threads)
     return ds_pool_create(n_threads > 0 ? n_threads : ds_default_threads(), &model->pool);
 }
 
-/* Everything but the weights, and what opening these needs. *out is to be released whatever is returned. */
+/* Opens everything but the weights, and what opening weights needs. The caller releases *out whatever is returned. */
 static dsv2_status begin(const char *path, const dsv2_model_options *options, dsv2_model **out)
 {
     dsv2_model *model = *out = ds_new(1, sizeof *model);
@@ -139,7 +139,7 @@ static dsv2_status begin(const char *path, const dsv2_model_options *options, ds
     model->logger = (ds_logger){options->log, options->log_user};
     dsv2_status status = ds_kernels_select(options->kernels, &model->kernels);
     if (status == DSV2_OK)
-        status = start_threads(model, options->n_threads); /* weights may have to be converted */
+        status = start_threads(model, options->n_threads); /* opening converts weights */
     if (status == DSV2_OK)
         status = open_container(model, path);
     if (status != DSV2_OK)
@@ -155,7 +155,7 @@ static ds_weights_opening weights_opening(const dsv2_model *model)
         .config = &model->config, .container = model->container, .kernels = model->kernels, .pool = model->pool};
 }
 
-/* The weights, and what runs them. */
+/* Opens the weights, and makes what runs them. */
 static dsv2_status finish(dsv2_model *model, const dsv2_model_options *options)
 {
     ds_weights_opening opening = weights_opening(model);

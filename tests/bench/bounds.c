@@ -2,6 +2,7 @@
 
 #ifdef __x86_64__
 #include <immintrin.h>
+#include <stdbool.h>
 
 static volatile float keep_float;
 static volatile int keep_int;

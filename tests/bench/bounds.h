@@ -2,7 +2,6 @@
 #ifndef DS_TESTS_BENCH_BOUNDS_H
 #define DS_TESTS_BENCH_BOUNDS_H
 
-#include <stdbool.h>
 #include <stddef.h>
 
 /* A second; 0: not known how to measure on this processor. A multiplication and its addition count as two operations. */

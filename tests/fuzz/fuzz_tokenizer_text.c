@@ -2,7 +2,6 @@
  * The first byte chooses the tokenizer. */
 #include "tokenizer/tokenizer.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

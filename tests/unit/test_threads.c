@@ -5,7 +5,6 @@
 #include <check.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <string.h>
 #include <time.h>
 
 enum { MAX_TASKS = 300, MAX_THREADS = 9 };

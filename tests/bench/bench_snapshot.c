@@ -1,8 +1,8 @@
-/* Figures of the latent cache and of snapshots, for the README: bench_snapshot [TOKENS [FOLDER]]
- *
- * A model of V2-Lite's attention and vocabulary (27 layers, 16 heads, latents of 512 + 64) with small feed-forward parts, its weights random. The rows of
- * the session's tokens are random too, normal with a few loud channels, rather than fed: that would take minutes, and compresses no
- * better. Each time is the best of some. */
+/* bench_snapshot [TOKENS [FOLDER]]: figures of the latent cache and of snapshots, for the README.
+ * 
+ * The model has V2-Lite's attention and vocabulary (27 layers, 16 heads, latents of 512 + 64), small feed-forward parts
+ * and random weights. The rows of the session's tokens are random too: normal, with a few loud channels. Feeding tokens
+ * would take minutes, and compresses no better. Each time is the best of some. */
 #include "session/session.h"
 
 #include "support/checkpoint.h"
@@ -37,7 +37,7 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Near normal, and quick: four 16-bit parts of a random number. */
+/* Near normal, and quick: the sum of four 16-bit parts of a random number. */
 static float noise(uint64_t *state)
 {
     *state ^= *state << 13;
@@ -83,7 +83,7 @@ static dsv2_session *make_session(dsv2_model *model, dsv2_cache_type type, size_
     return session;
 }
 
-/* Milliseconds for one more token, and the part of it that a single thread takes to decode all rows, once. */
+/* Milliseconds for one more token, and the milliseconds that one thread takes to decode all rows once. */
 static void time_decode(dsv2_session *session, double *token_ms, double *rows_ms)
 {
     const ds_cache *cache = &session->cache;
@@ -110,7 +110,7 @@ static void time_decode(dsv2_session *session, double *token_ms, double *rows_ms
     ds_free(tile);
 }
 
-/* Bytes of this process in memory, after what is free has been given back. */
+/* Bytes of this process in memory, after free memory has been given back. */
 static double resident_bytes(void)
 {
     long pages = 0;
@@ -178,7 +178,7 @@ static void measure(dsv2_model *model, dsv2_cache_type type, size_t n, const cha
     dsv2_session_close(session);
 }
 
-/* Seconds to feed n tokens, from the rate over the first few: later ones take longer. */
+/* Seconds to feed n tokens, by the rate over the first few. Later tokens take longer. */
 static double time_feeding(dsv2_model *model, size_t n)
 {
     int32_t tokens[FED];

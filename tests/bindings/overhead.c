@@ -1,4 +1,4 @@
-/* Times generating in C, for overhead.py. Usage: overhead MODEL TOKENS; prints microseconds of processor time per token. */
+/* overhead MODEL TOKENS: times generating in C, for overhead.py. Prints microseconds of processor time per token. */
 #include <dsv2/dsv2.h>
 #include <stdio.h>
 #include <stdlib.h>

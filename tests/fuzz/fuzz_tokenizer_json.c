@@ -1,5 +1,5 @@
-/* A tokenizer.json: it is refused, or any text encodes with it and comes back. An input that begins with "/" is the parts of a
- * small file, a line each (see small_json.h), since few changes to a whole one leave its 256 letters in place. */
+/* A tokenizer.json is refused, or any text encodes with it and comes back. An input that begins with "/" holds the
+ * parts of a small file, one a line (see small_json.h): few changes to a whole file leave its 256 letters in place. */
 #include "../unit/small_json.h"
 #include "tokenizer/tokenizer.h"
 

@@ -1,5 +1,5 @@
-/* A text, on tokenizers with DeepSeek's expressions and added tokens: it comes back, and a stream of it is cut between characters.
- * The first byte chooses the tokenizer. */
+/* A text encodes and comes back, and a stream of the text is cut between characters, for tokenizers with DeepSeek's
+ * expressions and added tokens. The first byte chooses the tokenizer. */
 #include "tokenizer/tokenizer.h"
 
 #include <stdlib.h>
@@ -13,7 +13,7 @@ static void check(bool claim)
         abort();
 }
 
-/* The letters of all bytes but 0xf5 on, which are added tokens as in DeepSeek's, and some merges. */
+/* Tokens are the letters of all bytes below 0xf5, some merges, and added tokens as DeepSeek has them. */
 static dsv2_tokenizer *make(const char *pre)
 {
     static const char *const more[] = {"Ġa", "Ġt",  "he", "Ġthe", "in", "12",  "ĊĊ",

@@ -1,4 +1,4 @@
-/* Models out of GGUF files, against the checkpoints that they were made of. */
+/* Models from GGUF files, against the checkpoints that the files were made from. */
 #include "support/checkpoint.h"
 #include "support/gguf.h"
 #include "support/model.h"
@@ -23,7 +23,7 @@ static float *logits_of(dsv2_model *model, dsv2_attention attention)
     return test_logits(model, &options, tokens, N_TOKENS, N_TOKENS);
 }
 
-/* The largest difference between two models' logits; infinite if there is a NaN. */
+/* The largest difference between two models' logits. Infinite if a logit is NaN. */
 static double difference(dsv2_model *a, dsv2_model *b, dsv2_attention attention)
 {
     size_t n = N_TOKENS * (size_t)test_model_info(a).vocab_size;
@@ -39,7 +39,7 @@ static double difference(dsv2_model *a, dsv2_model *b, dsv2_attention attention)
     return largest;
 }
 
-/* weight_type: what the GGUF's weights are brought to. */
+/* weight_type: the type that the GGUF's weights are converted to. */
 static void expect_equal(const char *what, const char *folder, const char *gguf, dsv2_weight_type weight_type)
 {
     dsv2_model *a = test_model_open(folder, NULL),
@@ -133,7 +133,7 @@ START_TEST(a_gguf_of_another_shape_gives_the_same_logits)
 }
 END_TEST
 
-/* The test above would not notice if groups made no difference. */
+/* The test above would not notice groups that make no difference. */
 START_TEST(groups_of_160_experts_matter)
 {
     test_checkpoint greedy = others[0].shape;
@@ -168,8 +168,9 @@ static const test_checkpoint wide = {.name = "wide", .vocab_size = 64, .hidden_s
                                      .moe_intermediate_size = 64, .n_shared_experts = 1, .first_k_dense_replace = 1,
                                      .seed = 31};
 
-/* As floats, so that nothing but the weights' values and places is compared: packed weights meet activations rounded to 8 bits. Even
- * cases: as newer files are, with kv_b_proj in two and the experts' gate and up in one; odd ones: as older files are. */
+/* Both models run on floats, so that only the weights' values and places are compared: interleaved weights meet
+ * activations rounded to 8 bits. Even cases are as newer files: kv_b_proj in two tensors, gate and up of the experts in
+ * one. Odd cases are as older files. */
 START_TEST(quantised_weights_act_as_the_floats_they_stand_for)
 {
     test_gguf options = {.quantised = true, .type = block_types[_i / 2], .joined = _i % 2 == 0, .old = _i % 2 == 1,
@@ -186,7 +187,7 @@ END_TEST
 
 /* ---- files that contradict themselves ---- */
 
-/* Puts `value` for the number of `key`, an integer of 32 bits, or for the type of a tensor of one dimension (with `key`'s name). */
+/* Replaces the 32-bit number of `key` by `value`, or the type of the tensor of one dimension named `key`. */
 static void change(const char *path, const char *key, bool is_tensor, uint32_t value)
 {
     size_t size, length = strlen(key);
@@ -273,7 +274,7 @@ static dsv2_status open_reporting(const char *path, reports *r)
     return status;
 }
 
-/* Experts share a tensor: it counts once, and the whole is done when the last report says so. */
+/* Experts share a tensor, which counts once. All is done at the last report. */
 START_TEST(opening_tells_its_progress_and_can_be_cancelled_at_every_report)
 {
     test_gguf options = {.quantised = true, .type = DS_TYPE_Q4_K, .old = _i == 1, .joined = _i == 2, .seed = 5};
@@ -307,7 +308,7 @@ static dsv2_status open_and_close(const char *path)
     return status;
 }
 
-/* Plain weights stay as they are; quantised ones wait for each other to be packed. */
+/* Plain weights stay as they are. Quantised weights wait in a queue for conversion. */
 START_TEST(every_allocation_of_opening_may_fail)
 {
     test_gguf options = {.type = DS_TYPE_BF16, .quantised = _i >= 2, .old = _i % 2 == 1, .split = true};
@@ -318,7 +319,7 @@ START_TEST(every_allocation_of_opening_may_fail)
     char *floats = temporary_folder();
     snprintf(path, sizeof path, "%s/model-00001-of-00002.gguf", place);
     test_gguf_write(&options, folder, path, floats);
-    ck_assert_int_eq(open_and_close(path), DSV2_OK); /* what the C library keeps for good, it has now */
+    ck_assert_int_eq(open_and_close(path), DSV2_OK); /* the C library has allocated what it keeps for good */
     long live = oom_live();
     dsv2_status status = DSV2_ERROR_MEMORY;
     for (size_t nth = 1; status != DSV2_OK; nth++) {

@@ -1,5 +1,5 @@
-/* The forward pass against what DeepSeek's published code computed for four small checkpoints, against an implementation of our own
- * that shares nothing with the library (support/reference.c) for other shapes. */
+/* The forward pass, against what DeepSeek's published code computed for four small checkpoints, and for other shapes
+ * against support/reference.c, which shares nothing with the library. */
 #include "support/checkpoint.h"
 #include "support/model.h"
 #include "support/reference.h"
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TOLERANCE 1e-3 /* of a logit; logits are some units large */
+#define TOLERANCE 1e-3 /* on a logit; logits are some units large */
 
 enum { N_CASES = TEST_GOLDENS * TEST_KERNEL_SETS };
 
@@ -57,7 +57,7 @@ static uint32_t integer_at(const test_tensor *tensor, size_t i)
     return value;
 }
 
-/* The largest difference; NaN if there is one anywhere. */
+/* The largest difference. NaN if a logit is NaN. */
 static double largest_difference(const float *logits, const double *expected, size_t n)
 {
     double largest = 0;
@@ -71,7 +71,7 @@ static double largest_difference(const float *logits, const double *expected, si
     return largest;
 }
 
-/* Every form and chunking with 1 to max_threads threads, against expected logits. */
+/* Every form and chunking with 1 to max_threads threads gives the expected logits. */
 static void check_logits(const char *folder, const char *kernels, uint32_t max_threads, const int32_t *tokens, size_t n,
                          size_t vocab_size, const double *expected)
 {
@@ -111,7 +111,7 @@ START_TEST(logits_match_published_code_for_any_chunking_threads_form_and_kernels
 }
 END_TEST
 
-/* The reference itself is held to the published code first. */
+/* The reference must agree with the published code. */
 START_TEST(reference_matches_published_code)
 {
     golden g = golden_open((size_t)_i);

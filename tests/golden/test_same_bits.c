@@ -1,5 +1,5 @@
-/* A session's logits are the same bits for any number of threads, for any companions in its steps and, in the absorbed form, for any
- * cutting of its input: with every kernel set, for weights as floats and in every packed type. */
+/* A session's logits are the same bits for any number of threads and any companions in its steps, and in the absorbed
+ * form for any cutting of its input. Every kernel set, weights as floats and every interleaved type. */
 #include "support/checkpoint.h"
 #include "support/gguf.h"
 #include "support/model.h"
@@ -11,10 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LONG = 600 }; /* more than one pass, and more than one span of attention */
+enum { LONG = 600 }; /* more than one pass and one span of attention */
 
-/* Rows of more than a span of packed columns; parts of heads that begin inside a group of packed rows; tasks, the last not full;
- * experts whose slices are long for one thread, unless one of them gets most rows, and short for more. */
+/* Sizes make rows longer than a superblock, heads that begin inside a panel, a last task that is not full, and experts
+ * whose slices are short for several threads, and long for one thread unless one expert gets most rows. */
 static const test_checkpoint shape = {.name = "packed", .vocab_size = 103, .hidden_size = 288, .intermediate_size = 32,
                                       .num_hidden_layers = 1, .num_attention_heads = 4, .q_lora_rank = 96,
                                       .kv_lora_rank = 64, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8,
@@ -42,7 +42,7 @@ static const struct {
 };
 enum { N_KINDS = sizeof kinds / sizeof *kinds };
 
-/* All sessions read the same text, each as far as it goes, in its own form and rhythm. */
+/* All sessions read the same text. Each has its own length, form and chunks. */
 static const struct {
     size_t n_tokens, chunk;
     dsv2_session_options options;
@@ -66,7 +66,7 @@ typedef struct checker {
     char path[1024];
     size_t kind, set, vocab_size;
     int32_t tokens[LONG];
-    float *expected[N_PARTS]; /* alone, by one thread; of the absorbed form: in one piece */
+    float *expected[N_PARTS]; /* fed alone by one thread; absorbed form: in one piece */
 } checker;
 
 static void expect(const checker *c, size_t part, const float *logits, uint32_t n_threads, const char *how)

@@ -1,5 +1,5 @@
-/* Weights that are no numbers: a file may hold NaN and infinity anywhere. The text that comes out is worthless, but nothing may
- * crash, hang or leave its bounds, when opening, when running, and when converting. */
+/* Weights that are no numbers: a file may hold NaN and infinity anywhere. The text that comes out is worthless, but
+ * opening, running and converting never crash, hang or leave their bounds. */
 #include <dsv2/dsv2.h>
 
 #include "formats/container.h"
@@ -58,7 +58,7 @@ static const struct {
      .packed = DSV2_WEIGHTS_Q4_K},
 };
 
-/* Two bytes over and over: NaN in every type; infinite halves (huge as BF16); infinite BF16 (NaN as F32). */
+/* Patterns of two bytes: NaN in every type; infinite halves (huge as BF16); infinite BF16 (NaN as F32). */
 static const unsigned char patterns[][2] = {{0xff, 0xff}, {0x00, 0x7c}, {0x80, 0x7f}};
 
 enum { N_KINDS = sizeof kinds / sizeof *kinds, N_PATTERNS = sizeof patterns / sizeof *patterns };

@@ -1,5 +1,5 @@
-/* What a host may do wrong, and what the system may refuse, to models and sessions: a call that fails leaves everything as it was,
- * shown by the bits that come afterwards; nothing leaks, nothing races. */
+/* What a host may do wrong to models and sessions, and what the system may refuse. A failed call leaves everything as
+ * it was, which the bits that come afterwards show. Nothing leaks, nothing races. */
 #include <dsv2/dsv2.h>
 
 #include "support/checkpoint.h"
@@ -76,7 +76,7 @@ static dsv2_memory_info memory_of(const dsv2_model *model)
     return info;
 }
 
-/* The session holds exactly these tokens, and its logits have the bits that a fresh session's would have. */
+/* The session holds exactly these tokens, and its logits have the bits of a fresh session's. */
 static void assert_holds(dsv2_session *session, dsv2_model *model, const int32_t *held, size_t n)
 {
     int32_t copy[CONTEXT];
@@ -199,7 +199,7 @@ START_TEST(wrong_struct_size_is_refused)
         dsv2_step_item item = {.struct_size = sizes[i], .session = session, .tokens = tokens, .n_tokens = 1};
         REFUSED(dsv2_step(model, &item, 1));
     }
-    /* Options of a newer host: accepted if what this library does not know is zero. */
+    /* Options of a newer host are accepted if the part that this library does not know is zero. */
     struct {
         dsv2_session_options known;
         uint64_t later[2];
@@ -284,7 +284,7 @@ END_TEST
 
 /* ---- busy, cancel, progress ---- */
 
-/* A progress callback that stops the feeding thread at one report until it is let go. */
+/* A progress callback that holds the feeding thread at one report until the gate opens. */
 typedef struct gate {
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -318,7 +318,7 @@ static void *feed_thread(void *argument)
     return NULL;
 }
 
-/* Starts feeding n tokens in a thread and returns when it stands at the gate. */
+/* Starts feeding n tokens in a thread and returns when that thread stands at the gate. */
 static pthread_t start_feeding(gate *g, dsv2_session *session, size_t n, uint64_t stop_at)
 {
     pthread_t thread;
@@ -376,7 +376,7 @@ START_TEST(a_session_at_work_is_busy_for_everyone_else)
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_length(session, &n));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_tokens(session, NULL, 0, &n));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_truncate(session, 0));
-    /* In a step it stops the others, too: none has changed, every item says so. */
+    /* A busy session stops the others of its step: none has changed, every item says so. */
     dsv2_session *other = open_session(model, &absorbed);
     dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = other, .tokens = tokens, .n_tokens = 2},
                               {.struct_size = sizeof *items, .session = session, .tokens = tokens, .n_tokens = 2}};
@@ -398,7 +398,7 @@ END_TEST
 static const dsv2_cache_type cache_types[] = {DSV2_CACHE_F32, DSV2_CACHE_F16, DSV2_CACHE_Q8, DSV2_CACHE_Q6};
 enum { N_CACHE_TYPES = sizeof cache_types / sizeof *cache_types };
 
-/* The logits after each of n tokens, VOCAB floats each; to be freed. */
+/* The logits after each of n tokens, [n][VOCAB]; to be freed. */
 static float *logits_after_each(dsv2_model *model, dsv2_cache_type type, const int32_t *fed, size_t n)
 {
     dsv2_session_options options = absorbed;
@@ -419,8 +419,8 @@ static void assert_logits(dsv2_session *session, const float *expected)
     ck_assert(memcmp(logits, expected, VOCAB * sizeof *logits) == 0);
 }
 
-/* Forks of a session that stands in the middle of a feed, its first layers done, the page that it writes to shared with them. Each
- * then goes another way; so does what the feed came to, or what was there before a cancelled one. */
+/* Forks a session in the middle of a feed: its first layers are done, and its forks share the page that it writes to.
+ * Then each fork goes another way. The session goes on too, whether its feed ended or was cancelled. */
 START_TEST(a_session_at_work_can_be_forked)
 {
     static const size_t lengths[] = {1, 3, 63, 64, 65, 100};
@@ -483,7 +483,8 @@ START_TEST(cancel_from_another_thread_leaves_the_session_as_it_was)
     feed(session, tokens, 10);
     dsv2_session_cancel(session);
     assert_holds(session, model, tokens, 10);
-    static const uint64_t stops[] = {512, 2 * 512, 3 * 512 + 88}; /* after two layers of the first part, and one of the second */
+    /* After one and after two layers of the first chunk, and after one layer of the second. */
+    static const uint64_t stops[] = {512, 2 * 512, 3 * 512 + 88};
     for (size_t i = 0; i < 3; i++) {
         pthread_t thread = start_feeding(&g, session, 600, stops[i]);
         dsv2_session_cancel(session);
@@ -815,7 +816,7 @@ START_TEST(the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing)
     feed(b, tokens, PAGE);
     FAILS_WITH(DSV2_ERROR_MEMORY, dsv2_session_feed(b, tokens + PAGE, 1));
     ck_assert_uint_eq(memory_of(model).pages_in_use, 3);
-    /* A fork takes no page until one of the two writes. */
+    /* A fork takes no page until one side writes. */
     ck_assert(dsv2_session_fork(a, 2 * PAGE - 1, &copy) == DSV2_OK);
     FAILS_WITH(DSV2_ERROR_MEMORY, dsv2_session_feed(a, tokens + 2 * PAGE - 1, 1));
     ck_assert_uint_eq(memory_of(model).page_bytes_in_use, memory_of(model).page_bytes_limit);
@@ -830,14 +831,15 @@ START_TEST(the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing)
 }
 END_TEST
 
-/* Whether a call may end so for want of memory. */
+/* Whether a call may end with this status when memory runs out. */
 static bool is_want_of_memory(dsv2_status status)
 {
     return status == DSV2_ERROR_MEMORY || (status == DSV2_ERROR_IO && strstr(dsv2_last_error(), "memory") != NULL);
 }
 
-/* Calls `work` again and again, each time with a later allocation failing, until none fails any more: after each failure the status
- * is one that a want of memory may have, and `after` holds. `work` makes no assertions, which allocate themselves. */
+/* Calls `work` again and again, each time with a later allocation failing, until none fails. After each failure the
+ * status is one that running out of memory may have, and `after` holds. `work` makes no assertions, since they
+ * allocate. */
 static void fail_every_allocation(dsv2_status (*work)(void *), void (*after)(void *), void *context, bool all_after)
 {
     for (size_t nth = 1;; nth++) {
@@ -881,7 +883,7 @@ static dsv2_status oom_open_session(void *context)
     return status;
 }
 
-/* 20 tokens are there; the feed goes into a third page. */
+/* The session has 20 tokens; the feed reaches a third page. */
 static dsv2_status oom_feed(void *context)
 {
     oom_case *c = context;
@@ -950,7 +952,7 @@ static void nothing_left(void *live) { ck_assert_int_eq(oom_live(), *(long *)liv
 
 START_TEST(every_allocation_of_opening_may_fail)
 {
-    dsv2_model_close(open_model(3, 0)); /* what the C library keeps for good, it has now */
+    dsv2_model_close(open_model(3, 0)); /* the C library has allocated what it keeps for good */
     long live = oom_live();
     fail_every_allocation(oom_open_model, nothing_left, &live, _i == 1);
 }
@@ -1044,7 +1046,7 @@ typedef struct host {
     dsv2_session *session;
 } host;
 
-/* A session of its own: feeds, samples, forks, rewinds; the bits in the end are those of a session alone. */
+/* One thread's session feeds, samples, forks and rewinds. In the end it has the bits of a session alone. */
 static void *host_thread(void *argument)
 {
     host *h = argument;
@@ -1067,7 +1069,7 @@ static void *host_thread(void *argument)
     return NULL;
 }
 
-/* Meanwhile: whatever a host may call at any time. */
+/* Meanwhile another thread makes all calls that a host may make at any time. */
 static void *onlooker_thread(void *argument)
 {
     host *h = argument;
@@ -1083,14 +1085,15 @@ static void *onlooker_thread(void *argument)
     return NULL;
 }
 
-/* A session that grows to GROWN tokens, rewinds and grows again, in steps that it shares with another; others fork it meanwhile. */
+/* A session grows to GROWN tokens, rewinds and grows again, in steps that it shares with a companion. Other threads
+ * fork it meanwhile. */
 enum { GROWN = 300, N_GROWINGS = 3, N_FORKERS = 3 };
 
 typedef struct growing {
     dsv2_model *model;
     dsv2_session *session, *companion;
     const float *logits;    /* after each of tokens 0 to GROWN - 1 */
-    _Atomic size_t at_most; /* tokens that it has, and will not lose unless it says so here before */
+    _Atomic size_t at_most; /* tokens that the session has and keeps until this says less */
     _Atomic bool done;
 } growing;
 
@@ -1122,7 +1125,7 @@ static void *growing_thread(void *argument)
     return NULL;
 }
 
-/* Forks at any length, feeds what comes next, also from a fork of the fork. */
+/* Forks at any length and feeds what comes next; a fork of the fork does too. */
 static void *forking_thread(void *argument)
 {
     growing *g = argument;
@@ -1188,7 +1191,7 @@ START_TEST(sessions_of_many_threads_do_not_disturb_each_other)
     }
     watched = (host){.model = model, .stop = &stop, .session = open_session(model, &absorbed)};
     ck_assert(pthread_create(&onlooker, NULL, onlooker_thread, &watched) == 0);
-    for (int i = 0; i < 20; i++) { /* fed here, cancelled and asked from the onlooker: it succeeds or says why not */
+    for (int i = 0; i < 20; i++) { /* the onlooker cancels and asks meanwhile: a feed succeeds or says why not */
         size_t before;
         while (dsv2_session_length(watched.session, &before) == DSV2_ERROR_BUSY)
             continue;

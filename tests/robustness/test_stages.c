@@ -1,4 +1,4 @@
-/* A pass can fail at every stage of every layer: then each session of the step is as it was, whichever stage it was. */
+/* A pass can fail at every stage of every layer. Whichever stage fails, each session of the step is as it was. */
 #include "model/model.h"
 
 #include "support/checkpoint.h"
@@ -13,7 +13,7 @@
 
 enum { VOCAB = 61, CONTEXT = 1400, MEMBERS = 3 };
 
-/* Two MoE layers behind a dense one; queries compressed or not. */
+/* A dense layer and two MoE layers; queries compressed or not. */
 static const test_checkpoint shapes[] = {
     {.vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2,
      .kv_lora_rank = 16, .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8,
@@ -25,7 +25,8 @@ static const test_checkpoint shapes[] = {
      .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 43},
 };
 
-/* What each member has and is fed: a prompt of two chunks in the expanded form, some tokens with all their logits, one token. */
+/* What each member has and is fed: a prompt of two chunks in the expanded form; some tokens with all their logits; one
+ * token. */
 static const struct {
     dsv2_attention attention;
     size_t before, fed;
@@ -136,7 +137,7 @@ static void drop(fixture *f)
     test_checkpoint_remove(f->folder);
 }
 
-/* The step gives the bits, and the statistics, that each session would get alone. */
+/* The step gives the bits and the statistics that each session gets alone. */
 static void expect_alone(const fixture *f)
 {
     for (int i = 0; i < MEMBERS; i++) {

@@ -91,7 +91,7 @@ typedef struct writer {
     uint64_t seed;
 } writer;
 
-/* A value as BF16, F16 or F32 bytes: rounded towards zero, which is as good as any for random weights. */
+/* A value as BF16, F16 or F32 bytes, rounded towards zero: any rounding serves random weights. */
 static void store(const char *dtype, uint8_t *to, float value)
 {
     uint32_t bits;
@@ -109,7 +109,7 @@ static void store(const char *dtype, uint8_t *to, float value)
     memcpy(to, &half, sizeof half);
 }
 
-/* A tensor of values spread evenly over mean - spread to mean + spread; cols 0: a vector. */
+/* A tensor of values spread evenly from mean - spread to mean + spread. cols 0: a vector. */
 static void add_values(writer *w, const char *name, const char *dtype, size_t rows, size_t cols, double mean,
                        double spread)
 {
@@ -121,7 +121,7 @@ static void add_values(writer *w, const char *name, const char *dtype, size_t ro
     test_tensors_add(&w->tensors, name, dtype, cols > 0 ? 2 : 1, (size_t[]){rows, cols}, data, n * element);
 }
 
-/* Every byte of E4M3 but the two NaNs, and scales that bring the matrix to about `spread`. */
+/* Every byte of E4M3 but the two NaNs, with scales that bring the matrix to about `spread`. */
 static void add_fp8(writer *w, const char *name, size_t rows, size_t cols, double spread)
 {
     uint8_t *data = malloc(rows * cols);
@@ -137,7 +137,7 @@ static void add_fp8(writer *w, const char *name, size_t rows, size_t cols, doubl
                (cols + block_cols - 1) / block_cols, spread / 100, spread / 150);
 }
 
-/* A linear map's matrix; outputs about as large as inputs for gain 1. */
+/* A linear map's matrix. gain 1: outputs are about as large as inputs. */
 static void add_matrix(writer *w, const char *name, size_t rows, size_t cols, double gain)
 {
     const char *dtype = w->shape->dtype != NULL ? w->shape->dtype : "BF16";
@@ -200,7 +200,7 @@ static void add_feed_forward(writer *w, size_t layer)
         add_values(w, test_format("%s.gate.e_score_correction_bias", prefix), "F32", c->n_routed_experts, 0, 0, 0.3);
     if (c->n_shared_experts > 0)
         add_swiglu(w, test_format("%s.shared_experts", prefix), (size_t)c->n_shared_experts * c->moe_intermediate_size);
-    char own[64]; /* the formatted one would not outlive the experts' names */
+    char own[64]; /* test_format's memory would not outlive the experts' names */
     strcpy(own, prefix);
     for (uint32_t e = 0; e < c->n_routed_experts; e++)
         add_swiglu(w, test_format("%s.experts.%u", own, e), c->moe_intermediate_size);

@@ -71,7 +71,8 @@ static double from_float_bits(uint32_t bits)
     return value;
 }
 
-/* Sign, `exponent_bits` of exponent, `fraction_bits` of fraction: FP16 is 5 and 10, E4M3 is 4 and 3 (infinities not looked for). */
+/* A float of a sign, `exponent_bits` and `fraction_bits`: FP16 has 5 and 10, E4M3 4 and 3. Infinities are not
+ * decoded. */
 static double from_small_float(unsigned bits, int exponent_bits, int fraction_bits)
 {
     int bias = (1 << (exponent_bits - 1)) - 1;
@@ -133,7 +134,8 @@ static double *weights(const checkpoint *c, const char *name, size_t rows, size_
     return values;
 }
 
-/* y[t] = W x[t] + b for n tokens; the tensor is `prefix`.weight, and .bias if it is there and `biased`. */
+/* y[t] = W x[t] + b for n tokens. W is the tensor `prefix`.weight; b is `prefix`.bias, if `biased` and the tensor is
+ * there. */
 static void linear(const checkpoint *c, const char *prefix, bool biased, const double *x, size_t n, size_t inputs,
                    double *y, size_t outputs)
 {
@@ -151,7 +153,7 @@ static void linear(const checkpoint *c, const char *prefix, bool biased, const d
     free(w);
 }
 
-/* n rows of `size` elements, `stride` apart; y may be x. */
+/* Norms n rows of `size` elements, `stride` apart. y may be x. */
 static void rms_norm(const checkpoint *c, const char *name, const double *x, size_t n, size_t size, size_t stride,
                      double *y)
 {
@@ -180,8 +182,8 @@ static double attention_sharpening(double factor, double mscale)
     return factor > 1 ? 0.1 * mscale * log(factor) + 1 : 1;
 }
 
-/* Radians per token of pair i. YaRN, section 3.2: wavelengths that turn more than beta_fast times over the original context stay,
- * those that turn less than beta_slow times are stretched by the factor. */
+/* Radians per token of pair i. YaRN, section 3.2: wavelengths that turn more than beta_fast times in the original
+ * context stay; those that turn less than beta_slow times are stretched by the factor. */
 static double frequency(const checkpoint *c, size_t pair, size_t dim)
 {
     double base = number(c->config, "rope_theta", 10000), plain = pow(base, -2.0 * (double)pair / (double)dim);
@@ -214,7 +216,8 @@ static void rotate(const checkpoint *c, double *x, size_t dim, size_t position)
 
 /* ---- attention ---- */
 
-/* One head over keys and values that are all there; q, k: [n][nope + rope], v and out: [n][v_dim], out_stride apart. */
+/* Attention of one head over all its keys and values. q, k: [n][nope + rope]; v and out: [n][v_dim], out's rows
+ * out_stride apart. */
 static void attend(const double *q, const double *k, const double *v, size_t n, size_t width, size_t v_dim,
                    double scale, double *out, size_t out_stride)
 {
@@ -288,7 +291,7 @@ static void attention(const checkpoint *c, const char *prefix, const double *x, 
 
 /* ---- feed-forward ---- */
 
-/* out[t] += gate[t] * SwiGLU(x[t]) for the tokens with a gate other than 0. */
+/* out[t] += gate[t] * SwiGLU(x[t]) for tokens with a gate other than 0. */
 static void swiglu(const checkpoint *c, const char *prefix, const double *x, size_t n_tokens, size_t intermediate,
                    const double *gate, double *out)
 {
@@ -311,7 +314,7 @@ static void swiglu(const checkpoint *c, const char *prefix, const double *x, siz
     free(y), free(b), free(a), free(in), free(of);
 }
 
-/* How many of n values are larger than value i, or as large and before it: its rank. */
+/* The rank of value i of n: how many values are larger, or as large and before it. */
 static size_t rank_of(const double *values, const bool *allowed, size_t n, size_t i)
 {
     size_t rank = 0;
@@ -321,8 +324,8 @@ static size_t rank_of(const double *values, const bool *allowed, size_t n, size_
     return rank;
 }
 
-/* Chooses one token's experts from its affinities: section 2.2, with DeepSeek-V3's bias and group scores where the configuration
- * says noaux_tc. Sets chosen experts and gates. */
+/* Chooses one token's experts from its affinities (section 2.2), and sets their gates. noaux_tc: with DeepSeek-V3's
+ * bias and group scores. */
 static void choose(const checkpoint *c, const reference *r, const double *affinities, const double *bias,
                    uint32_t *experts, double *gates, uint64_t *groups)
 {
@@ -353,7 +356,7 @@ static void choose(const checkpoint *c, const reference *r, const double *affini
     }
     ck_assert_uint_eq(k, r->top_k);
     bool normalise = flag(c, "norm_topk_prob") && r->top_k > 1;
-    /* DeepSeek-V2's code either normalises or scales; V3's does the one and then the other. */
+    /* DeepSeek-V2's code normalises or scales; V3's normalises, then scales. */
     double factor = number(c->config, "routed_scaling_factor", 1);
     for (k = 0; k < r->top_k; k++)
         gates[k] = (normalise ? gates[k] / sum : gates[k]) * (normalise && !v3 ? 1 : factor);
@@ -406,7 +409,7 @@ static void feed_forward(const checkpoint *c, size_t layer, const double *x, ref
     const char *prefix = test_format("model.layers.%zu.mlp", layer);
     size_t freq = (size_t)number(c->config, "moe_layer_freq", 1);
     if (r->n_experts > 0 && layer >= count(c, "first_k_dense_replace") && layer % freq == 0) {
-        char own[64]; /* the formatted one would not outlive the experts' names */
+        char own[64]; /* test_format's memory would not outlive the experts' names */
         strcpy(own, prefix);
         mixture(c, own, x, r, &r->layers[layer], out);
         return;

@@ -1,4 +1,4 @@
-/* config.json: what the published models say is read as their code reads it, and everything else is refused by name. */
+/* config.json: what the published models have is read as their code reads it. Everything else is refused by name. */
 #include "config/config.h"
 
 #include "base/json.h"
@@ -34,8 +34,8 @@ static const char v3_changes[] =
     "\"routed_scaling_factor\":2.5,\"quantization_config\":{\"activation_scheme\":\"dynamic\",\"fmt\":\"e4m3\","
     "\"quant_method\":\"fp8\",\"weight_block_size\":[128,64]}}";
 
-/* The text of `base` with the members of `changes` put over it; a member that is the string "-" is left out, and the members of
- * an object are put over those of the object that is there. */
+/* The text of `base` with the members of `changes` put over it. A member that is the string "-" is left out. The
+ * members of an object are put over those of the object that is there. */
 static void apply(json_t *object, json_t *changes)
 {
     const char *name;
@@ -129,7 +129,7 @@ END_TEST
 
 START_TEST(fields_that_change_the_result_are_honoured)
 {
-    ck_assert_uint_eq(read_changed("{\"n_group\":4,\"topk_group\":2}", NULL).n_group, 1); /* greedy: groups do not count */
+    ck_assert_uint_eq(read_changed("{\"n_group\":4,\"topk_group\":2}", NULL).n_group, 1); /* greedy ignores groups */
     ck_assert_int_eq(read_changed("{\"topk_method\":\"gready\"}", NULL).topk_method, DS_TOPK_GREEDY);
     ck_assert_int_eq(read_changed("{\"topk_method\":\"-\",\"scoring_func\":\"-\"}", NULL).topk_method, DS_TOPK_GREEDY);
     ck_assert(read_changed("{\"attention_bias\":true}", NULL).attention_bias);
@@ -149,7 +149,7 @@ END_TEST
 
 START_TEST(normalised_gates_are_scaled_as_in_the_published_code)
 {
-    /* V2 scales or normalises; V3 normalises and scales; a single gate is never normalised. */
+    /* V2 scales or normalises, V3 normalises and scales. A single gate is never normalised. */
     ds_config c = read_changed("{\"norm_topk_prob\":true,\"routed_scaling_factor\":16}", NULL);
     ck_assert(c.norm_topk_prob && c.routed_scaling_factor == 1);
     c = read_changed("{\"norm_topk_prob\":true,\"routed_scaling_factor\":16,\"num_experts_per_tok\":1}", NULL);

@@ -1,5 +1,5 @@
-/* The configuration of a GGUF: what llama.cpp's converters wrote is read as the published models are, everything else is refused by
- * key. */
+/* The configuration of a GGUF: what llama.cpp's converters wrote is read as the published models are. Everything else
+ * is refused by key. */
 #include "folder.h"
 #include "script.h"
 
@@ -58,7 +58,7 @@ static const entry lite[] = {
     {"tokenizer.ggml.eos_token_id", U32(6)},
 };
 
-/* The keys of lite with changes put over them; a change without a value takes the key away. */
+/* The keys of lite with changes put over them. A change without a value takes the key away. */
 static void write_gguf(const entry *changes, size_t n_changes, const char *tensors, unsigned n_tensors)
 {
     entry all[MAX_ENTRIES];
@@ -85,7 +85,7 @@ static void write_gguf(const entry *changes, size_t n_changes, const char *tenso
     script_write("a.gguf", script);
 }
 
-/* Seven tokens of two numbers; the embedding alone, and with a head. */
+/* Seven tokens of two numbers: the embedding alone, and with a head. */
 static const char tied[] = "s:token_embd.weight 4:2 8:2 8:7 4:0 8:0 pad:32 n:56";
 static const char untied[] = "s:token_embd.weight 4:2 8:2 8:7 4:0 8:0 s:output.weight 4:2 8:2 8:7 4:1 8:64 pad:32 n:92";
 
@@ -159,12 +159,12 @@ START_TEST(older_and_other_files_are_read)
     /* with them */
     c = READ("", {"expert_count", U32(160)}, {"expert_group_count", U32(4)}, {"expert_group_used_count", U32(2)});
     ck_assert(c.topk_method == DS_TOPK_GROUP_LIMITED_GREEDY && c.n_group == 4 && c.topk_group == 2);
-    /* V2 does not scale what it has normalised, nor normalise a single gate */
+    /* V2 does not scale a normalised gate, nor normalise a single gate */
     c = READ("", {"expert_weights_norm", TRUE}, {"expert_weights_scale", FLOAT(16)});
     ck_assert(c.norm_topk_prob && c.routed_scaling_factor == 1);
     c = READ("", {"expert_weights_norm", TRUE}, {"expert_weights_scale", FLOAT(16)}, {"expert_used_count", U32(1)});
     ck_assert(!c.norm_topk_prob && c.routed_scaling_factor == 16);
-    /* layers for predicting further tokens are no layers of the model */
+    /* layers that predict further tokens are no layers of the model */
     ck_assert_uint_eq(READ("", {"nextn_predict_layers", U32(2)}).num_hidden_layers, 25);
     ck_assert_uint_eq(READ("", {"attention.q_lora_rank", U32(1536)}).q_lora_rank, 1536);
     ck_assert_uint_eq(READ("", {"expert_count", NULL}).n_routed_experts, 0);

@@ -1,4 +1,4 @@
-/* Safetensors: what is in a good file is found, and every bad one is refused with a message that says where and why. */
+/* Safetensors: what is in a good file is found. Every bad file is refused with a message that says where and why. */
 #include "folder.h"
 #include "opening.h"
 
@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A file of `length` (little-endian), the header's text, and data_size bytes 0, 1, 2, ... */
+/* A file of `length` (8 bytes, little-endian), the header's text, and data_size bytes 0, 1, 2, ... */
 static void write_with_length(const char *name, uint64_t length, const char *header, size_t data_size)
 {
     size_t header_size = strlen(header), size = 8 + header_size + data_size;

@@ -1,5 +1,5 @@
-/* GGUF: what is in a good file is found, every bad one is refused with a message that says where and why, and block types become
- * the floats that other readers give. */
+/* GGUF: what is in a good file is found, and every bad file is refused with a message that says where and why. Block
+ * types become the floats that other readers give. */
 #include "folder.h"
 #include "opening.h"
 #include "script.h"
@@ -306,7 +306,7 @@ START_TEST(a_file_cut_anywhere_is_refused)
     for (off_t size = 0; size < whole.st_size; size += size < 300 || size > whole.st_size - 20 ? 1 : 17) {
         script_write("cut.gguf", good);
         ck_assert_int_eq(truncate(folder_file("cut.gguf"), size), 0);
-        /* the last tensor's type is not known, so that nothing says how long it is */
+        /* the last tensor's type is unknown: nothing says how long it is */
         if (size >= whole.st_size - 8)
             ds_container_close(open_good("cut.gguf"));
         else

@@ -1,5 +1,5 @@
-/* Packs that somebody made to do harm: their checksums are right, so that what is inside comes to the reader. Each is refused with a
- * message that names the file, the field and its value. */
+/* Packs that somebody made to do harm. Their checksums are right, so that the reader sees what is inside. Each is
+ * refused with a message that names the file, the field and its value. */
 #include "folder.h"
 #include "opening.h"
 #include "script.h"
@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Of an index: element type, dimensions and their number, offset, bytes, the name and its length. */
+/* An entry of an index: element type, dimensions and their number, offset, bytes, the name and its length. */
 #define ENTRY(length, type, n_dims, offset, bytes)                                                                     \
     "2:" length " 1:" type " 1:" n_dims " 8:" offset " 8:" bytes " 8:0 8:0 "
 #define VECTOR(name, n, offset, bytes)             ENTRY("1", "1", "1", offset, bytes) "8:" n " b:" name " "
@@ -32,7 +32,7 @@ static char *script_bytes(const char *script, size_t *size)
     return test_read_file(folder_file("part"), size);
 }
 
-/* A pack of an index and texts that are scripts; changed: 8 bytes at `at` of the header become `value`. */
+/* A pack whose index and texts are scripts. The 8 bytes at `at` of the header become `value` (at 0: none). */
 static void write_pack(const char *index_script, const char *texts_script, size_t at, uint64_t value)
 {
     size_t index_size, texts_size, size;

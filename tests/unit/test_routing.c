@@ -1,5 +1,5 @@
-/* Expert statistics: counted against what DeepSeek's published code chose for the goldens, measures against formulas written out
- * here from the report's equations over the single tokens' choices, not over counts. */
+/* Expert statistics. Counts are checked against what DeepSeek's published code chose for the goldens. Measures are
+ * checked against the report's equations, written out here over the choices of single tokens, not over counts. */
 #include <dsv2/dsv2.h>
 
 #include "support/checkpoint.h"
@@ -68,7 +68,7 @@ static dsv2_routing_info info_of(const dsv2_routing *routing)
 
 static uint64_t tokens_of(const dsv2_routing *routing) { return info_of(routing).n_tokens; }
 
-/* The same counts exactly, and sums of the same numbers up to their order. */
+/* Counts are the same exactly, sums of the same numbers up to their order. */
 static void assert_equal(const dsv2_routing *a, const dsv2_routing *b)
 {
     dsv2_routing_info info = info_of(a);
@@ -148,7 +148,7 @@ static const int32_t *golden_tokens(const test_tensors *expected, size_t *n)
     return tokens;
 }
 
-/* What was recorded is what the golden says, for the first n tokens. */
+/* The first n tokens are recorded as the golden has them. */
 static void check_trace(const trace *t, const test_tensors *expected, const reference *r, bool biased)
 {
     size_t n_moe = 0, n = r->n_tokens, per_group = r->n_experts / r->n_group;
@@ -162,8 +162,8 @@ static void check_trace(const trace *t, const test_tensors *expected, const refe
         for (size_t i = 0; i < n; i++) {
             ck_assert_uint_eq(t->groups[l][i], r->layers[l].groups[i]);
             for (size_t k = 0; k < t->top_k; k++) {
-                /* The golden's are by expert id, the trace's as they were chosen: by falling score, and so by falling gate unless the
-                 * choice is biased. */
+                /* The golden lists a token's experts by id, the trace in the order of choice: by falling score, so by
+                 * falling gate unless the choice is biased. */
                 uint32_t e = t->experts[l][i][k];
                 size_t at = 0;
                 while (at < t->top_k && integer_at(ids, i * t->top_k + at) != e)
@@ -265,8 +265,8 @@ static void assert_close(const char *what, double value, double expected)
                   expected);
 }
 
-/* Section 2.2.3 over single tokens: t's experts, and from the report's sums of indicators; affinities from the counts' own sums,
- * which the test above holds to the reference. */
+/* Section 2.2.3 over single tokens: t's experts, and f from the report's sums of indicators. Affinities are the counts'
+ * own sums, which the test above compares with the reference. */
 static void check_measures(const dsv2_routing *routing, const trace *t, uint32_t layer, uint32_t n, uint32_t n_devices,
                            uint32_t limit)
 {
@@ -343,7 +343,7 @@ static void check_all_measures(const char *folder, const int32_t *tokens, size_t
         for (uint32_t d = 1; d <= info.n_routed_experts; d++)
             for (uint32_t m = 1; m <= d && info.n_routed_experts % d == 0; m++, n_checked++)
                 check_measures(routing, &t, l, info.n_routed_experts, d, m);
-        /* The defaults, and that routing is limited as the model says. */
+        /* Checks the defaults, and whether the model limits routing. */
         ck_assert(dsv2_routing_measure(routing, l, 0, 0, &ours) == DSV2_OK);
         ck_assert(dsv2_routing_measure(routing, l, info.n_group, info.topk_group, &given) == DSV2_OK);
         ck_assert(memcmp(&ours, &given, sizeof ours) == 0);
@@ -449,7 +449,7 @@ START_TEST(how_tokens_were_cut_and_who_else_ran_changes_no_count)
     dsv2_routing *in_parts = of_session(cut, DSV2_ROUTING_ALL);
     assert_equal(whole, in_step);
     ck_assert_uint_eq(tokens_of(in_parts), 1100);
-    for (uint32_t l = 2; l < 5; l += 2) { /* other chunks round otherwise: sums agree, and choices but for ties within rounding */
+    for (uint32_t l = 2; l < 5; l += 2) { /* other chunks round otherwise: choices may differ within rounding */
         dsv2_expert_load x[MAX_EXPERTS], y[MAX_EXPERTS];
         ck_assert(dsv2_routing_experts(whole, l, x) == DSV2_OK && dsv2_routing_experts(in_parts, l, y) == DSV2_OK);
         for (uint32_t e = 0; e < twelve.n_routed_experts; e++) {
@@ -488,7 +488,7 @@ START_TEST(a_feed_that_fails_or_is_cancelled_counts_nothing)
     for (uint32_t e = 0; e < twelve.n_routed_experts; e++)
         ck_assert(experts[e].chosen == 0 && experts[e].gate_sum == 0 && experts[e].affinity_sum == 0);
     assert_equal(all, succeeded);
-    /* What was cancelled leaves nothing behind for the next feed to count. */
+    /* A cancelled feed leaves nothing that the next feed would count. */
     cancels = false;
     feed(watched, tokens, 600);
     dsv2_routing *again = of_session(watched, DSV2_ROUTING_ALL);
@@ -637,7 +637,8 @@ START_TEST(wrong_arguments_are_refused)
     for (size_t i = 0; i < sizeof no_divisors / sizeof *no_divisors; i++)
         REFUSED(dsv2_routing_measure(routing, 2, no_divisors[i], 0, &balance));
     REFUSED(dsv2_routing_measure(routing, 2, 4, 5, &balance));
-    ck_assert(dsv2_routing_measure(routing, 2, 1, 0, &balance) == DSV2_OK); /* topk_group is 2: one device is what there is */
+    /* topk_group is 2, but there is one device. */
+    ck_assert(dsv2_routing_measure(routing, 2, 1, 0, &balance) == DSV2_OK);
     REFUSED(dsv2_session_set_routing_trace(NULL, record, NULL));
     ck_assert(none == NULL);
     dsv2_routing_free(NULL);

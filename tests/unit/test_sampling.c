@@ -1,4 +1,4 @@
-/* Drawing tokens: each step against a plain implementation here, distributions against chi-square bounds, and misuse. */
+/* Drawing tokens: each step against a plain implementation here, distributions against chi-square bounds; misuse. */
 #include "sampling/sampling.h"
 #include "support/oom.h"
 #include "support/run.h"
@@ -154,7 +154,7 @@ static const struct {
       .n_logit_bias = sizeof biases / sizeof *biases}},
 };
 
-/* Pearson's statistic over tokens expected at least 5 times, the rest pooled; *freedom: its degrees of freedom. */
+/* Pearson's statistic over tokens that are expected at least 5 times, the rest pooled. *freedom: degrees of freedom. */
 static double chi_square(const double *p, const size_t *counts, uint32_t vocab, size_t n, size_t *freedom)
 {
     double statistic = 0, rest_expected = 0, rest_count = 0;
@@ -198,7 +198,7 @@ START_TEST(draws_follow_the_distribution_of_a_plain_implementation)
     }
     size_t freedom;
     double statistic = chi_square(p, counts, VOCAB, DRAWS, &freedom);
-    /* Mean plus four standard deviations of the chi-square distribution, a little more for few degrees of freedom. */
+    /* Mean plus four standard deviations of the chi-square distribution; a little more for few degrees of freedom. */
     double bound = (double)freedom + 4 * sqrt(2 * (double)freedom) + 8;
     ck_assert_msg(statistic < bound, "%s: chi-square %g with %zu degrees of freedom, expected under %g", cases[_i].name,
                   statistic, freedom, bound);
@@ -206,7 +206,7 @@ START_TEST(draws_follow_the_distribution_of_a_plain_implementation)
 }
 END_TEST
 
-/* The kept set itself, exactly: with many draws of a flat distribution each kept token must come, and no other. */
+/* The kept set is exact: over many draws of a flat distribution each kept token comes, and no other. */
 START_TEST(filters_keep_exactly_the_tokens_of_a_plain_implementation)
 {
     float logits[VOCAB];
@@ -220,7 +220,7 @@ START_TEST(filters_keep_exactly_the_tokens_of_a_plain_implementation)
     for (uint64_t seed = 0; seed < 4; seed++) {
         dsv2_sampling s = filters[_i];
         s.seed = seed;
-        make_logits(logits, VOCAB, seed, 3); /* rounded to 1/64: ties at the border of the set, the smaller id stays */
+        make_logits(logits, VOCAB, seed, 3); /* rounded to 1/64: of ties at the border the smaller id stays */
         plain_probabilities(&s, logits, VOCAB, NULL, 0, p);
         ds_sampler sampler = make_sampler(&s, VOCAB);
         bool drawn[VOCAB] = {false};
@@ -319,11 +319,11 @@ START_TEST(the_same_seed_draws_the_same_tokens_and_another_does_not)
 }
 END_TEST
 
-/* Fixed values: they change only if the drawing itself changes, and then every stored conversation does. */
+/* Fixed values change only if drawing itself changes, and then every stored conversation goes on otherwise. */
 START_TEST(random_numbers_and_draws_are_those_of_every_other_machine)
 {
     ds_random random = {{1, 2, 3, 4}};
-    static const uint64_t first[] = {11520, 0, 1509978240, 1215971899390074240}; /* of xoshiro256** from the state 1, 2, 3, 4 */
+    static const uint64_t first[] = {11520, 0, 1509978240, 1215971899390074240}; /* xoshiro256** from 1, 2, 3, 4 */
     for (int i = 0; i < 4; i++)
         ck_assert_uint_eq(ds_random_next(&random), first[i]);
     ds_random_seed(&random, 0);

@@ -1,4 +1,5 @@
-/* The thread pool: every task once, whatever the number of threads and tasks, from several callers, and when one task is long. */
+/* The thread pool runs every task once: for any number of threads and tasks, for several callers, and with one long
+ * task. */
 #include "base/base.h"
 #include "support/run.h"
 
@@ -62,7 +63,7 @@ START_TEST(every_task_runs_once_on_any_number_of_threads)
 }
 END_TEST
 
-/* The first thread to begin holds task 0 until the others have done all the rest, its own share too. */
+/* The first thread to begin holds task 0 until the others have done all other tasks, its own share included. */
 START_TEST(threads_help_one_that_is_held_up)
 {
     unsigned n_threads = (unsigned)_i;

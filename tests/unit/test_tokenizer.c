@@ -1,5 +1,5 @@
-/* The tokenizer: ids are Hugging Face's for the same file, any bytes come back, prompts are DeepSeek's to the byte, and files that
- * are damaged or ask for what the library does not do are refused by name. */
+/* The tokenizer: ids are Hugging Face's for the same file, any bytes come back, prompts are DeepSeek's to the byte.
+ * Files that are damaged, or ask for what the library does not do, are refused by name. */
 #include "support/data.h"
 #include "support/run.h"
 #include "tokenizer/tokenizer.h"
@@ -195,7 +195,7 @@ START_TEST(vocabulary_facts)
 }
 END_TEST
 
-/* The bytes that DeepSeek's vocabularies have no token for, and the ü that is spelled as one of them. */
+/* Bytes for which DeepSeek's vocabularies have no token, and the ü that is spelled as one of them. */
 START_TEST(bytes_without_a_token_are_pairs)
 {
     static const struct {
@@ -249,7 +249,7 @@ START_TEST(any_bytes_come_back)
 }
 END_TEST
 
-/* Long texts that no expression splits, or every one. That it ends within the test's time is the point. */
+/* Long texts that no expression splits, or that every one does. The test must end in time. */
 START_TEST(a_megabyte_without_a_space)
 {
     static const struct {
@@ -472,7 +472,7 @@ START_TEST(a_conversation_goes_on_where_it_was)
     size_t n_messages = read_chat(json_array_get(json_object_get(huggingface, "chats"), 3), messages);
     int32_t whole[MAX_IDS], parts[MAX_IDS];
     size_t n_whole = chat(t, messages, n_messages, 0, whole);
-    /* Fed up to the prompt, then the reply and its end, then the next prompt. */
+    /* Feeds up to the prompt, then the reply and its end, then the next prompt. */
     for (size_t cut = 1; cut <= n_messages; cut++) {
         if (cut == 1)
             continue; /* a system message alone is no prompt */

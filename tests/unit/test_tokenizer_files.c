@@ -1,5 +1,5 @@
-/* Tokenizer files: every way of saying the same is understood, every way of going wrong is told with its file, field and value, and
- * running out of memory anywhere leaves nothing behind. */
+/* Tokenizer files: every way of saying the same is understood. Every mistake is reported with its file, field and
+ * value. Running out of memory anywhere leaves nothing behind. */
 #include "support/data.h"
 #include "support/oom.h"
 #include "support/run.h"
@@ -310,7 +310,7 @@ START_TEST(files_that_are_something_else_are_refused)
 }
 END_TEST
 
-/* What Oniguruma and PCRE2 read differently. A name of NULL: is understood. */
+/* Patterns that Oniguruma and PCRE2 read differently. A name of NULL: the pattern is understood. */
 START_TEST(expressions_that_would_mean_something_else_are_refused)
 {
     static const struct {
@@ -388,7 +388,7 @@ START_TEST(expressions_that_would_mean_something_else_are_refused)
 }
 END_TEST
 
-/* That it ends is the point: this one has 2^40 ways to fail. */
+/* The point is that this ends: the pattern has 2^40 ways to fail. */
 START_TEST(an_expression_without_end_is_given_up)
 {
     static const char *const slow[] = {STAGE("(?:a|a)*b"), STAGE("(?:a*)*b"), STAGE("(?:a?){40}a{40}b")};
@@ -460,7 +460,7 @@ START_TEST(published_cases_from_gguf)
 }
 END_TEST
 
-/* A GGUF of metadata alone, put together key by key. */
+/* A GGUF of metadata alone, made key by key. */
 typedef struct gguf {
     uint8_t bytes[32768];
     size_t size;
@@ -501,7 +501,7 @@ static void put_key(gguf *g, const char *key, uint32_t type)
     g->n_keys++;
 }
 
-/* What a test changes in a sound one; NULL or 0: nothing. */
+/* What a test changes in a sound file. NULL or 0: nothing. */
 typedef struct gguf_parts {
     const char *model, *pre, *merge, *token, *chat_template;
     uint32_t bos, type, n_types;
@@ -608,7 +608,7 @@ END_TEST
 
 /* ---- no memory ---- */
 
-/* All that a host does with a tokenizer; the first failure. */
+/* All that a host does with a tokenizer. Returns the first failure. */
 static dsv2_status use_all(const char *json, const char *path)
 {
     static const dsv2_message messages[] = {{"user", "ab 12", 5}, {"assistant", "\xff", 1}, {"user", "x", 1}};
@@ -660,7 +660,7 @@ START_TEST(running_out_of_memory_anywhere_leaves_nothing)
     folder_write("tokenizer_config.json", "{\"bos_token\":\"<s>\"}", 19);
     char path[256];
     snprintf(path, sizeof path, "%s", _i % 2 == 0 ? folder_path() : folder_file("small.gguf"));
-    ck_assert_msg(use_all(json, path) == DSV2_OK, "%s", dsv2_last_error()); /* what libraries set up once is set up now */
+    ck_assert_msg(use_all(json, path) == DSV2_OK, "%s", dsv2_last_error()); /* libraries set up what they set up once */
     long before = oom_live();
     unsigned failures = 0;
     for (size_t nth = 1;; nth++) {
@@ -670,7 +670,7 @@ START_TEST(running_out_of_memory_anywhere_leaves_nothing)
         ck_assert_msg(oom_live() == before, "allocation %zu: %ld blocks left", nth, oom_live() - before);
         if (!failed)
             break;
-        /* PCRE2 does without what it only wants (a compiled form, a frame on the heap). */
+        /* PCRE2 goes on without memory that it wants but does not need (a compiled form, a frame on the heap). */
         ck_assert_msg(status == DSV2_ERROR_MEMORY || status == DSV2_OK, "allocation %zu: status %d: %s", nth, status,
                       dsv2_last_error());
         failures += status == DSV2_ERROR_MEMORY;

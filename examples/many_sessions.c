@@ -1,4 +1,5 @@
-/* Several texts at once: dsv2_step runs one pass over many sessions, which reads the weights once for all of them.
+/* many_sessions MODEL TEXT...: several texts at once. dsv2_step runs one pass over many sessions, which reads the
+ * weights once for all of them.
  *     ./many_sessions MODEL "One day" "The king" "In winter" */
 #include <dsv2/dsv2.h>
 
@@ -36,7 +37,7 @@ static int begin(dsv2_model *model, const char *prompt, story *s)
     return 0;
 }
 
-/* One token for every story that has not ended. */
+/* Draws one token for every story that has not ended. */
 static int step(dsv2_model *model, story *stories, size_t n, int32_t end)
 {
     dsv2_step_item items[MAX_TEXTS];

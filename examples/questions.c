@@ -1,5 +1,5 @@
-/* questions MODEL DOCUMENT QUESTION...: many questions about one long text. The text is read once; every question gets a fork of
- * the session, which shares the text's cache and takes memory only for its own tokens. */
+/* questions MODEL DOCUMENT QUESTION...: many questions about one long text. The text is read once. Every question gets
+ * a fork of the session, which shares the text's cache and takes memory for its own tokens alone. */
 #include <dsv2/dsv2.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -14,9 +14,11 @@ typedef struct bench {
     uint64_t random;
 } bench;
 
-/* When, in seconds of one clock. */
+/* Seconds of one clock. */
 typedef struct bench_times {
-    double started, opened, first_token; /* began to open the model, had opened it, had fed a first token to every session */
+    double started;     /* before the model is opened */
+    double opened;
+    double first_token; /* after a first token of every session */
 } bench_times;
 
 /* Tokens per second of each repetition, then in ascending order. */
@@ -25,7 +27,7 @@ typedef struct rates {
     size_t n;
 } rates;
 
-/* Numerical Recipes' 64-bit congruential generator: any ids will do, but the same in every run. */
+/* Numerical Recipes' 64-bit congruential generator. Any ids will do, but every run needs the same. */
 static int32_t random_token(bench *b)
 {
     b->random = b->random * 6364136223846793005u + 1442695040888963407u;
@@ -40,7 +42,7 @@ static void choose_tokens(bench *b, size_t n)
             b->tokens[s * b->longest + i] = random_token(b);
 }
 
-/* Feeds every session n tokens, of its own, in one step. */
+/* Feeds every session n tokens of its own, in one step. */
 static int step(bench *b, size_t n)
 {
     choose_tokens(b, n);
@@ -58,7 +60,7 @@ static int rewind_all(bench *b, size_t length)
     return EXIT_OK;
 }
 
-/* Feeds `steps` times `n` tokens to every session and notes the rate; then every session is as deep as before. */
+/* Feeds `n` tokens to every session `steps` times and notes the rate. Then rewinds every session to its depth. */
 static int measure(bench *b, size_t steps, size_t n, double *rate)
 {
     double start = seconds_now();
@@ -91,7 +93,8 @@ static void print_rates(const char *name, size_t n, rates *r, bool json)
         printf("%-10s%6zu tokens  %10.2f tokens/s  (%.2f to %.2f)\n", name, n, middle, min, max);
 }
 
-/* The tokens beforehand of the only session: as many as `path` has are restored, the others fed and added to it. */
+/* The tokens beforehand, of the only session: restores as many as `path` has, feeds the others and adds them to
+ * `path`. */
 static int restore_depth(bench *b, const char *path)
 {
     choose_tokens(b, b->depth);
@@ -114,7 +117,7 @@ static int open_sessions(bench *b)
     return EXIT_OK;
 }
 
-/* Feeds every session the tokens that are to be in it beforehand. */
+/* Feeds every session the tokens that it has beforehand. */
 static int fill_sessions(bench *b, const char *keep)
 {
     if (rewind_all(b, 0) != EXIT_OK)
@@ -124,8 +127,8 @@ static int fill_sessions(bench *b, const char *keep)
     return keep != NULL ? restore_depth(b, keep) : step(b, b->depth);
 }
 
-/* Prompts and generation take turns, so that a change in the machine's load meets both. The first turn is not counted: it
- * maps the weights' pages. */
+/* Prompts and generation take turns, so that a change in the machine's load meets both. The first turn maps the
+ * weights' pages and is not counted. */
 static int measure_all(bench *b, size_t prompt, size_t generate, rates *prompts, rates *generated)
 {
     for (size_t turn = 0; turn <= prompts->n; turn++) {
@@ -155,7 +158,7 @@ static void print_setting(const bench *b, const char *path, const bench_times *t
 }
 
 typedef struct bench_settings {
-    uint64_t prompt, generate; /* NOT_GIVEN: the usual number, or what the model's context leaves room for */
+    uint64_t prompt, generate; /* NOT_GIVEN: the usual number, or what fits into the model's context */
     uint64_t depth, sessions, repeat;
     const char *keep; /* NULL: not given */
     bool json;

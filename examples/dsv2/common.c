@@ -221,7 +221,7 @@ int progress_show(void *bar, dsv2_phase phase, uint64_t done, uint64_t total)
     return 0;
 }
 
-/* A session keeps its callback, so the bar of all feeds stays too. */
+/* A session keeps its callback, so one bar serves all feeds and lives as long. */
 static int show_prompt(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
 {
     static progress_bar bar;
@@ -285,7 +285,7 @@ dsv2_model_info model_info(const dsv2_model *model)
 {
     dsv2_model_info info = {.struct_size = sizeof info};
     if (dsv2_model_get_info(model, &info) != DSV2_OK)
-        fail_library(); /* cannot be: the structure is this library's own */
+        fail_library(); /* cannot fail: the structure is this library's own */
     return info;
 }
 
@@ -378,7 +378,7 @@ char *read_all(const char *path, size_t *size)
     size_t capacity = 0, got;
     *size = 0;
     do {
-        if (*size + 1 >= capacity) { /* there is always room for a terminator */
+        if (*size + 1 >= capacity) { /* there is room for a terminator */
             capacity = capacity > 0 ? capacity * 2 : 65536;
             char *grown = realloc(data, capacity);
             if (grown == NULL) {
@@ -408,7 +408,7 @@ failed:
 
 int32_t *parse_ids(const char *name, const char *text, size_t size, size_t *n)
 {
-    int32_t *ids = malloc((size / 2 + 1) * sizeof *ids); /* an id takes two bytes at least, the last one may take one */
+    int32_t *ids = malloc((size / 2 + 1) * sizeof *ids); /* an id takes at least two bytes, the last one may take one */
     if (ids == NULL) {
         fail("%s: no memory for its ids", name);
         return NULL;
@@ -432,7 +432,7 @@ int32_t *parse_ids(const char *name, const char *text, size_t size, size_t *n)
     }
 }
 
-/* The length of the UTF-8 character at s, 0 if there is none. */
+/* The length of the UTF-8 character at s. 0: there is none. */
 static size_t utf8_length(const unsigned char *s)
 {
     size_t length = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;

@@ -8,14 +8,14 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-/* Everything that the reports tell. Loads are relative: 1 is what each expert would have if all were used alike. */
+/* What the reports tell. Loads are relative: each expert would have 1 if all were used alike. */
 typedef struct report {
     const char *model, *text;
     dsv2_routing_info info;
     size_t context, n_windows;
     uint32_t n_devices, limit; /* D and M of the measures */
-    const char *device;        /* what D counts: "group" of the model's, or "device" */
-    uint32_t n_layers;         /* with experts */
+    const char *device;        /* what D counts: "group" (the model's) or "device" */
+    uint32_t n_layers;         /* layers with experts */
     uint32_t *layers;          /* their numbers */
     dsv2_routing_balance *balance;
     dsv2_expert_load *experts; /* [n_layers][n_routed_experts] */
@@ -34,8 +34,8 @@ static double relative_load(const report *r, uint32_t row, uint32_t expert)
 
 /* ---- reading the text ---- */
 
-/* The windows of `dsv2 perplexity`, read as there: after BOS, if there is one, up to the token before the last. `tokens` has room
- * for BOS before its first. */
+/* Reads the windows of `dsv2 perplexity` in the same way: after BOS, if there is one, up to the token before the last.
+ * `tokens` has room for BOS before its first token. */
 static int read_windows(dsv2_session *session, int32_t *tokens, size_t n, int32_t bos, report *r)
 {
     for (size_t begin = 0; begin < n; begin += r->context) {
@@ -193,7 +193,7 @@ static int print_extremes(const report *r)
     return EXIT_OK;
 }
 
-/* Colours of a 256-colour terminal, from half the even load and less to twice it and more; and shades for everything else. */
+/* Colours of a 256-colour terminal, from at most half the even load to at least twice; shades for other terminals. */
 static const uint8_t colours[] = {25, 32, 74, 117, 195, 231, 224, 217, 210, 167, 124};
 static const char shades[] = " .:-=+*#%@";
 enum { N_COLOURS = sizeof colours / sizeof *colours, N_SHADES = sizeof shades - 1 };
@@ -230,7 +230,7 @@ static void print_legend(bool coloured)
     printf(" twice the even one; x: never used\n");
 }
 
-/* Layers down, experts across, in as many pieces as the terminal's width asks for. */
+/* Layers down, experts across, in as many pieces as the terminal's width needs. */
 static void print_map(const report *r)
 {
     enum { LABEL = 7, PLAIN_WIDTH = 100 };
@@ -316,15 +316,15 @@ static void write_xml(FILE *out, const char *text)
     }
 }
 
-/* The last part of a path: what a caption has room for. */
+/* The last part of a path: a caption has room for no more. */
 static const char *base_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
     return slash != NULL && slash[1] != '\0' ? slash + 1 : path;
 }
 
-/* Blue under the even load, white at it, red above; the ends are 1/limit and limit times the even load. Interpolated between five
- * colours of ColorBrewer's RdBu, which people with any colour vision tell apart. */
+/* Blue below the even load, white at it, red above. The ends are 1/limit and limit times the even load. Colours between
+ * are interpolated from five of ColorBrewer's RdBu, which people with any colour vision tell apart. */
 static void colour_of(double load, double limit, char colour[8])
 {
     static const uint8_t stops[][3] = {
@@ -421,7 +421,7 @@ static void write_svg_map(FILE *out, const report *r, const page *p)
             p->map_width, p->map_height);
 }
 
-/* Expert numbers below the map, and at its right how uneven each layer is. */
+/* Expert numbers below the map; at its right how uneven each layer is. */
 static void write_svg_axes(FILE *out, const report *r, const page *p)
 {
     uint32_t n = r->info.n_routed_experts, step = 1;

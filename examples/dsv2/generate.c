@@ -5,8 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Draws and shows tokens until the model ends the text, max_tokens are out or the context is full. If feed_last, what was shown is
- * all in the session afterwards; otherwise the last token is not, which saves a pass. */
+/* Draws and shows tokens until the model ends the text, max_tokens are out or the context is full. feed_last: all that
+ * was shown is in the session afterwards. Otherwise the last token is not, which saves a pass. */
 static int continue_text(dsv2_session *session, const dsv2_tokenizer *tokenizer, const dsv2_model_info *info,
                          uint64_t max_tokens, bool feed_last)
 {
@@ -34,7 +34,8 @@ static int continue_text(dsv2_session *session, const dsv2_tokenizer *tokenizer,
     return status != EXIT_OK ? status : written;
 }
 
-/* Feeds the prompt. To a session that was restored it is added; an empty one goes on where the text stopped. */
+/* Feeds the prompt, after what a restored session holds. With an empty prompt a restored session goes on where its text
+ * stopped. */
 static int feed_prompt(dsv2_session *session, const dsv2_tokenizer *tokenizer, const char *prompt)
 {
     size_t length, n;

@@ -1,4 +1,4 @@
-/* dsv2 logits: the logits after every token of a list, to a file. For comparing with other programs. */
+/* dsv2 logits: writes the logits after every token of a list to a file, for comparisons with other programs. */
 #include "common.h"
 
 #include <errno.h>
@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Little-endian float32, whatever this machine is. */
+/* Writes little-endian float32, whatever this machine is. */
 static bool write_floats(FILE *file, const float *values, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -48,7 +48,7 @@ static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t 
     if (fclose(file) != 0 && status == EXIT_OK)
         status = fail("%s: cannot write: %s", output, strerror(errno));
     if (status != EXIT_OK && is_regular)
-        remove(output); /* half of the rows are of no use; a device stays where it is */
+        remove(output); /* a part of the rows is of no use; a device stays as it is */
     free(logits);
     return status;
 }

@@ -7,8 +7,8 @@
 
 typedef struct measure {
     double nats;   /* -ln p of all tokens that were predicted */
-    size_t tokens; /* how many these are */
-    size_t bytes;  /* of text that they stand for */
+    size_t tokens; /* how many tokens were predicted */
+    size_t bytes;  /* bytes of text that the tokens stand for */
     size_t windows;
 } measure;
 
@@ -24,7 +24,7 @@ static double surprise(const float *logits, size_t width, int32_t token)
     return (double)max + log(sum) - (double)logits[token];
 }
 
-/* Predicts tokens[1] to tokens[n - 1], each from those before it. */
+/* Predicts tokens[1] to tokens[n - 1], each from the tokens before it. */
 static int predict(dsv2_model *model, dsv2_session *session, const int32_t *tokens, size_t n, float *logits,
                    size_t chunk, size_t width, measure *m)
 {
@@ -54,8 +54,8 @@ static int measure_bytes(const dsv2_tokenizer *tokenizer, const int32_t *tokens,
     return EXIT_OK;
 }
 
-/* Window by window. `tokens` has room for one token before its first: that is where BOS goes, over the last token of the window
- * before, which has done its work. */
+/* Measures window by window. `tokens` has room for one token before its first. BOS goes there: over the last token of
+ * the window before, which is not needed any more. */
 static int measure_text(dsv2_model *model, const dsv2_tokenizer *tokenizer, dsv2_cache_type cache_type, int32_t *tokens,
                         size_t n, size_t context, int32_t bos, measure *m)
 {
@@ -118,7 +118,7 @@ static int measure_file(dsv2_model *model, const char *path, const char *text_pa
     if (tokenizer == NULL)
         return EXIT_FAILED;
     dsv2_model_info info = model_info(model);
-    size_t room = info.max_position_embeddings; /* BOS takes a place, but a window's last token is predicted, not fed */
+    size_t room = info.max_position_embeddings; /* BOS takes a place, but the last token is predicted, not fed */
     size_t context = asked > 0 ? asked : DEFAULT_CONTEXT;
     context = context < room ? context : room;
     if (context < 1 || (context < 2 && info.bos_token_id < 0))

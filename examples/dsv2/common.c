@@ -159,26 +159,36 @@ const char *cache_type_name(dsv2_cache_type type)
     return type >= DSV2_CACHE_F32 && type <= DSV2_CACHE_Q6 ? cache_type_names[type] : "unknown";
 }
 
+/* Written by tests/house/weight_types.py. */
 static const char *const weight_type_names[] = {
-    [DSV2_WEIGHTS_AS_STORED] = "as stored", [DSV2_WEIGHTS_F32] = "f32",         [DSV2_WEIGHTS_F16] = "f16",
-    [DSV2_WEIGHTS_BF16] = "bf16",           [DSV2_WEIGHTS_F8_E4M3] = "f8_e4m3", [DSV2_WEIGHTS_Q8_0] = "q8_0",
-    [DSV2_WEIGHTS_Q6_K] = "q6_k",           [DSV2_WEIGHTS_Q5_K] = "q5_k",       [DSV2_WEIGHTS_Q4_K] = "q4_k",
-    [DSV2_WEIGHTS_Q4_0] = "q4_0",           [DSV2_WEIGHTS_MIXED] = "mixed"};
+    [DSV2_WEIGHTS_AS_STORED] = "as stored",
+    [DSV2_WEIGHTS_F32] = "f32",
+    [DSV2_WEIGHTS_F16] = "f16",
+    [DSV2_WEIGHTS_BF16] = "bf16",
+    [DSV2_WEIGHTS_F8_E4M3] = "f8_e4m3",
+    [DSV2_WEIGHTS_Q8_0] = "q8_0",
+    [DSV2_WEIGHTS_Q6_K] = "q6_k",
+    [DSV2_WEIGHTS_Q5_K] = "q5_k",
+    [DSV2_WEIGHTS_Q4_K] = "q4_k",
+    [DSV2_WEIGHTS_Q4_0] = "q4_0",
+    [DSV2_WEIGHTS_MIXED] = "mixed",
+};
+enum { N_WEIGHT_TYPES = sizeof weight_type_names / sizeof *weight_type_names };
 
 int find_weight_type(const char *name, dsv2_weight_type *type)
 {
     *type = DSV2_WEIGHTS_AS_STORED;
     if (name == NULL)
         return GO_ON;
-    for (int i = DSV2_WEIGHTS_F32; i < DSV2_WEIGHTS_MIXED; i++)
-        if (strcmp(name, weight_type_names[i]) == 0)
+    for (int i = DSV2_WEIGHTS_F32; i < N_WEIGHT_TYPES; i++)
+        if (i != DSV2_WEIGHTS_MIXED && strcmp(name, weight_type_names[i]) == 0)
             *type = (dsv2_weight_type)i;
     return *type != DSV2_WEIGHTS_AS_STORED ? GO_ON : fail_usage("--type: there is no weight type '%s'", name);
 }
 
 const char *weight_type_name(dsv2_weight_type type)
 {
-    return (size_t)type < sizeof weight_type_names / sizeof *weight_type_names ? weight_type_names[type] : "unknown";
+    return (size_t)type < N_WEIGHT_TYPES ? weight_type_names[type] : "unknown";
 }
 
 /* ---- progress ---- */

@@ -39,7 +39,8 @@ typedef enum dsv2_log_level { DSV2_LOG_WARNING = 1, DSV2_LOG_INFO = 2 } dsv2_log
  * UTF-8, one line, valid during the call. Called from the thread that made the call. */
 typedef void (*dsv2_log_fn)(void *user, dsv2_log_level level, const char *message);
 
-/* Element type of weights, as stored or as asked for. Values are part of the binary interface. */
+/* Element type of weights, as stored or as asked for. Values are part of the binary interface. (The list is written by
+ * tests/house/weight_types.py.) */
 typedef enum dsv2_weight_type {
     DSV2_WEIGHTS_AS_STORED = 0,
     DSV2_WEIGHTS_F32 = 1,

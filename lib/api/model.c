@@ -10,19 +10,11 @@ static dsv2_status check_type_and_threads(dsv2_weight_type weight_type, uint32_t
 {
     if (n_threads > MAX_THREADS)
         return ds_fail(DSV2_ERROR_ARGUMENT, "n_threads is %u, expected at most %d", n_threads, MAX_THREADS);
-    switch (weight_type) {
-    case DSV2_WEIGHTS_AS_STORED:
-    case DSV2_WEIGHTS_F32:
-    case DSV2_WEIGHTS_F16:
-    case DSV2_WEIGHTS_BF16:
-    case DSV2_WEIGHTS_Q8_0:
-    case DSV2_WEIGHTS_Q6_K:
-    case DSV2_WEIGHTS_Q5_K:
-    case DSV2_WEIGHTS_Q4_K:
-    case DSV2_WEIGHTS_Q4_0: return DSV2_OK;
-    case DSV2_WEIGHTS_F8_E4M3: return ds_fail(DSV2_ERROR_UNSUPPORTED, "weight_type f8_e4m3 is read from files, not made");
-    case DSV2_WEIGHTS_MIXED: break;
-    }
+    if (weight_type == DSV2_WEIGHTS_AS_STORED || ds_type_asked(weight_type) != DS_TYPE_COUNT)
+        return DSV2_OK;
+    ds_type type = ds_type_named(weight_type);
+    if (type != DS_TYPE_COUNT)
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "weight_type %s is read from files, not made", ds_type_name(type));
     return ds_fail(DSV2_ERROR_ARGUMENT, "weight_type is %d, expected a type to convert to", (int)weight_type);
 }
 
@@ -43,26 +35,12 @@ const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model) { return mod
 
 static dsv2_weight_type weight_type(const dsv2_model *model)
 {
-    static const dsv2_weight_type types[DS_TYPE_COUNT] = {
-        [DS_TYPE_F32] = DSV2_WEIGHTS_F32,
-        [DS_TYPE_F16] = DSV2_WEIGHTS_F16,
-        [DS_TYPE_BF16] = DSV2_WEIGHTS_BF16,
-        [DS_TYPE_F8_E4M3] = DSV2_WEIGHTS_F8_E4M3,
-        [DS_TYPE_P8] = DSV2_WEIGHTS_Q8_0,
-        [DS_TYPE_P6] = DSV2_WEIGHTS_Q6_K,
-        [DS_TYPE_P5] = DSV2_WEIGHTS_Q5_K,
-        [DS_TYPE_P4] = DSV2_WEIGHTS_Q4_K,
-        [DS_TYPE_P4S] = DSV2_WEIGHTS_Q4_0,
-        [DS_TYPE_Q8_0] = DSV2_WEIGHTS_Q8_0,
-        [DS_TYPE_Q6_K] = DSV2_WEIGHTS_Q6_K,
-        [DS_TYPE_Q5_K] = DSV2_WEIGHTS_Q5_K,
-        [DS_TYPE_Q4_K] = DSV2_WEIGHTS_Q4_K,
-        [DS_TYPE_Q4_0] = DSV2_WEIGHTS_Q4_0,
-    };
     dsv2_weight_type found = DSV2_WEIGHTS_AS_STORED;
-    for (int type = 0; type < DS_TYPE_COUNT; type++)
+    for (ds_type type = 0; type < DS_TYPE_COUNT; type++) {
+        dsv2_weight_type name = ds_type_public(type);
         if (model->weights.types_seen[type])
-            found = found == DSV2_WEIGHTS_AS_STORED && types[type] != 0 ? types[type] : DSV2_WEIGHTS_MIXED;
+            found = found == DSV2_WEIGHTS_AS_STORED && name != DSV2_WEIGHTS_AS_STORED ? name : DSV2_WEIGHTS_MIXED;
+    }
     return found;
 }
 

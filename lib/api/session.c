@@ -70,11 +70,6 @@ dsv2_status dsv2_session_feed(dsv2_session *session, const int32_t *tokens, size
     return status;
 }
 
-static dsv2_step_item *item_at(dsv2_step_item *items, size_t i)
-{
-    return (dsv2_step_item *)(void *)((char *)items + i * items->struct_size);
-}
-
 /* Takes one item's session and checks its arguments; on failure the session is not taken. */
 static dsv2_status enter_item(dsv2_model *model, const dsv2_step_item *item, size_t stride)
 {
@@ -105,15 +100,15 @@ dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
                        sizeof *items);
     dsv2_status status = DSV2_OK;
     size_t n_entered = 0;
-    while (n_entered < n_items && (status = enter_item(model, item_at(items, n_entered), stride)) == DSV2_OK)
+    while (n_entered < n_items && (status = enter_item(model, ds_step_item_at(items, n_entered), stride)) == DSV2_OK)
         n_entered++;
     if (status == DSV2_OK)
         status = ds_session_step(model, items, n_items);
     else
         for (size_t i = 0; i < n_items; i++)
-            item_at(items, i)->status = status;
+            ds_step_item_at(items, i)->status = status;
     for (size_t i = 0; i < n_entered; i++)
-        ds_session_leave(item_at(items, i)->session);
+        ds_session_leave(ds_step_item_at(items, i)->session);
     return status;
 }
 

@@ -80,8 +80,8 @@ static dsv2_status restore(dsv2_session *session, const char *path, dsv2_read_fn
         .cancel = &session->cancel,
     };
     ds_snapshot_content content;
-    status = path != NULL ? ds_snapshot_load(&target, path, &known, &content)
-                          : ds_snapshot_load_from(&target, read, user, &known, &content);
+    status = path != NULL ? ds_snapshot_restore(&target, path, &known, &content)
+                          : ds_snapshot_restore_from(&target, read, user, &known, &content);
     if (status == DSV2_OK) {
         ds_session_exchange(session, &content, known.prompt == NULL);
         if (tokens_reused != NULL)

@@ -12,8 +12,8 @@ void ds_page_pool_init(ds_page_pool *pool, uint64_t bytes_limit)
 
 void ds_page_pool_destroy(ds_page_pool *pool) { ds_mutex_destroy(&pool->lock); }
 
-/* Memory for one page, or for several that are smaller than one of the system's huge pages but together fill some of these: attention
- * reads some rows of every page, and took twice as long to fetch them where these lay in small pages. */
+/* Memory for one page, or for SLAB_PAGES pages that are each smaller than one of the system's huge pages but together
+ * fill some of them. Attention reads some rows of every page: in small pages of the system that took twice as long. */
 typedef struct ds_slab {
     struct ds_slab *next, *previous; /* in the pool's list, while it has free pages */
     uint8_t *data;
@@ -104,7 +104,8 @@ static dsv2_status page_new(ds_page_pool *pool, size_t bytes, ds_page **out)
     }
     ds_mutex_unlock(&pool->lock);
     if (!fits)
-        return ds_fail(DSV2_ERROR_MEMORY, "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
+        return ds_fail(DSV2_ERROR_MEMORY,
+                       "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
                        (unsigned long long)in_use, bytes, (unsigned long long)pool->bytes_limit);
     if (page == NULL)
         return ds_fail_memory("a KV page", bytes);
@@ -115,9 +116,9 @@ static dsv2_status page_new(ds_page_pool *pool, size_t bytes, ds_page **out)
 
 static void page_release(ds_page_pool *pool, ds_page *page)
 {
-    uint32_t references = atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel);
-    assert(references > 0);
-    if (references != 1)
+    uint32_t before = atomic_fetch_sub_explicit(&page->references, 1, memory_order_acq_rel);
+    assert(before > 0);
+    if (before != 1)
         return;
     ds_slab *slab = page->slab;
     ds_mutex_lock(&pool->lock);
@@ -155,8 +156,10 @@ static dsv2_status own_page(ds_cache *cache, size_t index, size_t n_tokens)
     dsv2_status status = page_new(cache->pool, shape->page_bytes, &own);
     if (status != DSV2_OK)
         return status;
-    for (uint32_t layer = 0; layer < shape->n_layers; layer++)
-        memcpy(own->data + layer * shape->layer_bytes, shared->data + layer * shape->layer_bytes, n_tokens * shape->row_bytes);
+    for (uint32_t layer = 0; layer < shape->n_layers; layer++) {
+        size_t at = layer * shape->layer_bytes;
+        memcpy(own->data + at, shared->data + at, n_tokens * shape->row_bytes);
+    }
     cache->pages[index] = own;
     page_release(cache->pool, shared);
     return DSV2_OK;
@@ -193,6 +196,7 @@ dsv2_status ds_cache_share(const ds_cache *cache, size_t n, ds_cache *copy)
 {
     size_t n_pages = (n + DS_PAGE_TOKENS - 1) / DS_PAGE_TOKENS;
     assert(n_pages <= cache->n_pages && copy->n_pages == 0);
+    assert(copy->pool == cache->pool && copy->shape.page_bytes == cache->shape.page_bytes);
     if (!ds_grow(&copy->pages, &copy->capacity, n_pages, sizeof *copy->pages))
         return ds_fail_memory("the list of KV pages", n_pages * sizeof *copy->pages);
     for (size_t i = 0; i < n_pages; i++) {
@@ -203,8 +207,21 @@ dsv2_status ds_cache_share(const ds_cache *cache, size_t n, ds_cache *copy)
     return DSV2_OK;
 }
 
+void ds_cache_exchange(ds_cache *a, ds_cache *b)
+{
+    assert(a->pool == b->pool && a->shape.page_bytes == b->shape.page_bytes);
+    ds_page **pages = a->pages;
+    size_t n_pages = a->n_pages, capacity = a->capacity;
+    a->pages = b->pages;
+    a->n_pages = b->n_pages;
+    a->capacity = b->capacity;
+    b->pages = pages;
+    b->n_pages = n_pages;
+    b->capacity = capacity;
+}
+
 uint8_t *ds_cache_rows(const ds_cache *cache, uint32_t layer, size_t page)
 {
-    assert(layer < cache->shape.n_layers && page < cache->n_pages);
+    assert(page < cache->n_pages && layer < cache->shape.n_layers);
     return cache->pages[page]->data + layer * cache->shape.layer_bytes;
 }

@@ -1,7 +1,7 @@
-/* cache: the paged latent KV cache. A page holds, for every layer, the rows of DS_PAGE_TOKENS consecutive tokens; a row is one
- * token's latent c^KV (kv_lora_rank elements, after its norm) and its rotated k^R (qk_rope_head_dim elements), and nothing else is
- * ever kept of a token (section 2.1.2 of the report). Pages are counted references from a pool that all sessions of a model
- * share: a fork shares them, and who writes to a shared page first copies it.
+/* cache: the paged KV cache. A page holds the rows of DS_PAGE_TOKENS consecutive tokens, layer by layer. A row is all
+ * that the cache keeps of one token in one layer; what parts a row has is said by the kind of attention. Pages are
+ * counted references from a pool that all sessions of a model share: a fork shares them, and who writes to a shared
+ * page first copies it.
  * May include: base, kernels. */
 #ifndef DS_LIB_CACHE_H
 #define DS_LIB_CACHE_H
@@ -13,48 +13,100 @@
 
 #include <stdatomic.h>
 
-/* With 64 tokens a page of V2-Lite at 16 bits is 1.99 MB, just under one huge page; and 64 rows of floats are the tile that
- * attention works on, small enough for a core's second-level cache. */
+/* With 64 tokens a page of V2-Lite at 16 bits is 1.99 MB, just under one huge page; and 64 rows of floats are the tile
+ * that attention works on, small enough for a core's second-level cache. */
 enum { DS_PAGE_TOKENS = 64 };
 
-/* What rows and pages of one model and element type look like. */
+/* How a part of a row is stored. Sections are consecutive elements that share a scale. */
+typedef enum ds_encoding {
+    DS_ENCODING_F32,
+    DS_ENCODING_F16,
+    DS_ENCODING_BYTES_64, /* a signed byte for an element, a scale for 64 */
+    DS_ENCODING_BYTES_16, /* a signed byte for an element, a scale for 16 */
+    DS_ENCODING_PAIRS,    /* rotated; 11 bits for two elements, a scale for 128 */
+    DS_ENCODINGS
+} ds_encoding;
+
+enum { DS_MAX_PARTS = 2, DS_CACHE_TYPES = DSV2_CACHE_Q6 + 1 };
+
+/* What the rows of one kind of attention consist of, and how each cache type stores them. Widths are the model's. */
+typedef struct ds_row_description {
+    uint32_t n_parts;
+    struct {
+        const char *name;
+        ds_encoding encoding[DS_CACHE_TYPES]; /* by dsv2_cache_type; that of DSV2_CACHE_DEFAULT is not used */
+    } parts[DS_MAX_PARTS];
+} ds_row_description;
+
+/* Multi-head Latent Attention keeps the latent c^KV, after its norm, and the rotated key k^R of a token, and nothing
+ * else (section 2.1.2 of the report). */
+enum { DS_MLA_LATENT, DS_MLA_ROPE, DS_MLA_PARTS };
+extern const ds_row_description ds_mla_row;
+
+/* How ds_cache_decode_integers gets the integers of a part. */
+typedef enum ds_part_integers {
+    DS_INTEGERS_IN_PLACE, /* the stored bytes serve as they are: ds_cache_codes */
+    DS_INTEGERS_SPLIT,    /* the stored pairs are taken apart */
+    DS_INTEGERS_HALVES,   /* f16 numbers are rounded */
+    DS_INTEGERS_ROUNDED,  /* decoded floats are rounded */
+} ds_part_integers;
+
+/* One part of the rows of a cache. Where a part in pairs has an odd number of elements, its last one is stored as the
+ * first of the next part: so a part's own elements and those stored in its encoding may differ by one at either end. */
+typedef struct ds_cache_part {
+    const char *name;
+    uint32_t width, first;               /* elements; the first one's place in a row of floats */
+    uint32_t stored_width, stored_first; /* the same of those that are stored in `encoding` */
+    ds_encoding encoding;
+    ds_part_integers integers;
+    uint32_t rotation;       /* so many elements are rotated together; 1: none are. See ds_cache_rotate_part */
+    uint32_t section;        /* stored elements that share a scale; 0: there are no scales */
+    size_t scales, elements; /* where in a stored row they begin, in bytes */
+} ds_cache_part;
+
+/* What rows and pages of one model and cache type look like. */
 typedef struct ds_cache_shape {
     dsv2_cache_type type; /* never DSV2_CACHE_DEFAULT */
-    uint32_t n_layers, kv_lora_rank, qk_rope_head_dim;
-    uint32_t rotation;  /* latents are kept rotated in blocks of so many elements; 1: as they are. See ds_cache_rotate */
-    size_t row_bytes;   /* of one token in one layer */
-    size_t layer_bytes; /* of one layer in a page: DS_PAGE_TOKENS rows */
+    uint32_t n_layers, n_parts;
+    ds_cache_part parts[DS_MAX_PARTS];
+    uint32_t width;        /* elements of a row, all parts */
+    uint32_t number_bytes; /* 4 or 2: a stored row is nothing but f32 or f16 numbers, in order; 1: it is not */
+    bool is_quantised;     /* some part has scales: then attention takes rows as integers */
+    size_t row_bytes;      /* of one token in one layer */
+    size_t layer_bytes;    /* of one layer in a page: DS_PAGE_TOKENS rows */
     size_t page_bytes;
 } ds_cache_shape;
 
-/* DSV2_ERROR_ARGUMENT for a type that there is not. */
-dsv2_status ds_cache_shape_init(ds_cache_shape *shape, dsv2_cache_type type, uint32_t n_layers, uint32_t kv_lora_rank,
-                                uint32_t qk_rope_head_dim);
+/* widths: of each part of the description, in elements. DSV2_ERROR_ARGUMENT for a type that there is not. */
+dsv2_status ds_cache_shape_init(ds_cache_shape *shape, const ds_row_description *row, const uint32_t *widths,
+                                dsv2_cache_type type, uint32_t n_layers);
 
-/* One row to its stored form: kv_lora_rank + qk_rope_head_dim floats in, which are used up, row_bytes out. */
+/* One row to its stored form: shape->width floats in, which are used up, row_bytes out. */
 void ds_cache_encode_row(const ds_cache_shape *shape, const ds_kernels *kernels, float *row, uint8_t *stored);
 
-/* n consecutive stored rows to floats, kv_lora_rank + qk_rope_head_dim each, in the basis that they are kept in. Any bytes
- * decode to something. */
-void ds_cache_decode_rows(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n, float *rows);
+/* n consecutive stored rows to floats, shape->width each, in the basis that they are kept in. Any bytes decode to
+ * something. */
+void ds_cache_decode_rows(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n,
+                          float *rows);
 
-/* Whether the cache keeps integers with scales: then attention takes rows so. */
-bool ds_cache_is_quantised(const ds_cache_shape *shape);
+/* A part's elements where rows hold them as bytes with a scale per section of DS_SCALE_COLS or of a multiple: those of
+ * consecutive rows are row_bytes apart. Else NULL. */
+const int8_t *ds_cache_codes(const ds_cache_shape *shape, uint32_t part, const uint8_t *stored);
 
-/* The latents' elements where a cache keeps them as bytes, rows of kv_lora_rank, row_bytes apart; else NULL. */
-const int8_t *ds_cache_codes(const ds_cache_shape *shape, const uint8_t *stored);
-
-/* n <= DS_PAGE_TOKENS consecutive stored rows of a quantised cache as integers: in each of `rows`, the latent's elements (unless
- * ds_cache_codes has them, as they are) and then those of the RoPE part, both filled up with zeros to whole groups of
- * DS_SCALE_COLS; scales[g * DS_PAGE_TOKENS + t] is what group g of row t is multiplied by. Latents are the very integers that are
- * kept; the RoPE part is rounded to DS_NARROW (so is the latent in q6 if its rank is odd). scratch: a row of floats. next: as many
- * stored rows, which are brought from memory meanwhile; or NULL. */
+/* n <= DS_PAGE_TOKENS consecutive stored rows as integers. Each of `rows` has the parts one after another, each filled
+ * up with zeros to whole sections of DS_SCALE_COLS; a part that ds_cache_codes has in place is not written. Section s
+ * of row t is to be multiplied by scales[s * DS_PAGE_TOKENS + t]. A part that is stored as small integers with a scale
+ * for DS_SCALE_COLS or more elements gives those very integers; the elements of any other part are rounded to
+ * DS_MAX_12_BITS. scratch: a row of floats. next: as many stored rows, which are brought from memory meanwhile; or NULL. */
 void ds_cache_decode_integers(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n,
                               int16_t *rows, float *scales, float *scratch, const uint8_t *next);
 
-/* Takes kv_lora_rank floats into the basis that latents are kept in, or back: the rotation is orthogonal and its own inverse. So
- * attention may rotate its few queries and results rather than every row: (R q) . (R c) = q . c. */
-void ds_cache_rotate(const ds_cache_shape *shape, const ds_kernels *kernels, float *latent);
+/* Takes the floats of a part into the basis that the cache keeps them in, or back: the rotation is orthogonal and its
+ * own inverse. So attention may rotate its few queries and results rather than every row: (R q) . (R c) = q . c. */
+void ds_cache_rotate_part(const ds_cache_shape *shape, uint32_t part, const ds_kernels *kernels, float *x);
+
+/* The same for all parts of a row. */
+void ds_cache_rotate_row(const ds_cache_shape *shape, const ds_kernels *kernels, float *row);
 
 /* Where the pages of all sessions of a model come from, and what they take. */
 typedef struct ds_page_pool {
@@ -73,7 +125,7 @@ typedef struct ds_page {
     struct ds_slab *slab;
 } ds_page;
 
-/* One session's pages, in order of position. */
+/* One session's pages, in order of position. Pool and shape stay what ds_cache_init made them. */
 typedef struct ds_cache {
     ds_page_pool *pool;
     ds_cache_shape shape;
@@ -84,8 +136,8 @@ typedef struct ds_cache {
 void ds_cache_init(ds_cache *cache, ds_page_pool *pool, const ds_cache_shape *shape);
 void ds_cache_destroy(ds_cache *cache);
 
-/* Makes the rows of positions first to first + n - 1 writable: adds pages, copies a shared one that holds `first`. Rows before
- * `first` keep their contents. On failure the cache holds what it held. */
+/* Makes the rows of positions first to first + n - 1 writable: adds pages, copies a shared one that holds `first`. Rows
+ * before `first` keep their contents. On failure the cache holds what it held. */
 dsv2_status ds_cache_reserve(ds_cache *cache, size_t first, size_t n);
 
 /* Gives back the pages that no position below n needs. */
@@ -93,6 +145,9 @@ void ds_cache_truncate(ds_cache *cache, size_t n);
 
 /* Makes `copy` (initialised, empty, of the same pool and shape) share the pages of the first n positions. */
 dsv2_status ds_cache_share(const ds_cache *cache, size_t n, ds_cache *copy);
+
+/* Exchanges the pages of two caches of the same pool and shape. */
+void ds_cache_exchange(ds_cache *a, ds_cache *b);
 
 /* The stored rows of one layer in one page. Write only positions that were reserved. */
 uint8_t *ds_cache_rows(const ds_cache *cache, uint32_t layer, size_t page);

@@ -28,57 +28,58 @@ static const struct {
     [T_U64] = {"u64", 8}, [T_I64] = {"i64", 8}, [T_F64] = {"f64", 8},
 };
 
-enum { NOT_READ = DS_TYPE_COUNT };
-
-/* The format's numbers for element types. Those not read have a block size too, so that their extent is checked; 0 where the
- * type was withdrawn before anyone could rely on it. */
+/* The format's numbers for element types that are not read; ds_type_of_gguf knows the others. These have a block size too, so that
+ * their extent is checked; 0 where the type was withdrawn before anyone could rely on it. */
 static const struct {
     const char *name;
-    uint32_t type, block, bytes;
-} tensor_types[] = {
-    [0] = {"F32", DS_TYPE_F32, 1, 4},
-    [1] = {"F16", DS_TYPE_F16, 1, 2},
-    [2] = {"Q4_0", DS_TYPE_Q4_0, 32, 18},
-    [3] = {"Q4_1", DS_TYPE_Q4_1, 32, 20},
-    [4] = {"Q4_2", NOT_READ, 0, 0},
-    [5] = {"Q4_3", NOT_READ, 0, 0},
-    [6] = {"Q5_0", DS_TYPE_Q5_0, 32, 22},
-    [7] = {"Q5_1", DS_TYPE_Q5_1, 32, 24},
-    [8] = {"Q8_0", DS_TYPE_Q8_0, 32, 34},
-    [9] = {"Q8_1", NOT_READ, 32, 40},
-    [10] = {"Q2_K", DS_TYPE_Q2_K, 256, 84},
-    [11] = {"Q3_K", DS_TYPE_Q3_K, 256, 110},
-    [12] = {"Q4_K", DS_TYPE_Q4_K, 256, 144},
-    [13] = {"Q5_K", DS_TYPE_Q5_K, 256, 176},
-    [14] = {"Q6_K", DS_TYPE_Q6_K, 256, 210},
-    [15] = {"Q8_K", NOT_READ, 256, 292},
-    [16] = {"IQ2_XXS", NOT_READ, 256, 66},
-    [17] = {"IQ2_XS", NOT_READ, 256, 74},
-    [18] = {"IQ3_XXS", NOT_READ, 256, 98},
-    [19] = {"IQ1_S", NOT_READ, 256, 50},
-    [20] = {"IQ4_NL", DS_TYPE_IQ4_NL, 32, 18},
-    [21] = {"IQ3_S", NOT_READ, 256, 110},
-    [22] = {"IQ2_S", NOT_READ, 256, 82},
-    [23] = {"IQ4_XS", DS_TYPE_IQ4_XS, 256, 136},
-    [24] = {"I8", NOT_READ, 1, 1},
-    [25] = {"I16", NOT_READ, 1, 2},
-    [26] = {"I32", NOT_READ, 1, 4},
-    [27] = {"I64", NOT_READ, 1, 8},
-    [28] = {"F64", NOT_READ, 1, 8},
-    [29] = {"IQ1_M", NOT_READ, 256, 56},
-    [30] = {"BF16", DS_TYPE_BF16, 1, 2},
-    [31] = {"Q4_0_4_4", NOT_READ, 0, 0},
-    [32] = {"Q4_0_4_8", NOT_READ, 0, 0},
-    [33] = {"Q4_0_8_8", NOT_READ, 0, 0},
-    [34] = {"TQ1_0", NOT_READ, 256, 54},
-    [35] = {"TQ2_0", NOT_READ, 256, 66},
-    [36] = {"IQ4_NL_4_4", NOT_READ, 0, 0},
-    [37] = {"IQ4_NL_4_8", NOT_READ, 0, 0},
-    [38] = {"IQ4_NL_8_8", NOT_READ, 0, 0},
-    [39] = {"MXFP4", NOT_READ, 32, 17},
-    [40] = {"NVFP4", NOT_READ, 64, 36},
-    [41] = {"Q1_0", NOT_READ, 128, 18},
+    uint32_t block, bytes;
+} other_types[] = {
+    [4] = {"Q4_2", 0, 0},
+    [5] = {"Q4_3", 0, 0},
+    [9] = {"Q8_1", 32, 40},
+    [15] = {"Q8_K", 256, 292},
+    [16] = {"IQ2_XXS", 256, 66},
+    [17] = {"IQ2_XS", 256, 74},
+    [18] = {"IQ3_XXS", 256, 98},
+    [19] = {"IQ1_S", 256, 50},
+    [21] = {"IQ3_S", 256, 110},
+    [22] = {"IQ2_S", 256, 82},
+    [24] = {"I8", 1, 1},
+    [25] = {"I16", 1, 2},
+    [26] = {"I32", 1, 4},
+    [27] = {"I64", 1, 8},
+    [28] = {"F64", 1, 8},
+    [29] = {"IQ1_M", 256, 56},
+    [31] = {"Q4_0_4_4", 0, 0},
+    [32] = {"Q4_0_4_8", 0, 0},
+    [33] = {"Q4_0_8_8", 0, 0},
+    [34] = {"TQ1_0", 256, 54},
+    [35] = {"TQ2_0", 256, 66},
+    [36] = {"IQ4_NL_4_4", 0, 0},
+    [37] = {"IQ4_NL_4_8", 0, 0},
+    [38] = {"IQ4_NL_8_8", 0, 0},
+    [39] = {"MXFP4", 32, 17},
+    [40] = {"NVFP4", 64, 36},
+    [41] = {"Q1_0", 128, 18},
 };
+
+/* Of any type of the format: its name, the elements and bytes of a block. False if the number is unknown. */
+static bool find_type(uint32_t number, const char **name, uint64_t *block, uint64_t *bytes)
+{
+    ds_type type = ds_type_of_gguf(number);
+    if (type != DS_TYPE_COUNT) {
+        *name = ds_type_name(type);
+        *block = ds_type_block(type);
+        *bytes = ds_type_row_bytes(type, *block);
+        return true;
+    }
+    if (number >= sizeof other_types / sizeof *other_types || other_types[number].name == NULL)
+        return false;
+    *name = other_types[number].name;
+    *block = other_types[number].block;
+    *bytes = other_types[number].bytes;
+    return true;
+}
 
 /* ---- reading on ---- */
 
@@ -408,20 +409,20 @@ static dsv2_status take_info(cursor *c, info *tensor)
 /* Bytes of a tensor; 0 where its type's size is not known. */
 static dsv2_status info_bytes(const ds_file *file, const info *tensor, uint64_t *bytes)
 {
+    const char *name;
+    uint64_t block, block_bytes;
     *bytes = 0;
-    if (tensor->type >= sizeof tensor_types / sizeof *tensor_types || tensor_types[tensor->type].block == 0)
+    if (!find_type(tensor->type, &name, &block, &block_bytes) || block == 0)
         return DSV2_OK;
-    uint32_t block = tensor_types[tensor->type].block;
     uint64_t cols = tensor->n_dims > 0 ? tensor->dims[tensor->n_dims - 1] : 1, elements = cols / block;
     if (cols % block != 0)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: tensor %.*s has rows of %llu elements, expected a multiple of %u, the block size of %s", file->path,
-                       shown(tensor->name.size), tensor->name.data, (unsigned long long)cols, (unsigned)block,
-                       tensor_types[tensor->type].name);
+                       shown(tensor->name.size), tensor->name.data, (unsigned long long)cols, (unsigned)block, name);
     bool fits = true;
     for (uint32_t i = 0; i + 1 < tensor->n_dims; i++)
         fits = fits && ds_mul(elements, tensor->dims[i], &elements);
-    if (!fits || !ds_mul(elements, tensor_types[tensor->type].bytes, bytes))
+    if (!fits || !ds_mul(elements, block_bytes, bytes))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s has dimensions whose product is beyond 64 bits", file->path,
                        shown(tensor->name.size), tensor->name.data);
     return DSV2_OK;
@@ -453,10 +454,10 @@ static dsv2_status add_tensor(ds_container *container, const ds_file *file, cons
     if (name == NULL)
         return ds_fail_memory("a tensor's name", from->name.size + 1);
     memcpy(name, from->name.data, from->name.size);
-    bool known = from->type < sizeof tensor_types / sizeof *tensor_types;
-    if (known && tensor_types[from->type].type != NOT_READ) {
+    ds_type type = ds_type_of_gguf(from->type);
+    if (type != DS_TYPE_COUNT) {
         ds_tensor tensor = {.name = name,
-                            .type = (ds_type)tensor_types[from->type].type,
+                            .type = type,
                             .n_dims = from->n_dims,
                             .data = file->data + where->begin,
                             .n_bytes = bytes,
@@ -465,9 +466,11 @@ static dsv2_status add_tensor(ds_container *container, const ds_file *file, cons
         status = ds_container_add(container, &tensor);
     } else {
         char number[32];
+        const char *type_name = number;
+        uint64_t block, block_bytes;
         snprintf(number, sizeof number, "%u (unknown)", (unsigned)from->type);
-        status =
-            ds_container_add_other(container, name, known ? tensor_types[from->type].name : number, from->n_dims, file->path);
+        find_type(from->type, &type_name, &block, &block_bytes);
+        status = ds_container_add_other(container, name, type_name, from->n_dims, file->path);
     }
     ds_free(name);
     return status;

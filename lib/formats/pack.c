@@ -25,46 +25,6 @@ typedef struct block {
     uint64_t offset, stored, unpacked, checksum; /* checksum: XXH3-64 of the stored bytes */
 } block;
 
-/* Names in the file to element types: numbers of their own, since the enumeration may change. */
-static const struct {
-    uint8_t code;
-    ds_type type;
-} type_codes[] = {
-    {1, DS_TYPE_F32},
-    {2, DS_TYPE_F16},
-    {3, DS_TYPE_BF16},
-    {16, DS_TYPE_P4},
-    {17, DS_TYPE_P5},
-    {18, DS_TYPE_P6},
-    {19, DS_TYPE_P8},
-    {20, DS_TYPE_P4S},
-    {21, DS_TYPE_P5S},
-    {22, DS_TYPE_P4M},
-    {23, DS_TYPE_P5M},
-};
-
-static bool type_of_code(uint8_t code, ds_type *type)
-{
-    for (size_t i = 0; i < sizeof type_codes / sizeof *type_codes; i++) {
-        if (type_codes[i].code == code) {
-            *type = type_codes[i].type;
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool code_of_type(ds_type type, uint8_t *code)
-{
-    for (size_t i = 0; i < sizeof type_codes / sizeof *type_codes; i++) {
-        if (type_codes[i].type == type) {
-            *code = type_codes[i].code;
-            return true;
-        }
-    }
-    return false;
-}
-
 bool ds_is_pack(const char *path) { return ds_file_begins(path, MAGIC, sizeof MAGIC); }
 
 /* ---- reading ---- */
@@ -126,7 +86,8 @@ static dsv2_status read_entry(ds_container *container, const uint8_t *index, siz
                        container->n_tensors, name);
     ds_tensor tensor = {.name = name, .n_dims = n_dims, .n_bytes = ds_load_u64(entry + 12), .path = file->path,
                         .checksum = ds_load_u64(entry + 20)};
-    if (!type_of_code(entry[2], &tensor.type))
+    tensor.type = ds_type_of_pack_code(entry[2]);
+    if (tensor.type == DS_TYPE_COUNT)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has element type %u, which this version does not know", file->path, name,
                        entry[2]);
     for (uint32_t i = 0; i < n_dims; i++)
@@ -317,9 +278,9 @@ dsv2_status ds_pack_writer_open(const char *path, ds_pack_writer **out)
 dsv2_status ds_pack_writer_tensor(ds_pack_writer *writer, const char *name, ds_type type, const uint64_t *dims, uint32_t n_dims)
 {
     size_t name_size = strlen(name), entry_size = (size_t)ENTRY_BYTES + 8u * n_dims + name_size;
-    uint8_t code;
+    uint8_t code = ds_type_pack_code(type);
     uint64_t bytes;
-    if (!code_of_type(type, &code) || !ds_tensor_bytes(type, dims, n_dims, &bytes) || name_size == 0 || name_size >= MAX_NAME)
+    if (code == 0 || !ds_tensor_bytes(type, dims, n_dims, &bytes) || name_size == 0 || name_size >= MAX_NAME)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "tensor %s of type %s cannot be packed", name, ds_type_name(type));
     dsv2_status status = append_padding(&writer->file, TENSOR_ALIGNMENT);
     if (status != DSV2_OK)

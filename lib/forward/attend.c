@@ -33,16 +33,16 @@ static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_a
     attend->scores = take(memory, &used, sizeof(float) * DS_ATTEND_ROWS * DS_PAGE_TOKENS);
     if (!shape->integers)
         return used;
-    attend->q_pairs = (int16_t *)take(memory, &used, fill_up((uint32_t)n, DS_PAIR_ROWS) * cols * sizeof(int16_t));
+    attend->q_pairs = (int16_t *)take(memory, &used, fill_up((uint32_t)n, DS_PANEL_ROWS) * cols * sizeof(int16_t));
     attend->q_scales = take(memory, &used, n * sizeof(float));
-    attend->weights = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAIR_ROWS * DS_PAGE_TOKENS);
-    attend->weight_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAIR_ROWS * DS_PAGE_TOKENS);
+    attend->weights = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * DS_PAGE_TOKENS);
+    attend->weight_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * DS_PAGE_TOKENS);
     size_t widest = cols > shape->value_width ? cols : shape->value_width;
-    attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAIR_ROWS * widest);
+    attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * widest);
     attend->padded = take(memory, &used, sizeof(float) * cols);
-    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * (shape->score_by_panel ? DS_PAIR_ROWS : DS_PAGE_TOKENS) * cols);
+    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * (shape->score_by_panel ? DS_PANEL_ROWS : DS_PAGE_TOKENS) * cols);
     tile->key_scales = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * sections);
-    tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAGE_TOKENS * fill_up(shape->value_width, DS_PAIR_ROWS));
+    tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAGE_TOKENS * fill_up(shape->value_width, DS_PANEL_ROWS));
     tile->value_scale_max = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * value_sections);
     return used;
 }
@@ -64,7 +64,7 @@ void ds_attend_divide(const ds_attend_shape *shape, size_t n, float *memory, ds_
 
 size_t ds_tile_rows(const ds_tile *tile, size_t first)
 {
-    return tile->n - first < DS_PAIR_ROWS ? tile->n - first : DS_PAIR_ROWS;
+    return tile->n - first < DS_PANEL_ROWS ? tile->n - first : DS_PANEL_ROWS;
 }
 
 /* Where the panel of keys of token `first` and the next ones is. */
@@ -73,7 +73,7 @@ static int16_t *key_panel(const ds_tile *tile, const ds_attend_shape *shape, siz
     return tile->key_pairs + (shape->score_by_panel ? 0 : first * ds_attend_sections(shape) * DS_SCALE_COLS);
 }
 
-/* Scores of m <= DS_PAIR_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of DS_PAIR_ROWS. */
+/* Scores of m <= DS_PANEL_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of DS_PANEL_ROWS. */
 static void score(const ds_attend *attend, const ds_tile *tile, uint32_t first_query, uint32_t m, float *scores, size_t first, size_t n)
 {
     const ds_attend_shape *shape = attend->shape;
@@ -87,9 +87,9 @@ static void score(const ds_attend *attend, const ds_tile *tile, uint32_t first_q
 static void score_panel(const ds_attend *attend, const ds_tile *tile, size_t first)
 {
     assert(!attend->shape->score_by_panel || attend->n <= DS_ATTEND_ROWS);
-    for (uint32_t i = 0; attend->shape->score_by_panel && i < attend->n; i += DS_PAIR_ROWS) {
-        uint32_t m = attend->n - i < DS_PAIR_ROWS ? attend->n - i : DS_PAIR_ROWS;
-        score(attend, tile, i, m, attend->scores + (size_t)i * DS_PAGE_TOKENS, first, DS_PAIR_ROWS);
+    for (uint32_t i = 0; attend->shape->score_by_panel && i < attend->n; i += DS_PANEL_ROWS) {
+        uint32_t m = attend->n - i < DS_PANEL_ROWS ? attend->n - i : DS_PANEL_ROWS;
+        score(attend, tile, i, m, attend->scores + (size_t)i * DS_PAGE_TOKENS, first, DS_PANEL_ROWS);
     }
 }
 
@@ -103,7 +103,7 @@ void ds_tile_keys(const ds_attend *attend, ds_tile *tile, size_t first, const in
 void ds_tile_values(const ds_attend *attend, ds_tile *tile, size_t first, const int16_t *rows, size_t stride)
 {
     size_t n_pairs = (tile->n + 1) / 2;
-    attend->kernels->pair_rows(tile->value_pairs + first * DS_PAIR_ROWS, 2 * n_pairs * DS_PAIR_ROWS, rows, stride,
+    attend->kernels->pair_rows(tile->value_pairs + first * DS_PANEL_ROWS, 2 * n_pairs * DS_PANEL_ROWS, rows, stride,
                                ds_tile_rows(tile, first), attend->shape->value_width);
 }
 
@@ -114,9 +114,9 @@ void ds_tile_codes(const ds_attend *attend, ds_tile *tile, size_t first, const i
     size_t n_pairs = (tile->n + 1) / 2, n = ds_tile_rows(tile, first), cols = ds_attend_sections(shape) * DS_SCALE_COLS;
     size_t latent = padded_width(shape, 0);
     int16_t *keys = key_panel(tile, shape, first);
-    attend->kernels->pair_codes(keys, tile->value_pairs + first * DS_PAIR_ROWS, 2 * n_pairs * DS_PAIR_ROWS, codes, codes_stride, n,
+    attend->kernels->pair_codes(keys, tile->value_pairs + first * DS_PANEL_ROWS, 2 * n_pairs * DS_PANEL_ROWS, codes, codes_stride, n,
                                 shape->value_width);
-    attend->kernels->pair_columns(keys + latent * DS_PAIR_ROWS, rows + latent, stride, n, cols - latent);
+    attend->kernels->pair_columns(keys + latent * DS_PANEL_ROWS, rows + latent, stride, n, cols - latent);
     score_panel(attend, tile, first);
 }
 
@@ -143,7 +143,7 @@ static void round_queries(ds_attend *attend, uint32_t first, uint32_t n)
         const float *q = attend->q[first + i];
         memcpy(attend->padded, q, shape->part[0] * sizeof *q);
         memcpy(attend->padded + padded, q + shape->part[0], shape->part[1] * sizeof *q);
-        attend->q_scales[first + i] = attend->kernels->round_row(attend->rows + i * cols, attend->padded, cols, DS_WIDE);
+        attend->q_scales[first + i] = attend->kernels->round_row(attend->rows + i * cols, attend->padded, cols, DS_MAX_15_BITS);
     }
     attend->kernels->pair_columns(attend->q_pairs + first * cols, attend->rows, cols, n, cols);
 }
@@ -159,8 +159,8 @@ void ds_attend_begin(ds_attend *attend)
 
 void ds_attend_queries(ds_attend *attend)
 {
-    for (uint32_t i = 0; attend->shape->integers && i < attend->n; i += DS_PAIR_ROWS)
-        round_queries(attend, i, attend->n - i < DS_PAIR_ROWS ? attend->n - i : DS_PAIR_ROWS);
+    for (uint32_t i = 0; attend->shape->integers && i < attend->n; i += DS_PANEL_ROWS)
+        round_queries(attend, i, attend->n - i < DS_PANEL_ROWS ? attend->n - i : DS_PANEL_ROWS);
 }
 
 /* ---- the online softmax ---- */
@@ -201,16 +201,16 @@ static void attend_floats(ds_attend *attend, const ds_tile *tile, const uint32_t
                           tile->values, tile->value_stride, tile->n, attend->shape->value_width);
 }
 
-/* m <= DS_PAIR_ROWS queries from `first` on, a multiple of DS_PAIR_ROWS. */
+/* m <= DS_PANEL_ROWS queries from `first` on, a multiple of DS_PANEL_ROWS. */
 static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
 {
     const ds_attend_shape *shape = attend->shape;
     const ds_kernels *kernels = attend->kernels;
     uint32_t n_pairs = (uint32_t)(tile->n + 1) / 2, section_cols = shape->value_section;
-    float keep[DS_PAIR_ROWS], factor[DS_PAIR_ROWS], scaled[DS_PAIR_ROWS];
+    float keep[DS_PANEL_ROWS], factor[DS_PANEL_ROWS], scaled[DS_PANEL_ROWS];
     float *scores = attend->scores + (shape->score_by_panel ? (size_t)first * DS_PAGE_TOKENS : 0);
     if (!shape->score_by_panel)
-        score(attend, tile, first, m, scores, 0, fill_up((uint32_t)tile->n, DS_PAIR_ROWS));
+        score(attend, tile, first, m, scores, 0, fill_up((uint32_t)tile->n, DS_PANEL_ROWS));
     for (uint32_t i = 0; i < m; i++)
         take_scores(kernels, true, scores + (size_t)i * DS_PAGE_TOKENS, visible[first + i], DS_PAGE_TOKENS, &attend->max[first + i],
                     &attend->sum[first + i], &keep[i], &factor[i]);
@@ -221,10 +221,10 @@ static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32
             int16_t *weights = attend->weights + (size_t)i * DS_PAGE_TOKENS;
             uint32_t seen = visible[first + i];
             float most = seen > 0 ? largest[seen - 1] : 0.0f;
-            kernels->round_products(weights, scores + (size_t)i * DS_PAGE_TOKENS, scales, most > 0 ? DS_WIDE / most : 0.0f, seen);
+            kernels->round_products(weights, scores + (size_t)i * DS_PAGE_TOKENS, scales, most > 0 ? DS_MAX_15_BITS / most : 0.0f, seen);
             if (seen < 2 * n_pairs)
                 memset(weights + seen, 0, (2 * n_pairs - seen) * sizeof *weights);
-            scaled[i] = factor[i] * most / DS_WIDE;
+            scaled[i] = factor[i] * most / DS_MAX_15_BITS;
         }
         kernels->pair_columns(attend->weight_pairs, attend->weights, DS_PAGE_TOKENS, m, 2 * n_pairs);
         kernels->pair_sums(attend->sums + first * attend->sums_stride + col, attend->sums_stride, keep, scaled, attend->weight_pairs, m,
@@ -234,7 +234,7 @@ static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32
 
 void ds_attend_tile(ds_attend *attend, const ds_tile *tile, const uint32_t *visible)
 {
-    uint32_t rows = attend->shape->integers ? DS_PAIR_ROWS : DS_ATTEND_ROWS;
+    uint32_t rows = attend->shape->integers ? DS_PANEL_ROWS : DS_ATTEND_ROWS;
     for (uint32_t first = 0; first < attend->n; first += rows) {
         uint32_t m = attend->n - first < rows ? attend->n - first : rows;
         bool any = false;

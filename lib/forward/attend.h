@@ -11,7 +11,7 @@
  * mean square.
  *
  * In this order: ds_attend_divide; ds_attend_begin and ds_attend_queries; then for each tile its keys and values, and
- * ds_attend_tile. In floats keys and values are pointers to rows. In integers a tile is made DS_PAIR_ROWS tokens at a time, by
+ * ds_attend_tile. In floats keys and values are pointers to rows. In integers a tile is made DS_PANEL_ROWS tokens at a time, by
  * ds_tile_keys and ds_tile_values or by ds_tile_codes, and completed by ds_tile_finish. */
 #ifndef DS_LIB_FORWARD_ATTEND_H
 #define DS_LIB_FORWARD_ATTEND_H
@@ -42,9 +42,9 @@ typedef struct ds_tile {
     size_t key_stride, value_stride;
 
     /* Integers. Key scales and value scales are the caller's to set, a panel's key scales before its keys. */
-    int16_t *key_pairs;        /* [DS_PAGE_TOKENS / DS_PAIR_ROWS] panels of the key's columns; score_by_panel: the present panel */
+    int16_t *key_pairs;        /* [DS_PAGE_TOKENS / DS_PANEL_ROWS] panels of the key's columns; score_by_panel: the present panel */
     float *key_scales;         /* [sections][DS_PAGE_TOKENS] */
-    int16_t *value_pairs;      /* [value columns / DS_PAIR_ROWS] panels of ceil(n / 2) pairs of tokens */
+    int16_t *value_pairs;      /* [value columns / DS_PANEL_ROWS] panels of ceil(n / 2) pairs of tokens */
     const float *value_scales; /* [value sections][DS_PAGE_TOKENS] */
     float *value_scale_max;    /* [value sections][DS_PAGE_TOKENS]: the largest scale up to and with each token, so that no query depends
                                 * on tokens behind the last that it sees */
@@ -62,11 +62,11 @@ typedef struct ds_attend {
 
     float *scores;         /* [DS_ATTEND_ROWS or fewer][DS_PAGE_TOKENS] */
     /* Integers: */
-    int16_t *q_pairs;      /* [ceil(n / DS_PAIR_ROWS)] panels */
+    int16_t *q_pairs;      /* [ceil(n / DS_PANEL_ROWS)] panels */
     float *q_scales;       /* [n] */
-    int16_t *weights;      /* [DS_PAIR_ROWS][DS_PAGE_TOKENS]: softmax weights, as rows */
+    int16_t *weights;      /* [DS_PANEL_ROWS][DS_PAGE_TOKENS]: softmax weights, as rows */
     int16_t *weight_pairs; /* the same as a panel */
-    int16_t *rows;         /* [DS_PAIR_ROWS] rows of a key or a value, which are to become a panel */
+    int16_t *rows;         /* [DS_PANEL_ROWS] rows of a key or a value, which are to become a panel */
     float *padded;         /* [columns of the sections]: a query while it is filled up */
 } ds_attend;
 
@@ -90,7 +90,7 @@ void ds_attend_tile(ds_attend *attend, const ds_tile *tile, const uint32_t *visi
 
 /* ---- making a tile of integers, a panel at a time ---- */
 
-/* Tokens of the panel that begins at token `first`: DS_PAIR_ROWS, or as many as are left. */
+/* Tokens of the panel that begins at token `first`: DS_PANEL_ROWS, or as many as are left. */
 size_t ds_tile_rows(const ds_tile *tile, size_t first);
 
 /* The keys of a panel: rows of whole sections, `stride` numbers apart. */

@@ -9,7 +9,7 @@ struct ds_ffn_slice {
 };
 
 /* A slice is a whole number of the blocks in which rows are rounded to 8 bits: each can round its own part of the hidden rows. */
-_Static_assert(DS_TASK_ROWS % DS_PACK_COLS == 0, "slices and blocks of activations");
+_Static_assert(DS_TASK_ROWS % DS_BLOCK_COLS == 0, "slices and blocks of activations");
 
 /* Going from one matrix to another costs what the processor had read ahead. With few rows of activations, where reading is all, slices
  * of several tasks' length are a tenth faster. So slices are long if every thread still gets enough of them to share the work evenly. */
@@ -85,7 +85,7 @@ static void multiply(const ffn *f, const ds_matrix *w, ds_ffn_slice slice, const
                      uint32_t n_rows, float *out, size_t out_stride, unsigned thread)
 {
     const ds_kernels *kernels = f->rows->kernels;
-    if (ds_type_is_packed(w->type))
+    if (ds_type_is_interleaved(w->type))
         ds_matmul_prepared(kernels, out, out_stride, x8, n_rows, w, slice.first, slice.end);
     else
         ds_matmul(kernels, out, out_stride, x, n_rows, w, slice.first, slice.end, ds_matmul_scratch_of(&f->rows->linear, thread));
@@ -106,8 +106,8 @@ static void gate_up_task(void *context, size_t task, unsigned thread)
     const ds_x8 *const *x8 = memory->input_x8 + job->first_slot;
     multiply(f, &job->weights->gate, slice, x, x8, n_rows, gate, intermediate, thread);
     multiply(f, &job->weights->up, slice, x, x8, n_rows, up, n, thread);
-    bool round = ds_type_is_packed(job->weights->down.type);
-    ds_x8 *hidden_x8 = memory->hidden_x8 + job->first_x8 + slice.first / DS_PACK_COLS;
+    bool round = ds_type_is_interleaved(job->weights->down.type);
+    ds_x8 *hidden_x8 = memory->hidden_x8 + job->first_x8 + slice.first / DS_BLOCK_COLS;
     for (uint32_t i = 0; i < n_rows; i++) {
         kernels->swiglu(gate + (size_t)i * intermediate, up + (size_t)i * n, n);
         if (round)
@@ -154,7 +154,7 @@ dsv2_status ds_ffn_run(ds_rows *rows, ds_ffn_memory *memory, float *output)
     for (uint32_t j = 0; j < memory->n_jobs; j++) {
         const ds_ffn_job *job = &memory->jobs[j];
         n_slices = add_slices(&f, n_slices, j, job->weights->gate.rows);
-        round = round || ds_type_is_packed(job->weights->gate.type) || ds_type_is_packed(job->weights->up.type);
+        round = round || ds_type_is_interleaved(job->weights->gate.type) || ds_type_is_interleaved(job->weights->up.type);
         set_slots(&f, job);
     }
     if (round)

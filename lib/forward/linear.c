@@ -44,7 +44,7 @@ static uint32_t task_rows(const ds_linear_memory *memory, uint32_t rows)
 {
     enum { EVEN_TASKS = 8 };
     uint32_t n = DS_TASK_ROWS, wanted = EVEN_TASKS * ds_pool_threads(memory->pool);
-    while (n > DS_PACK_ROWS && rows / n < wanted)
+    while (n > DS_PANEL_ROWS && rows / n < wanted)
         n /= 2;
     return n;
 }
@@ -55,7 +55,7 @@ static void linear_task(void *context, size_t task, unsigned thread)
     const ds_linear_memory *memory = l->memory;
     uint32_t first = (uint32_t)task * l->task_rows;
     uint32_t end = l->w->rows - first < l->task_rows ? l->w->rows : first + l->task_rows;
-    if (ds_type_is_packed(l->w->type))
+    if (ds_type_is_interleaved(l->w->type))
         ds_matmul_prepared(memory->kernels, l->out + first, l->out_stride, memory->x8_rows, l->m, l->w, first, end);
     else
         ds_matmul(memory->kernels, l->out + first, l->out_stride, memory->row_pointers, l->m, l->w, first, end,
@@ -73,7 +73,7 @@ dsv2_status ds_linear(ds_linear_memory *memory, const ds_matrix *w, const float 
     if (status != DSV2_OK)
         return status;
     assert(ds_matmul_scratch(w) <= memory->matmul_floats);
-    if (ds_type_is_packed(w->type))
+    if (ds_type_is_interleaved(w->type))
         ds_round_rows(memory, x, x_stride, w->cols, m);
     else
         for (size_t i = 0; i < m; i++)

@@ -211,8 +211,10 @@ static void absorb_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigne
     }
     ds_matmul(rows->kernels, out, stride, q, n, &a->weights->k_up_transposed, head * lora, (head + 1) * lora,
               ds_matmul_scratch_of(&rows->linear, thread));
-    for (uint32_t i = 0; i < n; i++)
-        ds_cache_rotate(&rows->sequences[rows->sequence_of[row + i]].cache->shape, rows->kernels, out + i * stride);
+    for (uint32_t i = 0; i < n; i++) {
+        const ds_cache *cache = rows->sequences[rows->sequence_of[row + i]].cache;
+        ds_cache_rotate_part(&cache->shape, DS_MLA_LATENT, rows->kernels, out + i * stride);
+    }
 }
 
 /* o = W^UV (weighted sum of latents). */
@@ -281,11 +283,11 @@ static void load_latents(const mla *a, const ds_cache *cache, size_t first, cons
     if (shape->integers) {
         const uint8_t *next = page + 1 < cache->n_pages ? ds_cache_rows(cache, a->layer, page + 1) : NULL;
         size_t stride = (size_t)ds_attend_sections(shape) * DS_SCALE_COLS;
-        for (size_t t = 0; t < tile->n; t += DS_PAIR_ROWS) {
+        for (size_t t = 0; t < tile->n; t += DS_PANEL_ROWS) {
             size_t at = t * cache->shape.row_bytes;
             ds_cache_decode_integers(&cache->shape, kernels, stored + at, ds_tile_rows(tile, t), attend->rows, tile->key_scales + t,
                                      attend->padded, next == NULL ? NULL : next + at);
-            const int8_t *codes = ds_cache_codes(&cache->shape, stored + at);
+            const int8_t *codes = ds_cache_codes(&cache->shape, DS_MLA_LATENT, stored + at);
             if (codes != NULL) {
                 ds_tile_codes(attend, tile, t, codes, cache->shape.row_bytes, attend->rows, stride);
             } else {
@@ -311,7 +313,7 @@ static void attend_span(const mla *a, const ds_sequence *sequence, query_set set
     const ds_config *config = rows->config;
     const ds_cache *cache = sequence->cache;
     uint32_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim, n_queries = set.n_rows * set.n_heads;
-    ds_attend_shape shape = absorbed_shape(config, ds_cache_is_quantised(&cache->shape));
+    ds_attend_shape shape = absorbed_shape(config, cache->shape.is_quantised);
     const float *q[QUERY_SET];
     for (uint32_t i = 0; i < n_queries; i++) {
         uint32_t row = set.first_row + i / set.n_heads, head = set.first_head + i % set.n_heads;
@@ -364,7 +366,8 @@ static void finish_query(const mla *a, uint32_t row, uint32_t head, const float 
     float scale = 1.0f / total_sum;
     for (uint32_t j = 0; j < lora; j++)
         out[j] = total[j] * scale;
-    ds_cache_rotate(&a->rows->sequences[a->rows->sequence_of[row]].cache->shape, a->rows->kernels, out);
+    const ds_cache *cache = a->rows->sequences[a->rows->sequence_of[row]].cache;
+    ds_cache_rotate_part(&cache->shape, DS_MLA_LATENT, a->rows->kernels, out);
 }
 
 static size_t span_count(size_t position) { return position / SPAN_TOKENS + 1; }
@@ -540,12 +543,12 @@ static void segment_task(void *context, size_t page, unsigned thread)
     const ds_kernels *kernels = rows->kernels;
     const ds_matrix *kv_b = &s->a->weights->kv_b_proj;
     size_t first = s->first + page * DS_PAGE_TOKENS, n = s->end - first < DS_PAGE_TOKENS ? s->end - first : DS_PAGE_TOKENS;
-    size_t width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim, at = page * DS_PAGE_TOKENS;
+    size_t width = cache->shape.width, at = page * DS_PAGE_TOKENS;
     float *latents = memory->segment_latents + at * width;
     ds_cache_decode_rows(&cache->shape, kernels, ds_cache_rows(cache, s->a->layer, first / DS_PAGE_TOKENS), n, latents);
     for (size_t t = 0; t < n; t++) {
-        ds_cache_rotate(&cache->shape, kernels, latents + t * width);
-        if (ds_type_is_packed(kv_b->type))
+        ds_cache_rotate_part(&cache->shape, DS_MLA_LATENT, kernels, latents + t * width);
+        if (ds_type_is_interleaved(kv_b->type))
             kernels->prepare_row(memory->segment_x8 + (at + t) * ds_prepared_blocks(kv_b->cols), latents + t * width, kv_b->cols);
     }
 }
@@ -595,7 +598,7 @@ static void expand(const segment *segment, uint32_t head, size_t at, size_t n, c
         memcpy(s->keys + t * (nope + rope) + nope, latents[t] + lora, rope * sizeof(float));
     }
     uint32_t first = head * (nope + v_dim);
-    if (ds_type_is_packed(kv_b->type)) {
+    if (ds_type_is_interleaved(kv_b->type)) {
         ds_matmul_prepared(kernels, s->keys, nope + rope, x8, n, kv_b, first, first + nope);
         ds_matmul_prepared(kernels, s->values, v_dim, x8, n, kv_b, first + nope, first + nope + v_dim);
     } else {
@@ -616,18 +619,18 @@ static void load_expanded(const ds_attend *attend, ds_tile *tile, const expand_s
         tile->value_stride = v_dim;
         return;
     }
-    for (size_t first = 0; first < tile->n; first += DS_PAIR_ROWS) {
+    for (size_t first = 0; first < tile->n; first += DS_PANEL_ROWS) {
         size_t end = first + ds_tile_rows(tile, first);
         for (size_t t = first; t < end; t++) {
             int16_t *row = attend->rows + (t - first) * cols;
-            float scale = attend->kernels->round_row(row, s->keys + t * width, width, DS_NARROW);
+            float scale = attend->kernels->round_row(row, s->keys + t * width, width, DS_MAX_12_BITS);
             memset(row + width, 0, (cols - width) * sizeof *row);
             for (uint32_t g = 0; g < sections; g++)
                 tile->key_scales[g * DS_PAGE_TOKENS + t] = scale;
         }
         ds_tile_keys(attend, tile, first, attend->rows, cols);
         for (size_t t = first; t < end; t++)
-            s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim, v_dim, DS_NARROW);
+            s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim, v_dim, DS_MAX_12_BITS);
         ds_tile_values(attend, tile, first, attend->rows, v_dim);
     }
     tile->value_scales = s->value_scales;
@@ -645,7 +648,7 @@ static void expanded_task(void *context, size_t head, unsigned thread)
     const ds_config *config = rows->config;
     uint32_t width = config->qk_nope_head_dim + config->qk_rope_head_dim, v_dim = config->v_head_dim, n_rows = sequence->n_rows;
     expand_scratch s = expand_scratch_of(rows, thread);
-    ds_attend_shape shape = expanded_shape(config, ds_cache_is_quantised(&sequence->cache->shape));
+    ds_attend_shape shape = expanded_shape(config, sequence->cache->shape.is_quantised);
     size_t q_stride = (size_t)config->num_attention_heads * width, out_stride = (size_t)config->num_attention_heads * v_dim;
     const float *q[DS_PASS_ROWS];
     for (uint32_t i = 0; i < n_rows; i++)

@@ -61,7 +61,7 @@ static dsv2_status pass_new(ds_decoder *decoder, uint32_t n_rows, size_t max_pos
     if (pass == NULL)
         return ds_fail_memory("a pass", sizeof *pass + decoder->attention->memory_bytes);
     ds_layout layout = {.config = decoder->config, .max_rows = n_rows, .max_position = max_position,
-                        .n_threads = ds_pool_threads(decoder->pool), .rounds = decoder->weights->has_packed,
+                        .n_threads = ds_pool_threads(decoder->pool), .rounds = decoder->weights->has_interleaved,
                         .matmul_scratch = decoder->weights->matmul_scratch, .fits = true};
     lay_out(pass, &layout);
     layout.memory = layout.fits && layout.used <= PTRDIFF_MAX ? ds_new_aligned((size_t)layout.used, 1) : NULL;

@@ -1,15 +1,17 @@
-#include "kernels/packed.h"
+#include "kernels/interleaved.h"
+#include "kernels/kernels.h"
 
+#include <assert.h>
 #include <string.h>
 
 /* Rows of W that are unpacked together: enough for the F32 kernel's widest block, few enough to stay in cache. */
 enum { UNPACK_ROWS = 16 };
 
-/* Rows of activations that are prepared together for a packed matrix. */
+/* Rows of activations that are prepared together for an interleaved matrix. */
 enum { PREPARE_ROWS = 16 };
 
-/* n elements of E4M3 as floats without their scales. Shifted to half precision's place, an E4M3 number (subnormals too) reads
- * 2^-8 of its value, since the exponents' biases are 7 and 15; only its two NaNs have no such twin. */
+/* n elements of E4M3 as floats without their scales. Shifted to half precision's place, an E4M3 number (subnormals
+ * too) reads 2^-8 of its value, since the exponents' biases are 7 and 15; only its two NaNs have no such twin. */
 static void unpack_e4m3(const ds_kernels *kernels, float *out, const uint8_t *in, size_t n)
 {
     enum { CHUNK = 256 };
@@ -28,10 +30,11 @@ static void unpack_e4m3(const ds_kernels *kernels, float *out, const uint8_t *in
 
 void ds_matrix_row(const ds_kernels *kernels, const ds_matrix *w, uint32_t row, float *out)
 {
+    assert(row < w->rows);
     const uint8_t *data = (const uint8_t *)w->data + (size_t)row * w->row_bytes;
-    if (ds_type_is_packed(w->type)) {
-        const uint8_t *group = (const uint8_t *)w->data + (size_t)(row / DS_PACK_ROWS) * DS_PACK_ROWS * w->row_bytes;
-        ds_unpack_row(w->type, group, row % DS_PACK_ROWS, out, w->cols);
+    if (ds_type_is_interleaved(w->type)) {
+        const uint8_t *panel = (const uint8_t *)w->data + (size_t)(row / DS_PANEL_ROWS) * DS_PANEL_ROWS * w->row_bytes;
+        ds_panel_row(w->type, panel, row % DS_PANEL_ROWS, out, w->cols);
         return;
     }
     if (w->type != DS_TYPE_F8_E4M3) {
@@ -48,17 +51,18 @@ void ds_matrix_row(const ds_kernels *kernels, const ds_matrix *w, uint32_t row, 
     }
 }
 
-size_t ds_prepared_blocks(uint32_t cols) { return ((size_t)cols + DS_PACK_COLS - 1) / DS_PACK_COLS; }
+size_t ds_prepared_blocks(uint32_t cols) { return ((size_t)cols + DS_BLOCK_COLS - 1) / DS_BLOCK_COLS; }
 
-/* Rows n0 to n1 - 1, all of one group. */
-static void matmul_part_of_group(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
-                                 const ds_matrix *w, uint32_t n0, uint32_t n1)
+/* Rows n0 to n1 - 1, all of one panel. */
+static void matmul_part_of_panel(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x,
+                                 size_t m, const ds_matrix *w, uint32_t n0, uint32_t n1)
 {
-    uint32_t first = n0 / DS_PACK_ROWS * DS_PACK_ROWS;
-    const uint8_t *group = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
+    uint32_t first = n0 / DS_PANEL_ROWS * DS_PANEL_ROWS;
+    assert(n0 < n1 && n1 - first <= DS_PANEL_ROWS);
+    const uint8_t *panel = (const uint8_t *)w->data + (size_t)first * w->row_bytes;
     for (size_t i = 0; i < m; i++) {
-        float whole[DS_PACK_ROWS];
-        kernels->matmul_packed[w->type](whole, DS_PACK_ROWS, x + i, 1, group, DS_PACK_ROWS, w->cols);
+        float whole[DS_PANEL_ROWS];
+        kernels->matmul_interleaved[w->type](whole, DS_PANEL_ROWS, x + i, 1, panel, DS_PANEL_ROWS, w->cols);
         memcpy(out + i * out_stride, whole + (n0 - first), (n1 - n0) * sizeof *out);
     }
 }
@@ -66,21 +70,23 @@ static void matmul_part_of_group(const ds_kernels *kernels, float *out, size_t o
 void ds_matmul_prepared(const ds_kernels *kernels, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
                         const ds_matrix *w, uint32_t n0, uint32_t n1)
 {
-    uint32_t start = n0 % DS_PACK_ROWS;
+    assert(m >= 1 && n0 < n1 && n1 <= w->rows && out_stride >= n1 - n0);
+    assert(ds_type_is_interleaved(w->type) && w->row_bytes == ds_type_row_bytes(w->type, w->cols));
+    uint32_t start = n0 % DS_PANEL_ROWS;
     if (start != 0) {
-        uint32_t end = n1 - n0 < DS_PACK_ROWS - start ? n1 : n0 + DS_PACK_ROWS - start;
-        matmul_part_of_group(kernels, out, out_stride, x, m, w, n0, end);
+        uint32_t end = n1 - n0 < DS_PANEL_ROWS - start ? n1 : n0 + DS_PANEL_ROWS - start;
+        matmul_part_of_panel(kernels, out, out_stride, x, m, w, n0, end);
         out += end - n0;
         n0 = end;
     }
-    if (n0 >= n1)
+    if (n0 == n1)
         return;
-    const uint8_t *groups = (const uint8_t *)w->data + (size_t)n0 * w->row_bytes;
-    kernels->matmul_packed[w->type](out, out_stride, x, m, groups, n1 - n0, w->cols);
+    const uint8_t *panels = (const uint8_t *)w->data + (size_t)n0 * w->row_bytes;
+    kernels->matmul_interleaved[w->type](out, out_stride, x, m, panels, n1 - n0, w->cols);
 }
 
-static void prepare_and_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m,
-                               const ds_matrix *w, uint32_t n0, uint32_t n1, ds_x8 *scratch)
+static void prepare_and_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x,
+                               size_t m, const ds_matrix *w, uint32_t n0, uint32_t n1, ds_x8 *scratch)
 {
     size_t blocks = ds_prepared_blocks(w->cols);
     for (size_t i0 = 0; i0 < m; i0 += PREPARE_ROWS) {
@@ -96,15 +102,17 @@ static void prepare_and_matmul(const ds_kernels *kernels, float *out, size_t out
 
 size_t ds_matmul_scratch(const ds_matrix *w)
 {
-    if (ds_type_is_packed(w->type))
+    if (ds_type_is_interleaved(w->type))
         return PREPARE_ROWS * ds_prepared_blocks(w->cols) * (sizeof(ds_x8) / sizeof(float));
     return ds_type_is_plain(w->type) ? 0 : (size_t)UNPACK_ROWS * w->cols;
 }
 
-void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m, const ds_matrix *w,
-               uint32_t n0, uint32_t n1, float *scratch)
+void ds_matmul(const ds_kernels *kernels, float *out, size_t out_stride, const float *const *x, size_t m,
+               const ds_matrix *w, uint32_t n0, uint32_t n1, float *scratch)
 {
-    if (ds_type_is_packed(w->type)) {
+    assert(m >= 1 && n0 < n1 && n1 <= w->rows && out_stride >= n1 - n0);
+    assert(scratch != NULL || ds_matmul_scratch(w) == 0);
+    if (ds_type_is_interleaved(w->type)) {
         prepare_and_matmul(kernels, out, out_stride, x, m, w, n0, n1, (ds_x8 *)(void *)scratch);
         return;
     }

@@ -1,51 +1,82 @@
-#include "kernels/packed.h"
+#include "kernels/types.h"
 
-/* What a type costs in a file. */
 static const struct {
     const char *name;
-    uint32_t block; /* elements that only come together */
-    uint32_t bytes; /* of one block */
+    int32_t public_number, gguf;
+    uint8_t pack;
+    uint32_t block, bytes; /* elements of a block and its bytes; 0 bytes: interleaved */
+    ds_type twin;
 } types[DS_TYPE_COUNT] = {
-    [DS_TYPE_F32] = {"F32", 1, 4},
-    [DS_TYPE_F16] = {"F16", 1, 2},
-    [DS_TYPE_BF16] = {"BF16", 1, 2},
-    [DS_TYPE_F8_E4M3] = {"F8_E4M3", 1, 1},
-    [DS_TYPE_Q8_0] = {"Q8_0", 32, 2 + 32},
-    [DS_TYPE_Q4_0] = {"Q4_0", 32, 2 + 16},
-    [DS_TYPE_Q4_1] = {"Q4_1", 32, 2 + 2 + 16},
-    [DS_TYPE_Q5_0] = {"Q5_0", 32, 2 + 4 + 16},
-    [DS_TYPE_Q5_1] = {"Q5_1", 32, 2 + 2 + 4 + 16},
-    [DS_TYPE_Q2_K] = {"Q2_K", 256, 16 + 64 + 2 + 2},
-    [DS_TYPE_Q3_K] = {"Q3_K", 256, 32 + 64 + 12 + 2},
-    [DS_TYPE_Q4_K] = {"Q4_K", 256, 2 + 2 + 12 + 128},
-    [DS_TYPE_Q5_K] = {"Q5_K", 256, 2 + 2 + 12 + 32 + 128},
-    [DS_TYPE_Q6_K] = {"Q6_K", 256, 128 + 64 + 16 + 2},
-    [DS_TYPE_IQ4_NL] = {"IQ4_NL", 32, 2 + 16},
-    [DS_TYPE_IQ4_XS] = {"IQ4_XS", 256, 2 + 2 + 4 + 128},
-    [DS_TYPE_P4] = {"P4", 1, 0}, /* packed: bytes by ds_group_bytes */
-    [DS_TYPE_P5] = {"P5", 1, 0},
-    [DS_TYPE_P6] = {"P6", 1, 0},
-    [DS_TYPE_P8] = {"P8", 1, 0},
-    [DS_TYPE_P4S] = {"P4S", 1, 0},
-    [DS_TYPE_P5S] = {"P5S", 1, 0},
-    [DS_TYPE_P4M] = {"P4M", 1, 0},
-    [DS_TYPE_P5M] = {"P5M", 1, 0},
+#define PLAIN(TYPE, name, public, gguf, pack, bytes, text) \
+    [DS_TYPE_##TYPE] = {#TYPE, public, gguf, pack, 1, bytes, DS_TYPE_COUNT},
+#define SCALED(TYPE, name, public, bytes, text) [DS_TYPE_##TYPE] = {#TYPE, public, -1, 0, 1, bytes, DS_TYPE_COUNT},
+#define BLOCK(TYPE, name, public, gguf, elements, bytes, section, zero, twin, text) \
+    [DS_TYPE_##TYPE] = {#TYPE, public, gguf, 0, elements, bytes, DS_TYPE_##twin},
+#define INTERLEAVED(TYPE, name, pack, bits, zero, header) [DS_TYPE_##TYPE] = {#TYPE, 0, -1, pack, 1, 0, DS_TYPE_COUNT},
+#include "kernels/types.def"
 };
 
-const char *ds_type_name(ds_type type) { return (unsigned)type < DS_TYPE_COUNT ? types[type].name : "unknown"; }
+static bool is_type(ds_type type) { return (unsigned)type < DS_TYPE_COUNT; }
 
-bool ds_type_is_plain(ds_type type) { return type == DS_TYPE_F32 || type == DS_TYPE_F16 || type == DS_TYPE_BF16; }
+const char *ds_type_name(ds_type type) { return is_type(type) ? types[type].name : "unknown"; }
 
-bool ds_type_is_packed(ds_type type) { return (unsigned)type < DS_TYPE_COUNT && types[type].bytes == 0; }
-
-size_t ds_type_row_bytes(ds_type type, uint64_t cols)
+bool ds_type_is_plain(ds_type type)
 {
-    if ((unsigned)type >= DS_TYPE_COUNT || cols % types[type].block != 0)
-        return 0;
-    if (ds_type_is_packed(type))
-        return cols <= UINT32_MAX ? ds_group_bytes(type, (size_t)cols) / DS_PACK_ROWS : 0;
-    uint64_t bytes;
-    if (!ds_mul(cols / types[type].block, types[type].bytes, &bytes) || bytes > SIZE_MAX)
-        return 0;
-    return (size_t)bytes;
+    switch (type) {
+#define PLAIN(TYPE, ...) case DS_TYPE_##TYPE:
+#include "kernels/types.def"
+        return true;
+    default: return false;
+    }
+}
+
+bool ds_type_is_block(ds_type type) { return is_type(type) && types[type].block > 1; }
+
+bool ds_type_is_interleaved(ds_type type) { return is_type(type) && types[type].bytes == 0; }
+
+uint32_t ds_type_block(ds_type type) { return is_type(type) ? types[type].block : 1; }
+
+uint32_t ds_type_block_bytes(ds_type type) { return is_type(type) ? types[type].bytes : 0; }
+
+ds_type ds_type_twin(ds_type type) { return is_type(type) ? types[type].twin : DS_TYPE_COUNT; }
+
+ds_type ds_type_of_gguf(uint32_t number)
+{
+    ds_type type = 0;
+    while (type < DS_TYPE_COUNT && types[type].gguf != (int64_t)number)
+        type++;
+    return type;
+}
+
+uint8_t ds_type_pack_code(ds_type type) { return is_type(type) ? types[type].pack : 0; }
+
+ds_type ds_type_of_pack_code(uint8_t code)
+{
+    ds_type type = 0;
+    while (type < DS_TYPE_COUNT && (code == 0 || types[type].pack != code))
+        type++;
+    return type;
+}
+
+dsv2_weight_type ds_type_public(ds_type type)
+{
+    ds_type named = type;
+    if (ds_type_is_interleaved(type))
+        for (named = 0; named < DS_TYPE_COUNT && (types[named].twin != type || types[named].public_number == 0);)
+            named++;
+    return is_type(named) ? (dsv2_weight_type)types[named].public_number : DSV2_WEIGHTS_AS_STORED;
+}
+
+ds_type ds_type_named(dsv2_weight_type weight_type)
+{
+    ds_type type = 0;
+    while (type < DS_TYPE_COUNT && (weight_type == DSV2_WEIGHTS_AS_STORED || types[type].public_number != (int32_t)weight_type))
+        type++;
+    return type;
+}
+
+ds_type ds_type_asked(dsv2_weight_type weight_type)
+{
+    ds_type type = ds_type_named(weight_type);
+    return ds_type_is_plain(type) ? type : ds_type_twin(type);
 }

@@ -43,6 +43,9 @@ dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, d
 /* Writes the model at `path` as a pack. The contract is dsv2_model_pack's. */
 dsv2_status ds_model_export(const char *path, const char *output_path, const dsv2_pack_options *options);
 
+/* What rows and pages of the model's sessions look like with a cache type. DSV2_ERROR_ARGUMENT for an unknown type. */
+dsv2_status ds_model_cache_shape(const dsv2_model *model, dsv2_cache_type type, ds_cache_shape *shape);
+
 void ds_model_retain(dsv2_model *model);
 void ds_model_release(dsv2_model *model);
 

@@ -6,15 +6,15 @@ dsv2_status ds_session_create(dsv2_model *model, const dsv2_session_options *opt
 {
     const ds_config *config = &model->config;
     ds_cache_shape shape;
-    dsv2_status status = ds_cache_shape_init(&shape, options->cache_type, config->num_hidden_layers, config->kv_lora_rank,
-                                             config->qk_rope_head_dim);
+    dsv2_status status = ds_model_cache_shape(model, options->cache_type, &shape);
     if (status != DSV2_OK)
         return status;
     if (options->max_length > config->max_position_embeddings)
         return ds_fail(DSV2_ERROR_ARGUMENT, "max_length is %u, the model's context length is %u", options->max_length,
                        config->max_position_embeddings);
     dsv2_session *session = ds_new(1, sizeof *session);
-    float *logits = ds_new(config->vocab_size, sizeof *logits), *next_logits = ds_new(config->vocab_size, sizeof *next_logits);
+    float *logits = ds_new(config->vocab_size, sizeof *logits);
+    float *next_logits = ds_new(config->vocab_size, sizeof *next_logits);
     if (session == NULL || logits == NULL || next_logits == NULL) {
         ds_free(next_logits);
         ds_free(logits);
@@ -89,8 +89,9 @@ dsv2_status ds_session_check_length(const dsv2_session *session, size_t n)
     return ds_fail(DSV2_ERROR_ARGUMENT, "n is %zu, the session has %zu tokens", n, session->length);
 }
 
-/* Copies and shares the first n tokens of a session whose lock is held. */
-static dsv2_status take_over(const dsv2_session *session, size_t n, dsv2_session *copy)
+/* Gives `copy` the first n tokens of a session, with sampler and logits, and lets it share their pages. The session's
+ * `committed` is held. */
+static dsv2_status copy_first_tokens(const dsv2_session *session, size_t n, dsv2_session *copy)
 {
     dsv2_status status = ds_session_check_length(session, n);
     if (status == DSV2_OK && !ds_grow(&copy->tokens, &copy->tokens_capacity, n, sizeof *copy->tokens))
@@ -123,7 +124,7 @@ dsv2_status ds_session_make_fork(dsv2_session *session, size_t n, dsv2_session *
     if (status != DSV2_OK)
         return status;
     ds_mutex_lock(&session->committed);
-    status = take_over(session, n, copy);
+    status = copy_first_tokens(session, n, copy);
     ds_mutex_unlock(&session->committed);
     if (status != DSV2_OK) {
         ds_session_destroy(copy);
@@ -133,22 +134,24 @@ dsv2_status ds_session_make_fork(dsv2_session *session, size_t n, dsv2_session *
     return DSV2_OK;
 }
 
-#define EXCHANGE(type, a, b)                                                                                                        \
-    do {                                                                                                                           \
-        type kept = a;                                                                                                             \
-        a = b;                                                                                                                     \
-        b = kept;                                                                                                                  \
+#define EXCHANGE(type, a, b) \
+    do {                     \
+        type kept = a;       \
+        a = b;               \
+        b = kept;            \
     } while (0)
 
 void ds_session_exchange(dsv2_session *session, ds_snapshot_content *content, bool sampler_too)
 {
     ds_mutex_lock(&session->committed);
-    EXCHANGE(ds_cache, session->cache, content->cache);
+    ds_cache_exchange(&session->cache, &content->cache);
     EXCHANGE(int32_t *, session->tokens, content->tokens);
     EXCHANGE(size_t, session->tokens_capacity, content->tokens_capacity);
     EXCHANGE(size_t, session->length, content->n_tokens);
-    EXCHANGE(float *, session->logits, content->logits);
-    EXCHANGE(bool, session->has_logits, content->has_logits);
+    /* The host may still read the memory that dsv2_session_logits gave: the floats come into it. */
+    if (content->has_logits)
+        memcpy(session->logits, content->logits, session->model->config.vocab_size * sizeof *session->logits);
+    session->has_logits = content->has_logits;
     if (sampler_too)
         EXCHANGE(ds_sampler, session->sampler, content->sampler);
     ds_mutex_unlock(&session->committed);

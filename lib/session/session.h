@@ -19,25 +19,27 @@ struct dsv2_session {
     dsv2_progress_fn progress;
     void *progress_user;
 
-    /* What a fork takes: tokens, length, the list of pages, logits and sampler. The call that has the session (busy) reads them as it
-     * likes and holds this while it changes them, for moments; a fork has nothing but this. Rows at positions below `length` never
-     * change, so a pass may write those behind them meanwhile, in a page that the fork came to share. */
+    /* Guards what a fork takes: tokens, length, the list of pages, logits and sampler. The call that has the session
+     * (busy) reads these freely and holds the lock while it changes them, for moments; a fork holds the lock alone.
+     * Rows at positions below `length` never change: so a pass may write rows behind them at the same time, even in a
+     * page that a fork came to share. */
     ds_mutex committed;
 
     int32_t *tokens; /* length of them, and room for more */
     size_t length, tokens_capacity;
-    ds_cache cache; /* pages for at least `length` positions */
+    ds_cache cache; /* pages for at least `length` positions. Pool and shape never change: reading them takes no lock */
 
     float *logits;      /* [vocab_size]: of the last token, if has_logits */
-    float *next_logits; /* [vocab_size]: where a pass puts its own until it is sure to succeed */
+    float *next_logits; /* [vocab_size]: of a pass that has not yet succeeded */
     bool has_logits;
     ds_sampler sampler;
-    /* Expert statistics: of the call at work, which count once it succeeds, and of all that did. */
+    /* Expert statistics: of the call at work, and of all calls that succeeded. Those of the call are added once it
+     * succeeds. */
     ds_usage pending, usage[DS_USAGE_KINDS];
     dsv2_routing_trace_fn trace; /* NULL: none */
     void *trace_user;
 
-    ds_candidate *candidates; /* [vocab_size], made when first needed */
+    ds_candidate *candidates; /* [vocab_size]; NULL until ds_session_need_candidates */
 };
 
 /* options: complete, checked for sizes only. */
@@ -48,14 +50,14 @@ void ds_session_destroy(dsv2_session *session);
 dsv2_status ds_session_enter(dsv2_session *session);
 void ds_session_leave(dsv2_session *session);
 
-/* Whether or not a call has the session. DSV2_ERROR_ARGUMENT if it has fewer than n tokens. */
+/* A copy of the first n tokens, whether or not a call has the session. DSV2_ERROR_ARGUMENT if there are fewer. */
 dsv2_status ds_session_make_fork(dsv2_session *session, size_t n, dsv2_session **copy);
 
-/* The rest is called with the session taken. */
+/* The functions below are called with the session taken. */
 
 void ds_session_rewind(dsv2_session *session, size_t n);
 
-/* The session takes over what came out of a snapshot, its sampler only if asked for, and the content gets what it had. */
+/* Exchanges what the session holds with what came out of a snapshot; samplers are exchanged only if sampler_too. */
 void ds_session_exchange(dsv2_session *session, ds_snapshot_content *content, bool sampler_too);
 
 /* DSV2_ERROR_STATE without logits. */
@@ -67,7 +69,13 @@ dsv2_status ds_session_need_candidates(dsv2_session *session);
 /* DSV2_ERROR_ARGUMENT unless n <= length. */
 dsv2_status ds_session_check_length(const dsv2_session *session, size_t n);
 
-/* step.c: the work of dsv2_step and dsv2_session_feed; items' arguments are checked, their sessions taken. */
+/* Item number i: an item of the host's has the size that its struct_size says. */
+static inline dsv2_step_item *ds_step_item_at(dsv2_step_item *items, size_t i)
+{
+    return (dsv2_step_item *)(void *)((char *)items + i * items->struct_size);
+}
+
+/* step.c: the work of dsv2_step and dsv2_session_feed. The items' arguments are checked and their sessions taken. */
 dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items);
 
 #endif

@@ -1,7 +1,7 @@
 /* Passes over the tokens of one session or many.
  *
- * An item's tokens are cut into chunks of DS_PASS_ROWS from its own beginning; a pass takes the next chunk of as many items as
- * fit. So the rows that go through the layers together never depend on the companions, and neither do the bits. */
+ * The tokens of an item are cut into chunks of DS_PASS_ROWS, counted from the item's first token. A pass takes the next
+ * chunk of as many items as fit. So the chunks of an item, and with them its bits, do not depend on the other items. */
 #include "session/session.h"
 
 #include <string.h>
@@ -9,10 +9,11 @@
 /* One item's progress through a step. */
 typedef struct progress {
     dsv2_step_item *item;
-    size_t done;        /* tokens that went through all layers */
-    uint64_t reported;  /* token-layers */
+    size_t done;       /* tokens that went through all layers */
+    uint64_t reported; /* token-layers: a token that went through one layer is one */
 } progress;
 
+/* Makes room for the item's tokens and rows. */
 static dsv2_status prepare(dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
@@ -27,7 +28,7 @@ static dsv2_status prepare(dsv2_step_item *item)
     return status;
 }
 
-/* Drops what prepare added and what was counted: the session is as it was. */
+/* Drops the room that prepare made, and what was counted: the session is as it was. */
 static void drop(dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
@@ -37,7 +38,7 @@ static void drop(dsv2_step_item *item)
     ds_usage_clear(&session->pending, &session->model->usage_shape);
 }
 
-/* What the item's tokens did to the experts counts from now on, for its session and the model. */
+/* Adds the choices of experts for the item's tokens to the statistics of its session and of the model. */
 static void commit_usage(const dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
@@ -51,6 +52,7 @@ static void commit_usage(const dsv2_step_item *item)
     ds_usage_clear(&session->pending, &model->usage_shape);
 }
 
+/* Makes the item's tokens, and the logits of the last, the session's. */
 static void commit(dsv2_step_item *item)
 {
     dsv2_session *session = item->session;
@@ -65,7 +67,7 @@ static void commit(dsv2_step_item *item)
     ds_mutex_unlock(&session->committed);
 }
 
-/* After each layer: another n_rows token-layers are done. */
+/* Called after each layer: another n_rows token-layers are done. Returns whether the item is to stop. */
 static bool stop(void *owner, uint32_t n_rows)
 {
     progress *p = owner;
@@ -74,16 +76,18 @@ static bool stop(void *owner, uint32_t n_rows)
     uint64_t total = (uint64_t)p->item->n_tokens * session->model->config.num_hidden_layers;
     if (atomic_load_explicit(&session->cancel, memory_order_relaxed))
         return true;
-    return session->progress != NULL && session->progress(session->progress_user, DSV2_PHASE_PROMPT, p->reported, total) != 0;
+    return session->progress != NULL &&
+           session->progress(session->progress_user, DSV2_PHASE_PROMPT, p->reported, total) != 0;
 }
 
-/* After each MoE layer: counts, and tells who watches. */
+/* Called after each MoE layer: counts the chosen experts, and tells the session's trace. */
 static void routed(void *owner, const ds_sequence *sequence, uint32_t layer, const ds_routes *routes)
 {
     const progress *p = owner;
     dsv2_session *session = p->item->session;
     const ds_usage_shape *shape = &session->model->usage_shape;
-    ds_usage_count(&session->pending, shape, ds_usage_layer(shape, layer), routes, sequence->first_row, sequence->n_rows);
+    ds_usage_count(&session->pending, shape, ds_usage_layer(shape, layer), routes, sequence->first_row,
+                   sequence->n_rows);
     for (size_t i = 0; i < sequence->n_rows && session->trace != NULL; i++) {
         size_t row = sequence->first_row + i, pair = row * shape->num_experts_per_tok;
         session->trace(session->trace_user, &(dsv2_routing_event){
@@ -105,7 +109,7 @@ static uint32_t next_chunk(const progress *p)
 
 static bool is_open(const progress *p) { return p->item->status == DSV2_OK && p->done < p->item->n_tokens; }
 
-/* Fills `sequences` with the next chunks, in order of items, as many as a pass takes. */
+/* Fills `sequences` with the next chunks, in order of items, as many as a pass takes. Returns how many. */
 static size_t gather(progress *items, size_t n_items, ds_sequence *sequences)
 {
     size_t n_sequences = 0;
@@ -147,8 +151,8 @@ static dsv2_status run(ds_pass *pass, progress *items, size_t n_items, ds_sequen
             progress *p = sequences[s].owner;
             p->done += sequences[s].n_rows;
             if (sequences[s].stopped)
-                p->item->status = ds_fail(DSV2_ERROR_CANCELLED, "cancelled after %zu of %zu tokens", p->done - sequences[s].n_rows,
-                                          p->item->n_tokens);
+                p->item->status = ds_fail(DSV2_ERROR_CANCELLED, "cancelled after %zu of %zu tokens",
+                                          p->done - sequences[s].n_rows, p->item->n_tokens);
         }
     }
 }
@@ -156,14 +160,14 @@ static dsv2_status run(ds_pass *pass, progress *items, size_t n_items, ds_sequen
 dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
 {
     ds_pass *pass = NULL;
-    size_t n_rows = 0, longest = 0, n_prepared = 0, stride = items->struct_size;
+    size_t n_rows = 0, longest = 0, n_prepared = 0;
     progress *progress_of = ds_new(n_items, sizeof *progress_of);
     ds_sequence *sequences = ds_new(n_items, sizeof *sequences);
     dsv2_status status = DSV2_OK;
     if (progress_of == NULL || sequences == NULL)
         status = ds_fail_memory("a step", n_items * (sizeof *progress_of + sizeof *sequences));
     for (size_t i = 0; i < n_items && status == DSV2_OK; i++) {
-        dsv2_step_item *item = (dsv2_step_item *)(void *)((char *)items + i * stride);
+        dsv2_step_item *item = ds_step_item_at(items, i);
         progress_of[i].item = item;
         item->status = DSV2_OK;
         size_t length = item->session->length + item->n_tokens;
@@ -175,14 +179,15 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
     if (status == DSV2_OK)
         status = ds_container_check(model->container);
     if (status == DSV2_OK)
-        status = ds_pass_acquire(&model->decoder, n_rows < DS_PASS_ROWS ? (uint32_t)n_rows : DS_PASS_ROWS, longest, &pass);
+        status = ds_pass_acquire(&model->decoder, n_rows < DS_PASS_ROWS ? (uint32_t)n_rows : DS_PASS_ROWS, longest,
+                                 &pass);
     if (status == DSV2_OK) {
         status = run(pass, progress_of, n_items, sequences);
         ds_pass_release(pass);
     }
     dsv2_status first = status;
     for (size_t i = 0; i < n_items; i++) {
-        dsv2_step_item *item = (dsv2_step_item *)(void *)((char *)items + i * stride);
+        dsv2_step_item *item = ds_step_item_at(items, i);
         if (status != DSV2_OK)
             item->status = status;
         if (item->status == DSV2_OK)

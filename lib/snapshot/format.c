@@ -4,7 +4,7 @@
 
 static const uint8_t FILE_MAGIC[8] = {'D', 'S', 'V', '2', 'S', 'N', 'A', 'P'};
 static const uint8_t SAVE_MAGIC[8] = {'D', 'S', 'V', '2', 'S', 'A', 'V', 'E'};
-static const uint8_t BLOCK_MAGIC[4] = {'R', 'O', 'W', 'S'};
+static const uint8_t FRAME_MAGIC[4] = {'R', 'O', 'W', 'S'};
 
 enum { FLAG_LOGITS = 1 };
 
@@ -30,15 +30,15 @@ static bool is_sealed(const uint8_t *bytes, size_t size)
     return ds_digest_equals(XXH3_128bits(bytes, size - DIGEST_BYTES), bytes + size - DIGEST_BYTES);
 }
 
-void ds_file_header_pack(const file_header *header, uint8_t *bytes)
+void ds_file_header_write(const file_header *header, uint8_t *bytes)
 {
     memset(bytes, 0, FILE_HEADER_BYTES);
     memcpy(bytes, FILE_MAGIC, sizeof FILE_MAGIC);
     ds_store_u32(bytes + 8, header->version);
     ds_store_u32(bytes + 12, header->cache_type);
     ds_store_u32(bytes + 16, header->n_layers);
-    ds_store_u32(bytes + 20, header->kv_lora_rank);
-    ds_store_u32(bytes + 24, header->qk_rope_head_dim);
+    ds_store_u32(bytes + 20, header->widths[DS_MLA_LATENT]);
+    ds_store_u32(bytes + 24, header->widths[DS_MLA_ROPE]);
     ds_store_u32(bytes + 28, header->vocab_size);
     ds_store_u64(bytes + 32, header->fingerprint.config);
     ds_store_u64(bytes + 40, header->fingerprint.tokenizer);
@@ -46,23 +46,27 @@ void ds_file_header_pack(const file_header *header, uint8_t *bytes)
     seal(bytes, FILE_HEADER_BYTES);
 }
 
-dsv2_status ds_file_header_unpack(const char *name, const uint8_t *bytes, file_header *header)
+dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_header *header)
 {
     if (memcmp(bytes, FILE_MAGIC, sizeof FILE_MAGIC) != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: not a snapshot of libdsv2", name);
     uint32_t version = ds_load_u32(bytes + 8);
     if (version != SNAPSHOT_VERSION)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: snapshot version %u, this library reads %d", name, version, SNAPSHOT_VERSION);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: snapshot version %u, this library reads %d", name, version,
+                       SNAPSHOT_VERSION);
     if (!is_sealed(bytes, FILE_HEADER_BYTES))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the file's header is damaged", name);
     *header = (file_header){
         .version = version,
         .cache_type = ds_load_u32(bytes + 12),
         .n_layers = ds_load_u32(bytes + 16),
-        .kv_lora_rank = ds_load_u32(bytes + 20),
-        .qk_rope_head_dim = ds_load_u32(bytes + 24),
+        .widths = {[DS_MLA_LATENT] = ds_load_u32(bytes + 20), [DS_MLA_ROPE] = ds_load_u32(bytes + 24)},
         .vocab_size = ds_load_u32(bytes + 28),
-        .fingerprint = {.config = ds_load_u64(bytes + 32), .tokenizer = ds_load_u64(bytes + 40), .weights = ds_load_u64(bytes + 48)},
+        .fingerprint = {
+            .config = ds_load_u64(bytes + 32),
+            .tokenizer = ds_load_u64(bytes + 40),
+            .weights = ds_load_u64(bytes + 48),
+        },
     };
     const struct {
         const char *field;
@@ -70,14 +74,14 @@ dsv2_status ds_file_header_unpack(const char *name, const uint8_t *bytes, file_h
     } fields[] = {
         {"cache type", header->cache_type, DSV2_CACHE_F32, DSV2_CACHE_Q6},
         {"number of layers", header->n_layers, 1, DS_MAX_LAYERS},
-        {"kv_lora_rank", header->kv_lora_rank, 1, DS_MAX_DIM},
-        {"qk_rope_head_dim", header->qk_rope_head_dim, 0, DS_MAX_HEAD_DIM},
+        {"kv_lora_rank", header->widths[DS_MLA_LATENT], 1, DS_MAX_DIM},
+        {"qk_rope_head_dim", header->widths[DS_MLA_ROPE], 0, DS_MAX_HEAD_DIM},
         {"vocab_size", header->vocab_size, 1, DS_MAX_VOCAB},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         if (fields[i].value < fields[i].min || fields[i].value > fields[i].max)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's %s is %u, expected %u to %u", name, fields[i].field, fields[i].value,
-                           fields[i].min, fields[i].max);
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's %s is %u, expected %u to %u", name, fields[i].field,
+                           fields[i].value, fields[i].min, fields[i].max);
     if (!ds_is_zero(bytes + 56, FILE_HEADER_BYTES - DIGEST_BYTES - 56))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's reserved bytes are not zero", name);
     return DSV2_OK;
@@ -85,18 +89,25 @@ dsv2_status ds_file_header_unpack(const char *name, const uint8_t *bytes, file_h
 
 file_header ds_file_header_of(const dsv2_model *model, const ds_cache_shape *shape)
 {
-    return (file_header){
+    file_header header = {
         .version = SNAPSHOT_VERSION,
         .cache_type = (uint32_t)shape->type,
         .n_layers = shape->n_layers,
-        .kv_lora_rank = shape->kv_lora_rank,
-        .qk_rope_head_dim = shape->qk_rope_head_dim,
         .vocab_size = model->config.vocab_size,
         .fingerprint = model->fingerprint,
     };
+    for (uint32_t p = 0; p < DS_MLA_PARTS; p++)
+        header.widths[p] = shape->parts[p].width;
+    return header;
 }
 
-void ds_save_header_pack(const save_header *header, uint8_t *bytes)
+dsv2_status ds_file_header_shape(const file_header *header, ds_cache_shape *shape)
+{
+    dsv2_cache_type type = (dsv2_cache_type)header->cache_type;
+    return ds_cache_shape_init(shape, &ds_mla_row, header->widths, type, header->n_layers);
+}
+
+void ds_save_header_write(const save_header *header, uint8_t *bytes)
 {
     memset(bytes, 0, HEADER_BYTES);
     memcpy(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC);
@@ -116,7 +127,8 @@ bool ds_is_zero(const uint8_t *bytes, size_t size)
     return true;
 }
 
-dsv2_status ds_save_header_unpack(const char *name, const uint8_t *bytes, uint32_t sequence, uint64_t first_token, save_header *header)
+dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t sequence, uint64_t first_token,
+                                save_header *header)
 {
     if (memcmp(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC) != 0 || !is_sealed(bytes, HEADER_BYTES))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u is damaged", name, sequence);
@@ -129,13 +141,16 @@ dsv2_status ds_save_header_unpack(const char *name, const uint8_t *bytes, uint32
         .n_biases = ds_load_u64(bytes + 32),
     };
     if ((flags & ~(uint32_t)FLAG_LOGITS) != 0 || ds_load_u64(bytes + 40) != 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u has flags %u and reserved bytes %llx, which this version "
-                       "does not know", name, sequence, flags, (unsigned long long)ds_load_u64(bytes + 40));
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: the header of save %u has flags %u and reserved bytes %llx, "
+                       "which this version does not know", name, sequence, flags,
+                       (unsigned long long)ds_load_u64(bytes + 40));
     if (header->sequence != sequence || header->first_token != first_token || header->n_tokens < first_token ||
         header->n_tokens > DS_MAX_CONTEXT)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u is numbered %u and of tokens %llu to %llu, expected them from %llu on", name,
-                       sequence, header->sequence, (unsigned long long)header->first_token, (unsigned long long)header->n_tokens,
-                       (unsigned long long)first_token);
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: save %u is numbered %u and of tokens %llu to %llu, expected them from %llu on", name,
+                       sequence, header->sequence, (unsigned long long)header->first_token,
+                       (unsigned long long)header->n_tokens, (unsigned long long)first_token);
     if (header->n_biases > DS_MAX_VOCAB)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u has %llu logit biases, expected at most %d", name, sequence,
                        (unsigned long long)header->n_biases, DS_MAX_VOCAB);
@@ -144,13 +159,14 @@ dsv2_status ds_save_header_unpack(const char *name, const uint8_t *bytes, uint32
 
 uint64_t ds_state_bytes(const save_header *save, uint32_t vocab_size)
 {
-    return SAMPLER_BYTES + save->n_biases * sizeof(dsv2_logit_bias) + (save->has_logits ? vocab_size * sizeof(float) : 0) +
-           (save->n_tokens - save->first_token) * sizeof(int32_t) + DIGEST_BYTES;
+    uint64_t biases = save->n_biases * sizeof(dsv2_logit_bias);
+    uint64_t logits = save->has_logits ? vocab_size * sizeof(float) : 0;
+    return SAMPLER_BYTES + biases + logits + (save->n_tokens - save->first_token) * sizeof(int32_t) + DIGEST_BYTES;
 }
 
-void ds_block_header_pack(const block_header *header, uint8_t *bytes)
+void ds_frame_header_write(const frame_header *header, uint8_t *bytes)
 {
-    memcpy(bytes, BLOCK_MAGIC, sizeof BLOCK_MAGIC);
+    memcpy(bytes, FRAME_MAGIC, sizeof FRAME_MAGIC);
     ds_store_u32(bytes + 4, header->encoding);
     ds_store_u64(bytes + 8, header->first_token);
     ds_store_u32(bytes + 16, header->n_tokens);
@@ -160,10 +176,10 @@ void ds_block_header_pack(const block_header *header, uint8_t *bytes)
     memcpy(bytes + 48, header->digest, DIGEST_BYTES);
 }
 
-dsv2_status ds_block_header_unpack(const char *name, const uint8_t *bytes, const ds_cache_shape *shape, uint64_t first_token,
-                                   uint64_t end, block_header *header)
+dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const ds_cache_shape *shape,
+                                 uint64_t first_token, uint64_t end, frame_header *header)
 {
-    *header = (block_header){
+    *header = (frame_header){
         .encoding = ds_load_u32(bytes + 4),
         .first_token = ds_load_u64(bytes + 8),
         .n_tokens = ds_load_u32(bytes + 16),
@@ -173,19 +189,21 @@ dsv2_status ds_block_header_unpack(const char *name, const uint8_t *bytes, const
     memcpy(header->digest, bytes + 48, DIGEST_BYTES);
     uint64_t room = DS_PAGE_TOKENS - first_token % DS_PAGE_TOKENS;
     room = room < end - first_token ? room : end - first_token;
-    if (memcmp(bytes, BLOCK_MAGIC, sizeof BLOCK_MAGIC) != 0 || ds_load_u32(bytes + 20) != 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of the block at token %llu is damaged", name, (unsigned long long)first_token);
+    if (memcmp(bytes, FRAME_MAGIC, sizeof FRAME_MAGIC) != 0 || ds_load_u32(bytes + 20) != 0)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of the frame at token %llu is damaged", name,
+                       (unsigned long long)first_token);
     if (header->first_token != first_token || header->n_tokens == 0 || header->n_tokens > room)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the block at token %llu says that it holds %u tokens from %llu on, expected 1 to %llu", name,
-                       (unsigned long long)first_token, header->n_tokens, (unsigned long long)header->first_token,
-                       (unsigned long long)room);
-    uint64_t raw_bytes = ds_block_raw_bytes(shape, header->n_tokens);
-    bool fits = header->encoding == BLOCK_RAW    ? header->stored_bytes == raw_bytes
-                : header->encoding == BLOCK_ZSTD ? header->stored_bytes > 0 && header->stored_bytes < raw_bytes
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: the frame at token %llu says that it holds %u tokens from %llu on, "
+                       "expected 1 to %llu", name, (unsigned long long)first_token, header->n_tokens,
+                       (unsigned long long)header->first_token, (unsigned long long)room);
+    uint64_t raw_bytes = ds_frame_raw_bytes(shape, header->n_tokens);
+    bool fits = header->encoding == FRAME_RAW    ? header->stored_bytes == raw_bytes
+                : header->encoding == FRAME_ZSTD ? header->stored_bytes > 0 && header->stored_bytes < raw_bytes
                                                  : false;
     if (!fits)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the block at token %llu has encoding %u and %llu bytes for %llu of rows", name,
-                       (unsigned long long)first_token, header->encoding, (unsigned long long)header->stored_bytes,
-                       (unsigned long long)raw_bytes);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the frame at token %llu has encoding %u and %llu bytes for %llu of rows",
+                       name, (unsigned long long)first_token, header->encoding,
+                       (unsigned long long)header->stored_bytes, (unsigned long long)raw_bytes);
     return DSV2_OK;
 }

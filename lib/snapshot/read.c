@@ -1,4 +1,4 @@
-/* Reading a snapshot's parts from a file or a callback. */
+/* Reading what a snapshot consists of, from a file or a callback. */
 #include "snapshot/format.h"
 
 #include <string.h>
@@ -38,7 +38,8 @@ dsv2_status ds_reader_all(snapshot_reader *reader, void *data, size_t size)
     size_t got;
     dsv2_status status = ds_reader_some(reader, data, size, &got);
     if (status == DSV2_OK && got < size)
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name, (unsigned long long)reader->offset);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name,
+                         (unsigned long long)reader->offset);
     return status;
 }
 
@@ -61,11 +62,13 @@ dsv2_status ds_reader_padding(snapshot_reader *reader)
     size_t size = (HEADER_BYTES - reader->offset % HEADER_BYTES) % HEADER_BYTES;
     dsv2_status status = ds_reader_all(reader, padding, size);
     if (status == DSV2_OK && !ds_is_zero(padding, size))
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the zeros before byte %llu are damaged", reader->name, (unsigned long long)reader->offset);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the zeros before byte %llu are damaged", reader->name,
+                         (unsigned long long)reader->offset);
     return status;
 }
 
-dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save, bool *end)
+dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save,
+                           bool *end)
 {
     uint8_t bytes[HEADER_BYTES];
     size_t got;
@@ -76,13 +79,34 @@ dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t 
     if (*end)
         return DSV2_OK;
     if (got < sizeof bytes)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name, (unsigned long long)reader->offset);
-    return ds_save_header_unpack(reader->name, bytes, sequence, first_token, save);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name,
+                       (unsigned long long)reader->offset);
+    return ds_save_header_read(reader->name, bytes, sequence, first_token, save);
+}
+
+dsv2_status ds_reader_pass_frames(snapshot_reader *reader, const ds_cache_shape *shape, const save_header *save,
+                                  frame_visitor visit, void *context)
+{
+    dsv2_status status = DSV2_OK;
+    for (uint64_t at = save->first_token; at < save->n_tokens && status == DSV2_OK;) {
+        uint8_t bytes[HEADER_BYTES];
+        frame_header header;
+        status = ds_reader_all(reader, bytes, sizeof bytes);
+        if (status == DSV2_OK)
+            status = ds_frame_header_read(reader->name, bytes, shape, at, save->n_tokens, &header);
+        if (status == DSV2_OK && visit != NULL)
+            status = visit(context, &header);
+        if (status == DSV2_OK)
+            status = ds_reader_skip(reader, header.stored_bytes);
+        if (status == DSV2_OK)
+            at += header.n_tokens;
+    }
+    return status == DSV2_OK ? ds_reader_padding(reader) : status;
 }
 
 /* ---- the state ---- */
 
-/* Reads exactly so many bytes of a state, into its checksum too. */
+/* Reads exactly so many bytes of a state and takes them into its checksum. */
 static dsv2_status read_checked(snapshot_reader *reader, XXH3_state_t *checksum, void *data, size_t size)
 {
     dsv2_status status = ds_reader_all(reader, data, size);
@@ -91,10 +115,12 @@ static dsv2_status read_checked(snapshot_reader *reader, XXH3_state_t *checksum,
     return status;
 }
 
-/* Pieces, so that a header that promises more than the file holds takes no memory for it. */
+/* Tokens and biases are read in pieces of so many: a header that promises more than the file holds takes no memory for
+ * it. */
 enum { PIECE = 16384 };
 
-static dsv2_status read_tokens(snapshot_reader *reader, XXH3_state_t *checksum, const save_header *save, ds_snapshot_content *content)
+static dsv2_status read_tokens(snapshot_reader *reader, XXH3_state_t *checksum, const save_header *save,
+                               ds_snapshot_content *content)
 {
     for (size_t at = (size_t)save->first_token; at < save->n_tokens;) {
         size_t n = (size_t)save->n_tokens - at < PIECE ? (size_t)save->n_tokens - at : PIECE;
@@ -124,28 +150,28 @@ static dsv2_status read_biases(snapshot_reader *reader, XXH3_state_t *checksum, 
     return DSV2_OK;
 }
 
-static float load_float(const uint8_t *bytes)
+static float read_float(const uint8_t *bytes)
 {
     float value;
     memcpy(&value, bytes, sizeof value);
     return value;
 }
 
-static dsv2_status unpack_sampler(const char *name, const uint8_t *bytes, const dsv2_logit_bias *biases, size_t n_biases,
-                                  uint32_t vocab_size, ds_sampler *sampler)
+static dsv2_status read_sampler(const char *name, const uint8_t *bytes, const dsv2_logit_bias *biases, size_t n_biases,
+                                uint32_t vocab_size, ds_sampler *sampler)
 {
     dsv2_sampling sampling = {
         .struct_size = sizeof sampling,
         .logit_bias = biases,
         .n_logit_bias = n_biases,
-        .repetition_penalty = load_float(bytes),
-        .presence_penalty = load_float(bytes + 4),
-        .frequency_penalty = load_float(bytes + 8),
+        .repetition_penalty = read_float(bytes),
+        .presence_penalty = read_float(bytes + 4),
+        .frequency_penalty = read_float(bytes + 8),
         .penalty_window = ds_load_u32(bytes + 12),
-        .temperature = load_float(bytes + 16),
+        .temperature = read_float(bytes + 16),
         .top_k = ds_load_u32(bytes + 20),
-        .top_p = load_float(bytes + 24),
-        .min_p = load_float(bytes + 28),
+        .top_p = read_float(bytes + 24),
+        .min_p = read_float(bytes + 28),
         .seed = ds_load_u64(bytes + 32),
     };
     ds_random random;
@@ -161,15 +187,16 @@ static dsv2_status unpack_sampler(const char *name, const uint8_t *bytes, const 
     return status;
 }
 
-dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size, ds_snapshot_content *content)
+dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size,
+                            ds_snapshot_content *content)
 {
-    uint8_t packed[SAMPLER_BYTES], digest[DIGEST_BYTES];
+    uint8_t sampler[SAMPLER_BYTES], digest[DIGEST_BYTES];
     dsv2_logit_bias *biases = NULL;
     XXH3_state_t *checksum = XXH3_createState();
     if (checksum == NULL)
         return ds_fail_memory("a checksum", 0);
     XXH3_128bits_reset(checksum);
-    dsv2_status status = read_checked(reader, checksum, packed, sizeof packed);
+    dsv2_status status = read_checked(reader, checksum, sampler, sizeof sampler);
     if (status == DSV2_OK)
         status = read_biases(reader, checksum, (size_t)save->n_biases, &biases);
     content->has_logits = save->has_logits;
@@ -180,13 +207,14 @@ dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, ui
     if (status == DSV2_OK)
         status = ds_reader_all(reader, digest, sizeof digest);
     if (status == DSV2_OK && !ds_digest_equals(XXH3_128bits_digest(checksum), digest))
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the sampler, logits or tokens of save %u are damaged", reader->name, save->sequence);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the sampler, logits or tokens of save %u are damaged", reader->name,
+                         save->sequence);
     for (size_t i = (size_t)save->first_token; status == DSV2_OK && i < save->n_tokens; i++)
         if (content->tokens[i] < 0 || (uint32_t)content->tokens[i] >= vocab_size)
-            status = ds_fail(DSV2_ERROR_FORMAT, "%s: token %zu is %d, expected 0 to %u", reader->name, i, (int)content->tokens[i],
-                             vocab_size - 1);
+            status = ds_fail(DSV2_ERROR_FORMAT, "%s: token %zu is %d, expected 0 to %u", reader->name, i,
+                             (int)content->tokens[i], vocab_size - 1);
     if (status == DSV2_OK)
-        status = unpack_sampler(reader->name, packed, biases, (size_t)save->n_biases, vocab_size, &content->sampler);
+        status = read_sampler(reader->name, sampler, biases, (size_t)save->n_biases, vocab_size, &content->sampler);
     XXH3_freeState(checksum);
     ds_free(biases);
     return status;

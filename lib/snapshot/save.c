@@ -1,7 +1,8 @@
-/* Saving: anew, or what is new behind what is there.
+/* Saving: anew, or appending to a snapshot what the session has more.
  *
- * An append is committed by its header. Until everything else of it is on the disk, zeros stand there, and a reader takes the
- * file to end before them: whenever the process or the machine stops, the file is the former snapshot or the new one. */
+ * The header of an append is written last. Until all else is on the disk zeros stand in the header's place, and a
+ * reader takes the file to end before them: whenever the process or the machine stops, the file is the former snapshot
+ * or the new one. */
 #include "snapshot/format.h"
 
 #include <string.h>
@@ -13,8 +14,8 @@ enum { DEFAULT_LEVEL = 1 };
 /* Where bytes go. */
 typedef struct sink {
     dsv2_status (*put)(struct sink *sink, const void *data, size_t size);
-    ds_writer *writer; /* a file, */
-    dsv2_write_fn write; /* or a callback */
+    ds_writer *writer;   /* put_file: a file */
+    dsv2_write_fn write; /* put_callback: the host's function */
     void *user;
     uint64_t offset; /* bytes put so far, counted from the beginning of the snapshot */
 } sink;
@@ -24,7 +25,8 @@ static dsv2_status put_file(sink *s, const void *data, size_t size) { return ds_
 static dsv2_status put_callback(sink *s, const void *data, size_t size)
 {
     if (s->write(s->user, data, size) != 0)
-        return ds_fail(DSV2_ERROR_IO, "the write callback failed at byte %llu of the snapshot", (unsigned long long)s->offset);
+        return ds_fail(DSV2_ERROR_IO, "the write callback failed at byte %llu of the snapshot",
+                       (unsigned long long)s->offset);
     return DSV2_OK;
 }
 
@@ -46,19 +48,19 @@ static dsv2_status put_checked(sink *s, XXH3_state_t *checksum, const void *data
 
 /* ---- one save ---- */
 
-static void store_float(uint8_t *bytes, float value) { memcpy(bytes, &value, sizeof value); }
+static void write_float(uint8_t *bytes, float value) { memcpy(bytes, &value, sizeof value); }
 
-static void pack_sampler(const ds_sampler *sampler, uint8_t *bytes)
+static void write_sampler(const ds_sampler *sampler, uint8_t *bytes)
 {
     const dsv2_sampling *p = &sampler->params;
-    store_float(bytes, p->repetition_penalty);
-    store_float(bytes + 4, p->presence_penalty);
-    store_float(bytes + 8, p->frequency_penalty);
+    write_float(bytes, p->repetition_penalty);
+    write_float(bytes + 4, p->presence_penalty);
+    write_float(bytes + 8, p->frequency_penalty);
     ds_store_u32(bytes + 12, p->penalty_window);
-    store_float(bytes + 16, p->temperature);
+    write_float(bytes + 16, p->temperature);
     ds_store_u32(bytes + 20, p->top_k);
-    store_float(bytes + 24, p->top_p);
-    store_float(bytes + 28, p->min_p);
+    write_float(bytes + 24, p->top_p);
+    write_float(bytes + 28, p->min_p);
     ds_store_u64(bytes + 32, p->seed);
     for (int i = 0; i < 4; i++)
         ds_store_u64(bytes + 40 + 8 * i, sampler->random.state[i]);
@@ -66,20 +68,21 @@ static void pack_sampler(const ds_sampler *sampler, uint8_t *bytes)
 
 static dsv2_status put_state(sink *s, const ds_snapshot_source *source, uint64_t first_token)
 {
-    uint8_t packed[SAMPLER_BYTES], digest[DIGEST_BYTES];
+    uint8_t sampler[SAMPLER_BYTES], digest[DIGEST_BYTES];
     const dsv2_sampling *params = &source->sampler->params;
     XXH3_state_t *checksum = XXH3_createState();
     if (checksum == NULL)
         return ds_fail_memory("a checksum", 0);
     XXH3_128bits_reset(checksum);
-    pack_sampler(source->sampler, packed);
-    dsv2_status status = put_checked(s, checksum, packed, sizeof packed);
+    write_sampler(source->sampler, sampler);
+    dsv2_status status = put_checked(s, checksum, sampler, sizeof sampler);
     if (status == DSV2_OK && params->n_logit_bias > 0)
         status = put_checked(s, checksum, params->logit_bias, params->n_logit_bias * sizeof *params->logit_bias);
     if (status == DSV2_OK && source->logits != NULL)
         status = put_checked(s, checksum, source->logits, source->model->config.vocab_size * sizeof *source->logits);
     if (status == DSV2_OK && source->n_tokens > first_token)
-        status = put_checked(s, checksum, source->tokens + first_token, (source->n_tokens - (size_t)first_token) * sizeof *source->tokens);
+        status = put_checked(s, checksum, source->tokens + first_token,
+                             (source->n_tokens - (size_t)first_token) * sizeof *source->tokens);
     ds_digest_store(XXH3_128bits_digest(checksum), digest);
     XXH3_freeState(checksum);
     return status == DSV2_OK ? put(s, digest, sizeof digest) : status;
@@ -88,59 +91,62 @@ static dsv2_status put_state(sink *s, const ds_snapshot_source *source, uint64_t
 static dsv2_status report(const ds_snapshot_source *source, const dsv2_save_options *options, uint64_t done)
 {
     if (atomic_load_explicit(source->cancel, memory_order_relaxed) ||
-        (options->progress != NULL && options->progress(options->progress_user, DSV2_PHASE_SAVE, done, source->n_tokens) != 0))
-        return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while saving, after %llu of %zu tokens", (unsigned long long)done,
-                       source->n_tokens);
+        (options->progress != NULL &&
+         options->progress(options->progress_user, DSV2_PHASE_SAVE, done, source->n_tokens) != 0))
+        return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while saving, after %llu of %zu tokens",
+                       (unsigned long long)done, source->n_tokens);
     return DSV2_OK;
 }
 
-/* Cuts tokens from *at on into blocks, as many as a batch takes. */
-static void plan_blocks(block_batch *batch, uint64_t *at, uint64_t end)
+/* Cuts tokens from *at on into frames, as many as a batch takes. */
+static void plan_frames(frame_batch *batch, uint64_t *at, uint64_t end)
 {
     for (batch->n = 0; batch->n < batch->capacity && *at < end; batch->n++) {
         uint64_t room = DS_PAGE_TOKENS - *at % DS_PAGE_TOKENS, n = room < end - *at ? room : end - *at;
-        batch->blocks[batch->n].header = (block_header){.first_token = *at, .n_tokens = (uint32_t)n};
+        batch->frames[batch->n].header = (frame_header){.first_token = *at, .n_tokens = (uint32_t)n};
         *at += n;
     }
 }
 
-static dsv2_status put_blocks(sink *s, const ds_snapshot_source *source, const dsv2_save_options *options, uint64_t first_token)
+static dsv2_status put_frames(sink *s, const ds_snapshot_source *source, const dsv2_save_options *options,
+                              uint64_t first_token)
 {
-    block_batch batch;
+    frame_batch batch;
     int level = options->compression_level == 0 ? DEFAULT_LEVEL : options->compression_level;
-    dsv2_status status = ds_block_batch_init(&batch, BATCH_WRITES, source->model, &source->cache->shape, source->cache, level);
+    dsv2_status status = ds_frame_batch_init(&batch, BATCH_WRITES, source->model->pool, source->model->kernels,
+                                             &source->cache->shape, source->cache, level);
     for (uint64_t at = first_token; at < source->n_tokens && status == DSV2_OK;) {
-        plan_blocks(&batch, &at, source->n_tokens);
-        ds_block_batch_encode(&batch);
+        plan_frames(&batch, &at, source->n_tokens);
+        ds_frame_batch_encode(&batch);
         for (size_t i = 0; i < batch.n && status == DSV2_OK; i++) {
-            const block *b = &batch.blocks[i];
-            status = put(s, b->header_bytes, sizeof b->header_bytes);
+            const frame *f = &batch.frames[i];
+            status = put(s, f->header_bytes, sizeof f->header_bytes);
             if (status == DSV2_OK)
-                status = put(s, b->stored, (size_t)b->header.stored_bytes);
+                status = put(s, f->stored, (size_t)f->header.stored_bytes);
         }
         if (status == DSV2_OK && at < source->n_tokens)
             status = report(source, options, at);
     }
-    ds_block_batch_free(&batch, BATCH_WRITES);
+    ds_frame_batch_free(&batch, BATCH_WRITES);
     return status;
 }
 
-/* The save's header as given, then all the rest of it. */
-static dsv2_status put_save(sink *s, const ds_snapshot_source *source, const dsv2_save_options *options, const uint8_t *header,
-                            uint64_t first_token)
+/* A save: the header as given, or zeros in its place, then all else. */
+static dsv2_status put_save(sink *s, const ds_snapshot_source *source, const dsv2_save_options *options,
+                            const uint8_t *header, uint64_t first_token)
 {
     static const uint8_t zeros[HEADER_BYTES];
     dsv2_status status = put(s, header, HEADER_BYTES);
     if (status == DSV2_OK)
         status = put_state(s, source, first_token);
     if (status == DSV2_OK)
-        status = put_blocks(s, source, options, first_token);
+        status = put_frames(s, source, options, first_token);
     if (status == DSV2_OK)
         status = put(s, zeros, (size_t)(HEADER_BYTES - s->offset % HEADER_BYTES) % HEADER_BYTES);
     return status == DSV2_OK ? report(source, options, source->n_tokens) : status;
 }
 
-static void pack_save_header(const ds_snapshot_source *source, uint32_t sequence, uint64_t first_token, uint8_t *bytes)
+static void write_save_header(const ds_snapshot_source *source, uint32_t sequence, uint64_t first_token, uint8_t *bytes)
 {
     save_header header = {
         .sequence = sequence,
@@ -149,18 +155,18 @@ static void pack_save_header(const ds_snapshot_source *source, uint32_t sequence
         .n_tokens = source->n_tokens,
         .n_biases = source->sampler->params.n_logit_bias,
     };
-    ds_save_header_pack(&header, bytes);
+    ds_save_header_write(&header, bytes);
 }
 
 static dsv2_status put_whole(sink *s, const ds_snapshot_source *source, const dsv2_save_options *options)
 {
     uint8_t bytes[FILE_HEADER_BYTES], save[HEADER_BYTES];
     file_header header = ds_file_header_of(source->model, &source->cache->shape);
-    ds_file_header_pack(&header, bytes);
+    ds_file_header_write(&header, bytes);
     dsv2_status status = put(s, bytes, sizeof bytes);
     if (status != DSV2_OK)
         return status;
-    pack_save_header(source, 0, 0, save);
+    write_save_header(source, 0, 0, save);
     return put_save(s, source, options, save, 0);
 }
 
@@ -178,7 +184,8 @@ static dsv2_status save_anew(const ds_snapshot_source *source, const char *path,
     return status;
 }
 
-dsv2_status ds_snapshot_save_to(const ds_snapshot_source *source, dsv2_write_fn write, void *user, const dsv2_save_options *options)
+dsv2_status ds_snapshot_save_to(const ds_snapshot_source *source, dsv2_write_fn write, void *user,
+                                const dsv2_save_options *options)
 {
     sink s = {.put = put_callback, .write = write, .user = user};
     return put_whole(&s, source, options);
@@ -193,31 +200,29 @@ typedef struct existing {
     uint32_t n_saves;
 } existing;
 
-/* DSV2_ERROR_MISMATCH unless the blocks of a save hold the rows that the session has. */
-static dsv2_status compare_blocks(snapshot_reader *reader, const ds_snapshot_source *source, const save_header *save,
-                                  uint8_t *work)
+/* What a file is compared with. */
+typedef struct comparison {
+    const ds_snapshot_source *source;
+    const char *name; /* of the file, for messages */
+    uint8_t *work;    /* page_bytes */
+} comparison;
+
+/* DSV2_ERROR_MISMATCH unless a frame holds the rows that the session has. */
+static dsv2_status compare_frame(void *context, const frame_header *header)
 {
-    dsv2_status status = DSV2_OK;
-    for (uint64_t at = save->first_token; at < save->n_tokens && status == DSV2_OK;) {
-        uint8_t bytes[HEADER_BYTES];
-        block_header header;
-        status = ds_reader_all(reader, bytes, sizeof bytes);
-        if (status == DSV2_OK)
-            status = ds_block_header_unpack(reader->name, bytes, &source->cache->shape, at, save->n_tokens, &header);
-        if (status != DSV2_OK)
-            break;
-        if (!ds_digest_equals(ds_block_raw_digest(source->cache, at, header.n_tokens, work), header.raw_digest))
-            return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other rows at token %llu", reader->name, (unsigned long long)at);
-        status = ds_reader_skip(reader, header.stored_bytes);
-        at += header.n_tokens;
-    }
-    return status == DSV2_OK ? ds_reader_padding(reader) : status;
+    const comparison *c = context;
+    XXH128_hash_t own = ds_frame_raw_digest(c->source->cache, header->first_token, header->n_tokens, c->work);
+    if (ds_digest_equals(own, header->raw_digest))
+        return DSV2_OK;
+    return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other rows at token %llu", c->name,
+                   (unsigned long long)header->first_token);
 }
 
-/* One save in the file, if there is another: whether it is of the session's first tokens. */
-static dsv2_status compare_save(snapshot_reader *reader, const ds_snapshot_source *source, ds_snapshot_content *content,
-                                uint8_t *work, existing *found, bool *end)
+/* The next save in the file, if there is another: DSV2_ERROR_MISMATCH unless it is of the session's first tokens. */
+static dsv2_status compare_save(snapshot_reader *reader, comparison *c, ds_snapshot_content *content,
+                                existing *found, bool *end)
 {
+    const ds_snapshot_source *source = c->source;
     save_header save;
     dsv2_status status = ds_reader_save(reader, found->n_saves, found->n_tokens, &save, end);
     if (status != DSV2_OK || *end)
@@ -230,18 +235,19 @@ static dsv2_status compare_save(snapshot_reader *reader, const ds_snapshot_sourc
     size_t first = (size_t)save.first_token, n = (size_t)(save.n_tokens - save.first_token);
     if (n > 0 && memcmp(content->tokens + first, source->tokens + first, n * sizeof *source->tokens) != 0)
         return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other tokens than the session", reader->name);
-    status = compare_blocks(reader, source, &save, work);
+    status = ds_reader_pass_frames(reader, &source->cache->shape, &save, compare_frame, c);
     if (status == DSV2_OK)
         *found = (existing){.end = reader->offset, .n_tokens = save.n_tokens, .n_saves = found->n_saves + 1};
     return status;
 }
 
-/* DSV2_OK if the file is a snapshot of the session's first tokens; DSV2_ERROR_MISMATCH, _FORMAT or _UNSUPPORTED if it is not. */
+/* DSV2_OK if the file is a snapshot of the session's first tokens; DSV2_ERROR_MISMATCH, _FORMAT or _UNSUPPORTED if it
+ * is not. */
 static dsv2_status examine(const ds_snapshot_source *source, const char *path, ds_os_file file, existing *found)
 {
     uint8_t bytes[FILE_HEADER_BYTES], own[FILE_HEADER_BYTES];
     file_header header = ds_file_header_of(source->model, &source->cache->shape);
-    ds_file_header_pack(&header, own);
+    ds_file_header_write(&header, own);
     snapshot_reader reader = {.name = path, .file = file};
     *found = (existing){0};
     dsv2_status status = ds_reader_all(&reader, bytes, sizeof bytes);
@@ -250,19 +256,20 @@ static dsv2_status examine(const ds_snapshot_source *source, const char *path, d
     if (status != DSV2_OK)
         return status;
     ds_snapshot_content content = {.logits = ds_new(source->model->config.vocab_size, sizeof *content.logits)};
-    uint8_t *work = ds_new_aligned(source->cache->shape.page_bytes, 1);
+    comparison c = {.source = source, .name = path, .work = ds_new_aligned(source->cache->shape.page_bytes, 1)};
     ds_sampler_init(&content.sampler);
-    if (content.logits == NULL || work == NULL)
+    if (content.logits == NULL || c.work == NULL)
         status = ds_fail_memory("the snapshot to append to", source->cache->shape.page_bytes);
     for (bool end = false; status == DSV2_OK && !end;)
-        status = compare_save(&reader, source, &content, work, found, &end);
-    ds_free(work);
+        status = compare_save(&reader, &c, &content, found, &end);
+    ds_free(c.work);
     ds_snapshot_content_free(&content);
     return status;
 }
 
-/* Writes behind what is there: zeros in place of the header first, the header at last. */
-static dsv2_status append(const ds_snapshot_source *source, const dsv2_save_options *options, ds_writer *writer, const existing *found)
+/* Writes behind what is there: at first zeros in place of the header, at last the header. */
+static dsv2_status append(const ds_snapshot_source *source, const dsv2_save_options *options, ds_writer *writer,
+                          const existing *found)
 {
     static const uint8_t zeros[HEADER_BYTES];
     uint8_t header[HEADER_BYTES];
@@ -274,7 +281,7 @@ static dsv2_status append(const ds_snapshot_source *source, const dsv2_save_opti
     if (status == DSV2_OK && !ds_os_flush_data(writer->file))
         status = ds_fail_io(writer->path, "flush");
     if (status == DSV2_OK) {
-        pack_save_header(source, found->n_saves, found->n_tokens, header);
+        write_save_header(source, found->n_saves, found->n_tokens, header);
         status = ds_writer_replace(writer, found->end, header, sizeof header);
         if (status == DSV2_OK && !ds_os_flush_data(writer->file))
             status = ds_fail_io(writer->path, "flush");
@@ -284,8 +291,9 @@ static dsv2_status append(const ds_snapshot_source *source, const dsv2_save_opti
     return status;
 }
 
-/* Appends if the file is one that can be appended to; *done says whether it was. */
-static dsv2_status save_behind(const ds_snapshot_source *source, const char *path, const dsv2_save_options *options, bool *done)
+/* Appends if the file can be appended to; *done: nothing is left to do. Else the snapshot has to be written anew. */
+static dsv2_status save_behind(const ds_snapshot_source *source, const char *path, const dsv2_save_options *options,
+                               bool *done)
 {
     ds_writer writer = {0};
     existing found;

@@ -1,5 +1,6 @@
 /* snapshot: conversations as files. The format is described byte by byte in README.md beside this.
- * May include: base, sampling, cache, model. Sessions are above: what they consist of comes and goes as the types here. */
+ * May include: base, sampling, cache, model. Sessions are above this room: they hand over and get back what these types
+ * hold. */
 #ifndef DS_LIB_SNAPSHOT_H
 #define DS_LIB_SNAPSHOT_H
 
@@ -18,7 +19,7 @@ typedef struct ds_snapshot_source {
     size_t n_tokens;
     const float *logits; /* [vocab_size] of the last token, or NULL */
     const ds_sampler *sampler;
-    const _Atomic bool *cancel; /* the save is to stop */
+    const _Atomic bool *cancel; /* true: the save is to stop */
 } ds_snapshot_source;
 
 /* Into a file: anew, or options->append. The contracts are those of dsv2_session_save and dsv2_session_save_to. */
@@ -35,7 +36,7 @@ typedef struct ds_snapshot_target {
     const _Atomic bool *cancel;
 } ds_snapshot_target;
 
-/* What came out of a snapshot. Owned: ds_snapshot_content_free, whatever loading returned. */
+/* What came out of a snapshot. Freed with ds_snapshot_content_free, whatever restoring returned. */
 typedef struct ds_snapshot_content {
     ds_cache cache; /* of the target's pool and shape */
     int32_t *tokens;
@@ -45,10 +46,11 @@ typedef struct ds_snapshot_content {
     ds_sampler sampler;
 } ds_snapshot_content;
 
-dsv2_status ds_snapshot_load(const ds_snapshot_target *target, const char *path, const dsv2_restore_options *options,
-                             ds_snapshot_content *content);
-dsv2_status ds_snapshot_load_from(const ds_snapshot_target *target, dsv2_read_fn read, void *user,
-                                  const dsv2_restore_options *options, ds_snapshot_content *content);
+/* Makes content of a file, or of what a callback reads; the session is left alone. */
+dsv2_status ds_snapshot_restore(const ds_snapshot_target *target, const char *path, const dsv2_restore_options *options,
+                                ds_snapshot_content *content);
+dsv2_status ds_snapshot_restore_from(const ds_snapshot_target *target, dsv2_read_fn read, void *user,
+                                     const dsv2_restore_options *options, ds_snapshot_content *content);
 void ds_snapshot_content_free(ds_snapshot_content *content);
 
 dsv2_status ds_snapshot_read_info(const char *path, dsv2_snapshot_info *info);

@@ -1,6 +1,11 @@
 #include "weights/repacked.h"
 
-static bool waits(const ds_deferred_expert *expert) { return atomic_load_explicit(&expert->waiting, memory_order_acquire); }
+#include <assert.h>
+
+static bool waits(const ds_deferred_expert *expert)
+{
+    return atomic_load_explicit(&expert->waiting, memory_order_acquire);
+}
 
 /* Repacks those of a layer's experts that still wait, together, over all threads. */
 static void repack(ds_repacked_source *source, ds_deferred_expert *deferred, const uint32_t *experts, size_t n)
@@ -9,16 +14,17 @@ static void repack(ds_repacked_source *source, ds_deferred_expert *deferred, con
     for (size_t i = 0; i < n; i++) {
         const ds_deferred_expert *expert = &deferred[experts[i]];
         for (uint32_t c = 0; waits(expert) && c < expert->n; c++) /* unless another pass was faster */
-            ds_conversions_add(&source->queue, &expert->conversions[c]);
+            ds_queue_add(&source->queue, &expert->conversions[c]);
     }
-    ds_conversions_run(&source->queue);
+    ds_queue_run(&source->queue);
     for (size_t i = 0; i < n; i++)
         if (waits(&deferred[experts[i]]))
             atomic_store_explicit(&deferred[experts[i]].waiting, false, memory_order_release);
     ds_mutex_unlock(&source->lock);
 }
 
-static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n, const ds_ffn_weights **weights)
+static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n,
+                           const ds_ffn_weights **weights)
 {
     ds_repacked_source *source = (ds_repacked_source *)base;
     ds_deferred_expert *deferred = source->deferred[layer];
@@ -55,24 +61,25 @@ dsv2_status ds_repacked_source_new(const ds_weights_opening *opening, ds_repacke
         .n_experts = opening->config->n_routed_experts,
         .deferred = deferred,
     };
-    ds_conversions_init(&source->queue, opening->kernels, opening->pool, opening->container);
+    ds_queue_init(&source->queue, opening->kernels, opening->pool, opening->container, opening->queue_limits);
     ds_mutex_init(&source->lock);
     *out = source;
     return DSV2_OK;
 }
 
-dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert, const ds_conversion *conversion)
+dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert,
+                                     const ds_conversion *conversion)
 {
-    enum { MATRICES = sizeof(ds_ffn_weights) / sizeof(ds_matrix) };
     ds_deferred_expert **deferred = &source->deferred[layer];
     if (*deferred == NULL)
         *deferred = ds_new(source->n_experts, sizeof **deferred);
     if (*deferred == NULL)
         return ds_fail_memory("experts to repack", source->n_experts * sizeof **deferred);
-    dsv2_status status = ds_conversions_reserve(&source->queue, MATRICES * source->n_experts, conversion);
+    dsv2_status status = ds_queue_reserve(&source->queue, conversion);
     if (status != DSV2_OK)
         return status;
     ds_deferred_expert *waiting = &(*deferred)[expert];
+    assert(waiting->n < DS_FFN_MATRICES);
     waiting->conversions[waiting->n++] = *conversion;
     atomic_store_explicit(&waiting->waiting, true, memory_order_relaxed);
     return DSV2_OK;
@@ -91,7 +98,7 @@ void ds_repacked_source_free(ds_repacked_source *source)
     for (uint32_t l = 0; l < source->n_layers; l++)
         ds_free(source->deferred[l]);
     ds_free(source->deferred);
-    ds_conversions_free(&source->queue);
+    ds_queue_free(&source->queue);
     ds_mutex_destroy(&source->lock);
     ds_free(source);
 }

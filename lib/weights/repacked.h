@@ -1,17 +1,17 @@
-/* The source of experts that are repacked when a pass first chooses them: a GGUF opens without the time that repacking takes for all
- * of them, and experts that no pass ever chooses take no memory. */
+/* The source of experts that are repacked when a pass first chooses them: a GGUF opens without the time that
+ * repacking takes for all of them, and experts that no pass ever chooses take no memory. */
 #ifndef DS_LIB_WEIGHTS_REPACKED_H
 #define DS_LIB_WEIGHTS_REPACKED_H
 
-#include "weights/convert.h"
+#include "weights/queue.h"
 #include "weights/weights.h"
 
 #include <stdatomic.h>
 
 typedef struct ds_deferred_expert {
     _Atomic bool waiting; /* cleared under the source's lock; who sees it cleared may read the expert's matrices */
-    uint32_t n;           /* conversions: fewer than three if some matrix had to be rounded on opening */
-    ds_conversion conversions[3];
+    uint32_t n;           /* conversions: fewer than all if some matrix had to be rounded on opening */
+    ds_conversion conversions[DS_FFN_MATRICES];
 } ds_deferred_expert;
 
 typedef struct ds_repacked_source {
@@ -20,13 +20,14 @@ typedef struct ds_repacked_source {
     uint32_t n_layers, n_experts;
     ds_deferred_expert **deferred; /* [n_layers], each NULL or [n_experts] */
     ds_mutex lock;
-    ds_conversions queue; /* with room for the experts of a layer */
+    ds_queue queue; /* under the lock */
 } ds_repacked_source;
 
 dsv2_status ds_repacked_source_new(const ds_weights_opening *opening, ds_repacked_source **source);
 
 /* Leaves a routed expert's matrix to the pass that first chooses the expert; that pass then needs no memory for it. */
-dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert, const ds_conversion *conversion);
+dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert,
+                                     const ds_conversion *conversion);
 
 /* The source, once all that waits was deferred. layers: outlive the source. */
 ds_expert_source *ds_repacked_source_finish(ds_repacked_source *source, const ds_layer *layers);

@@ -5,7 +5,8 @@ typedef struct resident_source {
     const ds_layer *layers;
 } resident_source;
 
-static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n, const ds_ffn_weights **weights)
+static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n,
+                           const ds_ffn_weights **weights)
 {
     const resident_source *source = (const resident_source *)base;
     for (size_t i = 0; i < n; i++)
@@ -25,7 +26,8 @@ dsv2_status ds_resident_source_new(const ds_layer *layers, ds_expert_source **ou
     resident_source *source = ds_new(1, sizeof *source);
     if (source == NULL)
         return ds_fail_memory("a source of experts", sizeof *source);
-    *source = (resident_source){{.name = "resident", .acquire = acquire, .release = release, .destroy = destroy}, layers};
+    *source = (resident_source){{.name = "resident", .acquire = acquire, .release = release, .destroy = destroy},
+                                layers};
     *out = &source->base;
     return DSV2_OK;
 }

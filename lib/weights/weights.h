@@ -1,12 +1,19 @@
-/* weights: what a model holds. Where its weights lie in files, in which type they are held, what has to be converted, the sources of
- * experts, and writing all of it into a pack. After opening nothing here changes, but for experts that a source makes ready.
- * May include: base, kernels, formats, config. */
+/* weights: what a model holds. Where its weights lie in files, in which type they are held, what has to be
+ * converted, the sources of experts, and writing all of it into a pack. After opening nothing here changes, but for
+ * experts that a source makes ready. May include: base, kernels, formats, config.
+ *
+ * Where to read what: roles.c has the table of all weights, walk.c their order, places.c where they lie in files,
+ * held_type.c in which type they are held; holder.c has the memory; convert.c and queue.c convert, kv_b.c joins and
+ * transposes; digest.c is the identity; open.c puts these together, export.c writes a pack; resident.c and
+ * repacked.c are the sources of experts (source.h). */
 #ifndef DS_LIB_WEIGHTS_H
 #define DS_LIB_WEIGHTS_H
 
 #include "config/config.h"
 #include "formats/formats.h"
 #include "kernels/kernels.h"
+#include "weights/holder.h"
+#include "weights/queue.h"
 #include "weights/source.h"
 
 /* Attention, named as in section 2.1.2 and appendix C of the report. */
@@ -27,7 +34,7 @@ typedef struct ds_moe_weights {
     ds_matrix gate;          /* the router: a row e_i for every expert */
     const float *score_bias; /* e_score_correction_bias of noaux_tc, or NULL */
     ds_ffn_weights shared;   /* the n_shared_experts as one network; unused where there are none */
-    ds_ffn_weights *experts; /* [n_routed_experts]: where each expert's matrices are held; read through the source alone */
+    ds_ffn_weights *experts; /* [n_routed_experts]: where each is held; read through the source alone */
 } ds_moe_weights;
 
 typedef struct ds_layer {
@@ -47,13 +54,11 @@ typedef struct ds_weights {
     /* What there is, for the host and for the pass's working memory. */
     uint64_t parameters, bytes, bytes_copied;
     bool types_seen[DS_TYPE_COUNT];
-    bool has_packed;       /* some matrix is of a packed type: passes need room for rounded rows */
+    bool has_interleaved;       /* some matrix is of a packed type: passes need room for rounded rows */
     size_t matmul_scratch; /* floats: the most that ds_matmul asks for with any of the matrices */
-    uint64_t digest;       /* names, shapes, types; in packs with the checksums of all data, else with a sample of each tensor's */
+    uint64_t digest;       /* names, shapes, types; checksums in packs, else a sample of each tensor */
 
-    /* What opening had to make: converted and transposed weights, norms as floats. */
-    void **owned;
-    size_t n_owned, owned_capacity;
+    ds_holder holder; /* what opening made: layers, converted and transposed weights, vectors as floats */
 } ds_weights;
 
 /* What weights are opened with. All of it outlives them. */
@@ -65,18 +70,23 @@ typedef struct ds_weights_opening {
     dsv2_weight_type weight_type;
     dsv2_progress_fn progress; /* or NULL */
     void *progress_user;
-    bool as_found; /* convert nothing: the weights are for a copy that is written rather than run */
+    /* Weights stay in the types that their file has: for a copy that is written rather than run. Matrices that
+     * opening has to make (kv_b_proj joined, k_up_transposed) are held as otherwise. */
+    bool as_found;
+    ds_queue_limits queue_limits; /* zeros: the usual ones */
 } ds_weights_opening;
 
-/* Finds every tensor that the configuration asks for, checks its type and shape, and brings it to the type in which it is held.
- * Messages name the tensor, what was found and what was expected. Whatever is returned, ds_weights_close follows. */
+/* Finds every tensor that the configuration asks for, checks its type and shape, and brings it to the type in which
+ * it is held. Messages name the tensor, what was found and what was expected. Whatever is returned, ds_weights_close
+ * follows. */
 dsv2_status ds_weights_open(ds_weights *weights, const ds_weights_opening *opening);
 void ds_weights_close(ds_weights *weights);
 
 /* Weights that one token meets: all but the experts that it does not choose, and of the embedding one row. */
 uint64_t ds_weights_activated(const ds_weights *weights, const ds_config *config);
 
-/* Writes weights that were opened as found, with configuration and tokenizer, as a pack. The contract is dsv2_model_pack's. */
+/* Writes weights that were opened as found, with configuration and tokenizer, as a pack. The contract is
+ * dsv2_model_pack's. */
 dsv2_status ds_weights_export(ds_weights *weights, const ds_weights_opening *opening, const char *output_path,
                               const dsv2_pack_options *options);
 

@@ -53,7 +53,7 @@ static void fill_page(void *context, size_t page, unsigned thread)
     (void)thread;
     const dsv2_session *session = context;
     const ds_cache *cache = &session->cache;
-    size_t width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim;
+    size_t width = cache->shape.width;
     uint64_t state = 0x9e3779b97f4a7c15u * (page + 1);
     float row[1024];
     for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++)
@@ -87,7 +87,7 @@ static dsv2_session *make_session(dsv2_model *model, dsv2_cache_type type, size_
 static void time_decode(dsv2_session *session, double *token_ms, double *rows_ms)
 {
     const ds_cache *cache = &session->cache;
-    size_t n = session->length, width = (size_t)cache->shape.kv_lora_rank + cache->shape.qk_rope_head_dim;
+    size_t n = session->length, width = cache->shape.width;
     float *tile = ds_new_aligned(DS_PAGE_TOKENS * width, sizeof *tile);
     if (tile == NULL)
         exit(EXIT_FAILURE);

@@ -156,9 +156,10 @@ END_TEST
 
 /* ---- block types ---- */
 
-static const ds_type block_types[] = {DS_TYPE_Q8_0, DS_TYPE_Q4_0, DS_TYPE_Q4_1,   DS_TYPE_Q5_0,
-                                      DS_TYPE_Q5_1, DS_TYPE_Q2_K, DS_TYPE_Q3_K,   DS_TYPE_Q4_K,
-                                      DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_NL, DS_TYPE_IQ4_XS};
+static const ds_type block_types[] = {
+#define BLOCK(TYPE, ...) DS_TYPE_##TYPE,
+#include "kernels/types.def"
+};
 enum { N_TYPES = sizeof block_types / sizeof *block_types };
 
 static const test_checkpoint wide = {.name = "wide", .vocab_size = 64, .hidden_size = 256, .intermediate_size = 256,

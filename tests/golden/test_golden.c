@@ -13,7 +13,7 @@
 
 #define TOLERANCE 1e-3 /* on a logit; logits are some units large */
 
-enum { N_CASES = TEST_GOLDENS * TEST_KERNEL_SETS };
+static int n_cases(void) { return TEST_GOLDENS * (int)test_kernel_sets(); }
 
 /* A golden's inputs and outputs. */
 typedef struct golden {
@@ -99,13 +99,13 @@ static void check_logits(const char *folder, const char *kernels, uint32_t max_t
 
 START_TEST(logits_match_published_code_for_any_chunking_threads_form_and_kernels)
 {
-    golden g = golden_open((size_t)_i / TEST_KERNEL_SETS);
+    golden g = golden_open((size_t)_i / test_kernel_sets());
     const test_tensor *logits = test_tensors_need(&g.expected, "logits", "F32");
     double *expected = malloc(g.n_tokens * g.vocab_size * sizeof *expected);
     ck_assert(expected != NULL);
     for (size_t i = 0; i < g.n_tokens * g.vocab_size; i++)
         expected[i] = float_at(logits, i);
-    check_logits(g.folder, test_kernel_sets[_i % TEST_KERNEL_SETS], 2, g.tokens, g.n_tokens, g.vocab_size, expected);
+    check_logits(g.folder, test_kernel_set((size_t)_i % test_kernel_sets()), 2, g.tokens, g.n_tokens, g.vocab_size, expected);
     free(expected);
     golden_close(&g);
 }
@@ -191,8 +191,8 @@ START_TEST(logits_match_reference_for_other_shapes)
     int32_t tokens[SHAPE_TOKENS];
     test_random_tokens(shape->seed + 1000, shape->vocab_size, tokens, SHAPE_TOKENS);
     reference *r = reference_run(folder, tokens, SHAPE_TOKENS);
-    for (size_t set = 0; set < TEST_KERNEL_SETS; set++)
-        check_logits(folder, test_kernel_sets[set], 1, tokens, SHAPE_TOKENS, shape->vocab_size, r->logits);
+    for (size_t set = 0; set < test_kernel_sets(); set++)
+        check_logits(folder, test_kernel_set(set), 1, tokens, SHAPE_TOKENS, shape->vocab_size, r->logits);
     reference_free(r);
     test_checkpoint_remove(folder);
 }
@@ -204,7 +204,7 @@ int main(void)
     TCase *tests = tcase_create("golden");
     tcase_set_timeout(tests, 300);
     tcase_add_loop_test(tests, reference_matches_published_code, 0, TEST_GOLDENS);
-    tcase_add_loop_test(tests, logits_match_published_code_for_any_chunking_threads_form_and_kernels, 0, N_CASES);
+    tcase_add_loop_test(tests, logits_match_published_code_for_any_chunking_threads_form_and_kernels, 0, n_cases());
     tcase_add_loop_test(tests, logits_match_reference_for_other_shapes, 0, N_SHAPES);
     suite_add_tcase(suite, tests);
     return test_run(suite);

@@ -74,14 +74,14 @@ static void expect(const checker *c, size_t part, const float *logits, uint32_t 
     for (size_t t = 0; t < parts[part].n_tokens; t++)
         ck_assert_msg(memcmp(logits + t * c->vocab_size, c->expected[part] + t * c->vocab_size, c->vocab_size * sizeof *logits) == 0,
                       "%s, kernels %s, %u threads, %s: session %zu (chunks of %zu, attention %d) differs from token %zu on",
-                      kinds[c->kind].name, test_kernel_sets[c->set], n_threads, how, part, parts[part].chunk,
+                      kinds[c->kind].name, test_kernel_set(c->set), n_threads, how, part, parts[part].chunk,
                       (int)parts[part].options.attention, t);
 }
 
 static dsv2_model *open_with(const checker *c, uint32_t n_threads)
 {
     return test_model_open(c->path, &(dsv2_model_options){.weight_type = kinds[c->kind].weight_type, .n_threads = n_threads,
-                                                          .kernels = test_kernel_sets[c->set]});
+                                                          .kernels = test_kernel_set(c->set)});
 }
 
 static float *run_alone(const checker *c, dsv2_model *model, size_t part)
@@ -153,8 +153,8 @@ START_TEST(threads_companions_and_cutting_change_no_bit)
 {
     checker *c = calloc(1, sizeof *c);
     ck_assert(c != NULL);
-    c->kind = (size_t)_i / TEST_KERNEL_SETS;
-    c->set = (size_t)_i % TEST_KERNEL_SETS;
+    c->kind = (size_t)_i / test_kernel_sets();
+    c->set = (size_t)_i % test_kernel_sets();
     char *folder = test_checkpoint_write(&shape);
     if (kinds[c->kind].golden != NULL)
         snprintf(c->path, sizeof c->path, "%s/goldens/%s", TEST_DATA, kinds[c->kind].golden);
@@ -173,7 +173,7 @@ int main(void)
 {
     TCase *tests = tcase_create("same bits");
     tcase_set_timeout(tests, 300);
-    tcase_add_loop_test(tests, threads_companions_and_cutting_change_no_bit, 0, N_KINDS * TEST_KERNEL_SETS);
+    tcase_add_loop_test(tests, threads_companions_and_cutting_change_no_bit, 0, N_KINDS * (int)test_kernel_sets());
 
     Suite *suite = suite_create("same bits");
     suite_add_tcase(suite, tests);

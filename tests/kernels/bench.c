@@ -1,5 +1,5 @@
-/* Each round measures the machine's bounds, then every kernel once; a ratio is taken inside its round, and medians over the
- * rounds are printed. One thread throughout. */
+/* Each round measures the machine's bounds, then every kernel once; a ratio is taken inside its round, and medians
+ * over the rounds are printed. One thread throughout. */
 #include "kernels/bench.h"
 
 #include "bench/bounds.h"
@@ -15,7 +15,8 @@
 
 enum { ROUNDS = 15, MAX_LINES = 128, STREAM_BYTES = 192 << 20 };
 
-/* This thread's own time: what others run on the machine meanwhile slows the caches and the memory, but is not counted. */
+/* This thread's own time: what others run on the machine meanwhile slows the caches and the memory, but is not
+ * counted. */
 static double seconds(void)
 {
     struct timespec now;
@@ -130,7 +131,7 @@ static void round_of_rows(const ds_kernels *kernels, int round, int *at, const b
     static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
     for (int type = DSV2_CACHE_F32; type <= DSV2_CACHE_Q6; type++) {
         ds_cache_shape shape;
-        if (ds_cache_shape_init(&shape, (dsv2_cache_type)type, 1, LATENT, ROPE) != DSV2_OK)
+        if (ds_cache_shape_init(&shape, &ds_mla_row, (uint32_t[]){LATENT, ROPE}, (dsv2_cache_type)type, 1) != DSV2_OK)
             return;
         char name[64];
         snprintf(name, sizeof name, "cached rows of %s to floats, 64 rows", names[type]);
@@ -145,36 +146,36 @@ static void round_of_rows(const ds_kernels *kernels, int round, int *at, const b
     }
 }
 
-static const ds_type packed_types[] = {DS_TYPE_P4, DS_TYPE_P4S, DS_TYPE_P4M, DS_TYPE_P5, DS_TYPE_P5S, DS_TYPE_P5M,
-                                       DS_TYPE_P6, DS_TYPE_P8};
+static const ds_type interleaved_types[] = {DS_TYPE_P4, DS_TYPE_P4S, DS_TYPE_P4M, DS_TYPE_P5, DS_TYPE_P5S, DS_TYPE_P5M,
+                                            DS_TYPE_P6, DS_TYPE_P8};
 
-static double time_packed(const ds_kernels *kernels, ds_type type, size_t m, size_t n)
+static double time_interleaved(const ds_kernels *kernels, ds_type type, size_t m, size_t n)
 {
     double start = seconds();
-    kernels->matmul_packed[type](out, n, x8_rows, m, w, n, MAX_K);
+    kernels->matmul_interleaved[type](out, n, x8_rows, m, w, n, MAX_K);
     return seconds() - start;
 }
 
 /* What the weights are does not matter here: the floats' bytes will do. */
-static void round_of_packed(const ds_kernels *kernels, int round, int *at, const bounds *b)
+static void round_of_interleaved(const ds_kernels *kernels, int round, int *at, const bounds *b)
 {
     static const size_t ms[] = {512, 32, 4};
     char name[64];
-    for (size_t t = 0; t < sizeof packed_types / sizeof *packed_types; t++) {
-        ds_type type = packed_types[t];
+    for (size_t t = 0; t < sizeof interleaved_types / sizeof *interleaved_types; t++) {
+        ds_type type = interleaved_types[t];
         for (size_t s = 0; s < 3; s++) {
             snprintf(name, sizeof name, "matmul %s, %zu rows", ds_type_name(type), ms[s]);
             line *l = next_line(round, at, name, kernels->name, INT8, 2.0 * (double)ms[s] * MATRIX_N * MAX_K);
-            record(l, round, time_packed(kernels, type, ms[s], MATRIX_N), b);
+            record(l, round, time_interleaved(kernels, type, ms[s], MATRIX_N), b);
         }
         snprintf(name, sizeof name, "matmul %s, 1 row", ds_type_name(type));
         line *l = next_line(round, at, name, kernels->name, BYTES, (double)ds_type_row_bytes(type, MAX_K) * VECTOR_N);
-        record(l, round, time_packed(kernels, type, 1, VECTOR_N), b);
+        record(l, round, time_interleaved(kernels, type, 1, VECTOR_N), b);
     }
     line *l = next_line(round, at, "prepare_row", kernels->name, BYTES, 4.0 * MAX_M * MAX_K);
     double start = seconds();
     for (size_t i = 0; i < MAX_M; i++)
-        kernels->prepare_row(x8 + i * (MAX_K / DS_PACK_COLS), x_rows[i], MAX_K);
+        kernels->prepare_row(x8 + i * (MAX_K / DS_BLOCK_COLS), x_rows[i], MAX_K);
     record(l, round, seconds() - start, b);
 }
 
@@ -222,7 +223,7 @@ int bench_kernels(const ds_kernels *const *sets, int n_sets)
     w16 = ds_new_aligned((size_t)VECTOR_N * MAX_K, sizeof *w16);
     out = ds_new_aligned((size_t)MAX_M * VECTOR_N, sizeof *out);
     void *stream = ds_new_aligned(STREAM_BYTES, 1);
-    x8 = ds_new_aligned((size_t)MAX_M * MAX_K / DS_PACK_COLS, sizeof *x8);
+    x8 = ds_new_aligned((size_t)MAX_M * MAX_K / DS_BLOCK_COLS, sizeof *x8);
     if (x8 == NULL || x == NULL || w == NULL || w16 == NULL || out == NULL || stream == NULL) {
         printf("no memory\n");
         return 1;
@@ -238,8 +239,8 @@ int bench_kernels(const ds_kernels *const *sets, int n_sets)
     for (size_t i = 0; i < MAX_M; i++)
         x_rows[i] = x + i * MAX_K;
     for (size_t i = 0; i < MAX_M; i++)
-        x8_rows[i] = x8 + i * (MAX_K / DS_PACK_COLS);
-    memset(x8, 1, (size_t)MAX_M * MAX_K / DS_PACK_COLS * sizeof *x8);
+        x8_rows[i] = x8 + i * (MAX_K / DS_BLOCK_COLS);
+    memset(x8, 1, (size_t)MAX_M * MAX_K / DS_BLOCK_COLS * sizeof *x8);
     bounds rounds[ROUNDS];
     for (int round = 0; round < ROUNDS; round++) {
         rounds[round] = measure_bounds(stream, STREAM_BYTES, seconds);
@@ -247,7 +248,7 @@ int bench_kernels(const ds_kernels *const *sets, int n_sets)
         for (int s = 0; s < n_sets; s++) {
             round_of_set(sets[s], round, &at, &rounds[round]);
             round_of_rows(sets[s], round, &at, &rounds[round]);
-            if (s > 0) round_of_packed(sets[s], round, &at, &rounds[round]);
+            if (s > 0) round_of_interleaved(sets[s], round, &at, &rounds[round]);
         }
     }
     print_table(rounds);

@@ -1,8 +1,9 @@
-/* Every kernel of every set that this processor runs, against the C reference: edge shapes, operands that end where memory
- * ends, hostile values, and the promise that a row's bits depend on that row alone. With --bench, times instead (bench.c). */
+/* Every kernel of every set that this processor runs, against the C reference: edge shapes, operands that end where
+ * memory ends, hostile values, and the promise that a row's bits depend on that row alone. With --bench, times
+ * instead (bench.c). */
 #include "kernels/bench.h"
 #include "kernels/kernels.h"
-#include "kernels/packed.h"
+#include "kernels/interleaved.h"
 
 #include <check.h>
 #include <float.h>
@@ -13,27 +14,29 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static const char *const set_names[] = {"c", "avx2", "avx512"}; /* the best last */
-enum { N_NAMES = sizeof set_names / sizeof *set_names };
-
-static const ds_kernels *sets[N_NAMES], *reference; /* those that this processor runs */
+enum { MAX_SETS = 16 };
+static const ds_kernels *sets[MAX_SETS], *reference; /* those that this build and processor have, the best last */
 static int n_sets;
 
 static bool find_sets(void)
 {
+    const ds_kernels *kernels;
+    bool runs;
     printf("kernel sets:");
-    for (int i = 0; i < N_NAMES; i++) {
-        dsv2_status status = ds_kernels_select(set_names[i], &sets[n_sets]);
-        if (status == DSV2_OK)
-            n_sets++;
-        else if (status != DSV2_ERROR_UNSUPPORTED)
-            return false;
-        printf(" %s%s", set_names[i], status == DSV2_OK ? "" : " (not run: this processor lacks it)");
+    for (size_t i = 0; (kernels = ds_kernels_set(i, &runs)) != NULL; i++) {
+        printf(" %s%s", kernels->name, runs ? "" : " (not run: this processor lacks it)");
+        if (runs && n_sets < MAX_SETS)
+            sets[n_sets++] = kernels;
     }
     printf("\n");
     fflush(stdout);
+    for (int i = 0; i < n_sets / 2; i++) { /* the library has the best first */
+        kernels = sets[i];
+        sets[i] = sets[n_sets - 1 - i];
+        sets[n_sets - 1 - i] = kernels;
+    }
     reference = sets[0];
-    return n_sets > 0;
+    return n_sets > 0 && strcmp(reference->name, "c") == 0;
 }
 
 /* ---- operands ---- */
@@ -448,7 +451,7 @@ END_TEST
 
 /* ---- attention in 16 bits ---- */
 
-enum { PAIR_BLOCK = 2 * DS_PAIR_ROWS }; /* numbers of a pair of columns */
+enum { PAIR_PANEL = 2 * DS_PANEL_ROWS }; /* numbers of a pair of columns */
 
 static void fill_words(int16_t *words, size_t n, int limit)
 {
@@ -462,37 +465,37 @@ static void fill_words(int16_t *words, size_t n, int limit)
 START_TEST(pair_scores_agree_with_the_reference_and_rows_stand_alone)
 {
     const ds_kernels *kernels = sets[_i];
-    for (size_t n_groups = 1; n_groups <= 9; n_groups += 4)
-        for (size_t n = DS_PAIR_ROWS; n <= 4 * DS_PAIR_ROWS; n += DS_PAIR_ROWS)
-            for (size_t m = 1; m <= DS_PAIR_ROWS; m++) {
-                size_t words = n_groups * DS_SCALE_COLS * DS_PAIR_ROWS, stride = n + 3;
-                guarded a = guard(words * sizeof(int16_t)), b = guard(words * n / DS_PAIR_ROWS * sizeof(int16_t));
-                guarded a_scales = guard(m * sizeof(float)), scales = guard(n_groups * n * sizeof(float));
+    for (size_t n_sections = 1; n_sections <= 9; n_sections += 4)
+        for (size_t n = DS_PANEL_ROWS; n <= 4 * DS_PANEL_ROWS; n += DS_PANEL_ROWS)
+            for (size_t m = 1; m <= DS_PANEL_ROWS; m++) {
+                size_t words = n_sections * DS_SCALE_COLS * DS_PANEL_ROWS, stride = n + 3;
+                guarded a = guard(words * sizeof(int16_t)), b = guard(words * n / DS_PANEL_ROWS * sizeof(int16_t));
+                guarded a_scales = guard(m * sizeof(float)), scales = guard(n_sections * n * sizeof(float));
                 guarded out = guard(((m - 1) * stride + n) * sizeof(float));
-                fill_words(a.data, words, DS_WIDE);
-                fill_words(b.data, words * n / DS_PAIR_ROWS, DS_NARROW);
+                fill_words(a.data, words, DS_MAX_15_BITS);
+                fill_words(b.data, words * n / DS_PANEL_ROWS, DS_MAX_12_BITS);
                 fill(a_scales.data, m, UNIFORM);
-                fill(scales.data, n_groups * n, UNIFORM);
-                float expected[DS_PAIR_ROWS * (4 * DS_PAIR_ROWS + 3)];
+                fill(scales.data, n_sections * n, UNIFORM);
+                float expected[DS_PANEL_ROWS * (4 * DS_PANEL_ROWS + 3)];
                 memset(out.data, 0, ((m - 1) * stride + n) * sizeof(float));
                 memset(expected, 0, sizeof expected);
-                kernels->pair_scores(out.data, stride, a.data, a_scales.data, m, b.data, n, scales.data, n, n_groups);
-                reference->pair_scores(expected, stride, a.data, a_scales.data, m, b.data, n, scales.data, n, n_groups);
+                kernels->pair_scores(out.data, stride, a.data, a_scales.data, m, b.data, n, scales.data, n, n_sections);
+                reference->pair_scores(expected, stride, a.data, a_scales.data, m, b.data, n, scales.data, n, n_sections);
                 for (size_t at = 0; at < (m - 1) * stride + n; at++) {
                     float got = ((float *)out.data)[at];
                     double most = 0, row_scale = fabsf(((float *)a_scales.data)[at / stride]);
-                    for (size_t g = 0; g < n_groups && at % stride < n; g++)
-                        most += fabsf(((float *)scales.data)[g * n + at % stride]) * (double)DS_WIDE * DS_NARROW * DS_SCALE_COLS;
+                    for (size_t g = 0; g < n_sections && at % stride < n; g++)
+                        most += fabsf(((float *)scales.data)[g * n + at % stride]) * (double)DS_MAX_15_BITS * DS_MAX_12_BITS * DS_SCALE_COLS;
                     ck_assert_msg(fabs((double)got - (double)expected[at]) <= 1e-6 * most * row_scale,
-                                  "%s pair_scores, m %zu n %zu groups %zu: %zu is %.9g, expected %.9g", kernels->name, m, n, n_groups, at,
+                                  "%s pair_scores, m %zu n %zu panels %zu: %zu is %.9g, expected %.9g", kernels->name, m, n, n_sections, at,
                                   (double)got, (double)expected[at]);
                 }
-                float alone[4 * DS_PAIR_ROWS];
+                float alone[4 * DS_PANEL_ROWS];
                 int16_t *row = a.data;
                 for (size_t i = 1; i < m; i++) { /* each row in the first's place, among others' remains */
-                    for (size_t pair = 0; pair < n_groups * DS_SCALE_COLS / 2; pair++)
-                        memcpy(row + pair * PAIR_BLOCK, row + pair * PAIR_BLOCK + 2 * i, 2 * sizeof *row);
-                    kernels->pair_scores(alone, n, row, (float *)a_scales.data + i, 1, b.data, n, scales.data, n, n_groups);
+                    for (size_t pair = 0; pair < n_sections * DS_SCALE_COLS / 2; pair++)
+                        memcpy(row + pair * PAIR_PANEL, row + pair * PAIR_PANEL + 2 * i, 2 * sizeof *row);
+                    kernels->pair_scores(alone, n, row, (float *)a_scales.data + i, 1, b.data, n, scales.data, n, n_sections);
                     ck_assert_mem_eq(alone, (float *)out.data + i * stride, n * sizeof(float));
                 }
                 unguard(a), unguard(b), unguard(a_scales), unguard(scales), unguard(out);
@@ -506,16 +509,16 @@ START_TEST(pair_sums_agree_with_the_reference_and_rows_stand_alone)
     const ds_kernels *kernels = sets[_i];
     for (size_t shape = 0; shape < sizeof columns / sizeof *columns; shape++)
         for (size_t n_pairs = 1; n_pairs <= 32; n_pairs += 31)
-            for (size_t m = 1; m <= DS_PAIR_ROWS; m++) {
-                size_t n = columns[shape], blocks = (n + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS, stride = n + 2, count = (m - 1) * stride + n;
-                guarded a = guard(n_pairs * PAIR_BLOCK * sizeof(int16_t)), b = guard(blocks * n_pairs * PAIR_BLOCK * sizeof(int16_t));
+            for (size_t m = 1; m <= DS_PANEL_ROWS; m++) {
+                size_t n = columns[shape], blocks = (n + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS, stride = n + 2, count = (m - 1) * stride + n;
+                guarded a = guard(n_pairs * PAIR_PANEL * sizeof(int16_t)), b = guard(blocks * n_pairs * PAIR_PANEL * sizeof(int16_t));
                 guarded keep = guard(m * sizeof(float)), factor = guard(m * sizeof(float)), out = guard(count * sizeof(float));
-                fill_words(a.data, n_pairs * PAIR_BLOCK, DS_WIDE);
-                fill_words(b.data, blocks * n_pairs * PAIR_BLOCK, DS_NARROW);
+                fill_words(a.data, n_pairs * PAIR_PANEL, DS_MAX_15_BITS);
+                fill_words(b.data, blocks * n_pairs * PAIR_PANEL, DS_MAX_12_BITS);
                 fill(keep.data, m, UNIFORM);
                 fill(factor.data, m, UNIFORM);
                 fill(out.data, count, UNIFORM);
-                float expected[DS_PAIR_ROWS * 130], before[DS_PAIR_ROWS * 130];
+                float expected[DS_PANEL_ROWS * 130], before[DS_PANEL_ROWS * 130];
                 memcpy(expected, out.data, count * sizeof *expected);
                 memcpy(before, out.data, count * sizeof *before);
                 kernels->pair_sums(out.data, stride, keep.data, factor.data, a.data, m, b.data, n_pairs, n);
@@ -523,7 +526,7 @@ START_TEST(pair_sums_agree_with_the_reference_and_rows_stand_alone)
                 for (size_t at = 0; at < count; at++) {
                     size_t i = at / stride;
                     double most = fabs((double)before[at] * (double)((float *)keep.data)[i]) +
-                                  fabs((double)((float *)factor.data)[i]) * DS_WIDE * DS_NARROW * 2.0 * (double)n_pairs;
+                                  fabs((double)((float *)factor.data)[i]) * DS_MAX_15_BITS * DS_MAX_12_BITS * 2.0 * (double)n_pairs;
                     ck_assert_msg(fabs((double)((float *)out.data)[at] - (double)expected[at]) <= 1e-6 * most,
                                   "%s pair_sums, m %zu n %zu pairs %zu: %zu is %.9g, expected %.9g", kernels->name, m, n, n_pairs, at,
                                   (double)((float *)out.data)[at], (double)expected[at]);
@@ -531,7 +534,7 @@ START_TEST(pair_sums_agree_with_the_reference_and_rows_stand_alone)
                 int16_t *row = a.data;
                 for (size_t i = 1; i < m; i++) {
                     for (size_t pair = 0; pair < n_pairs; pair++)
-                        memcpy(row + pair * PAIR_BLOCK, row + pair * PAIR_BLOCK + 2 * i, 2 * sizeof *row);
+                        memcpy(row + pair * PAIR_PANEL, row + pair * PAIR_PANEL + 2 * i, 2 * sizeof *row);
                     kernels->pair_sums(before + i * stride, stride, (float *)keep.data + i, (float *)factor.data + i, row, 1, b.data, n_pairs, n);
                     ck_assert_mem_eq(before + i * stride, (float *)out.data + i * stride, n * sizeof(float));
                 }
@@ -553,8 +556,8 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
             for (size_t c = 0; c < n_cols && kind == 1; c++)
                 ((float *)x.data)[c] = 1e-35f;
             *at = kind == 2 ? INFINITY : kind == 3 ? -NAN : kind == 4 ? -3e38f : *at;
-            float scale = kernels->round_row(out.data, x.data, n_cols, DS_WIDE);
-            float reference_scale = reference->round_row(expected, x.data, n_cols, DS_WIDE);
+            float scale = kernels->round_row(out.data, x.data, n_cols, DS_MAX_15_BITS);
+            float reference_scale = reference->round_row(expected, x.data, n_cols, DS_MAX_15_BITS);
             ck_assert_mem_eq(out.data, expected, n_cols * sizeof *expected);
             ck_assert(memcmp(&scale, &reference_scale, sizeof scale) == 0 || (isnan(scale) && isnan(reference_scale)));
             ck_assert_int_eq(isnan(scale), kind == 2 || kind == 3);
@@ -570,37 +573,37 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
                 memset(halves.data, 0, n_cols * sizeof(uint16_t));
             if (kind >= 2)
                 ((uint16_t *)halves.data)[n_cols - 1] = (uint16_t[]){0x7c00, 0xfe00, 0xfbff}[kind - 2]; /* infinity, NaN, the least */
-            float scale = kernels->round_halves(out.data, halves.data, n_cols, DS_NARROW), floats[130];
+            float scale = kernels->round_halves(out.data, halves.data, n_cols, DS_MAX_12_BITS), floats[130];
             reference->to_f32[DS_TYPE_F16](floats, halves.data, n_cols);
-            float expected_scale = reference->round_row(expected, floats, n_cols, DS_NARROW);
+            float expected_scale = reference->round_row(expected, floats, n_cols, DS_MAX_12_BITS);
             ck_assert_mem_eq(out.data, expected, n_cols * sizeof *expected);
             ck_assert(memcmp(&scale, &expected_scale, sizeof scale) == 0 || (isnan(scale) && isnan(expected_scale)));
             ck_assert_int_eq(isnan(scale), kind == 2 || kind == 3);
             unguard(halves);
         }
-        kernels->round_products(out.data, x.data, y.data, DS_WIDE, n_cols);
+        kernels->round_products(out.data, x.data, y.data, DS_MAX_15_BITS, n_cols);
         for (size_t c = 0; c < n_cols; c++)
-            ck_assert_int_eq(((int16_t *)out.data)[c], lrintf(((float *)x.data)[c] * ((float *)y.data)[c] * DS_WIDE));
+            ck_assert_int_eq(((int16_t *)out.data)[c], lrintf(((float *)x.data)[c] * ((float *)y.data)[c] * DS_MAX_15_BITS));
         unguard(x), unguard(y), unguard(out);
 
         for (size_t n_rows = 1; n_rows <= 64; n_rows += n_rows < 18 ? 1 : 23) {
             size_t stride = n_cols + 1, numbers = (n_rows - 1) * stride + n_cols;
-            size_t blocks = (n_cols + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS, turned = blocks * ((n_rows + 1) / 2) * PAIR_BLOCK;
+            size_t blocks = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS, turned = blocks * ((n_rows + 1) / 2) * PAIR_PANEL;
             guarded rows = guard(numbers * sizeof(int16_t)), pairs = guard(turned * sizeof(int16_t));
-            fill_words(rows.data, numbers, DS_WIDE);
-            static int16_t expected_pairs[9 * 32 * PAIR_BLOCK];
-            size_t block = (n_rows + 1) / 2 * PAIR_BLOCK;
-            for (size_t first = 0; first < n_rows; first += DS_PAIR_ROWS) /* as attention does: not all rows at once */
-                kernels->pair_rows((int16_t *)pairs.data + first * DS_PAIR_ROWS, block, (int16_t *)rows.data + first * stride, stride,
-                                   n_rows - first < DS_PAIR_ROWS ? n_rows - first : DS_PAIR_ROWS, n_cols);
+            fill_words(rows.data, numbers, DS_MAX_15_BITS);
+            static int16_t expected_pairs[9 * 32 * PAIR_PANEL];
+            size_t block = (n_rows + 1) / 2 * PAIR_PANEL;
+            for (size_t first = 0; first < n_rows; first += DS_PANEL_ROWS) /* as attention does: not all rows at once */
+                kernels->pair_rows((int16_t *)pairs.data + first * DS_PANEL_ROWS, block, (int16_t *)rows.data + first * stride, stride,
+                                   n_rows - first < DS_PANEL_ROWS ? n_rows - first : DS_PANEL_ROWS, n_cols);
             reference->pair_rows(expected_pairs, block, rows.data, stride, n_rows, n_cols);
             ck_assert_mem_eq(pairs.data, expected_pairs, turned * sizeof(int16_t));
             unguard(pairs);
-            if (n_rows <= DS_PAIR_ROWS && n_cols % 2 == 0) {
-                pairs = guard(n_cols / 2 * PAIR_BLOCK * sizeof(int16_t));
+            if (n_rows <= DS_PANEL_ROWS && n_cols % 2 == 0) {
+                pairs = guard(n_cols / 2 * PAIR_PANEL * sizeof(int16_t));
                 kernels->pair_columns(pairs.data, rows.data, stride, n_rows, n_cols);
                 reference->pair_columns(expected_pairs, rows.data, stride, n_rows, n_cols);
-                ck_assert_mem_eq(pairs.data, expected_pairs, n_cols / 2 * PAIR_BLOCK * sizeof(int16_t));
+                ck_assert_mem_eq(pairs.data, expected_pairs, n_cols / 2 * PAIR_PANEL * sizeof(int16_t));
                 unguard(pairs);
             }
             unguard(rows);
@@ -615,25 +618,25 @@ START_TEST(rows_of_bytes_are_interleaved_as_their_numbers_would_be)
     static const size_t columns[] = {1, 2, 15, 16, 17, 40, 63, 64, 65, 100, 128, 131, 192};
     const ds_kernels *kernels = sets[_i];
     for (size_t shape = 0; shape < sizeof columns / sizeof *columns; shape++)
-        for (size_t n_rows = 1; n_rows <= DS_PAIR_ROWS; n_rows++) {
+        for (size_t n_rows = 1; n_rows <= DS_PANEL_ROWS; n_rows++) {
             size_t n_cols = columns[shape], stride = n_cols + 3, bytes = (n_rows - 1) * stride + n_cols;
             size_t key_cols = (n_cols + DS_SCALE_COLS - 1) / DS_SCALE_COLS * DS_SCALE_COLS;
-            size_t blocks = (n_cols + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS, block = (n_rows + 1) / 2 * PAIR_BLOCK + GUARD;
+            size_t blocks = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS, block = (n_rows + 1) / 2 * PAIR_PANEL + GUARD;
             size_t value_numbers = blocks * block - GUARD;
-            guarded rows = guard(bytes), keys = guard(key_cols / 2 * PAIR_BLOCK * sizeof(int16_t)), values = guard(value_numbers * sizeof(int16_t));
+            guarded rows = guard(bytes), keys = guard(key_cols / 2 * PAIR_PANEL * sizeof(int16_t)), values = guard(value_numbers * sizeof(int16_t));
             for (size_t i = 0; i < bytes; i++)
                 ((int8_t *)rows.data)[i] = (int8_t)random_bits();
-            int16_t numbers[DS_PAIR_ROWS * MOST_COLS] = {0};
+            int16_t numbers[DS_PANEL_ROWS * MOST_COLS] = {0};
             for (size_t r = 0; r < n_rows; r++)
                 for (size_t c = 0; c < n_cols; c++)
                     numbers[r * key_cols + c] = ((int8_t *)rows.data)[r * stride + c];
-            static int16_t expected_keys[MOST_COLS / 2 * PAIR_BLOCK], expected_values[MOST_COLS / DS_PAIR_ROWS * (8 * PAIR_BLOCK + GUARD)];
+            static int16_t expected_keys[MOST_COLS / 2 * PAIR_PANEL], expected_values[MOST_COLS / DS_PANEL_ROWS * (8 * PAIR_PANEL + GUARD)];
             reference->pair_columns(expected_keys, numbers, key_cols, n_rows, key_cols);
             memset(values.data, 0x55, value_numbers * sizeof(int16_t));
             memset(expected_values, 0x55, value_numbers * sizeof(int16_t)); /* what lies between the blocks stays */
             reference->pair_rows(expected_values, block, numbers, key_cols, n_rows, n_cols);
             kernels->pair_codes(keys.data, values.data, block, rows.data, stride, n_rows, n_cols);
-            ck_assert_msg(memcmp(keys.data, expected_keys, key_cols / 2 * PAIR_BLOCK * sizeof(int16_t)) == 0, "%s: keys, %zu rows of %zu",
+            ck_assert_msg(memcmp(keys.data, expected_keys, key_cols / 2 * PAIR_PANEL * sizeof(int16_t)) == 0, "%s: keys, %zu rows of %zu",
                           kernels->name, n_rows, n_cols);
             ck_assert_msg(memcmp(values.data, expected_values, value_numbers * sizeof(int16_t)) == 0, "%s: values, %zu rows of %zu",
                           kernels->name, n_rows, n_cols);
@@ -770,36 +773,38 @@ START_TEST(add_scaled_and_max_agree_with_the_reference)
 }
 END_TEST
 
-/* ---- packed weights ---- */
+/* ---- interleaved weights ---- */
 
-static const ds_type packed_types[] = {DS_TYPE_P4, DS_TYPE_P5, DS_TYPE_P6, DS_TYPE_P8, DS_TYPE_P4S, DS_TYPE_P5S,
-                                       DS_TYPE_P4M, DS_TYPE_P5M};
-enum { N_PACKED = sizeof packed_types / sizeof *packed_types };
+static const ds_type interleaved_types[] = {
+#define INTERLEAVED(TYPE, ...) DS_TYPE_##TYPE,
+#include "kernels/types.def"
+};
+enum { N_INTERLEAVED = sizeof interleaved_types / sizeof *interleaved_types };
 
-typedef struct packed_product {
+typedef struct interleaved_product {
     ds_matrix w;
     guarded data;
     size_t m, n_blocks;
     guarded x; /* m prepared rows */
     const ds_x8 **rows;
     float *out;
-} packed_product;
+} interleaved_product;
 
-/* Weights and activations of the given kind; weights rounded by ds_pack_group. */
-static packed_product new_packed_product(ds_type type, size_t m, uint32_t n, uint32_t k, values kind)
+/* Weights and activations of the given kind; weights rounded by ds_panel_from_floats. */
+static interleaved_product new_interleaved_product(ds_type type, size_t m, uint32_t n, uint32_t k, values kind)
 {
-    packed_product p = {.w = {.rows = n, .cols = k, .type = type, .row_bytes = ds_type_row_bytes(type, k)}, .m = m};
-    size_t groups = (n + DS_PACK_ROWS - 1) / DS_PACK_ROWS, group_bytes = DS_PACK_ROWS * p.w.row_bytes;
-    p.data = guard(groups * group_bytes);
+    interleaved_product p = {.w = {.rows = n, .cols = k, .type = type, .row_bytes = ds_type_row_bytes(type, k)}, .m = m};
+    size_t panels = (n + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS, panel_bytes = DS_PANEL_ROWS * p.w.row_bytes;
+    p.data = guard(panels * panel_bytes);
     p.w.data = p.data.data;
-    float *values_in = malloc((size_t)DS_PACK_ROWS * k * sizeof *values_in);
-    for (size_t g = 0; g < groups; g++) {
-        const float *rows[DS_PACK_ROWS];
-        size_t n_rows = n - g * DS_PACK_ROWS < DS_PACK_ROWS ? n - g * DS_PACK_ROWS : DS_PACK_ROWS;
+    float *values_in = malloc((size_t)DS_PANEL_ROWS * k * sizeof *values_in);
+    for (size_t g = 0; g < panels; g++) {
+        const float *rows[DS_PANEL_ROWS];
+        size_t n_rows = n - g * DS_PANEL_ROWS < DS_PANEL_ROWS ? n - g * DS_PANEL_ROWS : DS_PANEL_ROWS;
         fill(values_in, n_rows * k, kind == ONE_INFINITY ? UNIFORM : kind);
         for (size_t r = 0; r < n_rows; r++)
             rows[r] = values_in + r * k;
-        ds_pack_group(type, (char *)p.data.data + g * group_bytes, rows, n_rows, k);
+        ds_panel_from_floats(type, (char *)p.data.data + g * panel_bytes, rows, n_rows, k);
     }
     p.n_blocks = ds_prepared_blocks(k);
     p.x = guard(m * p.n_blocks * sizeof(ds_x8));
@@ -815,7 +820,7 @@ static packed_product new_packed_product(ds_type type, size_t m, uint32_t n, uin
     return p;
 }
 
-static void free_packed_product(packed_product *p)
+static void free_interleaved_product(interleaved_product *p)
 {
     unguard(p->data);
     unguard(p->x);
@@ -823,8 +828,8 @@ static void free_packed_product(packed_product *p)
     free(p->out);
 }
 
-/* Against sums of the unpacked weights' products in double precision. */
-static void check_packed_product(const ds_kernels *kernels, const packed_product *p, const char *what)
+/* Against sums in double precision of products with the weights as floats. */
+static void check_interleaved_product(const ds_kernels *kernels, const interleaved_product *p, const char *what)
 {
     float *w = malloc(p->w.cols * sizeof *w);
     for (uint32_t j = 0; j < p->w.rows; j++) {
@@ -835,8 +840,8 @@ static void check_packed_product(const ds_kernels *kernels, const packed_product
         for (size_t i = 0; i < p->m; i++) {
             double sum = 0, magnitudes = 0;
             for (size_t c = 0; c < p->w.cols; c++) {
-                const ds_x8 *x = &p->rows[i][c / DS_PACK_COLS];
-                double value = (double)x->scale * x->q[c % DS_PACK_COLS];
+                const ds_x8 *x = &p->rows[i][c / DS_BLOCK_COLS];
+                double value = (double)x->scale * x->q[c % DS_BLOCK_COLS];
                 sum += value * (double)w[c];
                 magnitudes += fabs(value) * largest_w;
             }
@@ -849,57 +854,58 @@ static void check_packed_product(const ds_kernels *kernels, const packed_product
     free(w);
 }
 
-static const struct { size_t m; uint32_t n, k; } packed_shapes[] = {
+static const struct { size_t m; uint32_t n, k; } interleaved_shapes[] = {
     {1, 1, 1},  {1, 16, 32},  {2, 3, 7},   {3, 17, 31},  {4, 32, 33},   {5, 48, 64},   {6, 31, 100},
     {7, 15, 255}, {8, 33, 256}, {9, 64, 257}, {12, 16, 300}, {13, 47, 544}, {1, 80, 1408}, {200, 17, 40},
 };
-enum { N_PACKED_SHAPES = sizeof packed_shapes / sizeof *packed_shapes };
+enum { N_INTERLEAVED_SHAPES = sizeof interleaved_shapes / sizeof *interleaved_shapes };
 
-START_TEST(packed_products_agree_with_exact_sums_of_the_unpacked_weights)
+START_TEST(interleaved_products_agree_with_exact_sums_of_the_weights_as_floats)
 {
     const ds_kernels *kernels = sets[_i];
-    for (size_t t = 0; t < N_PACKED; t++)
-        for (size_t s = 0; s < N_PACKED_SHAPES; s++)
+    for (size_t t = 0; t < N_INTERLEAVED; t++)
+        for (size_t s = 0; s < N_INTERLEAVED_SHAPES; s++)
             for (values kind = 0; kind < N_VALUES; kind++) {
-                packed_product p = new_packed_product(packed_types[t], packed_shapes[s].m, packed_shapes[s].n, packed_shapes[s].k,
-                                                      kind);
-                kernels->matmul_packed[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
+                interleaved_product p = new_interleaved_product(interleaved_types[t], interleaved_shapes[s].m, interleaved_shapes[s].n, interleaved_shapes[s].k,
+                                                                kind);
+                kernels->matmul_interleaved[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
                 if (kind == ONE_INFINITY) /* the row's block has no scale: nothing it touches may look like a number */
                     for (size_t i = 0; i < p.m * p.w.rows; i++)
                         ck_assert_msg(isnan(p.out[i]), "%s matmul %s lost an infinity", kernels->name, ds_type_name(p.w.type));
                 else
-                    check_packed_product(kernels, &p, value_names[kind]);
-                free_packed_product(&p);
+                    check_interleaved_product(kernels, &p, value_names[kind]);
+                free_interleaved_product(&p);
             }
 }
 END_TEST
 
-/* All small integers of a group's weights at one end of their range, in every block of every row, and scales at theirs. */
-static void fill_blocks(ds_type type, uint8_t *group, uint32_t k, bool high)
+/* All small integers of a panel's weights at one end of their range, in every block of every row, and scales at
+ * theirs. */
+static void fill_blocks(ds_type type, uint8_t *panel, uint32_t k, bool high)
 {
     size_t blocks = ds_prepared_blocks(k);
-    for (size_t b = 0; b < blocks; b += SPAN_BLOCKS) {
-        uint8_t *span = (uint8_t *)ds_span(type, group, b / SPAN_BLOCKS);
-        size_t n_blocks = blocks - b < SPAN_BLOCKS ? blocks - b : SPAN_BLOCKS;
-        memset(span + ds_header_bytes(type), high ? 0xff : 0, n_blocks * ds_block_bytes(type));
+    for (size_t b = 0; b < blocks; b += SUPERBLOCK_BLOCKS) {
+        uint8_t *superblock = (uint8_t *)ds_superblock(type, panel, b / SUPERBLOCK_BLOCKS);
+        size_t n_blocks = blocks - b < SUPERBLOCK_BLOCKS ? blocks - b : SUPERBLOCK_BLOCKS;
+        memset(superblock + ds_header_bytes(type), high ? 0xff : 0, n_blocks * ds_block_bytes(type));
         if (ds_has_six_bits(type))
-            memset(span + HEADER_SIX_BITS, 0xff, 3 * VECTOR);
+            memset(superblock + HEADER_SIX_BITS, 0xff, 3 * VECTOR);
         if (type == DS_TYPE_P6)
-            memset(span + HEADER_SIXTEENTHS, high ? 127 : -128, 4 * VECTOR);
+            memset(superblock + HEADER_SIXTEENTHS, high ? 127 : -128, 4 * VECTOR);
     }
 }
 
 /* Sums in 16 bits are as large as they can be if all products have one sign. */
-START_TEST(packed_products_of_the_largest_integers_do_not_overflow)
+START_TEST(interleaved_products_of_the_largest_integers_do_not_overflow)
 {
     const ds_kernels *kernels = sets[_i];
     enum { M = 13, N = 33, K = 300 };
-    for (size_t t = 0; t < N_PACKED; t++)
+    for (size_t t = 0; t < N_INTERLEAVED; t++)
         for (int ends = 0; ends < 4; ends++) {
-            packed_product p = new_packed_product(packed_types[t], M, N, K, UNIFORM);
-            size_t group_bytes = DS_PACK_ROWS * p.w.row_bytes;
-            for (size_t g = 0; g * DS_PACK_ROWS < N; g++)
-                fill_blocks(p.w.type, (uint8_t *)p.data.data + g * group_bytes, K, ends % 2 == 0);
+            interleaved_product p = new_interleaved_product(interleaved_types[t], M, N, K, UNIFORM);
+            size_t panel_bytes = DS_PANEL_ROWS * p.w.row_bytes;
+            for (size_t g = 0; g * DS_PANEL_ROWS < N; g++)
+                fill_blocks(p.w.type, (uint8_t *)p.data.data + g * panel_bytes, K, ends % 2 == 0);
             float row[K];
             for (size_t c = 0; c < K; c++)
                 row[c] = ends / 2 == 0 ? 1.0f : -1.0f;
@@ -908,22 +914,22 @@ START_TEST(packed_products_of_the_largest_integers_do_not_overflow)
             ck_assert_int_eq(p.rows[M - 1]->q[5], ends / 2 == 0 ? 127 : -127);
             for (size_t m = 1; m <= M; m++) {
                 p.m = m;
-                kernels->matmul_packed[p.w.type](p.out, N, p.rows, m, p.w.data, N, K);
-                check_packed_product(kernels, &p, "largest integers");
+                kernels->matmul_interleaved[p.w.type](p.out, N, p.rows, m, p.w.data, N, K);
+                check_interleaved_product(kernels, &p, "largest integers");
             }
-            free_packed_product(&p);
+            free_interleaved_product(&p);
         }
 }
 END_TEST
 
-START_TEST(packed_products_have_the_same_bits_for_any_split)
+START_TEST(interleaved_products_have_the_same_bits_for_any_split)
 {
     const ds_kernels *kernels = sets[_i];
-    for (size_t t = 0; t < N_PACKED; t++)
-        for (size_t s = 0; s < N_PACKED_SHAPES; s++) {
-            packed_product p = new_packed_product(packed_types[t], packed_shapes[s].m, packed_shapes[s].n, packed_shapes[s].k,
-                                                  MIXED);
-            kernels->matmul_packed[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
+    for (size_t t = 0; t < N_INTERLEAVED; t++)
+        for (size_t s = 0; s < N_INTERLEAVED_SHAPES; s++) {
+            interleaved_product p = new_interleaved_product(interleaved_types[t], interleaved_shapes[s].m, interleaved_shapes[s].n, interleaved_shapes[s].k,
+                                                            MIXED);
+            kernels->matmul_interleaved[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
             float *part = malloc(p.m * p.w.rows * sizeof *part);
             for (int trial = 0; trial < 20; trial++) {
                 size_t i0 = random_bits() % p.m, i1 = i0 + 1 + random_bits() % (p.m - i0);
@@ -935,17 +941,17 @@ START_TEST(packed_products_have_the_same_bits_for_any_split)
                                   kernels->name, ds_type_name(p.w.type), p.m, p.w.rows, p.w.cols, i, i0, i1 - 1, j0, j1 - 1);
             }
             free(part);
-            free_packed_product(&p);
+            free_interleaved_product(&p);
         }
 }
 END_TEST
 
-START_TEST(matmul_of_packed_weights_prepares_rows_itself)
+START_TEST(matmul_of_interleaved_weights_prepares_rows_itself)
 {
     const ds_kernels *kernels = sets[_i];
     enum { M = 37, N = 40, K = 77 };
-    for (size_t t = 0; t < N_PACKED; t++) {
-        packed_product p = new_packed_product(packed_types[t], M, N, K, UNIFORM);
+    for (size_t t = 0; t < N_INTERLEAVED; t++) {
+        interleaved_product p = new_interleaved_product(interleaved_types[t], M, N, K, UNIFORM);
         float *x = malloc((size_t)M * K * sizeof *x), *out = malloc((size_t)M * N * sizeof *out);
         const float *rows[M];
         fill(x, (size_t)M * K, MIXED);
@@ -960,7 +966,7 @@ START_TEST(matmul_of_packed_weights_prepares_rows_itself)
         unguard(scratch);
         free(x);
         free(out);
-        free_packed_product(&p);
+        free_interleaved_product(&p);
     }
 }
 END_TEST
@@ -982,8 +988,8 @@ START_TEST(prepared_rows_are_the_references_bits)
                     continue;
                 }
                 ck_assert_mem_eq(&got[b], &expected[b], sizeof(ds_x8));
-                for (size_t c = 0; c < DS_PACK_COLS && b * DS_PACK_COLS + c < k; c++) {
-                    double value = (double)((float *)x.data)[b * DS_PACK_COLS + c];
+                for (size_t c = 0; c < DS_BLOCK_COLS && b * DS_BLOCK_COLS + c < k; c++) {
+                    double value = (double)((float *)x.data)[b * DS_BLOCK_COLS + c];
                     ck_assert(fabs((double)got[b].scale * got[b].q[c] - value) <= (double)got[b].scale * 0.5001 + (double)1e-36f);
                 }
             }
@@ -994,31 +1000,31 @@ START_TEST(prepared_rows_are_the_references_bits)
 }
 END_TEST
 
-/* The root of the mean square error of rounding normal numbers, in units of their deviation, may be at most this: what the
- * common quantisers of the same number of bits reach, or less. */
-static const struct { ds_type type; double most; } packed_errors[] = {
+/* The root of the mean square error of rounding normal numbers, in units of their deviation, may be at most this:
+ * what the common quantisers of the same number of bits reach, or less. */
+static const struct { ds_type type; double most; } interleaved_errors[] = {
     {DS_TYPE_P4, 0.0705}, {DS_TYPE_P5, 0.0350}, {DS_TYPE_P6, 0.0172}, {DS_TYPE_P8, 0.0052}, {DS_TYPE_P4S, 0.0815},
     {DS_TYPE_P5S, 0.0405}, {DS_TYPE_P4M, 0.0615}, {DS_TYPE_P5M, 0.0297},
 };
 
-START_TEST(rounding_errors_of_packed_types_are_small)
+START_TEST(rounding_errors_of_interleaved_types_are_small)
 {
     enum { K = 1024 };
-    static float x[DS_PACK_ROWS][K], back[K];
-    const float *rows[DS_PACK_ROWS];
-    for (size_t r = 0; r < DS_PACK_ROWS; r++) {
+    static float x[DS_PANEL_ROWS][K], back[K];
+    const float *rows[DS_PANEL_ROWS];
+    for (size_t r = 0; r < DS_PANEL_ROWS; r++) {
         rows[r] = x[r];
         for (size_t c = 0; c < K; c++) {
             float u = (float)(random_bits() >> 1 | 1) * 0x1p-31f, v = (float)random_bits() * 0x1p-32f;
             x[r][c] = 0.02f * sqrtf(-2 * logf(u)) * cosf(6.2831853f * v);
         }
     }
-    ds_type type = packed_errors[_i].type;
-    uint8_t *group = malloc(DS_PACK_ROWS * ds_type_row_bytes(type, K));
-    ds_pack_group(type, group, rows, DS_PACK_ROWS, K);
-    ds_matrix w = {.rows = DS_PACK_ROWS, .cols = K, .type = type, .data = group, .row_bytes = ds_type_row_bytes(type, K)};
+    ds_type type = interleaved_errors[_i].type;
+    uint8_t *panel = malloc(DS_PANEL_ROWS * ds_type_row_bytes(type, K));
+    ds_panel_from_floats(type, panel, rows, DS_PANEL_ROWS, K);
+    ds_matrix w = {.rows = DS_PANEL_ROWS, .cols = K, .type = type, .data = panel, .row_bytes = ds_type_row_bytes(type, K)};
     double error = 0, power = 0;
-    for (uint32_t r = 0; r < DS_PACK_ROWS; r++) {
+    for (uint32_t r = 0; r < DS_PANEL_ROWS; r++) {
         ds_matrix_row(reference, &w, r, back);
         for (size_t c = 0; c < K; c++) {
             error += pow((double)(back[c] - x[r][c]), 2);
@@ -1026,45 +1032,45 @@ START_TEST(rounding_errors_of_packed_types_are_small)
         }
     }
     double relative = sqrt(error / power);
-    ck_assert_msg(relative <= packed_errors[_i].most, "%s: relative error %.5f", ds_type_name(type), relative);
-    free(group);
+    ck_assert_msg(relative <= interleaved_errors[_i].most, "%s: relative error %.5f", ds_type_name(type), relative);
+    free(panel);
 }
 END_TEST
 
-START_TEST(packing_keeps_what_it_can_hold)
+START_TEST(panels_from_floats_keep_what_they_can_hold)
 {
     enum { K = 300 };
     float row[K], back[K];
     const float *rows[1] = {row};
-    for (size_t t = 0; t < N_PACKED; t++) {
-        ds_type type = packed_types[t];
-        guarded group = guard(DS_PACK_ROWS * ds_type_row_bytes(type, K));
-        ds_matrix w = {.rows = 1, .cols = K, .type = type, .data = group.data, .row_bytes = ds_type_row_bytes(type, K)};
+    for (size_t t = 0; t < N_INTERLEAVED; t++) {
+        ds_type type = interleaved_types[t];
+        guarded panel = guard(DS_PANEL_ROWS * ds_type_row_bytes(type, K));
+        ds_matrix w = {.rows = 1, .cols = K, .type = type, .data = panel.data, .row_bytes = ds_type_row_bytes(type, K)};
         static const float sizes[] = {1.0f, 3e38f, 1e-37f};
         for (size_t size = 0; size < 3; size++) {
             for (size_t c = 0; c < K; c++)
                 row[c] = c < 256 ? (c % 5 == 0 ? -sizes[size] : 0.0f) : 0.0f;
-            ds_pack_group(type, group.data, rows, 1, K);
+            ds_panel_from_floats(type, panel.data, rows, 1, K);
             ds_matrix_row(reference, &w, 0, back);
             for (size_t c = 0; c < K; c++)
                 ck_assert_msg(near(back[c], row[c], (double)sizes[size] * 5e-3), "%s: %.9g became %.9g", ds_type_name(type),
                               (double)row[c], (double)back[c]);
         }
-        row[260] = NAN; /* in the second span */
-        ds_pack_group(type, group.data, rows, 1, K);
+        row[260] = NAN; /* in the second superblock */
+        ds_panel_from_floats(type, panel.data, rows, 1, K);
         ds_matrix_row(reference, &w, 0, back);
         for (size_t c = 0; c < K; c++)
             ck_assert(isnan(back[c]) == (c >= 256));
-        unguard(group);
+        unguard(panel);
     }
 }
 END_TEST
 
-static const ds_type types_with_twin[] = {
-    DS_TYPE_Q8_0, DS_TYPE_Q4_0, DS_TYPE_Q5_0, DS_TYPE_Q4_1, DS_TYPE_Q5_1, DS_TYPE_IQ4_NL,
-    DS_TYPE_Q3_K, DS_TYPE_Q4_K, DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_XS,
+static const ds_type block_types[] = {
+#define BLOCK(TYPE, ...) DS_TYPE_##TYPE,
+#include "kernels/types.def"
 };
-enum { N_WITH_TWIN = sizeof types_with_twin / sizeof *types_with_twin };
+enum { N_BLOCK_TYPES = sizeof block_types / sizeof *block_types };
 
 /* Half-precision scales of any size but, of the one type that is rounded, within 2^20 of each other; one is NaN. */
 static void tame_scales(uint8_t *row, size_t row_bytes, size_t block_bytes, bool nan)
@@ -1077,17 +1083,19 @@ static void tame_scales(uint8_t *row, size_t row_bytes, size_t block_bytes, bool
     }
 }
 
-START_TEST(repacked_blocks_are_exact)
+START_TEST(panels_from_blocks_are_exact)
 {
-    ds_type from = types_with_twin[_i], to = ds_packed_twin(from);
+    ds_type from = block_types[_i], to = ds_type_twin(from);
+    if (to == DS_TYPE_COUNT) /* rounded from floats instead */
+        return;
     bool rounded = from == DS_TYPE_IQ4_XS;
-    ck_assert(ds_type_is_packed(to));
+    ck_assert(ds_type_is_interleaved(to));
     size_t k = ds_type_row_bytes(from, 32) > 0 ? 352 : 512;
     size_t row_bytes = ds_type_row_bytes(from, k);
-    guarded rows[DS_PACK_ROWS], group = guard(DS_PACK_ROWS * ds_type_row_bytes(to, k));
-    const void *pointers[DS_PACK_ROWS];
+    guarded rows[DS_PANEL_ROWS], panel = guard(DS_PANEL_ROWS * ds_type_row_bytes(to, k));
+    const void *pointers[DS_PANEL_ROWS];
     float expected[512], got[512];
-    for (size_t r = 0; r < DS_PACK_ROWS; r++) {
+    for (size_t r = 0; r < DS_PANEL_ROWS; r++) {
         rows[r] = guard(row_bytes);
         for (size_t i = 0; i < row_bytes; i++)
             ((uint8_t *)rows[r].data)[i] = (uint8_t)random_bits();
@@ -1095,9 +1103,9 @@ START_TEST(repacked_blocks_are_exact)
             tame_scales((uint8_t *)rows[r].data, row_bytes, ds_type_row_bytes(from, 256), r == 3);
         pointers[r] = rows[r].data;
     }
-    ds_repack_group(from, group.data, pointers, DS_PACK_ROWS, k);
-    ds_matrix w = {DS_PACK_ROWS, (uint32_t)k, to, group.data, ds_type_row_bytes(to, k), NULL, 0, 0, 0};
-    for (uint32_t r = 0; r < DS_PACK_ROWS; r++) {
+    ds_panel_from_blocks(from, panel.data, pointers, DS_PANEL_ROWS, k);
+    ds_matrix w = {DS_PANEL_ROWS, (uint32_t)k, to, panel.data, ds_type_row_bytes(to, k), NULL, 0, 0, 0};
+    for (uint32_t r = 0; r < DS_PANEL_ROWS; r++) {
         reference->to_f32[from](expected, pointers[r], k);
         ds_matrix_row(reference, &w, r, got);
         for (size_t c = 0; c < k; c++)
@@ -1105,7 +1113,7 @@ START_TEST(repacked_blocks_are_exact)
                           (double)got[c], (double)expected[c]);
         unguard(rows[r]);
     }
-    unguard(group);
+    unguard(panel);
 }
 END_TEST
 
@@ -1120,8 +1128,77 @@ START_TEST(sets_are_found_by_name_and_the_best_by_default)
     ck_assert_int_eq(ds_kernels_select("auto", &kernels), DSV2_OK);
     ck_assert_ptr_eq(kernels, automatic);
     ck_assert_ptr_eq(automatic, sets[n_sets - 1]);
+}
+END_TEST
+
+/* A set that leaves out a kernel has the reference's. */
+START_TEST(every_set_has_every_kernel)
+{
+    bool runs;
+    const ds_kernels *kernels;
+    for (size_t i = 0; (kernels = ds_kernels_set(i, &runs)) != NULL; i++) {
+        for (ds_type type = 0; type < DS_TYPE_COUNT; type++) {
+            ck_assert_int_eq(kernels->matmul[type] != NULL, ds_type_is_plain(type));
+            ck_assert_int_eq(kernels->to_f32[type] != NULL, ds_type_is_plain(type) || ds_type_is_block(type));
+            ck_assert_int_eq(kernels->matmul_interleaved[type] != NULL, ds_type_is_interleaved(type));
+        }
+        ck_assert(kernels->prepare_row != NULL && kernels->f32_to_f16 != NULL);
+        ck_assert(kernels->weighted_sum != NULL && kernels->rms_norm != NULL && kernels->exp_sum != NULL);
+        ck_assert(kernels->swiglu != NULL && kernels->add_scaled != NULL && kernels->max != NULL);
+        ck_assert(kernels->round_row != NULL && kernels->round_halves != NULL && kernels->round_products != NULL);
+        ck_assert(kernels->pair_columns != NULL && kernels->pair_rows != NULL && kernels->pair_codes != NULL);
+        ck_assert(kernels->pair_scores != NULL && kernels->pair_sums != NULL && kernels->rotate != NULL);
+        ck_assert(kernels->unpack_q8 != NULL && kernels->split_pairs != NULL && kernels->unpack_pairs != NULL);
+    }
+}
+END_TEST
+
+/* The message about a set that does not exist lists those that do. */
+START_TEST(an_unknown_name_is_answered_with_the_names_of_all_sets)
+{
+    const ds_kernels *kernels, *known;
+    bool runs;
     ck_assert_int_eq(ds_kernels_select("sse9", &kernels), DSV2_ERROR_ARGUMENT);
-    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "sse9"));
+    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "there are auto, "));
+    for (size_t i = 0; (known = ds_kernels_set(i, &runs)) != NULL; i++)
+        ck_assert_ptr_nonnull(strstr(dsv2_last_error(), known->name));
+}
+END_TEST
+
+/* What a host calls types, and what it is told and given. */
+START_TEST(types_have_the_names_that_hosts_know)
+{
+    ck_assert_int_eq(ds_type_public(DS_TYPE_BF16), DSV2_WEIGHTS_BF16);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_Q4_K), DSV2_WEIGHTS_Q4_K);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_P4), DSV2_WEIGHTS_Q4_K);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_P6), DSV2_WEIGHTS_Q6_K);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_P8), DSV2_WEIGHTS_Q8_0);
+    ck_assert_int_eq(ds_type_public(DS_TYPE_P5M), DSV2_WEIGHTS_AS_STORED); /* it has none */
+    ck_assert_int_eq(ds_type_public(DS_TYPE_IQ4_NL), DSV2_WEIGHTS_AS_STORED);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_F16), DS_TYPE_F16);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_Q4_0), DS_TYPE_P4S);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_Q5_K), DS_TYPE_P5);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_F8_E4M3), DS_TYPE_COUNT);
+    ck_assert_int_eq(ds_type_named(DSV2_WEIGHTS_F8_E4M3), DS_TYPE_F8_E4M3);
+    ck_assert_int_eq(ds_type_asked(DSV2_WEIGHTS_AS_STORED), DS_TYPE_COUNT);
+    ck_assert_int_eq(ds_type_named(DSV2_WEIGHTS_MIXED), DS_TYPE_COUNT);
+    ck_assert_int_eq(ds_type_asked((dsv2_weight_type)-1), DS_TYPE_COUNT);
+}
+END_TEST
+
+/* No number is given twice, and each leads back to its type; a twin holds the integers as its block type has them. */
+START_TEST(the_table_of_types_does_not_contradict_itself)
+{
+    for (ds_type type = 0; type < DS_TYPE_COUNT; type++) {
+        uint8_t code = ds_type_pack_code(type);
+        ck_assert_int_eq(code != 0, ds_type_is_plain(type) || ds_type_is_interleaved(type));
+        ck_assert_int_eq(ds_type_of_pack_code(code), code != 0 ? type : DS_TYPE_COUNT);
+    }
+#define PLAIN(TYPE, name, public, gguf, ...) ck_assert_int_eq(ds_type_of_gguf(gguf), DS_TYPE_##TYPE);
+#define BLOCK(TYPE, name, public, gguf, elements, bytes, section, zero, twin, text)                                    \
+    ck_assert_int_eq(ds_type_of_gguf(gguf), DS_TYPE_##TYPE);                                                           \
+    ck_assert(DS_TYPE_##twin == DS_TYPE_COUNT || ds_integer_zero(DS_TYPE_##twin) == (zero));
+#include "kernels/types.def"
 }
 END_TEST
 
@@ -1144,8 +1221,12 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "--bench") == 0)
         return bench_kernels(sets, n_sets);
     Suite *suite = suite_create("kernels");
-    TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set"), *packing = tcase_create("packing");
+    TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set"), *packing = tcase_create("interleaving");
     tcase_add_test(choosing, sets_are_found_by_name_and_the_best_by_default);
+    tcase_add_test(choosing, every_set_has_every_kernel);
+    tcase_add_test(choosing, an_unknown_name_is_answered_with_the_names_of_all_sets);
+    tcase_add_test(choosing, types_have_the_names_that_hosts_know);
+    tcase_add_test(choosing, the_table_of_types_does_not_contradict_itself);
     tcase_add_test(choosing, type_sizes_are_checked);
     tcase_set_timeout(each, 300);
     tcase_add_loop_test(each, matmul_agrees_with_exact_sums, 0, n_sets);
@@ -1165,14 +1246,14 @@ int main(int argc, char **argv)
     tcase_add_loop_test(each, exp_sum_takes_any_length_and_infinities, 0, n_sets);
     tcase_add_loop_test(each, swiglu_agrees_with_its_definition, 0, n_sets);
     tcase_add_loop_test(each, add_scaled_and_max_agree_with_the_reference, 0, n_sets);
-    tcase_add_loop_test(each, packed_products_agree_with_exact_sums_of_the_unpacked_weights, 0, n_sets);
-    tcase_add_loop_test(each, packed_products_of_the_largest_integers_do_not_overflow, 0, n_sets);
-    tcase_add_loop_test(each, packed_products_have_the_same_bits_for_any_split, 0, n_sets);
-    tcase_add_loop_test(each, matmul_of_packed_weights_prepares_rows_itself, 0, n_sets);
+    tcase_add_loop_test(each, interleaved_products_agree_with_exact_sums_of_the_weights_as_floats, 0, n_sets);
+    tcase_add_loop_test(each, interleaved_products_of_the_largest_integers_do_not_overflow, 0, n_sets);
+    tcase_add_loop_test(each, interleaved_products_have_the_same_bits_for_any_split, 0, n_sets);
+    tcase_add_loop_test(each, matmul_of_interleaved_weights_prepares_rows_itself, 0, n_sets);
     tcase_add_loop_test(each, prepared_rows_are_the_references_bits, 0, n_sets);
-    tcase_add_loop_test(packing, rounding_errors_of_packed_types_are_small, 0, (int)(sizeof packed_errors / sizeof *packed_errors));
-    tcase_add_test(packing, packing_keeps_what_it_can_hold);
-    tcase_add_loop_test(packing, repacked_blocks_are_exact, 0, N_WITH_TWIN);
+    tcase_add_loop_test(packing, rounding_errors_of_interleaved_types_are_small, 0, (int)(sizeof interleaved_errors / sizeof *interleaved_errors));
+    tcase_add_test(packing, panels_from_floats_keep_what_they_can_hold);
+    tcase_add_loop_test(packing, panels_from_blocks_are_exact, 0, N_BLOCK_TYPES);
     suite_add_tcase(suite, packing);
     suite_add_tcase(suite, choosing);
     suite_add_tcase(suite, each);

@@ -1154,6 +1154,106 @@ static void *forking_thread(void *argument)
     return NULL;
 }
 
+/* A snapshot in memory, as the callbacks write and read it. */
+typedef struct memory_snapshot {
+    uint8_t *bytes;
+    size_t size, at;
+} memory_snapshot;
+
+static int write_memory(void *user, const void *data, size_t size)
+{
+    memory_snapshot *m = user;
+    m->bytes = realloc(m->bytes, m->size + size);
+    memcpy(m->bytes + m->size, data, size);
+    m->size += size;
+    return 0;
+}
+
+static int read_memory(void *user, void *data, size_t size, size_t *got)
+{
+    memory_snapshot *m = user;
+    *got = size < m->size - m->at ? size : m->size - m->at;
+    memcpy(data, m->bytes + m->at, *got);
+    m->at += *got;
+    return 0;
+}
+
+enum { RESTORED = 70, N_RESTORES = 40 };
+
+typedef struct restoring {
+    dsv2_session *session;
+    memory_snapshot snapshot;
+    _Atomic bool done;
+} restoring;
+
+static void *restoring_thread(void *argument)
+{
+    restoring *r = argument;
+    for (int i = 0; i < N_RESTORES; i++) {
+        r->snapshot.at = 0;
+        ck_assert_msg(dsv2_session_restore_from(r->session, read_memory, &r->snapshot, NULL, NULL) == DSV2_OK, "%s",
+                      dsv2_last_error());
+    }
+    atomic_store(&r->done, true);
+    return NULL;
+}
+
+START_TEST(a_session_is_forked_and_measured_while_it_is_restored)
+{
+    dsv2_model *model = open_model(2, 0);
+    float *logits = logits_after_each(model, DSV2_CACHE_Q8, tokens, RESTORED);
+    restoring r = {.session = open_session(model, &absorbed)};
+    uint64_t before, bytes;
+    feed(r.session, tokens, RESTORED);
+    ck_assert(dsv2_session_bytes_per_token(r.session, &before) == DSV2_OK);
+    ck_assert(dsv2_session_save_to(r.session, write_memory, &r.snapshot, NULL) == DSV2_OK);
+    pthread_t thread;
+    ck_assert(pthread_create(&thread, NULL, restoring_thread, &r) == 0);
+    do {
+        dsv2_session *copy;
+        ck_assert_msg(dsv2_session_fork(r.session, RESTORED, &copy) == DSV2_OK, "%s", dsv2_last_error());
+        ck_assert(dsv2_session_bytes_per_token(r.session, &bytes) == DSV2_OK);
+        ck_assert_uint_eq(bytes, before);
+        assert_logits(copy, logits + (size_t)(RESTORED - 1) * VOCAB);
+        dsv2_session_close(copy);
+    } while (!atomic_load(&r.done));
+    pthread_join(thread, NULL);
+    dsv2_session_close(r.session);
+    ck_assert_uint_eq(memory_of(model).pages_in_use, 0);
+    free(r.snapshot.bytes);
+    free(logits);
+    dsv2_model_close(model);
+}
+END_TEST
+
+/* session.h: the memory of logits may be read until the session is closed. A session has two buffers that take turns. */
+START_TEST(logits_may_be_read_after_a_restore)
+{
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *session = open_session(model, &absorbed);
+    memory_snapshot snapshot = {0};
+    const float *given[3];
+    float expected[VOCAB];
+    feed(session, tokens, RESTORED);
+    ck_assert(dsv2_session_logits(session, &given[0]) == DSV2_OK);
+    memcpy(expected, given[0], sizeof expected);
+    ck_assert(dsv2_session_save_to(session, write_memory, &snapshot, NULL) == DSV2_OK);
+    feed(session, tokens, 1);
+    ck_assert(dsv2_session_logits(session, &given[1]) == DSV2_OK);
+    ck_assert(dsv2_session_restore_from(session, read_memory, &snapshot, NULL, NULL) == DSV2_OK);
+    ck_assert(dsv2_session_logits(session, &given[2]) == DSV2_OK);
+    ck_assert_msg(given[2] == given[0] || given[2] == given[1], "restore put the logits into memory of its own");
+    ck_assert(memcmp(given[2], expected, sizeof expected) == 0);
+    float sum = 0;
+    for (int i = 0; i < VOCAB; i++)
+        sum += given[0][i] + given[1][i];
+    ck_assert(isfinite(sum));
+    dsv2_session_close(session);
+    free(snapshot.bytes);
+    dsv2_model_close(model);
+}
+END_TEST
+
 START_TEST(a_session_is_forked_by_threads_while_it_grows)
 {
     dsv2_model *model = open_model(2, 0);
@@ -1238,6 +1338,8 @@ int main(void)
     tcase_add_test(tests, a_fork_shares_pages_sampler_and_logits);
     tcase_add_test(tests, a_model_closed_first_lives_as_long_as_its_sessions);
     tcase_add_test(tests, the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing);
+    tcase_add_test(tests, a_session_is_forked_and_measured_while_it_is_restored);
+    tcase_add_test(tests, logits_may_be_read_after_a_restore);
     tcase_add_loop_test(tests, a_session_is_forked_by_threads_while_it_grows, 0, N_CACHE_TYPES);
     tcase_add_test(tests, sessions_of_many_threads_do_not_disturb_each_other);
     tcase_add_test(tests, opening_can_be_cancelled_at_every_report);

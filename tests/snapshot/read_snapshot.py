@@ -132,7 +132,7 @@ def read(data):
         out["logits"] = list(struct.unpack_from("<%df" % vocab, state, at)) if flags & 1 else None
         out["tokens"] += struct.unpack("<%di" % (end - first), state[len(state) - 4 * (end - first):])
         while first < end:
-            first = read_block(r, out, rows, first, end, size)
+            first = read_frame(r, out, rows, first, end, size)
         if any(r.take(-r.at % 64)):
             raise Damaged("padding before byte %d" % r.at)
         out["saves"] += 1
@@ -142,14 +142,14 @@ def read(data):
     return out
 
 
-def read_block(r, out, rows, first, end, size):
+def read_frame(r, out, rows, first, end, size):
     header = r.take(64)
     magic, encoding, token, n, zero, stored_bytes = struct.unpack("<4sIQIIQ", header[:32])
     if magic != b"ROWS" or token != first or zero != 0 or not 0 < n <= min(end - first, PAGE_TOKENS - first % PAGE_TOKENS):
-        raise Damaged("block at token %d" % first)
+        raise Damaged("frame at token %d" % first)
     stored, raw_bytes = r.take(stored_bytes), n * size * out["layers"]
     if digest(stored, xxhash.XXH3_64bits(header[:48], 48)) != header[48:]:
-        raise Damaged("block of token %d" % first)
+        raise Damaged("frame of token %d" % first)
     raw = stored
     if encoding == 1:
         buffer = ctypes.create_string_buffer(raw_bytes)

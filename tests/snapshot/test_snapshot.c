@@ -23,7 +23,7 @@
 
 enum { VOCAB = 61, CONTEXT = 700, AHEAD = 64, PAGE = 64 };
 
-/* Latents that a rotation takes in three blocks, and a RoPE part smaller than a group of scales. */
+/* Latents that a rotation takes in three blocks, and a RoPE part smaller than a section. */
 static const test_checkpoint shape = {
     .vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2, .kv_lora_rank = 48,
     .qk_nope_head_dim = 8, .qk_rope_head_dim = 8, .v_head_dim = 8, .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16,
@@ -701,7 +701,13 @@ START_TEST(every_cut_is_refused_or_the_former_save)
 END_TEST
 
 /* A number of a snapshot of 5 tokens without biases: from the file's beginning, of so many bytes. */
-enum { SAVE_AT = 128, STATE_AT = SAVE_AT + 64, LOGITS_AT = STATE_AT + 72, TOKENS_AT = LOGITS_AT + 4 * VOCAB, BLOCK_AT = TOKENS_AT + 5 * 4 + 16 };
+enum {
+    SAVE_AT = 128,
+    STATE_AT = SAVE_AT + 64,
+    LOGITS_AT = STATE_AT + 72,
+    TOKENS_AT = LOGITS_AT + 4 * VOCAB,
+    FRAME_AT = TOKENS_AT + 5 * 4 + 16,
+};
 
 static const struct {
     size_t at, size;
@@ -736,14 +742,15 @@ static const struct {
     {STATE_AT + 24, 4, 0x7f800000, DSV2_ERROR_FORMAT, "top_p"},       /* infinity */
     {TOKENS_AT, 4, VOCAB, DSV2_ERROR_FORMAT, "token 0 is "},
     {TOKENS_AT + 16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "token 4 is -1, expected 0 to "},
-    {BLOCK_AT + 4, 4, 2, DSV2_ERROR_FORMAT, "the block at token 0 has encoding 2"},
-    {BLOCK_AT + 8, 8, UINT64_MAX, DSV2_ERROR_FORMAT, "the block at token 0 says that it holds 5 tokens from 18446744073709551615 on"},
-    {BLOCK_AT + 16, 4, 0, DSV2_ERROR_FORMAT, "says that it holds 0 tokens from 0 on, expected 1 to 5"},
-    {BLOCK_AT + 16, 4, 6, DSV2_ERROR_FORMAT, "says that it holds 6 tokens from 0 on, expected 1 to 5"},
-    {BLOCK_AT + 16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "says that it holds 4294967295 tokens"},
-    {BLOCK_AT + 24, 8, UINT64_MAX, DSV2_ERROR_FORMAT, "and 18446744073709551615 bytes for"},
-    {BLOCK_AT + 24, 8, UINT64_C(0x100000001), DSV2_ERROR_FORMAT, "and 4294967297 bytes for"},
-    {BLOCK_AT + 24, 8, 0, DSV2_ERROR_FORMAT, "and 0 bytes for"},
+    {FRAME_AT + 4, 4, 2, DSV2_ERROR_FORMAT, "the frame at token 0 has encoding 2"},
+    {FRAME_AT + 8, 8, UINT64_MAX, DSV2_ERROR_FORMAT,
+     "the frame at token 0 says that it holds 5 tokens from 18446744073709551615 on"},
+    {FRAME_AT + 16, 4, 0, DSV2_ERROR_FORMAT, "says that it holds 0 tokens from 0 on, expected 1 to 5"},
+    {FRAME_AT + 16, 4, 6, DSV2_ERROR_FORMAT, "says that it holds 6 tokens from 0 on, expected 1 to 5"},
+    {FRAME_AT + 16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "says that it holds 4294967295 tokens"},
+    {FRAME_AT + 24, 8, UINT64_MAX, DSV2_ERROR_FORMAT, "and 18446744073709551615 bytes for"},
+    {FRAME_AT + 24, 8, UINT64_C(0x100000001), DSV2_ERROR_FORMAT, "and 4294967297 bytes for"},
+    {FRAME_AT + 24, 8, 0, DSV2_ERROR_FORMAT, "and 0 bytes for"},
 };
 
 /* Whoever makes a file on purpose makes its checksums right. */
@@ -753,7 +760,7 @@ START_TEST(a_lie_under_a_right_checksum_is_refused_by_field_and_value)
     dsv2_session *session = open_fed(model, DSV2_CACHE_F16, 5);
     OK(dsv2_session_save(session, path, NULL));
     bytes b = read_file(path);
-    ck_assert(memcmp(b.data + BLOCK_AT, "ROWS", 4) == 0);
+    ck_assert(memcmp(b.data + FRAME_AT, "ROWS", 4) == 0);
     for (size_t i = 0; i < lies[_i].size; i++)
         b.data[lies[_i].at + i] = (uint8_t)(lies[_i].value >> 8 * i);
     snapshot_file_seal(b.data, b.size, VOCAB);

@@ -28,13 +28,13 @@ static void decode(const dsv2_session *session, size_t token, uint32_t layer, fl
     const ds_cache_shape *shape = &session->cache.shape;
     const uint8_t *rows = ds_cache_rows(&session->cache, layer, token / DS_PAGE_TOKENS);
     ds_cache_decode_rows(shape, session->model->kernels, rows + token % DS_PAGE_TOKENS * shape->row_bytes, 1, row);
-    ds_cache_rotate(shape, session->model->kernels, row);
+    ds_cache_rotate_row(shape, session->model->kernels, row);
 }
 
 static int write_expected(const dsv2_session *session, const char *stem)
 {
     const ds_cache_shape *shape = &session->cache.shape;
-    size_t width = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim, n = session->length * shape->n_layers * width;
+    size_t width = shape->width, n = session->length * shape->n_layers * width;
     float *rows = malloc(n * sizeof *rows);
     char name[600];
     if (rows == NULL)

@@ -1,11 +1,33 @@
 #include "support/model.h"
 
+#include "kernels/kernels.h"
+
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-const char *const test_kernel_sets[TEST_KERNEL_SETS] = {"c", "avx2", "avx512"};
+/* The library has the best first. */
+const char *test_kernel_set(size_t index)
+{
+    size_t n = test_kernel_sets();
+    bool runs;
+    for (size_t i = 0; ; i++) {
+        const ds_kernels *kernels = ds_kernels_set(i, &runs);
+        ck_assert(kernels != NULL);
+        if (runs && --n == index)
+            return kernels->name;
+    }
+}
+
+size_t test_kernel_sets(void)
+{
+    size_t n = 0;
+    bool runs;
+    for (size_t i = 0; ds_kernels_set(i, &runs) != NULL; i++)
+        n += runs;
+    return n;
+}
 
 dsv2_model *test_model_open(const char *path, const dsv2_model_options *options)
 {

@@ -6,9 +6,9 @@
 
 #include <stddef.h>
 
-/* The kernel sets: of this processor or not. */
-enum { TEST_KERNEL_SETS = 3 };
-extern const char *const test_kernel_sets[TEST_KERNEL_SETS];
+/* Name of kernel set number `index` of those that this build and processor have, the reference first; and how many there are. */
+const char *test_kernel_set(size_t index);
+size_t test_kernel_sets(void);
 
 /* options: NULL, or with struct_size 0. Returns NULL, and says so, if the processor lacks the kernels asked for. */
 dsv2_model *test_model_open(const char *path, const dsv2_model_options *options);

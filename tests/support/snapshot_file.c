@@ -14,8 +14,8 @@ static void store(uint8_t *at, XXH128_hash_t digest)
 
 static void seal(uint8_t *header, size_t size) { store(header + size - DIGEST, XXH3_128bits(header, size - DIGEST)); }
 
-/* Blocks of a save from `pos` on; returns where they end, or `size`. */
-static size_t seal_blocks(uint8_t *data, size_t size, size_t pos, uint64_t at, uint64_t end)
+/* Frames of a save from `pos` on; returns where they end, or `size`. */
+static size_t seal_frames(uint8_t *data, size_t size, size_t pos, uint64_t at, uint64_t end)
 {
     while (at < end) {
         if (size - pos < HEADER)
@@ -50,7 +50,7 @@ void snapshot_file_seal(uint8_t *data, size_t size, size_t vocab_size)
         if (state + DIGEST > size - pos)
             return;
         store(data + pos + state, XXH3_128bits(data + pos, (size_t)state));
-        pos = seal_blocks(data, size, pos + (size_t)state + DIGEST, first, end);
+        pos = seal_frames(data, size, pos + (size_t)state + DIGEST, first, end);
         pos += (HEADER - pos % HEADER) % HEADER;
         if (pos > size)
             return;

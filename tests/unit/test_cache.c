@@ -1,5 +1,7 @@
-/* The latent KV cache: rows of every element type and shape, and pages that are shared and copied. */
+/* The KV cache: rows of every cache type and shape, MLA's and another kind's; pages that are shared and copied. */
 #include "cache/cache.h"
+#include "snapshot/format.h"
+#include "support/model.h"
 #include "support/run.h"
 
 #include <check.h>
@@ -8,29 +10,30 @@
 #include <string.h>
 
 typedef struct row_shape {
-    uint32_t kv_lora_rank, qk_rope_head_dim;
+    uint32_t latent, rope;
 } row_shape;
 
 /* V2's own, the goldens' and a small model's; odd, small and empty ones. */
 static const row_shape shapes[] = {{512, 64}, {64, 16}, {48, 8}, {96, 16}, {1, 2}, {2, 2}, {7, 6}, {20, 0}, {130, 34}, {257, 18}, {1024, 128}};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_WIDTH = 1024 + 128 };
 
+#define PUBLISHED ((uint32_t[]){512, 64})
+
 static const dsv2_cache_type types[] = {DSV2_CACHE_F32, DSV2_CACHE_F16, DSV2_CACHE_Q8, DSV2_CACHE_Q6};
 enum { N_TYPES = sizeof types / sizeof *types };
 
-static const char *const sets[] = {"c", "avx2", "avx512"};
-enum { N_SETS = sizeof sets / sizeof *sets };
-
-static const ds_kernels *kernels_of(int set)
+/* Set number `set` of those that this build and processor have, the reference first. */
+static const ds_kernels *kernels_of(size_t set)
 {
     const ds_kernels *kernels;
-    return ds_kernels_select(sets[set], &kernels) == DSV2_OK ? kernels : NULL;
+    ck_assert(ds_kernels_select(test_kernel_set(set), &kernels) == DSV2_OK);
+    return kernels;
 }
 
 static ds_cache_shape shape_of(dsv2_cache_type type, row_shape row)
 {
     ds_cache_shape shape;
-    ck_assert(ds_cache_shape_init(&shape, type, 3, row.kv_lora_rank, row.qk_rope_head_dim) == DSV2_OK);
+    ck_assert(ds_cache_shape_init(&shape, &ds_mla_row, (uint32_t[]){row.latent, row.rope}, type, 3) == DSV2_OK);
     return shape;
 }
 
@@ -55,10 +58,10 @@ static float random_float(void)
 /* Latents with a few loud channels, as real ones have. */
 static void random_row(float *row, row_shape shape)
 {
-    for (uint32_t i = 0; i < shape.kv_lora_rank; i++)
+    for (uint32_t i = 0; i < shape.latent; i++)
         row[i] = random_float() * (i % 37 == 5 ? 8.0f : 1.0f);
-    for (uint32_t i = 0; i < shape.qk_rope_head_dim; i++)
-        row[shape.kv_lora_rank + i] = random_float() * 3;
+    for (uint32_t i = 0; i < shape.rope; i++)
+        row[shape.latent + i] = random_float() * 3;
 }
 
 static float largest(const float *x, size_t n)
@@ -79,12 +82,12 @@ static double norm(const float *x, size_t n)
 
 static void round_trip(const ds_cache_shape *shape, const ds_kernels *kernels, const float *row, uint8_t *stored, float *out)
 {
-    size_t width = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
+    size_t width = shape->width;
     float copy[MAX_WIDTH];
     memcpy(copy, row, width * sizeof *row);
     ds_cache_encode_row(shape, kernels, copy, stored);
     ds_cache_decode_rows(shape, kernels, stored, 1, out);
-    ds_cache_rotate(shape, kernels, out);
+    ds_cache_rotate_row(shape, kernels, out);
 }
 
 START_TEST(rows_of_published_shapes_have_their_published_size)
@@ -100,14 +103,14 @@ START_TEST(rows_of_published_shapes_have_their_published_size)
     };
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         ds_cache_shape lite, large;
-        ck_assert(ds_cache_shape_init(&lite, sizes[i].type, 27, 512, 64) == DSV2_OK);
-        ck_assert(ds_cache_shape_init(&large, sizes[i].type, 60, 512, 64) == DSV2_OK);
+        ck_assert(ds_cache_shape_init(&lite, &ds_mla_row, PUBLISHED, sizes[i].type, 27) == DSV2_OK);
+        ck_assert(ds_cache_shape_init(&large, &ds_mla_row, PUBLISHED, sizes[i].type, 60) == DSV2_OK);
         ck_assert_uint_eq(lite.row_bytes, sizes[i].row);
         ck_assert_uint_eq(lite.page_bytes, sizes[i].v2_lite * DS_PAGE_TOKENS);
         ck_assert_uint_eq(large.page_bytes, sizes[i].v2 * DS_PAGE_TOKENS);
     }
     ds_cache_shape shape;
-    ck_assert(ds_cache_shape_init(&shape, (dsv2_cache_type)5, 1, 512, 64) == DSV2_ERROR_ARGUMENT);
+    ck_assert(ds_cache_shape_init(&shape, &ds_mla_row, PUBLISHED, (dsv2_cache_type)5, 1) == DSV2_ERROR_ARGUMENT);
 }
 END_TEST
 
@@ -124,15 +127,16 @@ START_TEST(rows_come_back_within_their_type_s_precision)
             for (int round = 0; round < 20; round++) {
                 ds_cache_shape shape = shape_of(types[t], shapes[s]);
                 /* In q6 the last element of an odd latent goes with the RoPE part. */
-                uint32_t odd = types[t] == DSV2_CACHE_Q6 ? shapes[s].kv_lora_rank % 2 : 0;
-                uint32_t lora = shape.kv_lora_rank - odd, rope = shape.qk_rope_head_dim + odd;
+                uint32_t odd = types[t] == DSV2_CACHE_Q6 ? shapes[s].latent % 2 : 0;
+                uint32_t lora = shape.parts[DS_MLA_LATENT].width - odd, rope = shape.parts[DS_MLA_ROPE].width + odd;
                 float row[MAX_WIDTH], out[MAX_WIDTH], difference[MAX_WIDTH];
                 uint8_t stored[MAX_WIDTH * 4];
                 random_row(row, shapes[s]);
                 round_trip(&shape, kernels, row, stored, out);
                 for (uint32_t i = 0; i < lora + rope; i++)
                     difference[i] = out[i] - row[i];
-                double bound = bounds[types[t]].latent * (shape.rotation < 16 && types[t] == DSV2_CACHE_Q6 ? 3 : 1); /* loud ones stay loud */
+                bool loud = shape.parts[DS_MLA_LATENT].rotation < 16 && types[t] == DSV2_CACHE_Q6; /* and stay so */
+                double bound = bounds[types[t]].latent * (loud ? 3 : 1);
                 ck_assert_msg(norm(difference, lora) <= bound * norm(row, lora), "type %d, shape %u + %u: latent off by %g of %g",
                               types[t], lora, rope, norm(difference, lora), norm(row, lora));
                 ck_assert_msg((double)largest(difference + lora, rope) <= bounds[types[t]].rope * (double)largest(row + lora, rope),
@@ -147,15 +151,13 @@ START_TEST(all_kernels_give_the_same_bits)
     for (int t = 0; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++) {
             ds_cache_shape shape = shape_of(types[t], shapes[s]);
-            size_t width = (size_t)shape.kv_lora_rank + shape.qk_rope_head_dim;
+            size_t width = shape.width;
             float rows[ROWS][MAX_WIDTH], expected[ROWS * MAX_WIDTH], out[ROWS * MAX_WIDTH];
             uint8_t stored[ROWS * MAX_WIDTH * 4], again[ROWS * MAX_WIDTH * 4];
             for (int i = 0; i < ROWS; i++)
                 random_row(rows[i], shapes[s]);
-            for (int set = 0; set < N_SETS; set++) {
+            for (size_t set = 0; set < test_kernel_sets(); set++) {
                 const ds_kernels *kernels = kernels_of(set);
-                if (kernels == NULL)
-                    continue;
                 uint8_t *at = set == 0 ? stored : again;
                 for (int i = 0; i < ROWS; i++) {
                     float copy[MAX_WIDTH];
@@ -164,7 +166,7 @@ START_TEST(all_kernels_give_the_same_bits)
                 }
                 ds_cache_decode_rows(&shape, kernels, at, ROWS, out);
                 for (size_t i = 0; i < ROWS; i++)
-                    ds_cache_rotate(&shape, kernels, out + i * width);
+                    ds_cache_rotate_row(&shape, kernels, out + i * width);
                 if (set == 0)
                     memcpy(expected, out, sizeof out);
                 ck_assert_mem_eq(at, stored, ROWS * shape.row_bytes);
@@ -176,19 +178,17 @@ END_TEST
 
 START_TEST(rotation_keeps_lengths_and_undoes_itself)
 {
-    for (int set = 0; set < N_SETS; set++)
+    for (size_t set = 0; set < test_kernel_sets(); set++)
         for (int s = 0; s < N_SHAPES; s++) {
             const ds_kernels *kernels = kernels_of(set);
-            if (kernels == NULL)
-                continue;
             ds_cache_shape shape = shape_of(DSV2_CACHE_Q6, shapes[s]);
-            uint32_t lora = shape.kv_lora_rank;
+            uint32_t lora = shape.parts[DS_MLA_LATENT].width;
             float row[MAX_WIDTH], rotated[MAX_WIDTH];
             random_row(row, shapes[s]);
             memcpy(rotated, row, sizeof row);
-            ds_cache_rotate(&shape, kernels, rotated);
+            ds_cache_rotate_part(&shape, DS_MLA_LATENT, kernels, rotated);
             ck_assert_double_eq_tol(norm(rotated, lora), norm(row, lora), 1e-5 * norm(row, lora));
-            ds_cache_rotate(&shape, kernels, rotated);
+            ds_cache_rotate_part(&shape, DS_MLA_LATENT, kernels, rotated);
             for (uint32_t i = 0; i < lora; i++)
                 ck_assert_float_eq_tol(rotated[i], row[i], 1e-5f * largest(row, lora));
         }
@@ -222,13 +222,14 @@ START_TEST(zeros_and_the_smallest_and_largest_numbers_are_kept)
         for (size_t k = 0; k < sizeof scales / sizeof *scales; k++)
             for (int s = 0; s < N_SHAPES; s++) {
                 ds_cache_shape shape = shape_of(types[t], shapes[s]);
-                uint32_t lora = shape.kv_lora_rank, rope = types[t] == DSV2_CACHE_F32 || types[t] == DSV2_CACHE_Q6 ? shape.qk_rope_head_dim : 0;
+                bool wide = types[t] == DSV2_CACHE_F32 || types[t] == DSV2_CACHE_Q6; /* f16 does not hold all of them */
+                uint32_t lora = shape.parts[DS_MLA_LATENT].width, rope = wide ? shape.parts[DS_MLA_ROPE].width : 0;
                 float row[MAX_WIDTH], out[MAX_WIDTH];
                 uint8_t stored[MAX_WIDTH * 4];
                 if (types[t] == DSV2_CACHE_F16 && scales[k] > 1)
                     continue; /* perhaps beyond what f16 holds */
                 random_row(row, shapes[s]);
-                for (uint32_t i = 0; i < lora + shape.qk_rope_head_dim; i++)
+                for (uint32_t i = 0; i < shape.width; i++)
                     row[i] *= scales[k];
                 round_trip(&shape, kernels_of(0), row, stored, out);
                 for (uint32_t i = 0; i < lora + rope; i++)
@@ -260,17 +261,15 @@ START_TEST(any_bytes_decode_to_the_same_bits)
     for (int t = 0; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++) {
             ds_cache_shape shape = shape_of(types[t], shapes[s]);
-            size_t width = (size_t)shape.kv_lora_rank + shape.qk_rope_head_dim;
+            size_t width = shape.width;
             uint8_t *stored = malloc(3 * shape.row_bytes); /* exactly: a sanitizer sees what is read or written beyond */
             float *out = malloc(3 * width * sizeof *out), *expected = malloc(3 * width * sizeof *out);
             for (int round = 0; round < 10; round++) {
                 for (size_t i = 0; i < 3 * shape.row_bytes; i++)
                     stored[i] = round == 0 ? 0xff : (uint8_t)(int)(random_float() * 256);
                 ds_cache_decode_rows(&shape, kernels_of(0), stored, 3, expected);
-                for (int set = 1; set < N_SETS; set++) {
+                for (size_t set = 1; set < test_kernel_sets(); set++) {
                     const ds_kernels *kernels = kernels_of(set);
-                    if (kernels == NULL)
-                        continue;
                     ds_cache_decode_rows(&shape, kernels, stored, 3, out);
                     for (size_t i = 0; i < 3 * width; i++) /* a NaN may be quiet or not */
                         ck_assert((isnan(out[i]) && isnan(expected[i])) || memcmp(&out[i], &expected[i], sizeof *out) == 0);
@@ -290,12 +289,11 @@ START_TEST(rows_as_integers_are_those_as_floats)
     enum { ROWS = 3, GROUPS = MAX_WIDTH / DS_SCALE_COLS + 2 };
     for (int t = 2; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++)
-            for (int set = 0; set < N_SETS; set++) {
+            for (size_t set = 0; set < test_kernel_sets(); set++) {
                 const ds_kernels *kernels = kernels_of(set);
-                if (kernels == NULL)
-                    continue;
                 ds_cache_shape shape = shape_of(types[t], shapes[s]);
-                uint32_t lora = shape.kv_lora_rank, rope = shape.qk_rope_head_dim, width = lora + rope;
+                uint32_t lora = shape.parts[DS_MLA_LATENT].width, rope = shape.parts[DS_MLA_ROPE].width;
+                uint32_t width = lora + rope;
                 size_t latent_groups = (lora + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
                 size_t groups = latent_groups + (rope + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
                 bool exact = types[t] == DSV2_CACHE_Q8 || lora % 2 == 0;
@@ -312,7 +310,7 @@ START_TEST(rows_as_integers_are_those_as_floats)
                     size_t t_row = i / (groups * DS_SCALE_COLS), g = i / DS_SCALE_COLS % groups, c = i % (groups * DS_SCALE_COLS);
                     bool is_latent = g < latent_groups;
                     size_t element = is_latent ? c : lora + c - latent_groups * DS_SCALE_COLS;
-                    const int8_t *codes = ds_cache_codes(&shape, stored);
+                    const int8_t *codes = ds_cache_codes(&shape, DS_MLA_LATENT, stored);
                     ck_assert_int_eq(codes != NULL, types[t] == DSV2_CACHE_Q8);
                     bool as_bytes = is_latent && codes != NULL;
                     if (element >= (is_latent ? lora : width)) {
@@ -323,7 +321,7 @@ START_TEST(rows_as_integers_are_those_as_floats)
                     float scale = scales[g * DS_PAGE_TOKENS + t_row], expected = floats[t_row * width + element];
                     float allowed = is_latent && exact ? 0 : scale * 0.51f;
                     ck_assert_msg(fabsf(number * scale - expected) <= allowed, "type %d, shape %d, set %s, row %zu, element %zu: %g, expected %g",
-                                  (int)types[t], s, sets[set], t_row, element, (double)(number * scale), (double)expected);
+                                  (int)types[t], s, test_kernel_set(set), t_row, element, (double)(number * scale), (double)expected);
                 }
                 free(rows);
                 free(stored);
@@ -413,7 +411,8 @@ START_TEST(pages_of_all_sizes_are_used_again_and_given_back)
     ds_cache caches[CACHES];
     for (int c = 0; c < CACHES; c++) {
         ds_cache_shape shape;
-        ck_assert(ds_cache_shape_init(&shape, c == 2 ? DSV2_CACHE_Q6 : DSV2_CACHE_Q8, layers[c], 512, 64) == DSV2_OK);
+        dsv2_cache_type type = c == 2 ? DSV2_CACHE_Q6 : DSV2_CACHE_Q8;
+        ck_assert(ds_cache_shape_init(&shape, &ds_mla_row, PUBLISHED, type, layers[c]) == DSV2_OK);
         ds_cache_init(&caches[c], &pool, &shape);
     }
     for (int step = 0; step < STEPS; step++) {
@@ -448,6 +447,235 @@ START_TEST(pages_of_all_sizes_are_used_again_and_given_back)
 }
 END_TEST
 
+/* ---- rows of another kind ---- */
+
+/* As grouped-query attention would describe its rows. */
+enum { KEYS = 128, VALUES = 96, WIDTH = KEYS + VALUES };
+
+static const ds_row_description other_row = {
+    .n_parts = 2,
+    .parts = {{"keys",
+               {
+                   [DSV2_CACHE_F32] = DS_ENCODING_F32,
+                   [DSV2_CACHE_F16] = DS_ENCODING_F16,
+                   [DSV2_CACHE_Q8] = DS_ENCODING_BYTES_64,
+                   [DSV2_CACHE_Q6] = DS_ENCODING_PAIRS,
+               }},
+              {"values",
+               {
+                   [DSV2_CACHE_F32] = DS_ENCODING_F32,
+                   [DSV2_CACHE_F16] = DS_ENCODING_F16,
+                   [DSV2_CACHE_Q8] = DS_ENCODING_BYTES_64,
+                   [DSV2_CACHE_Q6] = DS_ENCODING_PAIRS,
+               }}},
+};
+
+static ds_cache_shape other_shape(dsv2_cache_type type)
+{
+    ds_cache_shape shape;
+    ck_assert(ds_cache_shape_init(&shape, &other_row, (uint32_t[]){KEYS, VALUES}, type, 2) == DSV2_OK);
+    return shape;
+}
+
+static void random_other_row(float *row)
+{
+    for (int i = 0; i < WIDTH; i++)
+        row[i] = random_float() * (i % 37 == 5 ? 8.0f : 1.0f) * (i < KEYS ? 1.0f : 20.0f);
+}
+
+START_TEST(rows_of_another_kind_are_a_description)
+{
+    static const size_t row_bytes[] = {
+        [DSV2_CACHE_F32] = 896,
+        [DSV2_CACHE_F16] = 448,
+        [DSV2_CACHE_Q8] = 4 + 4 + 128 + 96,
+        [DSV2_CACHE_Q6] = 2 + 2 + 88 + 66,
+    };
+    static const double bounds[] = {
+        [DSV2_CACHE_F32] = 0, [DSV2_CACHE_F16] = 0.0005, [DSV2_CACHE_Q8] = 0.02, [DSV2_CACHE_Q6] = 0.055};
+    for (int t = 0; t < N_TYPES; t++) {
+        ds_cache_shape shape = other_shape(types[t]);
+        ck_assert_uint_eq(shape.row_bytes, row_bytes[types[t]]);
+        ck_assert_str_eq(shape.parts[1].name, "values");
+        for (size_t set = 0; set < test_kernel_sets(); set++) {
+            const ds_kernels *kernels = kernels_of(set);
+            float row[WIDTH], out[WIDTH];
+            uint8_t stored[WIDTH * 4];
+            random_other_row(row);
+            round_trip(&shape, kernels, row, stored, out);
+            for (int i = 0; i < WIDTH; i++)
+                out[i] -= row[i];
+            ck_assert(norm(out, KEYS) <= bounds[types[t]] * norm(row, KEYS));
+            ck_assert(norm(out + KEYS, VALUES) <= bounds[types[t]] * norm(row + KEYS, VALUES));
+        }
+    }
+}
+END_TEST
+
+/* Attention's integers of each part, in place or taken apart, times their scales are the floats. */
+START_TEST(integers_of_another_kind_are_its_floats)
+{
+    enum { ROWS = 4, SECTIONS = 2 + 2, COLS = SECTIONS * DS_SCALE_COLS };
+    for (int t = 2; t < N_TYPES; t++) {
+        const ds_kernels *kernels = kernels_of(0);
+        ds_cache_shape shape = other_shape(types[t]);
+        float row[WIDTH], floats[ROWS * WIDTH], scratch[WIDTH], scales[SECTIONS * DS_PAGE_TOKENS];
+        uint8_t stored[ROWS * WIDTH * 2];
+        int16_t rows[ROWS * COLS];
+        for (size_t i = 0; i < ROWS; i++) {
+            random_other_row(row);
+            ds_cache_encode_row(&shape, kernels, row, stored + i * shape.row_bytes);
+        }
+        ds_cache_decode_rows(&shape, kernels, stored, ROWS, floats);
+        ds_cache_decode_integers(&shape, kernels, stored, ROWS, rows, scales, scratch, NULL);
+        for (size_t i = 0; i < ROWS * WIDTH; i++) {
+            size_t token = i / WIDTH, element = i % WIDTH, part = element >= KEYS, at = part ? element - KEYS : element;
+            size_t section = (part ? KEYS / DS_SCALE_COLS : 0) + at / DS_SCALE_COLS;
+            const int8_t *codes = ds_cache_codes(&shape, (uint32_t)part, stored + token * shape.row_bytes);
+            ck_assert_int_eq(codes != NULL, types[t] == DSV2_CACHE_Q8);
+            float number = codes != NULL ? codes[at] : rows[token * COLS + (part ? KEYS : 0) + at];
+            ck_assert_float_eq(number * scales[section * DS_PAGE_TOKENS + token], floats[i]);
+        }
+    }
+}
+END_TEST
+
+START_TEST(an_odd_last_part_in_pairs_is_refused_by_name)
+{
+    ds_cache_shape shape;
+    ck_assert(ds_cache_shape_init(&shape, &other_row, (uint32_t[]){3, 5}, DSV2_CACHE_Q6, 1) == DSV2_OK);
+    ck_assert(ds_cache_shape_init(&shape, &other_row, (uint32_t[]){4, 5}, DSV2_CACHE_Q6, 1) == DSV2_ERROR_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "values"));
+}
+END_TEST
+
+/* The stored row of one position. */
+static uint8_t *row_at(const ds_cache *cache, uint32_t layer, size_t position)
+{
+    return ds_cache_rows(cache, layer, position / DS_PAGE_TOKENS) + position % DS_PAGE_TOKENS * cache->shape.row_bytes;
+}
+
+/* Fills positions 0 to n - 1 with rows. */
+static void fill_with_rows(ds_cache *cache, size_t n)
+{
+    float row[WIDTH];
+    ck_assert(ds_cache_reserve(cache, 0, n) == DSV2_OK);
+    for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++)
+        for (size_t at = 0; at < n; at++) {
+            random_other_row(row);
+            ds_cache_encode_row(&cache->shape, kernels_of(0), row, row_at(cache, layer, at));
+        }
+}
+
+/* What a cache's rows are as floats in the model's own basis: n of them for each layer. */
+static float *rows_of(const ds_cache *cache, size_t n)
+{
+    const ds_cache_shape *shape = &cache->shape;
+    float *rows = malloc(shape->n_layers * n * shape->width * sizeof *rows), *row = rows;
+    for (uint32_t layer = 0; layer < shape->n_layers; layer++)
+        for (size_t at = 0; at < n; at++, row += shape->width) {
+            ds_cache_decode_rows(shape, kernels_of(0), row_at(cache, layer, at), 1, row);
+            ds_cache_rotate_row(shape, kernels_of(0), row);
+        }
+    return rows;
+}
+
+/* Takes the rows of n positions as one batch of frames from one cache into another, which may be of another type. */
+static void send_frames(ds_pool *threads, const ds_cache *from, size_t n, ds_cache *to)
+{
+    frame_batch writes, reads;
+    ck_assert(ds_frame_batch_init(&writes, BATCH_WRITES, threads, kernels_of(0), &from->shape, from, 1) == DSV2_OK);
+    ck_assert(ds_frame_batch_init(&reads, BATCH_READS, threads, kernels_of(0), &from->shape, to, 0) == DSV2_OK);
+    ck_assert(ds_cache_reserve(to, 0, n) == DSV2_OK);
+    for (uint64_t at = 0; at < n; at += DS_PAGE_TOKENS)
+        writes.frames[writes.n++].header = (frame_header){
+            .first_token = at, .n_tokens = (uint32_t)(n - at < DS_PAGE_TOKENS ? n - at : DS_PAGE_TOKENS)};
+    ds_frame_batch_encode(&writes);
+    for (size_t i = 0; i < writes.n; i++) {
+        frame *sent = &writes.frames[i], *got = &reads.frames[reads.n++];
+        memcpy(got->header_bytes, sent->header_bytes, sizeof got->header_bytes);
+        uint64_t first = sent->header.first_token;
+        ck_assert(ds_frame_header_read("frames", got->header_bytes, &from->shape, first, n, &got->header) == DSV2_OK);
+        memcpy(got->buffer, sent->stored, (size_t)got->header.stored_bytes);
+        got->stored = got->buffer;
+        got->wanted = true;
+    }
+    ds_frame_batch_decode(&reads);
+    for (size_t i = 0; i < reads.n; i++)
+        ck_assert_int_eq(reads.frames[i].verdict, FRAME_GOOD);
+    ds_frame_batch_free(&writes, BATCH_WRITES);
+    ds_frame_batch_free(&reads, BATCH_READS);
+}
+
+START_TEST(rows_of_another_kind_are_shared_and_go_through_frames)
+{
+    enum { N = DS_PAGE_TOKENS + 9 };
+    ds_pool *threads;
+    ck_assert(ds_pool_create(2, &threads) == DSV2_OK);
+    for (int t = 0; t < N_TYPES; t++)
+        for (int u = 0; u < N_TYPES; u++) {
+            ds_page_pool pool;
+            ds_cache_shape shape = other_shape(types[t]), other = other_shape(types[u]);
+            ds_cache a, fork, restored;
+            ds_page_pool_init(&pool, 0);
+            ds_cache_init(&a, &pool, &shape);
+            ds_cache_init(&fork, &pool, &shape);
+            ds_cache_init(&restored, &pool, &other);
+            fill_with_rows(&a, N);
+            float *rows = rows_of(&a, N);
+            ck_assert(ds_cache_share(&a, N, &fork) == DSV2_OK);
+            fill_with_rows(&a, N); /* the fork keeps what there was */
+            send_frames(threads, &fork, N, &restored);
+            float *forked = rows_of(&fork, N), *received = rows_of(&restored, N);
+            size_t n_floats = (size_t)N * WIDTH * shape.n_layers;
+            ck_assert_mem_eq(forked, rows, n_floats * sizeof *rows);
+            if (t == u)
+                ck_assert_mem_eq(received, rows, n_floats * sizeof *rows);
+            for (size_t i = 0; i < n_floats; i++)
+                received[i] -= rows[i];
+            ck_assert(norm(received, n_floats) <= 0.06 * norm(rows, n_floats));
+            free(received);
+            free(forked);
+            free(rows);
+            ds_cache_destroy(&restored);
+            ds_cache_destroy(&fork);
+            ds_cache_destroy(&a);
+            ck_assert(pool.pages_in_use == 0);
+            ds_page_pool_destroy(&pool);
+        }
+    ds_pool_destroy(threads);
+}
+END_TEST
+
+/* More threads than frames are at work at a time: memory is taken for the frames only. */
+START_TEST(many_threads_take_no_more_memory_than_there_are_frames)
+{
+    enum { THREADS = 40, N = 16 * DS_PAGE_TOKENS };
+    ds_pool *threads;
+    ds_page_pool pool;
+    ds_cache_shape shape = other_shape(DSV2_CACHE_F32);
+    ds_cache from, to;
+    frame_batch batch;
+    ck_assert(ds_pool_create(THREADS, &threads) == DSV2_OK);
+    ds_page_pool_init(&pool, 0);
+    ds_cache_init(&from, &pool, &shape);
+    ds_cache_init(&to, &pool, &shape);
+    fill_with_rows(&from, N);
+    ck_assert(ds_frame_batch_init(&batch, BATCH_WRITES, threads, kernels_of(0), &shape, &from, 1) == DSV2_OK);
+    ck_assert(batch.n_workers <= batch.capacity && batch.capacity < THREADS);
+    ds_frame_batch_free(&batch, BATCH_WRITES);
+    send_frames(threads, &from, N, &to);
+    float *sent = rows_of(&from, N), *received = rows_of(&to, N);
+    ck_assert_mem_eq(received, sent, (size_t)N * WIDTH * shape.n_layers * sizeof *sent);
+    free(received);
+    free(sent);
+    ds_cache_destroy(&to);
+    ds_cache_destroy(&from);
+    ds_page_pool_destroy(&pool);
+    ds_pool_destroy(threads);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("cache");
@@ -465,6 +693,11 @@ int main(void)
     tcase_add_test(tests, forks_share_pages_until_one_writes);
     tcase_add_test(tests, the_limit_refuses_a_page_and_keeps_what_is_there);
     tcase_add_test(tests, pages_of_all_sizes_are_used_again_and_given_back);
+    tcase_add_test(tests, rows_of_another_kind_are_a_description);
+    tcase_add_test(tests, integers_of_another_kind_are_its_floats);
+    tcase_add_test(tests, an_odd_last_part_in_pairs_is_refused_by_name);
+    tcase_add_test(tests, rows_of_another_kind_are_shared_and_go_through_frames);
+    tcase_add_test(tests, many_threads_take_no_more_memory_than_there_are_frames);
     suite_add_tcase(suite, tests);
     return test_run(suite);
 }

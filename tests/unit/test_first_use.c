@@ -1,6 +1,7 @@
 /* Experts of a GGUF are repacked when a pass first chooses them: not before, no others, once, whoever comes first, to the bits of a
  * pack. What waits is seen from inside, as the host cannot see it. */
 #include "model/model.h"
+#include "weights/held_type.h"
 #include "weights/repacked.h"
 #include "support/checkpoint.h"
 #include "support/gguf.h"

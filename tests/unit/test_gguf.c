@@ -5,6 +5,7 @@
 #include "script.h"
 
 #include "formats/formats.h"
+#include "support/model.h"
 #include "support/run.h"
 
 #include <check.h>
@@ -398,6 +399,20 @@ static const ds_type block_types[] = {DS_TYPE_Q8_0, DS_TYPE_Q4_0, DS_TYPE_Q4_1, 
                                       DS_TYPE_Q5_1, DS_TYPE_Q2_K, DS_TYPE_Q3_K,   DS_TYPE_Q4_K,
                                       DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_NL, DS_TYPE_IQ4_XS};
 
+/* The numbers that the format gives them. */
+static const uint32_t block_type_numbers[] = {8, 2, 3, 6, 7, 10, 11, 12, 13, 14, 20, 23};
+
+START_TEST(types_have_the_numbers_of_the_format)
+{
+    ck_assert_int_eq(ds_type_of_gguf(block_type_numbers[_i]), block_types[_i]);
+    ck_assert_int_eq(ds_type_of_gguf(0), DS_TYPE_F32);
+    ck_assert_int_eq(ds_type_of_gguf(1), DS_TYPE_F16);
+    ck_assert_int_eq(ds_type_of_gguf(30), DS_TYPE_BF16);
+    ck_assert_int_eq(ds_type_of_gguf(9), DS_TYPE_COUNT);
+    ck_assert_int_eq(ds_type_of_gguf(UINT32_MAX), DS_TYPE_COUNT);
+}
+END_TEST
+
 /* Golden blocks: made by tests/data/make_gguf_blocks.py. */
 static void find_blocks(const ds_container *container, ds_type type, const ds_tensor **blocks, const ds_tensor **floats)
 {
@@ -414,11 +429,9 @@ START_TEST(blocks_become_the_floats_of_the_reference_reader)
 {
     ds_container *container;
     ck_assert_int_eq(ds_safetensors_open(DS_TEST_DATA, NULL, &container), DSV2_OK);
-    static const char *const sets[] = {"c", "avx2", "avx512"};
-    for (size_t s = 0; s < sizeof sets / sizeof *sets; s++) {
+    for (size_t s = 0; s < test_kernel_sets(); s++) {
         const ds_kernels *kernels;
-        if (ds_kernels_select(sets[s], &kernels) != DSV2_OK)
-            continue; /* not on this processor */
+        ck_assert_int_eq(ds_kernels_select(test_kernel_set(s), &kernels), DSV2_OK);
         const ds_tensor *blocks, *floats;
         find_blocks(container, block_types[_i], &blocks, &floats);
         size_t n = floats->n_bytes / sizeof(float);
@@ -427,7 +440,7 @@ START_TEST(blocks_become_the_floats_of_the_reference_reader)
         for (size_t i = 0; i < n; i++) {
             float expected;
             memcpy(&expected, (const char *)floats->data + i * sizeof expected, sizeof expected);
-            ck_assert_msg(out[i] == expected, "%s, %s: element %zu is %.9g, expected %.9g", sets[s],
+            ck_assert_msg(out[i] == expected, "%s, %s: element %zu is %.9g, expected %.9g", kernels->name,
                           ds_type_name(block_types[_i]), i, out[i], expected);
         }
         free(out);
@@ -480,6 +493,7 @@ int main(void)
     tcase_add_test(tests, a_file_that_changes_size_while_open_is_noticed);
     tcase_add_test(tests, the_first_file_of_a_split_model_opens_all);
     tcase_add_test(tests, a_split_model_that_is_not_whole_is_refused);
+    tcase_add_loop_test(tests, types_have_the_numbers_of_the_format, 0, N_TYPES);
     tcase_add_loop_test(tests, blocks_become_the_floats_of_the_reference_reader, 0, N_TYPES);
     tcase_add_loop_test(tests, a_matrix_of_blocks_multiplies_as_its_floats_do, 0, N_TYPES);
 

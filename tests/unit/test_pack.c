@@ -108,8 +108,10 @@ START_TEST(a_pack_gives_the_bits_of_its_checkpoint_brought_to_the_same_type)
 }
 END_TEST
 
-static const ds_type block_types[] = {DS_TYPE_Q8_0, DS_TYPE_Q4_0, DS_TYPE_Q4_1, DS_TYPE_Q5_0,   DS_TYPE_Q5_1,  DS_TYPE_Q2_K,
-                                      DS_TYPE_Q3_K, DS_TYPE_Q4_K, DS_TYPE_Q5_K, DS_TYPE_Q6_K, DS_TYPE_IQ4_NL, DS_TYPE_IQ4_XS};
+static const ds_type block_types[] = {
+#define BLOCK(TYPE, ...) DS_TYPE_##TYPE,
+#include "kernels/types.def"
+};
 enum { N_BLOCK_TYPES = sizeof block_types / sizeof *block_types };
 
 static const test_checkpoint wide = {.name = "wide", .vocab_size = 72, .hidden_size = 256, .intermediate_size = 256,
@@ -129,7 +131,7 @@ START_TEST(a_pack_of_a_gguf_gives_the_bits_of_the_gguf)
     ck_assert_msg(pack(gguf, DSV2_WEIGHTS_AS_STORED) == DSV2_OK, "%s", dsv2_last_error());
     expect_same_bits(gguf, DSV2_WEIGHTS_AS_STORED, pack_path, NULL);
     ck_assert_msg(dsv2_model_verify(pack_path, NULL, NULL) == DSV2_OK, "%s", dsv2_last_error());
-    ds_type twin = ds_packed_twin(options.type);
+    ds_type twin = ds_type_twin(options.type);
     dsv2_model *model = test_model_open(pack_path, NULL);
     ck_assert(model->weights.types_seen[twin != DS_TYPE_COUNT ? twin : DS_TYPE_P8]);
     dsv2_model_close(model);

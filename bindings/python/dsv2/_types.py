@@ -28,6 +28,7 @@ class Phase(IntEnum):
 class WeightType(IntEnum):
     """Element type of weights, as stored or as asked for."""
 
+    # written by tests/house/weight_types.py
     AS_STORED = 0
     F32 = 1
     F16 = 2

@@ -1,9 +1,7 @@
 /* The reference: plain C, one thing after another. What the other sets are tested against, and what runs elsewhere. */
-#include "kernels/c/pairs.h"
-#include "kernels/latent.h"
-#include "kernels/packed.h"
-#include "kernels/pairs.h"
-#include "kernels/tables.h"
+#include "kernels/c/reference.h"
+#include "kernels/latent_template.h"
+#include "kernels/pairs_template.h"
 
 #include <math.h>
 #include <string.h>
@@ -16,23 +14,23 @@ enum {
 
 /* ---- conversions ---- */
 
-static void f32_to_f32(float *out, const void *in, size_t n) { memcpy(out, in, n * sizeof *out); }
+void ds_f32_to_f32_c(float *out, const void *in, size_t n) { memcpy(out, in, n * sizeof *out); }
 
-static void f16_to_f32(float *out, const void *in, size_t n)
+void ds_f16_to_f32_c(float *out, const void *in, size_t n)
 {
     const uint8_t *bytes = in;
     for (size_t c = 0; c < n; c++)
         out[c] = ds_f16_to_f32(ds_load_u16(bytes + 2 * c));
 }
 
-static void bf16_to_f32(float *out, const void *in, size_t n)
+void ds_bf16_to_f32_c(float *out, const void *in, size_t n)
 {
     const uint8_t *bytes = in;
     for (size_t c = 0; c < n; c++)
         out[c] = ds_bf16_to_f32(ds_load_u16(bytes + 2 * c));
 }
 
-static void f32_to_f16(uint16_t *out, const float *in, size_t n)
+void ds_f32_to_f16_c(uint16_t *out, const float *in, size_t n)
 {
     for (size_t c = 0; c < n; c++)
         out[c] = ds_f32_to_f16(in[c]);
@@ -61,8 +59,8 @@ static float total(const float sums[LANES])
     return s[0];
 }
 
-static void matmul(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride, size_t n,
-                   size_t k, size_t element_bytes, void (*to_f32)(float *, const void *, size_t))
+static void matmul(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
+                   size_t n, size_t k, size_t element_bytes, ds_to_f32_fn *to_f32)
 {
     for (size_t j = 0; j < n; j++) {
         for (size_t i0 = 0; i0 < m; i0 += ROWS) {
@@ -81,28 +79,18 @@ static void matmul(float *out, size_t out_stride, const float *const *x, size_t 
     }
 }
 
-static void matmul_f32(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                       size_t k)
-{
-    matmul(out, out_stride, x, m, w, w_stride, n, k, 4, f32_to_f32);
-}
-
-static void matmul_f16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                       size_t k)
-{
-    matmul(out, out_stride, x, m, w, w_stride, n, k, 2, f16_to_f32);
-}
-
-static void matmul_bf16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                        size_t k)
-{
-    matmul(out, out_stride, x, m, w, w_stride, n, k, 2, bf16_to_f32);
-}
+#define PLAIN(TYPE, name, public, gguf, pack, bytes, text)                                                             \
+    void ds_matmul_##name##_c(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, \
+                              size_t n, size_t k)                                                                      \
+    {                                                                                                                  \
+        matmul(out, out_stride, x, m, w, w_stride, n, k, bytes, ds_##name##_to_f32_c);                                 \
+    }
+#include "kernels/types.def"
 
 /* ---- attention ---- */
 
-static void weighted_sum(float *out, size_t out_stride, const float *keep, const float *p, size_t p_stride, size_t m,
-                         const float *v, size_t v_stride, size_t n, size_t k)
+void ds_weighted_sum_c(float *out, size_t out_stride, const float *keep, const float *p, size_t p_stride, size_t m,
+                       const float *v, size_t v_stride, size_t n, size_t k)
 {
     for (size_t i = 0; i < m; i++) {
         float *sums = out + i * out_stride;
@@ -114,7 +102,7 @@ static void weighted_sum(float *out, size_t out_stride, const float *keep, const
     }
 }
 
-static float exp_sum(float *x, float max, size_t n)
+float ds_exp_sum_c(float *x, float max, size_t n)
 {
     float sum = 0;
     for (size_t t = 0; t < n; t++) {
@@ -124,7 +112,7 @@ static float exp_sum(float *x, float max, size_t n)
     return sum;
 }
 
-static float maximum(const float *x, size_t n)
+float ds_max_c(const float *x, size_t n)
 {
     float max = x[0];
     for (size_t c = 1; c < n; c++)
@@ -134,7 +122,7 @@ static float maximum(const float *x, size_t n)
 
 /* ---- rows ---- */
 
-static void rms_norm(float *out, const float *x, const float *weight, float epsilon, size_t n)
+void ds_rms_norm_c(float *out, const float *x, const float *weight, float epsilon, size_t n)
 {
     float sums[LANES] = {0};
     add_products(sums, x, x, n);
@@ -143,40 +131,43 @@ static void rms_norm(float *out, const float *x, const float *weight, float epsi
         out[c] = x[c] * scale * weight[c];
 }
 
-static void swiglu(float *gate, const float *up, size_t n)
+void ds_swiglu_c(float *gate, const float *up, size_t n)
 {
     for (size_t c = 0; c < n; c++)
         gate[c] = gate[c] / (1.0f + expf(-gate[c])) * up[c];
 }
 
-static void add_scaled(float *out, const float *x, float scale, size_t n)
+void ds_add_scaled_c(float *out, const float *x, float scale, size_t n)
 {
     for (size_t c = 0; c < n; c++)
         out[c] += scale * x[c];
 }
 
+/* ---- what the templates have in plain C ---- */
+
+float ds_round_row_c(int16_t *out, const float *x, size_t n, float limit) { return pairs_round_row(out, x, n, limit); }
+
+void ds_round_products_c(int16_t *out, const float *a, const float *b, float factor, size_t n)
+{
+    pairs_round_products(out, a, b, factor, n);
+}
+
+void ds_rotate_c(float *x, size_t block, size_t n) { latent_rotate(x, block, n); }
+
+void ds_unpack_q8_c(float *out, const uint8_t *scales, const int8_t *codes, size_t section, size_t n)
+{
+    latent_unpack_q8(out, scales, codes, section, n);
+}
+
+void ds_split_pairs_c(int16_t *out, const uint8_t *pairs, size_t n) { latent_split_pairs(out, pairs, n); }
+
+void ds_unpack_pairs_c(float *out, const uint8_t *scales, const uint8_t *pairs, size_t section, size_t n)
+{
+    latent_unpack_pairs(out, scales, pairs, section, n);
+}
+
+extern const ds_kernels ds_kernels_c;
 const ds_kernels ds_kernels_c = {
+#include "kernels/c/table_template.h"
     .name = "c",
-    .matmul = {[DS_TYPE_F32] = matmul_f32, [DS_TYPE_F16] = matmul_f16, [DS_TYPE_BF16] = matmul_bf16},
-    .matmul_packed = {[DS_TYPE_P4] = ds_matmul_p4_c, [DS_TYPE_P5] = ds_matmul_p5_c, [DS_TYPE_P6] = ds_matmul_p6_c,
-                      [DS_TYPE_P8] = ds_matmul_p8_c, [DS_TYPE_P4S] = ds_matmul_p4s_c,
-                      [DS_TYPE_P5S] = ds_matmul_p5s_c, [DS_TYPE_P4M] = ds_matmul_p4m_c,
-                      [DS_TYPE_P5M] = ds_matmul_p5m_c},
-    .prepare_row = ds_prepare_row_c,
-    .to_f32 = {[DS_TYPE_F32] = f32_to_f32, [DS_TYPE_F16] = f16_to_f32, [DS_TYPE_BF16] = bf16_to_f32, DS_DEQUANTIZERS},
-    .f32_to_f16 = f32_to_f16,
-    .weighted_sum = weighted_sum,
-    .rms_norm = rms_norm,
-    .exp_sum = exp_sum,
-    .swiglu = swiglu,
-    .add_scaled = add_scaled,
-    .max = maximum,
-    .round_halves = ds_round_halves_c,
-    .pair_columns = ds_pair_columns_c,
-    .pair_rows = ds_pair_rows_c,
-    .pair_codes = ds_pair_codes_c,
-    .pair_scores = ds_pair_scores_c,
-    .pair_sums = ds_pair_sums_c,
-    PAIRS_KERNELS,
-    LATENT_KERNELS,
 };

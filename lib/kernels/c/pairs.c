@@ -1,5 +1,5 @@
 /* Attention in 16 bits: the reference. */
-#include "kernels/c/pairs.h"
+#include "kernels/c/reference.h"
 
 #include <math.h>
 #include <string.h>
@@ -26,36 +26,36 @@ float ds_round_halves_c(int16_t *out, const void *halves, size_t n, float limit)
 }
 
 /* Element `column` of row `row` in pairs. */
-static size_t pair_at(size_t row, size_t column) { return (column / 2 * DS_PAIR_ROWS + row) * 2 + column % 2; }
+static size_t pair_at(size_t row, size_t column) { return (column / 2 * DS_PANEL_ROWS + row) * 2 + column % 2; }
 
 void ds_pair_columns_c(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
-    for (size_t r = 0; r < DS_PAIR_ROWS; r++)
+    for (size_t r = 0; r < DS_PANEL_ROWS; r++)
         for (size_t c = 0; c < n_cols; c++)
             out[pair_at(r, c)] = r < n_rows ? rows[r * stride + c] : 0;
 }
 
-void ds_pair_rows_c(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+void ds_pair_rows_c(int16_t *out, size_t panel_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
-    size_t padded_rows = (n_rows + 1) / 2 * 2, padded_cols = (n_cols + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS * DS_PAIR_ROWS;
+    size_t padded_rows = (n_rows + 1) / 2 * 2, padded_cols = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS * DS_PANEL_ROWS;
     for (size_t c = 0; c < padded_cols; c++) {
-        int16_t *block = out + c / DS_PAIR_ROWS * block_stride;
+        int16_t *panel = out + c / DS_PANEL_ROWS * panel_stride;
         for (size_t r = 0; r < padded_rows; r++)
-            block[pair_at(c % DS_PAIR_ROWS, r)] = r < n_rows && c < n_cols ? rows[r * stride + c] : 0;
+            panel[pair_at(c % DS_PANEL_ROWS, r)] = r < n_rows && c < n_cols ? rows[r * stride + c] : 0;
     }
 }
 
-void ds_pair_codes_c(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,
-                     size_t n_cols)
+void ds_pair_codes_c(int16_t *keys, int16_t *values, size_t panel_stride, const int8_t *rows, size_t stride,
+                     size_t n_rows, size_t n_cols)
 {
     size_t key_cols = (n_cols + DS_SCALE_COLS - 1) / DS_SCALE_COLS * DS_SCALE_COLS;
-    size_t value_cols = (n_cols + DS_PAIR_ROWS - 1) / DS_PAIR_ROWS * DS_PAIR_ROWS;
-    for (size_t r = 0; r < DS_PAIR_ROWS; r++)
+    size_t value_cols = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS * DS_PANEL_ROWS;
+    for (size_t r = 0; r < DS_PANEL_ROWS; r++)
         for (size_t c = 0; c < key_cols; c++) {
             int16_t code = r < n_rows && c < n_cols ? rows[r * stride + c] : 0;
             keys[pair_at(r, c)] = code;
             if (r < (n_rows + 1) / 2 * 2 && c < value_cols)
-                values[c / DS_PAIR_ROWS * block_stride + pair_at(c % DS_PAIR_ROWS, r)] = code;
+                values[c / DS_PANEL_ROWS * panel_stride + pair_at(c % DS_PANEL_ROWS, r)] = code;
         }
 }
 
@@ -67,16 +67,16 @@ static int32_t dot(const int16_t *a, size_t a_row, const int16_t *b, size_t b_ro
     return sum;
 }
 
-void ds_pair_scores_c(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
-                      const float *scales, size_t scales_stride, size_t n_groups)
+void ds_pair_scores_c(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m,
+                      const int16_t *b, size_t n, const float *scales, size_t scales_stride, size_t n_sections)
 {
-    enum { GROUP = DS_PAIR_ROWS * DS_SCALE_COLS };
+    enum { SECTION = DS_PANEL_ROWS * DS_SCALE_COLS };
     for (size_t i = 0; i < m; i++)
         for (size_t t = 0; t < n; t++) {
-            const int16_t *block = b + t / DS_PAIR_ROWS * n_groups * GROUP;
+            const int16_t *panel = b + t / DS_PANEL_ROWS * n_sections * SECTION;
             float sum = 0;
-            for (size_t g = 0; g < n_groups; g++)
-                sum += (float)dot(a + g * GROUP, i, block + g * GROUP, t % DS_PAIR_ROWS, DS_SCALE_COLS) * scales[g * scales_stride + t];
+            for (size_t g = 0; g < n_sections; g++)
+                sum += (float)dot(a + g * SECTION, i, panel + g * SECTION, t % DS_PANEL_ROWS, DS_SCALE_COLS) * scales[g * scales_stride + t];
             out[i * out_stride + t] = sum * a_scales[i];
         }
 }
@@ -86,8 +86,8 @@ void ds_pair_sums_c(float *out, size_t out_stride, const float *keep, const floa
 {
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++) {
-            const int16_t *block = b + j / DS_PAIR_ROWS * DS_PAIR_ROWS * 2 * n_pairs;
+            const int16_t *panel = b + j / DS_PANEL_ROWS * DS_PANEL_ROWS * 2 * n_pairs;
             float *sum = &out[i * out_stride + j];
-            *sum = *sum * keep[i] + (float)dot(a, i, block, j % DS_PAIR_ROWS, 2 * n_pairs) * factor[i];
+            *sum = *sum * keep[i] + (float)dot(a, i, panel, j % DS_PANEL_ROWS, 2 * n_pairs) * factor[i];
         }
 }

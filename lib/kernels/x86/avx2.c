@@ -1,8 +1,8 @@
 /* AVX2, FMA, F16C. */
-#include "kernels/latent.h"
-#include "kernels/packed.h"
-#include "kernels/pairs.h"
-#include "kernels/tables.h"
+#include "kernels/c/reference.h"
+#include "kernels/interleaved.h"
+#include "kernels/latent_template.h"
+#include "kernels/pairs_template.h"
 
 #include <immintrin.h>
 #include <math.h>
@@ -119,10 +119,10 @@ INLINE ivec weave(const int16_t *row, const int16_t *next)
     return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
 }
 
-#include "kernels/x86/vector_kernels.h"
+#include "kernels/x86/vector_template.h"
 
-#include "kernels/x86/packed_kernels.h"
-#include "kernels/x86/packed_avx2.h"
+#include "kernels/x86/interleaved_template.h"
+#include "kernels/x86/interleaved_maddubs_template.h"
 
 INLINE ivec low_words(ivec a, ivec b) { return _mm256_unpacklo_epi32(a, b); }
 INLINE ivec high_words(ivec a, ivec b) { return _mm256_unpackhi_epi32(a, b); }
@@ -144,15 +144,23 @@ INLINE void store_wide(int16_t *out, __m256i bytes)
     store_ints(out + 16, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1)));
 }
 
-#include "kernels/x86/pair_kernels.h"
+#include "kernels/x86/pairs_template.h"
 
-/* For latent_kernels.h. */
+/* For latent_template.h. */
 typedef uint16_t word_lanes __attribute__((vector_size(32)));
 INLINE ivec ints_of_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 INLINE ivec merge(ivec a, ivec mask, ivec b) { return _mm256_or_si256(a, _mm256_and_si256(mask, b)); }
 INLINE ivec high_product(ivec w, int n) { return _mm256_mulhi_epu16(w, _mm256_set1_epi16((short)n)); }
 INLINE vec floats_of_ints(ivec v) { return _mm256_castsi256_ps(v); }
 
-#include "kernels/x86/latent_kernels.h"
+#include "kernels/x86/latent_template.h"
 
-const ds_kernels ds_kernels_avx2 = {.name = "avx2", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};
+extern const ds_kernels ds_kernels_avx2;
+const ds_kernels ds_kernels_avx2 = {
+#include "kernels/c/table_template.h"
+    .name = "avx2",
+    VECTOR_KERNELS,
+#include "kernels/x86/interleaved_table_template.h"
+    PAIR_KERNELS,
+    VECTOR_LATENT_KERNELS,
+};

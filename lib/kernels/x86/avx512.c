@@ -1,8 +1,8 @@
 /* AVX-512 F, BW, DQ, VL, VNNI. */
-#include "kernels/latent.h"
-#include "kernels/packed.h"
-#include "kernels/pairs.h"
-#include "kernels/tables.h"
+#include "kernels/c/reference.h"
+#include "kernels/interleaved.h"
+#include "kernels/latent_template.h"
+#include "kernels/pairs_template.h"
 
 #include <immintrin.h>
 #include <math.h>
@@ -14,7 +14,7 @@ typedef __m512 vec;
 typedef __m512i ivec;
 typedef uint32_t lanes __attribute__((vector_size(64)));
 
-enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, PACKED_ROWS = 12, QUERY_ROWS = 16 };
+enum { LANES = 16, W_ROWS = 8, SUM_ROWS = 8, SUM_VECS = 2, QUERY_ROWS = 16 };
 
 INLINE __mmask16 first(size_t n) { return (__mmask16)((1u << n) - 1); }
 
@@ -92,10 +92,10 @@ INLINE ivec weave(const int16_t *row, const int16_t *next)
     return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
 }
 
-#include "kernels/x86/vector_kernels.h"
+#include "kernels/x86/vector_template.h"
 
-#include "kernels/x86/packed_kernels.h"
-#include "kernels/x86/packed_avx512.h"
+#include "kernels/x86/interleaved_template.h"
+#include "kernels/x86/interleaved_dpbusd_template.h"
 
 INLINE ivec low_words(ivec a, ivec b) { return _mm512_unpacklo_epi32(a, b); }
 INLINE ivec high_words(ivec a, ivec b) { return _mm512_unpackhi_epi32(a, b); }
@@ -117,15 +117,23 @@ INLINE void turn_parts(ivec v[LANES], const ivec w[LANES])
 
 INLINE void store_wide(int16_t *out, __m256i bytes) { store_ints(out, _mm512_cvtepi8_epi16(bytes)); }
 
-#include "kernels/x86/pair_kernels.h"
+#include "kernels/x86/pairs_template.h"
 
-/* For latent_kernels.h. */
+/* For latent_template.h. */
 typedef uint16_t word_lanes __attribute__((vector_size(64)));
 INLINE ivec ints_of_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 INLINE ivec merge(ivec a, ivec mask, ivec b) { return _mm512_ternarylogic_epi32(a, mask, b, 0xf8); }
 INLINE ivec high_product(ivec w, int n) { return _mm512_mulhi_epu16(w, _mm512_set1_epi16((short)n)); }
 INLINE vec floats_of_ints(ivec v) { return _mm512_castsi512_ps(v); }
 
-#include "kernels/x86/latent_kernels.h"
+#include "kernels/x86/latent_template.h"
 
-const ds_kernels ds_kernels_avx512 = {.name = "avx512", VECTOR_KERNELS, PACKED_KERNELS, PAIR_KERNELS, VECTOR_LATENT_KERNELS};
+extern const ds_kernels ds_kernels_avx512;
+const ds_kernels ds_kernels_avx512 = {
+#include "kernels/c/table_template.h"
+    .name = "avx512",
+    VECTOR_KERNELS,
+#include "kernels/x86/interleaved_table_template.h"
+    PAIR_KERNELS,
+    VECTOR_LATENT_KERNELS,
+};

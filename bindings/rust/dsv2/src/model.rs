@@ -9,6 +9,7 @@ use std::ptr::{null, null_mut, NonNull};
 use std::sync::{Arc, Mutex};
 
 mirror! {
+    // The items are written by tests/house/weight_types.py.
     /// Element type of weights, as stored or as asked for.
     WeightType: dsv2_weight_type {
         /// Keep each tensor's type.

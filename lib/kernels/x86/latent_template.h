@@ -1,5 +1,5 @@
-/* Reading quantised rows of the latent KV cache with vectors: the same results as ../latent.h, which takes over where a shape does not
- * fill them. Beside what vector_kernels.h and pair_kernels.h ask for, the including file defines
+/* Reads quantised rows of the latent KV cache with vectors, for the results of ../latent_template.h, which takes over where a shape does
+ * not fill vectors. Beside what vector_template.h and pairs_template.h ask for, the including file defines
  *   word_lanes                a vector as words of 16 bits, for the compiler's own operators
  *   ints_of_u8(p)             LANES bytes, extended to 32 bits
  *   merge(a, mask, b)         a | (mask & b)
@@ -8,15 +8,15 @@
 
 enum { WORDS = 2 * LANES };
 
-static void unpack_q8(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n)
+static void unpack_q8(float *out, const uint8_t *scales, const int8_t *codes, size_t section, size_t n)
 {
-    if (group % LANES != 0 || n % group != 0) {
-        latent_unpack_q8(out, scales, codes, group, n);
+    if (section % LANES != 0 || n % section != 0) {
+        latent_unpack_q8(out, scales, codes, section, n);
         return;
     }
     for (size_t i = 0; i < n; scales += 2) {
         vec scale = splat(latent_scale(scales));
-        for (size_t end = i + group; i < end; i += LANES)
+        for (size_t end = i + section; i < end; i += LANES)
             store(out + i, mul(floats_of_s8((const uint8_t *)codes + i), scale));
     }
 }
@@ -26,7 +26,8 @@ INLINE ivec words_of_u8(const uint8_t *p) { return or_ints(ints_of_u8(p), shift_
 INLINE ivec splat_word(int n) { return splat_int(n | n << 16); }
 INLINE ivec shift_words(ivec w, int n) { return (ivec)((word_lanes)w << (uint16_t)n); }
 
-/* The lower words' level times scale, then the upper ones'. 0x4b000000 is 2^23: with a small number in its last bits, the sum. */
+/* The lower words' level times scale, then the upper ones'. 0x4b000000 is 2^23: with a small number in its last
+ * bits, the sum. */
 INLINE void store_levels(float *out, ivec w, vec scale)
 {
     vec offset = splat(0x1p23f + DS_PAIR_LEVELS / 2);
@@ -36,7 +37,8 @@ INLINE void store_levels(float *out, ivec w, vec scale)
 }
 
 /* WORDS pairs. Their codes are made of words that hold bits 0-7, 8-9 and 10 where they belong, and others. */
-INLINE void unpack_words(float *low_out, float *high_out, ivec low, ivec middle, ivec top, vec low_scale, vec high_scale)
+INLINE void unpack_words(float *low_out, float *high_out, ivec low, ivec middle, ivec top, vec low_scale,
+                         vec high_scale)
 {
     ivec code = merge(merge(low, splat_word(0x300), middle), splat_word(0x400), top), high = high_product(code, LATENT_DIVIDER);
     word_lanes rest = (word_lanes)code - (word_lanes)high * DS_PAIR_LEVELS;
@@ -45,25 +47,25 @@ INLINE void unpack_words(float *low_out, float *high_out, ivec low, ivec middle,
 }
 
 /* The shape of all published models, known when this is compiled. */
-enum { PAIRS_N = 512, PAIRS_GROUP = 128, PAIRS_EIGHTH = PAIRS_N / 16 };
+enum { PAIRS_N = 512, PAIRS_SECTION = 128, PAIRS_EIGHTH = PAIRS_N / 16 };
 
-static void unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n)
+static void unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs, size_t section, size_t n)
 {
-    if (n != PAIRS_N || group != PAIRS_GROUP) {
-        latent_unpack_pairs(out, scales, pairs, group, n);
+    if (n != PAIRS_N || section != PAIRS_SECTION) {
+        latent_unpack_pairs(out, scales, pairs, section, n);
         return;
     }
     const uint8_t *middle = pairs + 8 * PAIRS_EIGHTH, *top = middle + 2 * PAIRS_EIGHTH;
-    vec scale[PAIRS_N / PAIRS_GROUP];
-    for (size_t g = 0; g < PAIRS_N / PAIRS_GROUP; g++)
+    vec scale[PAIRS_N / PAIRS_SECTION];
+    for (size_t g = 0; g < PAIRS_N / PAIRS_SECTION; g++)
         scale[g] = splat(latent_scale(scales + 2 * g));
     for (size_t j = 0; j < PAIRS_EIGHTH; j += WORDS) {
         ivec tops = words_of_u8(top + j), middles[2] = {words_of_u8(middle + j), words_of_u8(middle + PAIRS_EIGHTH + j)};
         UNROLL
         for (int part = 0; part < 8; part++) {
-            size_t i = (size_t)part * PAIRS_EIGHTH + j, low = (size_t)part * PAIRS_EIGHTH / PAIRS_GROUP;
+            size_t i = (size_t)part * PAIRS_EIGHTH + j, low = (size_t)part * PAIRS_EIGHTH / PAIRS_SECTION;
             unpack_words(out + i, out + PAIRS_N / 2 + i, words_of_u8(pairs + i), shift_words(middles[part % 2], 8 - part / 2 * 2),
-                         shift_words(tops, 10 - part), scale[low], scale[PAIRS_N / PAIRS_GROUP / 2 + low]);
+                         shift_words(tops, 10 - part), scale[low], scale[PAIRS_N / PAIRS_SECTION / 2 + low]);
         }
     }
 }

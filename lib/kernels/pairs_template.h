@@ -1,14 +1,16 @@
-/* Rows of 16-bit integers for attention, in plain C that each set's file includes, so that the compiler makes vectors of it with
- * that set's instructions. Every result is one expression whatever the width of a vector: all sets give the same bits. */
-#ifndef DS_LIB_KERNELS_PAIRS_H
-#define DS_LIB_KERNELS_PAIRS_H
+/* Rows of 16-bit integers for attention. A template in plain C: each set's file includes it, so that the compiler
+ * makes vectors with that set's instructions. Every result is one expression whatever the width of a vector, so all
+ * sets give the same bits. */
+#ifndef DS_LIB_KERNELS_PAIRS_TEMPLATE_H
+#define DS_LIB_KERNELS_PAIRS_TEMPLATE_H
 
 #include "kernels/kernels.h"
 
 #include <math.h>
 #include <string.h>
 
-/* The nearest integer, ties to even, of a float below 2^15: adding 1.5 * 2^23 leaves one whose last bits are the integer. */
+/* The nearest integer, ties to even, of a float below 2^15: adding 1.5 * 2^23 leaves one whose last bits are the
+ * integer. */
 static inline int16_t pairs_round(float x)
 {
     float sum = x + 0x1.8p23f;

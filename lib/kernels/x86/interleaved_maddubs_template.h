@@ -1,14 +1,16 @@
-/* Products with packed weights for AVX2, which has no instruction that adds products of bytes to 32 bits. vpmaddubsw leaves sums of two
- * in 16 bits; as many of these are added there as surely fit, and then go to 32 bits in one vpmaddwd, which multiplies by the weights'
- * small integer scale on the way. Up to there all is exact; floats are only the activations' scales, for every block, and the span's.
+/* Products with interleaved weights for AVX2, which has no instruction that adds products of bytes to 32 bits.
+ * vpmaddubsw leaves sums of two in 16 bits; as many of these are added there as surely fit, and then go to 32 bits
+ * in one vpmaddwd, which multiplies by the weights' small integer scale on the way. Up to there all is exact; floats
+ * are only the activations' scales, for every block, and the superblock's.
  *
- * A group is gone through span by span. Where many rows of activations use a span it is unpacked to bytes first. Each row's totals are
- * kept in floats and grow by one span at a time, in the same steps whichever way is taken. */
+ * A panel is gone through superblock by superblock. Where many rows of activations use a superblock it is unpacked
+ * to bytes first. Each row's totals are kept in floats and grow by one superblock at a time, in the same steps
+ * whichever way is taken. */
 
 enum {
-    VECS = DS_PACK_ROWS / LANES, /* vectors of a group's rows */
+    VECS = DS_PANEL_ROWS / LANES, /* vectors of a panel's rows */
     BLOCK_ROWS = 4,                /* rows of activations that meet a block together: 8 sums in 16 bits, and all else, fill the registers */
-    DIRECT_ROWS = 8,               /* with more, a span is made ready first */
+    DIRECT_ROWS = 8,               /* with more, a superblock is made ready first */
 };
 
 /* Of at most 8 rounds gcc would make straight code, with more sums at a time than there are registers. */
@@ -18,21 +20,22 @@ enum {
 #define AS_A_LOOP _Pragma("GCC unroll 1")
 #endif
 
-/* Words that fit: 8 * 2 * 15 * 127 < 2^15, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127, and 1 of 8 bits if its bytes are magnitudes up to 128. */
+/* Words that fit: 8 * 2 * 15 * 127 < 2^15, 4 * 2 * 31 * 127, 2 * 2 * 63 * 127, and 1 of 8 bits if its bytes are
+ * magnitudes up to 128. */
 INLINE size_t words_that_fit(ds_type type)
 {
-    size_t bits = ds_pack_bits(type);
+    size_t bits = ds_integer_bits(type);
     return bits == 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
 }
 
 /* P4, P5, P6: a block (in P6, half a block) has an integer scale. */
 INLINE bool has_integer_scales(ds_type type) { return ds_has_six_bits(type) || type == DS_TYPE_P6; }
 
-/* Scales and minima of a span, as they are stored: functions below read them. */
-typedef struct span_scales {
+/* Scales and minima of a superblock, as they are stored: functions below read them. */
+typedef struct superblock_scales {
     const uint8_t *numbers;        /* bytes [2][8 blocks][16 rows]: scales and minima of P4 and P5; P6: int8 [16][16 rows]; others: halves */
-    vec scale[VECS], minimum[VECS]; /* the span's: w = scale * integer_scale * q - minimum * block_minimum; w = block_scale * q - ... */
-} span_scales;
+    vec scale[VECS], minimum[VECS]; /* the superblock's: w = scale * integer_scale * q - minimum * block_minimum; w = block_scale * q - ... */
+} superblock_scales;
 
 /* 16 bytes, in both halves. */
 INLINE ivec load_twice(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
@@ -49,44 +52,44 @@ INLINE ivec spread(ivec bytes, size_t v, int places)
 }
 
 /* `numbers`: room for them where they have to be unpacked. */
-INLINE void read_scales(ds_type type, span_scales *s, const uint8_t *span, uint8_t numbers[4 * VECTOR])
+INLINE void read_scales(ds_type type, superblock_scales *s, const uint8_t *superblock, uint8_t numbers[4 * VECTOR])
 {
-    s->numbers = type == DS_TYPE_P6 ? span + HEADER_SIXTEENTHS : span + HEADER_HALVES;
+    s->numbers = type == DS_TYPE_P6 ? superblock + HEADER_SIXTEENTHS : superblock + HEADER_HALVES;
     if (ds_has_six_bits(type)) {
-        unpack_six_bits(numbers, span + HEADER_SIX_BITS);
+        unpack_six_bits(numbers, superblock + HEADER_SIX_BITS);
         s->numbers = numbers;
     }
     UNROLL
     for (size_t v = 0; v < VECS; v++) {
         if (has_integer_scales(type))
-            s->scale[v] = load_f16(span + HEADER_SCALES + 2 * LANES * v);
+            s->scale[v] = load_f16(superblock + HEADER_SCALES + 2 * LANES * v);
         if (ds_has_six_bits(type))
-            s->minimum[v] = load_f16(span + HEADER_MINIMA + 2 * LANES * v);
+            s->minimum[v] = load_f16(superblock + HEADER_MINIMA + 2 * LANES * v);
         else if (type == DS_TYPE_P6)
-            s->minimum[v] = mul(s->scale[v], splat((float)ds_pack_zero(type)));
+            s->minimum[v] = mul(s->scale[v], splat((float)ds_integer_zero(type)));
         else
-            s->minimum[v] = splat(ds_has_block_minima(type) ? 1.0f : (float)ds_pack_zero(type));
+            s->minimum[v] = splat(ds_has_block_minima(type) ? 1.0f : (float)ds_integer_zero(type));
     }
 }
 
 /* The scale of block `at`, in P6 of half block `at`: twice in each lane, in 16 bits. */
-INLINE ivec integer_scale(ds_type type, const span_scales *s, size_t at, size_t v)
+INLINE ivec integer_scale(ds_type type, const superblock_scales *s, size_t at, size_t v)
 {
-    ivec bytes = load_twice(s->numbers + at * DS_PACK_ROWS);
+    ivec bytes = load_twice(s->numbers + at * DS_PANEL_ROWS);
     return type == DS_TYPE_P6 ? _mm256_srai_epi16(spread(bytes, v, 10), 8) : spread(bytes, v, 5);
 }
 
-INLINE vec block_scale(const span_scales *s, size_t b, size_t v) { return load_f16(s->numbers + 2 * (b * DS_PACK_ROWS + v * LANES)); }
+INLINE vec block_scale(const superblock_scales *s, size_t b, size_t v) { return load_f16(s->numbers + 2 * (b * DS_PANEL_ROWS + v * LANES)); }
 
 /* P6: of half block `at`. */
-INLINE vec block_minimum(ds_type type, const span_scales *s, size_t at, size_t v)
+INLINE vec block_minimum(ds_type type, const superblock_scales *s, size_t at, size_t v)
 {
     if (type == DS_TYPE_P6)
-        return to_floats(_mm256_srai_epi32(spread(load_twice(s->numbers + at * DS_PACK_ROWS), v, 8), 24));
+        return to_floats(_mm256_srai_epi32(spread(load_twice(s->numbers + at * DS_PANEL_ROWS), v, 8), 24));
     if (ds_has_six_bits(type))
-        return to_floats(spread(load_twice(s->numbers + (SPAN_BLOCKS + at) * DS_PACK_ROWS), v, 1));
+        return to_floats(spread(load_twice(s->numbers + (SUPERBLOCK_BLOCKS + at) * DS_PANEL_ROWS), v, 1));
     if (ds_has_block_minima(type))
-        return load_f16(s->numbers + HEADER_BLOCK_MINIMA - HEADER_HALVES + 2 * (at * DS_PACK_ROWS + v * LANES));
+        return load_f16(s->numbers + HEADER_BLOCK_MINIMA - HEADER_HALVES + 2 * (at * DS_PANEL_ROWS + v * LANES));
     return block_scale(s, at, v);
 }
 
@@ -97,24 +100,25 @@ INLINE ivec read_part(ds_type type, const uint8_t *block, size_t g, size_t v)
     return type == DS_TYPE_P8 ? _mm256_xor_si256(w, _mm256_set1_epi8(-128)) : w;
 }
 
-/* A span made ready for many rows of activations. */
-typedef struct ready_span {
-    ivec words[SPAN_BLOCKS][BLOCK_WORDS][VECS];
-    ivec integer_scales[2 * SPAN_BLOCKS][VECS];
-    vec block_scales[SPAN_BLOCKS][VECS], block_minima[2 * SPAN_BLOCKS][VECS];
-} ready_span;
+/* A superblock made ready for many rows of activations. */
+typedef struct ready_superblock {
+    ivec words[SUPERBLOCK_BLOCKS][BLOCK_WORDS][VECS];
+    ivec integer_scales[2 * SUPERBLOCK_BLOCKS][VECS];
+    vec block_scales[SUPERBLOCK_BLOCKS][VECS], block_minima[2 * SUPERBLOCK_BLOCKS][VECS];
+} ready_superblock;
 
-/* Weights come from memory, and the processor does not look far enough ahead by itself: asking for the block two spans on, one row's
- * products read a fifth more a second, as much as reading alone (Zen 3). */
+/* Weights come from memory, and the processor does not look far enough ahead by itself: asking for the block two
+ * superblocks on, one row's products read a fifth more a second, as much as reading alone (Zen 3). */
 INLINE void prefetch(ds_type type, const uint8_t *block)
 {
-    size_t bytes = ds_block_bytes(type), ahead = 2 * (ds_header_bytes(type) + SPAN_BLOCKS * bytes);
+    size_t bytes = ds_block_bytes(type), ahead = 2 * (ds_header_bytes(type) + SUPERBLOCK_BLOCKS * bytes);
     UNROLL
     for (size_t at = 0; at < bytes; at += 64)
         _mm_prefetch((const char *)block + ahead + at, _MM_HINT_T0);
 }
 
-INLINE void make_ready(ds_type type, ready_span *ready, const span_scales *s, const uint8_t *block, size_t n_blocks)
+INLINE void make_ready(ds_type type, ready_superblock *ready, const superblock_scales *s, const uint8_t *block,
+                       size_t n_blocks)
 {
     size_t halves = type == DS_TYPE_P6 ? 2 : 1;
     for (size_t b = 0; b < n_blocks; b++, block += ds_block_bytes(type)) {
@@ -145,8 +149,9 @@ INLINE ivec byte_pairs(ds_type type, ivec w, ivec x)
     return _mm256_maddubs_epi16(w, x);
 }
 
-/* Word g of block b of a span, both parts; from `block` if it was not made ready. */
-INLINE void load_word(ds_type type, ivec w[VECS], const ready_span *ready, size_t b, const uint8_t *block, size_t g)
+/* Word g of block b of a superblock, both parts; from `block` if it was not made ready. */
+INLINE void load_word(ds_type type, ivec w[VECS], const ready_superblock *ready, size_t b, const uint8_t *block,
+                      size_t g)
 {
     UNROLL
     for (size_t v = 0; v < VECS; v++) {
@@ -165,7 +170,8 @@ INLINE ivec load_four(const ds_x8 *x, size_t g)
 }
 
 /* What takes sums of 16 bits to 32: the integer scale of half `half` of block b, or 1. */
-INLINE void load_factors(ds_type type, ivec factors[VECS], const span_scales *s, const ready_span *ready, size_t b, size_t half)
+INLINE void load_factors(ds_type type, ivec factors[VECS], const superblock_scales *s, const ready_superblock *ready,
+                         size_t b, size_t half)
 {
     size_t at = type == DS_TYPE_P6 ? 2 * b + half : b;
     UNROLL
@@ -180,9 +186,9 @@ INLINE void add_pairs(ivec *sum, bool first, ivec pairs, ivec factor)
     *sum = first ? four_sums : _mm256_add_epi32(*sum, four_sums);
 }
 
-/* Sums over block b of a span for n_x rows: exact. Bytes of 8 bits: each word goes to 32 bits at once. */
-INLINE void dot_block_bytes(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const span_scales *s, const ready_span *ready,
-                            size_t b, const uint8_t *block)
+/* Sums over block b of a superblock for n_x rows: exact. Bytes of 8 bits: each word goes to 32 bits at once. */
+INLINE void dot_block_bytes(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const superblock_scales *s,
+                            const ready_superblock *ready, size_t b, const uint8_t *block)
 {
     ivec factors[VECS];
     load_factors(type, factors, s, ready, b, 0);
@@ -204,14 +210,15 @@ INLINE void dot_block_bytes(ds_type type, ivec *sums, const ds_x8 *const *x, siz
 }
 
 /* The same where several words fit into 16 bits. */
-INLINE void dot_block_pairs(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const span_scales *s, const ready_span *ready,
-                            size_t b, const uint8_t *block)
+INLINE void dot_block_pairs(ds_type type, ivec *sums, const ds_x8 *const *x, size_t n_x, const superblock_scales *s,
+                            const ready_superblock *ready, size_t b, const uint8_t *block)
 {
     size_t fit = words_that_fit(type);
     ivec pairs[BLOCK_ROWS * VECS];
     UNROLL
     for (size_t g = 0; g < BLOCK_WORDS; g++) {
-        /* low and high halves of the same bytes one after the other, but for P6, whose halves of a block have scales of their own */
+        /* low and high halves of the same bytes one after the other, but for P6, whose halves of a block have scales
+         * of their own */
         size_t word = ready == NULL && type != DS_TYPE_P6 ? g / 2 + g % 2 * 4 : g;
         ivec w[VECS], factors[VECS];
         load_word(type, w, ready, b, block, word);
@@ -232,9 +239,9 @@ INLINE void dot_block_pairs(ds_type type, ivec *sums, const ds_x8 *const *x, siz
     }
 }
 
-/* Takes a span's minima, times the sums of the activations, from the totals of n_x rows. */
-INLINE void subtract_minima(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x, const span_scales *s,
-                            const ready_span *ready, size_t n_blocks)
+/* Takes a superblock's minima, times the sums of the activations, from the totals of n_x rows. */
+INLINE void subtract_minima(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x,
+                            const superblock_scales *s, const ready_superblock *ready, size_t n_blocks)
 {
     vec minima[BLOCK_ROWS * VECS];
     UNROLL
@@ -264,14 +271,15 @@ INLINE void subtract_minima(ds_type type, vec (*totals)[VECS], const ds_x8 *cons
             totals[i][v] = fnmadd(minima[i * VECS + v], s->minimum[v], totals[i][v]);
 }
 
-/* Adds a span's products to the totals of n_x rows, which are at their first block of it. `ready` may be NULL. */
-INLINE void multiply_span(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x, const span_scales *s,
-                          const ready_span *ready, const uint8_t *block, size_t n_blocks)
+/* Adds a superblock's products to the totals of n_x rows, which are at their first block of it. `ready` may be NULL. */
+INLINE void multiply_superblock(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x,
+                                const superblock_scales *s, const ready_superblock *ready, const uint8_t *block,
+                                size_t n_blocks)
 {
-    vec span[BLOCK_ROWS * VECS];
+    vec superblock[BLOCK_ROWS * VECS];
     UNROLL
     for (size_t a = 0; a < n_x * VECS; a++)
-        span[a] = zero();
+        superblock[a] = zero();
     for (size_t b = 0; b < n_blocks; b++, block += ds_block_bytes(type)) {
         ivec sums[BLOCK_ROWS * VECS];
         if (ready == NULL)
@@ -290,7 +298,7 @@ INLINE void multiply_span(ds_type type, vec (*totals)[VECS], const ds_x8 *const 
             UNROLL
             for (size_t v = 0; v < VECS; v++) {
                 vec factor = has_integer_scales(type) ? scale : mul(scale, scales[v]);
-                span[i * VECS + v] = fmadd(to_floats(sums[i * VECS + v]), factor, span[i * VECS + v]);
+                superblock[i * VECS + v] = fmadd(to_floats(sums[i * VECS + v]), factor, superblock[i * VECS + v]);
             }
         }
     }
@@ -298,37 +306,38 @@ INLINE void multiply_span(ds_type type, vec (*totals)[VECS], const ds_x8 *const 
     for (size_t i = 0; i < n_x; i++)
         UNROLL
         for (size_t v = 0; v < VECS; v++)
-            totals[i][v] = has_integer_scales(type) ? fmadd(span[i * VECS + v], s->scale[v], totals[i][v]) : add(totals[i][v], span[i * VECS + v]);
+            totals[i][v] = has_integer_scales(type) ? fmadd(superblock[i * VECS + v], s->scale[v], totals[i][v]) : add(totals[i][v], superblock[i * VECS + v]);
     if (type != DS_TYPE_P8) /* whose bytes are signed */
         subtract_minima(type, totals, x, n_x, s, ready, n_blocks);
 }
 
-INLINE void multiply_rows(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x, const span_scales *s,
-                          const ready_span *ready, const uint8_t *block, size_t n_blocks)
+INLINE void multiply_rows(ds_type type, vec (*totals)[VECS], const ds_x8 *const *x, size_t n_x,
+                          const superblock_scales *s, const ready_superblock *ready, const uint8_t *block,
+                          size_t n_blocks)
 {
     switch (n_x) {
-    case 1: multiply_span(type, totals, x, 1, s, ready, block, n_blocks); return;
-    case 2: multiply_span(type, totals, x, 2, s, ready, block, n_blocks); return;
-    case 3: multiply_span(type, totals, x, 3, s, ready, block, n_blocks); return;
-    default: multiply_span(type, totals, x, BLOCK_ROWS, s, ready, block, n_blocks); return;
+    case 1: multiply_superblock(type, totals, x, 1, s, ready, block, n_blocks); return;
+    case 2: multiply_superblock(type, totals, x, 2, s, ready, block, n_blocks); return;
+    case 3: multiply_superblock(type, totals, x, 3, s, ready, block, n_blocks); return;
+    default: multiply_superblock(type, totals, x, BLOCK_ROWS, s, ready, block, n_blocks); return;
     }
 }
 
-INLINE void packed_group(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *group,
-                         size_t n, size_t k)
+INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                           const uint8_t *panel, size_t n, size_t k)
 {
-    vec totals[PACKED_M_BLOCK][VECS];
+    vec totals[PANEL_M_BLOCK][VECS];
     for (size_t i = 0; i < m; i++)
         for (size_t v = 0; v < VECS; v++)
             totals[i][v] = zero();
-    size_t blocks = (k + DS_PACK_COLS - 1) / DS_PACK_COLS;
-    for (size_t b = 0; b < blocks; b += SPAN_BLOCKS) {
-        size_t n_blocks = blocks - b < SPAN_BLOCKS ? blocks - b : SPAN_BLOCKS;
-        const uint8_t *span = ds_span(type, group, b / SPAN_BLOCKS), *block = span + ds_header_bytes(type);
+    size_t blocks = (k + DS_BLOCK_COLS - 1) / DS_BLOCK_COLS;
+    for (size_t b = 0; b < blocks; b += SUPERBLOCK_BLOCKS) {
+        size_t n_blocks = blocks - b < SUPERBLOCK_BLOCKS ? blocks - b : SUPERBLOCK_BLOCKS;
+        const uint8_t *superblock = ds_superblock(type, panel, b / SUPERBLOCK_BLOCKS), *block = superblock + ds_header_bytes(type);
         uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
-        span_scales scales;
-        read_scales(type, &scales, span, numbers);
-        ready_span ready;
+        superblock_scales scales;
+        read_scales(type, &scales, superblock, numbers);
+        ready_superblock ready;
         if (m > DIRECT_ROWS)
             make_ready(type, &ready, &scales, block, n_blocks);
         for (size_t i = 0, n_x; i < m; i += n_x) {
@@ -344,10 +353,8 @@ INLINE void packed_group(ds_type type, float *out, size_t out_stride, const ds_x
     }
     for (size_t v = 0; v < VECS && v * LANES < n; v++) {
         size_t valid = n - v * LANES < LANES ? n - v * LANES : LANES;
-        vec factor = load(group + v * PART);
+        vec factor = load(panel + v * PART);
         for (size_t i = 0; i < m; i++)
             store_first(out + i * out_stride + v * LANES, mul(totals[i][v], factor), valid);
     }
 }
-
-PACKED_MATMULS

@@ -1,4 +1,5 @@
-/* The kernels of x86, written once over a vector of floats. An instruction set's file defines the vector and includes this:
+/* The kernels of x86 (SSE intrinsics and registers appear here and there), over a vector of floats whose width the including file
+ * chooses. An instruction set's file defines the vector and includes this template:
  *   vec, LANES                      a vector and its number of floats
  *   W_ROWS                          rows of weights in a block of matmul, a multiple of 4
  *   SUM_ROWS, SUM_VECS              rows, and vectors of columns, in a block of weighted_sum
@@ -18,14 +19,14 @@
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
-/* Says that a vector is used from a register: left alone, gcc reads it from memory again for each use. */
+/* Keeps a vector in a register: left alone, gcc reads the vector from memory again for each use. */
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 
 enum {
     ONE_X_W_ROWS = 8, /* rows of weights read side by side for a single row of activations: as many sums hide the latency */
     X_ROWS = 3,     /* rows of activations in a block of matmul: 8 x 3 sums leave 8 of 32 registers, 4 x 3 leave 4 of 16 */
-    K_CHUNK = 512,  /* columns of an unpacked panel of weights: W_ROWS * 2 KiB stay in the first-level cache */
-    M_BLOCK = 48,   /* rows of activations that use a panel, a multiple of X_ROWS; few enough to stay in the second level */
+    K_CHUNK = 512,  /* columns of weights unpacked together: W_ROWS * 2 KiB stay in the first-level cache */
+    M_BLOCK = 48,   /* rows of activations that use unpacked weights, a multiple of X_ROWS; few enough to stay in the second level */
     FEW_ROWS = 4,   /* rows in a block of weighted_sum where there are fewer than SUM_ROWS */
 };
 
@@ -53,7 +54,6 @@ INLINE void unpack(float *out, const uint8_t *in, size_t n, ds_type type)
         store_first(out + c, load_type_first(type, in + c * type_bytes(type), n - c), n - c);
 }
 
-static void f32_to_f32(float *out, const void *in, size_t n) { memcpy(out, in, n * sizeof *out); }
 static void f16_to_f32(float *out, const void *in, size_t n) { unpack(out, in, n, DS_TYPE_F16); }
 static void bf16_to_f32(float *out, const void *in, size_t n) { unpack(out, in, n, DS_TYPE_BF16); }
 
@@ -72,8 +72,8 @@ static void f32_to_f16(uint16_t *out, const float *in, size_t n)
  * wherever it stands. */
 
 /* Adds the products of `n` columns, for n_w rows of weights and n_x of activations. */
-INLINE void add_products(vec *sums, const float *const *x, size_t x_at, size_t n_x, const uint8_t *w, size_t w_stride, size_t n_w,
-                         size_t n, ds_type type)
+INLINE void add_products(vec *sums, const float *const *x, size_t x_at, size_t n_x, const uint8_t *w, size_t w_stride,
+                         size_t n_w, size_t n, ds_type type)
 {
     vec s[W_ROWS * X_ROWS];
     UNROLL
@@ -133,8 +133,8 @@ INLINE void store_sums(float *out, size_t out_stride, const vec *sums, size_t n_
 }
 
 /* A few rows of activations: weights straight from where they are, each read once. */
-INLINE void block_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w, size_t w_stride,
-                         size_t n_w, size_t k, ds_type type)
+INLINE void block_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w,
+                         size_t w_stride, size_t n_w, size_t k, ds_type type)
 {
     vec sums[W_ROWS * X_ROWS];
     UNROLL
@@ -144,8 +144,8 @@ INLINE void block_direct(float *out, size_t out_stride, const float *const *x, s
     store_sums(out, out_stride, sums, n_x, n_w);
 }
 
-INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w, size_t w_stride,
-                          size_t n_w, size_t n, size_t k, ds_type type)
+INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, size_t n_x, const uint8_t *w,
+                          size_t w_stride, size_t n_w, size_t n, size_t k, ds_type type)
 {
     size_t j = 0;
     for (; j + n_w <= n; j += n_w)
@@ -155,40 +155,41 @@ INLINE void matmul_direct(float *out, size_t out_stride, const float *const *x, 
 }
 
 /* The products of one chunk of columns for n_x of the block's rows. */
-INLINE void chunk_rows(vec *sums, const float *const *x, size_t x_at, size_t n_x, const float *panel, size_t n_w, size_t n)
+INLINE void chunk_rows(vec *sums, const float *const *x, size_t x_at, size_t n_x, const float *unpacked, size_t n_w,
+                       size_t n)
 {
     if (n_w == W_ROWS)
-        add_products(sums, x, x_at, n_x, (const uint8_t *)panel, K_CHUNK * sizeof *panel, W_ROWS, n, DS_TYPE_F32);
+        add_products(sums, x, x_at, n_x, (const uint8_t *)unpacked, K_CHUNK * sizeof *unpacked, W_ROWS, n, DS_TYPE_F32);
     else
-        add_products(sums, x, x_at, n_x, (const uint8_t *)panel, K_CHUNK * sizeof *panel, 1, n, DS_TYPE_F32);
+        add_products(sums, x, x_at, n_x, (const uint8_t *)unpacked, K_CHUNK * sizeof *unpacked, 1, n, DS_TYPE_F32);
 }
 
-static void chunk(vec *sums, const float *const *x, size_t x_at, size_t m, const float *panel, size_t n_w, size_t n)
+static void chunk(vec *sums, const float *const *x, size_t x_at, size_t m, const float *unpacked, size_t n_w, size_t n)
 {
     size_t i = 0;
     for (; i + X_ROWS <= m; i += X_ROWS)
-        chunk_rows(sums + i * W_ROWS, x + i, x_at, X_ROWS, panel, n_w, n);
+        chunk_rows(sums + i * W_ROWS, x + i, x_at, X_ROWS, unpacked, n_w, n);
     if (m - i == 2)
-        chunk_rows(sums + i * W_ROWS, x + i, x_at, 2, panel, n_w, n);
+        chunk_rows(sums + i * W_ROWS, x + i, x_at, 2, unpacked, n_w, n);
     else if (m - i == 1)
-        chunk_rows(sums + i * W_ROWS, x + i, x_at, 1, panel, n_w, n);
+        chunk_rows(sums + i * W_ROWS, x + i, x_at, 1, unpacked, n_w, n);
 }
 
-/* Up to M_BLOCK rows of activations and n_w (W_ROWS or 1) rows of weights: these are unpacked a chunk of columns at a time and
- * used by all rows, whose sums wait in memory meanwhile. */
-INLINE void block_panel(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
-                        size_t n_w, size_t k, ds_type type)
+/* Up to M_BLOCK rows of activations and n_w (W_ROWS or 1) rows of weights. The weights are unpacked a chunk of
+ * columns at a time and used by all rows of activations, whose sums wait in memory meanwhile. */
+INLINE void block_unpacked(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w,
+                           size_t w_stride, size_t n_w, size_t k, ds_type type)
 {
     vec sums[M_BLOCK * W_ROWS];
-    float panel[W_ROWS * K_CHUNK] __attribute__((aligned(64)));
+    float unpacked[W_ROWS * K_CHUNK] __attribute__((aligned(64)));
     for (size_t a = 0; a < m * W_ROWS; a++)
         sums[a] = zero();
     for (size_t c = 0; c < k; c += K_CHUNK) {
         size_t n = k - c < K_CHUNK ? k - c : K_CHUNK;
         UNROLL
         for (size_t j = 0; j < n_w; j++)
-            unpack(panel + j * K_CHUNK, w + j * w_stride + c * type_bytes(type), n, type);
-        chunk(sums, x, c, m, panel, n_w, n);
+            unpack(unpacked + j * K_CHUNK, w + j * w_stride + c * type_bytes(type), n, type);
+        chunk(sums, x, c, m, unpacked, n_w, n);
     }
     for (size_t i = 0; i < m; i += X_ROWS) {
         size_t n_x = m - i < X_ROWS ? m - i : X_ROWS;
@@ -196,8 +197,8 @@ INLINE void block_panel(float *out, size_t out_stride, const float *const *x, si
     }
 }
 
-INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride, size_t n,
-                   size_t k, ds_type type)
+INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t m, const uint8_t *w, size_t w_stride,
+                   size_t n, size_t k, ds_type type)
 {
     if (m == 1) {
         matmul_direct(out, out_stride, x, 1, w, w_stride, ONE_X_W_ROWS, n, k, type);
@@ -215,26 +216,26 @@ INLINE void matmul(float *out, size_t out_stride, const float *const *x, size_t 
         size_t rows = m - i < M_BLOCK ? m - i : M_BLOCK, j = 0;
         float *at = out + i * out_stride;
         for (; j + W_ROWS <= n; j += W_ROWS)
-            block_panel(at + j, out_stride, x + i, rows, w + j * w_stride, w_stride, W_ROWS, k, type);
+            block_unpacked(at + j, out_stride, x + i, rows, w + j * w_stride, w_stride, W_ROWS, k, type);
         for (; j < n; j++)
-            block_panel(at + j, out_stride, x + i, rows, w + j * w_stride, w_stride, 1, k, type);
+            block_unpacked(at + j, out_stride, x + i, rows, w + j * w_stride, w_stride, 1, k, type);
     }
 }
 
-static void matmul_f32(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                       size_t k)
+static void matmul_f32(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
+                       size_t n, size_t k)
 {
     matmul(out, out_stride, x, m, w, w_stride, n, k, DS_TYPE_F32);
 }
 
-static void matmul_f16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                       size_t k)
+static void matmul_f16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
+                       size_t n, size_t k)
 {
     matmul(out, out_stride, x, m, w, w_stride, n, k, DS_TYPE_F16);
 }
 
-static void matmul_bf16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, size_t n,
-                        size_t k)
+static void matmul_bf16(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride,
+                        size_t n, size_t k)
 {
     matmul(out, out_stride, x, m, w, w_stride, n, k, DS_TYPE_BF16);
 }
@@ -396,9 +397,8 @@ static void add_scaled(float *out, const float *x, float scale, size_t n)
         store_first(out + c, fmadd(splat(scale), load_first(x + c, n - c), load_first(out + c, n - c)), n - c);
 }
 
-#define VECTOR_KERNELS                                                                                                          \
-    .matmul = {[DS_TYPE_F32] = matmul_f32, [DS_TYPE_F16] = matmul_f16, [DS_TYPE_BF16] = matmul_bf16},                       \
-    .to_f32 = {[DS_TYPE_F32] = f32_to_f32, [DS_TYPE_F16] = f16_to_f32, [DS_TYPE_BF16] = bf16_to_f32,                   \
-               DS_DEQUANTIZERS},                                                                                             \
-    .f32_to_f16 = f32_to_f16, .weighted_sum = weighted_sum, .rms_norm = rms_norm, .exp_sum = exp_sum, .swiglu = swiglu,           \
-    .add_scaled = add_scaled, .max = maximum
+#define VECTOR_KERNELS                                                                                                 \
+    .matmul[DS_TYPE_F32] = matmul_f32, .matmul[DS_TYPE_F16] = matmul_f16, .matmul[DS_TYPE_BF16] = matmul_bf16,         \
+    .to_f32[DS_TYPE_F16] = f16_to_f32, .to_f32[DS_TYPE_BF16] = bf16_to_f32, .f32_to_f16 = f32_to_f16,                  \
+    .weighted_sum = weighted_sum, .rms_norm = rms_norm, .exp_sum = exp_sum, .swiglu = swiglu, .add_scaled = add_scaled, \
+    .max = maximum

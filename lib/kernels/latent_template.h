@@ -1,9 +1,11 @@
-/* The quantised rows of the latent KV cache (lib/cache/quantise.c has their layout): reading them, and their rotation.
+/* The quantised rows of the latent KV cache (lib/cache/quantise.c has their layout): reading them, and their
+ * rotation.
  *
- * Plain C that each set's file includes, so that the compiler makes vectors of it with that set's instructions. Every result is
- * one expression of floats or integers whatever the width of a vector: all sets give the same bits. */
-#ifndef DS_LIB_KERNELS_LATENT_H
-#define DS_LIB_KERNELS_LATENT_H
+ * A template in plain C: each set's file includes it, so that the compiler makes vectors with that set's
+ * instructions. Every result is one expression of floats or integers whatever the width of a vector, so all sets
+ * give the same bits. */
+#ifndef DS_LIB_KERNELS_LATENT_TEMPLATE_H
+#define DS_LIB_KERNELS_LATENT_TEMPLATE_H
 
 #include "kernels/kernels.h"
 
@@ -22,7 +24,8 @@ static inline void latent_butterfly(float *restrict low, float *restrict high, s
     }
 }
 
-/* Stages 1, 2, 4 and 8 of the transform within each 16 elements: of a square of 16 x 16, turned, they are sums of whole rows. */
+/* Stages 1, 2, 4 and 8 of the transform within each 16 elements: of a square of 16 x 16, turned, they are sums of
+ * whole rows. */
 static inline void latent_squares(float *x, size_t n)
 {
     for (size_t i = 0; i < n; i += 256) {
@@ -39,8 +42,8 @@ static inline void latent_squares(float *x, size_t n)
     }
 }
 
-/* The Walsh-Hadamard transform of each block of `block` elements (a power of two that divides n), divided by sqrt(block): its own
- * inverse. */
+/* The Walsh-Hadamard transform of each block of `block` elements (a power of two that divides n), divided by
+ * sqrt(block): its own inverse. */
 static void latent_rotate(float *x, size_t block, size_t n)
 {
     size_t h = 1;
@@ -56,11 +59,11 @@ static void latent_rotate(float *x, size_t block, size_t n)
         x[i] *= scale;
 }
 
-static void latent_unpack_q8(float *out, const uint8_t *scales, const int8_t *codes, size_t group, size_t n)
+static void latent_unpack_q8(float *out, const uint8_t *scales, const int8_t *codes, size_t section, size_t n)
 {
-    for (size_t i = 0; i < n; i += group, scales += 2) {
+    for (size_t i = 0; i < n; i += section, scales += 2) {
         float scale = latent_scale(scales);
-        size_t m = n - i < group ? n - i : group;
+        size_t m = n - i < section ? n - i : section;
         for (size_t j = 0; j < m; j++)
             out[i + j] = (float)codes[i + j] * scale;
     }
@@ -69,10 +72,13 @@ static void latent_unpack_q8(float *out, const uint8_t *scales, const int8_t *co
 /* Times this, over 2^16: the division of a pair's code by DS_PAIR_LEVELS, exact up to 2047. */
 enum { LATENT_DIVIDER = 1457 };
 
-/* m pairs: the low byte of a pair's code, then two bits from `middle`, then one from `top`. Code / 45 is the high element. */
-static inline __attribute__((always_inline)) void latent_split_part(int16_t *restrict low_out, int16_t *restrict high_out,
-                                                                    const uint8_t *restrict low, const uint8_t *restrict middle,
-                                                                    size_t middle_shift, const uint8_t *restrict top, size_t top_shift,
+/* m pairs: the low byte of a pair's code, then two bits from `middle`, then one from `top`. Code / 45 is the high
+ * element. */
+static inline __attribute__((always_inline)) void latent_split_part(int16_t *restrict low_out,
+                                                                    int16_t *restrict high_out,
+                                                                    const uint8_t *restrict low,
+                                                                    const uint8_t *restrict middle, size_t middle_shift,
+                                                                    const uint8_t *restrict top, size_t top_shift,
                                                                     size_t m)
 {
     for (size_t j = 0; j < m; j++) {
@@ -103,14 +109,14 @@ static void latent_split_pairs(int16_t *out, const uint8_t *pairs, size_t n)
         latent_split(out, pairs, n);
 }
 
-/* The integers lie in the last half of `out` until their floats, group by group, take their place. */
-static void latent_unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs, size_t group, size_t n)
+/* The integers lie in the last half of `out` until their floats, section by section, take their place. */
+static void latent_unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs, size_t section, size_t n)
 {
     int16_t *codes = (int16_t *)(void *)(out + n / 2), code;
     latent_split_pairs(codes, pairs, n);
     for (size_t i = 0; i < n; scales += 2) {
         float scale = latent_scale(scales);
-        for (size_t end = n - i < group ? n : i + group; i < end; i++) {
+        for (size_t end = n - i < section ? n : i + section; i < end; i++) {
             memcpy(&code, codes + i, sizeof code); /* a plain read the compiler might put behind the writing of floats */
             out[i] = (float)code * scale;
         }

@@ -1,5 +1,6 @@
-/* What the kernels of packed weights share on x86: rows of activations, reading weights, and the table's entries. An instruction set's
- * file includes this and then its products, packed_avx512.h or packed_avx2.h. Beside what vector_kernels.h needs it defines:
+/* What the kernels of interleaved weights share on x86: rows of activations, and reading weights. An instruction set's file includes
+ * this template and then its products, interleaved_dpbusd_template.h or interleaved_maddubs_template.h. Beside what vector_template.h
+ * needs, the file defines:
  *   ivec                        a vector of LANES 32-bit lanes, 4 bytes each
  *   load_ints and_bits(v, mask) or_ints shift_left(v, n) shift_right(v, n)   on lanes of 32 bits
  *
@@ -7,7 +8,7 @@
 
 enum {
     PART = 4 * LANES,    /* bytes of a vector of weights */
-    PACKED_M_BLOCK = 96, /* rows of activations that use a group of weights before the next: they stay in the second-level cache */
+    PANEL_M_BLOCK = 96, /* rows of activations that use a panel of weights before the next: the rows stay in the second-level cache */
 };
 
 /* ---- activations ---- */
@@ -57,10 +58,10 @@ static void prepare_block(ds_x8 *out, const float *x)
 
 static void prepare_row(ds_x8 *out, const float *x, size_t k)
 {
-    for (; k >= DS_PACK_COLS; k -= DS_PACK_COLS, x += DS_PACK_COLS)
+    for (; k >= DS_BLOCK_COLS; k -= DS_BLOCK_COLS, x += DS_BLOCK_COLS)
         prepare_block(out++, x);
     if (k > 0) {
-        float last[DS_PACK_COLS] = {0};
+        float last[DS_BLOCK_COLS] = {0};
         memcpy(last, x, k * sizeof *x);
         prepare_block(out, last);
     }
@@ -68,7 +69,7 @@ static void prepare_row(ds_x8 *out, const float *x, size_t k)
 
 /* ---- weights ---- */
 
-/* All 256 numbers of 6 bits of a span. */
+/* All 256 numbers of 6 bits of a superblock. */
 INLINE void unpack_six_bits(uint8_t out[4 * VECTOR], const uint8_t *in)
 {
     for (size_t at = 0; at < VECTOR; at += 32) {
@@ -90,7 +91,7 @@ INLINE ivec read_word(ds_type type, const uint8_t *block, size_t g)
     if (type == DS_TYPE_P8)
         return load_ints(block + g * VECTOR);
     ivec both = load_ints(block + g % 4 * VECTOR), w = and_bits(g < 4 ? both : shift_right(both, 4), 0x0f0f0f0f);
-    if (ds_pack_bits(type) == 5) {
+    if (ds_integer_bits(type) == 5) {
         ivec more = load_ints(block + 4 * VECTOR);
         w = or_ints(w, and_bits(g < 4 ? shift_left(more, 4 - g) : shift_right(more, g - 4), 0x10101010));
     }
@@ -104,39 +105,24 @@ INLINE ivec read_word(ds_type type, const uint8_t *block, size_t g)
 
 /* ---- the table ---- */
 
-/* What the products define: m rows of activations, at most PACKED_M_BLOCK, times a group, of whose rows n count. */
-INLINE void packed_group(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *group, size_t n,
-                         size_t k);
+/* What the products define: m rows of activations, at most PANEL_M_BLOCK, times a panel, of whose rows n count. */
+INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                           const uint8_t *panel, size_t n, size_t k);
 
-INLINE void packed_matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const uint8_t *w,
-                          size_t n, size_t k)
+INLINE void interleaved_matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *const *x, size_t m,
+                               const uint8_t *w, size_t n, size_t k)
 {
-    size_t group_bytes = ds_group_bytes(type, k);
-    for (size_t i = 0; i < m; i += PACKED_M_BLOCK) {
-        size_t rows = m - i < PACKED_M_BLOCK ? m - i : PACKED_M_BLOCK;
-        for (size_t j = 0; j < n; j += DS_PACK_ROWS)
-            packed_group(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DS_PACK_ROWS * group_bytes, n - j, k);
+    size_t panel_bytes = ds_panel_bytes(type, k);
+    for (size_t i = 0; i < m; i += PANEL_M_BLOCK) {
+        size_t rows = m - i < PANEL_M_BLOCK ? m - i : PANEL_M_BLOCK;
+        for (size_t j = 0; j < n; j += DS_PANEL_ROWS)
+            multiply_panel(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DS_PANEL_ROWS * panel_bytes, n - j, k);
     }
 }
 
-#define PACKED_MATMUL(name, type)                                                                                               \
-    static void name(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k)        \
-    {                                                                                                                           \
-        packed_matmul(type, out, out_stride, x, m, w, n, k);                                                                    \
+#define INTERLEAVED(TYPE, name, ...)                                                                                   \
+    static void matmul_##name(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k) \
+    {                                                                                                                  \
+        interleaved_matmul(DS_TYPE_##TYPE, out, out_stride, x, m, w, n, k);                                            \
     }
-
-#define PACKED_MATMULS                                                                                                          \
-    PACKED_MATMUL(matmul_p4, DS_TYPE_P4)                                                                                      \
-    PACKED_MATMUL(matmul_p5, DS_TYPE_P5)                                                                                      \
-    PACKED_MATMUL(matmul_p6, DS_TYPE_P6)                                                                                      \
-    PACKED_MATMUL(matmul_p8, DS_TYPE_P8)                                                                                      \
-    PACKED_MATMUL(matmul_p4s, DS_TYPE_P4S)                                                                                    \
-    PACKED_MATMUL(matmul_p5s, DS_TYPE_P5S)                                                                                    \
-    PACKED_MATMUL(matmul_p4m, DS_TYPE_P4M)                                                                                    \
-    PACKED_MATMUL(matmul_p5m, DS_TYPE_P5M)
-
-#define PACKED_KERNELS                                                                                                          \
-    .matmul_packed = {[DS_TYPE_P4] = matmul_p4, [DS_TYPE_P5] = matmul_p5, [DS_TYPE_P6] = matmul_p6,                         \
-                      [DS_TYPE_P8] = matmul_p8, [DS_TYPE_P4S] = matmul_p4s, [DS_TYPE_P5S] = matmul_p5s,                    \
-                      [DS_TYPE_P4M] = matmul_p4m, [DS_TYPE_P5M] = matmul_p5m},                                               \
-    .prepare_row = prepare_row
+#include "kernels/types.def"

@@ -1,17 +1,17 @@
-/* Attention in 16 bits for x86, written once; an instruction set's file includes this after packed_kernels.h. Beside what those
- * need it defines:
+/* Attention in 16 bits for x86. An instruction set's file includes this template after vector_template.h and interleaved_template.h.
+ * Beside what these need, the file defines:
  *   dot_words(sum, b, a)   adds to each lane the products of its two 16-bit numbers in b and the two at a
  *   low_words high_words low_longs high_longs(a, b)   alternate lanes of 32 or 64 bits of a and b, from the low or the high half of
  *                          each 128 bits
- *   turn_parts(v, w)       128 bits p of vector 4 q + r of v are 128 bits q of vector 4 p + r of w
+ *   turn_parts(v, w)       sets v: part p, 128 bits, of v[4 q + r] is part q of w[4 p + r]
  *   weave(rows, at, next)  LANES numbers of 16 bits of each of two rows from column `at` on, lane c having that of the first row
  *                          and then that of the second; `next` NULL: zeros
  *   store_wide(out, bytes)  32 signed bytes of a __m256i as numbers of 16 bits
- *   QUERY_ROWS             rows of a that meet a block of b together */
+ *   QUERY_ROWS             rows of a that meet a panel of b together */
 
 enum {
-    ROW_PAIRS = 2 * DS_PAIR_ROWS,       /* numbers of 16 bits of one pair of columns, */
-    BLOCK_VECS = DS_PAIR_ROWS / LANES,  /* and vectors */
+    ROW_PAIRS = 2 * DS_PANEL_ROWS,       /* numbers of 16 bits of one pair of columns, */
+    PANEL_VECS = DS_PANEL_ROWS / LANES,  /* and vectors */
 };
 
 /* 16 halves or, of fewer, those that there are; zeros for the others. */
@@ -67,7 +67,8 @@ static float round_halves(int16_t *out, const void *halves, size_t n, float limi
     return n == 64 ? round_some_halves(out, halves, 64, limit) : round_some_halves(out, halves, n, limit);
 }
 
-/* LANES vectors: lane r of vector c changes places with lane c of vector r. Squares of 4 x 4 within each 128 bits, and then these. */
+/* LANES vectors: lane r of vector c changes places with lane c of vector r. Squares of 4 x 4 within each 128 bits,
+ * and then these. */
 INLINE void turn(ivec v[LANES])
 {
     ivec w[LANES];
@@ -108,31 +109,32 @@ INLINE void turn_rows(int16_t *out, const int16_t *rows, size_t stride, size_t f
 
 static void pair_columns(int16_t *out, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
-    for (size_t first = 0; first < DS_PAIR_ROWS; first += LANES)
+    for (size_t first = 0; first < DS_PANEL_ROWS; first += LANES)
         turn_rows(out, rows, stride, first, n_rows, n_cols);
 }
 
-static void pair_rows(int16_t *out, size_t block_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
+static void pair_rows(int16_t *out, size_t panel_stride, const int16_t *rows, size_t stride, size_t n_rows,
+                      size_t n_cols)
 {
     size_t n_pairs = (n_rows + 1) / 2;
-    for (size_t c = 0; c < n_cols; c += DS_PAIR_ROWS, out += block_stride)
+    for (size_t c = 0; c < n_cols; c += DS_PANEL_ROWS, out += panel_stride)
         for (size_t pair = 0; pair < n_pairs; pair++) {
             const int16_t *first = rows + 2 * pair * stride + c, *second = 2 * pair + 1 < n_rows ? first + stride : NULL;
-            if (n_cols - c < DS_PAIR_ROWS) {
-                for (size_t i = 0; i < DS_PAIR_ROWS; i++) {
+            if (n_cols - c < DS_PANEL_ROWS) {
+                for (size_t i = 0; i < DS_PANEL_ROWS; i++) {
                     out[pair * ROW_PAIRS + 2 * i] = i < n_cols - c ? first[i] : 0;
                     out[pair * ROW_PAIRS + 2 * i + 1] = i < n_cols - c && second != NULL ? second[i] : 0;
                 }
                 continue;
             }
-            for (size_t at = 0; at < DS_PAIR_ROWS; at += LANES)
+            for (size_t at = 0; at < DS_PANEL_ROWS; at += LANES)
                 store_ints(out + pair * ROW_PAIRS + 2 * at, weave(first + at, second == NULL ? NULL : second + at));
         }
 }
 
 /* ---- rows of bytes, 16 columns at a time: pairs of bytes change places, and only then become pairs of 16 bits ---- */
 
-enum { CODE_COLS = 16, HALF_ROWS = DS_PAIR_ROWS / 2 };
+enum { CODE_COLS = 16, HALF_ROWS = DS_PANEL_ROWS / 2 };
 
 INLINE __m128i load_codes(const int8_t *rows, size_t stride, size_t r, size_t n_rows)
 {
@@ -169,7 +171,7 @@ INLINE void turn_codes(int16_t *out, const int8_t *rows, size_t stride, size_t n
 INLINE void weave_codes(int16_t *out, const int8_t *rows, size_t stride, size_t n_rows)
 {
     UNROLL
-    for (size_t r = 0; r < DS_PAIR_ROWS; r += 2) {
+    for (size_t r = 0; r < DS_PANEL_ROWS; r += 2) {
         if (r >= n_rows)
             break;
         __m128i a = load_codes(rows, stride, r, n_rows), b = load_codes(rows, stride, r + 1, n_rows);
@@ -177,21 +179,21 @@ INLINE void weave_codes(int16_t *out, const int8_t *rows, size_t stride, size_t 
     }
 }
 
-static void pair_codes(int16_t *keys, int16_t *values, size_t block_stride, const int8_t *rows, size_t stride, size_t n_rows,
-                       size_t n_cols)
+static void pair_codes(int16_t *keys, int16_t *values, size_t panel_stride, const int8_t *rows, size_t stride,
+                       size_t n_rows, size_t n_cols)
 {
     size_t c = 0;
-    for (; c + CODE_COLS <= n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += block_stride) {
-        if (n_rows == DS_PAIR_ROWS) {
-            turn_codes(keys, rows + c, stride, DS_PAIR_ROWS);
-            weave_codes(values, rows + c, stride, DS_PAIR_ROWS);
+    for (; c + CODE_COLS <= n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += panel_stride) {
+        if (n_rows == DS_PANEL_ROWS) {
+            turn_codes(keys, rows + c, stride, DS_PANEL_ROWS);
+            weave_codes(values, rows + c, stride, DS_PANEL_ROWS);
         } else {
             turn_codes(keys, rows + c, stride, n_rows);
             weave_codes(values, rows + c, stride, n_rows);
         }
     }
-    for (; c % DS_SCALE_COLS != 0 || c < n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += block_stride) {
-        int8_t last[DS_PAIR_ROWS][CODE_COLS] = {{0}};
+    for (; c % DS_SCALE_COLS != 0 || c < n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += panel_stride) {
+        int8_t last[DS_PANEL_ROWS][CODE_COLS] = {{0}};
         for (size_t r = 0; r < n_rows && c < n_cols; r++)
             memcpy(last[r], rows + r * stride + c, n_cols - c);
         turn_codes(keys, last[0], CODE_COLS, n_rows);
@@ -200,69 +202,70 @@ static void pair_codes(int16_t *keys, int16_t *values, size_t block_stride, cons
     }
 }
 
-/* Sums over n_pairs pairs of n_x rows of a and a block of b: sums[i * BLOCK_VECS + v] for row i. */
+/* Sums over n_pairs pairs of n_x rows of a and a panel of b: sums[i * PANEL_VECS + v] for row i. */
 INLINE void dot_rows(ivec *sums, const int16_t *a, const int16_t *b, size_t n_x, size_t n_pairs)
 {
-    ivec d[QUERY_ROWS * BLOCK_VECS];
+    ivec d[QUERY_ROWS * PANEL_VECS];
     UNROLL
-    for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
+    for (size_t i = 0; i < n_x * PANEL_VECS; i++)
         d[i] = splat_int(0);
     for (size_t pair = 0; pair < n_pairs; pair++) {
-        ivec values[BLOCK_VECS];
+        ivec values[PANEL_VECS];
         UNROLL
-        for (size_t v = 0; v < BLOCK_VECS; v++) {
+        for (size_t v = 0; v < PANEL_VECS; v++) {
             values[v] = load_ints(b + pair * ROW_PAIRS + 2 * LANES * v);
             IN_REGISTER(values[v]);
         }
         UNROLL
         for (size_t i = 0; i < n_x; i++)
             UNROLL
-            for (size_t v = 0; v < BLOCK_VECS; v++)
-                d[i * BLOCK_VECS + v] = dot_words(d[i * BLOCK_VECS + v], values[v], a + pair * ROW_PAIRS + 2 * i);
+            for (size_t v = 0; v < PANEL_VECS; v++)
+                d[i * PANEL_VECS + v] = dot_words(d[i * PANEL_VECS + v], values[v], a + pair * ROW_PAIRS + 2 * i);
     }
     UNROLL
-    for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
+    for (size_t i = 0; i < n_x * PANEL_VECS; i++)
         sums[i] = d[i];
 }
 
-/* Adds groups `first_group` to end - 1 of n_x rows of a, from `row` on, and of a block of b to their scores. */
-INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, const int16_t *b, const float *scales, size_t scales_stride,
-                       size_t first_group, size_t end)
+/* Adds sections `first_section` to end - 1 of n_x rows of a, from `row` on, and of a panel of b to their scores. */
+INLINE void add_scores(vec *sums, const int16_t *a, size_t row, size_t n_x, const int16_t *b, const float *scales,
+                       size_t scales_stride, size_t first_section, size_t end)
 {
-    enum { GROUP = DS_PAIR_ROWS * DS_SCALE_COLS };
-    vec s[QUERY_ROWS * BLOCK_VECS];
+    enum { SECTION = DS_PANEL_ROWS * DS_SCALE_COLS };
+    vec s[QUERY_ROWS * PANEL_VECS];
     UNROLL
-    for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
+    for (size_t i = 0; i < n_x * PANEL_VECS; i++)
         s[i] = sums[i];
-    for (size_t g = first_group; g < end; g++) {
-        ivec d[QUERY_ROWS * BLOCK_VECS];
-        dot_rows(d, a + g * GROUP + 2 * row, b + g * GROUP, n_x, DS_SCALE_COLS / 2);
+    for (size_t g = first_section; g < end; g++) {
+        ivec d[QUERY_ROWS * PANEL_VECS];
+        dot_rows(d, a + g * SECTION + 2 * row, b + g * SECTION, n_x, DS_SCALE_COLS / 2);
         UNROLL
-        for (size_t v = 0; v < BLOCK_VECS; v++) {
+        for (size_t v = 0; v < PANEL_VECS; v++) {
             vec scale = load(scales + g * scales_stride + v * LANES);
             UNROLL
             for (size_t i = 0; i < n_x; i++)
-                s[i * BLOCK_VECS + v] = fmadd(to_floats(d[i * BLOCK_VECS + v]), scale, s[i * BLOCK_VECS + v]);
+                s[i * PANEL_VECS + v] = fmadd(to_floats(d[i * PANEL_VECS + v]), scale, s[i * PANEL_VECS + v]);
         }
     }
     UNROLL
-    for (size_t i = 0; i < n_x * BLOCK_VECS; i++)
+    for (size_t i = 0; i < n_x * PANEL_VECS; i++)
         sums[i] = s[i];
 }
 
-/* Where not all rows of a meet b together they do so a group at a time: it stays in the first-level cache. */
-static void pair_scores(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m, const int16_t *b, size_t n,
-                        const float *scales, size_t scales_stride, size_t n_groups)
+/* Where not all rows of a meet b together they do so a section at a time: the section stays in the first-level
+ * cache. */
+static void pair_scores(float *out, size_t out_stride, const int16_t *a, const float *a_scales, size_t m,
+                        const int16_t *b, size_t n, const float *scales, size_t scales_stride, size_t n_sections)
 {
-    size_t step = (int)QUERY_ROWS < (int)DS_PAIR_ROWS ? 1 : n_groups;
-    for (size_t t = 0; t < n; t += DS_PAIR_ROWS, b += n_groups * DS_PAIR_ROWS * DS_SCALE_COLS) {
-        vec sums[DS_PAIR_ROWS * BLOCK_VECS];
+    size_t step = (int)QUERY_ROWS < (int)DS_PANEL_ROWS ? 1 : n_sections;
+    for (size_t t = 0; t < n; t += DS_PANEL_ROWS, b += n_sections * DS_PANEL_ROWS * DS_SCALE_COLS) {
+        vec sums[DS_PANEL_ROWS * PANEL_VECS];
         UNROLL
-        for (size_t i = 0; i < DS_PAIR_ROWS * BLOCK_VECS; i++)
+        for (size_t i = 0; i < DS_PANEL_ROWS * PANEL_VECS; i++)
             sums[i] = zero();
-        for (size_t g = 0; g < n_groups; g += step)
+        for (size_t g = 0; g < n_sections; g += step)
             for (size_t i = 0; i < m; i += QUERY_ROWS) {
-                vec *s = sums + i * BLOCK_VECS;
+                vec *s = sums + i * PANEL_VECS;
                 if (m - i > QUERY_ROWS / 2)
                     add_scores(s, a, i, QUERY_ROWS, b, scales + t, scales_stride, g, g + step);
                 else if (m - i > QUERY_ROWS / 4)
@@ -272,19 +275,19 @@ static void pair_scores(float *out, size_t out_stride, const int16_t *a, const f
             }
         for (size_t i = 0; i < m; i++)
             UNROLL
-            for (size_t v = 0; v < BLOCK_VECS; v++)
-                store(out + i * out_stride + t + v * LANES, mul(sums[i * BLOCK_VECS + v], splat(a_scales[i])));
+            for (size_t v = 0; v < PANEL_VECS; v++)
+                store(out + i * out_stride + t + v * LANES, mul(sums[i * PANEL_VECS + v], splat(a_scales[i])));
     }
 }
 
-INLINE void sums_block(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a, size_t first, size_t n_x,
-                       size_t n_rows, const int16_t *b, size_t n_pairs, size_t n)
+INLINE void sums_panel(float *out, size_t out_stride, const float *keep, const float *factor, const int16_t *a,
+                       size_t first, size_t n_x, size_t n_rows, const int16_t *b, size_t n_pairs, size_t n)
 {
-    for (size_t j = 0; j < n; j += DS_PAIR_ROWS) {
-        ivec d[QUERY_ROWS * BLOCK_VECS];
+    for (size_t j = 0; j < n; j += DS_PANEL_ROWS) {
+        ivec d[QUERY_ROWS * PANEL_VECS];
         dot_rows(d, a + 2 * first, b + j * 2 * n_pairs, n_x, n_pairs);
         UNROLL
-        for (size_t v = 0; v < BLOCK_VECS; v++) {
+        for (size_t v = 0; v < PANEL_VECS; v++) {
             size_t col = j + v * LANES, valid = col >= n ? 0 : n - col < LANES ? n - col : LANES;
             UNROLL
             for (size_t i = 0; i < n_x; i++) {
@@ -292,7 +295,7 @@ INLINE void sums_block(float *out, size_t out_stride, const float *keep, const f
                     continue;
                 float *at = out + (first + i) * out_stride + col;
                 vec sum = valid == LANES ? load(at) : load_first(at, valid);
-                sum = fmadd(sum, splat(keep[first + i]), mul(to_floats(d[i * BLOCK_VECS + v]), splat(factor[first + i])));
+                sum = fmadd(sum, splat(keep[first + i]), mul(to_floats(d[i * PANEL_VECS + v]), splat(factor[first + i])));
                 if (valid == LANES)
                     store(at, sum);
                 else
@@ -308,15 +311,15 @@ static void pair_sums(float *out, size_t out_stride, const float *keep, const fl
     for (size_t i = 0; i < m; i += QUERY_ROWS) {
         size_t rows = m - i < QUERY_ROWS ? m - i : QUERY_ROWS;
         if (rows > QUERY_ROWS / 2)
-            sums_block(out, out_stride, keep, factor, a, i, QUERY_ROWS, rows, b, n_pairs, n);
+            sums_panel(out, out_stride, keep, factor, a, i, QUERY_ROWS, rows, b, n_pairs, n);
         else if (rows > QUERY_ROWS / 4)
-            sums_block(out, out_stride, keep, factor, a, i, QUERY_ROWS / 2, rows, b, n_pairs, n);
+            sums_panel(out, out_stride, keep, factor, a, i, QUERY_ROWS / 2, rows, b, n_pairs, n);
         else
-            sums_block(out, out_stride, keep, factor, a, i, QUERY_ROWS / 4, rows, b, n_pairs, n);
+            sums_panel(out, out_stride, keep, factor, a, i, QUERY_ROWS / 4, rows, b, n_pairs, n);
     }
 }
 
-#define PAIR_KERNELS                                                                                                            \
-    .round_halves = round_halves, .pair_columns = pair_columns, .pair_rows = pair_rows, .pair_codes = pair_codes,                              \
-    .pair_scores = pair_scores, .pair_sums = pair_sums,                                                                                       \
+#define PAIR_KERNELS                                                                                                   \
+    .round_halves = round_halves, .pair_columns = pair_columns, .pair_rows = pair_rows, .pair_codes = pair_codes,      \
+    .pair_scores = pair_scores, .pair_sums = pair_sums,                                                                \
     PAIRS_KERNELS

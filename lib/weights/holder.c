@@ -1,0 +1,57 @@
+#include "weights/holder.h"
+
+#include <assert.h>
+
+void ds_holder_init(ds_holder *holder, size_t slab_bytes) { *holder = (ds_holder){.slab_bytes = slab_bytes}; }
+
+/* Makes the place for a block before the block: what was made can always be held. */
+static bool has_place(ds_holder *holder)
+{
+    return ds_grow(&holder->blocks, &holder->capacity, holder->n + 1, sizeof *holder->blocks);
+}
+
+static void *hold(ds_holder *holder, void *block)
+{
+    assert(holder->n < holder->capacity);
+    if (block != NULL)
+        holder->blocks[holder->n++] = block;
+    return block;
+}
+
+void *ds_holder_array(ds_holder *holder, size_t count, size_t size)
+{
+    return has_place(holder) ? hold(holder, ds_new(count, size)) : NULL;
+}
+
+static void *own_block(ds_holder *holder, size_t bytes)
+{
+    return has_place(holder) ? hold(holder, ds_new_aligned(bytes, 1)) : NULL;
+}
+
+void *ds_holder_bytes(ds_holder *holder, size_t bytes)
+{
+    enum { LINE = 64 };
+    if (bytes > SIZE_MAX - LINE)
+        return NULL;
+    size_t rounded = (bytes + LINE - 1) / LINE * LINE;
+    if (rounded >= holder->slab_bytes / 8)
+        return own_block(holder, rounded);
+    if (rounded > holder->slab_left) {
+        holder->slab = own_block(holder, holder->slab_bytes);
+        holder->slab_left = holder->slab != NULL ? holder->slab_bytes : 0;
+        if (holder->slab == NULL)
+            return NULL;
+    }
+    void *piece = holder->slab;
+    holder->slab += rounded;
+    holder->slab_left -= rounded;
+    return piece;
+}
+
+void ds_holder_free(ds_holder *holder)
+{
+    for (size_t i = 0; i < holder->n; i++)
+        ds_free(holder->blocks[i]);
+    ds_free(holder->blocks);
+    *holder = (ds_holder){0};
+}

@@ -1,0 +1,26 @@
+/* Memory that lives as long as the weights. The holder makes every block that it holds, and frees all of them at its
+ * end: nobody else ever frees one. */
+#ifndef DS_LIB_WEIGHTS_HOLDER_H
+#define DS_LIB_WEIGHTS_HOLDER_H
+
+#include "base/base.h"
+
+typedef struct ds_holder {
+    void **blocks;
+    size_t n, capacity;
+    size_t slab_bytes; /* smaller pieces of memory share slabs of this size, large enough for huge pages */
+    uint8_t *slab;     /* the rest of the newest slab */
+    size_t slab_left;
+} ds_holder;
+
+void ds_holder_init(ds_holder *holder, size_t slab_bytes);
+
+/* An array of zeros; NULL without memory. */
+void *ds_holder_array(ds_holder *holder, size_t count, size_t size);
+
+/* Bytes of any content, aligned to 64; NULL without memory. */
+void *ds_holder_bytes(ds_holder *holder, size_t bytes);
+
+void ds_holder_free(ds_holder *holder);
+
+#endif

@@ -1,0 +1,130 @@
+#include "weights/queue.h"
+
+#include <assert.h>
+
+static const ds_queue_limits usual = {.bytes_per_thread = 16 << 20, .entries = 1024};
+
+void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
+                   ds_queue_limits limits)
+{
+    *queue = (ds_queue){.kernels = kernels, .pool = pool, .container = container, .limits = limits};
+    if (limits.bytes_per_thread == 0)
+        queue->limits.bytes_per_thread = usual.bytes_per_thread;
+    if (limits.entries == 0)
+        queue->limits.entries = usual.entries;
+}
+
+dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like)
+{
+    if (queue->list == NULL)
+        queue->list = ds_new(queue->limits.entries, sizeof *queue->list);
+    if (queue->list == NULL)
+        return ds_fail_memory("matrices to convert", queue->limits.entries * sizeof *queue->list);
+    size_t bytes = ds_conversion_scratch(like);
+    if (bytes <= queue->scratch_bytes)
+        return DSV2_OK;
+    uint8_t *scratch = ds_new_aligned(ds_pool_threads(queue->pool), bytes);
+    if (scratch == NULL)
+        return ds_fail_memory("rows to convert", ds_pool_threads(queue->pool) * bytes);
+    ds_free(queue->scratch);
+    queue->scratch = scratch;
+    queue->scratch_bytes = bytes;
+    return DSV2_OK;
+}
+
+void *ds_queue_block(ds_queue *queue, size_t bytes)
+{
+    assert(queue->block == NULL);
+    queue->block = ds_new_aligned(bytes, 1);
+    return queue->block;
+}
+
+/* The next rows of a matrix, as many as the queue still takes; at least DS_PANEL_ROWS, or those that are left. */
+static void append_rows(ds_queue *queue, const ds_conversion *conversion, uint64_t most, uint32_t *first)
+{
+    const ds_matrix *from = &conversion->from;
+    assert(queue->n < queue->limits.entries && queue->bytes < most);
+    uint64_t rows = (most - queue->bytes) / from->row_bytes / DS_PANEL_ROWS * DS_PANEL_ROWS;
+    if (rows == 0)
+        rows = DS_PANEL_ROWS;
+    ds_queue_entry *entry = &queue->list[queue->n++];
+    *entry = (ds_queue_entry){.conversion = *conversion, .first = *first, .end = from->rows};
+    if (from->rows - *first > rows) {
+        entry->end = *first + (uint32_t)rows;
+    } else {
+        entry->block = queue->block;
+        queue->block = NULL;
+    }
+    queue->bytes += (uint64_t)(entry->end - entry->first) * from->row_bytes;
+    *first = entry->end;
+}
+
+void ds_queue_add(ds_queue *queue, const ds_conversion *conversion)
+{
+    uint64_t most = queue->limits.bytes_per_thread * ds_pool_threads(queue->pool);
+    assert(queue->list != NULL && queue->scratch_bytes >= ds_conversion_scratch(conversion));
+    assert(queue->block == NULL || queue->block == conversion->from.data);
+    for (uint32_t first = 0; first < conversion->from.rows;) {
+        append_rows(queue, conversion, most, &first);
+        if (queue->bytes >= most || queue->n == queue->limits.entries)
+            ds_queue_run(queue);
+    }
+}
+
+/* The entry that a task belongs to: the last whose first task is not after this one. */
+static const ds_queue_entry *entry_of(const ds_queue *queue, size_t task)
+{
+    size_t low = 0, high = queue->n;
+    while (high - low > 1) {
+        size_t middle = (low + high) / 2;
+        if (queue->list[middle].first_task <= task)
+            low = middle;
+        else
+            high = middle;
+    }
+    return &queue->list[low];
+}
+
+static void convert_task(void *context, size_t task, unsigned thread)
+{
+    const ds_queue *queue = context;
+    const ds_queue_entry *entry = entry_of(queue, task);
+    uint32_t first = entry->first + (uint32_t)(task - entry->first_task) * DS_PANEL_ROWS;
+    uint32_t end = entry->end - first < DS_PANEL_ROWS ? entry->end : first + DS_PANEL_ROWS;
+    ds_convert_rows(queue->kernels, &entry->conversion, first, end, queue->scratch + thread * queue->scratch_bytes);
+}
+
+static void drop_all(ds_queue *queue)
+{
+    for (size_t i = 0; i < queue->n; i++)
+        ds_free(queue->list[i].block);
+    queue->n = 0;
+    queue->bytes = 0;
+}
+
+void ds_queue_run(ds_queue *queue)
+{
+    size_t n_tasks = 0;
+    for (size_t i = 0; i < queue->n; i++) {
+        ds_queue_entry *entry = &queue->list[i];
+        entry->first_task = n_tasks;
+        n_tasks += ((size_t)entry->end - entry->first + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS;
+    }
+    ds_pool_run(queue->pool, convert_task, queue, n_tasks);
+    for (size_t i = 0; i < queue->n; i++) {
+        const ds_queue_entry *entry = &queue->list[i];
+        const ds_matrix *from = &entry->conversion.from;
+        ds_container_forget(queue->container, (const uint8_t *)from->data + entry->first * from->row_bytes,
+                            (uint64_t)(entry->end - entry->first) * from->row_bytes);
+    }
+    drop_all(queue);
+}
+
+void ds_queue_free(ds_queue *queue)
+{
+    drop_all(queue);
+    ds_free(queue->block);
+    ds_free(queue->list);
+    ds_free(queue->scratch);
+    *queue = (ds_queue){0};
+}

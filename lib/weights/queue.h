@@ -1,0 +1,55 @@
+/* Conversions that wait for each other. A matrix may be small (an expert's has a megabyte or two), and a thread that
+ * touches new memory first waits until the kernel has cleared a huge page: so matrices wait until every thread has
+ * some megabytes to go through. */
+#ifndef DS_LIB_WEIGHTS_QUEUE_H
+#define DS_LIB_WEIGHTS_QUEUE_H
+
+#include "formats/formats.h"
+#include "weights/convert.h"
+
+/* When a queue runs by itself. Both bounds are checked in ds_queue_add alone. */
+typedef struct ds_queue_limits {
+    uint64_t bytes_per_thread; /* of the file, mapped meanwhile; 0: the usual number */
+    size_t entries;            /* the length of the list; 0: the usual number */
+} ds_queue_limits;
+
+/* Some rows of a matrix, or all. */
+typedef struct ds_queue_entry {
+    ds_conversion conversion;
+    uint32_t first, end;
+    size_t first_task;
+    void *block; /* freed when these rows are written, or NULL */
+} ds_queue_entry;
+
+typedef struct ds_queue {
+    const ds_kernels *kernels;
+    ds_pool *pool;
+    const ds_container *container; /* in whose files matrices lie */
+    ds_queue_limits limits;
+    ds_queue_entry *list; /* [limits.entries] */
+    size_t n;
+    uint64_t bytes;   /* to be read */
+    uint8_t *scratch; /* scratch_bytes for each thread */
+    size_t scratch_bytes;
+    void *block; /* of ds_queue_block, until its conversion is added */
+} ds_queue;
+
+void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
+                   ds_queue_limits limits);
+
+/* Makes the memory that conversions like this one need, so that adding and running them cannot fail. */
+dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like);
+
+/* Memory for a matrix that is only made to be converted; NULL without memory. The queue owns the block from here on:
+ * the next conversion that is added reads it, and its last rows free it. */
+void *ds_queue_block(ds_queue *queue, size_t bytes);
+
+/* Adds a matrix for which memory was reserved, and runs the queue whenever it is full. Until ds_queue_run the
+ * matrix's data stay, and nobody reads `out`. */
+void ds_queue_add(ds_queue *queue, const ds_conversion *conversion);
+
+/* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. */
+void ds_queue_run(ds_queue *queue);
+void ds_queue_free(ds_queue *queue);
+
+#endif

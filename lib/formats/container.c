@@ -187,12 +187,12 @@ bool ds_tensor_bytes(ds_type type, const uint64_t *dims, uint32_t n_dims, uint64
     *bytes = ds_type_row_bytes(type, cols);
     if (*bytes == 0 && cols != 0)
         return false;
-    bool empty = cols == 0, packed = ds_type_is_interleaved(type);
-    if (packed && n_dims != 2)
-        return false; /* packed are matrices alone */
+    bool empty = cols == 0, interleaved = ds_type_is_interleaved(type);
+    if (interleaved && n_dims != 2)
+        return false;
     for (uint32_t i = 0; i + 1 < n_dims; i++) {
         uint64_t dim = dims[i];
-        if (packed && !ds_add(dim, (DS_PANEL_ROWS - dim % DS_PANEL_ROWS) % DS_PANEL_ROWS, &dim))
+        if (interleaved && !ds_add(dim, (DS_PANEL_ROWS - dim % DS_PANEL_ROWS) % DS_PANEL_ROWS, &dim))
             return false;
         /* The other dimensions of an empty tensor must be possible too: [2^63, 2^63, 0] is refused. */
         if (dim == 0)

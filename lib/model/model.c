@@ -137,7 +137,7 @@ static dsv2_status start_threads(dsv2_model *model, uint32_t n_threads)
 }
 
 /* Opens everything but the weights, and what opening weights needs. The caller releases *out whatever is returned. */
-static dsv2_status begin(const char *path, const dsv2_model_options *options, dsv2_model **out)
+static dsv2_status open_all_but_weights(const char *path, const dsv2_model_options *options, dsv2_model **out)
 {
     dsv2_model *model = *out = ds_new(1, sizeof *model);
     if (model == NULL)
@@ -165,7 +165,7 @@ static ds_weights_opening weights_opening(const dsv2_model *model)
 }
 
 /* Opens the weights, and makes what runs them. */
-static dsv2_status finish(dsv2_model *model, const dsv2_model_options *options)
+static dsv2_status open_weights(dsv2_model *model, const dsv2_model_options *options)
 {
     ds_weights_opening opening = weights_opening(model);
     opening.weight_type = options->weight_type;
@@ -185,9 +185,9 @@ static dsv2_status finish(dsv2_model *model, const dsv2_model_options *options)
 dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, dsv2_model **out)
 {
     dsv2_model *model;
-    dsv2_status status = begin(path, options, &model);
+    dsv2_status status = open_all_but_weights(path, options, &model);
     if (status == DSV2_OK)
-        status = finish(model, options);
+        status = open_weights(model, options);
     if (status != DSV2_OK) {
         ds_model_release(model);
         return status;
@@ -204,7 +204,7 @@ dsv2_status ds_model_export(const char *path, const char *output_path, const dsv
 {
     const dsv2_model_options open_options = {.struct_size = sizeof open_options, .n_threads = options->n_threads};
     dsv2_model *model;
-    dsv2_status status = begin(path, &open_options, &model);
+    dsv2_status status = open_all_but_weights(path, &open_options, &model);
     if (status == DSV2_OK) {
         ds_weights_opening opening = weights_opening(model);
         opening.as_found = true;

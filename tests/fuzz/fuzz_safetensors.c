@@ -1,4 +1,4 @@
-/* A folder with one safetensors file opens or is refused. If it opens, every byte that the file promises can be read. */
+/* A folder with one safetensors file opens or is refused. Every byte that an open file promises can be read. */
 #include "memory_file.h"
 
 #include "formats/formats.h"

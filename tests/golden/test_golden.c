@@ -105,7 +105,8 @@ START_TEST(logits_match_published_code_for_any_chunking_threads_form_and_kernels
     ck_assert(expected != NULL);
     for (size_t i = 0; i < g.n_tokens * g.vocab_size; i++)
         expected[i] = float_at(logits, i);
-    check_logits(g.folder, test_kernel_set((size_t)_i % test_kernel_sets()), 2, g.tokens, g.n_tokens, g.vocab_size, expected);
+    check_logits(g.folder, test_kernel_set((size_t)_i % test_kernel_sets()), 2, g.tokens, g.n_tokens, g.vocab_size,
+                 expected);
     free(expected);
     golden_close(&g);
 }

@@ -15,8 +15,8 @@ enum { LONG = 600 }; /* more than one pass and one span of attention */
 
 /* Sizes make rows longer than a superblock, heads that begin inside a panel, a last task that is not full, and experts
  * whose slices are short for several threads, and long for one thread unless one expert gets most rows. */
-static const test_checkpoint shape = {.name = "packed", .vocab_size = 103, .hidden_size = 288, .intermediate_size = 32,
-                                      .num_hidden_layers = 1, .num_attention_heads = 4, .q_lora_rank = 96,
+static const test_checkpoint shape = {.name = "interleaved", .vocab_size = 103, .hidden_size = 288,
+                                      .intermediate_size = 32, .num_hidden_layers = 1, .num_attention_heads = 4, .q_lora_rank = 96,
                                       .kv_lora_rank = 64, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8,
                                       .v_head_dim = 40, .max_position_embeddings = 1024, .n_routed_experts = 9,
                                       .num_experts_per_tok = 2, .moe_intermediate_size = 288, .n_shared_experts = 1,
@@ -71,16 +71,20 @@ typedef struct checker {
 
 static void expect(const checker *c, size_t part, const float *logits, uint32_t n_threads, const char *how)
 {
-    for (size_t t = 0; t < parts[part].n_tokens; t++)
-        ck_assert_msg(memcmp(logits + t * c->vocab_size, c->expected[part] + t * c->vocab_size, c->vocab_size * sizeof *logits) == 0,
-                      "%s, kernels %s, %u threads, %s: session %zu (chunks of %zu, attention %d) differs from token %zu on",
+    for (size_t t = 0; t < parts[part].n_tokens; t++) {
+        size_t at = t * c->vocab_size;
+        ck_assert_msg(memcmp(logits + at, c->expected[part] + at, c->vocab_size * sizeof *logits) == 0,
+                      "%s, kernels %s, %u threads, %s: session %zu (chunks of %zu, attention %d) differs from token "
+                      "%zu on",
                       kinds[c->kind].name, test_kernel_set(c->set), n_threads, how, part, parts[part].chunk,
                       (int)parts[part].options.attention, t);
+    }
 }
 
 static dsv2_model *open_with(const checker *c, uint32_t n_threads)
 {
-    return test_model_open(c->path, &(dsv2_model_options){.weight_type = kinds[c->kind].weight_type, .n_threads = n_threads,
+    return test_model_open(c->path, &(dsv2_model_options){.weight_type = kinds[c->kind].weight_type,
+                                                          .n_threads = n_threads,
                                                           .kernels = test_kernel_set(c->set)});
 }
 

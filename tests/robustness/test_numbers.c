@@ -25,7 +25,7 @@ static const struct {
     test_checkpoint shape;
     bool is_gguf, is_pack; /* else a folder */
     test_gguf gguf;
-    dsv2_weight_type packed;
+    dsv2_weight_type held_type;
 } kinds[] = {
     {.shape = {.name = "device-limited routing", SMALL, .hidden_size = 32, .kv_lora_rank = 16, GROUPS,
                .topk_method = "group_limited_greedy", .seed = 1}},
@@ -47,15 +47,15 @@ static const struct {
     {.shape = {.name = "pack of P8", SMALL, .hidden_size = 32, .kv_lora_rank = 32, .moe_intermediate_size = 32,
                .n_routed_experts = 4, .num_experts_per_tok = 2, .seed = 6},
      .is_pack = true,
-     .packed = DSV2_WEIGHTS_Q8_0},
+     .held_type = DSV2_WEIGHTS_Q8_0},
     {.shape = {.name = "pack of P6", SMALL, .hidden_size = 32, .kv_lora_rank = 32, .moe_intermediate_size = 32,
                .n_routed_experts = 4, .num_experts_per_tok = 2, .seed = 7},
      .is_pack = true,
-     .packed = DSV2_WEIGHTS_Q6_K},
+     .held_type = DSV2_WEIGHTS_Q6_K},
     {.shape = {.name = "pack of P4", SMALL, .hidden_size = 64, .kv_lora_rank = 32, .moe_intermediate_size = 32,
                .n_routed_experts = 4, .num_experts_per_tok = 2, .seed = 8},
      .is_pack = true,
-     .packed = DSV2_WEIGHTS_Q4_K},
+     .held_type = DSV2_WEIGHTS_Q4_K},
 };
 
 /* Patterns of two bytes: NaN in every type; infinite halves (huge as BF16); infinite BF16 (NaN as F32). */
@@ -149,7 +149,7 @@ START_TEST(weights_that_are_no_numbers_are_never_a_danger)
     snprintf(copy, sizeof copy, "%s/copy.dsv2", folder);
     if (kinds[kind].is_gguf)
         test_gguf_write(&kinds[kind].gguf, folder, file, NULL);
-    dsv2_pack_options packing = {.struct_size = sizeof packing, .weight_type = kinds[kind].packed};
+    dsv2_pack_options packing = {.struct_size = sizeof packing, .weight_type = kinds[kind].held_type};
     if (kinds[kind].is_pack)
         ck_assert_msg(dsv2_model_pack(folder, file, &packing) == DSV2_OK, "%s", dsv2_last_error());
     place *places = calloc(MAX_PLACES, sizeof *places);

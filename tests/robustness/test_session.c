@@ -1226,7 +1226,7 @@ START_TEST(a_session_is_forked_and_measured_while_it_is_restored)
 }
 END_TEST
 
-/* session.h: the memory of logits may be read until the session is closed. A session has two buffers that take turns. */
+/* session.h: the memory of logits may be read until the session is closed. A session has two such buffers in turn. */
 START_TEST(logits_may_be_read_after_a_restore)
 {
     dsv2_model *model = open_model(1, 0);

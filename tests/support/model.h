@@ -6,7 +6,7 @@
 
 #include <stddef.h>
 
-/* Name of kernel set number `index` of those that this build and processor have, the reference first; and how many there are. */
+/* The kernel sets that this build and processor have: how many, and the name of number `index`. 0 is the reference. */
 const char *test_kernel_set(size_t index);
 size_t test_kernel_sets(void);
 

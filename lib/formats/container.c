@@ -3,12 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-ds_container *ds_container_create(const char *kind, const char *path, size_t n_files)
+ds_container *ds_container_create(const char *format, const char *path, size_t n_files)
 {
     ds_container *container = ds_new(1, sizeof *container);
     if (container == NULL)
         goto no_memory;
-    container->kind = kind;
+    container->format = format;
     container->path = ds_copy_string(path);
     container->files = ds_new(n_files, sizeof *container->files);
     if (container->path == NULL || container->files == NULL)
@@ -167,7 +167,7 @@ size_t ds_container_count(const ds_container *container) { return container->n_t
 
 const ds_tensor *ds_container_tensor(const ds_container *container, size_t index) { return &container->tensors[index]; }
 
-const char *ds_container_kind(const ds_container *container) { return container->kind; }
+const char *ds_container_format(const ds_container *container) { return container->format; }
 
 const char *ds_container_path(const ds_container *container) { return container->path; }
 

@@ -85,8 +85,8 @@ dsv2_status ds_gguf_vocabulary(const ds_container *container, ds_vocabulary_fn u
 
 /* ---- all ---- */
 
-/* What was opened: "safetensors", "gguf" or "pack". */
-const char *ds_container_kind(const ds_container *container);
+/* The format of what was opened: "safetensors", "gguf" or "pack". */
+const char *ds_container_format(const ds_container *container);
 
 /* The path that was opened, for messages. */
 const char *ds_container_path(const ds_container *container);

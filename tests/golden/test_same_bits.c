@@ -15,12 +15,12 @@ enum { LONG = 600 }; /* more than one pass and one span of attention */
 
 /* Sizes make rows longer than a superblock, heads that begin inside a panel, a last task that is not full, and experts
  * whose slices are short for several threads, and long for one thread unless one expert gets most rows. */
-static const test_checkpoint shape = {.name = "interleaved", .vocab_size = 103, .hidden_size = 288,
-                                      .intermediate_size = 32, .num_hidden_layers = 1, .num_attention_heads = 4, .q_lora_rank = 96,
-                                      .kv_lora_rank = 64, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8,
-                                      .v_head_dim = 40, .max_position_embeddings = 1024, .n_routed_experts = 9,
-                                      .num_experts_per_tok = 2, .moe_intermediate_size = 288, .n_shared_experts = 1,
-                                      .seed = 17};
+static const test_checkpoint shape = {
+    .name = "interleaved", .vocab_size = 103, .hidden_size = 288, .intermediate_size = 32, .num_hidden_layers = 1,
+    .num_attention_heads = 4, .q_lora_rank = 96, .kv_lora_rank = 64, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8,
+    .v_head_dim = 40, .max_position_embeddings = 1024, .n_routed_experts = 9, .num_experts_per_tok = 2,
+    .moe_intermediate_size = 288, .n_shared_experts = 1, .seed = 17,
+};
 
 static const struct {
     const char *name, *golden; /* golden NULL: of the shape above */

@@ -1,9 +1,9 @@
-/* Several texts at once: dsv2_step runs one pass over many sessions, which reads the weights once for all of them.
+/* many_sessions MODEL TEXT...: several texts at once. dsv2_step runs one pass over many sessions, which reads the
+ * weights once for all of them.
  *     ./many_sessions MODEL "One day" "The king" "In winter" */
 #include <dsv2/dsv2.h>
 
 #include <stdio.h>
-#include <string.h>
 
 enum { MAX_TEXTS = 16, LENGTH = 40, TEXT_SIZE = 4096 };
 
@@ -30,13 +30,14 @@ static int begin(dsv2_model *model, const char *prompt, story *s)
     size_t n;
     s->size = (size_t)snprintf(s->text, TEXT_SIZE, "%s", prompt);
     if (s->size >= TEXT_SIZE || dsv2_session_open(model, NULL, &s->session) != DSV2_OK ||
-        dsv2_tokenizer_encode(dsv2_model_tokenizer(model), prompt, s->size, DSV2_ENCODE_BOS, tokens, TEXT_SIZE, &n) != DSV2_OK ||
+        dsv2_tokenizer_encode(dsv2_model_tokenizer(model), prompt, s->size, DSV2_ENCODE_BOS, tokens, TEXT_SIZE, &n) !=
+            DSV2_OK ||
         dsv2_session_feed(s->session, tokens, n) != DSV2_OK)
         return -1;
     return 0;
 }
 
-/* One token for every story that has not ended. */
+/* Draws one token for every story that has not ended. */
 static int step(dsv2_model *model, story *stories, size_t n, int32_t end)
 {
     dsv2_step_item items[MAX_TEXTS];

@@ -1,4 +1,4 @@
-# To be sourced. Installs Debian packages where they are missing; elsewhere says which are needed and goes on.
+# To be sourced. Installs missing Debian packages. On other systems, says which packages are needed and goes on.
 
 BUILD_PACKAGES="gcc libc6-dev meson ninja-build pkg-config libjansson-dev libpcre2-dev libzstd-dev libxxhash-dev"
 
@@ -30,7 +30,7 @@ install_packages() {
     fi
 }
 
-# quietly COMMAND...: its output only if it fails.
+# quietly COMMAND...: shows the output of COMMAND only if COMMAND fails.
 quietly() {
     log=$(mktemp)
     if "$@" >"$log" 2>&1; then

@@ -1,5 +1,5 @@
-/* questions MODEL DOCUMENT QUESTION...: many questions about one long text. The text is read once; every question gets a fork of
- * the session, which shares the text's cache and takes memory only for its own tokens. */
+/* questions MODEL DOCUMENT QUESTION...: many questions about one long text. The text is read once. Every question gets
+ * a fork of the session, which shares the text's cache and takes memory for its own tokens alone. */
 #include <dsv2/dsv2.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,7 +7,8 @@
 
 enum { MAX_ANSWER = 60 };
 
-static dsv2_status feed_text(dsv2_session *session, const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags)
+static dsv2_status feed_text(dsv2_session *session, const dsv2_tokenizer *tokenizer, const char *text, size_t size,
+                             uint32_t flags)
 {
     size_t n;
     int32_t *tokens = malloc((size + 1) * sizeof *tokens); /* a token is a byte at least; BOS is one more */

@@ -1,5 +1,5 @@
-/* resume MODEL FILE MESSAGE: one turn of a conversation that lives in FILE. Each run restores what there is, says the message,
- * prints the reply and saves; nothing of the past is computed again. */
+/* resume MODEL FILE MESSAGE: one turn of a conversation that lives in FILE. Each run restores the conversation if FILE
+ * exists, says the message, prints the reply and saves. Nothing of the past is computed again. */
 #include <dsv2/dsv2.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,7 +17,7 @@ static dsv2_status print_token(const dsv2_tokenizer *tokenizer, int32_t token)
     return status;
 }
 
-/* Feeds the message as the next of the conversation. The session has the past, so of its messages only the roles matter. */
+/* Feeds the conversation's next message. The session has the past: of earlier messages only the roles matter. */
 static dsv2_status say(dsv2_session *session, const dsv2_tokenizer *tokenizer, size_t length, const char *message)
 {
     int32_t tokens[MAX_PROMPT];
@@ -27,7 +27,7 @@ static dsv2_status say(dsv2_session *session, const dsv2_tokenizer *tokenizer, s
     return status == DSV2_OK ? dsv2_session_feed(session, tokens, n) : status;
 }
 
-/* Everything said is fed, the end mark too: the next run goes on after it. */
+/* All that was said is fed, the end mark too: the next run goes on after it. */
 static dsv2_status reply(dsv2_session *session, const dsv2_tokenizer *tokenizer, int32_t end)
 {
     dsv2_status status = DSV2_OK;

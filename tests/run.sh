@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs what the tests need (Debian 12), builds and runs every test; ends with Meson's and Check's summaries.
+# Installs what the tests need (Debian 12), builds and runs every test. Ends with Meson's and Check's summaries.
 #   sh tests/run.sh [--all]
-# Three builds: optimised; with the address and undefined-behaviour sanitizers; with the thread sanitizer (the tests in which
-# threads meet; with --all every test). A fourth, by clang, only compiles, with the fuzz targets.
+# Three builds: optimised; with the address and undefined-behaviour sanitizers; with the thread sanitizer, which runs the
+# tests in which threads meet, or every test with --all. A fourth build, by clang, only compiles, the fuzz targets included.
 set -eu
 case $* in
 "") all=false ;;
@@ -33,7 +33,7 @@ timed() {
     return $result
 }
 
-# build FOLDER TARGET OPTION...: compiles, without a word if all is well.
+# build FOLDER TARGET OPTION...: compiles, silently if all is well.
 build() {
     folder=$1 target=$2
     shift 2

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the wheel, installs it into virtual environments, and tests it there. Exit status 77: skipped, for the reason printed.
+# Builds the wheel, installs it into virtual environments and tests it there. Exit status 77: skipped; the reason is printed.
 # Usage: test.sh LAYOUT SAME OVERHEAD (the programs of tests/abi and tests/bindings)
 set -eu
 layout=$(realpath "$1") same=$(realpath "$2") overhead=$(realpath "$3")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks and tests the Rust crates. Exit status 77: skipped, for the reason printed.
-# Usage: test.sh LIBRARY_DIR PKG_CONFIG_DIR LAYOUT SAME (of the build; LAYOUT and SAME are programs of tests/abi and tests/bindings)
+# Checks and tests the Rust crates. Exit status 77: skipped; the reason is printed.
+# Usage: test.sh LIBRARY_DIR PKG_CONFIG_DIR LAYOUT SAME (all of the build; the programs are of tests/abi and tests/bindings)
 set -eu
 LD_LIBRARY_PATH=$(realpath "$1")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 PKG_CONFIG_PATH=$(realpath "$2")${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}
@@ -59,7 +59,7 @@ echo "== a new crate, as the README says"
     cargo new -q --vcs none story
     cd story
     cargo add -q --path "$root/bindings/rust/dsv2"
-    # So that nothing newer than what is tested is taken.
+    # The lock keeps out versions newer than those tested.
     cp "$root/bindings/rust/Cargo.lock" .
     sed -n '/^```rust/,/^```$/p' "$root/bindings/rust/dsv2/README.md" | sed '1d;$d' > src/main.rs
     CARGO_TARGET_DIR=$work/target cargo run -q --offline -- "$work/model" > "$work/story.txt"
@@ -69,7 +69,7 @@ echo "== a new crate, as the README says"
 echo "== Rust 1.63, the oldest that is supported"
 old=${RUST_1_63:-/usr/bin}
 if [ "$("$old/rustc" --version 2>&1 | cut -d. -f1,2)" = "rustc 1.63" ] && [ -x "$old/cargo" ]; then
-    # This cargo cannot read today's registry: it gets the locked versions from a folder.
+    # This cargo cannot read today's registry. A folder gives it the locked versions.
     cargo vendor -q --locked "$work/vendor" > "$work/vendor.toml"
     RUSTC=$old/rustc CARGO_TARGET_DIR=$CARGO_TARGET_DIR/1.63 "$old/cargo" test -q --locked --offline --all-features \
         -p dsv2 --test text --test safety --test serde \

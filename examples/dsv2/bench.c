@@ -14,9 +14,11 @@ typedef struct bench {
     uint64_t random;
 } bench;
 
-/* When, in seconds of one clock. */
+/* Seconds of one clock. */
 typedef struct bench_times {
-    double started, opened, first_token; /* began to open the model, had opened it, had fed a first token to every session */
+    double started;     /* before the model is opened */
+    double opened;
+    double first_token; /* after a first token of every session */
 } bench_times;
 
 /* Tokens per second of each repetition, then in ascending order. */
@@ -25,7 +27,7 @@ typedef struct rates {
     size_t n;
 } rates;
 
-/* Numerical Recipes' 64-bit congruential generator: any ids will do, but the same in every run. */
+/* Numerical Recipes' 64-bit congruential generator. Any ids will do, but every run needs the same. */
 static int32_t random_token(bench *b)
 {
     b->random = b->random * 6364136223846793005u + 1442695040888963407u;
@@ -40,13 +42,13 @@ static void choose_tokens(bench *b, size_t n)
             b->tokens[s * b->longest + i] = random_token(b);
 }
 
-/* Feeds every session n tokens, of its own, in one step. */
+/* Feeds every session n tokens of its own, in one step. */
 static int step(bench *b, size_t n)
 {
     choose_tokens(b, n);
     for (size_t s = 0; s < b->n_sessions; s++)
-        b->items[s] = (dsv2_step_item){sizeof(dsv2_step_item), .session = b->sessions[s], .tokens = b->tokens + s * b->longest,
-                                       .n_tokens = n};
+        b->items[s] = (dsv2_step_item){sizeof(dsv2_step_item), .session = b->sessions[s],
+                                       .tokens = b->tokens + s * b->longest, .n_tokens = n};
     return dsv2_step(b->model, b->items, b->n_sessions) == DSV2_OK ? EXIT_OK : fail_library();
 }
 
@@ -58,7 +60,7 @@ static int rewind_all(bench *b, size_t length)
     return EXIT_OK;
 }
 
-/* Feeds `steps` times `n` tokens to every session and notes the rate; then every session is as deep as before. */
+/* Feeds `n` tokens to every session `steps` times and notes the rate. Then rewinds every session to its depth. */
 static int measure(bench *b, size_t steps, size_t n, double *rate)
 {
     double start = seconds_now();
@@ -85,13 +87,14 @@ static void print_rates(const char *name, size_t n, rates *r, bool json)
 {
     double middle = median(r), min = r->values[0], max = r->values[r->n - 1];
     if (json)
-        printf(", \"%s\": {\"tokens\": %zu, \"tokens_per_second\": {\"median\": %.6g, \"min\": %.6g, \"max\": %.6g}}", name, n,
-               middle, min, max);
+        printf(", \"%s\": {\"tokens\": %zu, \"tokens_per_second\": {\"median\": %.6g, \"min\": %.6g, \"max\": %.6g}}",
+               name, n, middle, min, max);
     else
         printf("%-10s%6zu tokens  %10.2f tokens/s  (%.2f to %.2f)\n", name, n, middle, min, max);
 }
 
-/* The tokens beforehand of the only session: as many as `path` has are restored, the others fed and added to it. */
+/* The tokens beforehand, of the only session: restores as many as `path` has, feeds the others and adds them to
+ * `path`. */
 static int restore_depth(bench *b, const char *path)
 {
     choose_tokens(b, b->depth);
@@ -114,7 +117,7 @@ static int open_sessions(bench *b)
     return EXIT_OK;
 }
 
-/* Feeds every session the tokens that are to be in it beforehand. */
+/* Feeds every session the tokens that it has beforehand. */
 static int fill_sessions(bench *b, const char *keep)
 {
     if (rewind_all(b, 0) != EXIT_OK)
@@ -124,8 +127,8 @@ static int fill_sessions(bench *b, const char *keep)
     return keep != NULL ? restore_depth(b, keep) : step(b, b->depth);
 }
 
-/* Prompts and generation take turns, so that a change in the machine's load meets both. The first turn is not counted: it
- * maps the weights' pages. */
+/* Prompts and generation take turns, so that a change in the machine's load meets both. The first turn maps the
+ * weights' pages and is not counted. */
 static int measure_all(bench *b, size_t prompt, size_t generate, rates *prompts, rates *generated)
 {
     for (size_t turn = 0; turn <= prompts->n; turn++) {
@@ -144,16 +147,18 @@ static void print_setting(const bench *b, const char *path, const bench_times *t
         printf("{\"model\": ");
         print_json_string(path);
         printf(", \"kernels\": \"%s\", \"threads\": %u, \"sessions\": %zu, \"depth\": %zu, \"open_seconds\": %.6g, "
-               "\"first_token_seconds\": %.6g", info.kernels, info.n_threads, b->n_sessions, b->depth, times->opened - times->started,
+               "\"first_token_seconds\": %.6g",
+               info.kernels, info.n_threads, b->n_sessions, b->depth, times->opened - times->started,
                times->first_token - times->started);
     } else {
-        printf("%s: kernels %s, threads %u, sessions %zu, depth %zu, opened in %.3f s, first token after %.3f s\n", path, info.kernels,
-               info.n_threads, b->n_sessions, b->depth, times->opened - times->started, times->first_token - times->started);
+        printf("%s: kernels %s, threads %u, sessions %zu, depth %zu, opened in %.3f s, first token after %.3f s\n",
+               path, info.kernels, info.n_threads, b->n_sessions, b->depth, times->opened - times->started,
+               times->first_token - times->started);
     }
 }
 
 typedef struct bench_settings {
-    uint64_t prompt, generate; /* NOT_GIVEN: the usual number, or what the model's context leaves room for */
+    uint64_t prompt, generate; /* NOT_GIVEN: the usual number, or what fits into the model's context */
     uint64_t depth, sessions, repeat;
     const char *keep; /* NULL: not given */
     bool json;
@@ -169,10 +174,12 @@ static uint64_t tokens_to_feed(uint64_t given, uint64_t usual, uint64_t depth, u
 
 static int run_bench(dsv2_model *model, const char *path, const bench_settings *o, bench_times *times)
 {
-    bench b = {.model = model, .n_sessions = o->sessions, .depth = o->depth, .vocab_size = model_info(model).vocab_size};
+    bench b = {
+        .model = model, .n_sessions = o->sessions, .depth = o->depth, .vocab_size = model_info(model).vocab_size};
     b.longest = o->prompt > o->depth ? o->prompt : o->depth;
     b.longest = b.longest > 0 ? b.longest : 1;
-    rates prompts = {calloc(o->repeat, sizeof(double)), o->repeat}, generated = {calloc(o->repeat, sizeof(double)), o->repeat};
+    rates prompts = {calloc(o->repeat, sizeof(double)), o->repeat},
+          generated = {calloc(o->repeat, sizeof(double)), o->repeat};
     b.sessions = calloc(b.n_sessions, sizeof *b.sessions);
     b.items = calloc(b.n_sessions, sizeof *b.items);
     b.tokens = calloc(b.n_sessions, b.longest * sizeof *b.tokens);
@@ -210,11 +217,13 @@ static int run(int argc, char **argv)
     const char *path;
     const option_spec options[] = {
         {"prompt", "N", OPTION_COUNT, &o.prompt, 0, UINT32_MAX, "tokens of the prompt; default 512, or as many as fit"},
-        {"generate", "N", OPTION_COUNT, &o.generate, 0, UINT32_MAX, "tokens fed one at a time; default 64, or as many as fit"},
+        {"generate", "N", OPTION_COUNT, &o.generate, 0, UINT32_MAX,
+         "tokens fed one at a time; default 64, or as many as fit"},
         {"depth", "N", OPTION_COUNT, &o.depth, 0, UINT32_MAX, "tokens that are in each session beforehand; default 0"},
         {"keep", "FILE", OPTION_TEXT, &o.keep, 0, 0,
          "keep these in FILE, of one session: a later run restores them\ninstead of feeding them"},
-        {"sessions", "N", OPTION_COUNT, &o.sessions, 1, 65536, "sessions that work side by side, N tokens each; default 1"},
+        {"sessions", "N", OPTION_COUNT, &o.sessions, 1, 65536,
+         "sessions that work side by side, N tokens each; default 1"},
         {"repeat", "R", OPTION_COUNT, &o.repeat, 1, 100000, "times to measure; default 5"},
         {"json", NULL, OPTION_FLAG, &o.json, 0, 0, "print a JSON object"},
         MODEL_OPTIONS(settings),

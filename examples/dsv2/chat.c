@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* What Ctrl-C must reach. The library installs no handler; this program does. */
+/* What Ctrl-C must reach. This program installs a handler, the library none. */
 static volatile sig_atomic_t interrupted;
 static dsv2_session *volatile interrupted_session;
 
@@ -26,16 +26,16 @@ typedef struct conversation {
     const char *system;  /* NULL: none */
     const char *save;    /* file to keep the conversation in; NULL: none */
     uint64_t max_tokens; /* of a reply */
-    bool terminal;       /* lines are typed: there are prompts, and Ctrl-C stops a reply */
+    bool terminal;       /* lines are typed: prompts are shown, and Ctrl-C stops a reply */
     bool started;        /* something was said: BOS and the system message are in */
-    int32_t pending[2];  /* what belongs before the next message: the last token if it was shown but not fed, the end mark */
+    int32_t pending[2];  /* to feed before the next message: a last token that was shown, not fed; the end mark */
     size_t n_pending;
 } conversation;
 
-/* The ids to feed for the user's next message; to be freed; NULL after saying why not. */
+/* The ids to feed for the user's next message, to be freed. NULL after saying why not. */
 static int32_t *encode_turn(const conversation *c, const char *text, size_t size, size_t *n)
 {
-    /* The past is in the session already: of the messages before the new one only the roles matter. */
+    /* The session has the past already: of the earlier messages only the roles matter. */
     dsv2_message messages[3] = {{"user", "", 0}, {"assistant", "", 0}, {"user", text, size}};
     dsv2_message *from = messages;
     size_t n_messages = 3, first = 2;
@@ -68,8 +68,8 @@ static int32_t *encode_turn(const conversation *c, const char *text, size_t size
     return tokens;
 }
 
-/* Draws and shows the reply until it ends, is long enough or interrupted, or the context is full. Whatever was shown stays in the
- * conversation. */
+/* Draws and shows the reply until it ends, has max_tokens, is interrupted, or the context is full. What was shown stays
+ * in the conversation. */
 static int reply(conversation *c)
 {
     text_stream stream = {.tokenizer = c->tokenizer};
@@ -90,7 +90,7 @@ static int reply(conversation *c)
         c->pending[0] = token;
         c->n_pending = 1;
         if (length == c->info.max_position_embeddings)
-            break; /* the next message will not fit and say so */
+            break; /* the next message says that it does not fit */
         dsv2_status fed = dsv2_session_feed(c->session, &token, 1);
         if (fed == DSV2_OK) {
             c->n_pending = 0;
@@ -107,7 +107,7 @@ static int reply(conversation *c)
     return status != EXIT_OK ? status : written;
 }
 
-/* Ctrl-C is held back except while a reply is computed and while a line is waited for, so that it cannot fall in between. */
+/* Ctrl-C is held back except while a reply is computed and while a line is waited for: it cannot fall in between. */
 static void hold_interrupts(bool hold)
 {
     sigset_t signals;
@@ -116,7 +116,7 @@ static void hold_interrupts(bool hold)
     sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &signals, NULL);
 }
 
-/* What was shown belongs into the session first. */
+/* What was shown goes into the session first. */
 static int save(conversation *c)
 {
     if (c->n_pending > 0) {
@@ -164,7 +164,7 @@ static bool wait_for_line(void)
     return ppoll(&input, 1, NULL, &signals) >= 0 || errno != EINTR;
 }
 
-/* One line without its end; false at the end of the input. Ctrl-C throws away what was typed. */
+/* Reads one line without its end. False at the end of the input. Ctrl-C discards what was typed. */
 static bool read_line(const conversation *c, char **line, size_t *capacity, size_t *size)
 {
     for (bool waiting = c->terminal; waiting;) {
@@ -192,7 +192,7 @@ static int reset(conversation *c)
 static int talk(conversation *c)
 {
     if (c->terminal) {
-        /* What a reply does meanwhile goes on after Ctrl-C, so that nothing of it is lost. */
+        /* SA_RESTART: writing goes on after Ctrl-C, so that nothing of the reply is lost. */
         struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
         hold_interrupts(true);
         sigaction(SIGINT, &action, NULL);
@@ -244,7 +244,8 @@ static int run(int argc, char **argv)
     const char *path;
     const option_spec options[] = {
         {"system", "TEXT", OPTION_TEXT, &c.system, 0, 0, "what to tell the model before the conversation"},
-        {"max-tokens", "N", OPTION_COUNT, &c.max_tokens, 1, 0, "stop a reply after N tokens; by default the model ends it"},
+        {"max-tokens", "N", OPTION_COUNT, &c.max_tokens, 1, 0,
+         "stop a reply after N tokens; by default the model ends it"},
         SAMPLING_OPTIONS(sampling),
         STORAGE_OPTIONS(storage),
         MODEL_OPTIONS(settings),

@@ -107,15 +107,16 @@ static int set_option(const option_spec *o, const char *text)
     return GO_ON;
 }
 
-int parse_options(const command *self, int argc, char **argv, const option_spec *options, size_t n_options, const char **operands,
-                  size_t n_operands)
+int parse_options(const command *self, int argc, char **argv, const option_spec *options, size_t n_options,
+                  const char **operands, size_t n_operands)
 {
     enum { HELP = 1000, MAX_OPTIONS = 32 };
     struct option longs[MAX_OPTIONS + 2] = {{0}};
     char program[64];
     command_name = self->name;
     for (size_t i = 0; i < n_options; i++)
-        longs[i] = (struct option){options[i].name, options[i].type == OPTION_FLAG ? no_argument : required_argument, NULL, (int)i};
+        longs[i] = (struct option){options[i].name, options[i].type == OPTION_FLAG ? no_argument : required_argument,
+                                   NULL, (int)i};
     longs[n_options] = (struct option){"help", no_argument, NULL, HELP};
     snprintf(program, sizeof program, "dsv2 %s", self->name); /* what getopt_long's own messages begin with */
     argv[0] = program;
@@ -230,7 +231,7 @@ int progress_show(void *bar, dsv2_phase phase, uint64_t done, uint64_t total)
     return 0;
 }
 
-/* A session keeps its callback, so the bar of all feeds stays too. */
+/* A session keeps its callback, so one bar serves all feeds and lives as long. */
 static int show_prompt(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
 {
     static progress_bar bar;
@@ -280,8 +281,8 @@ dsv2_model *open_model(const char *path, const model_settings *settings)
 
 dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention, bool bar)
 {
-    dsv2_session_options options = {
-        .struct_size = sizeof options, .cache_type = cache_type, .attention = attention, .progress = bar ? show_prompt : NULL};
+    dsv2_session_options options = {.struct_size = sizeof options, .cache_type = cache_type, .attention = attention,
+                                    .progress = bar ? show_prompt : NULL};
     dsv2_session *session;
     if (dsv2_session_open(model, &options, &session) != DSV2_OK) {
         fail_library();
@@ -294,7 +295,7 @@ dsv2_model_info model_info(const dsv2_model *model)
 {
     dsv2_model_info info = {.struct_size = sizeof info};
     if (dsv2_model_get_info(model, &info) != DSV2_OK)
-        fail_library(); /* cannot be: the structure is this library's own */
+        fail_library(); /* cannot fail: the structure is this library's own */
     return info;
 }
 
@@ -387,7 +388,7 @@ char *read_all(const char *path, size_t *size)
     size_t capacity = 0, got;
     *size = 0;
     do {
-        if (*size + 1 >= capacity) { /* there is always room for a terminator */
+        if (*size + 1 >= capacity) { /* there is room for a terminator */
             capacity = capacity > 0 ? capacity * 2 : 65536;
             char *grown = realloc(data, capacity);
             if (grown == NULL) {
@@ -417,7 +418,7 @@ failed:
 
 int32_t *parse_ids(const char *name, const char *text, size_t size, size_t *n)
 {
-    int32_t *ids = malloc((size / 2 + 1) * sizeof *ids); /* an id takes two bytes at least, the last one may take one */
+    int32_t *ids = malloc((size / 2 + 1) * sizeof *ids); /* an id takes at least two bytes, the last one may take one */
     if (ids == NULL) {
         fail("%s: no memory for its ids", name);
         return NULL;
@@ -441,7 +442,7 @@ int32_t *parse_ids(const char *name, const char *text, size_t size, size_t *n)
     }
 }
 
-/* The length of the UTF-8 character at s, 0 if there is none. */
+/* The length of the UTF-8 character at s. 0: there is none. */
 static size_t utf8_length(const unsigned char *s)
 {
     size_t length = s[0] < 0x80 ? 1 : s[0] < 0xc2 ? 0 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 0;

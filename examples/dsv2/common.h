@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 
-/* Exit statuses; GO_ON from parse_options says that there is none yet. */
+/* Exit statuses. GO_ON: go on, the program does not end yet. */
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, GO_ON = -1 };
 
 typedef struct command {
@@ -18,14 +18,15 @@ typedef struct command {
     int (*run)(int argc, char **argv);
 } command;
 
-extern const command command_generate, command_chat, command_tokenize, command_detokenize, command_logits, command_perplexity,
-    command_experts, command_inspect, command_bench, command_pack;
+extern const command command_generate, command_chat, command_tokenize, command_detokenize, command_logits,
+    command_perplexity, command_experts, command_inspect, command_bench, command_pack;
 
 /* ---- options ---- */
 
 typedef enum option_type { OPTION_FLAG, OPTION_COUNT, OPTION_NUMBER, OPTION_TEXT } option_type;
 
-/* One "--name ARGUMENT". `value` is a bool, uint64_t, double or const char *, by type; it holds the default. */
+/* The option "--name ARGUMENT". `value` points to a bool, uint64_t, double or const char *, by type, which holds the
+ * default. */
 typedef struct option_spec {
     const char *name, *argument;
     option_type type;
@@ -34,10 +35,10 @@ typedef struct option_spec {
     const char *help;  /* lines separated by '\n' */
 } option_spec;
 
-/* Reads argv as options and exactly n_operands other words. Prints the help, or what is wrong, and returns the exit status; or
- * returns GO_ON. */
-int parse_options(const command *self, int argc, char **argv, const option_spec *options, size_t n_options, const char **operands,
-                  size_t n_operands);
+/* Reads argv as options and exactly n_operands other words. Returns GO_ON, or prints the help or what is wrong and
+ * returns the exit status. */
+int parse_options(const command *self, int argc, char **argv, const option_spec *options, size_t n_options,
+                  const char **operands, size_t n_operands);
 
 /* Options of every command that opens a model. */
 typedef struct model_settings {
@@ -45,19 +46,21 @@ typedef struct model_settings {
     const char *kernels;
 } model_settings;
 
-#define MODEL_OPTIONS(settings)                                                                                                    \
-    {"threads", "N", OPTION_COUNT, &(settings).threads, 0, 1024, "threads to use; 0, the default: as many as the process may"},    \
-    {"kernels", "NAME", OPTION_TEXT, &(settings).kernels, 0, 0, "c, avx2 or avx512; auto, the default: the best that runs here"}
+#define MODEL_OPTIONS(settings)                                                                                        \
+    {"threads", "N", OPTION_COUNT, &(settings).threads, 0, 1024,                                                       \
+     "threads to use; 0, the default: as many as the process may"},                                                    \
+    {"kernels", "NAME", OPTION_TEXT, &(settings).kernels, 0, 0,                                                        \
+     "c, avx2 or avx512; auto, the default: the best that runs here"}
 
-/* --kv: how a session keeps what it has read. */
-#define CACHE_OPTION(name)                                                                                                         \
+/* --kv: the element type of a session's cache. */
+#define CACHE_OPTION(name)                                                                                             \
     {"kv", "TYPE", OPTION_TEXT, &(name), 0, 0, "how each token's latents are kept: f32, f16, q8 (the default) or q6"}
 
-/* The type of that name, NULL being the default; GO_ON, or says that there is none and returns the exit status. */
+/* The cache type of that name. NULL: the default. GO_ON, or the exit status after saying that there is none. */
 int find_cache_type(const char *name, dsv2_cache_type *type);
 const char *cache_type_name(dsv2_cache_type type);
 
-/* The weight type of that name, NULL being as stored; GO_ON, or says that there is none and returns the exit status. */
+/* The weight type of that name. NULL: as stored. GO_ON, or the exit status after saying that there is none. */
 int find_weight_type(const char *name, dsv2_weight_type *type);
 const char *weight_type_name(dsv2_weight_type type);
 
@@ -69,14 +72,18 @@ typedef struct sampling_settings {
 
 extern const sampling_settings default_sampling;
 
-#define SAMPLING_OPTIONS(settings)                                                                                                 \
-    {"temperature", "T", OPTION_NUMBER, &(settings).temperature, 0, 0, "0: always the most likely token; default 0.8"},            \
-    {"top-k", "K", OPTION_COUNT, &(settings).top_k, 0, UINT32_MAX, "draw from the K most likely tokens; 0, the default: all"},     \
-    {"top-p", "P", OPTION_NUMBER, &(settings).top_p, 0, 0, "draw from the fewest tokens that reach probability P; default 0.95"},  \
-    {"min-p", "P", OPTION_NUMBER, &(settings).min_p, 0, 0, "drop tokens less likely than P times the likeliest; default 0"},       \
-    {"repetition-penalty", "R", OPTION_NUMBER, &(settings).repetition_penalty, 0, 0,                                               \
-     "make tokens that have occurred less likely; 1, the default: off"},                                                           \
-    {"seed", "S", OPTION_COUNT, &(settings).seed, 0, 0,                                                                            \
+#define SAMPLING_OPTIONS(settings)                                                                                     \
+    {"temperature", "T", OPTION_NUMBER, &(settings).temperature, 0, 0,                                                 \
+     "0: always the most likely token; default 0.8"},                                                                  \
+    {"top-k", "K", OPTION_COUNT, &(settings).top_k, 0, UINT32_MAX,                                                     \
+     "draw from the K most likely tokens; 0, the default: all"},                                                       \
+    {"top-p", "P", OPTION_NUMBER, &(settings).top_p, 0, 0,                                                             \
+     "draw from the fewest tokens that reach probability P; default 0.95"},                                            \
+    {"min-p", "P", OPTION_NUMBER, &(settings).min_p, 0, 0,                                                             \
+     "drop tokens less likely than P times the likeliest; default 0"},                                                 \
+    {"repetition-penalty", "R", OPTION_NUMBER, &(settings).repetition_penalty, 0, 0,                                   \
+     "make tokens that have occurred less likely; 1, the default: off"},                                               \
+    {"seed", "S", OPTION_COUNT, &(settings).seed, 0, 0,                                                                \
      "random numbers to draw with; default 0. The same command\nwith the same seed gives the same text"}
 
 /* Options of commands whose session can be kept as a file. */
@@ -84,10 +91,10 @@ typedef struct storage_settings {
     const char *save, *restore, *kv; /* NULL: not given */
 } storage_settings;
 
-#define STORAGE_OPTIONS(settings)                                                                                                  \
-    {"save", "FILE", OPTION_TEXT, &(settings).save, 0, 0, "keep the conversation in FILE"},                                        \
-    {"restore", "FILE", OPTION_TEXT, &(settings).restore, 0, 0,                                                                    \
-     "go on with the conversation in FILE. Tokens are drawn as before,\nunless an option says otherwise"},                         \
+#define STORAGE_OPTIONS(settings)                                                                                      \
+    {"save", "FILE", OPTION_TEXT, &(settings).save, 0, 0, "keep the conversation in FILE"},                            \
+    {"restore", "FILE", OPTION_TEXT, &(settings).restore, 0, 0,                                                        \
+     "go on with the conversation in FILE. Tokens are drawn as before,\nunless an option says otherwise"},             \
     CACHE_OPTION((settings).kv)
 
 /* ---- messages: to standard error, "dsv2 COMMAND: MESSAGE" ---- */
@@ -96,7 +103,7 @@ int fail(const char *format, ...) DSV2_PRINTF(1, 2);       /* returns EXIT_FAILE
 int fail_usage(const char *format, ...) DSV2_PRINTF(1, 2); /* returns EXIT_USAGE */
 int fail_library(void);                                    /* the library's last error; EXIT_FAILED */
 
-/* Flushes standard output; EXIT_OK, or says that not all could be written. */
+/* Flushes standard output. EXIT_OK, or the exit status after saying that not all was written. */
 int finish_output(void);
 
 /* ---- the library ---- */
@@ -104,31 +111,31 @@ int finish_output(void);
 /* NULL after saying why not. */
 dsv2_model *open_model(const char *path, const model_settings *settings);
 
-/* A session of the model; if `bar`, long feeds show their progress (not where a bar of the caller's own stands). NULL after saying
- * why not. */
+/* A session of the model. NULL after saying why not. bar: long feeds show a bar; false where the caller shows its
+ * own. */
 dsv2_session *open_session(dsv2_model *model, dsv2_cache_type cache_type, dsv2_attention attention, bool bar);
 
-/* A session as the options say, restored if asked for, drawing as `sampling` says. EXIT_OK, or the exit status. */
+/* A session as the options say, restored if they ask for it, drawing as `sampling` says. EXIT_OK or the exit status. */
 int open_stored_session(dsv2_model *model, const storage_settings *storage, const sampling_settings *sampling,
                         dsv2_session **session);
 
-/* Exit status or EXIT_OK. Adds to the file if it holds the conversation's beginning. */
+/* Saves, or adds to the file if it holds the beginning of the conversation. EXIT_OK or the exit status. */
 int save_session(dsv2_session *session, const char *path);
 
 dsv2_model_info model_info(const dsv2_model *model);
 
-/* The model's tokenizer; NULL after saying that it has none. */
+/* The model's tokenizer. NULL after saying that there is none. */
 const dsv2_tokenizer *need_tokenizer(const dsv2_model *model, const char *path);
 
 /* Exit status or EXIT_OK. */
 int set_sampling(dsv2_session *session, const sampling_settings *settings);
 
-/* Encodes into memory that the caller frees; NULL after saying why not. */
+/* Encodes into memory that the caller frees. NULL after saying why not. */
 int32_t *encode_text(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags, size_t *n);
 
 /* ---- progress ---- */
 
-/* A bar on standard error if that is a terminal, for what takes longer than a moment; otherwise nothing. */
+/* A bar on standard error, for what takes longer than a moment. Nothing is shown if standard error is no terminal. */
 typedef struct progress_bar {
     const char *label;
     double started, drawn; /* seconds; drawn 0: not on the screen */
@@ -155,13 +162,14 @@ typedef struct text_stream {
 int stream_token(text_stream *stream, int32_t token); /* exit status or EXIT_OK */
 void stream_end(text_stream *stream);                 /* writes what is held back, frees */
 
-/* Everything from a file, or from standard input if path is NULL; freed by the caller; NULL after saying why not. */
+/* All of a file, or of standard input if path is NULL. The caller frees it. NULL after saying why not. */
 char *read_all(const char *path, size_t *size);
 
-/* Token ids separated by white space; `name` is for messages. Freed by the caller; NULL after saying what is wrong. */
+/* Token ids, separated by white space. `name` is for messages. The caller frees them. NULL after saying what is
+ * wrong. */
 int32_t *parse_ids(const char *name, const char *text, size_t size, size_t *n);
 
-/* A string as JSON, with its quotes, to a file or to standard output. Bytes that are no UTF-8 become U+FFFD. */
+/* Writes a string as JSON, with quotes, to a file or to standard output. Bytes that are no UTF-8 become U+FFFD. */
 void write_json_string(FILE *out, const char *string);
 void print_json_string(const char *string);
 

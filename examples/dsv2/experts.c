@@ -8,14 +8,14 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-/* Everything that the reports tell. Loads are relative: 1 is what each expert would have if all were used alike. */
+/* What the reports tell. Loads are relative: each expert would have 1 if all were used alike. */
 typedef struct report {
     const char *model, *text;
     dsv2_routing_info info;
     size_t context, n_windows;
     uint32_t n_devices, limit; /* D and M of the measures */
-    const char *device;        /* what D counts: "group" of the model's, or "device" */
-    uint32_t n_layers;         /* with experts */
+    const char *device;        /* what D counts: "group" (the model's) or "device" */
+    uint32_t n_layers;         /* layers with experts */
     uint32_t *layers;          /* their numbers */
     dsv2_routing_balance *balance;
     dsv2_expert_load *experts; /* [n_layers][n_routed_experts] */
@@ -34,8 +34,8 @@ static double relative_load(const report *r, uint32_t row, uint32_t expert)
 
 /* ---- reading the text ---- */
 
-/* The windows of `dsv2 perplexity`, read as there: after BOS, if there is one, up to the token before the last. `tokens` has room
- * for BOS before its first. */
+/* Reads the windows of `dsv2 perplexity` in the same way: after BOS, if there is one, up to the token before the last.
+ * `tokens` has room for BOS before its first token. */
 static int read_windows(dsv2_session *session, int32_t *tokens, size_t n, int32_t bos, report *r)
 {
     for (size_t begin = 0; begin < n; begin += r->context) {
@@ -119,7 +119,8 @@ static int gather(const dsv2_routing *routing, report *r)
 
 static void print_summary(const report *r)
 {
-    printf("%llu tokens of %s in %zu windows of %zu\n", (unsigned long long)r->info.n_tokens, r->text, r->n_windows, r->context);
+    printf("%llu tokens of %s in %zu windows of %zu\n", (unsigned long long)r->info.n_tokens, r->text, r->n_windows,
+           r->context);
     printf("%u layers with %u experts, %u chosen for each token\n", r->n_layers, r->info.n_routed_experts,
            r->info.num_experts_per_tok);
     if (r->n_devices == 1)
@@ -130,22 +131,23 @@ static void print_summary(const report *r)
         most = r->balance[i].max_devices_reached > most ? r->balance[i].max_devices_reached : most;
         mean += r->balance[i].mean_devices_reached / r->n_layers;
     }
-    printf("%u %ss of experts: a token reached at most %u (the limit: %u), %.3f on average\n", r->n_devices, r->device, most,
-           r->limit, mean);
+    printf("%u %ss of experts: a token reached at most %u (the limit: %u), %.3f on average\n", r->n_devices, r->device,
+           most, r->limit, mean);
 }
 
 static void print_table(const report *r)
 {
-    printf("\nlayer  max/mean  entropy    Jain  unused  L_ExpBal  L_DevBal  L_CommBal  dropped  %ss reached\n", r->device);
+    printf("\nlayer  max/mean  entropy    Jain  unused  L_ExpBal  L_DevBal  L_CommBal  dropped  %ss reached\n",
+           r->device);
     for (uint32_t i = 0; i < r->n_layers; i++) {
         const dsv2_routing_balance *b = &r->balance[i];
-        printf("%5u  %8.3f  %7.4f  %6.4f  %6u  %8.4f  %8.4f  %9.4f  %6.2f%%  %5.3f, at most %u\n", r->layers[i], b->max_over_mean,
-               r->info.n_routed_experts > 1 ? b->entropy / log(r->info.n_routed_experts) : 1.0, b->jain_index, b->never_used,
-               b->expert_balance_loss, b->device_balance_loss, b->communication_balance_loss, 100 * b->dropped_share,
-               b->mean_devices_reached, b->max_devices_reached);
+        printf("%5u  %8.3f  %7.4f  %6.4f  %6u  %8.4f  %8.4f  %9.4f  %6.2f%%  %5.3f, at most %u\n", r->layers[i],
+               b->max_over_mean, r->info.n_routed_experts > 1 ? b->entropy / log(r->info.n_routed_experts) : 1.0,
+               b->jain_index, b->never_used, b->expert_balance_loss, b->device_balance_loss,
+               b->communication_balance_loss, 100 * b->dropped_share, b->mean_devices_reached, b->max_devices_reached);
     }
-    printf("entropy: 1 is even; losses: with alpha = 1, for %u %s%s of which a token may reach %u\n", r->n_devices, r->device,
-           r->n_devices == 1 ? "" : "s", r->limit);
+    printf("entropy: 1 is even; losses: with alpha = 1, for %u %s%s of which a token may reach %u\n", r->n_devices,
+           r->device, r->n_devices == 1 ? "" : "s", r->limit);
 }
 
 typedef struct place {
@@ -179,7 +181,8 @@ static int print_extremes(const report *r)
         places[i] = (place){load_at(r, row, expert)->chosen, row, expert};
     }
     qsort(places, n, sizeof *places, by_load);
-    printf("\nmost used                        least used\nlayer expert    chosen    load  |  layer expert    chosen    load\n");
+    printf("\nmost used                        least used\n"
+           "layer expert    chosen    load  |  layer expert    chosen    load\n");
     for (size_t i = 0; i < shown; i++) {
         print_place(r, &places[i]);
         printf("  |  ");
@@ -190,7 +193,7 @@ static int print_extremes(const report *r)
     return EXIT_OK;
 }
 
-/* Colours of a 256-colour terminal, from half the even load and less to twice it and more; and shades for everything else. */
+/* Colours of a 256-colour terminal, from at most half the even load to at least twice; shades for other terminals. */
 static const uint8_t colours[] = {25, 32, 74, 117, 195, 231, 224, 217, 210, 167, 124};
 static const char shades[] = " .:-=+*#%@";
 enum { N_COLOURS = sizeof colours / sizeof *colours, N_SHADES = sizeof shades - 1 };
@@ -227,7 +230,7 @@ static void print_legend(bool coloured)
     printf(" twice the even one; x: never used\n");
 }
 
-/* Layers down, experts across, in as many pieces as the terminal's width asks for. */
+/* Layers down, experts across, in as many pieces as the terminal's width needs. */
 static void print_map(const report *r)
 {
     enum { LABEL = 7, PLAIN_WIDTH = 100 };
@@ -267,11 +270,13 @@ static void write_json(FILE *out, const report *r)
     fprintf(out, ", \"text\": ");
     write_json_string(out, r->text);
     fprintf(out,
-            ", \"tokens\": %llu, \"windows\": %zu, \"context\": %zu,\n \"num_hidden_layers\": %u, \"n_routed_experts\": %u, "
-            "\"num_experts_per_tok\": %u, \"n_group\": %u, \"topk_group\": %u, \"n_devices\": %u, \"max_devices\": %u,\n"
+            ", \"tokens\": %llu, \"windows\": %zu, \"context\": %zu,\n"
+            " \"num_hidden_layers\": %u, \"n_routed_experts\": %u, \"num_experts_per_tok\": %u, \"n_group\": %u, "
+            "\"topk_group\": %u, \"n_devices\": %u, \"max_devices\": %u,\n"
             " \"layers\": [",
-            (unsigned long long)r->info.n_tokens, r->n_windows, r->context, r->info.num_hidden_layers, r->info.n_routed_experts,
-            r->info.num_experts_per_tok, r->info.n_group, r->info.topk_group, r->n_devices, r->limit);
+            (unsigned long long)r->info.n_tokens, r->n_windows, r->context, r->info.num_hidden_layers,
+            r->info.n_routed_experts, r->info.num_experts_per_tok, r->info.n_group, r->info.topk_group, r->n_devices,
+            r->limit);
     for (uint32_t i = 0; i < r->n_layers; i++) {
         const dsv2_routing_balance *b = &r->balance[i];
         fprintf(out,
@@ -280,12 +285,13 @@ static void write_json(FILE *out, const report *r)
                 "   \"max_over_mean\": %.9g, \"entropy\": %.9g, \"jain_index\": %.9g, \"never_used\": %u, "
                 "\"dropped_share\": %.9g,\n"
                 "   \"max_devices_reached\": %u, \"mean_devices_reached\": %.9g,\n   \"experts\": [",
-                i > 0 ? "," : "", r->layers[i], b->expert_balance_loss, b->device_balance_loss, b->communication_balance_loss,
-                b->max_over_mean, b->entropy, b->jain_index, b->never_used, b->dropped_share, b->max_devices_reached,
-                b->mean_devices_reached);
+                i > 0 ? "," : "", r->layers[i], b->expert_balance_loss, b->device_balance_loss,
+                b->communication_balance_loss, b->max_over_mean, b->entropy, b->jain_index, b->never_used,
+                b->dropped_share, b->max_devices_reached, b->mean_devices_reached);
         for (uint32_t e = 0; e < r->info.n_routed_experts; e++)
             fprintf(out, "%s\n    {\"chosen\": %llu, \"gate_sum\": %.17g, \"affinity_sum\": %.17g}", e > 0 ? "," : "",
-                    (unsigned long long)load_at(r, i, e)->chosen, load_at(r, i, e)->gate_sum, load_at(r, i, e)->affinity_sum);
+                    (unsigned long long)load_at(r, i, e)->chosen, load_at(r, i, e)->gate_sum,
+                    load_at(r, i, e)->affinity_sum);
         fprintf(out, "]}");
     }
     fprintf(out, "]}\n");
@@ -310,18 +316,19 @@ static void write_xml(FILE *out, const char *text)
     }
 }
 
-/* The last part of a path: what a caption has room for. */
+/* The last part of a path: a caption has room for no more. */
 static const char *base_name(const char *path)
 {
     const char *slash = strrchr(path, '/');
     return slash != NULL && slash[1] != '\0' ? slash + 1 : path;
 }
 
-/* Blue under the even load, white at it, red above; the ends are 1/limit and limit times the even load. Interpolated between five
- * colours of ColorBrewer's RdBu, which people with any colour vision tell apart. */
+/* Blue below the even load, white at it, red above. The ends are 1/limit and limit times the even load. Colours between
+ * are interpolated from five of ColorBrewer's RdBu, which people with any colour vision tell apart. */
 static void colour_of(double load, double limit, char colour[8])
 {
-    static const uint8_t stops[][3] = {{33, 102, 172}, {146, 197, 222}, {247, 247, 247}, {244, 165, 130}, {178, 24, 43}};
+    static const uint8_t stops[][3] = {
+        {33, 102, 172}, {146, 197, 222}, {247, 247, 247}, {244, 165, 130}, {178, 24, 43}};
     double at = load > 0 ? (log2(load) / log2(limit) + 1) / 2 * 4 : 0;
     at = at < 0 ? 0 : at > 4 ? 4 : at;
     int i = at < 4 ? (int)at : 3;
@@ -360,22 +367,26 @@ static page lay_out_page(const report *r)
 static void write_svg_head(FILE *out, const report *r, const page *p)
 {
     fprintf(out,
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\" role=\"img\"\n"
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" width=\"%.0f\" height=\"%.0f\""
+            " role=\"img\"\n"
             " font-family=\"Inter, 'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans', sans-serif\""
             " font-size=\"12\" fill=\"#333\">\n"
             "<title>Load of the routed experts</title>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n"
             "<text x=\"%.0f\" y=\"32\" font-size=\"18\" font-weight=\"600\" fill=\"#111\">Expert load of ",
             p->width, p->height, p->width, p->height, p->left);
     write_xml(out, base_name(r->model));
-    fprintf(out, "</text>\n<text x=\"%.0f\" y=\"52\" fill=\"#666\">%llu tokens of ", p->left, (unsigned long long)r->info.n_tokens);
+    fprintf(out, "</text>\n<text x=\"%.0f\" y=\"52\" fill=\"#666\">%llu tokens of ", p->left,
+            (unsigned long long)r->info.n_tokens);
     write_xml(out, base_name(r->text));
-    fprintf(out, " &#183; %u of %u experts chosen for each token", r->info.num_experts_per_tok, r->info.n_routed_experts);
+    fprintf(out, " &#183; %u of %u experts chosen for each token", r->info.num_experts_per_tok,
+            r->info.n_routed_experts);
     if (r->n_devices > 1) {
         uint32_t most = 0;
         for (uint32_t i = 0; i < r->n_layers; i++)
             most = r->balance[i].max_devices_reached > most ? r->balance[i].max_devices_reached : most;
-        fprintf(out, "</text>\n<text x=\"%.0f\" y=\"70\" fill=\"#666\">a token reached at most %u of %u %ss (the limit: %u)", p->left,
-                most, r->n_devices, r->device, r->limit);
+        fprintf(out,
+                "</text>\n<text x=\"%.0f\" y=\"70\" fill=\"#666\">a token reached at most %u of %u %ss (the limit: %u)",
+                p->left, most, r->n_devices, r->device, r->limit);
     }
     fprintf(out, "</text>\n");
 }
@@ -386,7 +397,8 @@ static void write_svg_map(FILE *out, const report *r, const page *p)
     for (uint32_t i = 0; i < r->n_layers; i++)
         fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" font-size=\"%d\">%u</text>\n", p->left - 8,
                 p->top + (i + 0.5) * p->cell_height + 4, p->cell_height < 14 ? 10 : 12, r->layers[i]);
-    fprintf(out, "</g>\n<g shape-rendering=\"crispEdges\" stroke=\"#fff\" stroke-width=\"%s\">\n", p->cell_width < 8 ? "0.5" : "1");
+    fprintf(out, "</g>\n<g shape-rendering=\"crispEdges\" stroke=\"#fff\" stroke-width=\"%s\">\n",
+            p->cell_width < 8 ? "0.5" : "1");
     for (uint32_t i = 0; i < r->n_layers; i++) {
         for (uint32_t e = 0; e < r->info.n_routed_experts; e++) {
             char colour[8] = "#222222";
@@ -396,19 +408,20 @@ static void write_svg_map(FILE *out, const report *r, const page *p)
             fprintf(out,
                     "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\">"
                     "<title>layer %u, expert %u: %.2fx</title></rect>\n",
-                    p->left + e * p->cell_width, p->top + i * p->cell_height, p->cell_width, p->cell_height, colour, r->layers[i],
-                    e, load);
+                    p->left + e * p->cell_width, p->top + i * p->cell_height, p->cell_width, p->cell_height, colour,
+                    r->layers[i], e, load);
         }
     }
     fprintf(out, "</g>\n<g stroke=\"#888\" shape-rendering=\"crispEdges\">\n");
     for (uint32_t d = 1; d < r->n_devices; d++)
-        fprintf(out, "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n", p->left + d * p->map_width / r->n_devices,
-                p->left + d * p->map_width / r->n_devices, p->top - 4, p->top + p->map_height + 4);
+        fprintf(out, "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>\n",
+                p->left + d * p->map_width / r->n_devices, p->left + d * p->map_width / r->n_devices, p->top - 4,
+                p->top + p->map_height + 4);
     fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"none\"/>\n</g>\n", p->left, p->top,
             p->map_width, p->map_height);
 }
 
-/* Expert numbers below the map, and at its right how uneven each layer is. */
+/* Expert numbers below the map; at its right how uneven each layer is. */
 static void write_svg_axes(FILE *out, const report *r, const page *p)
 {
     uint32_t n = r->info.n_routed_experts, step = 1;
@@ -439,10 +452,13 @@ static void write_svg_legend(FILE *out, const page *p)
         fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"10\" fill=\"%s\"/>\n",
                 p->left + i * (double)WIDTH / STEPS, y, (double)WIDTH / STEPS + 0.5, colour);
     }
-    fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"10\" height=\"10\" fill=\"#222\"/>\n</g>\n", p->left + WIDTH + 80, y);
+    fprintf(out, "<rect x=\"%.1f\" y=\"%.1f\" width=\"10\" height=\"10\" fill=\"#222\"/>\n</g>\n", p->left + WIDTH + 80,
+            y);
     fprintf(out, "<g fill=\"#666\">\n<text x=\"%.1f\" y=\"%.1f\">1/%g&#215;</text>\n", p->left, y + 26, p->limit);
-    fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">even load</text>\n", p->left + WIDTH / 2.0, y + 26);
-    fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%g&#215;</text>\n", p->left + WIDTH, y + 26, p->limit);
+    fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">even load</text>\n", p->left + WIDTH / 2.0,
+            y + 26);
+    fprintf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%g&#215;</text>\n", p->left + WIDTH, y + 26,
+            p->limit);
     fprintf(out, "<text x=\"%.1f\" y=\"%.1f\">never used</text>\n</g>\n", p->left + WIDTH + 96, y + 9);
 }
 
@@ -522,13 +538,15 @@ static int run(int argc, char **argv)
     dsv2_cache_type cache_type;
     const option_spec options[] = {
         {"json", "FILE", OPTION_TEXT, &files.json, 0, 0, "write all counts and measures as a JSON object"},
-        {"csv", "FILE", OPTION_TEXT, &files.csv, 0, 0, "write the counts as a table, a line for each expert of each layer"},
+        {"csv", "FILE", OPTION_TEXT, &files.csv, 0, 0,
+         "write the counts as a table, a line for each expert of each layer"},
         {"svg", "FILE", OPTION_TEXT, &files.svg, 0, 0, "draw the heat map"},
         {"devices", "D", OPTION_COUNT, &devices, 1, UINT32_MAX,
          "measure for experts spread evenly over D devices; default:\nthe groups that the model's router knows"},
         {"max-devices", "M", OPTION_COUNT, &max_devices, 1, UINT32_MAX,
          "devices that a token may be sent to, for L_CommBal;\ndefault: as many groups as the model's router allows"},
-        {"context", "N", OPTION_COUNT, &context, 1, UINT32_MAX, "tokens of text in a window; default 512, or as many as fit"},
+        {"context", "N", OPTION_COUNT, &context, 1, UINT32_MAX,
+         "tokens of text in a window; default 512, or as many as fit"},
         CACHE_OPTION(kv),
         MODEL_OPTIONS(settings),
     };

@@ -5,10 +5,10 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Draws and shows tokens until the model ends the text, max_tokens are out or the context is full. If feed_last, what was shown is
- * all in the session afterwards; otherwise the last token is not, which saves a pass. */
-static int continue_text(dsv2_session *session, const dsv2_tokenizer *tokenizer, const dsv2_model_info *info, uint64_t max_tokens,
-                         bool feed_last)
+/* Draws and shows tokens until the model ends the text, max_tokens are out or the context is full. feed_last: all that
+ * was shown is in the session afterwards. Otherwise the last token is not, which saves a pass. */
+static int continue_text(dsv2_session *session, const dsv2_tokenizer *tokenizer, const dsv2_model_info *info,
+                         uint64_t max_tokens, bool feed_last)
 {
     text_stream stream = {.tokenizer = tokenizer};
     int status = EXIT_OK;
@@ -34,7 +34,8 @@ static int continue_text(dsv2_session *session, const dsv2_tokenizer *tokenizer,
     return status != EXIT_OK ? status : written;
 }
 
-/* Feeds the prompt. To a session that was restored it is added; an empty one goes on where the text stopped. */
+/* Feeds the prompt, after what a restored session holds. With an empty prompt a restored session goes on where its text
+ * stopped. */
 static int feed_prompt(dsv2_session *session, const dsv2_tokenizer *tokenizer, const char *prompt)
 {
     size_t length, n;
@@ -52,8 +53,8 @@ static int feed_prompt(dsv2_session *session, const dsv2_tokenizer *tokenizer, c
     return status;
 }
 
-static int generate(dsv2_model *model, const char *path, const storage_settings *storage, const sampling_settings *sampling,
-                    const char *prompt, uint64_t max_tokens)
+static int generate(dsv2_model *model, const char *path, const storage_settings *storage,
+                    const sampling_settings *sampling, const char *prompt, uint64_t max_tokens)
 {
     dsv2_model_info info = model_info(model);
     const dsv2_tokenizer *tokenizer = need_tokenizer(model, path);

@@ -2,7 +2,6 @@
 #include "common.h"
 
 #include <inttypes.h>
-#include <string.h>
 
 /* One fact: a name as in config.json, and a number or a text. */
 typedef struct fact {
@@ -45,7 +44,9 @@ static int inspect(dsv2_model *model, const char *path, bool json)
         return fail_library();
     char fingerprint[17];
     snprintf(fingerprint, sizeof fingerprint, "%016" PRIx64, info.fingerprint);
-    const char *chat = tokenizer == NULL ? "no tokenizer" : tokens.chat_form[0] != '\0' ? tokens.chat_form : "none known";
+    const char *chat = tokenizer == NULL             ? "no tokenizer"
+                       : tokens.chat_form[0] != '\0' ? tokens.chat_form
+                                                     : "none known";
     const fact facts[] = {
         {"path", path, 0},
         {"container", info.container, 0},

@@ -1,4 +1,4 @@
-/* dsv2 logits: the logits after every token of a list, to a file. For comparing with other programs. */
+/* dsv2 logits: writes the logits after every token of a list to a file, for comparisons with other programs. */
 #include "common.h"
 
 #include <errno.h>
@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Little-endian float32, whatever this machine is. */
+/* Writes little-endian float32, whatever this machine is. */
 static bool write_floats(FILE *file, const float *values, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -19,7 +19,8 @@ static bool write_floats(FILE *file, const float *values, size_t n)
     return true;
 }
 
-static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t *ids, size_t n, size_t chunk, const char *output)
+static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t *ids, size_t n, size_t chunk,
+                        const char *output)
 {
     size_t width = model_info(model).vocab_size;
     chunk = chunk < n ? chunk : n;
@@ -36,7 +37,8 @@ static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t 
     int status = EXIT_OK;
     for (size_t done = 0; done < n && status == EXIT_OK;) {
         size_t count = n - done < chunk ? n - done : chunk;
-        dsv2_step_item item = {sizeof item, .session = session, .tokens = ids + done, .n_tokens = count, .logits = logits};
+        dsv2_step_item item = {sizeof item, .session = session, .tokens = ids + done, .n_tokens = count,
+                               .logits = logits};
         if (dsv2_step(model, &item, 1) != DSV2_OK)
             status = fail_library();
         else if (!write_floats(file, logits, count * width))
@@ -46,7 +48,7 @@ static int write_logits(dsv2_model *model, dsv2_session *session, const int32_t 
     if (fclose(file) != 0 && status == EXIT_OK)
         status = fail("%s: cannot write: %s", output, strerror(errno));
     if (status != EXIT_OK && is_regular)
-        remove(output); /* half of the rows are of no use; a device stays where it is */
+        remove(output); /* a part of the rows is of no use; a device stays as it is */
     free(logits);
     return status;
 }

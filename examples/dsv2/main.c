@@ -10,10 +10,11 @@ static const command *const commands[] = {
 
 static void print_commands(FILE *out)
 {
-    fprintf(out, "Usage: dsv2 COMMAND MODEL [OPTION...]\n\n"
-                 "Runs DeepSeek-V2 models. MODEL is a folder with config.json, safetensors files and tokenizer.json, a\n"
-                 "GGUF file, or a .dsv2 pack.\n\n"
-                 "Commands:\n");
+    fprintf(out,
+            "Usage: dsv2 COMMAND MODEL [OPTION...]\n\n"
+            "Runs DeepSeek-V2 models. MODEL is a folder with config.json, safetensors files and tokenizer.json, a\n"
+            "GGUF file, or a .dsv2 pack.\n\n"
+            "Commands:\n");
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(out, "  %-12s%s\n", commands[i]->name, commands[i]->summary);
     fprintf(out, "\n'dsv2 COMMAND --help' tells more of each; 'dsv2 --version' prints the version.\n"

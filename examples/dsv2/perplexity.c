@@ -7,8 +7,8 @@
 
 typedef struct measure {
     double nats;   /* -ln p of all tokens that were predicted */
-    size_t tokens; /* how many these are */
-    size_t bytes;  /* of text that they stand for */
+    size_t tokens; /* how many tokens were predicted */
+    size_t bytes;  /* bytes of text that the tokens stand for */
     size_t windows;
 } measure;
 
@@ -24,13 +24,14 @@ static double surprise(const float *logits, size_t width, int32_t token)
     return (double)max + log(sum) - (double)logits[token];
 }
 
-/* Predicts tokens[1] to tokens[n - 1], each from those before it. */
-static int predict(dsv2_model *model, dsv2_session *session, const int32_t *tokens, size_t n, float *logits, size_t chunk,
-                   size_t width, measure *m)
+/* Predicts tokens[1] to tokens[n - 1], each from the tokens before it. */
+static int predict(dsv2_model *model, dsv2_session *session, const int32_t *tokens, size_t n, float *logits,
+                   size_t chunk, size_t width, measure *m)
 {
     for (size_t done = 0; done + 1 < n;) {
         size_t count = n - 1 - done < chunk ? n - 1 - done : chunk;
-        dsv2_step_item item = {sizeof item, .session = session, .tokens = tokens + done, .n_tokens = count, .logits = logits};
+        dsv2_step_item item = {sizeof item, .session = session, .tokens = tokens + done, .n_tokens = count,
+                               .logits = logits};
         if (dsv2_step(model, &item, 1) != DSV2_OK)
             return fail_library();
         for (size_t i = 0; i < count; i++)
@@ -53,10 +54,10 @@ static int measure_bytes(const dsv2_tokenizer *tokenizer, const int32_t *tokens,
     return EXIT_OK;
 }
 
-/* Window by window. `tokens` has room for one token before its first: that is where BOS goes, over the last token of the window
- * before, which has done its work. */
-static int measure_text(dsv2_model *model, const dsv2_tokenizer *tokenizer, dsv2_cache_type cache_type, int32_t *tokens, size_t n,
-                        size_t context, int32_t bos, measure *m)
+/* Measures window by window. `tokens` has room for one token before its first. BOS goes there: over the last token of
+ * the window before, which is not needed any more. */
+static int measure_text(dsv2_model *model, const dsv2_tokenizer *tokenizer, dsv2_cache_type cache_type, int32_t *tokens,
+                        size_t n, size_t context, int32_t bos, measure *m)
 {
     enum { CHUNK = 128 };
     size_t width = model_info(model).vocab_size;
@@ -93,7 +94,8 @@ static void print_measure(const char *path, const char *text_path, size_t contex
     double nats = m->nats / (double)m->tokens;
     double bits = m->nats / log(2) / (double)m->bytes;
     if (!json) {
-        printf("perplexity per token  %.4f\nnats per token        %.6f\nbits per byte         %.6f\n", exp(nats), nats, bits);
+        printf("perplexity per token  %.4f\nnats per token        %.6f\nbits per byte         %.6f\n", exp(nats), nats,
+               bits);
         printf("tokens predicted      %zu\nbytes of text         %zu\n", m->tokens, m->bytes);
         printf("windows               %zu of %zu tokens\n", m->windows, context);
         return;
@@ -102,20 +104,21 @@ static void print_measure(const char *path, const char *text_path, size_t contex
     print_json_string(path);
     printf(", \"text\": ");
     print_json_string(text_path);
-    printf(", \"perplexity\": %.9g, \"nats_per_token\": %.9g, \"bits_per_byte\": %.9g, \"tokens\": %zu, \"bytes\": %zu, "
-           "\"windows\": %zu, \"context\": %zu}\n",
-           exp(nats), nats, bits, m->tokens, m->bytes, m->windows, context);
+    printf(
+        ", \"perplexity\": %.9g, \"nats_per_token\": %.9g, \"bits_per_byte\": %.9g, \"tokens\": %zu, \"bytes\": %zu, "
+        "\"windows\": %zu, \"context\": %zu}\n",
+        exp(nats), nats, bits, m->tokens, m->bytes, m->windows, context);
 }
 
-static int measure_file(dsv2_model *model, const char *path, const char *text_path, dsv2_cache_type cache_type, uint64_t asked,
-                        bool json)
+static int measure_file(dsv2_model *model, const char *path, const char *text_path, dsv2_cache_type cache_type,
+                        uint64_t asked, bool json)
 {
     enum { DEFAULT_CONTEXT = 512 };
     const dsv2_tokenizer *tokenizer = need_tokenizer(model, path);
     if (tokenizer == NULL)
         return EXIT_FAILED;
     dsv2_model_info info = model_info(model);
-    size_t room = info.max_position_embeddings; /* BOS takes a place, but a window's last token is predicted, not fed */
+    size_t room = info.max_position_embeddings; /* BOS takes a place, but the last token is predicted, not fed */
     size_t context = asked > 0 ? asked : DEFAULT_CONTEXT;
     context = context < room ? context : room;
     if (context < 1 || (context < 2 && info.bos_token_id < 0))
@@ -153,7 +156,8 @@ static int run(int argc, char **argv)
     const char *operands[2], *kv = NULL;
     dsv2_cache_type cache_type;
     const option_spec options[] = {
-        {"context", "N", OPTION_COUNT, &context, 1, UINT32_MAX, "tokens of text in a window; default 512, or as many as fit"},
+        {"context", "N", OPTION_COUNT, &context, 1, UINT32_MAX,
+         "tokens of text in a window; default 512, or as many as fit"},
         {"json", NULL, OPTION_FLAG, &json, 0, 0, "print a JSON object"},
         CACHE_OPTION(kv),
         MODEL_OPTIONS(settings),

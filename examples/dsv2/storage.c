@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-/* What the snapshot is kept as, so that a session can be opened for it. */
+/* The cache type of the snapshot, so that a session of this type can be opened for it. */
 static int snapshot_cache_type(const char *path, dsv2_cache_type *type)
 {
     dsv2_snapshot_info info = {.struct_size = sizeof info};
@@ -37,7 +37,7 @@ int open_stored_session(dsv2_model *model, const storage_settings *storage, cons
     if (*session == NULL)
         return EXIT_FAILED;
     status = storage->restore != NULL ? restore(*session, storage->restore) : EXIT_OK;
-    /* A snapshot knows how it draws, and how far its random numbers have come. */
+    /* A snapshot has its way of drawing, and the state of its random numbers. */
     if (status == EXIT_OK && (storage->restore == NULL || memcmp(sampling, &default_sampling, sizeof *sampling) != 0))
         status = set_sampling(*session, sampling);
     if (status != EXIT_OK) {
@@ -51,7 +51,8 @@ int save_session(dsv2_session *session, const char *path)
 {
     progress_bar bar;
     progress_start(&bar, "Saving");
-    dsv2_save_options options = {.struct_size = sizeof options, .append = 1, .progress = progress_show, .progress_user = &bar};
+    dsv2_save_options options = {
+        .struct_size = sizeof options, .append = 1, .progress = progress_show, .progress_user = &bar};
     dsv2_status status = dsv2_session_save(session, path, &options);
     progress_end(&bar);
     return status == DSV2_OK ? EXIT_OK : fail_library();

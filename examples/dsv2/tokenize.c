@@ -30,7 +30,8 @@ static int run_tokenize(int argc, char **argv)
     char *text = read_all(NULL, &size);
     int32_t *tokens = NULL;
     if (text != NULL)
-        tokens = encode_text(tokenizer, text, size, (bos ? DSV2_ENCODE_BOS : 0) | (special ? DSV2_ENCODE_SPECIAL : 0), &n);
+        tokens =
+            encode_text(tokenizer, text, size, (bos ? DSV2_ENCODE_BOS : 0) | (special ? DSV2_ENCODE_SPECIAL : 0), &n);
     status = EXIT_FAILED;
     if (tokens != NULL) {
         for (size_t i = 0; i < n; i++)

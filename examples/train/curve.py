@@ -18,7 +18,7 @@ def label(x: float, y: float, text: str, anchor: str = "middle", colour: str = "
 
 def main() -> None:
     log = [json.loads(line) for line in pathlib.Path(sys.argv[1]).read_text().splitlines()]
-    # A run that was killed repeats the steps since its checkpoint: the last line of a step is the one that counts.
+    # A killed run repeats the steps since its checkpoint: the last line of a step counts.
     train = list({line["tokens"]: line for line in log if "loss" in line}.values())
     held_out = list({line["tokens"]: line for line in log if line.get("event") == "held-out"}.values())
     train.sort(key=lambda line: line["tokens"])

@@ -1,4 +1,4 @@
-"""Text in, tokens out: reading the text files, training the tokenizer, cutting the stream into windows.
+"""From text to tokens: reading the text files, training the tokenizer, cutting the stream into windows.
 
 python data.py held-out FILE > TEXT      the held-out text as it is measured: without the lines that end stories
 python data.py tokens FOLDER FILE        its tokens under a model folder's tokenizer, as `evaluate.py` sees them
@@ -13,8 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 BOUNDARY = "<|endoftext|>"  # a line of the text files by itself; as a token both BOS and EOS
 
-# A word keeps the space before it; English contractions ('s, 'll) are pieces of their own; punctuation takes the line
-# breaks after it along, which in stories, full of short paragraphs of speech, saves a token in twenty.
+# A word keeps the space before it. English contractions ('s, 'll) are pieces of their own. Punctuation takes along the
+# line breaks after it, which saves a token in twenty in stories: they are full of short paragraphs of speech.
 PIECES = r"'(?:s|t|ll|re|ve|d|m)(?![A-Za-z])| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+\n*|\s*\n+|\s+(?!\S)|\s+"
 
 
@@ -34,7 +34,7 @@ def documents(text: str) -> list[str]:
 
 
 def without_boundaries(text: str) -> str:
-    """The text that perplexity is measured on: every line that is exactly the boundary removed, all else kept."""
+    """The text that perplexity is measured on: all lines but those that are exactly the boundary."""
     return re.sub(r"(?m)^<\|endoftext\|>(\n|\Z)", "", text)
 
 
@@ -70,7 +70,7 @@ def encode_stories(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The text as bytes only: a boundary spelled out in it would not become the special token."""
+    """The text as bytes alone: a boundary spelled out in the text does not become the special token."""
     tokenizer.encode_special_tokens = True
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     tokenizer.encode_special_tokens = False

@@ -2,7 +2,7 @@
 
     python folder.py RUN FOLDER [average | model]
 
-exports the weights of a training run: their running mean, or those of the last step, which are the better ones while the
+exports the weights of a training run: the running mean, or the weights of the last step. The latter are better while the
 mean still reaches back beyond a change of context.
 """
 
@@ -28,7 +28,7 @@ YARN = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 def config_json(c: Config, boundary: int) -> dict:
-    """What DeepSeek's modelling code reads."""
+    """The config.json that DeepSeek's modelling code reads."""
     scaling = None
     if c.rope_factor > 1:
         scaling = {"type": "yarn", "factor": c.rope_factor, "original_max_position_embeddings": c.context}

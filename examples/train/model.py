@@ -1,8 +1,8 @@
 """A DeepSeek-V2 in PyTorch, for training.
 
 Names and equation numbers are those of the DeepSeek-V2 report (arXiv 2405.04434). The modules are laid out so that
-`export.py` can write the parameters under the names of DeepSeek's published checkpoints; only the routed experts differ:
-here the experts of a layer are stacked in one tensor, so that one grouped product serves all of them.
+`folder.py` can write the parameters under the names of DeepSeek's published checkpoints. Only the routed experts differ:
+the experts of a layer are stacked in one tensor here, so that one grouped product serves all of them.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ SHORT = 512  # up to this length plain products are faster on a CPU than its fus
 
 @dataclasses.dataclass
 class Config:
-    """The shape of the model, in the words of DeepSeek's config.json; `context` and `rope_factor` make its rope_scaling."""
+    """The shape of the model, as in DeepSeek's config.json. `context` and `rope_factor` give its rope_scaling."""
 
     vocab_size: int = 4096
     hidden_size: int = 256
@@ -180,7 +180,7 @@ class Gate(nn.Module):
 
 
 def route(scores: torch.Tensor, c: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Device-limited routing, section 2.2.2: the topk_group best groups by their best expert, then top-k inside them."""
+    """Device-limited routing, section 2.2.2: top-k inside the topk_group groups with the best experts."""
     groups = scores.unflatten(-1, (c.n_group, -1))
     kept = groups.amax(-1).topk(c.topk_group, -1).indices
     mask = torch.zeros(groups.shape[:-1], dtype=torch.bool, device=scores.device).scatter(-1, kept, True)
@@ -189,7 +189,7 @@ def route(scores: torch.Tensor, c: Config) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def balance_losses(scores: torch.Tensor, ids: torch.Tensor, c: Config) -> torch.Tensor:
-    """Eqs. 23-31 with every alpha = 1: [expert, device, communication], for scores [batch, T, N_r], ids [batch, T, K_r].
+    """Eqs. 23-31 with alpha = 1: [expert, device, communication], for scores [batch, T, N_r] and ids [batch, T, K_r].
 
     T is the length of a sequence, as in the report; the losses of the batch's sequences are averaged.
     """
@@ -224,8 +224,8 @@ class MoE(nn.Module):
     def places(self, ids):
         """Rows for the experts: (token, choice) pairs sorted by expert, each expert's stretch padded to whole blocks.
 
-        oneDNN compiles a kernel for every new matrix size and so would spend more time on that than on products if
-        stretches could have any length. Returns: `rows` [R], the token of each row (or one past the last, for a row of
+        oneDNN compiles a kernel for every new size of a matrix. With stretches of any length, compiling would take longer
+        than the products. Returns: `rows` [R], the token of each row (or one past the last, for a row of
         zeros); `ends` [N_r], where each expert's stretch ends; `source` [R, 1], the pair of each row; `slot`
         [tokens, K_r], the row of each pair; and `load` [N_r], pairs per expert.
         """

@@ -1,4 +1,4 @@
-"""Text from an exported folder, drawn by the recipe's own model: python sample.py FOLDER --prompt "Once upon a time"."""
+"""python sample.py FOLDER --prompt "Once upon a time": text from an exported folder, drawn by the recipe's own model."""
 
 import argparse
 

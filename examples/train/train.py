@@ -74,9 +74,9 @@ def optimizer_of(model: Model, lr: float) -> torch.optim.AdamW:
 
 
 class Average:
-    """A running mean of the weights over the last few hundred steps, which is what is measured during the run.
+    """A running mean of the weights over the last few hundred steps. The run measures this mean.
 
-    The report does not have it; with a budget this short it stands in for the long tail of low learning rates.
+    The report has no such mean. With a short budget it stands in for the long tail of low learning rates.
     """
 
     EVERY, KEEP = 8, 0.98
@@ -181,7 +181,7 @@ class Run:
         if context == self.context and hasattr(self, "windows"):
             return
         if context != self.context:
-            if self.context:  # what the old context gave is worth keeping: the extension is judged against it
+            if self.context:  # the extension is compared with these weights of the old context
                 self.save(self.folder / f"context-{self.context}.pt")
             self.epoch, self.cursor = (self.epoch + 1 if self.context else 0), 0
         config = self.model.config
@@ -221,7 +221,7 @@ class Run:
         return {"loss": loss.item(), "norm": norm.item(), "lr": rate, "balance": balance, "loads": loads}
 
     def meet(self, *figures: torch.Tensor) -> list[torch.Tensor]:
-        """Average gradients, clock and figures over the processes, so that all of them go on alike."""
+        """Average gradients, clock and figures over the processes, so that all go on alike."""
         now = time.monotonic()
         self.seconds, self.clock = self.seconds + now - self.clock, now
         if self.ranks == 1:

@@ -1,5 +1,5 @@
-/* config.json to ds_config. Defaults are those of DeepSeek's configuration_deepseek.py, but what gives weights their shape has
- * to be there: a wrong guess would only be noticed as a missing tensor. */
+/* config.json to ds_config. Missing fields get the defaults of DeepSeek's configuration_deepseek.py. A field that gives
+ * weights their shape must be there: a wrong guess would only show as a missing tensor. */
 #include "config/config.h"
 
 #include "base/json.h"
@@ -18,15 +18,17 @@ static dsv2_status fail_kind(const reader *r, const char *name, const json_t *va
 {
     if (value == NULL)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is missing, expected %s", r->path, r->scope, name, expected);
-    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %s, expected %s", r->path, r->scope, name, ds_json_kind(value), expected);
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %s, expected %s", r->path, r->scope, name, ds_json_kind(value),
+                   expected);
 }
 
 static dsv2_status fail_unsupported(const reader *r, const char *name, const char *value, const char *supported)
 {
-    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s%s is \"%s\", this library runs %s", r->path, r->scope, name, value, supported);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s%s is \"%s\", this library runs %s", r->path, r->scope, name, value,
+                   supported);
 }
 
-/* Missing and null are the same to DeepSeek's code wherever it has a default of None. */
+/* DeepSeek's code treats a missing field as null wherever its default is None. */
 static const json_t *get(const reader *r, const char *name)
 {
     const json_t *value = json_object_get(r->root, name);
@@ -35,7 +37,8 @@ static const json_t *get(const reader *r, const char *name)
 
 enum { REQUIRED = -1 }; /* in place of a default */
 
-static dsv2_status read_u32(const reader *r, const char *name, uint32_t min, uint32_t max, int64_t fallback, uint32_t *out)
+static dsv2_status read_u32(const reader *r, const char *name, uint32_t min, uint32_t max, int64_t fallback,
+                            uint32_t *out)
 {
     const json_t *value = get(r, name);
     if (value == NULL && fallback != REQUIRED) {
@@ -46,8 +49,8 @@ static dsv2_status read_u32(const reader *r, const char *name, uint32_t min, uin
         return fail_kind(r, name, json_object_get(r->root, name), "an integer");
     json_int_t number = json_integer_value(value);
     if (number < (json_int_t)min || number > (json_int_t)max)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %lld, expected %u to %u", r->path, r->scope, name, (long long)number,
-                       (unsigned)min, (unsigned)max);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %lld, expected %u to %u", r->path, r->scope, name,
+                       (long long)number, (unsigned)min, (unsigned)max);
     *out = (uint32_t)number;
     return DSV2_OK;
 }
@@ -63,7 +66,8 @@ static dsv2_status read_float(const reader *r, const char *name, double min, dou
         return fail_kind(r, name, json_object_get(r->root, name), "a number");
     double number = json_number_value(value);
     if (!(number >= min && number <= max))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %g, expected %g to %g", r->path, r->scope, name, number, min, max);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %g, expected %g to %g", r->path, r->scope, name, number, min,
+                       max);
     *out = (float)number;
     return DSV2_OK;
 }
@@ -77,7 +81,7 @@ static dsv2_status read_bool(const reader *r, const char *name, bool fallback, b
     return DSV2_OK;
 }
 
-/* *out stays valid as long as the JSON. fallback NULL: required. */
+/* *out lives as long as the JSON. fallback NULL: the field must be there. */
 static dsv2_status read_string(const reader *r, const char *name, const char *fallback, const char **out)
 {
     const json_t *value = get(r, name);
@@ -124,9 +128,9 @@ static dsv2_status read_shapes(const reader *r, ds_config *config)
             return status;
     }
     if (config->qk_rope_head_dim % 2 != 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: qk_rope_head_dim is %u, expected an even number: it holds pairs", r->path,
-                       (unsigned)config->qk_rope_head_dim);
-    /* null means that queries are not compressed; left out, DeepSeek's code would take 1536. */
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: qk_rope_head_dim is %u, expected an even number: it holds pairs",
+                       r->path, (unsigned)config->qk_rope_head_dim);
+    /* null: queries are not compressed. DeepSeek's code would take 1536 for a missing field. */
     if (json_object_get(r->root, "q_lora_rank") == NULL)
         return fail_kind(r, "q_lora_rank", NULL, "an integer or null");
     return read_u32(r, "q_lora_rank", 1, DS_MAX_DIM, 0, &config->q_lora_rank);
@@ -149,13 +153,13 @@ static dsv2_status read_attention(const reader *r, ds_config *config)
     config->rope_pairs_split = !interleave;
     if (status == DSV2_OK)
         status = read_bool(r, "tie_word_embeddings", false, &config->tie_word_embeddings);
-    /* Below 2^-126 a float would be 0 or subnormal, and a row of zeros would be divided by it. */
+    /* A float below 2^-126 would be 0 or subnormal, and a row of zeros would be divided by it. */
     if (status == DSV2_OK)
         status = read_float(r, "rms_norm_eps", 1e-37, 1, 1e-6, &config->rms_norm_eps);
     return status;
 }
 
-/* Switches with one value that this library runs, and which DeepSeek's code or its descendants have others for. */
+/* Switches of which this library runs one value alone. DeepSeek's code or its descendants know others. */
 static dsv2_status check_switches(const reader *r)
 {
     const char *act;
@@ -184,8 +188,8 @@ static dsv2_status read_yarn(const reader *r, ds_yarn *yarn)
     yarn->enabled = true;
     dsv2_status status = read_float(r, "factor", 1, 1e6, NAN, &yarn->factor);
     if (status == DSV2_OK)
-        status =
-            read_u32(r, "original_max_position_embeddings", 1, DS_MAX_CONTEXT, 4096, &yarn->original_max_position_embeddings);
+        status = read_u32(r, "original_max_position_embeddings", 1, DS_MAX_CONTEXT, 4096,
+                          &yarn->original_max_position_embeddings);
     if (status == DSV2_OK)
         status = read_float(r, "beta_fast", 1e-6, 1e6, 32, &yarn->beta_fast);
     if (status == DSV2_OK)
@@ -196,7 +200,8 @@ static dsv2_status read_yarn(const reader *r, ds_yarn *yarn)
         status = read_float(r, "mscale_all_dim", 0, 1e6, 0, &yarn->mscale_all_dim);
     if (status != DSV2_OK)
         return status;
-    /* Additions of newer transformers versions: DeepSeek's code does not know them, and they would change every position. */
+    /* Newer versions of transformers added the next two. DeepSeek's code does not know them, and they would change
+     * every position. */
     if (get(r, "attention_factor") != NULL)
         return ds_fail(DSV2_ERROR_UNSUPPORTED,
                        "%s: %sattention_factor is set, this library derives it from mscale and mscale_all_dim", r->path,
@@ -208,7 +213,8 @@ static dsv2_status read_yarn(const reader *r, ds_yarn *yarn)
     return status;
 }
 
-/* rope_scaling, or rope_parameters as newer files have it: with the base inside, and for models without scaling too. */
+/* Reads rope_scaling, or rope_parameters as newer files name it. rope_parameters has the base inside, and is there
+ * without scaling too. */
 static dsv2_status read_rope(const reader *r, const ds_logger *logger, ds_config *config)
 {
     /* The correction range divides by the logarithm of the base. */
@@ -243,8 +249,9 @@ static dsv2_status read_rope(const reader *r, const ds_logger *logger, ds_config
         return fail_unsupported(&inner, type_name, type, "\"yarn\" and \"default\"");
     status = read_yarn(&inner, &config->yarn);
     if (status == DSV2_OK && config->yarn.original_max_position_embeddings > config->max_position_embeddings)
-        ds_log(logger, DSV2_LOG_WARNING, "%s: %soriginal_max_position_embeddings is %u, more than max_position_embeddings, %u",
-               r->path, inner.scope, (unsigned)config->yarn.original_max_position_embeddings,
+        ds_log(logger, DSV2_LOG_WARNING,
+               "%s: %soriginal_max_position_embeddings is %u, more than max_position_embeddings, %u", r->path,
+               inner.scope, (unsigned)config->yarn.original_max_position_embeddings,
                (unsigned)config->max_position_embeddings);
     return status;
 }
@@ -257,7 +264,7 @@ static dsv2_status read_routing_names(const reader *r, ds_config *config)
         status = read_string(r, "topk_method", config->is_v3 ? "noaux_tc" : "greedy", &method);
     if (status != DSV2_OK)
         return status;
-    /* The published code of each model type knows these and raises an error for any other. */
+    /* The published code of each model type takes these names and raises an error for others. */
     if (strcmp(scoring, config->is_v3 ? "sigmoid" : "softmax") != 0)
         return fail_unsupported(r, "scoring_func", scoring,
                                 config->is_v3 ? "\"sigmoid\" for deepseek_v3" : "\"softmax\" for deepseek_v2");
@@ -268,7 +275,7 @@ static dsv2_status read_routing_names(const reader *r, ds_config *config)
         config->topk_method = DS_TOPK_NOAUX_TC;
     } else if (strcmp(method, "group_limited_greedy") == 0) {
         config->topk_method = DS_TOPK_GROUP_LIMITED_GREEDY;
-    } else if (strcmp(method, "greedy") == 0 || strcmp(method, "gready") == 0) { /* the second as early published files spell it */
+    } else if (strcmp(method, "greedy") == 0 || strcmp(method, "gready") == 0) { /* gready: in early published files */
         config->topk_method = DS_TOPK_GREEDY;
     } else {
         return fail_unsupported(r, "topk_method", method, "\"greedy\" and \"group_limited_greedy\" for deepseek_v2");
@@ -276,7 +283,7 @@ static dsv2_status read_routing_names(const reader *r, ds_config *config)
     return DSV2_OK;
 }
 
-/* n_group and topk_group, where they count. */
+/* n_group and topk_group: read where the method limits routing, 1 elsewhere. */
 static dsv2_status read_groups(const reader *r, ds_config *config)
 {
     config->n_group = config->topk_group = 1;
@@ -292,17 +299,20 @@ dsv2_status ds_config_settle_experts(const char *path, ds_config *config)
 {
     uint32_t experts = config->n_routed_experts, groups = config->n_group;
     if (experts % groups != 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: n_group is %u, which does not divide n_routed_experts, %u", path, (unsigned)groups,
-                       (unsigned)experts);
-    if (config->topk_method == DS_TOPK_NOAUX_TC && experts / groups < 2)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: n_group is %u of %u experts, expected at least 2 experts in a group", path,
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: n_group is %u, which does not divide n_routed_experts, %u", path,
                        (unsigned)groups, (unsigned)experts);
+    if (config->topk_method == DS_TOPK_NOAUX_TC && experts / groups < 2)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: n_group is %u of %u experts, expected at least 2 experts in a group",
+                       path, (unsigned)groups, (unsigned)experts);
     if (config->num_experts_per_tok > config->topk_group * (experts / groups))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: num_experts_per_tok is %u, but topk_group leaves %u to choose from", path,
-                       (unsigned)config->num_experts_per_tok, (unsigned)(config->topk_group * (experts / groups)));
-    uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size; /* the size of their common network */
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: num_experts_per_tok is %u, but topk_group leaves %u to choose from",
+                       path, (unsigned)config->num_experts_per_tok,
+                       (unsigned)(config->topk_group * (experts / groups)));
+    /* Shared experts are one network of this size. */
+    uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size;
     if (shared > DS_MAX_DIM)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: n_shared_experts times moe_intermediate_size is %llu, expected at most %d", path,
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: n_shared_experts times moe_intermediate_size is %llu, expected at most %d", path,
                        (unsigned long long)shared, DS_MAX_DIM);
     if (config->num_experts_per_tok == 1)
         config->norm_topk_prob = false;
@@ -313,7 +323,7 @@ dsv2_status ds_config_settle_experts(const char *path, ds_config *config)
 
 static dsv2_status read_experts(const reader *r, ds_config *config)
 {
-    /* The published defaults make a V2 without the field a dense model and a V3 a mixture of 256. */
+    /* The published defaults make a V2 without the field a dense model, but a V3 a mixture of 256 experts. */
     if (config->is_v3 && json_object_get(r->root, "n_routed_experts") == NULL)
         return fail_kind(r, "n_routed_experts", NULL, "an integer or null");
     dsv2_status status = read_u32(r, "n_routed_experts", 0, DS_MAX_EXPERTS, 0, &config->n_routed_experts);
@@ -345,7 +355,8 @@ static dsv2_status read_experts(const reader *r, ds_config *config)
     if (status == DSV2_OK)
         status = read_groups(r, config);
     if (status == DSV2_OK)
-        status = read_float(r, "routed_scaling_factor", 1e-6, 1e6, config->is_v3 ? 2.5 : 1, &config->routed_scaling_factor);
+        status =
+            read_float(r, "routed_scaling_factor", 1e-6, 1e6, config->is_v3 ? 2.5 : 1, &config->routed_scaling_factor);
     if (status == DSV2_OK)
         status = read_bool(r, "norm_topk_prob", config->is_v3, &config->norm_topk_prob);
     if (status == DSV2_OK)
@@ -353,7 +364,7 @@ static dsv2_status read_experts(const reader *r, ds_config *config)
     return status;
 }
 
-/* FP8 as DeepSeek-V3 publishes it; the scales' block size is what matters, activations stay as they are. */
+/* FP8 as DeepSeek-V3 publishes it. Only the size of the scales' blocks matters here: activations stay as they are. */
 static dsv2_status read_quantization(const reader *r, ds_config *config)
 {
     const json_t *quantization = get(r, "quantization_config");
@@ -375,20 +386,21 @@ static dsv2_status read_quantization(const reader *r, ds_config *config)
         return fail_unsupported(&inner, "fmt", format, "\"e4m3\"");
     const json_t *block = get(&inner, "weight_block_size");
     if (!json_is_array(block) || json_array_size(block) != 2)
-        return fail_kind(&inner, "weight_block_size", json_object_get(inner.root, "weight_block_size"), "an array of 2 integers");
+        return fail_kind(&inner, "weight_block_size", json_object_get(inner.root, "weight_block_size"),
+                         "an array of 2 integers");
     uint32_t *sizes[2] = {&config->fp8_block_rows, &config->fp8_block_cols};
     for (size_t i = 0; i < 2; i++) {
         const json_t *size = json_array_get(block, i);
         if (!json_is_integer(size) || json_integer_value(size) < 1 || json_integer_value(size) > DS_MAX_DIM)
             return ds_fail(DSV2_ERROR_FORMAT,
-                           "%s: quantization_config.weight_block_size holds %s (%lld), expected integers from 1 to %d", r->path,
-                           ds_json_kind(size), (long long)json_integer_value(size), DS_MAX_DIM);
+                           "%s: quantization_config.weight_block_size holds %s (%lld), expected integers from 1 to %d",
+                           r->path, ds_json_kind(size), (long long)json_integer_value(size), DS_MAX_DIM);
         *sizes[i] = (uint32_t)json_integer_value(size);
     }
     return DSV2_OK;
 }
 
-/* An id, null, or a list of ids of which the first counts. */
+/* The field is an id, null, or a list of ids, whose first is taken. */
 static dsv2_status read_token_id(const reader *r, const char *name, const ds_logger *logger, const ds_config *config,
                                  int32_t *out)
 {
@@ -396,7 +408,8 @@ static dsv2_status read_token_id(const reader *r, const char *name, const ds_log
     *out = -1;
     if (json_is_array(value)) {
         if (json_array_size(value) > 1)
-            ds_log(logger, DSV2_LOG_WARNING, "%s: %s lists %zu ids, the first is used", r->path, name, json_array_size(value));
+            ds_log(logger, DSV2_LOG_WARNING, "%s: %s lists %zu ids, the first is used", r->path, name,
+                   json_array_size(value));
         if (json_array_size(value) == 0)
             return DSV2_OK;
         value = json_array_get(value, 0);
@@ -407,8 +420,8 @@ static dsv2_status read_token_id(const reader *r, const char *name, const ds_log
         return fail_kind(r, name, value, "an integer, a list of integers or null");
     json_int_t id = json_integer_value(value);
     if (id < 0 || id >= (json_int_t)config->vocab_size)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %lld, expected 0 to vocab_size - 1, %u", r->path, name, (long long)id,
-                       (unsigned)config->vocab_size - 1);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %lld, expected 0 to vocab_size - 1, %u", r->path, name,
+                       (long long)id, (unsigned)config->vocab_size - 1);
     *out = (int32_t)id;
     return DSV2_OK;
 }
@@ -435,7 +448,8 @@ static dsv2_status read_all(const reader *r, const ds_logger *logger, ds_config 
     return status;
 }
 
-dsv2_status ds_config_from_json(const char *path, const char *json, size_t size, const ds_logger *logger, ds_config *config)
+dsv2_status ds_config_from_json(const char *path, const char *json, size_t size, const ds_logger *logger,
+                                ds_config *config)
 {
     reader r = {.path = path, .scope = ""};
     dsv2_status status = ds_json_parse(path, json, size, &r.root);
@@ -451,5 +465,6 @@ dsv2_status ds_config_from_json(const char *path, const char *json, size_t size,
 
 bool ds_config_is_moe(const ds_config *config, uint32_t layer)
 {
-    return config->n_routed_experts > 0 && layer >= config->first_k_dense_replace && layer % config->moe_layer_freq == 0;
+    return config->n_routed_experts > 0 && layer >= config->first_k_dense_replace &&
+           layer % config->moe_layer_freq == 0;
 }

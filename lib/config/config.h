@@ -1,13 +1,13 @@
-/* The hyper-parameters of a model, under the names of the published config.json, checked to be consistent and within bounds
- * of any real model. Part of the model room; formats never see it. */
+/* config: what a model is. The hyper-parameters have the names of the published config.json. They are checked to fit
+ * together and to lie within the bounds of any real model. May include: base, formats. */
 #ifndef DS_LIB_CONFIG_H
 #define DS_LIB_CONFIG_H
 
 #include "base/base.h"
 #include "formats/formats.h"
 
-/* Bounds: generous against every published model, small enough that products of two or three of them stay far inside 64
- * bits and that a wrong file cannot ask for absurd memory. */
+/* Bounds: well above every published model. Products of two or three of them stay far inside 64 bits, and a wrong file
+ * cannot ask for absurd memory. */
 enum {
     DS_MAX_LAYERS = 1024,
     DS_MAX_HEADS = 1024,
@@ -28,7 +28,7 @@ typedef enum ds_topk_method {
 
 typedef enum ds_scoring_func { DS_SCORING_SOFTMAX = 0, DS_SCORING_SIGMOID } ds_scoring_func;
 
-/* rope_scaling of type "yarn"; factor 1 with all else at its default where there is none. */
+/* rope_scaling of type "yarn". Without it: factor 1, all else at its default. */
 typedef struct ds_yarn {
     bool enabled;
     float factor;
@@ -44,9 +44,10 @@ typedef struct ds_config {
     uint32_t n_shared_experts, n_routed_experts, num_experts_per_tok; /* n_routed_experts 0: a dense model */
     uint32_t n_group, topk_group;                                     /* 1 and 1 where routing is not limited */
     uint32_t first_k_dense_replace, moe_layer_freq;
-    /* Chosen scores are divided by their sum if norm_topk_prob (only with more than one expert a token: the published code
-     * leaves a single one alone, and so does this field), then multiplied by routed_scaling_factor. The published code of V2,
-     * unlike V3's, does not scale what it has normalised: then the factor is 1 here, whatever the file says. */
+    /* Routed experts' gates: norm_topk_prob divides the chosen scores by their sum, then routed_scaling_factor
+     * multiplies them. Both fields say what is done, not what the file has. The published code never normalises the
+     * score of a single expert: norm_topk_prob is false here if num_experts_per_tok is 1. V2's code, unlike V3's, does
+     * not scale scores that are normalised: routed_scaling_factor is 1 here then. */
     float routed_scaling_factor;
     bool norm_topk_prob;
     ds_topk_method topk_method;
@@ -58,23 +59,25 @@ typedef struct ds_config {
     ds_yarn yarn;
     bool attention_bias; /* q_a_proj, kv_a_proj_with_mqa and o_proj have biases, as in DeepSeek's code */
     bool tie_word_embeddings;
-    bool rope_pairs_split; /* the rope rows of q and kv_a are stored as halves (i, i + d/2) rather than interleaved pairs */
-    uint32_t fp8_block_rows, fp8_block_cols; /* F8_E4M3 weights have a scale per such block; 0: no such weights */
+    bool rope_pairs_split; /* RoPE rows of q and kv_a: halves (i, i + d/2), not pairs (2i, 2i + 1) */
+    uint32_t fp8_block_rows, fp8_block_cols; /* F8_E4M3: a scale for each such block; 0: no such weights */
     int32_t bos_token_id, eos_token_id; /* -1: none; the first where the file has a list */
 } ds_config;
 
-/* From the text of a config.json. `path` is for messages, which name field and value. Fields that cannot change the result
- * are ignored; a field that could, with a value that this library does not implement, is DSV2_ERROR_UNSUPPORTED. */
-dsv2_status ds_config_from_json(const char *path, const char *json, size_t size, const ds_logger *logger, ds_config *config);
+/* Reads the text of a config.json. `path` is for messages, which name field and value. Fields that cannot change the
+ * result are ignored. A field that can, with a value that this library does not run, gives DSV2_ERROR_UNSUPPORTED. */
+dsv2_status ds_config_from_json(const char *path, const char *json, size_t size, const ds_logger *logger,
+                                ds_config *config);
 
-/* From the metadata of a GGUF of architecture "deepseek2", as llama.cpp's converter has written it over the years. */
+/* Reads the metadata of a GGUF of architecture "deepseek2", in every form that llama.cpp's converter has written. */
 dsv2_status ds_config_from_gguf(const ds_container *container, const ds_logger *logger, ds_config *config);
 
-/* The end of both: checks that groups, experts and chosen experts go together, and brings norm_topk_prob and
- * routed_scaling_factor, as the file has them, into the form described above. */
+/* The last step of both readers: checks that groups, experts and experts per token fit together, and turns the file's
+ * norm_topk_prob and routed_scaling_factor into what ds_config describes. */
 dsv2_status ds_config_settle_experts(const char *path, ds_config *config);
 
-/* The other way round: *json (for ds_free, terminated) is read back as the same configuration. Element types are not in it. */
+/* Writes a config.json from which ds_config_from_json reads the same configuration. *json is terminated, for ds_free.
+ * Element types are not in it. */
 dsv2_status ds_config_to_json(const ds_config *config, char **json);
 
 /* True if the layer's feed-forward part is a mixture of experts. */

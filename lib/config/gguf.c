@@ -1,6 +1,5 @@
-/* The metadata of a GGUF to ds_config. Keys are those of architecture "deepseek2". Two things the files cannot say, since no
- * key exists: moe_layer_freq, which is 1 in all published models, and YaRN's mscale apart from mscale_all_dim, which they have
- * equal. */
+/* The metadata of a GGUF to ds_config. Keys are those of architecture "deepseek2". No key exists for two fields:
+ * moe_layer_freq, which is 1 in all published models, and YaRN's mscale, which equals mscale_all_dim in all of them. */
 #include "config/config.h"
 
 #include <stdio.h>
@@ -26,13 +25,13 @@ static dsv2_status read_u32(const ds_container *gguf, const char *name, uint32_t
     char key[KEY_SIZE];
     dsv2_status status = ds_gguf_u32(gguf, full_key(name, key), out);
     if (status == DSV2_OK && (*out < min || *out > max))
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected %u to %u", ds_container_path(gguf), key, (unsigned)*out,
-                         (unsigned)min, (unsigned)max);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected %u to %u", ds_container_path(gguf), key,
+                         (unsigned)*out, (unsigned)min, (unsigned)max);
     return status;
 }
 
-static dsv2_status read_optional_u32(const ds_container *gguf, const char *name, uint32_t min, uint32_t max, uint32_t fallback,
-                                     uint32_t *out)
+static dsv2_status read_optional_u32(const ds_container *gguf, const char *name, uint32_t min, uint32_t max,
+                                     uint32_t fallback, uint32_t *out)
 {
     *out = fallback;
     return has(gguf, name) ? read_u32(gguf, name, min, max, out) : DSV2_OK;
@@ -43,18 +42,22 @@ static dsv2_status read_f32(const ds_container *gguf, const char *name, float mi
     char key[KEY_SIZE];
     dsv2_status status = ds_gguf_f32(gguf, full_key(name, key), out);
     if (status == DSV2_OK && !(*out >= min && *out <= max))
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %g, expected %g to %g", ds_container_path(gguf), key, (double)*out,
-                         (double)min, (double)max);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %g, expected %g to %g", ds_container_path(gguf), key,
+                         (double)*out, (double)min, (double)max);
     return status;
 }
 
-static dsv2_status read_optional_f32(const ds_container *gguf, const char *name, float min, float max, float fallback, float *out)
+static dsv2_status read_optional_f32(const ds_container *gguf, const char *name, float min, float max, float fallback,
+                                     float *out)
 {
     *out = fallback;
     return has(gguf, name) ? read_f32(gguf, name, min, max, out) : DSV2_OK;
 }
 
-static bool is(ds_text text, const char *word) { return text.size == strlen(word) && memcmp(text.data, word, text.size) == 0; }
+static bool is(ds_text text, const char *word)
+{
+    return text.size == strlen(word) && memcmp(text.data, word, text.size) == 0;
+}
 
 static dsv2_status fail_text(const ds_container *gguf, const char *key, ds_text text, const char *supported)
 {
@@ -83,9 +86,10 @@ static dsv2_status read_shapes(const ds_container *gguf, ds_config *config)
             return status;
     }
     if (config->qk_rope_head_dim % 2 != 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: key deepseek2.rope.dimension_count is %u, expected an even number: it holds pairs",
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: key deepseek2.rope.dimension_count is %u, expected an even number: it holds pairs",
                        ds_container_path(gguf), (unsigned)config->qk_rope_head_dim);
-    uint32_t next_n; /* V3's layers for predicting further tokens, counted among the blocks by newer converters */
+    uint32_t next_n; /* V3's layers that predict further tokens: newer converters count them as blocks */
     dsv2_status status = read_optional_u32(gguf, "nextn_predict_layers", 0, config->num_hidden_layers - 1, 0, &next_n);
     config->num_hidden_layers -= next_n;
     if (status == DSV2_OK)
@@ -93,8 +97,8 @@ static dsv2_status read_shapes(const ds_container *gguf, ds_config *config)
     return status;
 }
 
-/* Head sizes are those of the expanded form. Newer files have them under "_mla" and say of attention itself that it is over the
- * latent: one head for keys and values. */
+/* Sizes of heads, in the expanded form. Newer files have them in keys that end in "_mla": there the keys without "_mla"
+ * describe attention over the latent, with one head of keys and values. */
 static dsv2_status read_heads(const ds_container *gguf, ds_config *config)
 {
     bool mla = has(gguf, "attention.key_length_mla");
@@ -110,12 +114,13 @@ static dsv2_status read_heads(const ds_container *gguf, ds_config *config)
     uint32_t expected = mla ? 1 : config->num_attention_heads;
     status = read_optional_u32(gguf, "attention.head_count_kv", 1, DS_MAX_HEADS, expected, &kv_heads);
     if (status == DSV2_OK && kv_heads != expected)
-        status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key deepseek2.attention.head_count_kv is %u, this library runs %u here",
+        status = ds_fail(DSV2_ERROR_UNSUPPORTED,
+                         "%s: key deepseek2.attention.head_count_kv is %u, this library runs %u here",
                          ds_container_path(gguf), (unsigned)kv_heads, (unsigned)expected);
     return status;
 }
 
-/* Keys that other models of this architecture have and that would change every result. */
+/* Refuses values of keys that other models of this architecture use and that would change every result. */
 static dsv2_status check_switches(const ds_container *gguf)
 {
     static const struct {
@@ -134,8 +139,8 @@ static dsv2_status check_switches(const ds_container *gguf)
         if (status != DSV2_OK)
             return status;
         if (value != fixed[i].value)
-            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key %s is %g, this library runs %g", ds_container_path(gguf), key,
-                           (double)value, (double)fixed[i].value);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key %s is %g, this library runs %g", ds_container_path(gguf),
+                           key, (double)value, (double)fixed[i].value);
     }
     return DSV2_OK;
 }
@@ -176,7 +181,7 @@ static dsv2_status read_rope(const ds_container *gguf, ds_config *config)
         status = read_optional_f32(gguf, "rope.scaling.yarn_beta_slow", 1e-6f, 1e6f, 1, &yarn->beta_slow);
     if (status == DSV2_OK && has(gguf, "rope.scaling.yarn_log_multiplier")) {
         status = read_f32(gguf, "rope.scaling.yarn_log_multiplier", 0, 1e5f, &yarn->mscale_all_dim);
-        yarn->mscale_all_dim /= 0.1f; /* it is written as 0.1 * mscale_all_dim */
+        yarn->mscale_all_dim /= 0.1f; /* the file has 0.1 * mscale_all_dim */
         yarn->mscale = yarn->mscale_all_dim;
     }
     return status;
@@ -184,8 +189,8 @@ static dsv2_status read_rope(const ds_container *gguf, ds_config *config)
 
 enum { GATING_NONE = 0, GATING_SOFTMAX = 1, GATING_SIGMOID = 2 };
 
-/* Which experts may be chosen. Files of before the keys for groups existed are of published models: those with 160 experts keep 3
- * of 8 groups (V2, V2.5, Coder-V2), those with 256 keep 4 of 8 (V3, R1); the others do without. */
+/* How routing is limited. Older files have no keys for groups; all are of published models. Files with 160 experts (V2,
+ * V2.5, Coder-V2) keep 3 of 8 groups, files with 256 (V3, R1) keep 4 of 8, others have no groups. */
 static dsv2_status read_groups(const ds_container *gguf, const ds_logger *logger, ds_config *config)
 {
     dsv2_status status = DSV2_OK;
@@ -196,9 +201,11 @@ static dsv2_status read_groups(const ds_container *gguf, const ds_logger *logger
     } else if (config->n_routed_experts == (config->is_v3 ? 256 : 160)) {
         config->n_group = 8;
         config->topk_group = config->is_v3 ? 4 : 3;
-        ds_log(logger, DSV2_LOG_WARNING,
-               "%s: key deepseek2.expert_group_count is missing: %u groups with %u used are assumed for %u experts, as published",
-               ds_container_path(gguf), config->n_group, config->topk_group, config->n_routed_experts);
+        ds_log(
+            logger, DSV2_LOG_WARNING,
+            "%s: key deepseek2.expert_group_count is missing: %u groups with %u used are assumed for %u experts, "
+            "as published",
+            ds_container_path(gguf), config->n_group, config->topk_group, config->n_routed_experts);
     } else {
         config->n_group = config->topk_group = 1;
     }
@@ -241,7 +248,8 @@ static dsv2_status read_experts(const ds_container *gguf, const ds_logger *logge
     if (status == DSV2_OK)
         status = read_optional_u32(gguf, "expert_shared_count", 0, DS_MAX_EXPERTS, 0, &config->n_shared_experts);
     if (status == DSV2_OK)
-        status = read_optional_u32(gguf, "leading_dense_block_count", 0, DS_MAX_LAYERS, 0, &config->first_k_dense_replace);
+        status =
+            read_optional_u32(gguf, "leading_dense_block_count", 0, DS_MAX_LAYERS, 0, &config->first_k_dense_replace);
     if (status == DSV2_OK)
         status = read_gates(gguf, config);
     if (status == DSV2_OK)
@@ -249,7 +257,8 @@ static dsv2_status read_experts(const ds_container *gguf, const ds_logger *logge
     return status == DSV2_OK ? ds_config_settle_experts(ds_container_path(gguf), config) : status;
 }
 
-/* The vocabulary is as large as the embedding: some files have no key for it, some a key and a longer, padded list of tokens. */
+/* The embedding gives the size of the vocabulary: some files lack the key for it, some have the key and a longer,
+ * padded list of tokens. */
 static dsv2_status read_embedding(const ds_container *gguf, ds_config *config)
 {
     const ds_tensor *embedding;
@@ -259,7 +268,8 @@ static dsv2_status read_embedding(const ds_container *gguf, ds_config *config)
     if (embedding->n_dims != 2 || embedding->dims[0] < 1 || embedding->dims[0] > DS_MAX_VOCAB)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: tensor token_embd.weight has %u dimensions, the first %llu, expected 2 and 1 to %d tokens",
-                       embedding->path, (unsigned)embedding->n_dims, (unsigned long long)embedding->dims[0], DS_MAX_VOCAB);
+                       embedding->path, (unsigned)embedding->n_dims, (unsigned long long)embedding->dims[0],
+                       DS_MAX_VOCAB);
     config->vocab_size = (uint32_t)embedding->dims[0];
     config->tie_word_embeddings = !ds_container_has(gguf, "output.weight");
     config->attention_bias = ds_container_has(gguf, "blk.0.attn_output.bias");
@@ -273,7 +283,7 @@ static dsv2_status read_token_id(const ds_container *gguf, const char *key, cons
     if (status == DSV2_OK && id != UINT32_MAX && id >= config->vocab_size)
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %u, expected less than the vocabulary's size, %u",
                          ds_container_path(gguf), key, (unsigned)id, (unsigned)config->vocab_size);
-    *out = id == UINT32_MAX ? -1 : (int32_t)id; /* 2^32 - 1 is how -1 was written */
+    *out = id == UINT32_MAX ? -1 : (int32_t)id; /* -1 is written as 2^32 - 1 */
     return status;
 }
 

@@ -3,12 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-ds_container *ds_container_create(const char *kind, const char *path, size_t n_files)
+ds_container *ds_container_create(const char *format, const char *path, size_t n_files)
 {
     ds_container *container = ds_new(1, sizeof *container);
     if (container == NULL)
         goto no_memory;
-    container->kind = kind;
+    container->format = format;
     container->path = ds_copy_string(path);
     container->files = ds_new(n_files, sizeof *container->files);
     if (container->path == NULL || container->files == NULL)
@@ -45,7 +45,8 @@ void ds_container_close(ds_container *container)
 dsv2_status ds_container_add(ds_container *container, const ds_tensor *tensor)
 {
     char *name = ds_copy_string(tensor->name);
-    if (name == NULL || !ds_grow(&container->tensors, &container->tensors_capacity, container->n_tensors + 1, sizeof *tensor)) {
+    if (name == NULL ||
+        !ds_grow(&container->tensors, &container->tensors_capacity, container->n_tensors + 1, sizeof *tensor)) {
         ds_free(name);
         return ds_fail_memory("the list of tensors", (container->n_tensors + 1) * sizeof *tensor);
     }
@@ -113,16 +114,18 @@ static int compare_extents(const void *a, const void *b)
     return x->end < y->end ? -1 : x->end > y->end;
 }
 
+void ds_sort_extents(ds_extent *extents, size_t n) { qsort(extents, n, sizeof *extents, compare_extents); }
+
 dsv2_status ds_check_overlap(const ds_file *file, ds_extent *extents, size_t n)
 {
     enum { SHOWN = 200 }; /* bytes of a name */
-    qsort(extents, n, sizeof *extents, compare_extents);
+    ds_sort_extents(extents, n);
     for (size_t i = 1; i < n; i++) {
         ds_text name = extents[i].name, other = extents[i - 1].name;
         if (extents[i].begin < extents[i - 1].end)
             return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s begins inside tensor %.*s", file->path,
-                           name.size > SHOWN ? SHOWN : (int)name.size, name.data, other.size > SHOWN ? SHOWN : (int)other.size,
-                           other.data);
+                           name.size > SHOWN ? SHOWN : (int)name.size, name.data,
+                           other.size > SHOWN ? SHOWN : (int)other.size, other.data);
     }
     return DSV2_OK;
 }
@@ -130,13 +133,16 @@ dsv2_status ds_check_overlap(const ds_file *file, ds_extent *extents, size_t n)
 const ds_tensor *ds_container_find(const ds_container *container, const char *name)
 {
     ds_tensor key = {.name = name};
-    return container->n_tensors == 0 ? NULL : bsearch(&key, container->tensors, container->n_tensors, sizeof key, compare_tensors);
+    return container->n_tensors == 0
+               ? NULL
+               : bsearch(&key, container->tensors, container->n_tensors, sizeof key, compare_tensors);
 }
 
 const ds_other_tensor *ds_container_find_other(const ds_container *container, const char *name)
 {
     ds_other_tensor key = {.name = (char *)(uintptr_t)name};
-    return container->n_others == 0 ? NULL : bsearch(&key, container->others, container->n_others, sizeof key, compare_others);
+    return container->n_others == 0 ? NULL
+                                    : bsearch(&key, container->others, container->n_others, sizeof key, compare_others);
 }
 
 bool ds_container_has(const ds_container *container, const char *name)
@@ -153,15 +159,15 @@ dsv2_status ds_container_require(const ds_container *container, const char *name
     if (other == NULL)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is missing", container->path, name);
     return ds_fail(DSV2_ERROR_UNSUPPORTED,
-                   "%s: tensor %s has element type %s and %u dimensions, which this library does not read", other->path, name,
-                   other->type, (unsigned)other->n_dims);
+                   "%s: tensor %s has element type %s and %u dimensions, which this library does not read", other->path,
+                   name, other->type, (unsigned)other->n_dims);
 }
 
 size_t ds_container_count(const ds_container *container) { return container->n_tensors; }
 
 const ds_tensor *ds_container_tensor(const ds_container *container, size_t index) { return &container->tensors[index]; }
 
-const char *ds_container_kind(const ds_container *container) { return container->kind; }
+const char *ds_container_format(const ds_container *container) { return container->format; }
 
 const char *ds_container_path(const ds_container *container) { return container->path; }
 
@@ -181,14 +187,14 @@ bool ds_tensor_bytes(ds_type type, const uint64_t *dims, uint32_t n_dims, uint64
     *bytes = ds_type_row_bytes(type, cols);
     if (*bytes == 0 && cols != 0)
         return false;
-    bool empty = cols == 0, packed = ds_type_is_interleaved(type);
-    if (packed && n_dims != 2)
-        return false; /* packed are matrices alone */
+    bool empty = cols == 0, interleaved = ds_type_is_interleaved(type);
+    if (interleaved && n_dims != 2)
+        return false;
     for (uint32_t i = 0; i + 1 < n_dims; i++) {
         uint64_t dim = dims[i];
-        if (packed && !ds_add(dim, (DS_PANEL_ROWS - dim % DS_PANEL_ROWS) % DS_PANEL_ROWS, &dim))
+        if (interleaved && !ds_add(dim, (DS_PANEL_ROWS - dim % DS_PANEL_ROWS) % DS_PANEL_ROWS, &dim))
             return false;
-        /* An empty tensor's other dimensions are still those of a real one: [2^63, 2^63, 0] is none. */
+        /* The other dimensions of an empty tensor must be possible too: [2^63, 2^63, 0] is refused. */
         if (dim == 0)
             empty = true;
         else if (!ds_mul(*bytes > 0 ? *bytes : 1, dim, bytes))

@@ -1,11 +1,11 @@
-/* What the readers of this room share: how a container is built up. Only for lib/formats. */
+/* What the readers of this room share: how they build a container. Only for lib/formats. */
 #ifndef DS_LIB_FORMATS_CONTAINER_H
 #define DS_LIB_FORMATS_CONTAINER_H
 
 #include "formats/formats.h"
 
-/* A tensor that is in the file but whose elements this library does not read. Checkpoints may hold such (position ids,
- * counters); only one that the model needs is an error. */
+/* A tensor of the file whose elements this library does not read. Checkpoints may hold such tensors (position ids,
+ * counters). They are an error only where the model needs them. */
 typedef struct ds_other_tensor {
     char *name, *type;
     uint32_t n_dims;
@@ -16,51 +16,55 @@ typedef struct ds_other_tensor {
 typedef struct ds_gguf_value {
     const char *key; /* in the file, key_size bytes */
     size_t key_size;
-    uint32_t type, element; /* the format's own numbers; element of an array only */
-    uint64_t count;         /* of an array's elements, of a string's bytes, or 1 */
+    uint32_t type, element; /* GGUF's numbers; element: of an array */
+    uint64_t count;         /* elements of an array, bytes of a string, else 1 */
     const uint8_t *data;    /* in the file */
-    uint64_t size;          /* bytes there */
+    uint64_t size;          /* bytes at data */
 } ds_gguf_value;
 
 struct ds_container {
-    const char *kind;
+    const char *format; /* "safetensors", "gguf" or "pack" */
     char *path; /* the folder or file that was opened */
     ds_file *files;
     size_t n_files;
-    ds_tensor *tensors; /* sorted by name once ds_container_finish has run; names are owned */
+    ds_tensor *tensors; /* sorted by name after ds_container_finish; names are owned */
     size_t n_tensors, tensors_capacity;
-    ds_other_tensor *others; /* likewise */
+    ds_other_tensor *others; /* like tensors */
     size_t n_others, others_capacity;
     ds_gguf_value *values; /* sorted by key */
     size_t n_values;
-    char *texts; /* packs: the unpacked block of texts */
+    char *texts; /* of a pack, decompressed */
     size_t texts_size;
 };
 
-/* An empty container with room for n_files files, none of them open yet. NULL without memory, and the message is set. */
-ds_container *ds_container_create(const char *kind, const char *path, size_t n_files);
+/* An empty container with room for n_files files, none open yet. NULL if memory runs out; the message is set. */
+ds_container *ds_container_create(const char *format, const char *path, size_t n_files);
 
-/* Each copies the names. DSV2_ERROR_MEMORY is the only failure. */
+/* Both copy the names. DSV2_ERROR_MEMORY is the only failure. */
 dsv2_status ds_container_add(ds_container *container, const ds_tensor *tensor);
 dsv2_status ds_container_add_other(ds_container *container, const char *name, const char *type, uint32_t n_dims,
                                    const char *path);
 
-/* Sorts, and refuses names that are there twice. */
+/* Sorts the tensors by name, and refuses a name that is there twice. */
 dsv2_status ds_container_finish(ds_container *container);
 
-/* Where a tensor lies, from the beginning of its file. */
+/* The bytes begin ... end - 1 that a tensor takes, of the file or of the part of it that holds data. */
 typedef struct ds_extent {
     uint64_t begin, end;
     ds_text name;
 } ds_extent;
 
-/* Sorts them, and refuses two that share bytes. */
+/* Sorts by begin, then by end. */
+void ds_sort_extents(ds_extent *extents, size_t n);
+
+/* Sorts the extents of a file, and refuses two that share bytes. */
 dsv2_status ds_check_overlap(const ds_file *file, ds_extent *extents, size_t n);
 
-/* The tensor that is there with a type not read, or NULL. After ds_container_finish. */
+/* The tensor of this name whose type is not read, or NULL. Only after ds_container_finish. */
 const ds_other_tensor *ds_container_find_other(const ds_container *container, const char *name);
 
-/* Bytes of a tensor's elements. False if a product wraps, or a row is no whole number of the type's blocks. */
+/* Bytes of a tensor's elements. False if a product wraps, if a row is not a whole number of the type's blocks, or if a
+ * tensor of an interleaved type is not a matrix. */
 bool ds_tensor_bytes(ds_type type, const uint64_t *dims, uint32_t n_dims, uint64_t *bytes);
 
 #endif

@@ -1,6 +1,6 @@
-/* formats: where weights come from. Every container gives the same view: tensors by name, each typed, shaped, checked to lie
- * inside its file. Names and shapes are as the file has them; what they mean is the model room's business.
- * May include: base, kernels (for element types), tokenizer (to make one of a GGUF's vocabulary). */
+/* formats: where weights come from. Every container gives the same view: tensors by name, each with type and shape,
+ * each checked to lie inside its file. Names and shapes are the file's; the weights room knows what they mean.
+ * May include: base, kernels (for element types), tokenizer (to make one from a GGUF's vocabulary). */
 #ifndef DS_LIB_FORMATS_H
 #define DS_LIB_FORMATS_H
 
@@ -18,19 +18,17 @@ typedef struct ds_tensor {
     uint32_t n_dims;
     uint64_t dims[DS_TENSOR_MAX_DIMS]; /* outermost first: a matrix is [rows, cols] */
     const void *data;      /* n_bytes inside a mapped file; may be unaligned */
-    uint64_t n_bytes;      /* equals the product of dims in elements of type: checked */
+    uint64_t n_bytes;      /* the product of dims, in bytes of type: checked */
     const char *path;      /* of the file, for messages */
     uint64_t checksum;     /* of the data, in packs */
 } ds_tensor;
 
 typedef struct ds_container ds_container;
 
-/* Opens all safetensors files of a model folder: those that model.safetensors.index.json names, or else model.safetensors, or
- * else all *.safetensors in order of name. Duplicate names, missing files, and names that the index puts elsewhere are errors. */
+/* Opens the safetensors files of a model folder: those that model.safetensors.index.json names, else model.safetensors,
+ * else all *.safetensors in order of name. Errors: a name that is there twice, a missing file, a tensor in another file
+ * than the index says. */
 dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_container **container);
-
-/* The same for one file alone. */
-dsv2_status ds_safetensors_open_file(const char *path, const ds_logger *logger, ds_container **container);
 
 void ds_container_close(ds_container *container);
 
@@ -40,8 +38,8 @@ const ds_tensor *ds_container_find(const ds_container *container, const char *na
 /* Whether there is a tensor of this name, of whatever type. */
 bool ds_container_has(const ds_container *container, const char *name);
 
-/* The same as ds_container_find where the tensor has to be there: DSV2_ERROR_FORMAT if it is missing, DSV2_ERROR_UNSUPPORTED, naming the type, if
- * it is there with an element type that this library does not read. */
+/* ds_container_find for a tensor that must be there. DSV2_ERROR_FORMAT: it is missing. DSV2_ERROR_UNSUPPORTED: this
+ * library does not read its element type, which the message names. */
 dsv2_status ds_container_require(const ds_container *container, const char *name, const ds_tensor **tensor);
 
 /* All tensors of readable types, sorted by name (strcmp). */
@@ -50,24 +48,25 @@ const ds_tensor *ds_container_tensor(const ds_container *container, size_t index
 
 /* ---- GGUF ---- */
 
-/* Opens a GGUF file, version 2 or 3, and, if it is the first of a split model (NAME-00001-of-0000N.gguf), the others with it.
- * Dimensions are turned to the outermost first. Every type is known by name; those that ds_type lacks count as not read. */
+/* Opens a GGUF file of version 2 or 3. The first file of a split model (NAME-00001-of-0000N.gguf) opens the others too.
+ * Dimensions are turned to the outermost first. Types that ds_type lacks are known by name and count as not read. */
 dsv2_status ds_gguf_open(const char *path, const ds_logger *logger, ds_container **container);
 
-/* True if the file begins as a GGUF does; false also if it cannot be read. */
+/* True if the file begins as a GGUF does. False too if the file cannot be read. */
 bool ds_is_gguf(const char *path);
 
-/* The metadata of a GGUF (of its first file), by key. Values are DSV2_ERROR_FORMAT if missing, of another type than asked for
- * or out of range; the message names file, key, what was found and what was expected. A safetensors container has no keys. */
+/* The metadata of a GGUF (of its first file), by key. A value that is missing, out of range or of another type than
+ * asked for gives DSV2_ERROR_FORMAT; the message names the file, the key, what was found and what was expected. A
+ * safetensors container has no keys. */
 bool ds_gguf_has(const ds_container *container, const char *key);
 dsv2_status ds_gguf_u32(const ds_container *container, const char *key, uint32_t *value); /* of any integer type */
 dsv2_status ds_gguf_f32(const ds_container *container, const char *key, float *value);    /* of either float type */
 dsv2_status ds_gguf_bool(const ds_container *container, const char *key, bool *value);
 
-/* Texts lie in the mapped file. */
+/* The text lies in the mapped file. */
 dsv2_status ds_gguf_string(const ds_container *container, const char *key, ds_text *value);
 
-/* *values is an array for the caller to ds_free; what it points to belongs to the container. */
+/* *values is an array that the caller frees with ds_free; its texts lie in the mapped file. */
 dsv2_status ds_gguf_strings(const ds_container *container, const char *key, ds_text **values, size_t *n);
 
 /* Arrays of fixed-size elements: *values lies in the file, little-endian, at any alignment. */
@@ -75,25 +74,25 @@ typedef enum ds_gguf_element { DS_GGUF_U8, DS_GGUF_I32, DS_GGUF_F32 } ds_gguf_el
 dsv2_status ds_gguf_array(const ds_container *container, const char *key, ds_gguf_element element, const void **values,
                           size_t *n);
 
-/* The tokenizer of a GGUF's vocabulary; *tokenizer is NULL if it has none. DSV2_ERROR_UNSUPPORTED if it is not byte-level BPE
- * with a pre-tokenizer that is known. */
+/* Makes the tokenizer of a GGUF's vocabulary. *tokenizer is NULL if the file has none. DSV2_ERROR_UNSUPPORTED: the
+ * vocabulary is not byte-level BPE with a pre-tokenizer that this library knows. */
 dsv2_status ds_gguf_tokenizer(const ds_container *container, dsv2_tokenizer **tokenizer);
 
-/* Calls use with the vocabulary of a GGUF, valid during the call, and returns what it returns; DSV2_OK without a call if the file has
- * none. */
+/* Calls `use` with the vocabulary of a GGUF, which is valid during the call, and returns the status of `use`. Returns
+ * DSV2_OK without a call if the file has no vocabulary. */
 typedef dsv2_status (*ds_vocabulary_fn)(void *context, const ds_vocabulary *vocabulary);
 dsv2_status ds_gguf_vocabulary(const ds_container *container, ds_vocabulary_fn use, void *context);
 
 /* ---- all ---- */
 
-/* What was opened: "safetensors" or "gguf". */
-const char *ds_container_kind(const ds_container *container);
+/* The format of what was opened: "safetensors", "gguf" or "pack". */
+const char *ds_container_format(const ds_container *container);
 
-/* The path that it was opened by, for messages. */
+/* The path that was opened, for messages. */
 const char *ds_container_path(const ds_container *container);
 
-/* Tells the system that `size` bytes at `data`, inside one of the container's files, are not needed soon: they stay readable, but
- * no longer count as this process's memory. */
+/* Tells the system that `size` bytes at `data`, inside one of the container's files, are not needed soon. They stay
+ * readable, but no longer count as memory of this process. */
 void ds_container_forget(const ds_container *container, const void *data, uint64_t size);
 
 /* DSV2_ERROR_IO if any file's size has changed since it was mapped. */

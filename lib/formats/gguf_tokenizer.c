@@ -1,5 +1,6 @@
-/* The vocabulary inside a GGUF, as llama.cpp's converter writes it for byte-level BPE (tokenizer.ggml.model "gpt2"): tokens in the
- * byte alphabet, added ones as they are, each with a type; merges as "left right"; the pre-tokenizer by name. */
+/* The vocabulary inside a GGUF, as llama.cpp's converter writes it for byte-level BPE (tokenizer.ggml.model "gpt2"):
+ * tokens, each with a type, in the byte alphabet (added tokens as they are); merges as "left right"; the name of the
+ * pre-tokenizer. */
 #include "formats/container.h"
 #include "tokenizer/tokenizer.h"
 
@@ -16,7 +17,7 @@ static bool is_text(ds_text text, const char *string)
 
 static int shown(ds_text text) { return text.size > 200 ? 200 : (int)text.size; }
 
-/* "[PAD100015]" with id 100015: the converter fills up to the embedding's rows. */
+/* True for "[PAD100015]" with id 100015: the converter adds such tokens up to the embedding's rows. */
 static bool is_padding(ds_text text, size_t id)
 {
     char name[32];
@@ -33,7 +34,8 @@ static dsv2_status read_kinds(const ds_container *container, const ds_text *text
     if (status != DSV2_OK)
         return status;
     if (n_types != n)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s has %zu entries, expected %zu, one a token", container->path, key, n_types, n);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s has %zu entries, expected %zu, one a token", container->path, key,
+                       n_types, n);
     for (size_t i = 0; i < n; i++) {
         switch (ds_read_u32((const uint8_t *)types + 4 * i)) {
         case NORMAL:
@@ -57,7 +59,7 @@ static dsv2_status read_kinds(const ds_container *container, const ds_text *text
     return DSV2_OK;
 }
 
-/* "left right", the left at least one byte. */
+/* Splits merges "left right" at the space. `left` has at least one byte. */
 static dsv2_status split_merges(const ds_container *container, const ds_text *merges, size_t n, ds_text *parts)
 {
     for (size_t i = 0; i < n; i++) {

@@ -1,5 +1,5 @@
-/* The tokenizer of a pack: a tokenizer.json and tokenizer_config.json as they were published, or a GGUF's vocabulary, written down
- * as README.md tells. */
+/* The tokenizer of a pack: tokenizer.json and tokenizer_config.json as they were published, or a GGUF's vocabulary in
+ * the form that README.md describes. */
 #include "formats/pack.h"
 
 #include <string.h>
@@ -84,11 +84,11 @@ static dsv2_status copy_file(ds_pack_writer *writer, const char *folder, const c
 
 dsv2_status ds_pack_writer_tokenizer(ds_pack_writer *writer, const ds_container *from)
 {
-    const char *kind = ds_container_kind(from);
-    if (strcmp(kind, "gguf") == 0)
+    const char *format = ds_container_format(from);
+    if (strcmp(format, "gguf") == 0)
         return ds_gguf_vocabulary(from, write_vocabulary, writer);
     dsv2_status status;
-    if (strcmp(kind, "pack") == 0) {
+    if (strcmp(format, "pack") == 0) {
         if ((status = copy_text(writer, from, "tokenizer.json")) == DSV2_OK &&
             (status = copy_text(writer, from, "tokenizer_config.json")) == DSV2_OK)
             status = copy_text(writer, from, "vocabulary");
@@ -96,16 +96,17 @@ dsv2_status ds_pack_writer_tokenizer(ds_pack_writer *writer, const ds_container 
     }
     bool found;
     status = copy_file(writer, ds_container_path(from), "tokenizer.json", &found);
-    return status == DSV2_OK && found ? copy_file(writer, ds_container_path(from), "tokenizer_config.json", &found) : status;
+    return status == DSV2_OK && found ? copy_file(writer, ds_container_path(from), "tokenizer_config.json", &found)
+                                      : status;
 }
 
 /* ---- reading ---- */
 
-/* The rest of a text that is read from its beginning. */
+/* What is left of a text that is read from its beginning. */
 typedef struct cursor {
     const char *data;
     size_t left;
-    bool cut; /* something did not fit into what is left */
+    bool cut; /* more was asked for than was left */
 } cursor;
 
 static ds_text take(cursor *c, size_t size)
@@ -131,7 +132,8 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     cursor c = {text, size, false};
     ds_text header = take(&c, VOCABULARY_HEADER);
     if (c.cut)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: %zu bytes, expected at least %d", path, size, VOCABULARY_HEADER);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: %zu bytes, expected at least %d", path, size,
+                       VOCABULARY_HEADER);
     ds_vocabulary v = {
         .path = path,
         .n_tokens = ds_read_u32(header.data),
@@ -140,13 +142,14 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
         .eos_token_id = (int32_t)ds_read_u32(header.data + 12),
         .ignore_merges = ds_read_u32(header.data + 16) != 0,
     };
-    /* Every token takes five bytes at least, every merge eight. */
+    /* A token takes at least 5 bytes, a merge at least 8. */
     if (v.n_tokens > c.left / 5 || v.n_merges > c.left / 8)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary has %zu bytes, too few for %zu tokens and %zu merges", path, size, v.n_tokens,
-                       v.n_merges);
-    if (v.bos_token_id < -1 || v.eos_token_id < -1 || v.bos_token_id >= (int64_t)v.n_tokens || v.eos_token_id >= (int64_t)v.n_tokens)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary's BOS and EOS ids are %d and %d, expected -1 to %zu", path,
-                       (int)v.bos_token_id, (int)v.eos_token_id, v.n_tokens - 1);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary has %zu bytes, too few for %zu tokens and %zu merges",
+                       path, size, v.n_tokens, v.n_merges);
+    if (v.bos_token_id < -1 || v.eos_token_id < -1 || v.bos_token_id >= (int64_t)v.n_tokens ||
+        v.eos_token_id >= (int64_t)v.n_tokens)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary's BOS and EOS ids are %d and %d, expected -1 to %zu",
+                       path, (int)v.bos_token_id, (int)v.eos_token_id, v.n_tokens - 1);
     v.pre = take_text(&c);
     v.chat_template = take_text(&c);
     v.kinds = (const uint8_t *)take(&c, v.n_tokens).data;
@@ -159,7 +162,8 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     for (size_t i = 0; i < 2 * v.n_merges && status == DSV2_OK; i++)
         merges[i] = take_text(&c);
     if (status == DSV2_OK && c.cut)
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the vocabulary is cut: its %zu bytes end before %zu tokens and %zu merges do", path, size,
+        status = ds_fail(DSV2_ERROR_FORMAT,
+                         "%s: the vocabulary is cut: its %zu bytes end before %zu tokens and %zu merges do", path, size,
                          v.n_tokens, v.n_merges);
     v.texts = texts;
     v.merges = merges;
@@ -170,7 +174,7 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     return status;
 }
 
-/* With what the tokenizer_config.json says, if there is one. */
+/* Reads a pack's tokenizer.json, and its tokenizer_config.json if there is one. */
 static dsv2_status read_json(const ds_container *container, const char *json, size_t size, dsv2_tokenizer **tokenizer)
 {
     const char *path = ds_container_path(container), *config;

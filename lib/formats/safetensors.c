@@ -8,7 +8,7 @@
 
 enum {
     LENGTH_BYTES = 8,
-    HEADER_LIMIT = 100 * 1000 * 1000 /* as the reference reader has it; also for the index */
+    HEADER_LIMIT = 100 * 1000 * 1000 /* the reference reader's limit; used for the index too */
 };
 
 static const struct {
@@ -21,17 +21,12 @@ static const struct {
     {"F8_E4M3", DS_TYPE_F8_E4M3},
 };
 
-/* Where a tensor's bytes lie in the data that follow the header. */
-typedef struct extent {
-    uint64_t begin, end;
-    const char *name;
-} extent;
-
-static dsv2_status read_u64(const ds_file *file, const char *tensor, const char *field, const json_t *value, uint64_t *out)
+static dsv2_status read_u64(const ds_file *file, const char *tensor, const char *field, const json_t *value,
+                            uint64_t *out)
 {
     if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: %s holds %s, expected integers of at least 0", file->path, tensor,
-                       field, json_is_integer(value) ? "a negative integer" : ds_json_kind(value));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: %s holds %s, expected integers of at least 0", file->path,
+                       tensor, field, json_is_integer(value) ? "a negative integer" : ds_json_kind(value));
     *out = (uint64_t)json_integer_value(value);
     return DSV2_OK;
 }
@@ -54,11 +49,12 @@ static dsv2_status read_shape(const ds_file *file, const char *name, const json_
     return DSV2_OK;
 }
 
-static dsv2_status read_extent(const ds_file *file, const char *name, const json_t *offsets, uint64_t data_size, extent *out)
+static dsv2_status read_extent(const ds_file *file, const char *name, const json_t *offsets, uint64_t data_size,
+                               ds_extent *out)
 {
     if (!json_is_array(offsets) || json_array_size(offsets) != 2)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets is %s of %zu, expected an array of 2 integers", file->path,
-                       name, ds_json_kind(offsets), json_array_size(offsets));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets is %s of %zu, expected an array of 2 integers",
+                       file->path, name, ds_json_kind(offsets), json_array_size(offsets));
     dsv2_status status = read_u64(file, name, "data_offsets", json_array_get(offsets, 0), &out->begin);
     if (status == DSV2_OK)
         status = read_u64(file, name, "data_offsets", json_array_get(offsets, 1), &out->end);
@@ -70,16 +66,17 @@ static dsv2_status read_extent(const ds_file *file, const char *name, const json
                        "of data: the file is cut or damaged",
                        file->path, name, (unsigned long long)out->begin, (unsigned long long)out->end,
                        (unsigned long long)data_size);
-    out->name = name;
+    out->name = (ds_text){name, strlen(name)};
     return DSV2_OK;
 }
 
-/* One entry of the header. */
+/* Reads one entry of the header. */
 static dsv2_status read_tensor(ds_container *container, const ds_file *file, const char *name, const json_t *entry,
-                               uint64_t data_begin, extent *where)
+                               uint64_t data_begin, ds_extent *where)
 {
     if (!json_is_object(entry))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is %s, expected an object", file->path, name, ds_json_kind(entry));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is %s, expected an object", file->path, name,
+                       ds_json_kind(entry));
     const json_t *dtype = json_object_get(entry, "dtype");
     if (!json_is_string(dtype))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: dtype is %s, expected a string", file->path, name,
@@ -97,43 +94,37 @@ static dsv2_status read_tensor(ds_container *container, const ds_file *file, con
     if (i == n || tensor.n_dims > DS_TENSOR_MAX_DIMS)
         return ds_container_add_other(container, name, json_string_value(dtype), tensor.n_dims, file->path);
     tensor.type = dtypes[i].type;
-    if (!ds_tensor_bytes(tensor.type, tensor.dims, tensor.n_dims, &tensor.n_bytes) || tensor.n_bytes != where->end - where->begin)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s: data_offsets give %llu bytes, which is not what its shape has in %s",
-                       file->path, name, (unsigned long long)(where->end - where->begin), dtypes[i].name);
+    if (!ds_tensor_bytes(tensor.type, tensor.dims, tensor.n_dims, &tensor.n_bytes) ||
+        tensor.n_bytes != where->end - where->begin)
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: tensor %s: data_offsets give %llu bytes, which is not what its shape has in %s", file->path,
+                       name, (unsigned long long)(where->end - where->begin), dtypes[i].name);
     tensor.data = file->data + data_begin + where->begin;
     return ds_container_add(container, &tensor);
 }
 
-static int compare_extents(const void *a, const void *b)
+/* Every byte of the data must belong to exactly one tensor. */
+static dsv2_status check_extents(const ds_file *file, ds_extent *extents, size_t n, uint64_t data_size)
 {
-    const extent *x = a, *y = b;
-    if (x->begin != y->begin)
-        return x->begin < y->begin ? -1 : 1;
-    return x->end < y->end ? -1 : x->end > y->end;
-}
-
-/* The format wants every byte of the data to belong to exactly one tensor. */
-static dsv2_status check_extents(const ds_file *file, extent *extents, size_t n, uint64_t data_size)
-{
-    qsort(extents, n, sizeof *extents, compare_extents);
+    ds_sort_extents(extents, n);
     uint64_t end = 0;
     for (size_t i = 0; i < n; i++) {
         if (extents[i].begin != end)
             return ds_fail(DSV2_ERROR_FORMAT,
-                           "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s", file->path,
-                           extents[i].name, (unsigned long long)extents[i].begin, (unsigned long long)end,
-                           extents[i].begin < end ? "overlaps another" : "leaves a hole");
+                           "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s",
+                           file->path, extents[i].name.data, (unsigned long long)extents[i].begin,
+                           (unsigned long long)end, extents[i].begin < end ? "overlaps another" : "leaves a hole");
         end = extents[i].end;
     }
     if (end != data_size)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: data_offsets end at %llu, but the file holds %llu bytes of data", file->path,
-                       (unsigned long long)end, (unsigned long long)data_size);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: data_offsets end at %llu, but the file holds %llu bytes of data",
+                       file->path, (unsigned long long)end, (unsigned long long)data_size);
     return DSV2_OK;
 }
 
 static dsv2_status read_header(ds_container *container, const ds_file *file, json_t *header, uint64_t data_begin)
 {
-    extent *extents = ds_new(json_object_size(header), sizeof *extents);
+    ds_extent *extents = ds_new(json_object_size(header), sizeof *extents);
     if (extents == NULL)
         return ds_fail_memory("a list of tensors", json_object_size(header) * sizeof *extents);
     size_t n = 0;
@@ -153,7 +144,7 @@ done:
     return status;
 }
 
-/* Maps one file into a free place of the container and adds its tensors. */
+/* Maps a file into an unused ds_file of the container and adds its tensors. */
 static dsv2_status open_file(ds_container *container, ds_file *file, const char *path)
 {
     dsv2_status status = ds_file_map(path, file);
@@ -165,10 +156,11 @@ static dsv2_status open_file(ds_container *container, ds_file *file, const char 
                        (unsigned long long)file->size, LENGTH_BYTES);
     uint64_t length = ds_read_u64(file->data);
     if (length > file->size - LENGTH_BYTES || length > HEADER_LIMIT)
-        return ds_fail(DSV2_ERROR_FORMAT,
-                       "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,
-                       (unsigned long long)length,
-                       (unsigned long long)(file->size - LENGTH_BYTES < HEADER_LIMIT ? file->size - LENGTH_BYTES : HEADER_LIMIT));
+        return ds_fail(
+            DSV2_ERROR_FORMAT,
+            "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,
+            (unsigned long long)length,
+            (unsigned long long)(file->size - LENGTH_BYTES < HEADER_LIMIT ? file->size - LENGTH_BYTES : HEADER_LIMIT));
     json_t *header;
     status = ds_json_parse(path, (const char *)file->data + LENGTH_BYTES, (size_t)length, &header);
     if (status != DSV2_OK)
@@ -178,24 +170,7 @@ static dsv2_status open_file(ds_container *container, ds_file *file, const char 
     return status;
 }
 
-dsv2_status ds_safetensors_open_file(const char *path, const ds_logger *logger, ds_container **out)
-{
-    (void)logger;
-    ds_container *container = ds_container_create("safetensors", path, 1);
-    if (container == NULL)
-        return DSV2_ERROR_MEMORY;
-    dsv2_status status = open_file(container, &container->files[0], path);
-    if (status == DSV2_OK)
-        status = ds_container_finish(container);
-    if (status != DSV2_OK) {
-        ds_container_close(container);
-        return status;
-    }
-    *out = container;
-    return DSV2_OK;
-}
-
-/* The names of a model's files inside its folder, each once, in order. */
+/* Names of a model's files inside its folder. */
 typedef struct file_list {
     char **names;
     size_t n, capacity;
@@ -221,13 +196,13 @@ static dsv2_status add_name(file_list *list, const char *name)
     return DSV2_OK;
 }
 
-/* An index may name files beside it, nothing else: it comes from whoever made the model. */
+/* An index comes from whoever made the model: it may name files beside it, nothing else. */
 static bool is_plain_name(const char *name)
 {
     return name[0] != '\0' && strchr(name, '/') == NULL && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
-/* The files that an index's weight_map names. */
+/* Lists the files that an index's weight_map names, each once, in order. */
 static dsv2_status list_index(const char *path, json_t *map, file_list *list)
 {
     if (!json_is_object(map))
@@ -237,10 +212,11 @@ static dsv2_status list_index(const char *path, json_t *map, file_list *list)
     json_object_foreach(map, name, value) {
         if (!json_is_string(value) || !is_plain_name(json_string_value(value)))
             return ds_fail(DSV2_ERROR_FORMAT,
-                           "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path, name,
-                           json_is_string(value) ? json_string_value(value) : ds_json_kind(value));
+                           "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path,
+                           name, json_is_string(value) ? json_string_value(value) : ds_json_kind(value));
         const char *file = json_string_value(value);
-        /* Neighbours mostly share a file, so this keeps the list short; the rest of the doubles go after sorting. */
+        /* Neighbours mostly share a file: skipping repeats here keeps the list short. Other repeats go after
+         * sorting. */
         if (list->n > 0 && strcmp(list->names[list->n - 1], file) == 0)
             continue;
         dsv2_status status = add_name(list, file);
@@ -268,7 +244,7 @@ static bool is_safetensors_name(const char *name)
     return length >= sizeof suffix && strcmp(name + length - (sizeof suffix - 1), suffix) == 0;
 }
 
-/* All *.safetensors of a folder without an index. */
+/* Lists all *.safetensors of a folder without an index. */
 static dsv2_status list_folder(const char *folder, file_list *list)
 {
     ds_os_folder *names = ds_os_folder_open(folder);
@@ -287,7 +263,7 @@ static dsv2_status list_folder(const char *folder, file_list *list)
     return status;
 }
 
-/* Each tensor has to be in the file where the index has it. */
+/* Each tensor must be in the file that the index names. */
 static dsv2_status check_index(const ds_container *container, const char *path, json_t *map)
 {
     const char *name;
@@ -298,12 +274,13 @@ static dsv2_status check_index(const ds_container *container, const char *path, 
         const char *found = tensor != NULL ? tensor->path : other != NULL ? other->path : NULL;
         if (found == NULL || strcmp(strrchr(found, '/') + 1, json_string_value(value)) != 0)
             return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map: tensor %s should be in %s, but is %s%s", path, name,
-                           json_string_value(value), found == NULL ? "in none of the files" : "in ", found == NULL ? "" : found);
+                           json_string_value(value), found == NULL ? "in none of the files" : "in ",
+                           found == NULL ? "" : found);
     }
     return DSV2_OK;
 }
 
-/* Reads the index, if there is one: *map is borrowed from *index. */
+/* Reads the index. *map belongs to *index. */
 static dsv2_status read_index(const char *path, json_t **index, json_t **map)
 {
     char *text;
@@ -354,7 +331,8 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
     }
     for (size_t i = 0; i < list.n && status == DSV2_OK; i++) {
         char *path = ds_path_join(folder, list.names[i]);
-        status = path == NULL ? ds_fail_memory("a path", strlen(folder)) : open_file(container, &container->files[i], path);
+        status =
+            path == NULL ? ds_fail_memory("a path", strlen(folder)) : open_file(container, &container->files[i], path);
         ds_free(path);
     }
     if (status == DSV2_OK)
@@ -363,7 +341,8 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
         status = check_index(container, index_path, map);
     if (status != DSV2_OK)
         goto done;
-    ds_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu safetensors files", folder, container->n_tensors, container->n_files);
+    ds_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu safetensors files", folder, container->n_tensors,
+           container->n_files);
     *out = container;
     container = NULL;
 done:

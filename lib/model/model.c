@@ -5,7 +5,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-/* A configuration is a page of text; anything far larger is something else. */
+/* A configuration is a page of text. A far larger file is something else. */
 enum { CONFIG_MAX_BYTES = 16 << 20 };
 
 dsv2_status ds_model_cache_shape(const dsv2_model *model, dsv2_cache_type type, ds_cache_shape *shape)
@@ -35,7 +35,7 @@ void ds_model_release(dsv2_model *model)
     ds_free(model);
 }
 
-/* A folder as Hugging Face publishes it. */
+/* Opens a folder as Hugging Face publishes it. */
 static dsv2_status open_folder(dsv2_model *model, const char *path)
 {
     char *json = NULL, *tokenizer_path = NULL, *config_path = ds_path_join(path, "config.json");
@@ -101,22 +101,23 @@ static dsv2_status open_container(dsv2_model *model, const char *path)
     if (ds_is_pack(path))
         return open_pack(model, path);
     ds_file file;
-    dsv2_status status = ds_file_map(path, &file); /* says why if it is not there */
+    dsv2_status status = ds_file_map(path, &file); /* says why the path cannot be read */
     if (status != DSV2_OK)
         return status;
     ds_file_unmap(&file);
-    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack",
+    return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                   "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack",
                    path);
 }
 
-/* Digest of everything in the configuration that changes a logit. Field by field: a structure's padding holds anything. */
+/* Digest of all fields of the configuration that change a logit. Field by field, since padding holds anything. */
 static uint64_t config_fingerprint(const ds_config *c)
 {
     const uint32_t integers[] = {
         c->is_v3, c->vocab_size, c->hidden_size, c->intermediate_size, c->moe_intermediate_size, c->num_hidden_layers,
-        c->num_attention_heads, c->n_shared_experts, c->n_routed_experts, c->num_experts_per_tok, c->n_group, c->topk_group,
-        c->first_k_dense_replace, c->moe_layer_freq, c->norm_topk_prob, c->topk_method, c->scoring_func, c->q_lora_rank,
-        c->kv_lora_rank, c->qk_nope_head_dim, c->qk_rope_head_dim, c->v_head_dim, c->yarn.enabled,
+        c->num_attention_heads, c->n_shared_experts, c->n_routed_experts, c->num_experts_per_tok, c->n_group,
+        c->topk_group, c->first_k_dense_replace, c->moe_layer_freq, c->norm_topk_prob, c->topk_method, c->scoring_func,
+        c->q_lora_rank, c->kv_lora_rank, c->qk_nope_head_dim, c->qk_rope_head_dim, c->v_head_dim, c->yarn.enabled,
         c->yarn.original_max_position_embeddings, c->attention_bias, c->tie_word_embeddings, c->rope_pairs_split,
     };
     const float reals[] = {c->routed_scaling_factor, c->rms_norm_eps, c->rope_theta, c->yarn.factor, c->yarn.beta_fast,
@@ -135,8 +136,8 @@ static dsv2_status start_threads(dsv2_model *model, uint32_t n_threads)
     return ds_pool_create(n_threads > 0 ? n_threads : ds_default_threads(), &model->pool);
 }
 
-/* Everything but the weights, and what opening these needs. *out is to be released whatever is returned. */
-static dsv2_status begin(const char *path, const dsv2_model_options *options, dsv2_model **out)
+/* Opens everything but the weights, and what opening weights needs. The caller releases *out whatever is returned. */
+static dsv2_status open_all_but_weights(const char *path, const dsv2_model_options *options, dsv2_model **out)
 {
     dsv2_model *model = *out = ds_new(1, sizeof *model);
     if (model == NULL)
@@ -147,7 +148,7 @@ static dsv2_status begin(const char *path, const dsv2_model_options *options, ds
     model->logger = (ds_logger){options->log, options->log_user};
     dsv2_status status = ds_kernels_select(options->kernels, &model->kernels);
     if (status == DSV2_OK)
-        status = start_threads(model, options->n_threads); /* weights may have to be converted */
+        status = start_threads(model, options->n_threads); /* opening converts weights */
     if (status == DSV2_OK)
         status = open_container(model, path);
     if (status != DSV2_OK)
@@ -159,11 +160,12 @@ static dsv2_status begin(const char *path, const dsv2_model_options *options, ds
 
 static ds_weights_opening weights_opening(const dsv2_model *model)
 {
-    return (ds_weights_opening){.config = &model->config, .container = model->container, .kernels = model->kernels, .pool = model->pool};
+    return (ds_weights_opening){
+        .config = &model->config, .container = model->container, .kernels = model->kernels, .pool = model->pool};
 }
 
-/* The weights, and what runs them. */
-static dsv2_status finish(dsv2_model *model, const dsv2_model_options *options)
+/* Opens the weights, and makes what runs them. */
+static dsv2_status open_weights(dsv2_model *model, const dsv2_model_options *options)
 {
     ds_weights_opening opening = weights_opening(model);
     opening.weight_type = options->weight_type;
@@ -183,17 +185,17 @@ static dsv2_status finish(dsv2_model *model, const dsv2_model_options *options)
 dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, dsv2_model **out)
 {
     dsv2_model *model;
-    dsv2_status status = begin(path, options, &model);
+    dsv2_status status = open_all_but_weights(path, options, &model);
     if (status == DSV2_OK)
-        status = finish(model, options);
+        status = open_weights(model, options);
     if (status != DSV2_OK) {
         ds_model_release(model);
         return status;
     }
     if (model->tokenizer != NULL)
         ds_tokenizer_set_special(model->tokenizer, model->config.bos_token_id, model->config.eos_token_id);
-    ds_log(&model->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path, model->config.num_hidden_layers,
-           model->kernels->name, ds_pool_threads(model->pool));
+    ds_log(&model->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path,
+           model->config.num_hidden_layers, model->kernels->name, ds_pool_threads(model->pool));
     *out = model;
     return DSV2_OK;
 }
@@ -202,7 +204,7 @@ dsv2_status ds_model_export(const char *path, const char *output_path, const dsv
 {
     const dsv2_model_options open_options = {.struct_size = sizeof open_options, .n_threads = options->n_threads};
     dsv2_model *model;
-    dsv2_status status = begin(path, &open_options, &model);
+    dsv2_status status = open_all_but_weights(path, &open_options, &model);
     if (status == DSV2_OK) {
         ds_weights_opening opening = weights_opening(model);
         opening.as_found = true;

@@ -1,5 +1,5 @@
-/* model: opening and owning. A model is what the host opened, put together of the rooms below: its configuration, its weights, the
- * decoder that runs them, its tokenizer, and the pools that all sessions share.
+/* model: opening and owning. A model is what the host opened: configuration, weights, the decoder that runs them,
+ * tokenizer, and the pools that all sessions share.
  * May include: base, kernels, cache, tokenizer, formats, config, weights, forward. */
 #ifndef DS_LIB_MODEL_H
 #define DS_LIB_MODEL_H
@@ -7,18 +7,18 @@
 #include "forward/forward.h"
 #include "tokenizer/tokenizer.h"
 
-/* What a model is told from others by: digests of all that decides its logits and the meaning of its token ids. */
+/* What tells one model from another: digests of all that decides its logits and the meaning of its token ids. */
 typedef struct ds_fingerprint {
     uint64_t config;    /* hyper-parameters */
     uint64_t tokenizer; /* 0: there is none */
     uint64_t weights;   /* ds_weights.digest */
 } ds_fingerprint;
 
-/* The three in one: dsv2_model_info.fingerprint. */
+/* One digest of all three: dsv2_model_info.fingerprint. */
 uint64_t ds_fingerprint_digest(const ds_fingerprint *fingerprint);
 
 struct dsv2_model {
-    /* Constant once the model is open, but for experts that a source makes ready. */
+    /* Constant once the model is open, except experts that a source makes ready. */
     ds_logger logger;
     const ds_kernels *kernels;
     ds_container *container;
@@ -37,10 +37,10 @@ struct dsv2_model {
     ds_usage usage[DS_USAGE_KINDS]; /* of all sessions, closed ones included */
 };
 
-/* Opens, with arguments already checked; the public contract is dsv2_model_open's. */
+/* Opens a model. Arguments are checked already; the contract is dsv2_model_open's. */
 dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model);
 
-/* Writes the model at `path` as a pack; the public contract is dsv2_model_pack's. */
+/* Writes the model at `path` as a pack. The contract is dsv2_model_pack's. */
 dsv2_status ds_model_export(const char *path, const char *output_path, const dsv2_pack_options *options);
 
 /* What rows and pages of the model's sessions look like with a cache type. DSV2_ERROR_ARGUMENT for an unknown type. */

@@ -4,7 +4,7 @@
 
 ds_places ds_places_in(const ds_container *container, const ds_config *config)
 {
-    return (ds_places){container, config, strcmp(ds_container_kind(container), "gguf") == 0};
+    return (ds_places){container, config, strcmp(ds_container_format(container), "gguf") == 0};
 }
 
 static void shape_text(uint32_t n_dims, const uint64_t *dims, char *text, size_t size)

@@ -98,7 +98,7 @@ def rust_test(layout):
     print("    ];\n    assert!(functions.iter().all(|function| !function.is_null()));\n}")
 
 
-# What would end the host's process, write to its streams or change what is the whole process's.
+# Functions that end the host's process, write to its streams or change a setting of the process.
 FORBIDDEN = set(
     """abort exit _exit _Exit quick_exit __assert_fail __assert raise kill fork vfork system popen execve signal sigaction
     stdout stderr printf __printf_chk fprintf __fprintf_chk vfprintf puts putchar perror psignal error warn
@@ -107,7 +107,7 @@ FORBIDDEN = set(
 
 
 def symbols(library, which):
-    """Those that programs see, but for the symbol version itself, which is listed as an absolute symbol."""
+    """The symbols that programs see. The symbol version itself, listed as an absolute symbol, is left out."""
     table = "--extern-only" if library.endswith(".a") else "--dynamic"
     listing = subprocess.run(["nm", table, which, library], check=True, capture_output=True, text=True).stdout
     lines = [line.split() for line in listing.splitlines() if not line.endswith(":")]  # a member's name ends so

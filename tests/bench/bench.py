@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""libdsv2 beside llama.cpp on one file of DeepSeek-V2-Lite's shape: README.md beside this tells how to run it.
+"""libdsv2 beside llama.cpp on one file of DeepSeek-V2-Lite's shape. README.md in this folder tells how to run it.
 
     bench.py run FOLDER [OPTION...]     makes the file in FOLDER if it is not there, measures, adds to FOLDER/results.jsonl
     bench.py show FOLDER [--svg FILE]   prints the table, and draws the curves
@@ -26,7 +26,7 @@ CACHE_BYTES = 17712  # a token of the default cache, q8
 
 
 class Row(NamedTuple):
-    """What is timed: `tokens` are fed `steps` times to each of `sessions`, which have `depth` already."""
+    """What is timed: `steps` times, `tokens` are fed to each of `sessions`, which begin with `depth` tokens."""
 
     sessions: int
     depth: int
@@ -68,8 +68,8 @@ def warm(path: pathlib.Path) -> None:
 
 
 def warm_pack(path: pathlib.Path) -> None:
-    """The same as libdsv2 does it that finds the file on the disk: mapped, in huge pages where the file system has them. What was
-    read otherwise stays in small pages, with which decoding is some percent slower."""
+    """Brings a pack into the page cache as libdsv2 would from the disk: mapped, in huge pages if the file system has them.
+    Other reads leave small pages, with which decoding is some percent slower."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -116,7 +116,7 @@ class Bench:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Holds what --alone starts, so that nothing else runs meanwhile."""
+        """Keeps the command of --alone running, so that nothing else runs meanwhile."""
         if not self.args.alone:
             yield
             return
@@ -163,7 +163,7 @@ class Bench:
         return self.folder / f"{model.name}.kept"
 
     def keep(self, model: pathlib.Path) -> None:
-        """Feeds the deepest row's tokens, if that has not been done before, some at a time; all rows restore the first of them."""
+        """Feeds the tokens of the deepest row in parts, once. All rows restore the first of these tokens."""
         n = self.run(self.dsv2, "inspect", self.kept(model), "--json")["tokens"] if self.kept(model).exists() else 0
         while n < self.deepest:
             n = min(n + 8192, self.deepest)
@@ -236,7 +236,7 @@ class Bench:
     # ---- a round ----
 
     def measure_round(self) -> None:
-        """The engines take turns, and to be first; one at a time, as two such models at once may not fit into memory."""
+        """The engines take turns, also at being first. One is open at a time, since memory may not hold two such models."""
         first = self.round % len(self.args.engines)
         for engine in self.args.engines[first:] + self.args.engines[:first]:
             if engine == "llama":

@@ -1,5 +1,5 @@
-/* bench_bounds [THREADS]: what so many threads reach together, for bench.py: a JSON object with the medians of some rounds. All
- * threads measure the same thing at the same time, by the wall's clock. */
+/* bench_bounds [THREADS]: what that many threads reach together. Prints a JSON object, for bench.py, with medians over
+ * some rounds. All threads measure the same thing at the same time, by the wall's clock. */
 #include "bench/bounds.h"
 
 #include "base/base.h"
@@ -45,7 +45,7 @@ static int compare(const void *a, const void *b)
     return difference < 0 ? -1 : difference > 0;
 }
 
-/* Of the sums over all threads of one of bounds' numbers. */
+/* The median of one number's sum over all threads. */
 static double median(unsigned threads, size_t offset)
 {
     double sums[ROUNDS] = {0};

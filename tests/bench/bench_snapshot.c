@@ -1,8 +1,8 @@
-/* Figures of the latent cache and of snapshots, for the README: bench_snapshot [TOKENS [FOLDER]]
- *
- * A model of V2-Lite's attention and vocabulary (27 layers, 16 heads, latents of 512 + 64) with small feed-forward parts, its weights random. The rows of
- * the session's tokens are random too, normal with a few loud channels, rather than fed: that would take minutes, and compresses no
- * better. Each time is the best of some. */
+/* bench_snapshot [TOKENS [FOLDER]]: figures of the latent cache and of snapshots, for the README.
+ * 
+ * The model has V2-Lite's attention and vocabulary (27 layers, 16 heads, latents of 512 + 64), small feed-forward parts
+ * and random weights. The rows of the session's tokens are random too: normal, with a few loud channels. Feeding tokens
+ * would take minutes, and compresses no better. Each time is the best of some. */
 #include "session/session.h"
 
 #include "support/checkpoint.h"
@@ -19,7 +19,8 @@
 
 enum { REPEATS = 5, FORKS = 1000, FED = 512, DECODED = 8, VOCAB = 102400 };
 
-static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
+static const char *const names[] = {
+    [DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
 
 static void must(dsv2_status status, const char *what)
 {
@@ -36,13 +37,14 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Near normal, and quick: four 16-bit parts of a random number. */
+/* Near normal, and quick: the sum of four 16-bit parts of a random number. */
 static float noise(uint64_t *state)
 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
     *state ^= *state << 17;
-    int sum = (int)(*state & 0xffff) + (int)(*state >> 16 & 0xffff) + (int)(*state >> 32 & 0xffff) + (int)(*state >> 48);
+    int sum =
+        (int)(*state & 0xffff) + (int)(*state >> 16 & 0xffff) + (int)(*state >> 32 & 0xffff) + (int)(*state >> 48);
     return ((float)sum - 131070) * (1.0f / 37837);
 }
 
@@ -81,7 +83,7 @@ static dsv2_session *make_session(dsv2_model *model, dsv2_cache_type type, size_
     return session;
 }
 
-/* Milliseconds for one more token, and the part of it that a single thread takes to decode all rows, once. */
+/* Milliseconds for one more token, and the milliseconds that one thread takes to decode all rows once. */
 static void time_decode(dsv2_session *session, double *token_ms, double *rows_ms)
 {
     const ds_cache *cache = &session->cache;
@@ -101,13 +103,14 @@ static void time_decode(dsv2_session *session, double *token_ms, double *rows_ms
         double start = now();
         for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++)
             for (size_t page = 0; page < n / DS_PAGE_TOKENS; page++)
-                ds_cache_decode_rows(&cache->shape, session->model->kernels, ds_cache_rows(cache, layer, page), DS_PAGE_TOKENS, tile);
+                ds_cache_decode_rows(&cache->shape, session->model->kernels, ds_cache_rows(cache, layer, page),
+                                     DS_PAGE_TOKENS, tile);
         *rows_ms = fmin(*rows_ms, (now() - start) * 1e3);
     }
     ds_free(tile);
 }
 
-/* Bytes of this process in memory, after what is free has been given back. */
+/* Bytes of this process in memory, after free memory has been given back. */
 static double resident_bytes(void)
 {
     long pages = 0;
@@ -148,7 +151,8 @@ static void measure(dsv2_model *model, dsv2_cache_type type, size_t n, const cha
     must(dsv2_session_open(model, &options, &restored), "session");
     uint64_t per_token, counted;
     must(dsv2_session_bytes_per_token(session, &per_token), "bytes");
-    double latent = (double)per_token * (double)n * 1e-6, save = INFINITY, stream = INFINITY, restore = INFINITY, token_ms, rows_ms;
+    double latent = (double)per_token * (double)n * 1e-6, save = INFINITY, stream = INFINITY, restore = INFINITY,
+           token_ms, rows_ms;
     time_decode(session, &token_ms, &rows_ms);
     must(dsv2_session_truncate(session, n), "truncate");
     double fork_seconds = time_forks(session);
@@ -164,16 +168,17 @@ static void measure(dsv2_model *model, dsv2_cache_type type, size_t n, const cha
         must(dsv2_session_restore(restored, path, NULL, NULL), "restore");
         restore = fmin(restore, now() - start);
     }
-    printf("%-4s %8llu %8.0f %9.1f %8.1f %5.1f%% %9.0f %9.0f %10.0f %9.1f %9.2f %9.1f %9.1f\n", names[type], (unsigned long long)per_token, held, latent,
-           (double)counted * 1e-6, (double)counted * 1e-4 / latent, latent / stream, latent / save, latent / restore, feed_seconds / restore,
-           fork_seconds * 1e6, token_ms, rows_ms);
+    printf("%-4s %8llu %8.0f %9.1f %8.1f %5.1f%% %9.0f %9.0f %10.0f %9.1f %9.2f %9.1f %9.1f\n", names[type],
+           (unsigned long long)per_token, held, latent, (double)counted * 1e-6, (double)counted * 1e-4 / latent,
+           latent / stream, latent / save, latent / restore, feed_seconds / restore, fork_seconds * 1e6, token_ms,
+           rows_ms);
     fflush(stdout);
     unlink(path);
     dsv2_session_close(restored);
     dsv2_session_close(session);
 }
 
-/* Seconds to feed n tokens, from the rate over the first few: later ones take longer. */
+/* Seconds to feed n tokens, by the rate over the first few. Later tokens take longer. */
 static double time_feeding(dsv2_model *model, size_t n)
 {
     int32_t tokens[FED];
@@ -193,20 +198,21 @@ static const char *snapshot_folder; /* NULL: beside the model */
 START_TEST(figures)
 {
     const test_checkpoint shape = {
-        .vocab_size = VOCAB, .hidden_size = 512, .intermediate_size = 64, .num_hidden_layers = 27, .num_attention_heads = 16,
-        .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
-        .max_position_embeddings = (uint32_t)n_tokens + 64, .tie_word_embeddings = true, .seed = 1,
+        .vocab_size = VOCAB, .hidden_size = 512, .intermediate_size = 64, .num_hidden_layers = 27,
+        .num_attention_heads = 16, .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64,
+        .v_head_dim = 128, .max_position_embeddings = (uint32_t)n_tokens + 64, .tie_word_embeddings = true, .seed = 1,
     };
     char *folder = test_checkpoint_write(&shape), path[4096];
     snprintf(path, sizeof path, "%s/bench.snapshot", snapshot_folder != NULL ? snapshot_folder : folder);
     dsv2_model *model;
     must(dsv2_model_open(folder, NULL, &model), folder);
     double feed_seconds = time_feeding(model, n_tokens);
-    printf("%zu tokens, %u threads, kernels %s; feeding them takes %.1f s or more (by the rate over the first %d)\n", n_tokens,
-           ds_pool_threads(model->pool), model->kernels->name, feed_seconds, FED);
-    printf("MB: 10^6 bytes; held: bytes a token by which the process grew; MB/s: of latents; +disk: with flushing to disk; rows ms: one thread decodes all rows once\n");
-    printf("%-4s %8s %8s %9s %8s %6s %9s %9s %10s %9s %9s %9s %9s\n", "kv", "B/token", "held", "latent MB", "file MB", "share", "save MB/s", "+disk",
-           "rest. MB/s", "x feeding", "fork us", "token ms", "rows ms");
+    printf("%zu tokens, %u threads, kernels %s; feeding them takes %.1f s or more (by the rate over the first %d)\n",
+           n_tokens, ds_pool_threads(model->pool), model->kernels->name, feed_seconds, FED);
+    printf("MB: 10^6 bytes; held: bytes a token by which the process grew; MB/s: of latents; "
+           "+disk: with flushing to disk; rows ms: one thread decodes all rows once\n");
+    printf("%-4s %8s %8s %9s %8s %6s %9s %9s %10s %9s %9s %9s %9s\n", "kv", "B/token", "held", "latent MB", "file MB",
+           "share", "save MB/s", "+disk", "rest. MB/s", "x feeding", "fork us", "token ms", "rows ms");
     for (int type = DSV2_CACHE_F32; type <= DSV2_CACHE_Q6; type++)
         measure(model, (dsv2_cache_type)type, n_tokens, path, feed_seconds);
     dsv2_model_close(model);

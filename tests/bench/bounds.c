@@ -2,6 +2,7 @@
 
 #ifdef __x86_64__
 #include <immintrin.h>
+#include <stdbool.h>
 
 static volatile float keep_float;
 static volatile int keep_int;
@@ -74,7 +75,7 @@ __attribute__((target("avx512f,avx512vnni"))) static double int8_rate_vnni(bound
     return 2.0 * 64 * CHAINS * LOOPS / time;
 }
 
-/* 8-bit products without VNNI: pairs to 16 bits, those to 32, added. */
+/* 8-bit products without VNNI: pairs are added to 16 bits, then pairs of sums to 32. */
 __attribute__((target("avx2"))) static double int8_rate_avx2(bounds_clock *seconds)
 {
     __m256i sums[CHAINS], x = _mm256_set1_epi8(3), y = _mm256_set1_epi8(-2), one = _mm256_set1_epi16(1);

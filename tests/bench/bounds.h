@@ -1,11 +1,10 @@
-/* What the processor and the memory can do at best, on the calling thread: the measure of kernels and of passes. */
+/* What the processor and the memory reach at best on the calling thread: the measure for kernels and passes. */
 #ifndef DS_TESTS_BENCH_BOUNDS_H
 #define DS_TESTS_BENCH_BOUNDS_H
 
-#include <stdbool.h>
 #include <stddef.h>
 
-/* A second; 0: not known how to measure on this processor. A multiplication and its addition count as two operations. */
+/* Operations a second, a multiplication and its addition counted as two. 0: not measured on this processor. */
 typedef struct bounds {
     double flops; /* fp32, fused */
     double int8;  /* products of bytes added up in 32 bits */
@@ -15,7 +14,8 @@ typedef struct bounds {
 /* Seconds on a clock of the caller's choice. */
 typedef double bounds_clock(void);
 
-/* Reads all of `memory`, which begins at a multiple of 128 bytes, as its size is one, and should be far larger than the caches. */
+/* Reads all of `memory`, which begins at a multiple of 128 bytes. Its size is a multiple of 128 too, and far larger
+ * than the caches. */
 bounds measure_bounds(const void *memory, size_t bytes, bounds_clock *seconds);
 
 #endif

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """How far quantised weights and activations bring the model's answers from exact arithmetic on the same weights.
 
-For each type, examples/model is written as a GGUF of that type and as one of the float32 numbers that the first holds. Logits of
-the first come from the kernels of this machine, those of the second from the C reference; both keep a float32 cache. What is
-printed is the mean over all tokens of the Kullback-Leibler divergence, in nats, with its standard error; and how often the
-likeliest token is the same. With --llama, llama.cpp reads the same files and stands beside it, and makes the types that the
-package gguf cannot.
+For each type, examples/model is written as a GGUF of this type and as a GGUF of the same numbers in float32. The first file's
+logits come from the kernels of this machine, the second's from the C reference; both keep a float32 cache. Printed are the
+Kullback-Leibler divergence, in nats (mean over all tokens, standard error), and how often the likeliest token is the same.
+With --llama, llama.cpp reads the same files too, and makes the types that the package gguf cannot.
 """
 
 import argparse
@@ -27,7 +26,7 @@ MODEL = ROOT / "examples/model"
 WINDOW = 2048  # tokens that are read at once: the model's context
 BATCH = 512  # of llama.cpp
 KINDS = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "IQ4_NL", "IQ4_XS")
-# Rows that are no multiple of 256 take another type than the K types, as llama.cpp's own tool has it.
+# Rows that are no multiple of 256 get a type other than the K types, the one that llama.cpp's own tool takes.
 OTHERS = {Type.Q2_K: Type.Q4_0, Type.Q3_K: Type.Q4_0, Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0,
           Type.IQ4_XS: Type.IQ4_NL}
 

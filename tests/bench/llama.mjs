@@ -1,9 +1,9 @@
-// llama.cpp's side of bench.py: node llama.mjs SETTINGS, a JSON object. Opens the model and prints how long that took; then answers
-// each line of standard input, what to time, with a line.
+// llama.cpp's side of bench.py: node llama.mjs SETTINGS, a JSON object. Opens the model and prints how long that took. Then
+// each line of standard input says what to time, and gets a line as answer.
 //
-// node-llama-cpp's bindings are called directly: what is timed is llama_decode, with logits for the last token of every sequence,
-// as dsv2 bench times dsv2_step. The public classes above them would add a JavaScript reader of GGUF to opening and a sampler to
-// every token.
+// node-llama-cpp's bindings are called directly, so that llama_decode is timed, with logits for the last token of every
+// sequence, as dsv2 bench times dsv2_step. The public classes above the bindings would add a JavaScript reader of GGUF to
+// opening and a sampler to every token.
 import fs from "node:fs";
 import path from "node:path";
 import readline from "node:readline";
@@ -58,8 +58,8 @@ function rewind(context, sequences, length) {
             throw new Error("cannot rewind");
 }
 
-// A saved sequence repeated up to n tokens: reading 32,768 of them takes llama.cpp most of an hour, and what the latents are does
-// not matter to speed. The file: magic, version, tokens; streams; cells, each with its position and its sequences; then layers.
+// Repeats a saved sequence up to n tokens: reading 32,768 tokens takes llama.cpp most of an hour, and the latents' values do
+// not matter to speed. The file: magic, version, tokens; streams; cells, each with its position and its sequences; layers.
 function writeRepeated(from, to, n) {
     const file = fs.readFileSync(from);
     let at = 0;

@@ -1,5 +1,5 @@
-// llama.cpp's side of divergence.py: node llama_logits.mjs SETTINGS, a JSON object. Writes the logits after each token as rows of
-// float32, as dsv2 logits does; the tokens are cut into windows that are read one by one. The cache keeps float32.
+// llama.cpp's side of divergence.py: node llama_logits.mjs SETTINGS, a JSON object. Writes the logits after each token as rows
+// of float32, as dsv2 logits does. The tokens are cut into windows that are read one by one. The cache keeps float32.
 import fs from "node:fs";
 import path from "node:path";
 import {pathToFileURL} from "node:url";
@@ -18,7 +18,7 @@ const context = new bindings.AddonContext(model, {
 });
 if (!await context.init())
     throw new Error(`cannot make a context of ${settings.window} tokens`);
-const sampler = new bindings.AddonSampler(model); // draws the likeliest token, which nobody asked for; logits come beside it
+const sampler = new bindings.AddonSampler(model); // its token is not used: logits come with it
 sampler.applyConfig({temperature: 0});
 
 const output = fs.openSync(settings.output, "w");

@@ -39,8 +39,8 @@ def pack_index(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, ...], int]]
 
 
 def costs(path: pathlib.Path, facts: dict) -> dict:
-    """Bytes of weights that a decoded token reads, and the multiply-adds with weights of a token in a prompt, whose last alone
-    goes through the head. `facts` are those of dsv2 inspect."""
+    """Bytes of weights that a decoded token reads, and multiply-adds with weights for a token of a prompt. Only the last
+    token of a prompt goes through the head. `facts` come from dsv2 inspect."""
     values = facts["v_head_dim"] / (facts["qk_nope_head_dim"] + facts["v_head_dim"])
     chosen = facts["num_experts_per_tok"] / facts["n_routed_experts"]
     read = products = 0.0
@@ -66,7 +66,7 @@ def costs(path: pathlib.Path, facts: dict) -> dict:
 
 
 def of(results: list[dict], engine: str, row: str) -> list[dict]:
-    """The measurements of one engine; llama.cpp's with flash attention or without, whichever was faster."""
+    """The measurements of one engine; of llama.cpp the faster of those with and without flash attention."""
     found = [r for r in results if r.get("engine") == engine and r["row"] == row]
     if engine == "llama" and row != "open":
         ways = [[r for r in found if r["flash"] == flash] for flash in (False, True)]

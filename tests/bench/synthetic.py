@@ -1,6 +1,6 @@
-"""A GGUF of DeepSeek-V2-Lite's shape with random quantised weights: for speed, where the published checkpoint is not at hand.
+"""A GGUF of DeepSeek-V2-Lite's shape with random quantised weights, to measure speed without the published checkpoint.
 
-What the weights are does not matter to dense kernels; the router's are such that all experts are used. Types are those of a
+The weights' values do not matter to dense kernels. The router's weights let all experts be used. Types are those of a
 common 4-bit file: Q4_K, with Q4_0 and Q8_0 where rows are no multiple of 256 and Q6_K for the head.
 """
 
@@ -56,7 +56,7 @@ def tensors(experts: int) -> Iterator[Tensor]:
 
 
 def scales(kind: Type) -> list[tuple[int, float]]:
-    """Where a block has its float16 scales, and what they have to be for DEVIATION: all else in a block is random."""
+    """Where a block has its float16 scales, and the values that give DEVIATION if all else in the block is random."""
     return {
         Type.Q8_0: [(0, DEVIATION / 74)],
         Type.Q4_0: [(0, DEVIATION / 4.6)],
@@ -85,7 +85,7 @@ def random_data(tensor: Tensor, random: np.random.Generator) -> np.ndarray:
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
-    """Tokens and merges of a byte-level BPE as large as the published one: bytes, all pairs of bytes, and some of three."""
+    """Tokens and merges of a byte-level BPE as large as the published one: bytes, all pairs of bytes, some triples."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
@@ -97,7 +97,8 @@ def vocabulary() -> tuple[list[str], list[str]]:
 
 
 def write_gguf(path: pathlib.Path, experts: int, progress: Callable[[float], None]) -> None:
-    """The published model has 64 experts; fewer make a smaller file. Writes to a temporary name first; progress receives the share done."""
+    """Writes the file, first under a temporary name. The published model has 64 experts; fewer make a smaller file.
+    `progress` receives the share done."""
     temporary = path.with_suffix(".tmp")
     writer = gguf.GGUFWriter(temporary, "deepseek2", use_temp_file=False)
     writer.add_name("DeepSeek-V2-Lite's shape, random weights")

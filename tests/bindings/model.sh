@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a small model with text in the folder $1: the golden checkpoint `lite` with a tokenizer that fits its vocabulary.
+# Makes a small model with text in the folder $1: the golden checkpoint `lite` and a tokenizer that fits its vocabulary.
 set -eu
 data=$(cd "$(dirname "$0")/../data" && pwd)
 mkdir -p "$1"

@@ -1,4 +1,4 @@
-/* Times generating in C, for overhead.py. Usage: overhead MODEL TOKENS; prints microseconds of processor time per token. */
+/* overhead MODEL TOKENS: times generating in C, for overhead.py. Prints microseconds of processor time per token. */
 #include <dsv2/dsv2.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,8 +23,9 @@ int main(int argc, char **argv)
     greedy.temperature = 0;
     int32_t token = 0;
     long n = strtol(argv[2], NULL, 10);
-    int failed = dsv2_model_open(argv[1], &options, &model) != DSV2_OK || dsv2_session_open(model, NULL, &session) != DSV2_OK ||
-                 dsv2_session_set_sampling(session, &greedy) != DSV2_OK || dsv2_session_feed(session, &token, 1) != DSV2_OK;
+    int failed =
+        dsv2_model_open(argv[1], &options, &model) != DSV2_OK || dsv2_session_open(model, NULL, &session) != DSV2_OK ||
+        dsv2_session_set_sampling(session, &greedy) != DSV2_OK || dsv2_session_feed(session, &token, 1) != DSV2_OK;
     double start = now();
     for (long i = 0; i < n && !failed; i++)
         failed = dsv2_session_sample(session, &token) != DSV2_OK || dsv2_session_feed(session, &token, 1) != DSV2_OK;

@@ -1,6 +1,6 @@
-"""What a generated token costs more in Python than in C. Usage: overhead.py C_PROGRAM MODEL.
+"""How much more a generated token costs in Python than in C. Usage: overhead.py C_PROGRAM MODEL.
 
-Runs in turn, one thread each, and takes the least processor time of either: what else the machine does only ever adds.
+Runs both in turn, with one thread, and takes the least processor time of each: other work only adds.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ static int fresh(dsv2_model *model, dsv2_session *session, const char *snapshot)
     int32_t tokens[64];
     size_t n;
     if (dsv2_session_set_sampling(session, &sampling) != DSV2_OK ||
-        dsv2_tokenizer_encode(dsv2_model_tokenizer(model), prompt, strlen(prompt), DSV2_ENCODE_BOS, tokens, 64, &n) != DSV2_OK ||
+        dsv2_tokenizer_encode(dsv2_model_tokenizer(model), prompt, strlen(prompt), DSV2_ENCODE_BOS, tokens, 64, &n) !=
+            DSV2_OK ||
         dsv2_session_feed(session, tokens, n) != DSV2_OK || generate(session, 48) != 0)
         return -1;
     return dsv2_session_save(session, snapshot, NULL) == DSV2_OK ? 0 : -1;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The same prompt, seed and options give the same tokens from C and from another language, the same snapshot byte for byte, and
-# each restores the other's. Usage: same.sh C_PROGRAM COMMAND... (both as tests/bindings/same.c)
+# The same prompt, seed and options give the same tokens and the same bytes of a snapshot from C and from another language.
+# Each restores the other's snapshot. Usage: same.sh C_PROGRAM COMMAND... (both as tests/bindings/same.c)
 set -eu
 c=$1
 shift

@@ -7,12 +7,12 @@
 
 static int failures = 0;
 
-#define CLAIM(condition)                                                                                                            \
-    do {                                                                                                                            \
-        if (!(condition)) {                                                                                                         \
-            failures++;                                                                                                             \
-            std::cerr << __FILE__ << ':' << __LINE__ << ": " << #condition << '\n';                                                 \
-        }                                                                                                                           \
+#define CLAIM(condition)                                                                                               \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            failures++;                                                                                                \
+            std::cerr << __FILE__ << ':' << __LINE__ << ": " << #condition << '\n';                                    \
+        }                                                                                                              \
     } while (0)
 
 template <class F> static dsv2_status status_of(F call) {
@@ -60,7 +60,8 @@ static void failures_are_exceptions(const dsv2::model &model) {
 }
 
 static void exceptions_pass_through_callbacks(const std::string &path, const dsv2::model &model) {
-    CLAIM(thrown_by([&] { dsv2::model opened(path, dsv2::make<dsv2_model_options>(), throws_from_callback); }) == "from the callback");
+    CLAIM(thrown_by([&] { dsv2::model opened(path, dsv2::make<dsv2_model_options>(), throws_from_callback); }) ==
+          "from the callback");
     dsv2::session session(model), other(model);
     const std::vector<int32_t> prompt(500, 7);
     for (dsv2::session *each : {&session, &other})
@@ -88,7 +89,8 @@ static void top_tokens_are_those_of_the_logits(const dsv2::model &model) {
         sum += std::exp(double(logits[i]));
     for (const dsv2_token_probability &item : session.top_tokens(10)) {
         CLAIM(std::abs(double(logits[item.token]) - std::log(sum) - double(item.log_probability)) < 1e-4);
-        CLAIM(session.log_probability(item.token) <= item.log_probability && session.log_probability(item.token) >= item.log_probability);
+        CLAIM(session.log_probability(item.token) <= item.log_probability &&
+              session.log_probability(item.token) >= item.log_probability);
     }
 }
 

@@ -18,7 +18,8 @@ void check_config(const ds_config *c)
     check(c->qk_nope_head_dim - 1 < DS_MAX_HEAD_DIM && c->v_head_dim - 1 < DS_MAX_HEAD_DIM);
     check(c->qk_rope_head_dim - 1 < DS_MAX_HEAD_DIM && c->qk_rope_head_dim % 2 == 0);
     check(c->rms_norm_eps > 0 && c->rms_norm_eps <= 1 && c->rope_theta > 1 && isfinite(c->rope_theta));
-    check(c->yarn.factor >= 1 && c->yarn.beta_fast > 0 && c->yarn.beta_slow > 0 && c->yarn.original_max_position_embeddings >= 1);
+    check(c->yarn.factor >= 1 && c->yarn.beta_fast > 0 && c->yarn.beta_slow > 0 &&
+          c->yarn.original_max_position_embeddings >= 1);
     check(c->bos_token_id >= -1 && c->bos_token_id < (int64_t)c->vocab_size);
     check(c->eos_token_id >= -1 && c->eos_token_id < (int64_t)c->vocab_size);
     check(c->moe_layer_freq >= 1 && c->n_group >= 1 && c->topk_group >= 1 && c->topk_group <= c->n_group &&

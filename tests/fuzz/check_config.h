@@ -1,4 +1,4 @@
-/* What the model room relies on in every configuration that a reader accepts; ends the program where it does not hold. */
+/* Ends the program if a configuration that a reader accepted breaks what the other rooms rely on. */
 #ifndef DS_TESTS_CHECK_CONFIG_H
 #define DS_TESTS_CHECK_CONFIG_H
 

@@ -1,4 +1,4 @@
-/* A config.json: it is refused, or what comes out is within the bounds that the model room relies on. */
+/* A config.json is refused, or its configuration is within the bounds that the other rooms rely on. */
 #include "check_config.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

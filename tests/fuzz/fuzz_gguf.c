@@ -1,5 +1,5 @@
-/* A GGUF file: it opens or is refused; every byte and every metadata value that it promises can be read, and a configuration made of
- * it is within bounds, a tokenizer opens or is refused. */
+/* A GGUF file opens or is refused. If it opens, every byte and every metadata value that it promises can be read, its
+ * configuration is within bounds or refused, and its tokenizer opens or is refused. */
 #include "check_config.h"
 #include "memory_file.h"
 

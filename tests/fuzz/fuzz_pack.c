@@ -1,6 +1,7 @@
-/* A .dsv2 pack. Checksums would keep every change out: so the input is what they protect. Its first byte chooses: even, the rest is a
- * whole file as it is; odd, the rest is the index (as many 8-byte units as the second byte says) and the texts, around which a file
- * with right checksums is made. What opens can be read from end to end, and its tokenizer opens or is refused. */
+/* A .dsv2 pack. The input is what checksums protect, since checksums would refuse every change. If the first byte is
+ * even, the rest is a whole file as it is. If the first byte is odd, the rest is the index (as many 8-byte units as the
+ * second byte says) and the texts, and a file with right checksums is made around them. What opens can be read from end
+ * to end, and its tokenizer opens or is refused. */
 #include "formats/pack.h"
 #include "memory_file.h"
 #include "../support/pack_file.h"

@@ -1,5 +1,5 @@
-/* A snapshot: it is restored, in part and converted too, or refused and the session is as it was. Checksums would keep a fuzzer at the
- * door, so every input is tried as it is and with checksums that fit. */
+/* A snapshot is restored, in part and converted too, or it is refused and the session is as it was. Every input is
+ * tried twice: as it is, and with checksums that fit, since checksums would refuse nearly every input. */
 #include "memory_file.h"
 #include "../support/snapshot_file.h"
 
@@ -14,12 +14,12 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define MUST(condition)                                                                                                                \
-    do {                                                                                                                               \
-        if (!(condition)) {                                                                                                            \
-            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, dsv2_last_error());                                     \
-            abort();                                                                                                                   \
-        }                                                                                                                              \
+#define MUST(condition)                                                                                                \
+    do {                                                                                                               \
+        if (!(condition)) {                                                                                            \
+            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, dsv2_last_error());                    \
+            abort();                                                                                                   \
+        }                                                                                                              \
     } while (0)
 
 enum { VOCAB = 320 };

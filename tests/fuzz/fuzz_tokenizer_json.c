@@ -1,5 +1,5 @@
-/* A tokenizer.json: it is refused, or any text encodes with it and comes back. An input that begins with "/" is the parts of a
- * small file, a line each (see small_json.h), since few changes to a whole one leave its 256 letters in place. */
+/* A tokenizer.json is refused, or any text encodes with it and comes back. An input that begins with "/" holds the
+ * parts of a small file, one a line (see small_json.h): few changes to a whole file leave its 256 letters in place. */
 #include "../unit/small_json.h"
 #include "tokenizer/tokenizer.h"
 
@@ -17,8 +17,9 @@ static void check(bool claim)
 static char *assemble(const uint8_t *data, size_t size)
 {
     small_parts parts = {0};
-    const char **members[] = {&parts.added, &parts.normalizer, &parts.pre_tokenizer, &parts.post_processor, &parts.decoder,
-                              &parts.vocab, &parts.merges, &parts.model, &parts.root};
+    const char **members[] = {&parts.added,          &parts.normalizer, &parts.pre_tokenizer,
+                              &parts.post_processor, &parts.decoder,    &parts.vocab,
+                              &parts.merges,         &parts.model,      &parts.root};
     char *lines = malloc(size + 1), *rest = lines;
     memcpy(lines, data, size);
     lines[size] = '\0';

@@ -1,8 +1,7 @@
-/* A text, on tokenizers with DeepSeek's expressions and added tokens: it comes back, and a stream of it is cut between characters.
- * The first byte chooses the tokenizer. */
+/* A text encodes and comes back, and a stream of the text is cut between characters, for tokenizers with DeepSeek's
+ * expressions and added tokens. The first byte chooses the tokenizer. */
 #include "tokenizer/tokenizer.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,14 +13,20 @@ static void check(bool claim)
         abort();
 }
 
-/* The letters of all bytes but 0xf5 on, which are added tokens as in DeepSeek's, and some merges. */
+/* Tokens are the letters of all bytes below 0xf5, some merges, and added tokens as DeepSeek has them. */
 static dsv2_tokenizer *make(const char *pre)
 {
-    static const char *const more[] = {"Ġa", "Ġt", "he", "Ġthe", "in", "12", "ĊĊ", "ä¸", "ä¸Ń", "Ã¼", "!!", "aa", "aaaa"};
-    static const char *const merges[][2] = {{"Ġ", "t"}, {"h", "e"}, {"Ġt", "he"}, {"Ġ", "a"}, {"i", "n"}, {"1", "2"}, {"Ċ", "Ċ"},
-                                            {"ä", "¸"}, {"ä¸", "Ń"}, {"Ã", "¼"}, {"!", "!"}, {"a", "a"}, {"aa", "aa"}};
+    static const char *const more[] = {"Ġa", "Ġt",  "he", "Ġthe", "in", "12",  "ĊĊ",
+                                       "ä¸", "ä¸Ń", "Ã¼", "!!",   "aa", "aaaa"};
+    static const char *const merges[][2] = {{"Ġ", "t"}, {"h", "e"}, {"Ġt", "he"}, {"Ġ", "a"},  {"i", "n"},
+                                            {"1", "2"}, {"Ċ", "Ċ"}, {"ä", "¸"},   {"ä¸", "Ń"}, {"Ã", "¼"},
+                                            {"!", "!"}, {"a", "a"}, {"aa", "aa"}};
     static const char *const added[] = {"<s>", "<｜User｜>", "ab", "abc", "\n\n\n"};
-    enum { N_MORE = sizeof more / sizeof *more, N_MERGES = sizeof merges / sizeof *merges, N_ADDED = sizeof added / sizeof *added };
+    enum {
+        N_MORE = sizeof more / sizeof *more,
+        N_MERGES = sizeof merges / sizeof *merges,
+        N_ADDED = sizeof added / sizeof *added
+    };
     char spelled[256][3];
     ds_text texts[256 + N_MORE + N_ADDED], parts[2 * N_MERGES];
     uint8_t kinds[256 + N_MORE + N_ADDED];
@@ -45,8 +50,9 @@ static dsv2_tokenizer *make(const char *pre)
     }
     for (size_t i = 0; i < 2 * N_MERGES; i++)
         parts[i] = (ds_text){merges[i / 2][i % 2], strlen(merges[i / 2][i % 2])};
-    ds_vocabulary vocabulary = {.path = "fixed", .n_tokens = sizeof kinds, .texts = texts, .kinds = kinds, .n_merges = N_MERGES,
-                                .merges = parts, .pre = {pre, strlen(pre)}, .bos_token_id = -1, .eos_token_id = -1};
+    ds_vocabulary vocabulary = {.path = "fixed", .n_tokens = sizeof kinds, .texts = texts, .kinds = kinds,
+                                .n_merges = N_MERGES, .merges = parts, .pre = {pre, strlen(pre)}, .bos_token_id = -1,
+                                .eos_token_id = -1};
     dsv2_tokenizer *t;
     check(ds_tokenizer_from_vocabulary(&vocabulary, &t) == DSV2_OK);
     return t;

@@ -1,10 +1,9 @@
-/* Runs a fuzz target over given files and the files of given folders, without libFuzzer: so its seeds are a test of every
- * build. Prints how many inputs there were and fails if there were none. */
+/* Runs a fuzz target without libFuzzer over given files and the files of given folders, so that its seeds are a test of
+ * every build. Prints the number of inputs; no inputs is a failure. */
 #include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -19,7 +18,7 @@ static int run_file(const char *path)
     }
     long size = ftell(file);
     rewind(file);
-    uint8_t *data = malloc(size > 0 ? (size_t)size : 1); /* exactly as long as the input: a sanitizer sees reads past it */
+    uint8_t *data = malloc(size > 0 ? (size_t)size : 1); /* as long as the input: a sanitizer sees reads past it */
     int failed = data == NULL || fread(data, 1, (size_t)size, file) != (size_t)size;
     fclose(file);
     if (!failed) {

@@ -1,4 +1,4 @@
-/* Models out of GGUF files, against the checkpoints that they were made of. */
+/* Models from GGUF files, against the checkpoints that the files were made from. */
 #include "support/checkpoint.h"
 #include "support/gguf.h"
 #include "support/model.h"
@@ -16,13 +16,14 @@ enum { N_TOKENS = 80 };
 
 static float *logits_of(dsv2_model *model, dsv2_attention attention)
 {
-    dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = attention};
+    dsv2_session_options options = {
+        .struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = attention};
     int32_t tokens[N_TOKENS];
     test_random_tokens(7, test_model_info(model).vocab_size, tokens, N_TOKENS);
     return test_logits(model, &options, tokens, N_TOKENS, N_TOKENS);
 }
 
-/* The largest difference between two models' logits; infinite if there is a NaN. */
+/* The largest difference between two models' logits. Infinite if a logit is NaN. */
 static double difference(dsv2_model *a, dsv2_model *b, dsv2_attention attention)
 {
     size_t n = N_TOKENS * (size_t)test_model_info(a).vocab_size;
@@ -38,10 +39,11 @@ static double difference(dsv2_model *a, dsv2_model *b, dsv2_attention attention)
     return largest;
 }
 
-/* weight_type: what the GGUF's weights are brought to. */
+/* weight_type: the type that the GGUF's weights are converted to. */
 static void expect_equal(const char *what, const char *folder, const char *gguf, dsv2_weight_type weight_type)
 {
-    dsv2_model *a = test_model_open(folder, NULL), *b = test_model_open(gguf, &(dsv2_model_options){.weight_type = weight_type});
+    dsv2_model *a = test_model_open(folder, NULL),
+               *b = test_model_open(gguf, &(dsv2_model_options){.weight_type = weight_type});
     dsv2_model_info x = test_model_info(a), y = test_model_info(b);
     ck_assert_str_eq(y.container, "gguf");
     test_same_model(&x, &y);
@@ -92,8 +94,8 @@ END_TEST
 
 /* ---- other shapes ---- */
 
-#define SMALL                                                                                                                          \
-    .vocab_size = 64, .hidden_size = 32, .intermediate_size = 64, .num_hidden_layers = 2, .num_attention_heads = 2,                    \
+#define SMALL                                                                                                          \
+    .vocab_size = 64, .hidden_size = 32, .intermediate_size = 64, .num_hidden_layers = 2, .num_attention_heads = 2,    \
     .kv_lora_rank = 32, .qk_nope_head_dim = 16, .qk_rope_head_dim = 8, .v_head_dim = 24, .max_position_embeddings = 256
 #define MIXTURE .n_routed_experts = 4, .num_experts_per_tok = 2, .moe_intermediate_size = 16
 
@@ -101,18 +103,20 @@ static const struct {
     test_checkpoint shape;
     test_gguf options;
 } others[] = {
-    {{.name = "160 experts without group keys", SMALL, .q_lora_rank = 24, .n_routed_experts = 160, .num_experts_per_tok = 6,
-      .moe_intermediate_size = 8, .n_shared_experts = 2, .first_k_dense_replace = 1, .topk_method = "group_limited_greedy",
-      .n_group = 8, .topk_group = 3, .routed_scaling_factor = 16, .seed = 21},
+    {{.name = "160 experts without group keys", SMALL, .q_lora_rank = 24, .n_routed_experts = 160,
+      .num_experts_per_tok = 6, .moe_intermediate_size = 8, .n_shared_experts = 2, .first_k_dense_replace = 1,
+      .topk_method = "group_limited_greedy", .n_group = 8, .topk_group = 3, .routed_scaling_factor = 16, .seed = 21},
      {.type = DS_TYPE_F32, .old = true}},
-    {{.name = "256 experts of V3's kind without group keys", SMALL, .model_type = "deepseek_v3", .n_routed_experts = 256,
-      .num_experts_per_tok = 8, .moe_intermediate_size = 8, .n_shared_experts = 1, .topk_method = "noaux_tc", .n_group = 8,
-      .topk_group = 4, .routed_scaling_factor = 2.5, .norm_topk_prob = true, .seed = 22},
+    {{.name = "256 experts of V3's kind without group keys", SMALL, .model_type = "deepseek_v3",
+      .n_routed_experts = 256, .num_experts_per_tok = 8, .moe_intermediate_size = 8, .n_shared_experts = 1,
+      .topk_method = "noaux_tc", .n_group = 8, .topk_group = 4, .routed_scaling_factor = 2.5, .norm_topk_prob = true,
+      .seed = 22},
      {.type = DS_TYPE_F32, .old = true}},
     {{.name = "F16", SMALL, MIXTURE, .dtype = "F16", .seed = 23}, {.type = DS_TYPE_F16}},
     {{.name = "tied embeddings", SMALL, MIXTURE, .n_shared_experts = 1, .tie_word_embeddings = true, .seed = 24},
      {.type = DS_TYPE_BF16}},
-    {{.name = "attention biases", SMALL, MIXTURE, .q_lora_rank = 24, .attention_bias = true, .seed = 25}, {.type = DS_TYPE_BF16}},
+    {{.name = "attention biases", SMALL, MIXTURE, .q_lora_rank = 24, .attention_bias = true, .seed = 25},
+     {.type = DS_TYPE_BF16}},
     {{.name = "normalised gates", SMALL, MIXTURE, .norm_topk_prob = true, .routed_scaling_factor = 3, .seed = 26},
      {.type = DS_TYPE_BF16}},
     {{.name = "dense", SMALL, .seed = 27}, {.type = DS_TYPE_BF16}},
@@ -129,7 +133,7 @@ START_TEST(a_gguf_of_another_shape_gives_the_same_logits)
 }
 END_TEST
 
-/* The test above would not notice if groups made no difference. */
+/* The test above would not notice groups that make no difference. */
 START_TEST(groups_of_160_experts_matter)
 {
     test_checkpoint greedy = others[0].shape;
@@ -159,17 +163,19 @@ static const ds_type block_types[] = {
 enum { N_TYPES = sizeof block_types / sizeof *block_types };
 
 static const test_checkpoint wide = {.name = "wide", .vocab_size = 64, .hidden_size = 256, .intermediate_size = 256,
-                                     .num_hidden_layers = 2, .num_attention_heads = 4, .kv_lora_rank = 256, .qk_nope_head_dim = 32,
-                                     .qk_rope_head_dim = 16, .v_head_dim = 64, .max_position_embeddings = 256, .n_routed_experts = 3,
-                                     .num_experts_per_tok = 2, .moe_intermediate_size = 64, .n_shared_experts = 1,
-                                     .first_k_dense_replace = 1, .seed = 31};
+                                     .num_hidden_layers = 2, .num_attention_heads = 4, .kv_lora_rank = 256,
+                                     .qk_nope_head_dim = 32, .qk_rope_head_dim = 16, .v_head_dim = 64,
+                                     .max_position_embeddings = 256, .n_routed_experts = 3, .num_experts_per_tok = 2,
+                                     .moe_intermediate_size = 64, .n_shared_experts = 1, .first_k_dense_replace = 1,
+                                     .seed = 31};
 
-/* As floats, so that nothing but the weights' values and places is compared: packed weights meet activations rounded to 8 bits. Even
- * cases: as newer files are, with kv_b_proj in two and the experts' gate and up in one; odd ones: as older files are. */
+/* Both models run on floats, so that only the weights' values and places are compared: interleaved weights meet
+ * activations rounded to 8 bits. Even cases are as newer files: kv_b_proj in two tensors, gate and up of the experts in
+ * one. Odd cases are as older files. */
 START_TEST(quantised_weights_act_as_the_floats_they_stand_for)
 {
-    test_gguf options = {
-        .quantised = true, .type = block_types[_i / 2], .joined = _i % 2 == 0, .old = _i % 2 == 1, .seed = (uint64_t)_i};
+    test_gguf options = {.quantised = true, .type = block_types[_i / 2], .joined = _i % 2 == 0, .old = _i % 2 == 1,
+                         .seed = (uint64_t)_i};
     char *folder = test_checkpoint_write(&wide), *place = temporary_folder(), *floats = temporary_folder(), path[600];
     snprintf(path, sizeof path, "%s/model.gguf", place);
     test_gguf_write(&options, folder, path, floats);
@@ -182,7 +188,7 @@ END_TEST
 
 /* ---- files that contradict themselves ---- */
 
-/* Puts `value` for the number of `key`, an integer of 32 bits, or for the type of a tensor of one dimension (with `key`'s name). */
+/* Replaces the 32-bit number of `key` by `value`, or the type of the tensor of one dimension named `key`. */
 static void change(const char *path, const char *key, bool is_tensor, uint32_t value)
 {
     size_t size, length = strlen(key);
@@ -200,22 +206,24 @@ static const struct {
     const char *message;
     dsv2_status status;
 } contradictions[] = {
-    {"deepseek2.embedding_length", false, 33, "tensor token_embd.weight has shape [64, 32], the configuration says [64, 33]",
+    {"deepseek2.embedding_length", false, 33,
+     "tensor token_embd.weight has shape [64, 32], the configuration says [64, 33]", DSV2_ERROR_FORMAT},
+    {"deepseek2.feed_forward_length", false, 1 << 20,
+     "tensor blk.0.ffn_gate.weight has shape [64, 32], the configuration says [1048576, 32]", DSV2_ERROR_FORMAT},
+    {"deepseek2.attention.head_count", false, 1024,
+     "tensor blk.0.attn_q.weight has shape [48, 32], the configuration says [24576, 32]", DSV2_ERROR_FORMAT},
+    {"deepseek2.attention.value_length_mla", false, 25,
+     "tensor blk.0.attn_v_b.weight has shape [2, 24, 32], the configuration says [2, 25, 32]", DSV2_ERROR_FORMAT},
+    {"deepseek2.expert_count", false, 3,
+     "tensor blk.1.ffn_gate_inp.weight has shape [4, 32], the configuration says [3, 32]", DSV2_ERROR_FORMAT},
+    {"deepseek2.expert_count", false, 4096,
+     "tensor blk.1.ffn_gate_inp.weight has shape [4, 32], the configuration says [4096, 32]", DSV2_ERROR_FORMAT},
+    {"deepseek2.expert_feed_forward_length", false, 15, "has shape [4, 16, 32], the configuration says [4, 15, 32]",
      DSV2_ERROR_FORMAT},
-    {"deepseek2.feed_forward_length", false, 1 << 20, "tensor blk.0.ffn_gate.weight has shape [64, 32], the configuration says [1048576, 32]",
-     DSV2_ERROR_FORMAT},
-    {"deepseek2.attention.head_count", false, 1024, "tensor blk.0.attn_q.weight has shape [48, 32], the configuration says [24576, 32]",
-     DSV2_ERROR_FORMAT},
-    {"deepseek2.attention.value_length_mla", false, 25, "tensor blk.0.attn_v_b.weight has shape [2, 24, 32], the configuration says [2, 25, 32]",
-     DSV2_ERROR_FORMAT},
-    {"deepseek2.expert_count", false, 3, "tensor blk.1.ffn_gate_inp.weight has shape [4, 32], the configuration says [3, 32]",
-     DSV2_ERROR_FORMAT},
-    {"deepseek2.expert_count", false, 4096, "tensor blk.1.ffn_gate_inp.weight has shape [4, 32], the configuration says [4096, 32]",
-     DSV2_ERROR_FORMAT},
-    {"deepseek2.expert_feed_forward_length", false, 15, "has shape [4, 16, 32], the configuration says [4, 15, 32]", DSV2_ERROR_FORMAT},
     {"deepseek2.block_count", false, 1024, "tensor blk.2.attn_norm.weight is missing", DSV2_ERROR_FORMAT},
     {"deepseek2.leading_dense_block_count", false, 2, "tensor blk.1.ffn_gate.weight is missing", DSV2_ERROR_FORMAT},
-    {"blk.1.ffn_norm.weight", true, 8, "tensor blk.1.ffn_norm.weight has type Q8_0, expected F32, F16 or BF16", DSV2_ERROR_UNSUPPORTED},
+    {"blk.1.ffn_norm.weight", true, 8, "tensor blk.1.ffn_norm.weight has type Q8_0, expected F32, F16 or BF16",
+     DSV2_ERROR_UNSUPPORTED},
     {"blk.1.ffn_norm.weight", true, 26, "tensor blk.1.ffn_norm.weight has element type I32", DSV2_ERROR_UNSUPPORTED},
     {"output_norm.weight", true, 99, "tensor output_norm.weight has element type 99 (unknown)", DSV2_ERROR_UNSUPPORTED},
 };
@@ -230,8 +238,10 @@ START_TEST(a_tensor_that_is_not_as_the_metadata_say_is_refused_by_name)
     change(path, contradictions[_i].key, contradictions[_i].is_tensor, contradictions[_i].value);
     dsv2_model *model = NULL;
     dsv2_status status = dsv2_model_open(path, NULL, &model);
-    ck_assert_msg(status == contradictions[_i].status && model == NULL, "status %d: %s", (int)status, dsv2_last_error());
-    ck_assert_msg(strncmp(dsv2_last_error(), path, strlen(path)) == 0 && strstr(dsv2_last_error(), contradictions[_i].message) != NULL,
+    ck_assert_msg(status == contradictions[_i].status && model == NULL, "status %d: %s", (int)status,
+                  dsv2_last_error());
+    ck_assert_msg(strncmp(dsv2_last_error(), path, strlen(path)) == 0 &&
+                      strstr(dsv2_last_error(), contradictions[_i].message) != NULL,
                   "\"%s\" is not in: %s", contradictions[_i].message, dsv2_last_error());
     test_checkpoint_remove(place);
     test_checkpoint_remove(folder);
@@ -256,7 +266,8 @@ static int record(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
 
 static dsv2_status open_reporting(const char *path, reports *r)
 {
-    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = 1, .progress = record, .progress_user = r};
+    dsv2_model_options options = {
+        .struct_size = sizeof options, .n_threads = 1, .progress = record, .progress_user = r};
     dsv2_model *model = NULL;
     dsv2_status status = dsv2_model_open(path, &options, &model);
     ck_assert((status == DSV2_OK) == (model != NULL));
@@ -264,7 +275,7 @@ static dsv2_status open_reporting(const char *path, reports *r)
     return status;
 }
 
-/* Experts share a tensor: it counts once, and the whole is done when the last report says so. */
+/* Experts share a tensor, which counts once. All is done at the last report. */
 START_TEST(opening_tells_its_progress_and_can_be_cancelled_at_every_report)
 {
     test_gguf options = {.quantised = true, .type = DS_TYPE_Q4_K, .old = _i == 1, .joined = _i == 2, .seed = 5};
@@ -298,25 +309,26 @@ static dsv2_status open_and_close(const char *path)
     return status;
 }
 
-/* Plain weights stay as they are; quantised ones wait for each other to be packed. */
+/* Plain weights stay as they are. Quantised weights wait in a queue for conversion. */
 START_TEST(every_allocation_of_opening_may_fail)
 {
     test_gguf options = {.type = DS_TYPE_BF16, .quantised = _i >= 2, .old = _i % 2 == 1, .split = true};
     if (options.quantised)
         options.type = DS_TYPE_Q4_K;
-    char *folder = test_checkpoint_write(options.quantised ? &wide : &others[3].shape), *place = temporary_folder(), path[600];
+    char *folder = test_checkpoint_write(options.quantised ? &wide : &others[3].shape), *place = temporary_folder(),
+         path[600];
     char *floats = temporary_folder();
     snprintf(path, sizeof path, "%s/model-00001-of-00002.gguf", place);
     test_gguf_write(&options, folder, path, floats);
-    ck_assert_int_eq(open_and_close(path), DSV2_OK); /* what the C library keeps for good, it has now */
+    ck_assert_int_eq(open_and_close(path), DSV2_OK); /* the C library has allocated what it keeps for good */
     long live = oom_live();
     dsv2_status status = DSV2_ERROR_MEMORY;
     for (size_t nth = 1; status != DSV2_OK; nth++) {
         oom_arm(nth, _i == 1);
         status = open_and_close(path);
         bool failed = oom_disarm();
-        ck_assert_msg(status == DSV2_OK || (failed && strstr(dsv2_last_error(), "memory") != NULL), "allocation %zu: status %d: %s",
-                      nth, (int)status, dsv2_last_error());
+        ck_assert_msg(status == DSV2_OK || (failed && strstr(dsv2_last_error(), "memory") != NULL),
+                      "allocation %zu: status %d: %s", nth, (int)status, dsv2_last_error());
         ck_assert_int_eq(oom_live(), live);
         ck_assert(nth > 20 || status != DSV2_OK);
     }

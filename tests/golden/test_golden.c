@@ -1,5 +1,5 @@
-/* The forward pass against what DeepSeek's published code computed for four small checkpoints, against an implementation of our own
- * that shares nothing with the library (support/reference.c) for other shapes. */
+/* The forward pass, against what DeepSeek's published code computed for four small checkpoints, and for other shapes
+ * against support/reference.c, which shares nothing with the library. */
 #include "support/checkpoint.h"
 #include "support/model.h"
 #include "support/reference.h"
@@ -8,11 +8,10 @@
 
 #include <check.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define TOLERANCE 1e-3 /* of a logit; logits are some units large */
+#define TOLERANCE 1e-3 /* on a logit; logits are some units large */
 
 static int n_cases(void) { return TEST_GOLDENS * (int)test_kernel_sets(); }
 
@@ -58,7 +57,7 @@ static uint32_t integer_at(const test_tensor *tensor, size_t i)
     return value;
 }
 
-/* The largest difference; NaN if there is one anywhere. */
+/* The largest difference. NaN if a logit is NaN. */
 static double largest_difference(const float *logits, const double *expected, size_t n)
 {
     double largest = 0;
@@ -72,7 +71,7 @@ static double largest_difference(const float *logits, const double *expected, si
     return largest;
 }
 
-/* Every form and chunking with 1 to max_threads threads, against expected logits. */
+/* Every form and chunking with 1 to max_threads threads gives the expected logits. */
 static void check_logits(const char *folder, const char *kernels, uint32_t max_threads, const int32_t *tokens, size_t n,
                          size_t vocab_size, const double *expected)
 {
@@ -84,11 +83,13 @@ static void check_logits(const char *folder, const char *kernels, uint32_t max_t
             return;
         for (size_t form = 0; form < 3; form++) {
             for (size_t chunk = 0; chunk < 3; chunk++) {
-                dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = forms[form]};
+                dsv2_session_options options = {
+                    .struct_size = sizeof options, .cache_type = DSV2_CACHE_F32, .attention = forms[form]};
                 float *logits = test_logits(model, &options, tokens, n, chunks[chunk]);
                 double difference = largest_difference(logits, expected, n * vocab_size);
-                ck_assert_msg(difference <= TOLERANCE, "%s, kernels %s, %u threads, attention %d, chunks of %zu: off by %g", folder,
-                              kernels, n_threads, (int)forms[form], chunks[chunk], difference);
+                ck_assert_msg(difference <= TOLERANCE,
+                              "%s, kernels %s, %u threads, attention %d, chunks of %zu: off by %g", folder, kernels,
+                              n_threads, (int)forms[form], chunks[chunk], difference);
                 free(logits);
             }
         }
@@ -104,13 +105,14 @@ START_TEST(logits_match_published_code_for_any_chunking_threads_form_and_kernels
     ck_assert(expected != NULL);
     for (size_t i = 0; i < g.n_tokens * g.vocab_size; i++)
         expected[i] = float_at(logits, i);
-    check_logits(g.folder, test_kernel_set((size_t)_i % test_kernel_sets()), 2, g.tokens, g.n_tokens, g.vocab_size, expected);
+    check_logits(g.folder, test_kernel_set((size_t)_i % test_kernel_sets()), 2, g.tokens, g.n_tokens, g.vocab_size,
+                 expected);
     free(expected);
     golden_close(&g);
 }
 END_TEST
 
-/* The reference itself is held to the published code first. */
+/* The reference must agree with the published code. */
 START_TEST(reference_matches_published_code)
 {
     golden g = golden_open((size_t)_i);
@@ -140,34 +142,43 @@ END_TEST
 /* ---- other shapes ---- */
 
 #define COMMON .vocab_size = 97, .max_position_embeddings = 512, .num_hidden_layers = 3, .num_attention_heads = 3
-#define ODD .hidden_size = 37, .intermediate_size = 51, .kv_lora_rank = 21, .qk_nope_head_dim = 11, .qk_rope_head_dim = 6, .v_head_dim = 13
-#define EVEN .hidden_size = 64, .intermediate_size = 96, .kv_lora_rank = 32, .qk_nope_head_dim = 16, .qk_rope_head_dim = 8, .v_head_dim = 24
+#define ODD                                                                                                            \
+    .hidden_size = 37, .intermediate_size = 51, .kv_lora_rank = 21,                                                    \
+    .qk_nope_head_dim = 11, .qk_rope_head_dim = 6, .v_head_dim = 13
+#define EVEN                                                                                                           \
+    .hidden_size = 64, .intermediate_size = 96, .kv_lora_rank = 32,                                                    \
+    .qk_nope_head_dim = 16, .qk_rope_head_dim = 8, .v_head_dim = 24
 #define MIXTURE .n_routed_experts = 8, .num_experts_per_tok = 3, .moe_intermediate_size = 32, .first_k_dense_replace = 1
 
 static const test_checkpoint shapes[] = {
-    {.name = "sizes that are no multiple of anything", COMMON, ODD, .q_lora_rank = 19, .n_routed_experts = 7, .num_experts_per_tok = 3,
-     .moe_intermediate_size = 23, .n_shared_experts = 1, .first_k_dense_replace = 1, .seed = 1},
-    {.name = "odd sizes with YaRN, its two scales different", COMMON, ODD, .n_routed_experts = 5, .num_experts_per_tok = 2,
-     .moe_intermediate_size = 9, .n_shared_experts = 2, .yarn = true, .seed = 2},
+    {.name = "sizes that are no multiple of anything", COMMON, ODD, .q_lora_rank = 19, .n_routed_experts = 7,
+     .num_experts_per_tok = 3, .moe_intermediate_size = 23, .n_shared_experts = 1, .first_k_dense_replace = 1,
+     .seed = 1},
+    {.name = "odd sizes with YaRN, its two scales different", COMMON, ODD, .n_routed_experts = 5,
+     .num_experts_per_tok = 2, .moe_intermediate_size = 9, .n_shared_experts = 2, .yarn = true, .seed = 2},
     {.name = "three shared experts", COMMON, EVEN, MIXTURE, .n_shared_experts = 3, .seed = 3},
     {.name = "no shared experts", COMMON, EVEN, MIXTURE, .seed = 4},
     {.name = "dense", COMMON, EVEN, .seed = 5},
-    {.name = "a mixture in every second layer", COMMON, EVEN, MIXTURE, .n_shared_experts = 1, .moe_layer_freq = 2, .seed = 6},
-    {.name = "attention biases", COMMON, EVEN, MIXTURE, .q_lora_rank = 24, .attention_bias = true, .yarn = true, .seed = 7},
+    {.name = "a mixture in every second layer", COMMON, EVEN, MIXTURE, .n_shared_experts = 1, .moe_layer_freq = 2,
+     .seed = 6},
+    {.name = "attention biases", COMMON, EVEN, MIXTURE, .q_lora_rank = 24, .attention_bias = true, .yarn = true,
+     .seed = 7},
     {.name = "tied embeddings", COMMON, EVEN, MIXTURE, .n_shared_experts = 1, .tie_word_embeddings = true, .seed = 8},
     {.name = "F16", COMMON, ODD, MIXTURE, .n_shared_experts = 1, .dtype = "F16", .seed = 9},
     {.name = "F32", COMMON, ODD, MIXTURE, .n_shared_experts = 1, .dtype = "F32", .seed = 10},
-    {.name = "FP8 with blocks that do not divide", COMMON, ODD, MIXTURE, .n_shared_experts = 1, .q_lora_rank = 19, .dtype = "F8_E4M3",
-     .block_rows = 16, .block_cols = 8, .seed = 11},
-    {.name = "device-limited, scaled gates", COMMON, EVEN, .n_routed_experts = 12, .num_experts_per_tok = 4, .moe_intermediate_size = 16,
-     .n_shared_experts = 1, .topk_method = "group_limited_greedy", .n_group = 4, .topk_group = 2, .routed_scaling_factor = 4, .seed = 12},
-    {.name = "normalised gates", COMMON, EVEN, MIXTURE, .norm_topk_prob = true, .routed_scaling_factor = 3, .topk_method = "greedy",
-     .seed = 13},
-    {.name = "one expert a token", COMMON, EVEN, .n_routed_experts = 4, .num_experts_per_tok = 1, .moe_intermediate_size = 40,
-     .norm_topk_prob = true, .seed = 14},
-    {.name = "DeepSeek-V3's router", COMMON, EVEN, .model_type = "deepseek_v3", .n_routed_experts = 12, .num_experts_per_tok = 4,
-     .moe_intermediate_size = 16, .n_shared_experts = 1, .topk_method = "noaux_tc", .n_group = 3, .topk_group = 2, .q_lora_rank = 24,
-     .routed_scaling_factor = 2.5, .norm_topk_prob = true, .seed = 15},
+    {.name = "FP8 with blocks that do not divide", COMMON, ODD, MIXTURE, .n_shared_experts = 1, .q_lora_rank = 19,
+     .dtype = "F8_E4M3", .block_rows = 16, .block_cols = 8, .seed = 11},
+    {.name = "device-limited, scaled gates", COMMON, EVEN, .n_routed_experts = 12, .num_experts_per_tok = 4,
+     .moe_intermediate_size = 16, .n_shared_experts = 1, .topk_method = "group_limited_greedy", .n_group = 4,
+     .topk_group = 2, .routed_scaling_factor = 4, .seed = 12},
+    {.name = "normalised gates", COMMON, EVEN, MIXTURE, .norm_topk_prob = true, .routed_scaling_factor = 3,
+     .topk_method = "greedy", .seed = 13},
+    {.name = "one expert a token", COMMON, EVEN, .n_routed_experts = 4, .num_experts_per_tok = 1,
+     .moe_intermediate_size = 40, .norm_topk_prob = true, .seed = 14},
+    {.name = "DeepSeek-V3's router", COMMON, EVEN, .model_type = "deepseek_v3", .n_routed_experts = 12,
+     .num_experts_per_tok = 4, .moe_intermediate_size = 16, .n_shared_experts = 1, .topk_method = "noaux_tc",
+     .n_group = 3, .topk_group = 2, .q_lora_rank = 24, .routed_scaling_factor = 2.5, .norm_topk_prob = true,
+     .seed = 15},
     {.name = "as many heads as do not fit into a block of queries", .vocab_size = 97, .max_position_embeddings = 512,
      .num_hidden_layers = 2, .num_attention_heads = 70, .hidden_size = 64, .intermediate_size = 32, .kv_lora_rank = 16,
      .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .seed = 16},

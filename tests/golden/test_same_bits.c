@@ -1,5 +1,5 @@
-/* A session's logits are the same bits for any number of threads, for any companions in its steps and, in the absorbed form, for any
- * cutting of its input: with every kernel set, for weights as floats and in every packed type. */
+/* A session's logits are the same bits for any number of threads and any companions in its steps, and in the absorbed
+ * form for any cutting of its input. Every kernel set, weights as floats and every interleaved type. */
 #include "support/checkpoint.h"
 #include "support/gguf.h"
 #include "support/model.h"
@@ -11,15 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LONG = 600 }; /* more than one pass, and more than one span of attention */
+enum { LONG = 600 }; /* more than one pass and one span of attention */
 
-/* Rows of more than a span of packed columns; parts of heads that begin inside a group of packed rows; tasks, the last not full;
- * experts whose slices are long for one thread, unless one of them gets most rows, and short for more. */
+/* Sizes make rows longer than a superblock, heads that begin inside a panel, a last task that is not full, and experts
+ * whose slices are short for several threads, and long for one thread unless one expert gets most rows. */
 static const test_checkpoint shape = {
-    .name = "packed", .vocab_size = 103, .hidden_size = 288, .intermediate_size = 32, .num_hidden_layers = 1, .num_attention_heads = 4,
-    .q_lora_rank = 96, .kv_lora_rank = 64, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8, .v_head_dim = 40,
-    .max_position_embeddings = 1024, .n_routed_experts = 9, .num_experts_per_tok = 2, .moe_intermediate_size = 288, .n_shared_experts = 1,
-    .seed = 17};
+    .name = "interleaved", .vocab_size = 103, .hidden_size = 288, .intermediate_size = 32, .num_hidden_layers = 1,
+    .num_attention_heads = 4, .q_lora_rank = 96, .kv_lora_rank = 64, .qk_nope_head_dim = 24, .qk_rope_head_dim = 8,
+    .v_head_dim = 40, .max_position_embeddings = 1024, .n_routed_experts = 9, .num_experts_per_tok = 2,
+    .moe_intermediate_size = 288, .n_shared_experts = 1, .seed = 17,
+};
 
 static const struct {
     const char *name, *golden; /* golden NULL: of the shape above */
@@ -41,7 +42,7 @@ static const struct {
 };
 enum { N_KINDS = sizeof kinds / sizeof *kinds };
 
-/* All sessions read the same text, each as far as it goes, in its own form and rhythm. */
+/* All sessions read the same text. Each has its own length, form and chunks. */
 static const struct {
     size_t n_tokens, chunk;
     dsv2_session_options options;
@@ -56,27 +57,34 @@ static const struct {
     {100, 7, {OPTIONS, .attention = DSV2_ATTENTION_ABSORBED}},
     {200, 64, {OPTIONS, .attention = DSV2_ATTENTION_ABSORBED}},
 };
-enum { N_PARTS = sizeof parts / sizeof *parts, N_ALONE = 6 /* parts that are also run alone by every number of threads */ };
+enum {
+    N_PARTS = sizeof parts / sizeof *parts,
+    N_ALONE = 6 /* parts that every number of threads also runs alone */
+};
 
 typedef struct checker {
     char path[1024];
     size_t kind, set, vocab_size;
     int32_t tokens[LONG];
-    float *expected[N_PARTS]; /* alone, by one thread; of the absorbed form: in one piece */
+    float *expected[N_PARTS]; /* fed alone by one thread; absorbed form: in one piece */
 } checker;
 
 static void expect(const checker *c, size_t part, const float *logits, uint32_t n_threads, const char *how)
 {
-    for (size_t t = 0; t < parts[part].n_tokens; t++)
-        ck_assert_msg(memcmp(logits + t * c->vocab_size, c->expected[part] + t * c->vocab_size, c->vocab_size * sizeof *logits) == 0,
-                      "%s, kernels %s, %u threads, %s: session %zu (chunks of %zu, attention %d) differs from token %zu on",
+    for (size_t t = 0; t < parts[part].n_tokens; t++) {
+        size_t at = t * c->vocab_size;
+        ck_assert_msg(memcmp(logits + at, c->expected[part] + at, c->vocab_size * sizeof *logits) == 0,
+                      "%s, kernels %s, %u threads, %s: session %zu (chunks of %zu, attention %d) differs from token "
+                      "%zu on",
                       kinds[c->kind].name, test_kernel_set(c->set), n_threads, how, part, parts[part].chunk,
                       (int)parts[part].options.attention, t);
+    }
 }
 
 static dsv2_model *open_with(const checker *c, uint32_t n_threads)
 {
-    return test_model_open(c->path, &(dsv2_model_options){.weight_type = kinds[c->kind].weight_type, .n_threads = n_threads,
+    return test_model_open(c->path, &(dsv2_model_options){.weight_type = kinds[c->kind].weight_type,
+                                                          .n_threads = n_threads,
                                                           .kernels = test_kernel_set(c->set)});
 }
 
@@ -103,8 +111,9 @@ static void check_together(const checker *c, dsv2_model *model, uint32_t n_threa
             size_t left = parts[i].n_tokens - fed[i], n = left < parts[i].chunk ? left : parts[i].chunk;
             if (n == 0)
                 continue;
-            items[n_items++] = (dsv2_step_item){.struct_size = sizeof *items, .session = sessions[i], .tokens = c->tokens + fed[i],
-                                                .n_tokens = n, .logits = logits[i] + fed[i] * c->vocab_size};
+            items[n_items++] = (dsv2_step_item){.struct_size = sizeof *items, .session = sessions[i],
+                                                .tokens = c->tokens + fed[i], .n_tokens = n,
+                                                .logits = logits[i] + fed[i] * c->vocab_size};
             fed[i] += n;
         }
         if (n_items > 0)
@@ -125,7 +134,8 @@ static void check_kind(checker *c)
     c->vocab_size = test_model_info(model).vocab_size;
     test_random_tokens(3, (uint32_t)c->vocab_size, c->tokens, LONG);
     for (size_t i = 0; i < N_PARTS; i++)
-        c->expected[i] = i > 0 && parts[i].options.attention == DSV2_ATTENTION_ABSORBED ? c->expected[0] : run_alone(c, model, i);
+        c->expected[i] =
+            i > 0 && parts[i].options.attention == DSV2_ATTENTION_ABSORBED ? c->expected[0] : run_alone(c, model, i);
     check_together(c, model, 1);
     dsv2_model_close(model);
     for (uint32_t n_threads = 2; n_threads <= 3; n_threads++) {
@@ -155,8 +165,8 @@ START_TEST(threads_companions_and_cutting_change_no_bit)
     else
         snprintf(c->path, sizeof c->path, "%s%s", folder, kinds[c->kind].is_gguf ? "/model.gguf" : "");
     if (kinds[c->kind].is_gguf)
-        test_gguf_write(&(test_gguf){.quantised = true, .old = true, .type = kinds[c->kind].gguf_type, .seed = 5}, folder, c->path,
-                        NULL);
+        test_gguf_write(&(test_gguf){.quantised = true, .old = true, .type = kinds[c->kind].gguf_type, .seed = 5},
+                        folder, c->path, NULL);
     check_kind(c);
     free(c);
     test_checkpoint_remove(folder);

@@ -1,5 +1,5 @@
-/* host MODEL TEXT: a program that defines three names of the library or its dependencies with another meaning.
- * The program is linked with hello.c, in which main is called hello_main. */
+/* host MODEL TEXT: a program that defines three names of the library or its dependencies with another meaning. hello.c,
+ * whose main is renamed hello_main, is linked into it. */
 #include <stdio.h>
 
 int pack(int value) { return value + 1; }

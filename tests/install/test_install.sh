@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs the build into a folder of its own and uses it from there as a stranger would.
+# Installs the build into an empty folder and uses it from there as a stranger would.
 #   test_install.sh pkg-config|cmake SOURCE_ROOT BUILD_ROOT LIBDIR MESON PYTHON CC
-# Status 77: skipped, for want of a tool.
+# Status 77: skipped, since a tool is missing.
 set -eu
 unset LD_LIBRARY_PATH # Meson's, to the build
 way=$1 source=$2 build=$3 libdir=$4 meson=$5 python=$6 cc=$7
@@ -21,9 +21,9 @@ import tiny_model
 tiny_model.make(os.path.join(sys.argv[1], "tests/data/goldens/lite"), sys.argv[2])
 PYTHON
 
-# Links the archive into a program that gives names of its own to three functions, and beside a library that defines
-# every internal name of ours and those of xxHash; and, where the system has the archives for that, into a program
-# without any shared library.
+# Links the archive three times: into a program that defines three functions of the same names; beside a library that
+# defines every internal name of ours and those of xxHash; and, if the system has the archives, into a program without
+# any shared library.
 link_archive() {
     static=$(pkg-config --static --cflags --libs dsv2 | sed 's/-ldsv2/-l:libdsv2.a/')
     {

@@ -1,5 +1,5 @@
-/* What a host may do wrong, and what the system may refuse, to models and sessions: a call that fails leaves everything as it was,
- * shown by the bits that come afterwards; nothing leaks, nothing races. */
+/* What a host may do wrong to models and sessions, and what the system may refuse. A failed call leaves everything as
+ * it was, which the bits that come afterwards show. Nothing leaks, nothing races. */
 #include <dsv2/dsv2.h>
 
 #include "support/checkpoint.h"
@@ -21,9 +21,10 @@
 enum { VOCAB = 61, CONTEXT = 1300, PAGE = 64 };
 
 static const test_checkpoint shape = {
-    .vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2, .kv_lora_rank = 16,
-    .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16,
-    .n_routed_experts = 6, .num_experts_per_tok = 2, .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 42,
+    .vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2,
+    .kv_lora_rank = 16, .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8,
+    .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16, .n_routed_experts = 6, .num_experts_per_tok = 2,
+    .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 42,
 };
 
 /* The absorbed form, whose bits do not depend on how the tokens were cut. */
@@ -42,7 +43,8 @@ static void remove_model(void) { test_checkpoint_remove(folder); }
 
 static dsv2_model *open_model(uint32_t n_threads, uint64_t cache_memory_limit)
 {
-    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = n_threads, .cache_memory_limit = cache_memory_limit};
+    dsv2_model_options options = {
+        .struct_size = sizeof options, .n_threads = n_threads, .cache_memory_limit = cache_memory_limit};
     dsv2_model *model;
     ck_assert_msg(dsv2_model_open(folder, &options, &model) == DSV2_OK, "%s", dsv2_last_error());
     return model;
@@ -74,7 +76,7 @@ static dsv2_memory_info memory_of(const dsv2_model *model)
     return info;
 }
 
-/* The session holds exactly these tokens, and its logits have the bits that a fresh session's would have. */
+/* The session holds exactly these tokens, and its logits have the bits of a fresh session's. */
 static void assert_holds(dsv2_session *session, dsv2_model *model, const int32_t *held, size_t n)
 {
     int32_t copy[CONTEXT];
@@ -96,11 +98,12 @@ static void assert_holds(dsv2_session *session, dsv2_model *model, const int32_t
 
 /* ---- arguments ---- */
 
-#define FAILS_WITH(status, call)                                                                                                       \
-    do {                                                                                                                               \
-        dsv2_status got = (call);                                                                                                      \
-        ck_assert_msg(got == (status), "%s gave %s, expected %s", #call, dsv2_status_name(got), dsv2_status_name(status));              \
-        ck_assert(dsv2_last_error()[0] != 0);                                                                                          \
+#define FAILS_WITH(status, call)                                                                                       \
+    do {                                                                                                               \
+        dsv2_status got = (call);                                                                                      \
+        ck_assert_msg(got == (status), "%s gave %s, expected %s", #call, dsv2_status_name(got),                        \
+                      dsv2_status_name(status));                                                                       \
+        ck_assert(dsv2_last_error()[0] != 0);                                                                          \
     } while (0)
 #define REFUSED(call) FAILS_WITH(DSV2_ERROR_ARGUMENT, call)
 
@@ -196,7 +199,7 @@ START_TEST(wrong_struct_size_is_refused)
         dsv2_step_item item = {.struct_size = sizes[i], .session = session, .tokens = tokens, .n_tokens = 1};
         REFUSED(dsv2_step(model, &item, 1));
     }
-    /* Options of a newer host: accepted if what this library does not know is zero. */
+    /* Options of a newer host are accepted if the part that this library does not know is zero. */
     struct {
         dsv2_session_options known;
         uint64_t later[2];
@@ -214,12 +217,19 @@ START_TEST(options_out_of_range_are_refused)
 {
     dsv2_model *model = open_model(1, 0), *no_model;
     dsv2_session *session;
-    REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .max_length = CONTEXT + 1}, &session));
-    REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .cache_type = 77}, &session));
-    REFUSED(dsv2_session_open(model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .attention = 3}, &session));
-    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 5000}, &no_model));
-    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .kernels = "z80"}, &no_model));
-    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .weight_type = 99}, &no_model));
+    REFUSED(dsv2_session_open(
+        model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .max_length = CONTEXT + 1},
+        &session));
+    REFUSED(dsv2_session_open(
+        model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .cache_type = 77}, &session));
+    REFUSED(dsv2_session_open(
+        model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .attention = 3}, &session));
+    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 5000},
+                            &no_model));
+    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .kernels = "z80"},
+                            &no_model));
+    REFUSED(dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .weight_type = 99},
+                            &no_model));
     FAILS_WITH(DSV2_ERROR_IO, dsv2_model_open(test_format("%s/nowhere", folder), NULL, &no_model));
     dsv2_model_close(model);
 }
@@ -274,7 +284,7 @@ END_TEST
 
 /* ---- busy, cancel, progress ---- */
 
-/* A progress callback that stops the feeding thread at one report until it is let go. */
+/* A progress callback that holds the feeding thread at one report until the gate opens. */
 typedef struct gate {
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -308,7 +318,7 @@ static void *feed_thread(void *argument)
     return NULL;
 }
 
-/* Starts feeding n tokens in a thread and returns when it stands at the gate. */
+/* Starts feeding n tokens in a thread and returns when that thread stands at the gate. */
 static pthread_t start_feeding(gate *g, dsv2_session *session, size_t n, uint64_t stop_at)
 {
     pthread_t thread;
@@ -366,7 +376,7 @@ START_TEST(a_session_at_work_is_busy_for_everyone_else)
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_length(session, &n));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_tokens(session, NULL, 0, &n));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_truncate(session, 0));
-    /* In a step it stops the others, too: none has changed, every item says so. */
+    /* A busy session stops the others of its step: none has changed, every item says so. */
     dsv2_session *other = open_session(model, &absorbed);
     dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = other, .tokens = tokens, .n_tokens = 2},
                               {.struct_size = sizeof *items, .session = session, .tokens = tokens, .n_tokens = 2}};
@@ -388,14 +398,15 @@ END_TEST
 static const dsv2_cache_type cache_types[] = {DSV2_CACHE_F32, DSV2_CACHE_F16, DSV2_CACHE_Q8, DSV2_CACHE_Q6};
 enum { N_CACHE_TYPES = sizeof cache_types / sizeof *cache_types };
 
-/* The logits after each of n tokens, VOCAB floats each; to be freed. */
+/* The logits after each of n tokens, [n][VOCAB]; to be freed. */
 static float *logits_after_each(dsv2_model *model, dsv2_cache_type type, const int32_t *fed, size_t n)
 {
     dsv2_session_options options = absorbed;
     options.cache_type = type;
     dsv2_session *session = open_session(model, &options);
     float *logits = malloc(n * VOCAB * sizeof *logits);
-    dsv2_step_item item = {.struct_size = sizeof item, .session = session, .tokens = fed, .n_tokens = n, .logits = logits};
+    dsv2_step_item item = {
+        .struct_size = sizeof item, .session = session, .tokens = fed, .n_tokens = n, .logits = logits};
     ck_assert_msg(dsv2_step(model, &item, 1) == DSV2_OK, "%s", dsv2_last_error());
     dsv2_session_close(session);
     return logits;
@@ -408,8 +419,8 @@ static void assert_logits(dsv2_session *session, const float *expected)
     ck_assert(memcmp(logits, expected, VOCAB * sizeof *logits) == 0);
 }
 
-/* Forks of a session that stands in the middle of a feed, its first layers done, the page that it writes to shared with them. Each
- * then goes another way; so does what the feed came to, or what was there before a cancelled one. */
+/* Forks a session in the middle of a feed: its first layers are done, and its forks share the page that it writes to.
+ * Then each fork goes another way. The session goes on too, whether its feed ended or was cancelled. */
 START_TEST(a_session_at_work_can_be_forked)
 {
     static const size_t lengths[] = {1, 3, 63, 64, 65, 100};
@@ -472,7 +483,8 @@ START_TEST(cancel_from_another_thread_leaves_the_session_as_it_was)
     feed(session, tokens, 10);
     dsv2_session_cancel(session);
     assert_holds(session, model, tokens, 10);
-    static const uint64_t stops[] = {512, 2 * 512, 3 * 512 + 88}; /* after two layers of the first part, and one of the second */
+    /* After one and after two layers of the first chunk, and after one layer of the second. */
+    static const uint64_t stops[] = {512, 2 * 512, 3 * 512 + 88};
     for (size_t i = 0; i < 3; i++) {
         pthread_t thread = start_feeding(&g, session, 600, stops[i]);
         dsv2_session_cancel(session);
@@ -536,7 +548,8 @@ END_TEST
 START_TEST(progress_never_falls_and_ends_at_the_total)
 {
     reports opening = {.phase = DSV2_PHASE_OPEN, .cancel_at = SIZE_MAX};
-    dsv2_model_options model_options = {.struct_size = sizeof model_options, .progress = record, .progress_user = &opening};
+    dsv2_model_options model_options = {
+        .struct_size = sizeof model_options, .progress = record, .progress_user = &opening};
     dsv2_model *model;
     ck_assert(dsv2_model_open(folder, &model_options, &model) == DSV2_OK);
     ck_assert(opening.n > 0 && opening.last == opening.total);
@@ -546,8 +559,8 @@ START_TEST(progress_never_falls_and_ends_at_the_total)
     for (size_t i = 0; i < 4; i++) {
         r[i] = (reports){.phase = DSV2_PHASE_PROMPT, .cancel_at = SIZE_MAX};
         dsv2_session_options options = {.struct_size = sizeof options, .progress = record, .progress_user = &r[i]};
-        items[i] = (dsv2_step_item){.struct_size = sizeof *items, .session = open_session(model, &options), .tokens = tokens,
-                                    .n_tokens = lengths[i]};
+        items[i] = (dsv2_step_item){.struct_size = sizeof *items, .session = open_session(model, &options),
+                                    .tokens = tokens, .n_tokens = lengths[i]};
     }
     ck_assert(dsv2_step(model, items, 4) == DSV2_OK);
     for (size_t i = 0; i < 4; i++) {
@@ -566,7 +579,8 @@ START_TEST(a_cancelled_session_does_not_stop_its_companions)
     dsv2_session_options options = absorbed;
     options.progress = record;
     options.progress_user = &r;
-    dsv2_session *a = open_session(model, &absorbed), *b = open_session(model, &options), *c = open_session(model, &absorbed);
+    dsv2_session *a = open_session(model, &absorbed), *b = open_session(model, &options),
+                 *c = open_session(model, &absorbed);
     dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = a, .tokens = tokens, .n_tokens = 30},
                               {.struct_size = sizeof *items, .session = b, .tokens = tokens, .n_tokens = 700},
                               {.struct_size = sizeof *items, .session = c, .tokens = tokens, .n_tokens = 550}};
@@ -586,7 +600,8 @@ START_TEST(opening_can_be_cancelled_at_every_report)
     bool opened = false;
     for (size_t at = 0; !opened; at += at < 10 ? 1 : 17) {
         reports r = {.phase = DSV2_PHASE_OPEN, .cancel_at = at};
-        dsv2_model_options options = {.struct_size = sizeof options, .n_threads = 1, .progress = record, .progress_user = &r};
+        dsv2_model_options options = {
+            .struct_size = sizeof options, .n_threads = 1, .progress = record, .progress_user = &r};
         dsv2_model *model = NULL;
         dsv2_status status = dsv2_model_open(folder, &options, &model);
         opened = status == DSV2_OK;
@@ -632,21 +647,25 @@ static const struct {
     const char *dtype, *field, *value, *message;
     dsv2_status status;
 } contradictions[] = {
-    {NULL, "vocab_size", "62", "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [62, 32]", DSV2_ERROR_FORMAT},
-    {NULL, "hidden_size", "1048576", "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [61, 1048576]",
+    {NULL, "vocab_size", "62", "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [62, 32]",
      DSV2_ERROR_FORMAT},
-    {NULL, "intermediate_size", "41", "tensor model.layers.0.mlp.gate_proj.weight has shape [40, 32], the configuration says [41, 32]",
+    {NULL, "hidden_size", "1048576",
+     "tensor model.embed_tokens.weight has shape [61, 32], the configuration says [61, 1048576]", DSV2_ERROR_FORMAT},
+    {NULL, "intermediate_size", "41",
+     "tensor model.layers.0.mlp.gate_proj.weight has shape [40, 32], the configuration says [41, 32]",
      DSV2_ERROR_FORMAT},
     {NULL, "num_hidden_layers", "1024", "tensor model.layers.3.input_layernorm.weight is missing", DSV2_ERROR_FORMAT},
-    {NULL, "n_routed_experts", "4096", "tensor model.layers.1.mlp.gate.weight has shape [6, 32], the configuration says [4096, 32]",
+    {NULL, "n_routed_experts", "4096",
+     "tensor model.layers.1.mlp.gate.weight has shape [6, 32], the configuration says [4096, 32]", DSV2_ERROR_FORMAT},
+    {NULL, "moe_intermediate_size", "8",
+     "tensor model.layers.1.mlp.shared_experts.gate_proj.weight has shape [16, 32], the configuration",
      DSV2_ERROR_FORMAT},
-    {NULL, "moe_intermediate_size", "8", "tensor model.layers.1.mlp.shared_experts.gate_proj.weight has shape [16, 32], the configuration",
-     DSV2_ERROR_FORMAT},
-    {NULL, "kv_lora_rank", "12", "tensor model.layers.0.self_attn.kv_a_proj_with_mqa.weight has shape [20, 32], the configuration says [16",
+    {NULL, "kv_lora_rank", "12",
+     "tensor model.layers.0.self_attn.kv_a_proj_with_mqa.weight has shape [20, 32], the configuration says [16",
      DSV2_ERROR_FORMAT},
     {NULL, "q_lora_rank", "8", "tensor model.layers.0.self_attn.q_a_proj.weight is missing", DSV2_ERROR_FORMAT},
-    {"F8_E4M3", "quantization_config", "null", "is F8_E4M3 and config.json gives no quantization_config.weight_block_size",
-     DSV2_ERROR_FORMAT},
+    {"F8_E4M3", "quantization_config", "null",
+     "is F8_E4M3 and config.json gives no quantization_config.weight_block_size", DSV2_ERROR_FORMAT},
 };
 
 START_TEST(a_tensor_that_is_not_as_the_configuration_says_is_refused_by_name)
@@ -657,7 +676,8 @@ START_TEST(a_tensor_that_is_not_as_the_configuration_says_is_refused_by_name)
         other.block_rows = other.block_cols = 8;
     }
     char *place = test_checkpoint_write(&other), *path = strdup(test_format("%s/config.json", place));
-    json_t *config = json_load_file(path, 0, NULL), *value = json_loads(contradictions[_i].value, JSON_DECODE_ANY, NULL);
+    json_t *config = json_load_file(path, 0, NULL),
+           *value = json_loads(contradictions[_i].value, JSON_DECODE_ANY, NULL);
     ck_assert(config != NULL && value != NULL && json_object_set_new(config, contradictions[_i].field, value) == 0);
     ck_assert(json_dump_file(config, path, 0) == 0);
     json_decref(config);
@@ -665,7 +685,8 @@ START_TEST(a_tensor_that_is_not_as_the_configuration_says_is_refused_by_name)
     dsv2_model *model = NULL;
     FAILS_WITH(contradictions[_i].status, dsv2_model_open(place, NULL, &model));
     ck_assert(model == NULL);
-    ck_assert_msg(strncmp(dsv2_last_error(), place, strlen(place)) == 0 && strstr(dsv2_last_error(), contradictions[_i].message) != NULL,
+    ck_assert_msg(strncmp(dsv2_last_error(), place, strlen(place)) == 0 &&
+                      strstr(dsv2_last_error(), contradictions[_i].message) != NULL,
                   "\"%s\" is not in: %s", contradictions[_i].message, dsv2_last_error());
     test_checkpoint_remove(place);
 }
@@ -740,7 +761,8 @@ START_TEST(a_fork_shares_pages_sampler_and_logits)
     int32_t drawn, same;
     ck_assert(dsv2_session_sample(session, &drawn) == DSV2_OK);
     ck_assert_uint_eq(memory_of(model).pages_in_use, 5);
-    ck_assert(dsv2_session_fork(session, 4 * PAGE + 10, &copy) == DSV2_OK && dsv2_session_fork(session, PAGE, &part) == DSV2_OK);
+    ck_assert(dsv2_session_fork(session, 4 * PAGE + 10, &copy) == DSV2_OK &&
+              dsv2_session_fork(session, PAGE, &part) == DSV2_OK);
     ck_assert_uint_eq(memory_of(model).pages_in_use, 5);
     for (int i = 0; i < 20; i++) {
         ck_assert(dsv2_session_sample(session, &drawn) == DSV2_OK && dsv2_session_sample(copy, &same) == DSV2_OK);
@@ -794,7 +816,7 @@ START_TEST(the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing)
     feed(b, tokens, PAGE);
     FAILS_WITH(DSV2_ERROR_MEMORY, dsv2_session_feed(b, tokens + PAGE, 1));
     ck_assert_uint_eq(memory_of(model).pages_in_use, 3);
-    /* A fork takes no page until one of the two writes. */
+    /* A fork takes no page until one side writes. */
     ck_assert(dsv2_session_fork(a, 2 * PAGE - 1, &copy) == DSV2_OK);
     FAILS_WITH(DSV2_ERROR_MEMORY, dsv2_session_feed(a, tokens + 2 * PAGE - 1, 1));
     ck_assert_uint_eq(memory_of(model).page_bytes_in_use, memory_of(model).page_bytes_limit);
@@ -809,14 +831,15 @@ START_TEST(the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing)
 }
 END_TEST
 
-/* Whether a call may end so for want of memory. */
+/* Whether a call may end with this status when memory runs out. */
 static bool is_want_of_memory(dsv2_status status)
 {
     return status == DSV2_ERROR_MEMORY || (status == DSV2_ERROR_IO && strstr(dsv2_last_error(), "memory") != NULL);
 }
 
-/* Calls `work` again and again, each time with a later allocation failing, until none fails any more: after each failure the status
- * is one that a want of memory may have, and `after` holds. `work` makes no assertions, which allocate themselves. */
+/* Calls `work` again and again, each time with a later allocation failing, until none fails. After each failure the
+ * status is one that running out of memory may have, and `after` holds. `work` makes no assertions, since they
+ * allocate. */
 static void fail_every_allocation(dsv2_status (*work)(void *), void (*after)(void *), void *context, bool all_after)
 {
     for (size_t nth = 1;; nth++) {
@@ -829,7 +852,8 @@ static void fail_every_allocation(dsv2_status (*work)(void *), void (*after)(voi
             return;
         }
         if (status != DSV2_OK) {
-            ck_assert_msg(is_want_of_memory(status), "allocation %zu: %s: %s", nth, dsv2_status_name(status), dsv2_last_error());
+            ck_assert_msg(is_want_of_memory(status), "allocation %zu: %s: %s", nth, dsv2_status_name(status),
+                          dsv2_last_error());
             after(context);
         }
     }
@@ -844,7 +868,8 @@ static dsv2_status oom_open_model(void *context)
 {
     (void)context;
     dsv2_model *model = NULL;
-    dsv2_status status = dsv2_model_open(folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 3}, &model);
+    dsv2_status status = dsv2_model_open(
+        folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 3}, &model);
     dsv2_model_close(model);
     return status != DSV2_OK && model != NULL ? DSV2_ERROR_STATE : status;
 }
@@ -858,7 +883,7 @@ static dsv2_status oom_open_session(void *context)
     return status;
 }
 
-/* 20 tokens are there; the feed goes into a third page. */
+/* The session has 20 tokens; the feed reaches a third page. */
 static dsv2_status oom_feed(void *context)
 {
     oom_case *c = context;
@@ -868,8 +893,9 @@ static dsv2_status oom_feed(void *context)
 static dsv2_status oom_step(void *context)
 {
     oom_case *c = context;
-    dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = c->session, .tokens = tokens + 20, .n_tokens = 5},
-                              {.struct_size = sizeof *items, .session = c->other, .tokens = tokens + 20, .n_tokens = 3 * PAGE}};
+    dsv2_step_item items[] = {
+        {.struct_size = sizeof *items, .session = c->session, .tokens = tokens + 20, .n_tokens = 5},
+        {.struct_size = sizeof *items, .session = c->other, .tokens = tokens + 20, .n_tokens = 3 * PAGE}};
     dsv2_status status = dsv2_step(c->model, items, 2);
     return items[0].status == status && items[1].status == status ? status : DSV2_ERROR_STATE;
 }
@@ -926,7 +952,7 @@ static void nothing_left(void *live) { ck_assert_int_eq(oom_live(), *(long *)liv
 
 START_TEST(every_allocation_of_opening_may_fail)
 {
-    dsv2_model_close(open_model(3, 0)); /* what the C library keeps for good, it has now */
+    dsv2_model_close(open_model(3, 0)); /* the C library has allocated what it keeps for good */
     long live = oom_live();
     fail_every_allocation(oom_open_model, nothing_left, &live, _i == 1);
 }
@@ -937,9 +963,14 @@ static const struct {
     dsv2_status (*work)(void *);
     bool needs_other;
 } oom_cases[] = {
-    {"open session", oom_open_session, false}, {"feed", oom_feed, false}, {"step", oom_step, true},
-    {"write to a shared page", oom_write_shared, true}, {"sample", oom_sample, false}, {"top tokens", oom_top_tokens, false},
-    {"set sampling", oom_set_sampling, false}, {"fork", oom_fork, false},
+    {"open session", oom_open_session, false},
+    {"feed", oom_feed, false},
+    {"step", oom_step, true},
+    {"write to a shared page", oom_write_shared, true},
+    {"sample", oom_sample, false},
+    {"top tokens", oom_top_tokens, false},
+    {"set sampling", oom_set_sampling, false},
+    {"fork", oom_fork, false},
 };
 enum { N_OOM_CASES = sizeof oom_cases / sizeof *oom_cases };
 
@@ -1015,7 +1046,7 @@ typedef struct host {
     dsv2_session *session;
 } host;
 
-/* A session of its own: feeds, samples, forks, rewinds; the bits in the end are those of a session alone. */
+/* One thread's session feeds, samples, forks and rewinds. In the end it has the bits of a session alone. */
 static void *host_thread(void *argument)
 {
     host *h = argument;
@@ -1026,8 +1057,9 @@ static void *host_thread(void *argument)
         feed(h->session, tokens, n);
         ck_assert(dsv2_session_sample(h->session, &token) == DSV2_OK);
         ck_assert(dsv2_session_fork(h->session, n, &copy) == DSV2_OK);
-        dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = h->session, .tokens = tokens + n, .n_tokens = 1},
-                                  {.struct_size = sizeof *items, .session = copy, .tokens = tokens + n, .n_tokens = 4}};
+        dsv2_step_item items[] = {
+            {.struct_size = sizeof *items, .session = h->session, .tokens = tokens + n, .n_tokens = 1},
+            {.struct_size = sizeof *items, .session = copy, .tokens = tokens + n, .n_tokens = 4}};
         ck_assert_msg(dsv2_step(h->model, items, 2) == DSV2_OK, "%s", dsv2_last_error());
         assert_holds(h->session, h->model, tokens, n + 1);
         assert_holds(copy, h->model, tokens, n + 4);
@@ -1037,7 +1069,7 @@ static void *host_thread(void *argument)
     return NULL;
 }
 
-/* Meanwhile: whatever a host may call at any time. */
+/* Meanwhile another thread makes all calls that a host may make at any time. */
 static void *onlooker_thread(void *argument)
 {
     host *h = argument;
@@ -1053,14 +1085,15 @@ static void *onlooker_thread(void *argument)
     return NULL;
 }
 
-/* A session that grows to GROWN tokens, rewinds and grows again, in steps that it shares with another; others fork it meanwhile. */
+/* A session grows to GROWN tokens, rewinds and grows again, in steps that it shares with a companion. Other threads
+ * fork it meanwhile. */
 enum { GROWN = 300, N_GROWINGS = 3, N_FORKERS = 3 };
 
 typedef struct growing {
     dsv2_model *model;
     dsv2_session *session, *companion;
     const float *logits;    /* after each of tokens 0 to GROWN - 1 */
-    _Atomic size_t at_most; /* tokens that it has, and will not lose unless it says so here before */
+    _Atomic size_t at_most; /* tokens that the session has and keeps until this says less */
     _Atomic bool done;
 } growing;
 
@@ -1073,8 +1106,9 @@ static void *growing_thread(void *argument)
         while (n < GROWN) {
             size_t more = 1 + (size_t)(test_random(&seed) * 40);
             more = more < GROWN - n ? more : GROWN - n;
-            dsv2_step_item items[] = {{.struct_size = sizeof *items, .session = g->session, .tokens = tokens + n, .n_tokens = more},
-                                      {.struct_size = sizeof *items, .session = g->companion, .tokens = tokens, .n_tokens = 3}};
+            dsv2_step_item items[] = {
+                {.struct_size = sizeof *items, .session = g->session, .tokens = tokens + n, .n_tokens = more},
+                {.struct_size = sizeof *items, .session = g->companion, .tokens = tokens, .n_tokens = 3}};
             ck_assert_msg(dsv2_step(g->model, items, 2) == DSV2_OK, "%s", dsv2_last_error());
             ck_assert(dsv2_session_truncate(g->companion, 0) == DSV2_OK);
             n += more;
@@ -1091,7 +1125,7 @@ static void *growing_thread(void *argument)
     return NULL;
 }
 
-/* Forks at any length, feeds what comes next, also from a fork of the fork. */
+/* Forks at any length and feeds what comes next; a fork of the fork does too. */
 static void *forking_thread(void *argument)
 {
     growing *g = argument;
@@ -1192,7 +1226,7 @@ START_TEST(a_session_is_forked_and_measured_while_it_is_restored)
 }
 END_TEST
 
-/* session.h: the memory of logits may be read until the session is closed. A session has two buffers that take turns. */
+/* session.h: the memory of logits may be read until the session is closed. A session has two such buffers in turn. */
 START_TEST(logits_may_be_read_after_a_restore)
 {
     dsv2_model *model = open_model(1, 0);
@@ -1226,7 +1260,8 @@ START_TEST(a_session_is_forked_by_threads_while_it_grows)
     float *logits = logits_after_each(model, cache_types[_i], tokens, GROWN);
     dsv2_session_options options = absorbed;
     options.cache_type = cache_types[_i];
-    growing g = {.model = model, .session = open_session(model, &options), .companion = open_session(model, &options), .logits = logits};
+    growing g = {.model = model, .session = open_session(model, &options), .companion = open_session(model, &options),
+                 .logits = logits};
     pthread_t grower, forkers[N_FORKERS];
     feed(g.session, tokens, 10);
     atomic_store(&g.at_most, 10);
@@ -1256,12 +1291,13 @@ START_TEST(sessions_of_many_threads_do_not_disturb_each_other)
     }
     watched = (host){.model = model, .stop = &stop, .session = open_session(model, &absorbed)};
     ck_assert(pthread_create(&onlooker, NULL, onlooker_thread, &watched) == 0);
-    for (int i = 0; i < 20; i++) { /* fed here, cancelled and asked from the onlooker: it succeeds or says why not */
+    for (int i = 0; i < 20; i++) { /* the onlooker cancels and asks meanwhile: a feed succeeds or says why not */
         size_t before;
         while (dsv2_session_length(watched.session, &before) == DSV2_ERROR_BUSY)
             continue;
         dsv2_status status = dsv2_session_feed(watched.session, tokens + before, 20);
-        ck_assert_msg(status == DSV2_OK || status == DSV2_ERROR_CANCELLED || status == DSV2_ERROR_BUSY, "%s", dsv2_last_error());
+        ck_assert_msg(status == DSV2_OK || status == DSV2_ERROR_CANCELLED || status == DSV2_ERROR_BUSY, "%s",
+                      dsv2_last_error());
     }
     atomic_store(&stop, true);
     pthread_join(onlooker, NULL);

@@ -1,4 +1,4 @@
-/* A pass can fail at every stage of every layer: then each session of the step is as it was, whichever stage it was. */
+/* A pass can fail at every stage of every layer. Whichever stage fails, each session of the step is as it was. */
 #include "model/model.h"
 
 #include "support/checkpoint.h"
@@ -13,18 +13,20 @@
 
 enum { VOCAB = 61, CONTEXT = 1400, MEMBERS = 3 };
 
-/* Two MoE layers behind a dense one; queries compressed or not. */
+/* A dense layer and two MoE layers; queries compressed or not. */
 static const test_checkpoint shapes[] = {
-    {.vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2, .kv_lora_rank = 16,
-     .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16,
-     .n_routed_experts = 6, .num_experts_per_tok = 2, .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 42},
-    {.vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2, .q_lora_rank = 24,
-     .kv_lora_rank = 16, .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .max_position_embeddings = CONTEXT,
-     .moe_intermediate_size = 16, .n_routed_experts = 6, .num_experts_per_tok = 2, .n_shared_experts = 1, .first_k_dense_replace = 1,
-     .moe_layer_freq = 1, .seed = 43},
+    {.vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2,
+     .kv_lora_rank = 16, .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8,
+     .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16, .n_routed_experts = 6, .num_experts_per_tok = 2,
+     .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 42},
+    {.vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2,
+     .q_lora_rank = 24, .kv_lora_rank = 16, .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8,
+     .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16, .n_routed_experts = 6, .num_experts_per_tok = 2,
+     .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 43},
 };
 
-/* What each member has and is fed: a prompt of two chunks in the expanded form, some tokens with all their logits, one token. */
+/* What each member has and is fed: a prompt of two chunks in the expanded form; some tokens with all their logits; one
+ * token. */
 static const struct {
     dsv2_attention attention;
     size_t before, fed;
@@ -108,7 +110,8 @@ static fixture make(const test_checkpoint *shape)
     test_random_tokens(7, VOCAB, tokens, CONTEXT);
     f.model = test_model_open(f.folder, &(dsv2_model_options){.n_threads = 2});
     for (int i = 0; i < MEMBERS; i++) {
-        f.sessions[i] = test_session_open(f.model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .attention = members[i].attention});
+        f.sessions[i] = test_session_open(f.model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options),
+                                                                           .attention = members[i].attention});
         if (members[i].before > 0)
             ck_assert(dsv2_session_feed(f.sessions[i], tokens, members[i].before) == DSV2_OK);
         look(f.sessions[i], &f.before[i]);
@@ -134,16 +137,19 @@ static void drop(fixture *f)
     test_checkpoint_remove(f->folder);
 }
 
-/* The step gives the bits, and the statistics, that each session would get alone. */
+/* The step gives the bits and the statistics that each session gets alone. */
 static void expect_alone(const fixture *f)
 {
     for (int i = 0; i < MEMBERS; i++) {
-        dsv2_session *alone = test_session_open(f->model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .attention = members[i].attention});
+        dsv2_session *alone =
+            test_session_open(f->model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options),
+                                                                .attention = members[i].attention});
         const float *logits, *expected;
         if (members[i].before > 0)
             ck_assert(dsv2_session_feed(alone, tokens, members[i].before) == DSV2_OK);
         ck_assert(dsv2_session_feed(alone, tokens + members[i].before, members[i].fed) == DSV2_OK);
-        ck_assert(dsv2_session_logits(alone, &expected) == DSV2_OK && dsv2_session_logits(f->sessions[i], &logits) == DSV2_OK);
+        ck_assert(dsv2_session_logits(alone, &expected) == DSV2_OK &&
+                  dsv2_session_logits(f->sessions[i], &logits) == DSV2_OK);
         ck_assert_msg(memcmp(logits, expected, VOCAB * sizeof *logits) == 0, "member %d", i);
         if (members[i].all_logits)
             ck_assert(memcmp(f->logits[i] + (members[i].fed - 1) * VOCAB, expected, VOCAB * sizeof *logits) == 0);
@@ -168,15 +174,15 @@ START_TEST(a_pass_that_fails_at_any_stage_leaves_every_session_as_it_was)
         }
         char message[64];
         snprintf(message, sizeof message, "stage %d was made to fail", (int)w.failed);
-        ck_assert_msg(status == DSV2_ERROR_IO && strcmp(dsv2_last_error(), message) == 0, "stage %d gave %s: %s", (int)w.failed,
-                      dsv2_status_name(status), dsv2_last_error());
+        ck_assert_msg(status == DSV2_ERROR_IO && strcmp(dsv2_last_error(), message) == 0, "stage %d gave %s: %s",
+                      (int)w.failed, dsv2_status_name(status), dsv2_last_error());
         ck_assert_uint_eq(w.n, w.fails_at + 1); /* nothing ran after the failure */
         failed[w.failed]++;
         for (int i = 0; i < MEMBERS; i++) {
             seen now;
             look(f.sessions[i], &now);
-            ck_assert_msg(memcmp(&now, &f.before[i], sizeof now) == 0, "member %d is changed after stage %d, number %zu", i,
-                          (int)w.failed, w.fails_at);
+            ck_assert_msg(memcmp(&now, &f.before[i], sizeof now) == 0,
+                          "member %d is changed after stage %d, number %zu", i, (int)w.failed, w.fails_at);
             ck_assert(f.items[i].status == DSV2_ERROR_IO);
         }
     }
@@ -191,7 +197,8 @@ int main(void)
 {
     TCase *tests = tcase_create("stages");
     tcase_set_timeout(tests, 200);
-    tcase_add_loop_test(tests, a_pass_that_fails_at_any_stage_leaves_every_session_as_it_was, 0, sizeof shapes / sizeof *shapes);
+    tcase_add_loop_test(tests, a_pass_that_fails_at_any_stage_leaves_every_session_as_it_was, 0,
+                        sizeof shapes / sizeof *shapes);
     Suite *suite = suite_create("stages");
     suite_add_tcase(suite, tests);
     return test_run(suite);

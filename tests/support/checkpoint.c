@@ -32,20 +32,32 @@ static void set(json_t *config, const char *name, uint32_t value)
 
 static void write_config(const test_checkpoint *c, const char *folder)
 {
-    json_t *config = json_pack("{s:s, s:n, s:n, s:f, s:f}", "model_type", c->model_type != NULL ? c->model_type : "deepseek_v2",
-                               "q_lora_rank", "n_routed_experts", "rope_theta", 10000.0, "rms_norm_eps", 1e-6);
+    json_t *config =
+        json_pack("{s:s, s:n, s:n, s:f, s:f}", "model_type", c->model_type != NULL ? c->model_type : "deepseek_v2",
+                  "q_lora_rank", "n_routed_experts", "rope_theta", 10000.0, "rms_norm_eps", 1e-6);
     ck_assert(config != NULL);
     const struct {
         const char *name;
         uint32_t value;
     } fields[] = {
-        {"vocab_size", c->vocab_size}, {"hidden_size", c->hidden_size}, {"intermediate_size", c->intermediate_size},
-        {"num_hidden_layers", c->num_hidden_layers}, {"num_attention_heads", c->num_attention_heads}, {"q_lora_rank", c->q_lora_rank},
-        {"kv_lora_rank", c->kv_lora_rank}, {"qk_nope_head_dim", c->qk_nope_head_dim}, {"qk_rope_head_dim", c->qk_rope_head_dim},
-        {"v_head_dim", c->v_head_dim}, {"max_position_embeddings", c->max_position_embeddings},
-        {"moe_intermediate_size", c->moe_intermediate_size}, {"n_routed_experts", c->n_routed_experts},
-        {"num_experts_per_tok", c->num_experts_per_tok}, {"n_shared_experts", c->n_shared_experts},
-        {"moe_layer_freq", c->moe_layer_freq}, {"n_group", c->n_group}, {"topk_group", c->topk_group},
+        {"vocab_size", c->vocab_size},
+        {"hidden_size", c->hidden_size},
+        {"intermediate_size", c->intermediate_size},
+        {"num_hidden_layers", c->num_hidden_layers},
+        {"num_attention_heads", c->num_attention_heads},
+        {"q_lora_rank", c->q_lora_rank},
+        {"kv_lora_rank", c->kv_lora_rank},
+        {"qk_nope_head_dim", c->qk_nope_head_dim},
+        {"qk_rope_head_dim", c->qk_rope_head_dim},
+        {"v_head_dim", c->v_head_dim},
+        {"max_position_embeddings", c->max_position_embeddings},
+        {"moe_intermediate_size", c->moe_intermediate_size},
+        {"n_routed_experts", c->n_routed_experts},
+        {"num_experts_per_tok", c->num_experts_per_tok},
+        {"n_shared_experts", c->n_shared_experts},
+        {"moe_layer_freq", c->moe_layer_freq},
+        {"n_group", c->n_group},
+        {"topk_group", c->topk_group},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         set(config, fields[i].name, fields[i].value);
@@ -55,19 +67,20 @@ static void write_config(const test_checkpoint *c, const char *folder)
     json_object_set_new(config, "tie_word_embeddings", json_boolean(c->tie_word_embeddings));
     if (c->topk_method != NULL) {
         json_object_set_new(config, "topk_method", json_string(c->topk_method));
-        json_object_set_new(config, "scoring_func", json_string(strcmp(c->topk_method, "noaux_tc") == 0 ? "sigmoid" : "softmax"));
+        json_object_set_new(config, "scoring_func",
+                            json_string(strcmp(c->topk_method, "noaux_tc") == 0 ? "sigmoid" : "softmax"));
     }
     if (c->routed_scaling_factor > 0)
         json_object_set_new(config, "routed_scaling_factor", json_real(c->routed_scaling_factor));
     if (c->yarn)
         json_object_set_new(config, "rope_scaling",
                             json_pack("{s:s, s:f, s:i, s:f, s:f, s:f, s:f}", "type", "yarn", "factor", 20.0,
-                                      "original_max_position_embeddings", 32, "beta_fast", 16.0, "beta_slow", 1.0, "mscale", 0.9,
-                                      "mscale_all_dim", 0.6));
+                                      "original_max_position_embeddings", 32, "beta_fast", 16.0, "beta_slow", 1.0,
+                                      "mscale", 0.9, "mscale_all_dim", 0.6));
     if (c->block_rows > 0)
         json_object_set_new(config, "quantization_config",
-                            json_pack("{s:s, s:s, s:[i, i]}", "quant_method", "fp8", "fmt", "e4m3", "weight_block_size", (int)c->block_rows,
-                                      (int)c->block_cols));
+                            json_pack("{s:s, s:s, s:[i, i]}", "quant_method", "fp8", "fmt", "e4m3", "weight_block_size",
+                                      (int)c->block_rows, (int)c->block_cols));
     ck_assert(json_dump_file(config, test_format("%s/config.json", folder), JSON_INDENT(2)) == 0);
     json_decref(config);
 }
@@ -78,7 +91,7 @@ typedef struct writer {
     uint64_t seed;
 } writer;
 
-/* A value as BF16, F16 or F32 bytes: rounded towards zero, which is as good as any for random weights. */
+/* A value as BF16, F16 or F32 bytes, rounded towards zero: any rounding serves random weights. */
 static void store(const char *dtype, uint8_t *to, float value)
 {
     uint32_t bits;
@@ -90,13 +103,15 @@ static void store(const char *dtype, uint8_t *to, float value)
     }
     if (strcmp(dtype, "F16") == 0) {
         int exponent = (int)(bits >> 23 & 0xff) - 127 + 15;
-        half = (uint16_t)((bits >> 16 & 0x8000) | (exponent <= 0 ? 0 : (uint32_t)exponent << 10 | (bits >> 13 & 0x3ff)));
+        half =
+            (uint16_t)((bits >> 16 & 0x8000) | (exponent <= 0 ? 0 : (uint32_t)exponent << 10 | (bits >> 13 & 0x3ff)));
     }
     memcpy(to, &half, sizeof half);
 }
 
-/* A tensor of values spread evenly over mean - spread to mean + spread; cols 0: a vector. */
-static void add_values(writer *w, const char *name, const char *dtype, size_t rows, size_t cols, double mean, double spread)
+/* A tensor of values spread evenly from mean - spread to mean + spread. cols 0: a vector. */
+static void add_values(writer *w, const char *name, const char *dtype, size_t rows, size_t cols, double mean,
+                       double spread)
 {
     size_t n = rows * (cols > 0 ? cols : 1), element = strcmp(dtype, "F32") == 0 ? 4 : 2;
     uint8_t *data = malloc(n * element);
@@ -106,7 +121,7 @@ static void add_values(writer *w, const char *name, const char *dtype, size_t ro
     test_tensors_add(&w->tensors, name, dtype, cols > 0 ? 2 : 1, (size_t[]){rows, cols}, data, n * element);
 }
 
-/* Every byte of E4M3 but the two NaNs, and scales that bring the matrix to about `spread`. */
+/* Every byte of E4M3 but the two NaNs, with scales that bring the matrix to about `spread`. */
 static void add_fp8(writer *w, const char *name, size_t rows, size_t cols, double spread)
 {
     uint8_t *data = malloc(rows * cols);
@@ -118,11 +133,11 @@ static void add_fp8(writer *w, const char *name, size_t rows, size_t cols, doubl
     }
     test_tensors_add(&w->tensors, name, "F8_E4M3", 2, (size_t[]){rows, cols}, data, rows * cols);
     size_t block_rows = w->shape->block_rows, block_cols = w->shape->block_cols;
-    add_values(w, test_format("%s_scale_inv", name), "F32", (rows + block_rows - 1) / block_rows, (cols + block_cols - 1) / block_cols,
-               spread / 100, spread / 150);
+    add_values(w, test_format("%s_scale_inv", name), "F32", (rows + block_rows - 1) / block_rows,
+               (cols + block_cols - 1) / block_cols, spread / 100, spread / 150);
 }
 
-/* A linear map's matrix; outputs about as large as inputs for gain 1. */
+/* A linear map's matrix. gain 1: outputs are about as large as inputs. */
 static void add_matrix(writer *w, const char *name, size_t rows, size_t cols, double gain)
 {
     const char *dtype = w->shape->dtype != NULL ? w->shape->dtype : "BF16";
@@ -158,9 +173,10 @@ static void add_attention(writer *w, size_t layer)
     }
     add_matrix(w, test_format("%s.kv_a_proj_with_mqa.weight", prefix), kv_a_rows, c->hidden_size, 1);
     add_norm(w, test_format("%s.kv_a_layernorm.weight", prefix), c->kv_lora_rank);
-    add_matrix(w, test_format("%s.kv_b_proj.weight", prefix), (size_t)c->num_attention_heads * (c->qk_nope_head_dim + c->v_head_dim),
-               c->kv_lora_rank, 1);
-    add_matrix(w, test_format("%s.o_proj.weight", prefix), c->hidden_size, (size_t)c->num_attention_heads * c->v_head_dim, 0.7);
+    add_matrix(w, test_format("%s.kv_b_proj.weight", prefix),
+               (size_t)c->num_attention_heads * (c->qk_nope_head_dim + c->v_head_dim), c->kv_lora_rank, 1);
+    add_matrix(w, test_format("%s.o_proj.weight", prefix), c->hidden_size,
+               (size_t)c->num_attention_heads * c->v_head_dim, 0.7);
     if (!c->attention_bias)
         return;
     if (c->q_lora_rank > 0)
@@ -173,16 +189,18 @@ static void add_feed_forward(writer *w, size_t layer)
 {
     const test_checkpoint *c = w->shape;
     const char *prefix = test_format("model.layers.%zu.mlp", layer);
-    if (c->n_routed_experts == 0 || layer < c->first_k_dense_replace || (c->moe_layer_freq > 1 && layer % c->moe_layer_freq != 0)) {
+    if (c->n_routed_experts == 0 || layer < c->first_k_dense_replace ||
+        (c->moe_layer_freq > 1 && layer % c->moe_layer_freq != 0)) {
         add_swiglu(w, prefix, c->intermediate_size);
         return;
     }
-    add_values(w, test_format("%s.gate.weight", prefix), "BF16", c->n_routed_experts, c->hidden_size, 0, 2 / sqrt(c->hidden_size));
+    add_values(w, test_format("%s.gate.weight", prefix), "BF16", c->n_routed_experts, c->hidden_size, 0,
+               2 / sqrt(c->hidden_size));
     if (c->topk_method != NULL && strcmp(c->topk_method, "noaux_tc") == 0)
         add_values(w, test_format("%s.gate.e_score_correction_bias", prefix), "F32", c->n_routed_experts, 0, 0, 0.3);
     if (c->n_shared_experts > 0)
         add_swiglu(w, test_format("%s.shared_experts", prefix), (size_t)c->n_shared_experts * c->moe_intermediate_size);
-    char own[64]; /* the formatted one would not outlive the experts' names */
+    char own[64]; /* test_format's memory would not outlive the experts' names */
     strcpy(own, prefix);
     for (uint32_t e = 0; e < c->n_routed_experts; e++)
         add_swiglu(w, test_format("%s.experts.%u", own, e), c->moe_intermediate_size);

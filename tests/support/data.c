@@ -13,21 +13,21 @@ char *data_read(const char *name, size_t *size)
     FILE *file = fopen(path, "rb");
     ck_assert_msg(file != NULL, "%s cannot be read", path);
     fseek(file, 0, SEEK_END);
-    size_t packed_size = (size_t)ftell(file);
+    size_t compressed_size = (size_t)ftell(file);
     rewind(file);
-    char *packed = malloc(packed_size + 1);
-    ck_assert_uint_eq(fread(packed, 1, packed_size, file), packed_size);
+    char *compressed = malloc(compressed_size + 1);
+    ck_assert_uint_eq(fread(compressed, 1, compressed_size, file), compressed_size);
     fclose(file);
-    packed[packed_size] = '\0';
-    *size = packed_size;
+    compressed[compressed_size] = '\0';
+    *size = compressed_size;
     if (strlen(name) < 4 || strcmp(name + strlen(name) - 4, ".zst") != 0)
-        return packed;
-    unsigned long long unpacked_size = ZSTD_getFrameContentSize(packed, packed_size);
-    ck_assert_msg(unpacked_size < 1 << 30, "%s does not tell its size", path);
-    char *unpacked = malloc((size_t)unpacked_size + 1);
-    *size = ZSTD_decompress(unpacked, (size_t)unpacked_size, packed, packed_size);
+        return compressed;
+    unsigned long long decompressed_size = ZSTD_getFrameContentSize(compressed, compressed_size);
+    ck_assert_msg(decompressed_size < 1 << 30, "%s does not tell its size", path);
+    char *decompressed = malloc((size_t)decompressed_size + 1);
+    *size = ZSTD_decompress(decompressed, (size_t)decompressed_size, compressed, compressed_size);
     ck_assert_msg(!ZSTD_isError(*size), "%s: %s", path, ZSTD_getErrorName(*size));
-    unpacked[*size] = '\0';
-    free(packed);
-    return unpacked;
+    decompressed[*size] = '\0';
+    free(compressed);
+    return decompressed;
 }

@@ -4,7 +4,7 @@
 
 #include <stddef.h>
 
-/* The bytes of tests/data/NAME with a NUL behind them, to be freed; fails the test if it cannot be read. */
+/* The bytes of tests/data/NAME, followed by a NUL; to be freed. Fails the test if the file cannot be read. */
 char *data_read(const char *name, size_t *size);
 
 #endif

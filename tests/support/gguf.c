@@ -29,7 +29,7 @@ static void put(buffer *b, const void *data, size_t size)
     b->size += size;
 }
 
-static void put_u32(buffer *b, uint32_t value) { put(b, &value, sizeof value); } /* tests run on little-endian machines */
+static void put_u32(buffer *b, uint32_t value) { put(b, &value, sizeof value); } /* little-endian, as the machine */
 static void put_u64(buffer *b, uint64_t value) { put(b, &value, sizeof value); }
 
 static void put_string(buffer *b, const char *text)
@@ -55,7 +55,7 @@ enum { U16 = 2, U32 = 4, F32 = 6, BOOL = 7, STRING = 8 };
 
 static void key(metadata *m, const char *name, uint32_t type)
 {
-    put_string(&m->bytes, strchr(name, '.') == name ? test_format("deepseek2%s", name) : name); /* ".x": the architecture's */
+    put_string(&m->bytes, name[0] == '.' ? test_format("deepseek2%s", name) : name); /* ".x": a key of deepseek2 */
     put_u32(&m->bytes, type);
     m->n++;
 }
@@ -227,7 +227,8 @@ static part *add_part(converter *c, const char *name, ds_type type, size_t n_dim
     return p;
 }
 
-/* Where the halves of a block are, and what brings random bytes for the rest to weights of standard deviation 1. */
+/* Where a block has its scale and its minimum, both f16, and the values of the two that give weights of standard
+ * deviation 1 if all other bytes are random. */
 static const struct {
     ds_type type;
     size_t bytes, scale_at, minimum_at;
@@ -265,7 +266,7 @@ static void fill_blocks(converter *c, part *p)
     }
 }
 
-/* What a matrix of the checkpoint with rows of so many columns becomes. */
+/* The type that a matrix of the checkpoint gets if its rows have so many columns. */
 static ds_type type_for(const converter *c, size_t cols)
 {
     if (ds_type_row_bytes(c->options->type, cols) > 0)
@@ -278,7 +279,7 @@ static ds_type stored_type(const test_tensor *t)
     return strcmp(t->dtype, "F32") == 0 ? DS_TYPE_F32 : strcmp(t->dtype, "F16") == 0 ? DS_TYPE_F16 : DS_TYPE_BF16;
 }
 
-/* Element i of a checkpoint's tensor, as a float or as the file has it. */
+/* Element i of a checkpoint's tensor: as a float, or as the file has it. */
 static float value_at(const converter *c, const test_tensor *t, size_t i)
 {
     ds_type type = stored_type(t);
@@ -287,7 +288,8 @@ static float value_at(const converter *c, const test_tensor *t, size_t i)
     return value;
 }
 
-/* Fills slice `slice` of a part (of the outermost dimension, if it has one more than the tensor) from a matrix or vector. */
+/* Fills slice `slice` of a part from a matrix or vector. Slices are along the outermost dimension if the part has one
+ * dimension more than the tensor. */
 static void fill(converter *c, part *p, size_t slice, const test_tensor *t)
 {
     size_t n = t->dims[0] * (t->n_dims > 1 ? t->dims[1] : 1), size = n * ds_type_row_bytes(p->type, 1);
@@ -303,7 +305,7 @@ static void fill(converter *c, part *p, size_t slice, const test_tensor *t)
     }
 }
 
-/* Adds `name` to the float checkpoint: slice `slice` of a part. */
+/* Adds slice `slice` of a part to the float checkpoint, as `name`. */
 static void add_floats(converter *c, const part *p, size_t slice, const char *name, size_t n_dims, const size_t *dims)
 {
     size_t rows = n_dims > 1 ? dims[0] : 1, cols = dims[n_dims - 1], row_bytes = ds_type_row_bytes(p->type, cols);
@@ -313,7 +315,7 @@ static void add_floats(converter *c, const part *p, size_t slice, const char *na
     test_tensors_add(&c->floats, name, "F32", n_dims, dims, values, rows * cols * sizeof *values);
 }
 
-/* A weight that is a tensor of its own. `matrix`: becomes blocks in a quantised file. */
+/* Adds a weight that is a tensor of its own. `matrix`: a quantised file has it as blocks. */
 static void convert_one(converter *c, const char *published, const char *name, bool matrix)
 {
     const test_tensor *t = test_tensors_find(&c->source, published);
@@ -331,11 +333,12 @@ static void convert_one(converter *c, const char *published, const char *name, b
     add_floats(c, p, 0, published, t->n_dims, t->dims);
 }
 
-/* A tensor with a matrix of every expert, or with several, one after the other. */
+/* Adds a tensor with one or several matrices of every expert, one after the other. */
 static void convert_experts(converter *c, size_t layer, size_t n_experts, size_t n_parts, const char *const *published,
                             const char *name)
 {
-    const test_tensor *first = test_tensors_find(&c->source, test_format("model.layers.%zu.mlp.experts.0.%s", layer, published[0]));
+    const test_tensor *first =
+        test_tensors_find(&c->source, test_format("model.layers.%zu.mlp.experts.0.%s", layer, published[0]));
     if (first == NULL)
         return;
     const size_t dims[] = {n_experts, n_parts * first->dims[0], first->dims[1]};
@@ -347,14 +350,15 @@ static void convert_experts(converter *c, size_t layer, size_t n_experts, size_t
     if (blocks)
         fill_blocks(c, p);
     for (size_t i = 0; i < n_experts * n_parts; i++) {
-        const char *own = test_format("model.layers.%zu.mlp.experts.%zu.%s", layer, i / n_parts, published[i % n_parts]);
+        const char *own =
+            test_format("model.layers.%zu.mlp.experts.%zu.%s", layer, i / n_parts, published[i % n_parts]);
         if (!blocks)
             fill(c, p, i, test_tensors_find(&c->source, own));
         add_floats(c, p, i, own, 2, first->dims);
     }
 }
 
-/* kv_b_proj as attn_k_b, by head with rows and columns exchanged, and attn_v_b, by head. */
+/* Adds kv_b_proj as attn_k_b, by head with rows and columns exchanged, and as attn_v_b, by head. */
 static void convert_split_kv_b(converter *c, const json_t *config, size_t layer)
 {
     size_t n_heads = integer(config, "num_attention_heads"), lora = integer(config, "kv_lora_rank");
@@ -369,7 +373,8 @@ static void convert_split_kv_b(converter *c, const json_t *config, size_t layer)
     if (c->options->quantised) {
         fill_blocks(c, k);
         fill_blocks(c, v);
-        float *values = allocate(n_heads * n_rows * lora * sizeof *values), *row = allocate((nope + lora) * sizeof *row);
+        float *values = allocate(n_heads * n_rows * lora * sizeof *values),
+              *row = allocate((nope + lora) * sizeof *row);
         for (size_t h = 0; h < n_heads; h++) {
             for (size_t col = 0; col < lora; col++) {
                 c->kernels->to_f32[k_type](row, k->data + (h * lora + col) * ds_type_row_bytes(k_type, nope), nope);
@@ -429,11 +434,11 @@ static void convert_layer(converter *c, const json_t *config, size_t l)
         {"mlp.shared_experts.down_proj.weight", "ffn_down_shexp.weight", true},
     };
     for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
-        convert_one(c, test_format("model.layers.%zu.%s", l, weights[i].published), test_format("blk.%zu.%s", l, weights[i].name),
-                    weights[i].matrix);
+        convert_one(c, test_format("model.layers.%zu.%s", l, weights[i].published),
+                    test_format("blk.%zu.%s", l, weights[i].name), weights[i].matrix);
     if (c->options->old)
-        convert_one(c, test_format("model.layers.%zu.self_attn.kv_b_proj.weight", l), test_format("blk.%zu.attn_kv_b.weight", l),
-                    true);
+        convert_one(c, test_format("model.layers.%zu.self_attn.kv_b_proj.weight", l),
+                    test_format("blk.%zu.attn_kv_b.weight", l), true);
     else
         convert_split_kv_b(c, config, l);
     size_t n_experts = integer(config, "n_routed_experts");

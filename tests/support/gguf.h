@@ -1,5 +1,5 @@
-/* Checkpoints as GGUF files, the way llama.cpp's converter lays them out: names, keys, experts in one tensor, kv_b_proj in one or
- * in two. Any failure ends the test. */
+/* Writes checkpoints as GGUF files, as llama.cpp's converter lays them out: names, keys, experts in one tensor,
+ * kv_b_proj in one tensor or two. Any failure ends the test. */
 #ifndef DS_TESTS_GGUF_H
 #define DS_TESTS_GGUF_H
 
@@ -16,8 +16,8 @@ typedef struct test_gguf {
     uint64_t seed;  /* of random blocks */
 } test_gguf;
 
-/* Writes the checkpoint in `folder` to `path`. If it is quantised, `floats` receives a checkpoint with the same weights as F32
- * (config.json copied), a folder that exists; otherwise it may be NULL. */
+/* Writes the checkpoint in `folder` to `path`. If quantised, `floats` is a folder that exists and receives a checkpoint
+ * with the same weights as F32 (config.json copied). Otherwise `floats` may be NULL. */
 void test_gguf_write(const test_gguf *options, const char *folder, const char *path, const char *floats);
 
 #endif

@@ -57,7 +57,8 @@ dsv2_model_info test_model_info(const dsv2_model *model)
     return info;
 }
 
-float *test_logits(dsv2_model *model, const dsv2_session_options *options, const int32_t *tokens, size_t n, size_t chunk)
+float *test_logits(dsv2_model *model, const dsv2_session_options *options, const int32_t *tokens, size_t n,
+                   size_t chunk)
 {
     size_t vocab_size = test_model_info(model).vocab_size;
     dsv2_session *session = test_session_open(model, options);

@@ -6,14 +6,13 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
 static atomic_size_t countdown; /* 0: none fails */
 static atomic_bool forever, fired;
 static atomic_long live;
 
-/* Sanitizers have a malloc of their own, and do not bear a call from their program before they are ready. */
+/* Sanitizers have a malloc of their own, which the program must not call before it is ready. */
 #if defined(__has_feature)
 #define HAS_FEATURE(x) __has_feature(x)
 #else
@@ -48,18 +47,18 @@ static void *count(void *memory)
     return memory;
 }
 
-/* `next`: the definition behind this program's. A union, since C casts no object's address to a function's. dlsym may itself ask
- * calloc for memory: that comes from `early`. */
+/* `next`: the definition that this program's replaces. A union, since C converts no object pointer to a function
+ * pointer. dlsym may itself ask calloc for memory: `early` gives it. */
 static _Thread_local bool looking;
-#define NEXT(name)                                                                                                                     \
-    static union {                                                                                                                     \
-        void *object;                                                                                                                  \
-        __typeof__(&name) call;                                                                                                        \
-    } next;                                                                                                                            \
-    if (next.object == NULL) {                                                                                                         \
-        looking = true;                                                                                                                \
-        next.object = dlsym(RTLD_NEXT, #name);                                                                                         \
-        looking = false;                                                                                                               \
+#define NEXT(name)                                                                                                     \
+    static union {                                                                                                     \
+        void *object;                                                                                                  \
+        __typeof__(&name) call;                                                                                        \
+    } next;                                                                                                            \
+    if (next.object == NULL) {                                                                                         \
+        looking = true;                                                                                                \
+        next.object = dlsym(RTLD_NEXT, #name);                                                                         \
+        looking = false;                                                                                               \
     }
 
 static _Alignas(16) unsigned char early[4096];

@@ -22,7 +22,8 @@ static size_t add_block(uint8_t *file, size_t at, uint8_t *header, const uint8_t
 
 void pack_file_seal(uint8_t *file) { ds_write_u64(file + HEADER - 8, XXH3_64bits(file, HEADER - 8)); }
 
-uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *texts, size_t texts_size, size_t *file_size)
+uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *texts, size_t texts_size,
+                        size_t *file_size)
 {
     size_t at = PACK_FILE_BEGIN + PACK_FILE_WEIGHTS;
     uint8_t *file = calloc(1, at + ZSTD_compressBound(index_size) + ZSTD_compressBound(texts_size));

@@ -1,4 +1,4 @@
-/* A .dsv2 pack around any index and texts, with right checksums: what they keep out otherwise comes to the reader. */
+/* A .dsv2 pack around any index and texts, with right checksums, so that bad ones reach the reader. */
 #ifndef DS_TESTS_PACK_FILE_H
 #define DS_TESTS_PACK_FILE_H
 
@@ -8,8 +8,9 @@
 /* Where its weights are: zeros. */
 enum { PACK_FILE_BEGIN = 4096, PACK_FILE_WEIGHTS = 512 };
 
-/* The file, to be freed, of *file_size bytes. Ends the program if there is no memory. */
-uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *texts, size_t texts_size, size_t *file_size);
+/* The file, of *file_size bytes; to be freed. Ends the program if memory runs out. */
+uint8_t *pack_file_make(const uint8_t *index, size_t index_size, const uint8_t *texts, size_t texts_size,
+                        size_t *file_size);
 
 /* Makes the header's checksum right again. */
 void pack_file_seal(uint8_t *file);

@@ -71,7 +71,8 @@ static double from_float_bits(uint32_t bits)
     return value;
 }
 
-/* Sign, `exponent_bits` of exponent, `fraction_bits` of fraction: FP16 is 5 and 10, E4M3 is 4 and 3 (infinities not looked for). */
+/* A float of a sign, `exponent_bits` and `fraction_bits`: FP16 has 5 and 10, E4M3 4 and 3. Infinities are not
+ * decoded. */
 static double from_small_float(unsigned bits, int exponent_bits, int fraction_bits)
 {
     int bias = (1 << (exponent_bits - 1)) - 1;
@@ -88,8 +89,14 @@ static double element_f32(const uint8_t *data, size_t i)
     return from_float_bits(word);
 }
 
-static double element_bf16(const uint8_t *data, size_t i) { return from_float_bits((uint32_t)(data[2 * i] | data[2 * i + 1] << 8) << 16); }
-static double element_f16(const uint8_t *data, size_t i) { return from_small_float((unsigned)(data[2 * i] | data[2 * i + 1] << 8), 5, 10); }
+static double element_bf16(const uint8_t *data, size_t i)
+{
+    return from_float_bits((uint32_t)(data[2 * i] | data[2 * i + 1] << 8) << 16);
+}
+static double element_f16(const uint8_t *data, size_t i)
+{
+    return from_small_float((unsigned)(data[2 * i] | data[2 * i + 1] << 8), 5, 10);
+}
 static double element_f8(const uint8_t *data, size_t i) { return from_small_float(data[i], 4, 3); }
 
 typedef double (*element_fn)(const uint8_t *data, size_t i);
@@ -121,13 +128,16 @@ static double *weights(const checkpoint *c, const char *name, size_t rows, size_
     for (size_t i = 0; i < rows * cols; i++) {
         values[i] = element(tensor->data, i);
         if (scales != NULL)
-            values[i] *= element_f32(scales->data, i / cols / c->block_rows * scales->dims[1] + i % cols / c->block_cols);
+            values[i] *=
+                element_f32(scales->data, i / cols / c->block_rows * scales->dims[1] + i % cols / c->block_cols);
     }
     return values;
 }
 
-/* y[t] = W x[t] + b for n tokens; the tensor is `prefix`.weight, and .bias if it is there and `biased`. */
-static void linear(const checkpoint *c, const char *prefix, bool biased, const double *x, size_t n, size_t inputs, double *y, size_t outputs)
+/* y[t] = W x[t] + b for n tokens. W is the tensor `prefix`.weight; b is `prefix`.bias, if `biased` and the tensor is
+ * there. */
+static void linear(const checkpoint *c, const char *prefix, bool biased, const double *x, size_t n, size_t inputs,
+                   double *y, size_t outputs)
 {
     double *w = weights(c, test_format("%s.weight", prefix), outputs, inputs);
     double *b = biased ? weights(c, test_format("%s.bias", prefix), outputs, 1) : NULL;
@@ -143,8 +153,9 @@ static void linear(const checkpoint *c, const char *prefix, bool biased, const d
     free(w);
 }
 
-/* n rows of `size` elements, `stride` apart; y may be x. */
-static void rms_norm(const checkpoint *c, const char *name, const double *x, size_t n, size_t size, size_t stride, double *y)
+/* Norms n rows of `size` elements, `stride` apart. y may be x. */
+static void rms_norm(const checkpoint *c, const char *name, const double *x, size_t n, size_t size, size_t stride,
+                     double *y)
 {
     double *w = weights(c, name, size, 1);
     for (size_t t = 0; t < n; t++) {
@@ -166,10 +177,13 @@ static const json_t *yarn(const checkpoint *c)
     return json_is_object(scaling) ? scaling : NULL;
 }
 
-static double attention_sharpening(double factor, double mscale) { return factor > 1 ? 0.1 * mscale * log(factor) + 1 : 1; }
+static double attention_sharpening(double factor, double mscale)
+{
+    return factor > 1 ? 0.1 * mscale * log(factor) + 1 : 1;
+}
 
-/* Radians per token of pair i. YaRN, section 3.2: wavelengths that turn more than beta_fast times over the original context stay,
- * those that turn less than beta_slow times are stretched by the factor. */
+/* Radians per token of pair i. YaRN, section 3.2: wavelengths that turn more than beta_fast times in the original
+ * context stay; those that turn less than beta_slow times are stretched by the factor. */
 static double frequency(const checkpoint *c, size_t pair, size_t dim)
 {
     double base = number(c->config, "rope_theta", 10000), plain = pow(base, -2.0 * (double)pair / (double)dim);
@@ -202,9 +216,10 @@ static void rotate(const checkpoint *c, double *x, size_t dim, size_t position)
 
 /* ---- attention ---- */
 
-/* One head over keys and values that are all there; q, k: [n][nope + rope], v and out: [n][v_dim], out_stride apart. */
-static void attend(const double *q, const double *k, const double *v, size_t n, size_t width, size_t v_dim, double scale, double *out,
-                   size_t out_stride)
+/* Attention of one head over all its keys and values. q, k: [n][nope + rope]; v and out: [n][v_dim], out's rows
+ * out_stride apart. */
+static void attend(const double *q, const double *k, const double *v, size_t n, size_t width, size_t v_dim,
+                   double scale, double *out, size_t out_stride)
 {
     double *p = zeroed(n, sizeof *p);
     for (size_t t = 0; t < n; t++) {
@@ -229,7 +244,8 @@ static void attend(const double *q, const double *k, const double *v, size_t n, 
 /* Appendix C, Eqs. 37-47, without absorbing anything. */
 static void attention(const checkpoint *c, const char *prefix, const double *x, size_t n, double *out)
 {
-    size_t hidden = count(c, "hidden_size"), n_heads = count(c, "num_attention_heads"), q_lora = count(c, "q_lora_rank");
+    size_t hidden = count(c, "hidden_size"), n_heads = count(c, "num_attention_heads"),
+           q_lora = count(c, "q_lora_rank");
     size_t lora = count(c, "kv_lora_rank"), nope = count(c, "qk_nope_head_dim"), rope = count(c, "qk_rope_head_dim");
     size_t v_dim = count(c, "v_head_dim"), width = nope + rope;
     bool biased = flag(c, "attention_bias");
@@ -275,9 +291,9 @@ static void attention(const checkpoint *c, const char *prefix, const double *x, 
 
 /* ---- feed-forward ---- */
 
-/* out[t] += gate[t] * SwiGLU(x[t]) for the tokens with a gate other than 0. */
-static void swiglu(const checkpoint *c, const char *prefix, const double *x, size_t n_tokens, size_t intermediate, const double *gate,
-                   double *out)
+/* out[t] += gate[t] * SwiGLU(x[t]) for tokens with a gate other than 0. */
+static void swiglu(const checkpoint *c, const char *prefix, const double *x, size_t n_tokens, size_t intermediate,
+                   const double *gate, double *out)
 {
     size_t hidden = count(c, "hidden_size"), n = 0, *of = zeroed(n_tokens, sizeof *of);
     double *in = zeroed(n_tokens * hidden, sizeof *in);
@@ -286,7 +302,8 @@ static void swiglu(const checkpoint *c, const char *prefix, const double *x, siz
             memcpy(in + n * hidden, x + t * hidden, hidden * sizeof *in);
             of[n++] = t;
         }
-    double *a = zeroed(n * intermediate, sizeof *a), *b = zeroed(n * intermediate, sizeof *b), *y = zeroed(n * hidden, sizeof *y);
+    double *a = zeroed(n * intermediate, sizeof *a), *b = zeroed(n * intermediate, sizeof *b),
+           *y = zeroed(n * hidden, sizeof *y);
     linear(c, test_format("%s.gate_proj", prefix), false, in, n, hidden, a, intermediate);
     linear(c, test_format("%s.up_proj", prefix), false, in, n, hidden, b, intermediate);
     for (size_t i = 0; i < n * intermediate; i++)
@@ -297,7 +314,7 @@ static void swiglu(const checkpoint *c, const char *prefix, const double *x, siz
     free(y), free(b), free(a), free(in), free(of);
 }
 
-/* How many of n values are larger than value i, or as large and before it: its rank. */
+/* The rank of value i of n: how many values are larger, or as large and before it. */
 static size_t rank_of(const double *values, const bool *allowed, size_t n, size_t i)
 {
     size_t rank = 0;
@@ -307,10 +324,10 @@ static size_t rank_of(const double *values, const bool *allowed, size_t n, size_
     return rank;
 }
 
-/* Chooses one token's experts from its affinities: section 2.2, with DeepSeek-V3's bias and group scores where the configuration
- * says noaux_tc. Sets chosen experts and gates. */
-static void choose(const checkpoint *c, const reference *r, const double *affinities, const double *bias, uint32_t *experts,
-                   double *gates, uint64_t *groups)
+/* Chooses one token's experts from its affinities (section 2.2), and sets their gates. noaux_tc: with DeepSeek-V3's
+ * bias and group scores. */
+static void choose(const checkpoint *c, const reference *r, const double *affinities, const double *bias,
+                   uint32_t *experts, double *gates, uint64_t *groups)
 {
     size_t n = r->n_experts, per_group = n / r->n_group;
     bool v3 = bias != NULL, *allowed = zeroed(n, sizeof *allowed);
@@ -339,23 +356,27 @@ static void choose(const checkpoint *c, const reference *r, const double *affini
     }
     ck_assert_uint_eq(k, r->top_k);
     bool normalise = flag(c, "norm_topk_prob") && r->top_k > 1;
-    /* DeepSeek-V2's code either normalises or scales; V3's does the one and then the other. */
+    /* DeepSeek-V2's code normalises or scales; V3's normalises, then scales. */
     double factor = number(c->config, "routed_scaling_factor", 1);
     for (k = 0; k < r->top_k; k++)
         gates[k] = (normalise ? gates[k] / sum : gates[k]) * (normalise && !v3 ? 1 : factor);
     free(group_score), free(score), free(allowed);
 }
 
-static void mixture(const checkpoint *c, const char *prefix, const double *x, const reference *r, reference_routes *routes, double *out)
+static void mixture(const checkpoint *c, const char *prefix, const double *x, const reference *r,
+                    reference_routes *routes, double *out)
 {
-    size_t n = r->n_tokens, n_experts = r->n_experts, hidden = count(c, "hidden_size"), intermediate = count(c, "moe_intermediate_size");
+    size_t n = r->n_tokens, n_experts = r->n_experts, hidden = count(c, "hidden_size"),
+           intermediate = count(c, "moe_intermediate_size");
     routes->is_moe = true;
     routes->affinities = zeroed(n * n_experts, sizeof *routes->affinities);
     routes->experts = zeroed(n * r->top_k, sizeof *routes->experts);
     routes->gates = zeroed(n * r->top_k, sizeof *routes->gates);
     routes->groups = zeroed(n, sizeof *routes->groups);
     linear(c, test_format("%s.gate", prefix), false, x, n, hidden, routes->affinities, n_experts);
-    double *bias = is(c, "topk_method", "noaux_tc") ? weights(c, test_format("%s.gate.e_score_correction_bias", prefix), n_experts, 1) : NULL;
+    double *bias = is(c, "topk_method", "noaux_tc")
+                       ? weights(c, test_format("%s.gate.e_score_correction_bias", prefix), n_experts, 1)
+                       : NULL;
     for (size_t t = 0; t < n; t++) {
         double *s = routes->affinities + t * n_experts, sum = 0;
         for (size_t i = 0; i < n_experts; i++)
@@ -378,7 +399,8 @@ static void mixture(const checkpoint *c, const char *prefix, const double *x, co
     for (size_t t = 0; t < n; t++)
         gate[t] = 1;
     if (count(c, "n_shared_experts") > 0)
-        swiglu(c, test_format("%s.shared_experts", prefix), x, n, intermediate * count(c, "n_shared_experts"), gate, out);
+        swiglu(c, test_format("%s.shared_experts", prefix), x, n, intermediate * count(c, "n_shared_experts"), gate,
+               out);
     free(gate);
 }
 
@@ -387,7 +409,7 @@ static void feed_forward(const checkpoint *c, size_t layer, const double *x, ref
     const char *prefix = test_format("model.layers.%zu.mlp", layer);
     size_t freq = (size_t)number(c->config, "moe_layer_freq", 1);
     if (r->n_experts > 0 && layer >= count(c, "first_k_dense_replace") && layer % freq == 0) {
-        char own[64]; /* the formatted one would not outlive the experts' names */
+        char own[64]; /* test_format's memory would not outlive the experts' names */
         strcpy(own, prefix);
         mixture(c, own, x, r, &r->layers[layer], out);
         return;
@@ -404,7 +426,8 @@ static void feed_forward(const checkpoint *c, size_t layer, const double *x, ref
 static void forward(const checkpoint *c, const int32_t *tokens, reference *r)
 {
     size_t n = r->n_tokens, hidden = count(c, "hidden_size");
-    double *h = zeroed(n * hidden, sizeof *h), *x = zeroed(n * hidden, sizeof *x), *out = zeroed(n * hidden, sizeof *out);
+    double *h = zeroed(n * hidden, sizeof *h), *x = zeroed(n * hidden, sizeof *x),
+           *out = zeroed(n * hidden, sizeof *out);
     double *embedding = weights(c, "model.embed_tokens.weight", r->vocab_size, hidden);
     for (size_t t = 0; t < n; t++)
         memcpy(h + t * hidden, embedding + (size_t)tokens[t] * hidden, hidden * sizeof *h);
@@ -422,7 +445,8 @@ static void forward(const checkpoint *c, const int32_t *tokens, reference *r)
             h[i] += out[i];
     }
     rms_norm(c, "model.norm.weight", h, n, hidden, hidden, x);
-    linear(c, flag(c, "tie_word_embeddings") ? "model.embed_tokens" : "lm_head", false, x, n, hidden, r->logits, r->vocab_size);
+    linear(c, flag(c, "tie_word_embeddings") ? "model.embed_tokens" : "lm_head", false, x, n, hidden, r->logits,
+           r->vocab_size);
     free(embedding), free(out), free(x), free(h);
 }
 

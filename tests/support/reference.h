@@ -1,6 +1,7 @@
-/* The forward pass once more, written from the report (arXiv 2405.04434, section 2 and appendix C; DeepSeek-V3's router from arXiv
- * 2412.19437, section 2.1.2) and from the published configuration's meaning, not from the library: double precision, one token
- * after another, every key and value expanded and kept, nothing shared with lib/. Slow and plain. */
+/* The forward pass once more, slow and plain: in double precision, one token after another, every key and value
+ * expanded and kept. It is written from the report (arXiv 2405.04434, section 2 and appendix C; DeepSeek-V3's router
+ * from arXiv 2412.19437, section 2.1.2) and from the meaning of the published configuration. It shares nothing with
+ * lib/. */
 #ifndef DS_TESTS_REFERENCE_H
 #define DS_TESTS_REFERENCE_H
 
@@ -14,7 +15,7 @@ typedef struct reference_routes {
     double *affinities; /* [n_tokens][n_experts] */
     uint32_t *experts;  /* [n_tokens][top_k], ascending */
     double *gates;      /* [n_tokens][top_k], in the order of `experts` */
-    uint64_t *groups;   /* [n_tokens]: groups kept; all of them where routing is not limited */
+    uint64_t *groups;   /* [n_tokens]: groups kept; all where routing is not limited */
 } reference_routes;
 
 typedef struct reference {

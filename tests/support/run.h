@@ -4,7 +4,7 @@
 
 #include <check.h>
 
-/* Runs the suite, prints Check's summary and frees it; what main returns. */
+/* Runs the suite, prints Check's summary and frees the suite. main returns the result. */
 int test_run(Suite *suite);
 
 #endif

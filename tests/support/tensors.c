@@ -8,8 +8,8 @@
 #include <string.h>
 
 const char *const test_goldens[TEST_GOLDENS] = {"lite", "full", "plain", "v3"};
-const char *const test_golden_folders[TEST_GOLDENS] = {TEST_DATA "/goldens/lite", TEST_DATA "/goldens/full", TEST_DATA "/goldens/plain",
-                                                       TEST_DATA "/goldens/v3"};
+const char *const test_golden_folders[TEST_GOLDENS] = {TEST_DATA "/goldens/lite", TEST_DATA "/goldens/full",
+                                                       TEST_DATA "/goldens/plain", TEST_DATA "/goldens/v3"};
 
 enum { BUFFERS = 64 };
 
@@ -90,7 +90,8 @@ void test_tensors_read(test_tensors *tensors, const char *path)
         ck_assert(tensor->n_dims <= 4);
         for (size_t i = 0; i < tensor->n_dims; i++)
             tensor->dims[i] = (size_t)json_integer_value(json_array_get(shape, i));
-        size_t first = (size_t)json_integer_value(json_array_get(offsets, 0)), end = (size_t)json_integer_value(json_array_get(offsets, 1));
+        size_t first = (size_t)json_integer_value(json_array_get(offsets, 0)),
+               end = (size_t)json_integer_value(json_array_get(offsets, 1));
         ck_assert(first <= end && end <= size - 8 - header_size);
         tensor->data = file + 8 + header_size + first;
         tensor->n_bytes = end - first;
@@ -114,8 +115,8 @@ const test_tensor *test_tensors_need(const test_tensors *tensors, const char *na
     return tensor;
 }
 
-void test_tensors_add(test_tensors *tensors, const char *name, const char *dtype, size_t n_dims, const size_t *dims, void *data,
-                      size_t n_bytes)
+void test_tensors_add(test_tensors *tensors, const char *name, const char *dtype, size_t n_dims, const size_t *dims,
+                      void *data, size_t n_bytes)
 {
     test_tensor *tensor = new_tensor(tensors, name, dtype);
     tensor->n_dims = n_dims;
@@ -134,8 +135,9 @@ void test_tensors_write(const test_tensors *tensors, const char *path)
         json_t *shape = json_array();
         for (size_t d = 0; d < tensor->n_dims; d++)
             json_array_append_new(shape, json_integer((json_int_t)tensor->dims[d]));
-        json_object_set_new(header, tensor->name, json_pack("{s:s, s:o, s:[I, I]}", "dtype", tensor->dtype, "shape", shape, "data_offsets",
-                                                            (json_int_t)offset, (json_int_t)(offset + tensor->n_bytes)));
+        json_object_set_new(header, tensor->name,
+                            json_pack("{s:s, s:o, s:[I, I]}", "dtype", tensor->dtype, "shape", shape, "data_offsets",
+                                      (json_int_t)offset, (json_int_t)(offset + tensor->n_bytes)));
         offset += tensor->n_bytes;
     }
     char *text = json_dumps(header, JSON_COMPACT);
@@ -145,7 +147,8 @@ void test_tensors_write(const test_tensors *tensors, const char *path)
     ck_assert_msg(file != NULL, "%s: cannot create", path);
     ck_assert(fwrite(&size, sizeof size, 1, file) == 1 && fwrite(text, 1, (size_t)size, file) == size);
     for (size_t i = 0; i < tensors->n; i++)
-        ck_assert(fwrite(tensors->tensors[i].data, 1, tensors->tensors[i].n_bytes, file) == tensors->tensors[i].n_bytes);
+        ck_assert(fwrite(tensors->tensors[i].data, 1, tensors->tensors[i].n_bytes, file) ==
+                  tensors->tensors[i].n_bytes);
     ck_assert(fclose(file) == 0);
     free(text);
     json_decref(header);

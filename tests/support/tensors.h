@@ -1,5 +1,5 @@
-/* Safetensors for tests: a reader that takes every element type, apart from the library's own, and a writer. Any failure ends the
- * test. */
+/* Safetensors for tests: a writer, and a reader of every element type that shares nothing with the library's. Any
+ * failure ends the test. */
 #ifndef DS_TESTS_TENSORS_H
 #define DS_TESTS_TENSORS_H
 
@@ -26,17 +26,17 @@ void test_tensors_read(test_tensors *tensors, const char *path);
 /* NULL if there is none of that name. */
 const test_tensor *test_tensors_find(const test_tensors *tensors, const char *name);
 
-/* The same where it has to be there, with this element type. */
+/* Like test_tensors_find, but the tensor must be there and have this element type. */
 const test_tensor *test_tensors_need(const test_tensors *tensors, const char *name, const char *dtype);
 
-/* Adds a tensor; `data` was malloc'ed and is freed with the rest. */
-void test_tensors_add(test_tensors *tensors, const char *name, const char *dtype, size_t n_dims, const size_t *dims, void *data,
-                      size_t n_bytes);
+/* Adds a tensor. `data` comes from malloc; test_tensors_free frees it. */
+void test_tensors_add(test_tensors *tensors, const char *name, const char *dtype, size_t n_dims, const size_t *dims,
+                      void *data, size_t n_bytes);
 
 void test_tensors_write(const test_tensors *tensors, const char *path);
 void test_tensors_free(test_tensors *tensors);
 
-/* A whole file, a NUL after its end; to be freed. */
+/* A whole file, followed by a NUL; to be freed. */
 char *test_read_file(const char *path, size_t *size);
 
 void test_write_file(const char *path, const void *data, size_t size);
@@ -46,7 +46,7 @@ enum { TEST_GOLDENS = 4 };
 extern const char *const test_goldens[TEST_GOLDENS];         /* their names */
 extern const char *const test_golden_folders[TEST_GOLDENS];
 
-/* printf into a buffer that lives until some dozens of later calls of its thread: for names and paths. */
+/* printf into a buffer that lives until its thread has called this some dozens of times: for names and paths. */
 const char *test_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

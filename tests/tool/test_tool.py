@@ -283,7 +283,7 @@ class Generation(ToolTest):
                        for name, change in (("long", None), ("short", make_short)))
         command = ["--prompt", "Once", "--temperature", 0, "--max-tokens"]
         room = 12 - len(self.run_well("tokenize", short, "--bos", text=b"Once").split())
-        # The last token needs no place of its own: nothing is asked of the model after it.
+        # The last token needs no place: the model is not asked for more after it.
         self.assertEqual(self.run_well("generate", short, *command, 1000), self.run_well("generate", long, *command, room + 1))
 
 
@@ -319,7 +319,7 @@ class Chat(ToolTest):
 
     @staticmethod
     def reply(shown):
-        """Without the progress bar that a slow machine shows while it reads the message, and the terminal's own echo."""
+        """`shown` without the terminal's echo and the progress bar that a slow machine shows while reading the message."""
         return shown.rpartition(b"\x1b[K")[2].replace(b"^C", b"")
 
     def interrupted(self, talk, message, end, least):
@@ -340,7 +340,7 @@ class Chat(ToolTest):
         talk.write(b"/exit\n")
         self.assertEqual(talk.wait(), 0)
 
-        # The same conversation with the first reply cut by --max-tokens at the same place: every token adds to the text.
+        # The same conversation; --max-tokens cuts the first reply at the same place, since every token adds text.
         low, high = 1, len(said)
         while low < high:
             middle = (low + high) // 2
@@ -387,7 +387,7 @@ class Storage(ToolTest):
                 n = 13 + len(self.run_well("tokenize", self.model, "--bos", text=b"Once").split())
                 self.assertEqual((facts["container"], facts["kv"], facts["tokens"]), ("snapshot", kv, n))
                 self.assertEqual(facts["file_bytes"], os.path.getsize(file))
-                # Neither drawing nor cache type is told again: the file knows.
+                # The file has the sampling and the cache type: no option repeats them.
                 rest = self.run_well("generate", self.model, "--restore", file, "--max-tokens", 17)
                 self.assertEqual(first + rest, whole)
                 self.assertEqual(self.run_well("generate", self.model, "--restore", file, "--prompt", "", "--max-tokens", 17), rest)
@@ -470,7 +470,7 @@ class Perplexity(ToolTest):
     TEXT = ("The cat sat on the mat; the dog, which had been there before, did not. \u00bd\n" * 6).encode()
 
     def surprise(self, ids, context, bos):
-        """The same measure from `dsv2 logits`: nats and the number of tokens predicted."""
+        """The same measure computed from `dsv2 logits`: nats and the number of tokens predicted."""
         nats, count = 0.0, 0
         for begin in range(0, len(ids), context):
             window = ([bos] if bos is not None else []) + ids[begin : begin + context]

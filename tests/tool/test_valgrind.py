@@ -1,4 +1,4 @@
-"""Valgrind finds nothing wrong and nothing lost in a working life of the library, as the dsv2 command leads it.
+"""Valgrind finds no error and no leak while the dsv2 command uses the library for all that it does.
 
 Usage: test_valgrind.py VALGRIND DSV2 GOLDENS
 """
@@ -27,7 +27,7 @@ def main():
             ["generate", model, *generate, "--restore", saved],
             ["pack", model, pack, "--type", "q4_k"],
             ["inspect", pack, "--verify"],
-            # Valgrind 3.19 stops at a form of vmovq that compilers use in the AVX2 kernels of packed weights.
+            # Valgrind 3.19 stops at a form of vmovq that compilers use in the AVX2 kernels of interleaved weights.
             ["generate", pack, *generate, "--kernels", "c"],
             ["perplexity", pack, text, "--kernels", "c"],
             ["experts", model, text],

@@ -45,7 +45,7 @@ def tokenizer(vocab_size, bos, eos):
 
 
 def make(golden, folder, change=None):
-    """Copies the golden checkpoint into `folder`, with a tokenizer; `change` edits its configuration. Returns the folder."""
+    """Copies the golden checkpoint into `folder`, with a tokenizer. `change` edits its configuration. Returns `folder`."""
     shutil.copytree(golden, folder)
     os.chmod(folder, 0o755)
     path = os.path.join(folder, "config.json")

@@ -4,7 +4,7 @@
 
 #include <stddef.h>
 
-/* Makes a folder under TMPDIR or /tmp; fails the test if it cannot. One at a time. */
+/* Makes a folder under TMPDIR or /tmp. Fails the test if it cannot. Only one exists at a time. */
 void folder_make(void);
 
 /* Removes it with all that is in it. */

@@ -4,7 +4,7 @@
 
 #include "config/config.h"
 
-/* All fields but vocabulary, special tokens and YaRN's mscale, which a file may write otherwise. */
+/* Compares all fields but vocabulary, special tokens and YaRN's mscale, which a file may have otherwise. */
 void expect_lite(const ds_config *config);
 
 #endif

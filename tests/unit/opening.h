@@ -12,7 +12,7 @@ void expect_message(const char *part);
 /* Opens `name` of the folder. */
 ds_container *expect_opened(test_opener opener, const char *name);
 
-/* Fails to, with a message that names the folder and has this part. */
+/* Fails to open `name`: with the expected status and a message that names the folder and has this part. */
 void expect_refusal(test_opener opener, const char *name, dsv2_status expected, const char *part);
 
 #endif

@@ -2,7 +2,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 static const char *or(const char *part, const char *otherwise) { return part == NULL ? otherwise : part; }
 

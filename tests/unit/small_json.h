@@ -1,12 +1,12 @@
-/* A small tokenizer.json: the 256 letters of the byte alphabet, id = byte, and what a test puts in. */
+/* A small tokenizer.json: the 256 letters of the byte alphabet, whose id is the byte, and what a test adds. */
 #ifndef DS_TESTS_SMALL_JSON_H
 #define DS_TESTS_SMALL_JSON_H
 
-/* Each is the text of a member; NULL: as a plain tokenizer has it. */
+/* Each field is the text of a member. NULL: as in a plain tokenizer. */
 typedef struct small_parts {
     const char *added;         /* the members of added_tokens: {...},{...} */
     const char *normalizer;    /* null */
-    const char *pre_tokenizer; /* ByteLevel alone, without its expression: every text is one piece */
+    const char *pre_tokenizer; /* ByteLevel alone: every text is one piece */
     const char *post_processor;
     const char *decoder;
     const char *vocab;         /* ,"ab":256 */

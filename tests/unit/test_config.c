@@ -1,4 +1,4 @@
-/* config.json: what the published models say is read as their code reads it, and everything else is refused by name. */
+/* config.json: what the published models have is read as their code reads it. Everything else is refused by name. */
 #include "config/config.h"
 
 #include "base/json.h"
@@ -12,31 +12,30 @@
 /* DeepSeek-V2-Lite, DeepSeek-V2 and DeepSeek-V3 as published, without the fields that are ignored. */
 static const char lite[] =
     "{\"model_type\":\"deepseek_v2\",\"attention_bias\":false,\"bos_token_id\":100000,\"eos_token_id\":100001,"
-    "\"first_k_dense_replace\":1,\"hidden_act\":\"silu\",\"hidden_size\":2048,\"intermediate_size\":10944,\"kv_lora_rank\":512,"
-    "\"max_position_embeddings\":163840,\"moe_intermediate_size\":1408,\"moe_layer_freq\":1,\"n_group\":1,\"n_routed_experts\":64,"
-    "\"n_shared_experts\":2,\"norm_topk_prob\":false,\"num_attention_heads\":16,\"num_experts_per_tok\":6,\"num_hidden_layers\":27,"
-    "\"num_key_value_heads\":16,\"q_lora_rank\":null,\"qk_nope_head_dim\":128,\"qk_rope_head_dim\":64,\"rms_norm_eps\":1e-06,"
-    "\"rope_scaling\":{\"beta_fast\":32,\"beta_slow\":1,\"factor\":40,\"mscale\":0.707,\"mscale_all_dim\":0.707,"
-    "\"original_max_position_embeddings\":4096,\"type\":\"yarn\"},\"rope_theta\":10000,\"routed_scaling_factor\":1.0,"
-    "\"scoring_func\":\"softmax\",\"tie_word_embeddings\":false,\"topk_group\":1,\"topk_method\":\"greedy\",\"v_head_dim\":128,"
+    "\"first_k_dense_replace\":1,\"hidden_act\":\"silu\",\"hidden_size\":2048,\"intermediate_size\":10944,"
+    "\"kv_lora_rank\":512,\"max_position_embeddings\":163840,\"moe_intermediate_size\":1408,\"moe_layer_freq\":1,"
+    "\"n_group\":1,\"n_routed_experts\":64,\"n_shared_experts\":2,\"norm_topk_prob\":false,\"num_attention_heads\":16,"
+    "\"num_experts_per_tok\":6,\"num_hidden_layers\":27,\"num_key_value_heads\":16,\"q_lora_rank\":null,"
+    "\"qk_nope_head_dim\":128,\"qk_rope_head_dim\":64,\"rms_norm_eps\":1e-06,\"rope_scaling\":{\"beta_fast\":32,"
+    "\"beta_slow\":1,\"factor\":40,\"mscale\":0.707,\"mscale_all_dim\":0.707,\"original_max_position_embeddings\":4096,"
+    "\"type\":\"yarn\"},\"rope_theta\":10000,\"routed_scaling_factor\":1.0,\"scoring_func\":\"softmax\","
+    "\"tie_word_embeddings\":false,\"topk_group\":1,\"topk_method\":\"greedy\",\"v_head_dim\":128,"
     "\"vocab_size\":102400}";
 static const char full_changes[] =
     "{\"hidden_size\":5120,\"intermediate_size\":12288,\"moe_intermediate_size\":1536,\"n_group\":8,\"topk_group\":3,"
-    "\"n_routed_experts\":160,\"num_attention_heads\":128,\"num_key_value_heads\":128,\"num_hidden_layers\":60,\"q_lora_rank\":"
-    "1536,"
-    "\"routed_scaling_factor\":16.0,\"topk_method\":\"group_limited_greedy\"}";
+    "\"n_routed_experts\":160,\"num_attention_heads\":128,\"num_key_value_heads\":128,\"num_hidden_layers\":60,"
+    "\"q_lora_rank\":1536,\"routed_scaling_factor\":16.0,\"topk_method\":\"group_limited_greedy\"}";
 static const char v3_changes[] =
-    "{\"model_type\":\"deepseek_v3\",\"vocab_size\":129280,\"bos_token_id\":0,\"eos_token_id\":1,\"first_k_dense_replace\":3,"
-    "\"hidden_size\":7168,\"intermediate_size\":18432,\"moe_intermediate_size\":2048,\"n_group\":8,\"topk_group\":4,"
-    "\"n_routed_experts\":256,\"n_shared_experts\":1,\"num_experts_per_tok\":8,\"num_attention_heads\":128,\"num_key_value_heads\":"
-    "128,"
-    "\"num_hidden_layers\":61,\"num_nextn_predict_layers\":1,\"q_lora_rank\":1536,\"norm_topk_prob\":true,\"scoring_func\":"
-    "\"sigmoid\","
-    "\"topk_method\":\"noaux_tc\",\"routed_scaling_factor\":2.5,\"quantization_config\":{\"activation_scheme\":\"dynamic\","
-    "\"fmt\":\"e4m3\",\"quant_method\":\"fp8\",\"weight_block_size\":[128,64]}}";
+    "{\"model_type\":\"deepseek_v3\",\"vocab_size\":129280,\"bos_token_id\":0,\"eos_token_id\":1,"
+    "\"first_k_dense_replace\":3,\"hidden_size\":7168,\"intermediate_size\":18432,\"moe_intermediate_size\":2048,"
+    "\"n_group\":8,\"topk_group\":4,\"n_routed_experts\":256,\"n_shared_experts\":1,\"num_experts_per_tok\":8,"
+    "\"num_attention_heads\":128,\"num_key_value_heads\":128,\"num_hidden_layers\":61,\"num_nextn_predict_layers\":1,"
+    "\"q_lora_rank\":1536,\"norm_topk_prob\":true,\"scoring_func\":\"sigmoid\",\"topk_method\":\"noaux_tc\","
+    "\"routed_scaling_factor\":2.5,\"quantization_config\":{\"activation_scheme\":\"dynamic\",\"fmt\":\"e4m3\","
+    "\"quant_method\":\"fp8\",\"weight_block_size\":[128,64]}}";
 
-/* The text of `base` with the members of `changes` put over it; a member that is the string "-" is left out, and the members of
- * an object are put over those of the object that is there. */
+/* The text of `base` with the members of `changes` put over it. A member that is the string "-" is left out. The
+ * members of an object are put over those of the object that is there. */
 static void apply(json_t *object, json_t *changes)
 {
     const char *name;
@@ -116,7 +115,8 @@ START_TEST(layers_are_mixtures_as_in_the_published_code)
     static const bool expected[] = {false, false, false, false, true, false, true};
     for (uint32_t layer = 0; layer < 7; layer++)
         ck_assert_int_eq(ds_config_is_moe(&c, layer), expected[layer]);
-    static const char *const dense[] = {"{\"n_routed_experts\":null}", "{\"n_routed_experts\":\"-\",\"num_experts_per_tok\":null}",
+    static const char *const dense[] = {"{\"n_routed_experts\":null}",
+                                        "{\"n_routed_experts\":\"-\",\"num_experts_per_tok\":null}",
                                         "{\"n_routed_experts\":0}"};
     for (size_t i = 0; i < 3; i++) {
         c = read_changed(dense[i], NULL);
@@ -129,7 +129,7 @@ END_TEST
 
 START_TEST(fields_that_change_the_result_are_honoured)
 {
-    ck_assert_uint_eq(read_changed("{\"n_group\":4,\"topk_group\":2}", NULL).n_group, 1); /* greedy: groups do not count */
+    ck_assert_uint_eq(read_changed("{\"n_group\":4,\"topk_group\":2}", NULL).n_group, 1); /* greedy ignores groups */
     ck_assert_int_eq(read_changed("{\"topk_method\":\"gready\"}", NULL).topk_method, DS_TOPK_GREEDY);
     ck_assert_int_eq(read_changed("{\"topk_method\":\"-\",\"scoring_func\":\"-\"}", NULL).topk_method, DS_TOPK_GREEDY);
     ck_assert(read_changed("{\"attention_bias\":true}", NULL).attention_bias);
@@ -140,15 +140,16 @@ START_TEST(fields_that_change_the_result_are_honoured)
     ck_assert_uint_eq(read_changed("{\"n_shared_experts\":null}", NULL).n_shared_experts, 0);
     ck_assert(read_changed("{\"rope_theta\":5e5}", NULL).rope_theta == 5e5f);
     ck_assert(read_changed("{\"num_key_value_heads\":\"-\"}", NULL).num_attention_heads == 16);
-    ck_assert(read_changed("{\"ep_size\":8,\"pretraining_tp\":4,\"aux_loss_alpha\":0.5,\"head_dim\":64}", NULL).hidden_size ==
-              2048);
+    ck_assert(
+        read_changed("{\"ep_size\":8,\"pretraining_tp\":4,\"aux_loss_alpha\":0.5,\"head_dim\":64}", NULL).hidden_size ==
+        2048);
     ck_assert(read_changed("{\"qk_nope_head_dim\":33,\"v_head_dim\":7}", NULL).v_head_dim == 7);
 }
 END_TEST
 
 START_TEST(normalised_gates_are_scaled_as_in_the_published_code)
 {
-    /* V2 scales or normalises; V3 normalises and scales; a single gate is never normalised. */
+    /* V2 scales or normalises, V3 normalises and scales. A single gate is never normalised. */
     ds_config c = read_changed("{\"norm_topk_prob\":true,\"routed_scaling_factor\":16}", NULL);
     ck_assert(c.norm_topk_prob && c.routed_scaling_factor == 1);
     c = read_changed("{\"norm_topk_prob\":true,\"routed_scaling_factor\":16,\"num_experts_per_tok\":1}", NULL);
@@ -164,7 +165,8 @@ START_TEST(rope_scaling_takes_the_published_defaults_and_newer_spellings)
 {
     ds_config c = read_changed("{\"rope_scaling\":null}", NULL);
     ck_assert(!c.yarn.enabled && c.yarn.factor == 1 && c.yarn.mscale_all_dim == 0);
-    c = read_changed("{\"rope_scaling\":\"-\",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":20000}}", NULL);
+    c = read_changed("{\"rope_scaling\":\"-\",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":20000}}",
+                     NULL);
     ck_assert(!c.yarn.enabled && c.rope_theta == 20000);
     c = read_changed("{\"rope_scaling\":null}", "{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2.5}}");
     ck_assert(c.yarn.enabled && c.yarn.factor == 2.5f && c.yarn.beta_fast == 32 && c.yarn.beta_slow == 1);
@@ -207,12 +209,15 @@ static const struct {
     {NULL, "{\"num_key_value_heads\":8}", "num_key_value_heads is 8", DSV2_ERROR_UNSUPPORTED},
     {NULL, "{\"rope_scaling\":{\"type\":\"linear\"}}", "rope_scaling.type is \"linear\"", DSV2_ERROR_UNSUPPORTED},
     {NULL, "{\"rope_scaling\":{\"type\":\"dynamic\"}}", "rope_scaling.type is \"dynamic\"", DSV2_ERROR_UNSUPPORTED},
-    {NULL, "{\"rope_scaling\":{\"rope_type\":\"llama3\"}}", "rope_scaling.rope_type is \"llama3\"", DSV2_ERROR_UNSUPPORTED},
-    {NULL, "{\"rope_scaling\":{\"attention_factor\":1.5}}", "rope_scaling.attention_factor is set", DSV2_ERROR_UNSUPPORTED},
+    {NULL, "{\"rope_scaling\":{\"rope_type\":\"llama3\"}}", "rope_scaling.rope_type is \"llama3\"",
+     DSV2_ERROR_UNSUPPORTED},
+    {NULL, "{\"rope_scaling\":{\"attention_factor\":1.5}}", "rope_scaling.attention_factor is set",
+     DSV2_ERROR_UNSUPPORTED},
     {NULL, "{\"rope_scaling\":{\"truncate\":false}}", "rope_scaling.truncate is \"false\"", DSV2_ERROR_UNSUPPORTED},
     {NULL, "{\"quantization_config\":{\"quant_method\":\"awq\"}}", "quantization_config.quant_method is \"awq\"",
      DSV2_ERROR_UNSUPPORTED},
-    {v3_changes, "{\"quantization_config\":{\"fmt\":\"e5m2\"}}", "quantization_config.fmt is \"e5m2\"", DSV2_ERROR_UNSUPPORTED},
+    {v3_changes, "{\"quantization_config\":{\"fmt\":\"e5m2\"}}", "quantization_config.fmt is \"e5m2\"",
+     DSV2_ERROR_UNSUPPORTED},
     /* what is missing */
     {NULL, "{\"vocab_size\":\"-\"}", "vocab_size is missing", DSV2_ERROR_FORMAT},
     {NULL, "{\"hidden_size\":null}", "hidden_size is null, expected an integer", DSV2_ERROR_FORMAT},
@@ -245,19 +250,22 @@ static const struct {
     {NULL, "{\"hidden_act\":[]}", "hidden_act is an array, expected a string", DSV2_ERROR_FORMAT},
     {NULL, "{\"rope_scaling\":\"yarn\"}", "rope_scaling is a string, expected an object or null", DSV2_ERROR_FORMAT},
     {NULL, "{\"quantization_config\":true}", "quantization_config is true", DSV2_ERROR_FORMAT},
-    {v3_changes, "{\"quantization_config\":{\"weight_block_size\":[128]}}", "quantization_config.weight_block_size is an array",
-     DSV2_ERROR_FORMAT},
+    {v3_changes, "{\"quantization_config\":{\"weight_block_size\":[128]}}",
+     "quantization_config.weight_block_size is an array", DSV2_ERROR_FORMAT},
     {v3_changes, "{\"quantization_config\":{\"weight_block_size\":[128,0]}}", "weight_block_size holds an integer (0)",
      DSV2_ERROR_FORMAT},
-    {v3_changes, "{\"quantization_config\":{\"weight_block_size\":[128,null]}}", "weight_block_size holds null", DSV2_ERROR_FORMAT},
+    {v3_changes, "{\"quantization_config\":{\"weight_block_size\":[128,null]}}", "weight_block_size holds null",
+     DSV2_ERROR_FORMAT},
     {NULL, "{\"bos_token_id\":\"<s>\"}", "bos_token_id is a string", DSV2_ERROR_FORMAT},
     {NULL, "{\"eos_token_id\":[1.5]}", "eos_token_id is a number with a fraction", DSV2_ERROR_FORMAT},
     /* out of bounds */
     {NULL, "{\"vocab_size\":0}", "vocab_size is 0, expected 1 to 16777216", DSV2_ERROR_FORMAT},
     {NULL, "{\"vocab_size\":-1}", "vocab_size is -1", DSV2_ERROR_FORMAT},
     {NULL, "{\"hidden_size\":4294969344}", "hidden_size is 4294969344", DSV2_ERROR_FORMAT},
-    {NULL, "{\"num_hidden_layers\":9223372036854775807}", "num_hidden_layers is 9223372036854775807", DSV2_ERROR_FORMAT},
-    {NULL, "{\"num_attention_heads\":1025,\"num_key_value_heads\":1025}", "num_attention_heads is 1025", DSV2_ERROR_FORMAT},
+    {NULL, "{\"num_hidden_layers\":9223372036854775807}", "num_hidden_layers is 9223372036854775807",
+     DSV2_ERROR_FORMAT},
+    {NULL, "{\"num_attention_heads\":1025,\"num_key_value_heads\":1025}", "num_attention_heads is 1025",
+     DSV2_ERROR_FORMAT},
     {NULL, "{\"n_routed_experts\":4097}", "n_routed_experts is 4097", DSV2_ERROR_FORMAT},
     {NULL, "{\"num_experts_per_tok\":65}", "num_experts_per_tok is 65, expected 1 to 64", DSV2_ERROR_FORMAT},
     {NULL, "{\"num_experts_per_tok\":0}", "num_experts_per_tok is 0", DSV2_ERROR_FORMAT},
@@ -267,7 +275,8 @@ static const struct {
     {NULL, "{\"moe_layer_freq\":0}", "moe_layer_freq is 0", DSV2_ERROR_FORMAT},
     {NULL, "{\"n_shared_experts\":4096}", "n_shared_experts times moe_intermediate_size is 5767168", DSV2_ERROR_FORMAT},
     {NULL, "{\"max_position_embeddings\":67108865}", "max_position_embeddings is 67108865", DSV2_ERROR_FORMAT},
-    {NULL, "{\"bos_token_id\":102400}", "bos_token_id is 102400, expected 0 to vocab_size - 1, 102399", DSV2_ERROR_FORMAT},
+    {NULL, "{\"bos_token_id\":102400}", "bos_token_id is 102400, expected 0 to vocab_size - 1, 102399",
+     DSV2_ERROR_FORMAT},
     {NULL, "{\"eos_token_id\":[-1]}", "eos_token_id is -1", DSV2_ERROR_FORMAT},
     {NULL, "{\"rms_norm_eps\":0}", "rms_norm_eps is 0", DSV2_ERROR_FORMAT},
     {NULL, "{\"rms_norm_eps\":1e-300}", "rms_norm_eps is 1e-300", DSV2_ERROR_FORMAT},
@@ -277,8 +286,8 @@ static const struct {
     {NULL, "{\"rope_scaling\":{\"beta_fast\":0}}", "rope_scaling.beta_fast is 0", DSV2_ERROR_FORMAT},
     {NULL, "{\"rope_scaling\":{\"beta_slow\":-1}}", "rope_scaling.beta_slow is -1", DSV2_ERROR_FORMAT},
     {NULL, "{\"rope_scaling\":{\"mscale\":-0.7}}", "rope_scaling.mscale is -0.7", DSV2_ERROR_FORMAT},
-    {NULL, "{\"rope_scaling\":{\"original_max_position_embeddings\":0}}", "rope_scaling.original_max_position_embeddings is 0",
-     DSV2_ERROR_FORMAT},
+    {NULL, "{\"rope_scaling\":{\"original_max_position_embeddings\":0}}",
+     "rope_scaling.original_max_position_embeddings is 0", DSV2_ERROR_FORMAT},
     {NULL, "{\"routed_scaling_factor\":1e300}", "routed_scaling_factor is 1e+300", DSV2_ERROR_FORMAT},
     {NULL, "{\"routed_scaling_factor\":0}", "routed_scaling_factor is 0", DSV2_ERROR_FORMAT},
     /* what does not go together */
@@ -303,7 +312,8 @@ START_TEST(what_cannot_be_run_is_refused_by_file_field_and_value)
                   status == DSV2_OK ? "accepted" : dsv2_last_error());
     ck_assert_mem_eq(&config, &before, sizeof config);
     ck_assert_msg(strstr(dsv2_last_error(), "here/config.json: ") == dsv2_last_error(), "%s", dsv2_last_error());
-    ck_assert_msg(strstr(dsv2_last_error(), bad[_i].part) != NULL, "\"%s\" is not in: %s", bad[_i].part, dsv2_last_error());
+    ck_assert_msg(strstr(dsv2_last_error(), bad[_i].part) != NULL, "\"%s\" is not in: %s", bad[_i].part,
+                  dsv2_last_error());
 }
 END_TEST
 

@@ -1,5 +1,5 @@
-/* The configuration of a GGUF: what llama.cpp's converters wrote is read as the published models are, everything else is refused by
- * key. */
+/* The configuration of a GGUF: what llama.cpp's converters wrote is read as the published models are. Everything else
+ * is refused by key. */
 #include "folder.h"
 #include "script.h"
 
@@ -58,7 +58,7 @@ static const entry lite[] = {
     {"tokenizer.ggml.eos_token_id", U32(6)},
 };
 
-/* The keys of lite with changes put over them; a change without a value takes the key away. */
+/* The keys of lite with changes put over them. A change without a value takes the key away. */
 static void write_gguf(const entry *changes, size_t n_changes, const char *tensors, unsigned n_tensors)
 {
     entry all[MAX_ENTRIES];
@@ -78,14 +78,14 @@ static void write_gguf(const entry *changes, size_t n_changes, const char *tenso
     size_t length = (size_t)snprintf(script, sizeof script, "b:GGUF 4:3 8:%u 8:%zu ", n_tensors, n);
     for (size_t i = 0; i < n; i++) {
         bool own = strncmp(all[i].key, "general.", 8) == 0 || strncmp(all[i].key, "tokenizer.", 10) == 0;
-        length += (size_t)snprintf(script + length, sizeof script - length, "s:%s%s %s ", own ? "" : "deepseek2.", all[i].key,
-                                   all[i].value);
+        length += (size_t)snprintf(script + length, sizeof script - length, "s:%s%s %s ", own ? "" : "deepseek2.",
+                                   all[i].key, all[i].value);
     }
     snprintf(script + length, sizeof script - length, "%s", tensors);
     script_write("a.gguf", script);
 }
 
-/* Seven tokens of two numbers; the embedding alone, and with a head. */
+/* Seven tokens of two numbers: the embedding alone, and with a head. */
 static const char tied[] = "s:token_embd.weight 4:2 8:2 8:7 4:0 8:0 pad:32 n:56";
 static const char untied[] = "s:token_embd.weight 4:2 8:2 8:7 4:0 8:0 s:output.weight 4:2 8:2 8:7 4:1 8:64 pad:32 n:92";
 
@@ -118,11 +118,13 @@ static ds_config read_changed(const entry *changes, size_t n_changes, const char
     write_gguf(changes, n_changes, untied, 2);
     dsv2_status status = read_written(&config, &seen);
     ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
-    ck_assert_msg(strstr(seen.text, warning) != NULL && (warning[0] != '\0' || seen.text[0] == '\0'), "warned: %s", seen.text);
+    ck_assert_msg(strstr(seen.text, warning) != NULL && (warning[0] != '\0' || seen.text[0] == '\0'), "warned: %s",
+                  seen.text);
     return config;
 }
 
-#define READ(warning, ...) read_changed((const entry[]){__VA_ARGS__}, sizeof (entry[]){__VA_ARGS__} / sizeof(entry), warning)
+#define READ(warning, ...)                                                                                             \
+    read_changed((const entry[]){__VA_ARGS__}, sizeof (entry[]){__VA_ARGS__} / sizeof(entry), warning)
 
 START_TEST(a_converted_lite_is_read)
 {
@@ -139,29 +141,30 @@ END_TEST
 START_TEST(older_and_other_files_are_read)
 {
     /* before MLA had keys of its own */
-    ds_config c =
-        READ("", {"attention.key_length_mla", NULL}, {"attention.value_length_mla", NULL}, {"attention.key_length", U32(192)},
-             {"attention.value_length", U32(120)}, {"attention.head_count_kv", U32(16)});
+    ds_config c = READ("", {"attention.key_length_mla", NULL}, {"attention.value_length_mla", NULL},
+                       {"attention.key_length", U32(192)}, {"attention.value_length", U32(120)},
+                       {"attention.head_count_kv", U32(16)});
     ck_assert(c.qk_nope_head_dim == 128 && c.v_head_dim == 120);
     /* before gating functions and groups had keys */
     c = READ("", {"expert_gating_func", NULL}, {"expert_group_count", NULL}, {"expert_group_used_count", NULL});
     ck_assert(c.scoring_func == DS_SCORING_SOFTMAX && c.topk_method == DS_TOPK_GREEDY);
-    c = READ("8 groups with 3 used are assumed for 160 experts", {"expert_gating_func", NULL}, {"expert_group_count", NULL},
-             {"expert_count", U32(160)});
+    c = READ("8 groups with 3 used are assumed for 160 experts", {"expert_gating_func", NULL},
+             {"expert_group_count", NULL}, {"expert_count", U32(160)});
     ck_assert(c.topk_method == DS_TOPK_GROUP_LIMITED_GREEDY && c.n_group == 8 && c.topk_group == 3);
-    c = READ("8 groups with 4 used are assumed for 256 experts", {"expert_gating_func", U32(2)}, {"expert_group_count", NULL},
-             {"expert_count", U32(256)}, {"expert_weights_norm", TRUE}, {"expert_weights_scale", FLOAT(2.5)});
+    c = READ("8 groups with 4 used are assumed for 256 experts", {"expert_gating_func", U32(2)},
+             {"expert_group_count", NULL}, {"expert_count", U32(256)}, {"expert_weights_norm", TRUE},
+             {"expert_weights_scale", FLOAT(2.5)});
     ck_assert(c.is_v3 && c.topk_method == DS_TOPK_NOAUX_TC && c.n_group == 8 && c.topk_group == 4);
     ck_assert(c.norm_topk_prob && c.routed_scaling_factor == 2.5f);
     /* with them */
     c = READ("", {"expert_count", U32(160)}, {"expert_group_count", U32(4)}, {"expert_group_used_count", U32(2)});
     ck_assert(c.topk_method == DS_TOPK_GROUP_LIMITED_GREEDY && c.n_group == 4 && c.topk_group == 2);
-    /* V2 does not scale what it has normalised, nor normalise a single gate */
+    /* V2 does not scale a normalised gate, nor normalise a single gate */
     c = READ("", {"expert_weights_norm", TRUE}, {"expert_weights_scale", FLOAT(16)});
     ck_assert(c.norm_topk_prob && c.routed_scaling_factor == 1);
     c = READ("", {"expert_weights_norm", TRUE}, {"expert_weights_scale", FLOAT(16)}, {"expert_used_count", U32(1)});
     ck_assert(!c.norm_topk_prob && c.routed_scaling_factor == 16);
-    /* layers for predicting further tokens are no layers of the model */
+    /* layers that predict further tokens are no layers of the model */
     ck_assert_uint_eq(READ("", {"nextn_predict_layers", U32(2)}).num_hidden_layers, 25);
     ck_assert_uint_eq(READ("", {"attention.q_lora_rank", U32(1536)}).q_lora_rank, 1536);
     ck_assert_uint_eq(READ("", {"expert_count", NULL}).n_routed_experts, 0);
@@ -211,13 +214,19 @@ static const struct {
     {{{"general.architecture", NULL}}, "key general.architecture is missing, expected string", DSV2_ERROR_FORMAT},
     {{{"general.architecture", U32(2)}}, "key general.architecture is of type u32, expected string", DSV2_ERROR_FORMAT},
     {{{"embedding_length", NULL}}, "key deepseek2.embedding_length is missing", DSV2_ERROR_FORMAT},
-    {{{"embedding_length", FLOAT(2048)}}, "key deepseek2.embedding_length is of type f32, expected an integer", DSV2_ERROR_FORMAT},
+    {{{"embedding_length", FLOAT(2048)}},
+     "key deepseek2.embedding_length is of type f32, expected an integer",
+     DSV2_ERROR_FORMAT},
     {{{"embedding_length", U32(0)}}, "key deepseek2.embedding_length is 0, expected 1 to 1048576", DSV2_ERROR_FORMAT},
     {{{"embedding_length", U32(1048577)}}, "key deepseek2.embedding_length is 1048577", DSV2_ERROR_FORMAT},
-    {{{"feed_forward_length", "4:9 4:4 8:1 4:9"}}, "key deepseek2.feed_forward_length is of type array of u32", DSV2_ERROR_FORMAT},
+    {{{"feed_forward_length", "4:9 4:4 8:1 4:9"}},
+     "key deepseek2.feed_forward_length is of type array of u32",
+     DSV2_ERROR_FORMAT},
     {{{"block_count", U32(1025)}}, "key deepseek2.block_count is 1025", DSV2_ERROR_FORMAT},
     {{{"block_count", "4:5 4:4294967295"}}, "key deepseek2.block_count is negative", DSV2_ERROR_FORMAT},
-    {{{"nextn_predict_layers", U32(27)}}, "key deepseek2.nextn_predict_layers is 27, expected 0 to 26", DSV2_ERROR_FORMAT},
+    {{{"nextn_predict_layers", U32(27)}},
+     "key deepseek2.nextn_predict_layers is 27, expected 0 to 26",
+     DSV2_ERROR_FORMAT},
     {{{"context_length", "4:10 8:0x100000000"}}, "key deepseek2.context_length is 4294967296", DSV2_ERROR_FORMAT},
     {{{"attention.head_count", U32(1025)}}, "key deepseek2.attention.head_count is 1025", DSV2_ERROR_FORMAT},
     {{{"attention.head_count_kv", U32(16)}},
@@ -226,14 +235,18 @@ static const struct {
     {{{"attention.key_length_mla", NULL}, {"attention.head_count_kv", U32(4)}},
      "head_count_kv is 4, this library runs 16",
      DSV2_ERROR_UNSUPPORTED},
-    {{{"attention.key_length_mla", U32(64)}}, "key deepseek2.attention.key_length_mla is 64, expected 65", DSV2_ERROR_FORMAT},
+    {{{"attention.key_length_mla", U32(64)}},
+     "key deepseek2.attention.key_length_mla is 64, expected 65",
+     DSV2_ERROR_FORMAT},
     {{{"attention.value_length_mla", NULL}}, "key deepseek2.attention.value_length_mla is missing", DSV2_ERROR_FORMAT},
     {{{"attention.kv_lora_rank", NULL}}, "key deepseek2.attention.kv_lora_rank is missing", DSV2_ERROR_FORMAT},
     {{{"attention.q_lora_rank", U32(0)}}, "key deepseek2.attention.q_lora_rank is 0", DSV2_ERROR_FORMAT},
     {{{"attention.layer_norm_rms_epsilon", NULL}}, "layer_norm_rms_epsilon is missing", DSV2_ERROR_FORMAT},
     {{{"attention.layer_norm_rms_epsilon", FLOAT(0)}}, "layer_norm_rms_epsilon is 0", DSV2_ERROR_FORMAT},
     {{{"attention.layer_norm_rms_epsilon", FLOAT(nan)}}, "layer_norm_rms_epsilon is nan", DSV2_ERROR_FORMAT},
-    {{{"rope.dimension_count", U32(63)}}, "key deepseek2.rope.dimension_count is 63, expected an even number", DSV2_ERROR_FORMAT},
+    {{{"rope.dimension_count", U32(63)}},
+     "key deepseek2.rope.dimension_count is 63, expected an even number",
+     DSV2_ERROR_FORMAT},
     {{{"rope.freq_base", FLOAT(inf)}}, "key deepseek2.rope.freq_base is inf", DSV2_ERROR_FORMAT},
     {{{"rope.freq_base", FLOAT(1)}}, "key deepseek2.rope.freq_base is 1", DSV2_ERROR_FORMAT},
     {{{"rope.scaling.type", TEXT("linear")}}, "key deepseek2.rope.scaling.type is \"linear\"", DSV2_ERROR_UNSUPPORTED},
@@ -250,13 +263,19 @@ static const struct {
     {{{"expert_used_count", NULL}}, "key deepseek2.expert_used_count is missing", DSV2_ERROR_FORMAT},
     {{{"expert_used_count", U32(65)}}, "key deepseek2.expert_used_count is 65", DSV2_ERROR_FORMAT},
     {{{"expert_feed_forward_length", NULL}}, "key deepseek2.expert_feed_forward_length is missing", DSV2_ERROR_FORMAT},
-    {{{"expert_shared_count", U32(4096)}}, "n_shared_experts times moe_intermediate_size is 5767168", DSV2_ERROR_FORMAT},
+    {{{"expert_shared_count", U32(4096)}},
+     "n_shared_experts times moe_intermediate_size is 5767168",
+     DSV2_ERROR_FORMAT},
     {{{"expert_gating_func", U32(3)}}, "key deepseek2.expert_gating_func is 3", DSV2_ERROR_UNSUPPORTED},
-    {{{"expert_weights_norm", U32(1)}}, "key deepseek2.expert_weights_norm is of type u32, expected bool", DSV2_ERROR_FORMAT},
+    {{{"expert_weights_norm", U32(1)}},
+     "key deepseek2.expert_weights_norm is of type u32, expected bool",
+     DSV2_ERROR_FORMAT},
     {{{"expert_weights_scale", FLOAT(nan)}}, "key deepseek2.expert_weights_scale is nan", DSV2_ERROR_FORMAT},
     {{{"expert_group_count", U32(65)}}, "key deepseek2.expert_group_count is 65", DSV2_ERROR_FORMAT},
     {{{"expert_group_count", U32(7)}}, "n_group is 7, which does not divide n_routed_experts, 64", DSV2_ERROR_FORMAT},
-    {{{"expert_group_used_count", U32(2)}}, "key deepseek2.expert_group_used_count is 2, expected 1 to 1", DSV2_ERROR_FORMAT},
+    {{{"expert_group_used_count", U32(2)}},
+     "key deepseek2.expert_group_used_count is 2, expected 1 to 1",
+     DSV2_ERROR_FORMAT},
     {{{"expert_group_used_count", NULL}}, "key deepseek2.expert_group_used_count is missing", DSV2_ERROR_FORMAT},
     {{{"tokenizer.ggml.bos_token_id", U32(7)}},
      "key tokenizer.ggml.bos_token_id is 7, expected less than the vocabulary's size, 7",
@@ -275,7 +294,8 @@ START_TEST(what_cannot_be_run_is_refused_by_file_key_and_value)
                   status == DSV2_OK ? "accepted" : dsv2_last_error());
     ck_assert_mem_eq(&config, &before, sizeof config);
     ck_assert_msg(strstr(dsv2_last_error(), folder_file("a.gguf")) == dsv2_last_error(), "%s", dsv2_last_error());
-    ck_assert_msg(strstr(dsv2_last_error(), bad[_i].part) != NULL, "\"%s\" is not in: %s", bad[_i].part, dsv2_last_error());
+    ck_assert_msg(strstr(dsv2_last_error(), bad[_i].part) != NULL, "\"%s\" is not in: %s", bad[_i].part,
+                  dsv2_last_error());
 }
 END_TEST
 

@@ -1,4 +1,4 @@
-/* Safetensors: what is in a good file is found, and every bad one is refused with a message that says where and why. */
+/* Safetensors: what is in a good file is found. Every bad file is refused with a message that says where and why. */
 #include "folder.h"
 #include "opening.h"
 
@@ -6,13 +6,12 @@
 #include "support/run.h"
 
 #include <check.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A file of `length` (little-endian), the header's text, and data_size bytes 0, 1, 2, ... */
+/* A file of `length` (8 bytes, little-endian), the header's text, and data_size bytes 0, 1, 2, ... */
 static void write_with_length(const char *name, uint64_t length, const char *header, size_t data_size)
 {
     size_t header_size = strlen(header), size = 8 + header_size + data_size;
@@ -31,11 +30,18 @@ static void write_safetensors(const char *name, const char *header, size_t data_
     write_with_length(name, strlen(header), header, data_size);
 }
 
-static ds_container *open_good(const char *name) { return expect_opened(ds_safetensors_open_file, name); }
+/* Opens the folder of the file at `path`, its only one. */
+static dsv2_status open_folder_of(const char *path, const ds_logger *logger, ds_container **container)
+{
+    ck_assert_ptr_nonnull(strstr(path, folder_path()));
+    return ds_safetensors_open(folder_path(), logger, container);
+}
+
+static ds_container *open_good(const char *name) { return expect_opened(open_folder_of, name); }
 
 static void expect_refused(const char *name, dsv2_status expected, const char *part)
 {
-    expect_refusal(ds_safetensors_open_file, name, expected, part);
+    expect_refusal(open_folder_of, name, expected, part);
     expect_message(folder_file(name));
 }
 
@@ -62,7 +68,7 @@ START_TEST(tensors_are_sorted_typed_and_shaped)
         {"half", DS_TYPE_F16, 1, 2, 2, 4, 24},   {"none", DS_TYPE_F32, 2, 7, 0, 0, 0},
         {"scalar", DS_TYPE_F16, 0, 0, 0, 2, 39}, {"z", DS_TYPE_F32, 2, 2, 3, 24, 0},
     };
-    ck_assert_str_eq(ds_container_kind(container), "safetensors");
+    ck_assert_str_eq(ds_container_format(container), "safetensors");
     ck_assert_uint_eq(ds_container_count(container), sizeof expected / sizeof *expected);
     for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
         const ds_tensor *tensor = ds_container_tensor(container, i);
@@ -107,7 +113,7 @@ START_TEST(only_a_needed_tensor_of_unread_type_is_an_error)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         ck_assert_ptr_null(ds_container_find(container, cases[i].name));
         ck_assert_int_eq(ds_container_require(container, cases[i].name, &tensor), cases[i].status);
-        expect_message(folder_file("a.safetensors"));
+        expect_message(cases[i].status == DSV2_ERROR_FORMAT ? folder_path() : folder_file("a.safetensors"));
         expect_message(cases[i].part);
     }
     ds_container_close(container);
@@ -115,8 +121,8 @@ START_TEST(only_a_needed_tensor_of_unread_type_is_an_error)
 END_TEST
 
 #define TENSOR(shape, offsets) "{\"w\":{\"dtype\":\"F32\",\"shape\":" shape ",\"data_offsets\":" offsets "}}"
-#define TWO(first, second)                                                                                                         \
-    "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" first                                                              \
+#define TWO(first, second)                                                                                             \
+    "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" first                                                  \
     "},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" second "}}"
 
 static const struct {
@@ -129,44 +135,42 @@ static const struct {
     {"{\"w\":", 0, "not valid JSON"},
     {"{} x", 0, "not valid JSON"},
     {TENSOR("[2,2]", "[0,12]"), 12, "tensor w: data_offsets give 12 bytes"},
-     {TENSOR("[2,2]", "[0,20]"), 20, "tensor w: data_offsets give 20 bytes"},
-      {TENSOR("[]", "[0,8]"), 8, "tensor w: data_offsets give 8 bytes"},
-       {TENSOR("[2]", "[0,8]"), 7, "tensor w: data_offsets are 0 to 8, expected a range within the file's 7 bytes"},
-        {TENSOR("[2]", "[0,8]"), 9, "data_offsets end at 8, but the file holds 9 bytes"},
-         {TENSOR("[2]", "[8,0]"), 8, "tensor w: data_offsets are 8 to 0"},
-          {TENSOR("[2]", "[-8,0]"), 8, "tensor w: data_offsets holds a negative integer"},
-           {TENSOR("[2]", "[0]"), 8, "tensor w: data_offsets is an array of 1"},
-            {TENSOR("[2]", "[0,4,8]"), 8, "tensor w: data_offsets is an array of 3"},
-             {TENSOR("[2]", "[0,8.0]"), 8, "tensor w: data_offsets holds a number with a fraction"},
-              {TENSOR("[2]", "null"), 8, "tensor w: data_offsets is null"},
-               {TENSOR("[2]", "[9223372036854775800,9223372036854775807]"), 8, "tensor w: data_offsets are 9223372036854775800"},
-                {TENSOR("[2]", "[0,99999999999999999999]"), 8, "not valid JSON: too big integer"},
-                 {TENSOR("[4611686018427387904,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
-                  {TENSOR("[4294967296,4294967296,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
-                   {TENSOR("[4611686018427387905]", "[0,4]"), 4, "tensor w: data_offsets give 4 bytes"},
-                    {TENSOR("[9223372036854775807,9223372036854775807,0]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
-                     {TENSOR("[-1]", "[0,8]"), 8, "tensor w: shape holds a negative integer"},
-                      {TENSOR("[\"2\"]", "[0,8]"), 8, "tensor w: shape holds a string"},
-                       {TENSOR("2", "[0,8]"), 8, "tensor w: shape is an integer"},
-                        {TWO("[0,8]", "[4,12]"), 12,
-                             "tensor b: data_offsets begin at 4 where the tensor before ends at 8: it overlaps"},
-                         {TWO("[0,8]", "[0,8]"), 8, "overlaps another"},
-                          {TWO("[0,8]", "[12,20]"), 20,
-                               "tensor b: data_offsets begin at 12 where the tensor before ends at 8: it leaves a hole"},
-                           {TWO("[8,16]", "[16,24]"), 24,
-                                "tensor a: data_offsets begin at 8 where the tensor before ends at 0: it leaves a hole"},
-                            {"{\"w\":3}", 0, "tensor w is an integer, expected an object"},
-                            {"{\"w\":{}}", 0, "tensor w: dtype is missing, expected a string"},
-                            {"{\"w\":{\"dtype\":7,\"shape\":[],\"data_offsets\":[0,0]}}", 0,
-                             "tensor w: dtype is an integer, expected a string"},
-                            {"{\"w\":{\"dtype\":\"F32\",\"data_offsets\":[0,0]}}", 0, "tensor w: shape is missing"},
-                            {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0]}}", 0, "tensor w: data_offsets is missing"},
-                            {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]},\"w\":{\"dtype\":\"F32\",\"shape\":["
-                             "0],\"data_offsets\":[0,0]}}",
-                             0, "duplicate object key"},
-                            {"{\"w\":{\"dtype\":\"F32\",\"dtype\":\"F16\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0,
-                             "duplicate object key"},
-                          };
+    {TENSOR("[2,2]", "[0,20]"), 20, "tensor w: data_offsets give 20 bytes"},
+    {TENSOR("[]", "[0,8]"), 8, "tensor w: data_offsets give 8 bytes"},
+    {TENSOR("[2]", "[0,8]"), 7, "tensor w: data_offsets are 0 to 8, expected a range within the file's 7 bytes"},
+    {TENSOR("[2]", "[0,8]"), 9, "data_offsets end at 8, but the file holds 9 bytes"},
+    {TENSOR("[2]", "[8,0]"), 8, "tensor w: data_offsets are 8 to 0"},
+    {TENSOR("[2]", "[-8,0]"), 8, "tensor w: data_offsets holds a negative integer"},
+    {TENSOR("[2]", "[0]"), 8, "tensor w: data_offsets is an array of 1"},
+    {TENSOR("[2]", "[0,4,8]"), 8, "tensor w: data_offsets is an array of 3"},
+    {TENSOR("[2]", "[0,8.0]"), 8, "tensor w: data_offsets holds a number with a fraction"},
+    {TENSOR("[2]", "null"), 8, "tensor w: data_offsets is null"},
+    {TENSOR("[2]", "[9223372036854775800,9223372036854775807]"), 8, "tensor w: data_offsets are 9223372036854775800"},
+    {TENSOR("[2]", "[0,99999999999999999999]"), 8, "not valid JSON: too big integer"},
+    {TENSOR("[4611686018427387904,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
+    {TENSOR("[4294967296,4294967296,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
+    {TENSOR("[4611686018427387905]", "[0,4]"), 4, "tensor w: data_offsets give 4 bytes"},
+    {TENSOR("[9223372036854775807,9223372036854775807,0]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
+    {TENSOR("[-1]", "[0,8]"), 8, "tensor w: shape holds a negative integer"},
+    {TENSOR("[\"2\"]", "[0,8]"), 8, "tensor w: shape holds a string"},
+    {TENSOR("2", "[0,8]"), 8, "tensor w: shape is an integer"},
+    {TWO("[0,8]", "[4,12]"), 12, "tensor b: data_offsets begin at 4 where the tensor before ends at 8: it overlaps"},
+    {TWO("[0,8]", "[0,8]"), 8, "overlaps another"},
+    {TWO("[0,8]", "[12,20]"), 20,
+     "tensor b: data_offsets begin at 12 where the tensor before ends at 8: it leaves a hole"},
+    {TWO("[8,16]", "[16,24]"), 24,
+     "tensor a: data_offsets begin at 8 where the tensor before ends at 0: it leaves a hole"},
+    {"{\"w\":3}", 0, "tensor w is an integer, expected an object"},
+    {"{\"w\":{}}", 0, "tensor w: dtype is missing, expected a string"},
+    {"{\"w\":{\"dtype\":7,\"shape\":[],\"data_offsets\":[0,0]}}", 0,
+     "tensor w: dtype is an integer, expected a string"},
+    {"{\"w\":{\"dtype\":\"F32\",\"data_offsets\":[0,0]}}", 0, "tensor w: shape is missing"},
+    {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0]}}", 0, "tensor w: data_offsets is missing"},
+    {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]},\"w\":{\"dtype\":\"F32\",\"shape\":["
+     "0],\"data_offsets\":[0,0]}}",
+     0, "duplicate object key"},
+    {"{\"w\":{\"dtype\":\"F32\",\"dtype\":\"F16\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0, "duplicate object key"},
+};
 
 START_TEST(a_bad_header_is_refused_by_file_tensor_and_field)
 {
@@ -223,10 +227,13 @@ END_TEST
 START_TEST(what_is_no_regular_file_is_refused)
 {
     ck_assert_int_eq(mkdir(folder_file("folder.safetensors"), 0700), 0);
-    ck_assert_int_eq(mkfifo(folder_file("fifo.safetensors"), 0600), 0);
     expect_refused("folder.safetensors", DSV2_ERROR_IO, "not a regular file");
+    ck_assert_int_eq(rmdir(folder_file("folder.safetensors")), 0);
+    ck_assert_int_eq(mkfifo(folder_file("fifo.safetensors"), 0600), 0);
     expect_refused("fifo.safetensors", DSV2_ERROR_IO, "not a regular file");
-    expect_refused("absent.safetensors", DSV2_ERROR_IO, "cannot open: No such file");
+    ck_assert_int_eq(unlink(folder_file("fifo.safetensors")), 0);
+    ck_assert_int_eq(symlink("absent", folder_file("link.safetensors")), 0);
+    expect_refused("link.safetensors", DSV2_ERROR_IO, "cannot open: No such file");
 }
 END_TEST
 
@@ -278,7 +285,8 @@ START_TEST(a_folder_opens_by_index_or_single_file_or_all_files)
     ck_assert_uint_eq(count_folder(), 2);
     write_safetensors("model.safetensors", ONE("m"), 4);
     ck_assert_uint_eq(count_folder(), 1);
-    write_index("{\"metadata\":{\"total_size\":8},\"weight_map\":{\"a\":\"part-a.safetensors\",\"b\":\"part-b.safetensors\"}}");
+    write_index(
+        "{\"metadata\":{\"total_size\":8},\"weight_map\":{\"a\":\"part-a.safetensors\",\"b\":\"part-b.safetensors\"}}");
     ck_assert_uint_eq(count_folder(), 2);
 }
 END_TEST
@@ -298,13 +306,15 @@ static const struct {
     {"{\"weight_map\":{\"a\":\"../a.safetensors\"}}", "tensor a is in ../a.safetensors", DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"x/../../a.safetensors\"}}", "expected the name of a file", DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "tensor a is in /etc/passwd", DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"absent.safetensors\"}}", "absent.safetensors: cannot open", DSV2_ERROR_IO},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"c\":\"1.safetensors\"}}", "tensor c should be in 1.safetensors, but is in none",
-     DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}", "tensor a should be in 2.safetensors, but is in ",
-     DSV2_ERROR_FORMAT},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"absent.safetensors\"}}", "absent.safetensors: cannot open",
+     DSV2_ERROR_IO},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"c\":\"1.safetensors\"}}",
+     "tensor c should be in 1.safetensors, but is in none", DSV2_ERROR_FORMAT},
+    {"{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}",
+     "tensor a should be in 2.safetensors, but is in ", DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"1.safetensors\",\"a\":\"1.safetensors\"}}", "duplicate object key", DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"again.safetensors\"}}", "tensor a is there twice", DSV2_ERROR_FORMAT},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"again.safetensors\"}}", "tensor a is there twice",
+     DSV2_ERROR_FORMAT},
 };
 
 START_TEST(a_bad_index_is_refused_by_tensor_and_file)
@@ -347,7 +357,8 @@ int main(void)
     tcase_add_checked_fixture(tests, folder_make, folder_remove);
     tcase_add_test(tests, tensors_are_sorted_typed_and_shaped);
     tcase_add_test(tests, only_a_needed_tensor_of_unread_type_is_an_error);
-    tcase_add_loop_test(tests, a_bad_header_is_refused_by_file_tensor_and_field, 0, sizeof bad_headers / sizeof *bad_headers);
+    tcase_add_loop_test(tests, a_bad_header_is_refused_by_file_tensor_and_field, 0,
+                        sizeof bad_headers / sizeof *bad_headers);
     tcase_add_test(tests, a_header_length_that_does_not_fit_is_refused);
     tcase_add_test(tests, a_file_cut_anywhere_is_refused);
     tcase_add_test(tests, deep_json_is_refused);

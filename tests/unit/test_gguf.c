@@ -1,5 +1,5 @@
-/* GGUF: what is in a good file is found, every bad one is refused with a message that says where and why, and block types become
- * the floats that other readers give. */
+/* GGUF: what is in a good file is found, and every bad file is refused with a message that says where and why. Block
+ * types become the floats that other readers give. */
 #include "folder.h"
 #include "opening.h"
 #include "script.h"
@@ -36,7 +36,8 @@ static const char good[] =
                    "s:general.alignment 4:4 4:64 "
                    "s:flag 4:7 1:1 "
                    "s:list 4:9 4:8 8:2 s:x s:yz " MATRIX("w", "3", "2", "0", "0") VECTOR("h", "5", "1", "64")
-                       MATRIX("q", "64", "2", "8", "128") "s:cube 4:3 8:2 8:3 8:4 4:30 8:320 " VECTOR("odd", "256", "22", "384")
+                       MATRIX("q", "64", "2", "8", "128") "s:cube 4:3 8:2 8:3 8:4 4:30 8:320 "
+                       VECTOR("odd", "256", "22", "384")
                            VECTOR("ids", "2", "26", "512") VECTOR("future", "7", "99", "576") "pad:64 n:584";
 
 START_TEST(tensors_are_typed_and_their_dimensions_turned)
@@ -53,7 +54,7 @@ START_TEST(tensors_are_typed_and_their_dimensions_turned)
                     {"h", DS_TYPE_F16, 1, {5, 0, 0}, 10, 64},
                     {"q", DS_TYPE_Q8_0, 2, {2, 64, 0}, 136, 128},
                     {"w", DS_TYPE_F32, 2, {2, 3, 0}, 24, 0}};
-    ck_assert_str_eq(ds_container_kind(container), "gguf");
+    ck_assert_str_eq(ds_container_format(container), "gguf");
     ck_assert_uint_eq(ds_container_count(container), 4);
     const unsigned char *data = ds_container_find(container, "w")->data;
     for (size_t i = 0; i < 4; i++) {
@@ -98,12 +99,13 @@ START_TEST(version_2_is_read_as_version_3)
 }
 END_TEST
 
-static const char values[] = HEAD("0", "20") "s:u8 4:0 1:200 s:i8 4:1 1:127 s:u16 4:2 2:65535 s:i16 4:3 2:32767 s:u32 4:4 "
-                                             "4:4294967295 s:i32 4:5 4:7 s:u64 4:10 8:9 s:i64 4:11 8:10 "
-                                             "s:minus8 4:1 1:255 s:minus16 4:3 2:65535 s:minus32 4:5 4:4294967295 s:minus64 4:11 "
-                                             "8:18446744073709551615 s:big 4:10 8:4294967296 "
-                                             "s:f32 4:6 f:1.5 s:f64 4:12 d:0.25 s:true 4:7 1:1 s:text 4:8 s:words "
-                                             "s:bytes 4:9 4:0 8:3 1:1 1:2 1:3 s:ints 4:9 4:5 8:2 4:5 4:6 s:floats 4:9 4:6 8:1 f:3";
+static const char values[] =
+    HEAD("0", "20") "s:u8 4:0 1:200 s:i8 4:1 1:127 s:u16 4:2 2:65535 s:i16 4:3 2:32767 s:u32 4:4 "
+                    "4:4294967295 s:i32 4:5 4:7 s:u64 4:10 8:9 s:i64 4:11 8:10 "
+                    "s:minus8 4:1 1:255 s:minus16 4:3 2:65535 s:minus32 4:5 4:4294967295 s:minus64 4:11 "
+                    "8:18446744073709551615 s:big 4:10 8:4294967296 "
+                    "s:f32 4:6 f:1.5 s:f64 4:12 d:0.25 s:true 4:7 1:1 s:text 4:8 s:words "
+                    "s:bytes 4:9 4:0 8:3 1:1 1:2 1:3 s:ints 4:9 4:5 8:2 4:5 4:6 s:floats 4:9 4:6 8:1 f:3";
 
 START_TEST(metadata_is_given_by_key_and_type)
 {
@@ -129,7 +131,8 @@ START_TEST(metadata_is_given_by_key_and_type)
     ck_assert(ds_gguf_f32(c, "f64", &real) == DSV2_OK && real == 0.25f);
     ck_assert(ds_gguf_bool(c, "true", &flag) == DSV2_OK && flag);
     ck_assert(ds_gguf_string(c, "text", &text) == DSV2_OK && text.size == 5 && memcmp(text.data, "words", 5) == 0);
-    ck_assert(ds_gguf_array(c, "bytes", DS_GGUF_U8, &array, &n) == DSV2_OK && n == 3 && memcmp(array, "\1\2\3", 3) == 0);
+    ck_assert(ds_gguf_array(c, "bytes", DS_GGUF_U8, &array, &n) == DSV2_OK && n == 3 &&
+              memcmp(array, "\1\2\3", 3) == 0);
     ck_assert(ds_gguf_array(c, "ints", DS_GGUF_I32, &array, &n) == DSV2_OK && n == 2 &&
               ds_read_u32((const char *)array + 4) == 6);
     ck_assert(ds_gguf_array(c, "floats", DS_GGUF_F32, &array, &n) == DSV2_OK && n == 1);
@@ -141,7 +144,8 @@ START_TEST(metadata_is_given_by_key_and_type)
     c = open_good("b.gguf");
     ds_text *texts;
     ck_assert_int_eq(ds_gguf_strings(c, "list", &texts, &n), DSV2_OK);
-    ck_assert(n == 2 && texts[0].size == 1 && texts[0].data[0] == 'x' && texts[1].size == 2 && memcmp(texts[1].data, "yz", 2) == 0);
+    ck_assert(n == 2 && texts[0].size == 1 && texts[0].data[0] == 'x' && texts[1].size == 2 &&
+              memcmp(texts[1].data, "yz", 2) == 0);
     ds_free(texts);
     ds_container_close(c);
 }
@@ -217,7 +221,8 @@ static const struct {
     {HEAD("0", "1") "s: 4:4 4:1", "a key at byte 24 has 0 bytes, expected 1 to 65535", DSV2_ERROR_FORMAT},
     {HEAD("0", "1") "8:3 1:97 1:0 1:98 4:4 4:1", "none of them zero", DSV2_ERROR_FORMAT},
     {HEAD("0", "1") "s:key 4:8 8:" HUGE64 " n:9", "value of key at byte 47 takes " HUGE64 " bytes", DSV2_ERROR_FORMAT},
-    {HEAD("0", "1") "s:key 4:8 8:9223372036854775808 n:9", "value of key at byte 47 takes 9223372036854775808", DSV2_ERROR_FORMAT},
+    {HEAD("0", "1") "s:key 4:8 8:9223372036854775808 n:9", "value of key at byte 47 takes 9223372036854775808",
+     DSV2_ERROR_FORMAT},
     /* types of values */
     {HEAD("0", "1") "s:key 4:13 8:0", "value of key has type 13, expected 0 to 12", DSV2_ERROR_FORMAT},
     {HEAD("0", "1") "s:key 4:"
@@ -232,13 +237,15 @@ static const struct {
      DSV2_ERROR_FORMAT},
     {HEAD("0", "1") "s:key 4:9 4:10 8:0x2000000000000000 4:0", "value of key at byte 51 takes 18446744073709551615",
      DSV2_ERROR_FORMAT},
-    {HEAD("0", "1") "s:key 4:9 4:0 8:5 n:4", "value of key at byte 51 takes 5 bytes, but 4 are left", DSV2_ERROR_FORMAT},
+    {HEAD("0", "1") "s:key 4:9 4:0 8:5 n:4", "value of key at byte 51 takes 5 bytes, but 4 are left",
+     DSV2_ERROR_FORMAT},
     {HEAD("0", "1") "s:key 4:9 4:8 8:" HUGE64 " s:a s:b", "value of key at byte 69 takes 8 bytes, but 0 are left",
      DSV2_ERROR_FORMAT},
     {HEAD("0", "1") "s:key 4:9 4:8 8:2 s:a 8:" HUGE64, "value of key at byte 68 takes " HUGE64, DSV2_ERROR_FORMAT},
     {HEAD("0", "2") "s:key 4:4 4:1 s:key 4:4 4:1", "key key is there twice", DSV2_ERROR_FORMAT},
     /* alignment */
-    {HEAD("0", "1") "s:general.alignment 4:4 4:0", "key general.alignment is 0, expected a power of two", DSV2_ERROR_FORMAT},
+    {HEAD("0", "1") "s:general.alignment 4:4 4:0", "key general.alignment is 0, expected a power of two",
+     DSV2_ERROR_FORMAT},
     {HEAD("0", "1") "s:general.alignment 4:4 4:24", "key general.alignment is 24", DSV2_ERROR_FORMAT},
     {HEAD("0", "1") "s:general.alignment 4:4 4:0x80000000", "key general.alignment is 2147483648", DSV2_ERROR_FORMAT},
     {HEAD("0", "1") "s:general.alignment 4:10 8:0x8000000000000000", "key general.alignment is 9223372036854775808",
@@ -253,26 +260,27 @@ static const struct {
                     "4294967295 4:0 8:0 n:40",
      "tensor v has 4294967295 dimensions", DSV2_ERROR_FORMAT},
     {HEAD("1", "0") "s:v 4:2 8:1 8:1 4:0", "tensor v at byte 57 takes 8 bytes, but 0 are left", DSV2_ERROR_FORMAT},
-    {HEAD("1", "0") MATRIX("v", "0x4000000000000000", "1", "0", "0") "pad:32", "tensor v has dimensions whose product is beyond",
-     DSV2_ERROR_FORMAT},
-    {HEAD("1", "0") MATRIX("v", "0x100000000", "0x100000000", "0", "0") "pad:32", "tensor v has dimensions whose product",
-     DSV2_ERROR_FORMAT},
+    {HEAD("1", "0") MATRIX("v", "0x4000000000000000", "1", "0", "0") "pad:32",
+     "tensor v has dimensions whose product is beyond", DSV2_ERROR_FORMAT},
+    {HEAD("1", "0") MATRIX("v", "0x100000000", "0x100000000", "0", "0") "pad:32",
+     "tensor v has dimensions whose product", DSV2_ERROR_FORMAT},
     {HEAD("1", "0") "s:v 4:4 8:65536 8:65536 8:65536 8:65537 4:24 8:0 pad:32", "tensor v has dimensions whose product",
      DSV2_ERROR_FORMAT},
-    {HEAD("1", "0") VECTOR("v", "3", "0", "0") "pad:32 n:11", "tensor v has offset 0 and 12 bytes, which is beyond the file's end",
-     DSV2_ERROR_FORMAT},
+    {HEAD("1", "0") VECTOR("v", "3", "0", "0") "pad:32 n:11",
+     "tensor v has offset 0 and 12 bytes, which is beyond the file's end", DSV2_ERROR_FORMAT},
     {HEAD("1", "0") VECTOR("v", "1", "0", "32") "pad:32 n:32", "tensor v has offset 32 and 4 bytes", DSV2_ERROR_FORMAT},
-    {HEAD("1", "0") VECTOR("v", "1", "0", "18446744073709551584") "pad:32 n:32", "tensor v has offset 18446744073709551584",
-     DSV2_ERROR_FORMAT},
-    {HEAD("1", "0") VECTOR("v", "1", "0", "4") "pad:32 n:32", "tensor v has offset 4, expected a multiple of the alignment, 32",
-     DSV2_ERROR_FORMAT},
+    {HEAD("1", "0") VECTOR("v", "1", "0", "18446744073709551584") "pad:32 n:32",
+     "tensor v has offset 18446744073709551584", DSV2_ERROR_FORMAT},
+    {HEAD("1", "0") VECTOR("v", "1", "0", "4") "pad:32 n:32",
+     "tensor v has offset 4, expected a multiple of the alignment, 32", DSV2_ERROR_FORMAT},
     {HEAD("1", "0") VECTOR("v", "33", "8", "0") "pad:32 n:68",
      "tensor v has rows of 33 elements, expected a multiple of 32, the block size of Q8_0", DSV2_ERROR_FORMAT},
     {HEAD("1", "0") MATRIX("v", "128", "2", "12", "0") "pad:32 n:144",
      "tensor v has rows of 128 elements, expected a multiple of 256", DSV2_ERROR_FORMAT},
-    {HEAD("1", "0") VECTOR("v", "7", "99", "64") "pad:32 n:63", "tensor v has offset 64 and 0 bytes", DSV2_ERROR_FORMAT},
-    {HEAD("2", "0") VECTOR("v", "9", "0", "0") VECTOR("u", "1", "0", "32") "pad:32 n:64", "tensor u begins inside tensor v",
+    {HEAD("1", "0") VECTOR("v", "7", "99", "64") "pad:32 n:63", "tensor v has offset 64 and 0 bytes",
      DSV2_ERROR_FORMAT},
+    {HEAD("2", "0") VECTOR("v", "9", "0", "0") VECTOR("u", "1", "0", "32") "pad:32 n:64",
+     "tensor u begins inside tensor v", DSV2_ERROR_FORMAT},
     {HEAD("2", "0") VECTOR("v", "1", "0", "0") VECTOR("u", "1", "0", "0") "pad:32 n:64", " begins inside tensor ",
      DSV2_ERROR_FORMAT},
     {HEAD("2", "0") VECTOR("v", "1", "0", "0") VECTOR("v", "1", "0", "32") "pad:32 n:64", "tensor v is there twice",
@@ -299,7 +307,7 @@ START_TEST(a_file_cut_anywhere_is_refused)
     for (off_t size = 0; size < whole.st_size; size += size < 300 || size > whole.st_size - 20 ? 1 : 17) {
         script_write("cut.gguf", good);
         ck_assert_int_eq(truncate(folder_file("cut.gguf"), size), 0);
-        /* the last tensor's type is not known, so that nothing says how long it is */
+        /* the last tensor's type is unknown: nothing says how long it is */
         if (size >= whole.st_size - 8)
             ds_container_close(open_good("cut.gguf"));
         else
@@ -369,13 +377,15 @@ START_TEST(a_split_model_that_is_not_whole_is_refused)
     script_write("other-name.gguf", first);
     expect_refused("other-name.gguf", DSV2_ERROR_FORMAT, "expected a file name that ends in -00001-of-00002.gguf");
     script_write("m-00002-of-00002.gguf", first);
-    expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "keys split.no and split.count are 0 and 2, expected 1 and 2");
+    expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT,
+                   "keys split.no and split.count are 0 and 2, expected 1 and 2");
     script_write("m-00002-of-00002.gguf", SPLIT("1", "1", "3") VECTOR("b", "1", "0", "0") "pad:32 f:2");
     expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "are 1 and 3, expected 1 and 2");
     script_write("m-00002-of-00002.gguf", HEAD("0", "0"));
     expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "key split.no is missing");
     script_write("m-00002-of-00002.gguf", SPLIT("0", "1", "2"));
-    expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "key split.tensors.count is 2, but the files hold 1 tensors");
+    expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT,
+                   "key split.tensors.count is 2, but the files hold 1 tensors");
     script_write("m-00002-of-00002.gguf", SPLIT("1", "1", "2") VECTOR("a", "1", "0", "0") "pad:32 f:2");
     expect_refused("m-00001-of-00002.gguf", DSV2_ERROR_FORMAT, "tensor a is there twice");
     script_write("m-00001-of-65535.gguf", SPLIT("0", "0", "65535"));
@@ -418,7 +428,7 @@ static void find_blocks(const ds_container *container, ds_type type, const ds_te
 START_TEST(blocks_become_the_floats_of_the_reference_reader)
 {
     ds_container *container;
-    ck_assert_int_eq(ds_safetensors_open_file(DS_TEST_DATA "/gguf_blocks.safetensors", NULL, &container), DSV2_OK);
+    ck_assert_int_eq(ds_safetensors_open(DS_TEST_DATA, NULL, &container), DSV2_OK);
     for (size_t s = 0; s < test_kernel_sets(); s++) {
         const ds_kernels *kernels;
         ck_assert_int_eq(ds_kernels_select(test_kernel_set(s), &kernels), DSV2_OK);
@@ -442,11 +452,12 @@ END_TEST
 START_TEST(a_matrix_of_blocks_multiplies_as_its_floats_do)
 {
     ds_container *container;
-    ck_assert_int_eq(ds_safetensors_open_file(DS_TEST_DATA "/gguf_blocks.safetensors", NULL, &container), DSV2_OK);
+    ck_assert_int_eq(ds_safetensors_open(DS_TEST_DATA, NULL, &container), DSV2_OK);
     const ds_tensor *blocks, *floats;
     find_blocks(container, block_types[_i], &blocks, &floats);
     uint32_t cols = 256, rows = (uint32_t)(floats->n_bytes / sizeof(float) / cols);
-    ds_matrix quantised = {rows, cols, block_types[_i], blocks->data, ds_type_row_bytes(block_types[_i], cols), NULL, 0, 0, 0};
+    ds_matrix quantised = {rows, cols, block_types[_i], blocks->data, ds_type_row_bytes(block_types[_i], cols), NULL,
+                           0,    0,    0};
     ds_matrix plain = {rows, cols, DS_TYPE_F32, floats->data, cols * sizeof(float), NULL, 0, 0, 0};
     float x[256], expected[16], out[16];
     const float *x_row = x;

@@ -1,5 +1,5 @@
-/* Packs that somebody made to do harm: their checksums are right, so that what is inside comes to the reader. Each is refused with a
- * message that names the file, the field and its value. */
+/* Packs that somebody made to do harm. Their checksums are right, so that the reader sees what is inside. Each is
+ * refused with a message that names the file, the field and its value. */
 #include "folder.h"
 #include "opening.h"
 #include "script.h"
@@ -17,10 +17,12 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Of an index: element type, dimensions and their number, offset, bytes, the name and its length. */
-#define ENTRY(length, type, n_dims, offset, bytes) "2:" length " 1:" type " 1:" n_dims " 8:" offset " 8:" bytes " 8:0 8:0 "
+/* An entry of an index: element type, dimensions and their number, offset, bytes, the name and its length. */
+#define ENTRY(length, type, n_dims, offset, bytes)                                                                     \
+    "2:" length " 1:" type " 1:" n_dims " 8:" offset " 8:" bytes " 8:0 8:0 "
 #define VECTOR(name, n, offset, bytes)             ENTRY("1", "1", "1", offset, bytes) "8:" n " b:" name " "
-#define MATRIX(name, type, rows, cols, offset, bytes) ENTRY("1", type, "2", offset, bytes) "8:" rows " 8:" cols " b:" name " "
+#define MATRIX(name, type, rows, cols, offset, bytes)                                                                  \
+    ENTRY("1", type, "2", offset, bytes) "8:" rows " 8:" cols " b:" name " "
 
 #define HUGE64 "18446744073709551615"
 
@@ -30,7 +32,7 @@ static char *script_bytes(const char *script, size_t *size)
     return test_read_file(folder_file("part"), size);
 }
 
-/* A pack of an index and texts that are scripts; changed: 8 bytes at `at` of the header become `value`. */
+/* A pack whose index and texts are scripts. The 8 bytes at `at` of the header become `value` (at 0: none). */
 static void write_pack(const char *index_script, const char *texts_script, size_t at, uint64_t value)
 {
     size_t index_size, texts_size, size;
@@ -57,8 +59,8 @@ static void write_with_texts(const char *index, const text *texts)
     for (size_t i = 0; i < 2 && texts[i].name != NULL; i++) {
         size_t size, length = strlen(script);
         free(script_bytes(texts[i].script, &size));
-        snprintf(script + length, sizeof script - length, "4:%zu 4:0 8:%zu b:%s %s ", strlen(texts[i].name), size, texts[i].name,
-                 texts[i].script);
+        snprintf(script + length, sizeof script - length, "4:%zu 4:0 8:%zu b:%s %s ", strlen(texts[i].name), size,
+                 texts[i].name, texts[i].script);
     }
     write_pack(index, script, 0, 0);
 }
@@ -74,8 +76,8 @@ static const struct {
     dsv2_status status;
 } indexes[] = {
     {"", "", DSV2_OK},
-    {VECTOR("a", "2", "4096", "8") MATRIX("b", "19", "1", "32", "4160", "0"), "tensor b has 0 bytes, which its shape and type P8 do",
-     DSV2_ERROR_FORMAT},
+    {VECTOR("a", "2", "4096", "8") MATRIX("b", "19", "1", "32", "4160", "0"),
+     "tensor b has 0 bytes, which its shape and type P8 do", DSV2_ERROR_FORMAT},
     {VECTOR("a", "2", "4160", "8") VECTOR("b", "16", "4096", "64"), "", DSV2_OK},
     /* cut */
     {"n:35", "entry 0 takes 36 bytes, but 35 are left", DSV2_ERROR_FORMAT},
@@ -90,22 +92,30 @@ static const struct {
     /* types */
     {MATRIX("w", "0", "1", "1", "4096", "4"), "tensor w has element type 0", DSV2_ERROR_UNSUPPORTED},
     {MATRIX("w", "255", "1", "1", "4096", "4"), "tensor w has element type 255", DSV2_ERROR_UNSUPPORTED},
-    {ENTRY("1", "19", "1", "4096", "64") "8:64 b:w", "tensor w has 64 bytes, which its shape and type P8", DSV2_ERROR_FORMAT},
+    {ENTRY("1", "19", "1", "4096", "64") "8:64 b:w", "tensor w has 64 bytes, which its shape and type P8",
+     DSV2_ERROR_FORMAT},
     /* products that wrap */
-    {MATRIX("w", "1", "0x4000000000000000", "4", "4096", "0"), "tensor w has 0 bytes, which its shape", DSV2_ERROR_FORMAT},
-    {MATRIX("w", "2", "0x100000000", "0x100000000", "4096", "0"), "tensor w has 0 bytes, which its shape", DSV2_ERROR_FORMAT},
+    {MATRIX("w", "1", "0x4000000000000000", "4", "4096", "0"), "tensor w has 0 bytes, which its shape",
+     DSV2_ERROR_FORMAT},
+    {MATRIX("w", "2", "0x100000000", "0x100000000", "4096", "0"), "tensor w has 0 bytes, which its shape",
+     DSV2_ERROR_FORMAT},
     {MATRIX("w", "19", HUGE64, "32", "4096", "0"), "tensor w has 0 bytes, which its shape", DSV2_ERROR_FORMAT},
     {MATRIX("w", "16", "16", HUGE64, "4096", "0"), "tensor w has 0 bytes, which its shape", DSV2_ERROR_FORMAT},
-    {MATRIX("w", "1", "0x8000000000000001", "2", "4096", "8"), "tensor w has 8 bytes, which its shape", DSV2_ERROR_FORMAT},
+    {MATRIX("w", "1", "0x8000000000000001", "2", "4096", "8"), "tensor w has 8 bytes, which its shape",
+     DSV2_ERROR_FORMAT},
     /* places */
-    {VECTOR("w", "2", "4096", "12"), "tensor w has 12 bytes, which its shape and type F32 do not give", DSV2_ERROR_FORMAT},
+    {VECTOR("w", "2", "4096", "12"), "tensor w has 12 bytes, which its shape and type F32 do not give",
+     DSV2_ERROR_FORMAT},
     {VECTOR("w", "2", "4100", "8"), "tensor w lies at 4100, 8 bytes: expected a multiple of 64", DSV2_ERROR_FORMAT},
     {VECTOR("w", "2", "0", "8"), "tensor w lies at 0, 8 bytes: expected a multiple of 64 from 4096", DSV2_ERROR_FORMAT},
-    {VECTOR("w", "2", "4608", "8"), "tensor w lies at 4608, 8 bytes: expected a multiple of 64 from 4096 to 4608", DSV2_ERROR_FORMAT},
+    {VECTOR("w", "2", "4608", "8"), "tensor w lies at 4608, 8 bytes: expected a multiple of 64 from 4096 to 4608",
+     DSV2_ERROR_FORMAT},
     {VECTOR("w", "129", "4096", "516"), "tensor w lies at 4096, 516 bytes", DSV2_ERROR_FORMAT},
-    {VECTOR("w", "16", "18446744073709551552", "64"), "tensor w lies at 18446744073709551552, 64 bytes", DSV2_ERROR_FORMAT},
+    {VECTOR("w", "16", "18446744073709551552", "64"), "tensor w lies at 18446744073709551552, 64 bytes",
+     DSV2_ERROR_FORMAT},
     {VECTOR("w", "0x100000002", "4096", "8"), "tensor w has 8 bytes, which its shape", DSV2_ERROR_FORMAT},
-    {VECTOR("a", "32", "4096", "128") VECTOR("b", "2", "4160", "8"), "tensor b begins inside tensor a", DSV2_ERROR_FORMAT},
+    {VECTOR("a", "32", "4096", "128") VECTOR("b", "2", "4160", "8"), "tensor b begins inside tensor a",
+     DSV2_ERROR_FORMAT},
     {VECTOR("a", "2", "4096", "8") VECTOR("b", "2", "4096", "8"), " begins inside tensor ", DSV2_ERROR_FORMAT},
     {VECTOR("w", "2", "4096", "8") VECTOR("w", "2", "4160", "8"), "tensor w is there twice", DSV2_ERROR_FORMAT},
 };
@@ -169,10 +179,11 @@ END_TEST
 
 /* ---- what is in the texts ---- */
 
-#define CONFIG(vocab_size, more)                                                                                                        \
-    "b:{\"model_type\":\"deepseek_v2\",\"vocab_size\":" vocab_size ",\"hidden_size\":4,\"intermediate_size\":4,"                        \
-    "\"num_hidden_layers\":1,\"num_attention_heads\":1,\"kv_lora_rank\":4,\"q_lora_rank\":null,\"qk_nope_head_dim\":4,"                 \
-    "\"qk_rope_head_dim\":2,\"v_head_dim\":4,\"max_position_embeddings\":16,\"n_routed_experts\":null," more "\"rms_norm_eps\":1e-6}"
+#define CONFIG(vocab_size, more)                                                                                       \
+    "b:{\"model_type\":\"deepseek_v2\",\"vocab_size\":" vocab_size ",\"hidden_size\":4,\"intermediate_size\":4,"       \
+    "\"num_hidden_layers\":1,\"num_attention_heads\":1,\"kv_lora_rank\":4,\"q_lora_rank\":null,"                       \
+    "\"qk_nope_head_dim\":4,\"qk_rope_head_dim\":2,\"v_head_dim\":4,\"max_position_embeddings\":16,"                   \
+    "\"n_routed_experts\":null," more "\"rms_norm_eps\":1e-6}"
 
 /* 2,500 arrays, each in another. */
 #define FIVE_TIMES(text) text text text text text
@@ -190,7 +201,10 @@ static const struct {
     {"", {{"config.json", ""}}, "not valid JSON", DSV2_ERROR_FORMAT},
     {"", {{"config.json", "b:" DEEP}}, "maximum parsing depth", DSV2_ERROR_FORMAT},
     {"", {{"tokenizer.json", "b:" DEEP}, {"config.json", CONFIG("2", "")}}, "maximum parsing depth", DSV2_ERROR_FORMAT},
-    {"", {{"config.json", CONFIG("2", "\"bos_token_id\":2,")}}, "bos_token_id is 2, expected 0 to vocab_size - 1, 1", DSV2_ERROR_FORMAT},
+    {"",
+     {{"config.json", CONFIG("2", "\"bos_token_id\":2,")}},
+     "bos_token_id is 2, expected 0 to vocab_size - 1, 1",
+     DSV2_ERROR_FORMAT},
     {"", {{"config.json", CONFIG("4294967298", "")}}, "vocab_size is 4294967298", DSV2_ERROR_FORMAT},
     {"", {{"config.json", CONFIG("2", "\"num_hidden_layers\":7,")}}, "duplicate object key", DSV2_ERROR_FORMAT},
     {"", {{"config.json", CONFIG("2", "")}}, "tensor model.embed_tokens.weight is missing", DSV2_ERROR_FORMAT},
@@ -198,8 +212,14 @@ static const struct {
      {{"config.json", CONFIG("2", "")}},
      "tensor model.embed_tokens.weight has shape [3, 4], the configuration says [2, 4]",
      DSV2_ERROR_FORMAT},
-    {EMBEDDING("3", "48"), {{"config.json", CONFIG("3", "")}}, "tensor model.layers.0.input_layernorm.weight is missing", DSV2_ERROR_FORMAT},
-    {EMBEDDING("2", "32"), {{"config.json", CONFIG("2", "")}, {"tokenizer.json", "b:{"}}, "not valid JSON", DSV2_ERROR_FORMAT},
+    {EMBEDDING("3", "48"),
+     {{"config.json", CONFIG("3", "")}},
+     "tensor model.layers.0.input_layernorm.weight is missing",
+     DSV2_ERROR_FORMAT},
+    {EMBEDDING("2", "32"),
+     {{"config.json", CONFIG("2", "")}, {"tokenizer.json", "b:{"}},
+     "not valid JSON",
+     DSV2_ERROR_FORMAT},
 };
 
 START_TEST(a_pack_of_a_model_that_cannot_be_is_refused_by_field_or_tensor)
@@ -258,11 +278,15 @@ int main(void)
     TCase *tests = tcase_create("pack files");
     tcase_set_timeout(tests, 60);
     tcase_add_checked_fixture(tests, folder_make, folder_remove);
-    tcase_add_loop_test(tests, a_bad_index_is_refused_by_entry_or_tensor_and_value, 0, sizeof indexes / sizeof *indexes);
+    tcase_add_loop_test(tests, a_bad_index_is_refused_by_entry_or_tensor_and_value, 0,
+                        sizeof indexes / sizeof *indexes);
     tcase_add_loop_test(tests, a_bad_header_is_refused_by_block_and_value, 0, sizeof headers / sizeof *headers);
-    tcase_add_loop_test(tests, a_bad_block_of_texts_is_refused_by_place_and_lengths, 0, sizeof blocks_of_texts / sizeof *blocks_of_texts);
-    tcase_add_loop_test(tests, a_pack_of_a_model_that_cannot_be_is_refused_by_field_or_tensor, 0, sizeof models / sizeof *models);
-    tcase_add_loop_test(tests, a_bad_vocabulary_is_refused_by_lengths_and_ids, 0, sizeof vocabularies / sizeof *vocabularies);
+    tcase_add_loop_test(tests, a_bad_block_of_texts_is_refused_by_place_and_lengths, 0,
+                        sizeof blocks_of_texts / sizeof *blocks_of_texts);
+    tcase_add_loop_test(tests, a_pack_of_a_model_that_cannot_be_is_refused_by_field_or_tensor, 0,
+                        sizeof models / sizeof *models);
+    tcase_add_loop_test(tests, a_bad_vocabulary_is_refused_by_lengths_and_ids, 0,
+                        sizeof vocabularies / sizeof *vocabularies);
     tcase_add_test(tests, a_pack_that_changes_size_while_open_is_noticed);
 
     Suite *suite = suite_create("pack files");

@@ -1,5 +1,5 @@
-/* Expert statistics: counted against what DeepSeek's published code chose for the goldens, measures against formulas written out
- * here from the report's equations over the single tokens' choices, not over counts. */
+/* Expert statistics. Counts are checked against what DeepSeek's published code chose for the goldens. Measures are
+ * checked against the report's equations, written out here over the choices of single tokens, not over counts. */
 #include <dsv2/dsv2.h>
 
 #include "support/checkpoint.h"
@@ -17,10 +17,11 @@
 enum { MAX_TOKENS = 200, MAX_EXPERTS = 24, MAX_LAYERS = 8 };
 
 static const test_checkpoint twelve = {
-    .vocab_size = 61, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 5, .num_attention_heads = 2, .kv_lora_rank = 16,
-    .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .max_position_embeddings = 1300, .moe_intermediate_size = 8,
-    .n_routed_experts = 12, .num_experts_per_tok = 4, .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 2,
-    .topk_method = "group_limited_greedy", .n_group = 4, .topk_group = 2, .routed_scaling_factor = 2, .seed = 5,
+    .vocab_size = 61, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 5, .num_attention_heads = 2,
+    .kv_lora_rank = 16, .qk_nope_head_dim = 8, .qk_rope_head_dim = 4, .v_head_dim = 8, .max_position_embeddings = 1300,
+    .moe_intermediate_size = 8, .n_routed_experts = 12, .num_experts_per_tok = 4, .n_shared_experts = 1,
+    .first_k_dense_replace = 1, .moe_layer_freq = 2, .topk_method = "group_limited_greedy", .n_group = 4,
+    .topk_group = 2, .routed_scaling_factor = 2, .seed = 5,
 };
 
 static dsv2_model *open_model(const char *folder, uint32_t n_threads)
@@ -67,7 +68,7 @@ static dsv2_routing_info info_of(const dsv2_routing *routing)
 
 static uint64_t tokens_of(const dsv2_routing *routing) { return info_of(routing).n_tokens; }
 
-/* The same counts exactly, and sums of the same numbers up to their order. */
+/* Counts are the same exactly, sums of the same numbers up to their order. */
 static void assert_equal(const dsv2_routing *a, const dsv2_routing *b)
 {
     dsv2_routing_info info = info_of(a);
@@ -86,8 +87,10 @@ static void assert_equal(const dsv2_routing *a, const dsv2_routing *b)
             dsv2_routing_balance p = {.struct_size = sizeof p}, q = {.struct_size = sizeof q};
             if (info.n_routed_experts % d != 0)
                 continue;
-            ck_assert(dsv2_routing_measure(a, l, d, 1, &p) == DSV2_OK && dsv2_routing_measure(b, l, d, 1, &q) == DSV2_OK);
-            ck_assert_double_le(fabs(p.communication_balance_loss - q.communication_balance_loss), 1e-12 * p.communication_balance_loss);
+            ck_assert(dsv2_routing_measure(a, l, d, 1, &p) == DSV2_OK &&
+                      dsv2_routing_measure(b, l, d, 1, &q) == DSV2_OK);
+            ck_assert_double_le(fabs(p.communication_balance_loss - q.communication_balance_loss),
+                                1e-12 * p.communication_balance_loss);
             ck_assert_uint_eq(p.max_devices_reached, q.max_devices_reached);
             ck_assert_double_le(fabs(p.mean_devices_reached - q.mean_devices_reached), 1e-12);
         }
@@ -145,7 +148,7 @@ static const int32_t *golden_tokens(const test_tensors *expected, size_t *n)
     return tokens;
 }
 
-/* What was recorded is what the golden says, for the first n tokens. */
+/* The first n tokens are recorded as the golden has them. */
 static void check_trace(const trace *t, const test_tensors *expected, const reference *r, bool biased)
 {
     size_t n_moe = 0, n = r->n_tokens, per_group = r->n_experts / r->n_group;
@@ -159,8 +162,8 @@ static void check_trace(const trace *t, const test_tensors *expected, const refe
         for (size_t i = 0; i < n; i++) {
             ck_assert_uint_eq(t->groups[l][i], r->layers[l].groups[i]);
             for (size_t k = 0; k < t->top_k; k++) {
-                /* The golden's are by expert id, the trace's as they were chosen: by falling score, and so by falling gate unless the
-                 * choice is biased. */
+                /* The golden lists a token's experts by id, the trace in the order of choice: by falling score, so by
+                 * falling gate unless the choice is biased. */
                 uint32_t e = t->experts[l][i][k];
                 size_t at = 0;
                 while (at < t->top_k && integer_at(ids, i * t->top_k + at) != e)
@@ -258,12 +261,14 @@ END_TEST
 
 static void assert_close(const char *what, double value, double expected)
 {
-    ck_assert_msg(fabs(value - expected) <= 1e-6 * fabs(expected) + 1e-15, "%s is %.10g, expected %.10g", what, value, expected);
+    ck_assert_msg(fabs(value - expected) <= 1e-6 * fabs(expected) + 1e-15, "%s is %.10g, expected %.10g", what, value,
+                  expected);
 }
 
-/* Section 2.2.3 over single tokens: t's experts, and from the report's sums of indicators; affinities from the counts' own sums,
- * which the test above holds to the reference. */
-static void check_measures(const dsv2_routing *routing, const trace *t, uint32_t layer, uint32_t n, uint32_t n_devices, uint32_t limit)
+/* Section 2.2.3 over single tokens: t's experts, and f from the report's sums of indicators. Affinities are the counts'
+ * own sums, which the test above compares with the reference. */
+static void check_measures(const dsv2_routing *routing, const trace *t, uint32_t layer, uint32_t n, uint32_t n_devices,
+                           uint32_t limit)
 {
     dsv2_expert_load experts[MAX_EXPERTS];
     dsv2_routing_balance balance = {.struct_size = sizeof balance};
@@ -338,7 +343,7 @@ static void check_all_measures(const char *folder, const int32_t *tokens, size_t
         for (uint32_t d = 1; d <= info.n_routed_experts; d++)
             for (uint32_t m = 1; m <= d && info.n_routed_experts % d == 0; m++, n_checked++)
                 check_measures(routing, &t, l, info.n_routed_experts, d, m);
-        /* The defaults, and that routing is limited as the model says. */
+        /* Checks the defaults, and whether the model limits routing. */
         ck_assert(dsv2_routing_measure(routing, l, 0, 0, &ours) == DSV2_OK);
         ck_assert(dsv2_routing_measure(routing, l, info.n_group, info.topk_group, &given) == DSV2_OK);
         ck_assert(memcmp(&ours, &given, sizeof ours) == 0);
@@ -419,8 +424,10 @@ START_TEST(prompt_and_generated_tokens_are_told_apart)
     for (int i = 0; i < 20; i++)
         feed(session, tokens + 600 + i, 1);
     feed(session, tokens + 620, 2);
-    dsv2_routing *prompt = of_session(session, DSV2_ROUTING_PROMPT), *generated = of_session(session, DSV2_ROUTING_GENERATED);
-    dsv2_routing *all = of_session(session, DSV2_ROUTING_ALL), *model_generated = of_model(model, DSV2_ROUTING_GENERATED);
+    dsv2_routing *prompt = of_session(session, DSV2_ROUTING_PROMPT),
+                 *generated = of_session(session, DSV2_ROUTING_GENERATED);
+    dsv2_routing *all = of_session(session, DSV2_ROUTING_ALL),
+                 *model_generated = of_model(model, DSV2_ROUTING_GENERATED);
     ck_assert(tokens_of(prompt) == 602 && tokens_of(generated) == 20 && tokens_of(all) == 622);
     assert_equal(model_generated, generated);
     ck_assert(dsv2_routing_merge(prompt, generated) == DSV2_OK);
@@ -442,7 +449,7 @@ START_TEST(how_tokens_were_cut_and_who_else_ran_changes_no_count)
     dsv2_routing *in_parts = of_session(cut, DSV2_ROUTING_ALL);
     assert_equal(whole, in_step);
     ck_assert_uint_eq(tokens_of(in_parts), 1100);
-    for (uint32_t l = 2; l < 5; l += 2) { /* other chunks round otherwise: sums agree, and choices but for ties within rounding */
+    for (uint32_t l = 2; l < 5; l += 2) { /* other chunks round otherwise: choices may differ within rounding */
         dsv2_expert_load x[MAX_EXPERTS], y[MAX_EXPERTS];
         ck_assert(dsv2_routing_experts(whole, l, x) == DSV2_OK && dsv2_routing_experts(in_parts, l, y) == DSV2_OK);
         for (uint32_t e = 0; e < twelve.n_routed_experts; e++) {
@@ -481,7 +488,7 @@ START_TEST(a_feed_that_fails_or_is_cancelled_counts_nothing)
     for (uint32_t e = 0; e < twelve.n_routed_experts; e++)
         ck_assert(experts[e].chosen == 0 && experts[e].gate_sum == 0 && experts[e].affinity_sum == 0);
     assert_equal(all, succeeded);
-    /* What was cancelled leaves nothing behind for the next feed to count. */
+    /* A cancelled feed leaves nothing that the next feed would count. */
     cancels = false;
     feed(watched, tokens, 600);
     dsv2_routing *again = of_session(watched, DSV2_ROUTING_ALL);
@@ -588,10 +595,11 @@ END_TEST
 
 /* ---- what is refused ---- */
 
-#define FAILS_WITH(status, call)                                                                                                       \
-    do {                                                                                                                               \
-        dsv2_status got = (call);                                                                                                      \
-        ck_assert_msg(got == (status), "%s gave %s, expected %s", #call, dsv2_status_name(got), dsv2_status_name(status));              \
+#define FAILS_WITH(status, call)                                                                                       \
+    do {                                                                                                               \
+        dsv2_status got = (call);                                                                                      \
+        ck_assert_msg(got == (status), "%s gave %s, expected %s", #call, dsv2_status_name(got),                        \
+                      dsv2_status_name(status));                                                                       \
     } while (0)
 #define REFUSED(call) FAILS_WITH(DSV2_ERROR_ARGUMENT, call)
 
@@ -629,7 +637,8 @@ START_TEST(wrong_arguments_are_refused)
     for (size_t i = 0; i < sizeof no_divisors / sizeof *no_divisors; i++)
         REFUSED(dsv2_routing_measure(routing, 2, no_divisors[i], 0, &balance));
     REFUSED(dsv2_routing_measure(routing, 2, 4, 5, &balance));
-    ck_assert(dsv2_routing_measure(routing, 2, 1, 0, &balance) == DSV2_OK); /* topk_group is 2: one device is what there is */
+    /* topk_group is 2, but there is one device. */
+    ck_assert(dsv2_routing_measure(routing, 2, 1, 0, &balance) == DSV2_OK);
     REFUSED(dsv2_session_set_routing_trace(NULL, record, NULL));
     ck_assert(none == NULL);
     dsv2_routing_free(NULL);
@@ -709,7 +718,8 @@ static int ask_meanwhile(void *user, dsv2_phase phase, uint64_t done, uint64_t t
 START_TEST(a_session_at_work_is_busy_and_the_model_is_not)
 {
     dsv2_session *at_work;
-    dsv2_session_options options = {.struct_size = sizeof options, .progress = ask_meanwhile, .progress_user = &at_work};
+    dsv2_session_options options = {
+        .struct_size = sizeof options, .progress = ask_meanwhile, .progress_user = &at_work};
     ck_assert(dsv2_session_open(model, &options, &at_work) == DSV2_OK);
     feed(at_work, tokens, 10);
     dsv2_session_close(at_work);
@@ -744,7 +754,8 @@ int main(void)
     TCase *golden = tcase_create("golden"), *counts = tcase_create("counts");
     tcase_set_timeout(golden, 300);
     tcase_set_timeout(counts, 300);
-    tcase_add_loop_test(golden, trace_tells_the_experts_gates_and_groups_that_the_published_code_chose, 0, TEST_GOLDENS);
+    tcase_add_loop_test(golden, trace_tells_the_experts_gates_and_groups_that_the_published_code_chose, 0,
+                        TEST_GOLDENS);
     tcase_add_loop_test(golden, counts_and_gate_sums_are_those_of_the_published_router, 0, TEST_GOLDENS);
     tcase_add_loop_test(golden, measures_are_the_reports_equations_for_every_number_of_devices, 0, TEST_GOLDENS + 2);
     tcase_add_checked_fixture(counts, setup, teardown);

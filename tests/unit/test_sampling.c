@@ -1,4 +1,4 @@
-/* Drawing tokens: each step against a plain implementation here, distributions against chi-square bounds, and misuse. */
+/* Drawing tokens: each step against a plain implementation here, distributions against chi-square bounds; misuse. */
 #include "sampling/sampling.h"
 #include "support/oom.h"
 #include "support/run.h"
@@ -35,8 +35,8 @@ static void plain_normalise(plain_token *t, size_t n)
 }
 
 /* out[vocab]: the probability of each token. */
-static void plain_probabilities(const dsv2_sampling *s, const float *logits, uint32_t vocab, const int32_t *tokens, size_t n_tokens,
-                                double *out)
+static void plain_probabilities(const dsv2_sampling *s, const float *logits, uint32_t vocab, const int32_t *tokens,
+                                size_t n_tokens, double *out)
 {
     plain_token *t = calloc(vocab, sizeof *t);
     for (uint32_t i = 0; i < vocab; i++) {
@@ -109,7 +109,8 @@ static ds_sampler make_sampler(const dsv2_sampling *s, uint32_t vocab)
 static int32_t draw(ds_sampler *sampler, const float *logits, uint32_t vocab, const int32_t *tokens, size_t n_tokens)
 {
     int32_t token = -1;
-    ck_assert_msg(ds_sampler_draw(sampler, logits, vocab, tokens, n_tokens, scratch, &token) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert_msg(ds_sampler_draw(sampler, logits, vocab, tokens, n_tokens, scratch, &token) == DSV2_OK, "%s",
+                  dsv2_last_error());
     ck_assert(token >= 0 && (uint32_t)token < vocab);
     return token;
 }
@@ -149,10 +150,11 @@ static const struct {
       .presence_penalty = 0.3f, .frequency_penalty = 0.2f, .penalty_window = 8, .logit_bias = biases,
       .n_logit_bias = sizeof biases / sizeof *biases}},
     {"greedy with bias and penalties",
-     {DEFAULTS, .temperature = 0, .repetition_penalty = 3, .logit_bias = biases, .n_logit_bias = sizeof biases / sizeof *biases}},
+     {DEFAULTS, .temperature = 0, .repetition_penalty = 3, .logit_bias = biases,
+      .n_logit_bias = sizeof biases / sizeof *biases}},
 };
 
-/* Pearson's statistic over tokens expected at least 5 times, the rest pooled; *freedom: its degrees of freedom. */
+/* Pearson's statistic over tokens that are expected at least 5 times, the rest pooled. *freedom: degrees of freedom. */
 static double chi_square(const double *p, const size_t *counts, uint32_t vocab, size_t n, size_t *freedom)
 {
     double statistic = 0, rest_expected = 0, rest_count = 0;
@@ -191,20 +193,20 @@ START_TEST(draws_follow_the_distribution_of_a_plain_implementation)
         counts[draw(&sampler, logits, VOCAB, history, n_history)]++;
     for (int i = 0; i < VOCAB; i++) {
         ck_assert_msg(counts[i] == 0 || p[i] > 0, "%s: token %d was drawn, but is filtered out", cases[_i].name, i);
-        ck_assert_msg(counts[i] > 0 || p[i] * DRAWS < 30, "%s: token %d has probability %g, but was never drawn", cases[_i].name, i,
-                      p[i]);
+        ck_assert_msg(counts[i] > 0 || p[i] * DRAWS < 30, "%s: token %d has probability %g, but was never drawn",
+                      cases[_i].name, i, p[i]);
     }
     size_t freedom;
     double statistic = chi_square(p, counts, VOCAB, DRAWS, &freedom);
-    /* Mean plus four standard deviations of the chi-square distribution, a little more for few degrees of freedom. */
+    /* Mean plus four standard deviations of the chi-square distribution; a little more for few degrees of freedom. */
     double bound = (double)freedom + 4 * sqrt(2 * (double)freedom) + 8;
-    ck_assert_msg(statistic < bound, "%s: chi-square %g with %zu degrees of freedom, expected under %g", cases[_i].name, statistic,
-                  freedom, bound);
+    ck_assert_msg(statistic < bound, "%s: chi-square %g with %zu degrees of freedom, expected under %g", cases[_i].name,
+                  statistic, freedom, bound);
     ds_sampler_free(&sampler);
 }
 END_TEST
 
-/* The kept set itself, exactly: with many draws of a flat distribution each kept token must come, and no other. */
+/* The kept set is exact: over many draws of a flat distribution each kept token comes, and no other. */
 START_TEST(filters_keep_exactly_the_tokens_of_a_plain_implementation)
 {
     float logits[VOCAB];
@@ -218,7 +220,7 @@ START_TEST(filters_keep_exactly_the_tokens_of_a_plain_implementation)
     for (uint64_t seed = 0; seed < 4; seed++) {
         dsv2_sampling s = filters[_i];
         s.seed = seed;
-        make_logits(logits, VOCAB, seed, 3); /* rounded to 1/64: ties at the border of the set, the smaller id stays */
+        make_logits(logits, VOCAB, seed, 3); /* rounded to 1/64: of ties at the border the smaller id stays */
         plain_probabilities(&s, logits, VOCAB, NULL, 0, p);
         ds_sampler sampler = make_sampler(&s, VOCAB);
         bool drawn[VOCAB] = {false};
@@ -317,11 +319,11 @@ START_TEST(the_same_seed_draws_the_same_tokens_and_another_does_not)
 }
 END_TEST
 
-/* Fixed values: they change only if the drawing itself changes, and then every stored conversation does. */
+/* Fixed values change only if drawing itself changes, and then every stored conversation goes on otherwise. */
 START_TEST(random_numbers_and_draws_are_those_of_every_other_machine)
 {
     ds_random random = {{1, 2, 3, 4}};
-    static const uint64_t first[] = {11520, 0, 1509978240, 1215971899390074240}; /* of xoshiro256** from the state 1, 2, 3, 4 */
+    static const uint64_t first[] = {11520, 0, 1509978240, 1215971899390074240}; /* xoshiro256** from 1, 2, 3, 4 */
     for (int i = 0; i < 4; i++)
         ck_assert_uint_eq(ds_random_next(&random), first[i]);
     ds_random_seed(&random, 0);
@@ -363,7 +365,8 @@ START_TEST(a_large_vocabulary_is_drawn_from_like_a_small_one)
     }
     double statistic = chi_square(p, counts, LARGE_VOCAB, 300, &freedom);
     double bound = (double)freedom + 4 * sqrt(2 * (double)freedom) + 8;
-    ck_assert_msg(statistic < bound, "chi-square %g with %zu degrees of freedom, expected under %g", statistic, freedom, bound);
+    ck_assert_msg(statistic < bound, "chi-square %g with %zu degrees of freedom, expected under %g", statistic, freedom,
+                  bound);
     ck_assert_double_gt(sum, 0);
     free(logits);
     free(p);
@@ -525,7 +528,8 @@ int main(void)
     Suite *suite = suite_create("sampling");
     TCase *draws = tcase_create("draws");
     tcase_set_timeout(draws, 60);
-    tcase_add_loop_test(draws, draws_follow_the_distribution_of_a_plain_implementation, 0, sizeof cases / sizeof *cases);
+    tcase_add_loop_test(draws, draws_follow_the_distribution_of_a_plain_implementation, 0,
+                        sizeof cases / sizeof *cases);
     tcase_add_loop_test(draws, filters_keep_exactly_the_tokens_of_a_plain_implementation, 0, 4);
     tcase_add_test(draws, greedy_takes_the_smallest_id_of_equals);
     tcase_add_test(draws, greedy_leaves_the_random_numbers_alone_and_a_draw_takes_one);
@@ -540,7 +544,8 @@ int main(void)
     tcase_add_test(probabilities, top_tokens_are_the_head_of_the_sorted_list);
     suite_add_tcase(suite, probabilities);
     TCase *parameters = tcase_create("parameters");
-    tcase_add_loop_test(parameters, invalid_parameters_are_refused_by_name_and_change_nothing, 0, sizeof invalid / sizeof *invalid);
+    tcase_add_loop_test(parameters, invalid_parameters_are_refused_by_name_and_change_nothing, 0,
+                        sizeof invalid / sizeof *invalid);
     tcase_add_test(parameters, null_parameters_are_refused);
     tcase_add_test(parameters, a_copy_draws_alike_and_owns_its_biases);
     if (oom_available())

@@ -1,11 +1,11 @@
-/* The thread pool: every task once, whatever the number of threads and tasks, from several callers, and when one task is long. */
+/* The thread pool runs every task once: for any number of threads and tasks, for several callers, and with one long
+ * task. */
 #include "base/base.h"
 #include "support/run.h"
 
 #include <check.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <string.h>
 #include <time.h>
 
 enum { MAX_TASKS = 300, MAX_THREADS = 9 };
@@ -43,8 +43,9 @@ static void expect_each_once(const counts *c)
 {
     ck_assert(!atomic_load(&c->wrong_thread));
     for (size_t task = 0; task < MAX_TASKS; task++)
-        ck_assert_msg(atomic_load(&c->runs[task]) == (task < c->n_tasks), "%u threads, %zu tasks: task %zu ran %u times", c->n_threads,
-                      c->n_tasks, task, atomic_load(&c->runs[task]));
+        ck_assert_msg(atomic_load(&c->runs[task]) == (task < c->n_tasks),
+                      "%u threads, %zu tasks: task %zu ran %u times", c->n_threads, c->n_tasks, task,
+                      atomic_load(&c->runs[task]));
 }
 
 START_TEST(every_task_runs_once_on_any_number_of_threads)
@@ -62,7 +63,7 @@ START_TEST(every_task_runs_once_on_any_number_of_threads)
 }
 END_TEST
 
-/* The first thread to begin holds task 0 until the others have done all the rest, its own share too. */
+/* The first thread to begin holds task 0 until the others have done all other tasks, its own share included. */
 START_TEST(threads_help_one_that_is_held_up)
 {
     unsigned n_threads = (unsigned)_i;

@@ -1,5 +1,5 @@
-/* The tokenizer: ids are Hugging Face's for the same file, any bytes come back, prompts are DeepSeek's to the byte, and files that
- * are damaged or ask for what the library does not do are refused by name. */
+/* The tokenizer: ids are Hugging Face's for the same file, any bytes come back, prompts are DeepSeek's to the byte.
+ * Files that are damaged, or ask for what the library does not do, are refused by name. */
 #include "support/data.h"
 #include "support/run.h"
 #include "tokenizer/tokenizer.h"
@@ -108,8 +108,8 @@ static void check_round_trip(const dsv2_tokenizer *t, const char *what, const ch
     int32_t *ids = encode(t, text, size, 0, &n);
     char *back = malloc(size + 16);
     ck_assert_msg(dsv2_tokenizer_decode(t, ids, n, 0, back, size + 16, &back_size) == DSV2_OK, "%s", dsv2_last_error());
-    ck_assert_msg(back_size == size && memcmp(back, text, size) == 0, "%s does not come back: %zu bytes, then %zu", what, size,
-                  back_size);
+    ck_assert_msg(back_size == size && memcmp(back, text, size) == 0, "%s does not come back: %zu bytes, then %zu",
+                  what, size, back_size);
     free(back);
     free(ids);
 }
@@ -168,7 +168,8 @@ START_TEST(ids_are_those_of_hugging_face)
     json_t *text;
     json_array_foreach(json_object_get(huggingface, "texts"), index, text) {
         size_t n, n_expected;
-        int32_t *ids = encode(tokenizers[_i], json_string_value(text), json_string_length(text), DSV2_ENCODE_SPECIAL, &n);
+        int32_t *ids =
+            encode(tokenizers[_i], json_string_value(text), json_string_length(text), DSV2_ENCODE_SPECIAL, &n);
         int32_t *expected = array_ids(json_array_get(lists, index), &n_expected);
         check_ids(json_string_value(text), ids, n, expected, n_expected);
         free(expected);
@@ -194,7 +195,7 @@ START_TEST(vocabulary_facts)
 }
 END_TEST
 
-/* The bytes that DeepSeek's vocabularies have no token for, and the ü that is spelled as one of them. */
+/* Bytes for which DeepSeek's vocabularies have no token, and the ü that is spelled as one of them. */
 START_TEST(bytes_without_a_token_are_pairs)
 {
     static const struct {
@@ -248,14 +249,15 @@ START_TEST(any_bytes_come_back)
 }
 END_TEST
 
-/* Long texts that no expression splits, or every one. That it ends within the test's time is the point. */
+/* Long texts that no expression splits, or that every one does. The test must end in time. */
 START_TEST(a_megabyte_without_a_space)
 {
     static const struct {
         const char *unit;
         size_t size;
-    } cases[] = {{"a", 1 << 20}, {"zqxj", 1 << 20}, {" ", 1 << 20}, {"中", 1 << 20}, {"\n", 1 << 18}, {"𝔸", 1 << 18}, {"1", 1 << 18},
-                 {"!", 1 << 18}, {"ü", 1 << 18}, {"\xff", 1 << 18}, {"\xf4\xfc", 1 << 18}, {"\t\xe4\xb8", 1 << 18}};
+    } cases[] = {{"a", 1 << 20},  {"zqxj", 1 << 20}, {" ", 1 << 20},        {"中", 1 << 20},
+                 {"\n", 1 << 18}, {"𝔸", 1 << 18},    {"1", 1 << 18},        {"!", 1 << 18},
+                 {"ü", 1 << 18},  {"\xff", 1 << 18}, {"\xf4\xfc", 1 << 18}, {"\t\xe4\xb8", 1 << 18}};
     char *text = malloc(1 << 20);
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         size_t length = strlen(cases[c].unit);
@@ -432,10 +434,9 @@ static size_t read_chat(const json_t *chat, dsv2_message *messages)
 {
     size_t index;
     json_t *message;
-    json_array_foreach(chat, index, message)
-        messages[index] = (dsv2_message){json_string_value(json_array_get(message, 0)), json_string_value(json_array_get(message,
-                                                                                                                         1)),
-                                         json_string_length(json_array_get(message, 1))};
+    json_array_foreach(chat, index, message) messages[index] =
+        (dsv2_message){json_string_value(json_array_get(message, 0)), json_string_value(json_array_get(message, 1)),
+                       json_string_length(json_array_get(message, 1))};
     return index;
 }
 
@@ -471,7 +472,7 @@ START_TEST(a_conversation_goes_on_where_it_was)
     size_t n_messages = read_chat(json_array_get(json_object_get(huggingface, "chats"), 3), messages);
     int32_t whole[MAX_IDS], parts[MAX_IDS];
     size_t n_whole = chat(t, messages, n_messages, 0, whole);
-    /* Fed up to the prompt, then the reply and its end, then the next prompt. */
+    /* Feeds up to the prompt, then the reply and its end, then the next prompt. */
     for (size_t cut = 1; cut <= n_messages; cut++) {
         if (cut == 1)
             continue; /* a system message alone is no prompt */
@@ -509,8 +510,9 @@ START_TEST(filling_in_the_middle)
     static const char prefix[] = "def f():\n  ", suffix[] = "\n  return 1\n";
     int32_t ids[MAX_IDS];
     size_t n, n_expected;
-    ck_assert_int_eq(dsv2_fim_encode(tokenizers[V3], prefix, sizeof prefix - 1, suffix, sizeof suffix - 1, ids, MAX_IDS, &n),
-                     DSV2_OK);
+    ck_assert_int_eq(
+        dsv2_fim_encode(tokenizers[V3], prefix, sizeof prefix - 1, suffix, sizeof suffix - 1, ids, MAX_IDS, &n),
+        DSV2_OK);
     int32_t *expected = array_ids(json_object_get(huggingface, "fim_ids"), &n_expected);
     check_ids("a fill-in-the-middle prompt", ids, n, expected, n_expected);
     free(expected);
@@ -541,7 +543,8 @@ START_TEST(conversations_out_of_order_are_refused)
         for (size_t k = 0; k < 4; k++)
             messages[k] = (dsv2_message){cases[i].roles[k], "x", 1};
         size_t n = 77;
-        ck_assert_int_eq(dsv2_chat_encode(tokenizers[LLM], messages, cases[i].n, cases[i].first, NULL, 0, &n), DSV2_ERROR_ARGUMENT);
+        ck_assert_int_eq(dsv2_chat_encode(tokenizers[LLM], messages, cases[i].n, cases[i].first, NULL, 0, &n),
+                         DSV2_ERROR_ARGUMENT);
         ck_assert_msg(strstr(dsv2_last_error(), cases[i].message) != NULL, "\"%s\" lacks \"%s\"", dsv2_last_error(),
                       cases[i].message);
         ck_assert_uint_eq(n, 77);
@@ -578,10 +581,10 @@ START_TEST(a_buffer_too_small_is_left_alone)
 }
 END_TEST
 
-#define REFUSED(call, words)                                                                                                    \
-    do {                                                                                                                        \
-        ck_assert_int_eq(call, DSV2_ERROR_ARGUMENT);                                                                            \
-        ck_assert_msg(strstr(dsv2_last_error(), words) != NULL, "\"%s\" lacks \"%s\"", dsv2_last_error(), words);              \
+#define REFUSED(call, words)                                                                                           \
+    do {                                                                                                               \
+        ck_assert_int_eq(call, DSV2_ERROR_ARGUMENT);                                                                   \
+        ck_assert_msg(strstr(dsv2_last_error(), words) != NULL, "\"%s\" lacks \"%s\"", dsv2_last_error(), words);      \
     } while (0)
 
 START_TEST(wrong_arguments_are_refused)
@@ -653,10 +656,30 @@ START_TEST(streams_are_cut_between_characters)
         const char *text;
         size_t complete;
     } cases[] = {
-        {"", 0}, {"a", 1}, {"a\xc3", 1}, {"a\xc3\xbc", 3}, {"\xe4", 0}, {"\xe4\xb8", 0}, {"\xe4\xb8\xad", 3}, {"\xf0\x9f\x9a", 0},
-        {"\xf0\x9f\x9a\x80", 4}, {"x\xf0", 1}, {"x\xf0\x9f", 1},
-        {"\xff", 1}, {"\xc0", 1}, {"\xc1\x80", 2}, {"\xf5", 1}, {"\xe0\x80", 2}, {"\xed\xa0", 2}, {"\xf0\x80", 2}, {"\xf4\x90", 2},
-        {"\xe4\xb8\x61", 3}, {"\x80\x80\x80\x80", 4}, {"\xe4\xe4\xb8", 1}, {"\xf4\x8f\xbf", 0}, {"\xed\x9f", 0},
+        {"", 0},
+        {"a", 1},
+        {"a\xc3", 1},
+        {"a\xc3\xbc", 3},
+        {"\xe4", 0},
+        {"\xe4\xb8", 0},
+        {"\xe4\xb8\xad", 3},
+        {"\xf0\x9f\x9a", 0},
+        {"\xf0\x9f\x9a\x80", 4},
+        {"x\xf0", 1},
+        {"x\xf0\x9f", 1},
+        {"\xff", 1},
+        {"\xc0", 1},
+        {"\xc1\x80", 2},
+        {"\xf5", 1},
+        {"\xe0\x80", 2},
+        {"\xed\xa0", 2},
+        {"\xf0\x80", 2},
+        {"\xf4\x90", 2},
+        {"\xe4\xb8\x61", 3},
+        {"\x80\x80\x80\x80", 4},
+        {"\xe4\xe4\xb8", 1},
+        {"\xf4\x8f\xbf", 0},
+        {"\xed\x9f", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         ck_assert_msg(dsv2_utf8_complete(cases[i].text, strlen(cases[i].text)) == cases[i].complete, "case %zu: %zu", i,
@@ -695,8 +718,8 @@ START_TEST(tokenizer_config_names_the_special_tokens)
         {"{\"bos_token\":\"</s>\",\"eos_token\":{\"content\":\"<s>\"}}", 301, 300, "v2.5", ""},
         {"{\"bos_token\":null,\"chat_template\":\"{{'User: ' + x}}\"}", 300, 301, "v2", ""},
         {"{\"chat_template\":\"{{'<｜User｜>' + x}}\"}", 300, 301, "v2.5", ""},
-        {"{\"chat_template\":[{\"name\":\"tool\",\"template\":\"\"},{\"name\":\"default\",\"template\":\"User: \"}]}", 300, 301,
-         "v2", ""},
+        {"{\"chat_template\":[{\"name\":\"tool\",\"template\":\"\"},{\"name\":\"default\",\"template\":\"User: \"}]}",
+         300, 301, "v2", ""},
         {"{\"bos_token\":\"<x>\"}", 0, 0, NULL, "bos_token is \"<x>\", which is not in the vocabulary"},
         {"{\"eos_token\":7}", 0, 0, NULL, "eos_token is an integer, expected a string"},
         {"{\"eos_token\":", 0, 0, NULL, "tokenizer_config.json: line 1"},

@@ -1,5 +1,5 @@
-/* Tokenizer files: every way of saying the same is understood, every way of going wrong is told with its file, field and value, and
- * running out of memory anywhere leaves nothing behind. */
+/* Tokenizer files: every way of saying the same is understood. Every mistake is reported with its file, field and
+ * value. Running out of memory anywhere leaves nothing behind. */
 #include "support/data.h"
 #include "support/oom.h"
 #include "support/run.h"
@@ -14,7 +14,8 @@
 
 #define BYTES "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}"
 #define SEQUENCE(members) "{\"type\":\"Sequence\",\"pretokenizers\":[" members "]}"
-#define SPLIT(regex) "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},\"behavior\":\"Isolated\",\"invert\":false}"
+#define SPLIT(regex)                                                                                                   \
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},\"behavior\":\"Isolated\",\"invert\":false}"
 #define STAGE(regex) SEQUENCE(SPLIT(regex) "," BYTES)
 
 static dsv2_status open_parts(const small_parts *parts, dsv2_tokenizer **t)
@@ -30,7 +31,8 @@ static void ids_text(const dsv2_tokenizer *t, const char *text, uint32_t flags, 
 {
     int32_t ids[256];
     size_t n;
-    ck_assert_msg(dsv2_tokenizer_encode(t, text, strlen(text), flags, ids, 256, &n) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert_msg(dsv2_tokenizer_encode(t, text, strlen(text), flags, ids, 256, &n) == DSV2_OK, "%s",
+                  dsv2_last_error());
     *out = '\0';
     for (size_t i = 0; i < n; i++)
         sprintf(out + strlen(out), "%s%d", i > 0 ? " " : "", ids[i]);
@@ -53,8 +55,11 @@ START_TEST(equal_files_give_equal_ids)
         {{.vocab = AB, .merges = "\"a b\",\"a a\",\"a b\""}, "aab", "260 98"}, /* the last rank counts */
         {{.vocab = AB, .model = ",\"ignore_merges\":true"}, "abab", "257"},
         {{.vocab = AB, .model = ",\"ignore_merges\":true"}, "ababab", "97 98 97 98 97 98"},
-        {{.model = ",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":\"\",\"end_of_word_suffix\":null,"
-                   "\"fuse_unk\":false,\"byte_fallback\":true"}, "a", "97"},
+        {{.model =
+              ",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":\"\",\"end_of_word_suffix\":null,"
+              "\"fuse_unk\":false,\"byte_fallback\":true"},
+         "a",
+         "97"},
         {{.model = ",\"dropout\":0.0"}, "a", "97"},
         {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[]}", .decoder = "null"}, "a", "97"},
         {{.decoder = "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"ByteLevel\"}]}"}, "a", "97"},
@@ -63,24 +68,42 @@ START_TEST(equal_files_give_equal_ids)
         {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("b")}, "abab", "97 98 97 98"},
         {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("a|x*")}, "abab", "97 98 97 98"},
         {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("")}, "abab", "97 98 97 98"},
-        {{.vocab = AB, .merges = AB_MERGES,
+        {{.vocab = AB,
+          .merges = AB_MERGES,
           .pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"String\":\"a.\"},\"behavior\":"
-                                                                      "\"Isolated\",\"invert\":true}," BYTES)}, "aba.b",
-                                                                      "256 97 46 98"},
-        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":true}," BYTES)},
-         "11", "49 49"},
-        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":false}," BYTES)},
-         "11", "259"},
-        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}"}, "ab  ab",
+                                    "\"Isolated\",\"invert\":true}," BYTES)},
+         "aba.b",
+         "256 97 46 98"},
+        {{.vocab = AB,
+          .merges = AB_MERGES,
+          .pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":true}," BYTES)},
+         "11",
+         "49 49"},
+        {{.vocab = AB,
+          .merges = AB_MERGES,
+          .pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":false}," BYTES)},
+         "11",
+         "259"},
+        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}"},
+         "ab  ab",
          "256 32 32 256"},
         /* categories of Unicode 16: U+31350 is a letter since 15, U+11BF0 a digit since 16 */
-        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("(?<=\\\\p{N})a")}, "\U00011bf0aaa", "240 145 175 176 97 260"},
-        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("(?<=[\\\\p{Lo}])a")}, "\U00031350aaa", "240 177 141 144 97 260"},
-        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("(?<=\\\\P{L})a")}, "\U00031350aaa", "240 177 141 144 260 97"},
+        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("(?<=\\\\p{N})a")},
+         "\U00011bf0aaa",
+         "240 145 175 176 97 260"},
+        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("(?<=[\\\\p{Lo}])a")},
+         "\U00031350aaa",
+         "240 177 141 144 97 260"},
+        {{.vocab = AB, .merges = AB_MERGES, .pre_tokenizer = STAGE("(?<=\\\\P{L})a")},
+         "\U00031350aaa",
+         "240 177 141 144 260 97"},
         /* added tokens: the longest, the leftmost, those not normalized first */
-        {{.added = "{\"id\":300,\"content\":\"ab\"},{\"id\":301,\"content\":\"abc\"},{\"id\":302,\"content\":\"bcd\"}"}, "abcd",
+        {{.added = "{\"id\":300,\"content\":\"ab\"},{\"id\":301,\"content\":\"abc\"},{\"id\":302,\"content\":\"bcd\"}"},
+         "abcd",
          "301 100"},
-        {{.added = "{\"id\":300,\"content\":\"ab\"},{\"id\":301,\"content\":\"bc\",\"normalized\":false}"}, "abc", "97 301"},
+        {{.added = "{\"id\":300,\"content\":\"ab\"},{\"id\":301,\"content\":\"bc\",\"normalized\":false}"},
+         "abc",
+         "97 301"},
         {{.added = "{\"id\":97,\"content\":\"a\"}", .vocab = AB, .merges = AB_MERGES}, "ab", "97 98"},
         {{.added = "{\"id\":256,\"content\":\"ab\"}", .vocab = AB, .merges = AB_MERGES}, "ababab", "256 256 256"},
         {{.added = "{\"id\":300,\"content\":\"<s>\",\"special\":true}"}, "a<s>", "97 60 115 62"},
@@ -101,8 +124,9 @@ END_TEST
 START_TEST(the_beginning_of_sequence_is_found)
 {
 #define NAMES "{\"id\":300,\"content\":\"<s>\",\"special\":true},{\"id\":301,\"content\":\"[B]\",\"special\":true}"
-#define TEMPLATE                                                                                                               \
-    "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"[B]\",\"type_id\":0}},{\"Sequence\":{\"id\":\"A\"}}]}"
+#define TEMPLATE                                                                                                       \
+    "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"[B]\",\"type_id\":0}},"                  \
+    "{\"Sequence\":{\"id\":\"A\"}}]}"
     static const struct {
         small_parts parts;
         int32_t bos;
@@ -111,7 +135,9 @@ START_TEST(the_beginning_of_sequence_is_found)
         {{.added = NAMES}, 300},
         {{.added = NAMES, .post_processor = "{\"type\":\"ByteLevel\"}"}, 300},
         {{.added = NAMES, .post_processor = TEMPLATE}, 301},
-        {{.added = NAMES, .post_processor = "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"}," TEMPLATE "]}"}, 301},
+        {{.added = NAMES,
+          .post_processor = "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"}," TEMPLATE "]}"},
+         301},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dsv2_tokenizer *t;
@@ -138,9 +164,12 @@ START_TEST(bad_files_are_refused_by_name)
         /* the model */
         {{.model = ",\"dropout\":0.1"}, DSV2_ERROR_UNSUPPORTED, "model.dropout is 0.1"},
         {{.model = ",\"dropout\":\"x\""}, DSV2_ERROR_FORMAT, "model.dropout is a string"},
-        {{.model = ",\"continuing_subword_prefix\":\"##\""}, DSV2_ERROR_UNSUPPORTED,
+        {{.model = ",\"continuing_subword_prefix\":\"##\""},
+         DSV2_ERROR_UNSUPPORTED,
          "model.continuing_subword_prefix is a string \"##\""},
-        {{.model = ",\"end_of_word_suffix\":\"</w>\""}, DSV2_ERROR_UNSUPPORTED, "model.end_of_word_suffix is a string \"</w>\""},
+        {{.model = ",\"end_of_word_suffix\":\"</w>\""},
+         DSV2_ERROR_UNSUPPORTED,
+         "model.end_of_word_suffix is a string \"</w>\""},
         {{.model = ",\"ignore_merges\":3"}, DSV2_ERROR_FORMAT, "model.ignore_merges is an integer"},
         /* the vocabulary */
         {{.vocab = ",\"ab\":-1"}, DSV2_ERROR_FORMAT, "the id of model.vocab \"ab\" is -1, expected 0 to 1048575"},
@@ -150,7 +179,9 @@ START_TEST(bad_files_are_refused_by_name)
         {{.vocab = ",\"a\":300"}, DSV2_ERROR_FORMAT, "line 1, column"},
         /* merges */
         {{.merges = "\"a b\""}, DSV2_ERROR_FORMAT, "merges[0]: \"a\" and \"b\" together are not in the vocabulary"},
-        {{.vocab = ",\"ab\":256", .merges = "\"a b\",\"ab ac\""}, DSV2_ERROR_FORMAT, "merges[1]: \"ac\" is not in the vocabulary"},
+        {{.vocab = ",\"ab\":256", .merges = "\"a b\",\"ab ac\""},
+         DSV2_ERROR_FORMAT,
+         "merges[1]: \"ac\" is not in the vocabulary"},
         {{.merges = "\"ab\""}, DSV2_ERROR_FORMAT, "model.merges[0] is \"ab\", expected two tokens"},
         {{.merges = "\"a b c\""}, DSV2_ERROR_FORMAT, "model.merges[0] is \"a b c\""},
         {{.merges = "[\"a\"]"}, DSV2_ERROR_FORMAT, "model.merges[0] is an array"},
@@ -161,21 +192,34 @@ START_TEST(bad_files_are_refused_by_name)
         {{.added = "{\"content\":\"x\"}"}, DSV2_ERROR_FORMAT, "the id of added_tokens \"x\" is missing"},
         {{.added = "{\"id\":2147483648,\"content\":\"xy\"}"}, DSV2_ERROR_FORMAT, "is 2147483648, expected 0 to"},
         {{.added = "{\"id\":300,\"content\":\"\"}"}, DSV2_ERROR_UNSUPPORTED, "added token 300 has 0 bytes"},
-        {{.added = "{\"id\":97,\"content\":\"xy\"}"}, DSV2_ERROR_FORMAT, "added_tokens[0].id is 97, which \"a\" has too"},
-        {{.added = "{\"id\":300,\"content\":\"xy\"},{\"id\":300,\"content\":\"xy\"}"}, DSV2_ERROR_FORMAT,
+        {{.added = "{\"id\":97,\"content\":\"xy\"}"},
+         DSV2_ERROR_FORMAT,
+         "added_tokens[0].id is 97, which \"a\" has too"},
+        {{.added = "{\"id\":300,\"content\":\"xy\"},{\"id\":300,\"content\":\"xy\"}"},
+         DSV2_ERROR_FORMAT,
          "added_tokens[1].id is 300"},
-        {{.added = "{\"id\":300,\"content\":\"xy\"},{\"id\":301,\"content\":\"xy\"}"}, DSV2_ERROR_FORMAT,
+        {{.added = "{\"id\":300,\"content\":\"xy\"},{\"id\":301,\"content\":\"xy\"}"},
+         DSV2_ERROR_FORMAT,
          "added tokens 300 and 301 are spelled alike"},
-        {{.added = "{\"id\":300,\"content\":\"a\"}"}, DSV2_ERROR_FORMAT,
+        {{.added = "{\"id\":300,\"content\":\"a\"}"},
+         DSV2_ERROR_FORMAT,
          "added_tokens[0] \"a\" has id 300, in model.vocab it has 97"},
-        {{.added = "{\"id\":300,\"content\":\"xy\",\"lstrip\":true}"}, DSV2_ERROR_UNSUPPORTED, "added_tokens[0].lstrip is true"},
-        {{.added = "{\"id\":300,\"content\":\"xy\",\"rstrip\":true}"}, DSV2_ERROR_UNSUPPORTED, "added_tokens[0].rstrip is true"},
-        {{.added = "{\"id\":300,\"content\":\"xy\",\"single_word\":true}"}, DSV2_ERROR_UNSUPPORTED,
+        {{.added = "{\"id\":300,\"content\":\"xy\",\"lstrip\":true}"},
+         DSV2_ERROR_UNSUPPORTED,
+         "added_tokens[0].lstrip is true"},
+        {{.added = "{\"id\":300,\"content\":\"xy\",\"rstrip\":true}"},
+         DSV2_ERROR_UNSUPPORTED,
+         "added_tokens[0].rstrip is true"},
+        {{.added = "{\"id\":300,\"content\":\"xy\",\"single_word\":true}"},
+         DSV2_ERROR_UNSUPPORTED,
          "added_tokens[0].single_word is true"},
-        {{.added = "{\"id\":300,\"content\":\"xy\",\"special\":1}"}, DSV2_ERROR_FORMAT, "added_tokens[0].special is an integer"},
+        {{.added = "{\"id\":300,\"content\":\"xy\",\"special\":1}"},
+         DSV2_ERROR_FORMAT,
+         "added_tokens[0].special is an integer"},
         /* normalizer, decoder */
         {{.normalizer = "{\"type\":\"NFC\"}"}, DSV2_ERROR_UNSUPPORTED, "normalizer of type \"NFC\""},
-        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Lowercase\"}]}"}, DSV2_ERROR_UNSUPPORTED,
+        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Lowercase\"}]}"},
+         DSV2_ERROR_UNSUPPORTED,
          "normalizer.normalizers[0] of type \"Lowercase\""},
         {{.normalizer = "{\"type\":\"Sequence\"}"}, DSV2_ERROR_FORMAT, "normalizer.normalizers is missing"},
         {{.normalizer = "[]"}, DSV2_ERROR_FORMAT, "normalizer is an array"},
@@ -184,23 +228,32 @@ START_TEST(bad_files_are_refused_by_name)
         /* pre-tokenizers */
         {{.pre_tokenizer = "null"}, DSV2_ERROR_FORMAT, "pre_tokenizer is null"},
         {{.pre_tokenizer = "{\"type\":\"Metaspace\"}"}, DSV2_ERROR_UNSUPPORTED, "pre_tokenizer of type \"Metaspace\""},
-        {{.pre_tokenizer = "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}"}, DSV2_ERROR_UNSUPPORTED,
+        {{.pre_tokenizer = "{\"type\":\"ByteLevel\",\"add_prefix_space\":true}"},
+         DSV2_ERROR_UNSUPPORTED,
          "add_prefix_space is true"},
         {{.pre_tokenizer = "{\"type\":\"ByteLevel\"}"}, DSV2_ERROR_UNSUPPORTED, "add_prefix_space is true"},
         {{.pre_tokenizer = SEQUENCE("")}, DSV2_ERROR_UNSUPPORTED, "pre_tokenizer has no ByteLevel"},
         {{.pre_tokenizer = "{\"type\":\"Sequence\"}"}, DSV2_ERROR_FORMAT, "pre_tokenizer.pretokenizers is missing"},
-        {{.pre_tokenizer = SEQUENCE(BYTES "," SPLIT("a"))}, DSV2_ERROR_UNSUPPORTED,
+        {{.pre_tokenizer = SEQUENCE(BYTES "," SPLIT("a"))},
+         DSV2_ERROR_UNSUPPORTED,
          "pretokenizers[1] of type \"Split\" comes after"},
-        {{.pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Removed\"}," BYTES)},
-         DSV2_ERROR_UNSUPPORTED, "pretokenizers[0].behavior is \"Removed\""},
-        {{.pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":\"a\",\"behavior\":\"Isolated\"}," BYTES)}, DSV2_ERROR_FORMAT,
+        {{.pre_tokenizer =
+              SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":\"Removed\"}," BYTES)},
+         DSV2_ERROR_UNSUPPORTED,
+         "pretokenizers[0].behavior is \"Removed\""},
+        {{.pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":\"a\",\"behavior\":\"Isolated\"}," BYTES)},
+         DSV2_ERROR_FORMAT,
          "pretokenizers[0].pattern is a string"},
-        {{.pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"}}," BYTES)}, DSV2_ERROR_FORMAT,
+        {{.pre_tokenizer = SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"}}," BYTES)},
+         DSV2_ERROR_FORMAT,
          "pretokenizers[0].behavior is missing"},
-        {{.pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":1}," BYTES)}, DSV2_ERROR_FORMAT,
+        {{.pre_tokenizer = SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":1}," BYTES)},
+         DSV2_ERROR_FORMAT,
          "individual_digits is an integer"},
 #define S SPLIT("a") ","
-        {{.pre_tokenizer = SEQUENCE(S S S S S S S S S S S S S S S S S BYTES)}, DSV2_ERROR_UNSUPPORTED, "more than 16 expressions"},
+        {{.pre_tokenizer = SEQUENCE(S S S S S S S S S S S S S S S S S BYTES)},
+         DSV2_ERROR_UNSUPPORTED,
+         "more than 16 expressions"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dsv2_tokenizer *t = NULL;
@@ -238,8 +291,10 @@ START_TEST(files_that_are_something_else_are_refused)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         dsv2_tokenizer *t = NULL;
         dsv2_status status = ds_tokenizer_from_json("x.json", cases[i].json, strlen(cases[i].json), &t);
-        ck_assert_msg(status == DSV2_ERROR_FORMAT || status == DSV2_ERROR_UNSUPPORTED, "case %zu: status %d", i, status);
-        ck_assert_msg(strncmp(dsv2_last_error(), "x.json: ", 8) == 0 && strstr(dsv2_last_error(), cases[i].message) != NULL,
+        ck_assert_msg(status == DSV2_ERROR_FORMAT || status == DSV2_ERROR_UNSUPPORTED, "case %zu: status %d", i,
+                      status);
+        ck_assert_msg(strncmp(dsv2_last_error(), "x.json: ", 8) == 0 &&
+                          strstr(dsv2_last_error(), cases[i].message) != NULL,
                       "case %zu: %s", i, dsv2_last_error());
     }
     /* Brackets without end, and a real file cut anywhere. */
@@ -255,37 +310,65 @@ START_TEST(files_that_are_something_else_are_refused)
 }
 END_TEST
 
-/* What Oniguruma and PCRE2 read differently. A name of NULL: is understood. */
+/* Patterns that Oniguruma and PCRE2 read differently. A name of NULL: the pattern is understood. */
 START_TEST(expressions_that_would_mean_something_else_are_refused)
 {
     static const struct {
         const char *regex, *refused;
     } cases[] = {
-        {"[[a-z]b]", "a set in a set"}, {"[a&&b]", "a set in a set"}, {"[[:alpha:]]", "a set in a set"}, {"[]a]",
-                                                                                                          "begins with a bracket"},
-        {"[a", "a set without an end"}, {"[\\\\s-z]", "a range that begins with a set"}, {"[\\\\W]", "\\W in a set"},
+        {"[[a-z]b]", "a set in a set"},
+        {"[a&&b]", "a set in a set"},
+        {"[[:alpha:]]", "a set in a set"},
+        {"[]a]", "begins with a bracket"},
+        {"[a", "a set without an end"},
+        {"[\\\\s-z]", "a range that begins with a set"},
+        {"[\\\\W]", "\\W in a set"},
         {"[\\\\P{L}]", "\\P in a set"},
-        {"\\\\h", "this escape"}, {"\\\\R", "this escape"}, {"\\\\1", "this escape"}, {"\\\\bx", "this escape"}, {"\\\\A",
-                                                                                                                  "this escape"},
-        {"\\\\", "this escape"}, {"\\\\Q", "this escape"}, {"[\\\\b]", "this escape"},
-        {"\\\\p{Han}", "not a general category"}, {"\\\\pL", "not a general category"}, {"\\\\p{^L}", "not a general category"},
+        {"\\\\h", "this escape"},
+        {"\\\\R", "this escape"},
+        {"\\\\1", "this escape"},
+        {"\\\\bx", "this escape"},
+        {"\\\\A", "this escape"},
+        {"\\\\", "this escape"},
+        {"\\\\Q", "this escape"},
+        {"[\\\\b]", "this escape"},
+        {"\\\\p{Han}", "not a general category"},
+        {"\\\\pL", "not a general category"},
+        {"\\\\p{^L}", "not a general category"},
         {"\\\\p{L", "not a general category"},
-        {"\\\\xff", "a character number"}, {"\\\\x4", "a character number"}, {"\\\\u12", "a character number"}, {"\\\\x{}",
-                                                                                                                 "a character number"},
-        {"a{,3}", "braces of this form"}, {"a{2}+", "braces of this form"}, {"a{2}?", "braces of this form"}, {"a{",
-                                                                                                               "braces of this form"},
+        {"\\\\xff", "a character number"},
+        {"\\\\x4", "a character number"},
+        {"\\\\u12", "a character number"},
+        {"\\\\x{}", "a character number"},
+        {"a{,3}", "braces of this form"},
+        {"a{2}+", "braces of this form"},
+        {"a{2}?", "braces of this form"},
+        {"a{", "braces of this form"},
         {"a{99999999999999}", "braces of this form"},
-        {"(?i)a", "a group of this kind"}, {"(?m:a)", "a group of this kind"}, {"(?<n>a)", "a group of this kind"},
-        {"(?R)", "a group of this kind"}, {"(*FAIL)", "a group of this kind"}, {"(?C1)", "a group of this kind"}, {"(?",
-                                                                                                                   "a group of this kind"},
-        {"(a", "missing"}, {"a)", "unmatched"}, {"+", "quantifier"}, {"a{9999999}", "too"}, {"\\\\p{Lx}", "property"}, {"(?<=a*)b",
-                                                                                                                        "lookbehind"},
-        {"[z-a]", "range"}, {"\\\\x{110000}", "code point"},
-        {"(?:a|b)+c", NULL}, {"(?>a)(?=b)(?!c)(?<=d)(?<!e)(?i:f)", NULL}, {"a{2}b{2,}c{2,3}?d++e*+f?+", NULL},
+        {"(?i)a", "a group of this kind"},
+        {"(?m:a)", "a group of this kind"},
+        {"(?<n>a)", "a group of this kind"},
+        {"(?R)", "a group of this kind"},
+        {"(*FAIL)", "a group of this kind"},
+        {"(?C1)", "a group of this kind"},
+        {"(?", "a group of this kind"},
+        {"(a", "missing"},
+        {"a)", "unmatched"},
+        {"+", "quantifier"},
+        {"a{9999999}", "too"},
+        {"\\\\p{Lx}", "property"},
+        {"(?<=a*)b", "lookbehind"},
+        {"[z-a]", "range"},
+        {"\\\\x{110000}", "code point"},
+        {"(?:a|b)+c", NULL},
+        {"(?>a)(?=b)(?!c)(?<=d)(?<!e)(?i:f)", NULL},
+        {"a{2}b{2,}c{2,3}?d++e*+f?+", NULL},
         {"[^\\\\s\\\\S\\\\d\\\\w-]", NULL},
         {"\\\\s\\\\S\\\\d\\\\D\\\\w\\\\W\\\\n\\\\r\\\\t\\\\f\\\\v\\\\e\\\\a\\\\.\\\\-\\\\ü", NULL},
         {"\\\\x41\\\\u00fc\\\\x{1f600}", NULL},
-        {"\\\\p{L}\\\\P{Lu}[\\\\p{N}\\\\P{Zs}]", NULL}, {"^a$|.|", NULL}, {"[-a][a-]", NULL},
+        {"\\\\p{L}\\\\P{Lu}[\\\\p{N}\\\\P{Zs}]", NULL},
+        {"^a$|.|", NULL},
+        {"[-a][a-]", NULL},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char pre[512];
@@ -305,7 +388,7 @@ START_TEST(expressions_that_would_mean_something_else_are_refused)
 }
 END_TEST
 
-/* That it ends is the point: this one has 2^40 ways to fail. */
+/* The point is that this ends: the pattern has 2^40 ways to fail. */
 START_TEST(an_expression_without_end_is_given_up)
 {
     static const char *const slow[] = {STAGE("(?:a|a)*b"), STAGE("(?:a*)*b"), STAGE("(?:a?){40}a{40}b")};
@@ -319,7 +402,8 @@ START_TEST(an_expression_without_end_is_given_up)
         size_t n = 0;
         ck_assert_msg(open_parts(&(small_parts){.pre_tokenizer = slow[i]}, &t) == DSV2_OK, "%s", dsv2_last_error());
         dsv2_status status = dsv2_tokenizer_encode(t, text, sizeof text, 0, ids, 60, &n);
-        ck_assert_msg(status == DSV2_ERROR_UNSUPPORTED || (status == DSV2_OK && n == sizeof text), "%zu: status %d", i, status);
+        ck_assert_msg(status == DSV2_ERROR_UNSUPPORTED || (status == DSV2_OK && n == sizeof text), "%zu: status %d", i,
+                      status);
         if (i == 0) {
             ck_assert_int_eq(status, DSV2_ERROR_UNSUPPORTED);
             ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "dir/tokenizer.json: pre_tokenizer: expression 0"));
@@ -376,7 +460,7 @@ START_TEST(published_cases_from_gguf)
 }
 END_TEST
 
-/* A GGUF of metadata alone, put together key by key. */
+/* A GGUF of metadata alone, made key by key. */
 typedef struct gguf {
     uint8_t bytes[32768];
     size_t size;
@@ -417,7 +501,7 @@ static void put_key(gguf *g, const char *key, uint32_t type)
     g->n_keys++;
 }
 
-/* What a test changes in a sound one; NULL or 0: nothing. */
+/* What a test changes in a sound file. NULL or 0: nothing. */
 typedef struct gguf_parts {
     const char *model, *pre, *merge, *token, *chat_template;
     uint32_t bos, type, n_types;
@@ -513,7 +597,8 @@ START_TEST(gguf_vocabularies_are_understood_or_refused_by_name)
             ck_assert_str_eq(ids, "256 257");
             dsv2_tokenizer_close(t);
         } else {
-            ck_assert_msg(strstr(dsv2_last_error(), "small.gguf: ") != NULL && strstr(dsv2_last_error(), cases[i].message) != NULL,
+            ck_assert_msg(strstr(dsv2_last_error(), "small.gguf: ") != NULL &&
+                              strstr(dsv2_last_error(), cases[i].message) != NULL,
                           "case %zu: %s", i, dsv2_last_error());
         }
     }
@@ -523,7 +608,7 @@ END_TEST
 
 /* ---- no memory ---- */
 
-/* All that a host does with a tokenizer; the first failure. */
+/* All that a host does with a tokenizer. Returns the first failure. */
 static dsv2_status use_all(const char *json, const char *path)
 {
     static const dsv2_message messages[] = {{"user", "ab 12", 5}, {"assistant", "\xff", 1}, {"user", "x", 1}};
@@ -535,7 +620,8 @@ static dsv2_status use_all(const char *json, const char *path)
     size_t n, size;
     dsv2_status status = ds_tokenizer_from_json("tokenizer.json", json, strlen(json), &t);
     if (status == DSV2_OK)
-        status = dsv2_tokenizer_encode(t, "ab\xc3 12 abab <s>", 15, DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL, ids, 1024, &n);
+        status =
+            dsv2_tokenizer_encode(t, "ab\xc3 12 abab <s>", 15, DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL, ids, 1024, &n);
     if (status == DSV2_OK)
         status = dsv2_tokenizer_decode(t, ids, n, DSV2_DECODE_SPECIAL, text, sizeof text, &size);
     if (status == DSV2_OK)
@@ -557,8 +643,10 @@ static char *make_json(void)
         .added = "{\"id\":300,\"content\":\"<s>\",\"special\":true},{\"id\":301,\"content\":\"</s>\",\"special\":true},"
                  "{\"id\":302,\"content\":\"<｜fim▁begin｜>\"},{\"id\":303,\"content\":\"<｜fim▁hole｜>\"},"
                  "{\"id\":304,\"content\":\"<｜fim▁end｜>\"}",
-        .pre_tokenizer = SEQUENCE(SPLIT("(?:\\\\s)?\\\\p{L}+") ",{\"type\":\"Digits\",\"individual_digits\":true}," BYTES),
-        .vocab = AB, .merges = AB_MERGES});
+        .pre_tokenizer =
+            SEQUENCE(SPLIT("(?:\\\\s)?\\\\p{L}+") ",{\"type\":\"Digits\",\"individual_digits\":true}," BYTES),
+        .vocab = AB,
+        .merges = AB_MERGES});
 }
 
 START_TEST(running_out_of_memory_anywhere_leaves_nothing)
@@ -572,7 +660,7 @@ START_TEST(running_out_of_memory_anywhere_leaves_nothing)
     folder_write("tokenizer_config.json", "{\"bos_token\":\"<s>\"}", 19);
     char path[256];
     snprintf(path, sizeof path, "%s", _i % 2 == 0 ? folder_path() : folder_file("small.gguf"));
-    ck_assert_msg(use_all(json, path) == DSV2_OK, "%s", dsv2_last_error()); /* what libraries set up once is set up now */
+    ck_assert_msg(use_all(json, path) == DSV2_OK, "%s", dsv2_last_error()); /* libraries set up what they set up once */
     long before = oom_live();
     unsigned failures = 0;
     for (size_t nth = 1;; nth++) {
@@ -582,7 +670,7 @@ START_TEST(running_out_of_memory_anywhere_leaves_nothing)
         ck_assert_msg(oom_live() == before, "allocation %zu: %ld blocks left", nth, oom_live() - before);
         if (!failed)
             break;
-        /* PCRE2 does without what it only wants (a compiled form, a frame on the heap). */
+        /* PCRE2 goes on without memory that it wants but does not need (a compiled form, a frame on the heap). */
         ck_assert_msg(status == DSV2_ERROR_MEMORY || status == DSV2_OK, "allocation %zu: status %d: %s", nth, status,
                       dsv2_last_error());
         failures += status == DSV2_ERROR_MEMORY;

@@ -206,8 +206,8 @@ START_TEST(every_allocation_of_binding_many_blocks_may_fail)
         dsv2_status status = ds_weights_open(&weights, &opening);
         ds_weights_close(&weights);
         failed = oom_disarm();
-        ck_assert_msg(status == (failed ? DSV2_ERROR_MEMORY : DSV2_OK), "allocation %zu: status %d: %s", nth, (int)status,
-                      dsv2_last_error());
+        ck_assert_msg(status == (failed ? DSV2_ERROR_MEMORY : DSV2_OK), "allocation %zu: status %d: %s", nth,
+                      (int)status, dsv2_last_error());
         ck_assert_int_eq(oom_live(), live);
         ck_assert(nth > 32 || failed);
     }

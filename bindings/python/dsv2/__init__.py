@@ -5,9 +5,9 @@
 ...     for text in session.chat("Why is the sky blue?"):
 ...         print(text, end="", flush=True)
 
-A Model is opened once and shared by all threads; a Session is one sequence of tokens with its cache; a Tokenizer turns text into
-ids and back. All three close at the end of a ``with`` block, or when nothing refers to them any more. Failures are exceptions
-derived from ``dsv2.Error``. Python's lock is released while the library works.
+A Model is opened once and shared by all threads. A Session is one sequence of tokens with its cache. A Tokenizer turns text
+into ids and back. All three close at the end of a ``with`` block, or when nothing refers to them any more. Failures are
+exceptions derived from ``dsv2.Error``. Python's lock is released while the library works.
 """
 
 from ._errors import (

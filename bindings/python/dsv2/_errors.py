@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Status(IntEnum):
-    """What a call of the library answered: the values of ``dsv2_status``."""
+    """What a call of the library returned: the values of ``dsv2_status``."""
 
     OK = 0
     ARGUMENT = 1
@@ -23,7 +23,7 @@ class Status(IntEnum):
 
 
 class Error(Exception):
-    """A failed call. What it was to change is as it was before.
+    """A failed call. It leaves what it was to change as it was.
 
     Attributes:
         status: the kind of failure
@@ -88,7 +88,7 @@ class MismatchError(Error, ValueError):
 
 
 class StateError(Error, RuntimeError):
-    """Logits or a sample were asked of a session that was fed nothing since it was opened or rewound."""
+    """A session that was fed nothing since it was opened or rewound has no logits and draws no token."""
 
 
 _CLASSES: dict[Status, type[Error]] = {

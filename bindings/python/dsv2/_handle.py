@@ -11,7 +11,7 @@ _Handle = TypeVar("_Handle", bound="Handle")
 
 
 class Handle:
-    """Something of the library's, open as long as it has a pointer."""
+    """A handle of the library, open as long as it has a pointer."""
 
     _kind: str  # in messages
     _ptr: Any = None

@@ -81,7 +81,7 @@ class Model(Handle):
         self._tokenizer: Tokenizer | None = None
 
     def close(self) -> None:
-        """Close the model. What sessions that are still open need is freed with the last of them."""
+        """Close the model. Open sessions keep what they need; the last of them frees it."""
         self._close()
 
     def _let_go(self) -> None:
@@ -123,7 +123,7 @@ class Model(Handle):
         return Session(self, max_length=max_length, cache_type=cache_type, attention=attention)
 
     def step(self, feeds: Sequence[tuple[Session, TokenIds]]) -> None:
-        """Feed many sessions in one pass: what ``Session.feed`` does for each, faster together.
+        """Feed many sessions in one pass, which is faster than ``Session.feed`` for each.
 
         Args:
             feeds: sessions, each at most once, with the tokens to append to them
@@ -132,7 +132,7 @@ class Model(Handle):
         self._step(feeds, [ffi.NULL] * len(feeds))
 
     def step_logits(self, feeds: Sequence[tuple[Session, TokenIds]]) -> list[npt.NDArray[np.float32]]:
-        """Do a step and return, per session, the logits of every token fed: a row per token, written there by the library."""
+        """Do a step and return each session's logits: a row for every token fed, which the library writes there."""
         logits = [np.empty((len(tokens), self._info.vocab_size), np.float32) for _, tokens in feeds]
         self._step(feeds, [ffi.from_buffer("float[]", rows) for rows in logits])
         return logits
@@ -178,6 +178,6 @@ def pack(
 
 
 def verify(path: StrPath, *, progress: Progress | None = None) -> None:
-    """Read a pack through and check every checksum; raises FormatError if one is wrong."""
+    """Read a whole pack and check every checksum. Raises FormatError if one is wrong."""
     with Call(progress) as call:
         call.check(lib.dsv2_model_verify(path_bytes(path), progress_callback, ffi.NULL))

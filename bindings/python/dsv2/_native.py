@@ -1,9 +1,12 @@
-"""The C library: where it is found, how its answers become exceptions, how it calls back.
+"""The C library: where it is found, how statuses become exceptions, how it calls back.
 
-Three things make this safe. A handle is a cffi pointer whose destructor closes it, and whoever calls C holds a reference to it,
-so that nothing is freed under a running call, whichever thread closes the object. Callbacks are functions of this module, which
-live as long as the process, and find the call they belong to in a thread-local variable, so C never holds a pointer that Python
-could free. What a callback raises is kept while C returns, and raised again by the call.
+Three things make this safe:
+
+- A handle is a cffi pointer whose destructor closes the object. Whoever calls C holds a reference to the pointer. So no thread
+  frees an object under a running call.
+- Callbacks are functions of this module, which live as long as the process. They find the call that they belong to in a
+  thread-local variable. So C never holds a pointer that Python could free.
+- What a callback raises is kept while C returns. Then the call raises it again.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ _logger = logging.getLogger("dsv2")
 
 
 def _load() -> Any:
-    """Open $DSV2_LIBRARY, or the library that the package carries, or the system's."""
+    """Open $DSV2_LIBRARY, else the library that the package carries, else the system's."""
     carried = Path(__file__).with_name("libdsv2.so.0")
     path = os.environ.get("DSV2_LIBRARY") or (str(carried) if carried.exists() else "libdsv2.so.0")
     try:
@@ -93,16 +96,16 @@ def record(cls: type[T], structure: Any) -> T:
 
 
 def keep_alive(ptr: Any, owner: Any) -> Any:
-    """Return the pointer as one that holds a reference to the owner of what it points to."""
+    """Return the pointer, made to hold a reference to the owner of what it points to."""
     return ffi.gc(ptr, functools.partial(_let_go, owner))
 
 
 def _let_go(_owner: Any, _ptr: Any) -> None:
-    """Do nothing: it is being called that matters, since the reference to the owner goes with it."""
+    """Do nothing: the call alone drops the reference to the owner."""
 
 
 def path_bytes(path: StrPath) -> bytes:
-    """Encode a path as the library wants it, and refuse one that C would cut short."""
+    """Encode a path for the library. Refuses a path that C would cut short."""
     encoded = os.fsencode(path)
     if b"\0" in encoded:
         raise ArgumentError(Status.ARGUMENT, "a path contains a NUL character")
@@ -160,14 +163,14 @@ _current = _Current()
 
 
 def _keep(_kind: type[BaseException], value: BaseException, _trace: TracebackType) -> None:
-    """Keep what a callback raised; cffi then answers C with the callback's `error` value, which cancels."""
+    """Keep what a callback raised. cffi then returns the callback's `error` value to C, which cancels the call."""
     call = _current.call
     if call is not None and call.raised is None:
         call.raised = value
 
 
-# KeyboardInterrupt needs no more than this: a pending one is raised as soon as any of these begins to run, even before its
-# first line, and ends up in _keep.
+# KeyboardInterrupt needs nothing else: Python raises a pending one as soon as one of these callbacks begins to run, even
+# before its first line, and _keep gets it.
 
 
 @ffi.callback("dsv2_progress_fn", error=1, onerror=_keep)  # type: ignore[untyped-decorator]
@@ -181,7 +184,7 @@ def progress_callback(_user: Any, phase: int, done: int, total: int) -> int:
 
 @ffi.callback("dsv2_write_fn", error=1, onerror=_keep)  # type: ignore[untyped-decorator]
 def write_callback(_user: Any, data: Any, size: int) -> int:
-    """Write to the current call's stream, which gets a copy: it may keep what it is given."""
+    """Write to the current call's stream. The stream gets a copy, which it may keep."""
     stream = _current.call.stream  # type: ignore[union-attr]
     rest = memoryview(ffi.buffer(data, size)[:])
     while rest:

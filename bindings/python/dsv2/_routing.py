@@ -20,7 +20,7 @@ _EXPERT_LOAD = np.dtype([("chosen", np.uint64), ("gate_sum", np.float64), ("affi
 
 
 class Routing:
-    """A copy of the counts of a session or model: it stays as it is while they go on.
+    """A copy of the counts of a session or model. Later feeds do not change it.
 
     Attributes:
         info: what the counts are about
@@ -67,7 +67,7 @@ class Routing:
         return self.experts["affinity_sum"]
 
     def balance(self, layer: int, *, n_devices: int = 0, max_devices: int = 0) -> Balance:
-        """Measure one layer's balance over devices that hold equal runs of experts; 0: the model's own groups."""
+        """Measure one layer's balance over devices that hold equal runs of experts. 0: the model's own groups."""
         measures = make("dsv2_routing_balance")
         with self._lock:
             check(lib.dsv2_routing_measure(self._ptr, layer, n_devices, max_devices, measures))
@@ -83,7 +83,7 @@ class Routing:
             self._read()
 
     def heat_map(self, axes: Axes | None = None) -> Axes:
-        """Draw each expert's share of its layer's load, relative to an even share. Needs matplotlib: ``pip install dsv2[plot]``."""
+        """Draw each expert's share of its layer's load, relative to an even share. Needs ``pip install dsv2[plot]``."""
         from matplotlib import pyplot
 
         if axes is None:

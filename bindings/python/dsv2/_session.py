@@ -44,7 +44,7 @@ from ._types import (
 
 
 class Session(Handle):
-    """One sequence of tokens. It may be used from any thread, by one at a time: another one meanwhile gets BusyError.
+    """One sequence of tokens. Any thread may use it, one at a time: another thread meanwhile gets BusyError.
 
     Args:
         model: the model; it stays in memory as long as the session is open
@@ -52,7 +52,7 @@ class Session(Handle):
         cache_type: element type of the latent KV cache
         attention: for tests
 
-    Whenever a call raises, the session is as it was before, and usable. KeyboardInterrupt stops a prompt on its way.
+    A call that raises leaves the session as it was, and usable. KeyboardInterrupt stops a prompt on its way.
 
     """
 
@@ -86,7 +86,7 @@ class Session(Handle):
         self._has_callback = False
 
     def close(self) -> None:
-        """Close the session. A call of another thread that is using it ends first; arrays of logits stay readable."""
+        """Close the session, after the call of another thread that uses it. Arrays of logits stay readable."""
         self._close()
 
     def __repr__(self) -> str:
@@ -121,10 +121,10 @@ class Session(Handle):
         return int(size[0])
 
     def _watched(self, wanted: bool) -> Any:
-        """Return the pointer, after making the library call back while it feeds, or not.
+        """Return the pointer, after letting the library call back while it feeds, or not.
 
-        Being called back lets KeyboardInterrupt through, and costs some microseconds a layer: right for prompts, too much for
-        single tokens.
+        A callback lets KeyboardInterrupt through and costs some microseconds a layer: right for prompts, too much for single
+        tokens.
         """
         ptr = self._open()
         if self._has_callback != wanted:
@@ -137,7 +137,7 @@ class Session(Handle):
 
         Args:
             tokens: an id or a sequence of them; a NumPy array of int32 is not copied
-            progress: called while it works; what it raises cancels the call and is raised again
+            progress: called while the library works; an exception from it cancels the call, which raises it again
 
         """
         ids, n = token_array([tokens] if isinstance(tokens, (int, np.integer)) else tokens)
@@ -178,10 +178,10 @@ class Session(Handle):
         sampling: Sampling | None = None,
         progress: Progress | None = None,
     ) -> Iterator[int]:
-        """Feed a prompt, then draw tokens, until the end-of-sequence token (which is neither given nor fed) or `max_tokens`.
+        """Feed a prompt, then draw tokens until `max_tokens` or the end-of-sequence token, which is neither yielded nor fed.
 
-        The work begins when the first token is asked for. A token that is given is in the session already, so the loop over
-        them can be left at any time.
+        The work begins when the first token is asked for. A yielded token is in the session already, so the loop may be left
+        at any time.
 
         Args:
             prompt: text (after the beginning-of-sequence token if the session is empty) or ids; None or "" goes on where the
@@ -239,8 +239,8 @@ class Session(Handle):
     ) -> Iterator[str]:
         """Say something to the model and yield its reply as it comes.
 
-        The conversation is the session: call it again for the next turn, also after a restore, a fork, or a reply that was
-        left early.
+        The session is the conversation: the next call is the next turn, also after a restore, a fork, or a reply that was left
+        early.
 
         Args:
             message: the user's words
@@ -258,7 +258,7 @@ class Session(Handle):
         else:
             if system is not None:
                 raise ValueError("a system text can only begin a conversation")
-            # The past is in the session, whatever it was: any two messages stand for it.
+            # The session has the past, whatever it was: any two messages stand for it.
             past = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
             prompt = tokenizer.encode_chat([*past, turn], first=2)
             eos = self._info.eos_token_id
@@ -269,8 +269,8 @@ class Session(Handle):
     def logits(self) -> npt.NDArray[np.float32]:
         """Return the logits of the last token, as a read-only view of the library's own memory.
 
-        The view is live: the next feed or restore overwrites what it shows, so copy it to keep it. It stays readable as long
-        as you hold it, even when the session was closed.
+        The next feed or restore overwrites what the view shows: copy it to keep the logits. The view stays readable as long as
+        you hold it, even after the session is closed.
         """
         ptr, values = self._open(), ffi.new("float const **")
         check(lib.dsv2_session_logits(ptr, values))
@@ -293,7 +293,7 @@ class Session(Handle):
         return float(value[0])
 
     def truncate(self, n: int) -> None:
-        """Rewind to the first n tokens. There are no logits then, unless n is the present length, until it is fed again."""
+        """Rewind to the first n tokens. If n is less than the length, there are no logits until the next feed."""
         check(lib.dsv2_session_truncate(self._open(), n))
 
     def fork(self, n: int | None = None) -> Session:
@@ -308,7 +308,7 @@ class Session(Handle):
         return forked
 
     def cancel(self) -> None:
-        """Make the call that another thread has at work on the session raise CancelledError; without one, do nothing."""
+        """Let another thread's call that is at work on the session raise CancelledError. Without one, do nothing."""
         lib.dsv2_session_cancel(self._open())
 
     def save(
@@ -322,8 +322,8 @@ class Session(Handle):
         """Write a snapshot.
 
         Args:
-            file: a path, whose file is replaced only by a whole one, or a file object open for writing bytes
-            append: add to a snapshot of this session's first tokens only what is new; paths only
+            file: a path, whose file only a whole snapshot replaces, or a file object open for writing bytes
+            append: add only what is new to a snapshot of this session's first tokens; for paths
             compression_level: of zstd; 0: the default
             progress: called while it works
 
@@ -347,7 +347,7 @@ class Session(Handle):
         convert: bool = False,
         progress: Progress | None = None,
     ) -> int:
-        """Replace what the session holds by what a snapshot holds, and return how many tokens that are.
+        """Replace what the session holds by what a snapshot holds, and return the number of tokens.
 
         Args:
             file: a path, or a file object open for reading bytes
@@ -390,7 +390,7 @@ class Snapshot:
         version: of the file format
         cache_type: element type of the cache
         n_tokens: tokens held
-        model_fingerprint: that of the model to which it belongs, as in ModelInfo
+        model_fingerprint: of the model that the snapshot belongs to, as in ModelInfo
         file_bytes: size of the file
         latent_bytes: size of the cache before compression
 

@@ -51,7 +51,7 @@ class Tokenizer(Handle):
         return self
 
     def close(self) -> None:
-        """Close the tokenizer; what it holds is freed when no other thread is using it."""
+        """Close the tokenizer. Its memory is freed when no other thread uses it."""
         self._close()
 
     def __repr__(self) -> str:
@@ -78,7 +78,7 @@ class Tokenizer(Handle):
         Args:
             text: any text or bytes
             bos: begin with the beginning-of-sequence token
-            special: text that spells a special token becomes that token; only for text that you wrote yourself
+            special: text that spells a special token becomes that token: only for text that you wrote yourself
 
         """
         ptr, data = self._open(), _bytes(text)
@@ -116,20 +116,20 @@ class Tokenizer(Handle):
         return bytes(ffi.buffer(text[0], size[0]))
 
     def _piece(self, token: int) -> bytes:
-        """Return what one token adds to a decoded text: what streaming asks again and again."""
+        """Return what one token adds to a decoded text, for streaming."""
         piece = self._pieces.get(token)
         if piece is None:
             piece = self._pieces[token] = self.decode_bytes([token])
         return piece
 
     def find(self, text: str | bytes) -> int | None:
-        """Return the token that is spelled exactly so, special tokens included."""
+        """Return the token with exactly this spelling, special tokens included."""
         data, token = _bytes(text), ffi.new("int32_t *")
         check(lib.dsv2_tokenizer_find(self._open(), data, len(data), token))
         return token[0] if token[0] >= 0 else None
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, first: int = 0) -> list[int]:
-        """Make the prompt that makes a model write the next assistant message.
+        """Make the prompt after which a model writes the next assistant message.
 
         Args:
             messages: ``{"role": ..., "content": ...}``, oldest first; roles are an optional "system", then "user" and

@@ -1,4 +1,4 @@
-"""The package's view of structures, enumerations and functions is that of the C headers."""
+"""The package sees structures, enumerations and functions as the C headers declare them."""
 
 from __future__ import annotations
 

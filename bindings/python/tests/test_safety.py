@@ -1,4 +1,4 @@
-"""Nothing that safe Python does may crash the process, and whatever fails leaves a usable session."""
+"""Safe Python never crashes the process, and a failure leaves a usable session."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_logits_are_a_read_only_view_that_outlives_everything(model_path: Path) 
     model.close()
     del session, model, view
     gc.collect()
-    # What the memory holds now is not said; that it can be read is.
+    # The memory can be read; what it holds now is not defined.
     assert np.isfinite(part).all()
     assert np.isfinite(kept).all()
 

@@ -1,4 +1,4 @@
-"""Turns the public headers into dsv2/_ffi.py, so that the package's view of the library is the headers'.
+"""Turns the public headers into dsv2/_ffi.py, so that the package declares what the headers declare.
 
 Usage: make_ffi.py INCLUDE_DIR OUTPUT
 """
@@ -16,13 +16,13 @@ HEADERS = ["version", "error", "model", "tokenizer", "sampling", "session", "sna
 
 
 def declarations(include: Path) -> str:
-    """Return the headers' declarations, and the defines that are plain numbers, in the C that cffi reads."""
+    """Return the headers' declarations and numeric defines in the C that cffi reads."""
     text = "".join((include / f"{name}.h").read_text(encoding="utf-8") for name in HEADERS)
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.DOTALL)
     numbers = re.findall(r"^#define \w+ +\d+$", text, flags=re.MULTILINE)
     text = re.sub(r"^#(?:.*\\\n)*.*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"\bDSV2_(?:API|CHECK_RESULT|BEGIN_DECLS|END_DECLS)\b", "", text)
-    # C allows to repeat a typedef, cffi does not.
+    # C allows a typedef twice, cffi does not.
     seen: set[str] = set()
     lines = []
     for line in text.splitlines():

@@ -1,5 +1,5 @@
-//! Rust closures under C callbacks. A panic must not unwind into C: it is caught, the callback answers "cancel", and the call that
-//! was at work returns the panic's message as its error.
+//! Rust closures under C callbacks. A panic must not unwind into C: it is caught, the callback returns "cancel", and the call
+//! at work returns the panic's message as its error.
 
 use crate::error::{check, Error, Result, Status};
 use crate::sys;
@@ -122,7 +122,7 @@ impl<F: FnMut(Progress) -> ControlFlow<()>> ProgressRelay<F> {
     }
 }
 
-/// Something in the heap whose address C holds, for as long as its owner says. (A Box may not be moved while such a pointer is used.)
+/// A value in the heap whose address C holds as long as its owner says. (A Box must not move while such a pointer is used.)
 pub(crate) struct Fixed<T>(NonNull<T>);
 
 // SAFETY: it owns its content.
@@ -138,7 +138,7 @@ impl<T> Fixed<T> {
         self.0.as_ptr() as *mut c_void
     }
 
-    /// Its content, while no call of C is at work on it.
+    /// The content, while no call of C is at work on it.
     pub(crate) fn get_mut(&mut self) -> &mut T {
         // SAFETY: it is alive and ours.
         unsafe { self.0.as_mut() }
@@ -212,7 +212,7 @@ impl<'a, S: Read + 'a> StreamRelay<'a, S> {
     /// # Safety
     /// `user` points to a living relay of this type; `data` to room for `size` bytes; `got` to a count.
     pub(crate) unsafe extern "C" fn read(user: *mut c_void, data: *mut c_void, size: usize, got: *mut usize) -> c_int {
-        // SAFETY: as this function demands. A reader may look at its buffer, so that it must hold something.
+        // SAFETY: as this function demands. A reader may look at its buffer, so the buffer must hold something.
         let (relay, data, got) = unsafe {
             if size > 0 {
                 std::ptr::write_bytes(data as *mut u8, 0, size);

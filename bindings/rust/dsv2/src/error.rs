@@ -26,14 +26,14 @@ mirror! {
         Full = DSV2_ERROR_FULL,
         /// A snapshot or session belongs to another model.
         Mismatch = DSV2_ERROR_MISMATCH,
-        /// Logits or a sample were asked of a session that was fed nothing since it was opened or rewound.
+        /// A session that was fed nothing since it was opened or rewound has no logits and draws no token.
         State = DSV2_ERROR_STATE,
         /// A buffer is too small.
         Buffer = DSV2_ERROR_BUFFER,
     }
 }
 
-/// A failed call: what it was to change is as it was before.
+/// A failed call. It leaves what it was to change as it was.
 #[derive(Debug)]
 pub struct Error {
     status: Status,

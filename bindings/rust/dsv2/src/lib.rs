@@ -1,7 +1,7 @@
 //! Run DeepSeek-V2 language models on CPUs, inside your program.
 //!
-//! A [`Model`] is opened once and shared by all threads; a [`Session`] is one sequence of tokens with its latent KV cache and its
-//! sampler; a [`Tokenizer`] turns text into ids and back.
+//! A [`Model`] is opened once and shared by all threads. A [`Session`] is one sequence of tokens with its latent KV cache and
+//! its sampler. A [`Tokenizer`] turns text into ids and back.
 //!
 //! ```no_run
 //! use dsv2::{Model, Sampling};
@@ -19,8 +19,8 @@
 //! # }
 //! ```
 //!
-//! Whenever a call fails, what it was to change is as it was before. Models can be used by many threads at once; a session is
-//! used by one at a time, which the borrow checker sees to. A panic in a callback cancels the call and comes back as its error.
+//! A failed call leaves what it was to change as it was. Many threads can use a model at once. One thread at a time can use a
+//! session, which the borrow checker ensures. A panic in a callback cancels the call, which returns the panic as its error.
 #![deny(missing_docs)]
 #![warn(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
 

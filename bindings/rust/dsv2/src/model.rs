@@ -37,7 +37,7 @@ mirror! {
     }
 }
 
-/// The library's model, closed when the last that uses it is gone.
+/// The library's model, closed when its last user is gone.
 pub(crate) struct Handle {
     pub(crate) ptr: NonNull<sys::dsv2_model>,
     pub(crate) vocab_size: usize,
@@ -180,7 +180,7 @@ pub struct ModelInfo {
     pub parameters_activated: u64,
     /// Size of the weights as held, mapped or copied.
     pub weight_bytes: u64,
-    /// The part of `weight_bytes` that is not the file's own: copied or converted, a GGUF's routed experts perhaps only when they are
+    /// The part of `weight_bytes` that is copied or converted rather than mapped. Routed experts of a GGUF may be converted when
     /// first chosen.
     pub bytes_copied: u64,
     /// Of the matrices.
@@ -377,7 +377,7 @@ pub fn pack(
     })
 }
 
-/// Reads a pack through and checks every checksum.
+/// Reads a whole pack and checks every checksum.
 pub fn verify(path: impl AsRef<Path>, progress: Option<&mut dyn FnMut(Progress) -> ControlFlow<()>>) -> Result<()> {
     let path = c_path(path.as_ref())?;
     with_progress(progress, |callback, user| {

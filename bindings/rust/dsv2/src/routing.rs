@@ -15,7 +15,7 @@ mirror! {
     }
 }
 
-/// A copy of the counts of how a session or model used its experts.
+/// A copy of the counts of a session's or model's use of experts.
 pub struct Routing {
     ptr: NonNull<sys::dsv2_routing>,
 }
@@ -153,8 +153,8 @@ impl Routing {
         Ok(loads.iter().map(load).collect())
     }
 
-    /// Measures one layer's balance over `n_devices` devices that hold equal runs of experts, at most `max_devices` for a token;
-    /// 0: the model's own groups.
+    /// Measures one layer's balance over `n_devices` devices that hold equal runs of experts, at most `max_devices` for a
+    /// token. 0: the model's own groups.
     pub fn balance(&self, layer: u32, n_devices: u32, max_devices: u32) -> Result<Balance> {
         // SAFETY: zero is a valid value of every field.
         let raw = unsafe {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 mirror! {
     /// Element type of the latent KV cache.
     CacheType: dsv2_cache_type {
-        /// The smallest type whose text cannot be told from that of 32 bits.
+        /// The smallest type that gives the same text as 32 bits, as far as anyone can tell.
         Default = DSV2_CACHE_DEFAULT,
         /// 32-bit floating point.
         F32 = DSV2_CACHE_F32,
@@ -54,13 +54,13 @@ impl Default for SessionOptions {
     }
 }
 
-/// The library's session, closed when the last that uses it is gone.
+/// The library's session, closed when its last user is gone.
 struct Handle {
     ptr: NonNull<sys::dsv2_session>,
     _model: Arc<ModelHandle>,
 }
 
-// SAFETY: a dsv2_session may be used and closed from any thread. What is shared is only ever cancelled, which any thread may do.
+// SAFETY: a dsv2_session may be used and closed from any thread. A shared one is only cancelled, which any thread may do.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
@@ -76,7 +76,7 @@ type OwnedProgress = ProgressRelay<Box<dyn FnMut(Progress) -> ControlFlow<()> + 
 
 /// One sequence of tokens. It may go from thread to thread, and keeps its model in memory.
 ///
-/// Whenever a call fails, the session is as it was before.
+/// A failed call leaves the session as it was.
 pub struct Session {
     handle: Arc<Handle>,
     model: Model,
@@ -95,7 +95,8 @@ pub struct Canceller {
 }
 
 impl Canceller {
-    /// Makes the call at work on the session fail with [`Status::Cancelled`]; without one, or without the session, does nothing.
+    /// Lets the call at work on the session fail with [`Status::Cancelled`]. Without a call, or after the session is closed,
+    /// does nothing.
     pub fn cancel(&self) {
         if let Some(handle) = self.handle.upgrade() {
             // SAFETY: the session is open as long as `handle` is.
@@ -136,7 +137,7 @@ impl Session {
         &self.model
     }
 
-    /// Something with which another thread can stop this session's work.
+    /// A handle with which another thread can stop this session's work.
     pub fn canceller(&self) -> Canceller {
         Canceller { handle: Arc::downgrade(&self.handle) }
     }
@@ -240,7 +241,7 @@ impl Session {
         Ok(bytes)
     }
 
-    /// Rewinds to the first n tokens. There are no logits then, unless n is the present length, until it is fed again.
+    /// Rewinds to the first n tokens. If n is less than the length, there are no logits until the next feed.
     pub fn truncate(&mut self, n: usize) -> Result<()> {
         // SAFETY: the session is open.
         check(unsafe { sys::dsv2_session_truncate(self.ptr(), n) })
@@ -255,9 +256,9 @@ impl Session {
         Ok(Session::own(copy, self.model.clone()))
     }
 
-    /// Draws tokens and feeds them, until the end-of-sequence token (which is neither given nor fed) or `max_tokens`.
+    /// Draws tokens and feeds them until `max_tokens` or the end-of-sequence token, which is neither yielded nor fed.
     ///
-    /// A token that is given is in the session already, so the loop over them can be left at any time.
+    /// A yielded token is in the session already, so the loop may be left at any time.
     pub fn generate_tokens(&mut self, max_tokens: usize) -> Tokens<'_> {
         let eos = self.model.info().eos_token_id;
         Tokens { session: self, left: max_tokens, eos }
@@ -277,8 +278,8 @@ impl Session {
 
     /// Says something to the model and gives its reply as it comes.
     ///
-    /// The conversation is the session: call it again for the next turn, also after a restore, a fork, or a reply that was
-    /// left early. Only an empty session takes a system text.
+    /// The session is the conversation: the next call is the next turn, also after a restore, a fork, or a reply that was left
+    /// early. Only an empty session takes a system text.
     pub fn chat(&mut self, message: &str, system: Option<&str>, max_tokens: usize) -> Result<Text<'_>> {
         let tokenizer = self.model.tokenizer()?;
         let turn = Message { role: "user", content: message };
@@ -289,7 +290,7 @@ impl Session {
                 return Err(Error::new(Status::Argument, "a system text can only begin a conversation"));
             }
             (Some(last), None) => {
-                // The past is in the session, whatever it was: any two messages stand for it.
+                // The session has the past, whatever it was: any two messages stand for it.
                 let [user, assistant] = ["user", "assistant"].map(|role| Message { role, content: "" });
                 let mut prompt: Vec<_> = self.model.info().eos_token_id.filter(|eos| eos != last).into_iter().collect();
                 prompt.extend(tokenizer.encode_chat(&[user, assistant, turn], 2)?);
@@ -429,9 +430,8 @@ pub struct StepItem<'a> {
     pub logits: Option<&'a mut [f32]>,
 }
 
-/// Feeds many sessions in one pass: what [`Session::feed`] does for each, faster together. Returns what became of each.
-///
-/// An error is returned instead if nothing changed in any session.
+/// Feeds many sessions in one pass, which is faster than [`Session::feed`] for each. Returns a result for each session, or an
+/// error if nothing changed in any session.
 pub fn step(model: &Model, items: &mut [StepItem<'_>]) -> Result<Vec<Result<()>>> {
     let mut raw = Vec::with_capacity(items.len());
     for item in items.iter_mut() {

@@ -13,7 +13,7 @@ use std::ptr::null;
 /// How to save a session.
 #[derive(Default)]
 pub struct SaveOptions<'a> {
-    /// Add to a snapshot of this session's first tokens only what is new; for paths.
+    /// Add only what is new to a snapshot of this session's first tokens; for paths.
     pub append: bool,
     /// Of zstd; 0: the default.
     pub compression_level: i32,
@@ -43,7 +43,7 @@ pub struct SnapshotInfo {
     pub cache_type: CacheType,
     /// Tokens held.
     pub n_tokens: u64,
-    /// That of the model to which it belongs.
+    /// Of the model that the snapshot belongs to.
     pub model_fingerprint: u64,
     /// Size of the file.
     pub file_bytes: u64,
@@ -114,7 +114,7 @@ fn restore(options: RestoreOptions<'_>, call: RestoreCall<'_>) -> Result<usize> 
 }
 
 impl Session {
-    /// Saves to a file, which is replaced only by a whole one.
+    /// Saves to a file, which only a whole snapshot replaces.
     pub fn save(&mut self, path: impl AsRef<Path>, options: SaveOptions<'_>) -> Result<()> {
         let (path, session) = (c_path(path.as_ref())?, self.ptr());
         // SAFETY: the session is open; all pointers are valid during the call.
@@ -132,7 +132,7 @@ impl Session {
         with_stream(&mut relay.failure, result)
     }
 
-    /// Replaces what the session holds by what a snapshot holds, and returns how many tokens that are.
+    /// Replaces what the session holds by what a snapshot holds, and returns the number of tokens.
     pub fn restore(&mut self, path: impl AsRef<Path>, options: RestoreOptions<'_>) -> Result<usize> {
         let (path, session) = (c_path(path.as_ref())?, self.ptr());
         // SAFETY: the session is open; all pointers are valid during the call.

@@ -151,7 +151,7 @@ impl Tokenizer {
         }
     }
 
-    /// The token spelled exactly so, special tokens included.
+    /// The token with exactly this spelling, special tokens included.
     pub fn find(&self, text: impl AsRef<[u8]>) -> Result<Option<i32>> {
         let (text, mut token) = (text.as_ref(), -1);
         // SAFETY: the text is as long as it is said to be.
@@ -159,7 +159,7 @@ impl Tokenizer {
         Ok(token_id(token))
     }
 
-    /// The prompt that makes a model write the next assistant message. Messages before index `first` are taken as already fed.
+    /// The prompt after which a model writes the next assistant message. Messages before index `first` count as already fed.
     pub fn encode_chat(&self, messages: &[Message<'_>], first: usize) -> Result<Vec<i32>> {
         let roles = messages.iter().map(|m| c_string(m.role, "a role")).collect::<Result<Vec<_>>>()?;
         let plain: Vec<_> = messages

@@ -97,7 +97,8 @@ const int8_t *ds_cache_codes(const ds_cache_shape *shape, uint32_t part, const u
  * up with zeros to whole sections of DS_SCALE_COLS; a part that ds_cache_codes has in place is not written. Section s
  * of row t is to be multiplied by scales[s * DS_PAGE_TOKENS + t]. A part that is stored as small integers with a scale
  * for DS_SCALE_COLS or more elements gives those very integers; the elements of any other part are rounded to
- * DS_MAX_12_BITS. scratch: a row of floats. next: as many stored rows, which are brought from memory meanwhile; or NULL. */
+ * DS_MAX_12_BITS. scratch: a row of floats. next: as many stored rows, which are brought from memory meanwhile; or
+ * NULL. */
 void ds_cache_decode_integers(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n,
                               int16_t *rows, float *scales, float *scratch, const uint8_t *next);
 

@@ -1,5 +1,5 @@
-/* GGUF: a header, metadata by key, tensor infos, then the tensors' bytes, aligned. Little-endian, versions 2 and 3. Every length is
- * checked against what is left of the file before it is used. */
+/* GGUF: a header, metadata by key, tensor infos, then the tensors' bytes, aligned. Little-endian, versions 2 and 3.
+ * Every length is checked against what is left of the file before it is used. */
 #include "formats/container.h"
 
 #include <stdio.h>
@@ -23,13 +23,14 @@ static const struct {
     const char *name;
     uint32_t bytes; /* 0: has a length of its own */
 } value_types[T_COUNT] = {
-    [T_U8] = {"u8", 1},   [T_I8] = {"i8", 1},   [T_U16] = {"u16", 2},   [T_I16] = {"i16", 2},       [T_U32] = {"u32", 4},
-    [T_I32] = {"i32", 4}, [T_F32] = {"f32", 4}, [T_BOOL] = {"bool", 1}, [T_STRING] = {"string", 0}, [T_ARRAY] = {"array", 0},
-    [T_U64] = {"u64", 8}, [T_I64] = {"i64", 8}, [T_F64] = {"f64", 8},
+    [T_U8] = {"u8", 1},   [T_I8] = {"i8", 1},   [T_U16] = {"u16", 2},   [T_I16] = {"i16", 2},
+        [T_U32] = {"u32", 4},
+    [T_I32] = {"i32", 4}, [T_F32] = {"f32", 4}, [T_BOOL] = {"bool", 1}, [T_STRING] = {"string", 0},
+    [T_ARRAY] = {"array", 0}, [T_U64] = {"u64", 8}, [T_I64] = {"i64", 8}, [T_F64] = {"f64", 8},
 };
 
-/* The format's numbers for element types that are not read; ds_type_of_gguf knows the others. These have a block size too, so that
- * their extent is checked; 0 where the type was withdrawn before anyone could rely on it. */
+/* The format's numbers for element types that are not read; ds_type_of_gguf knows the others. These have a block size
+ * too, so that their extent is checked; 0 where the type was withdrawn before anyone could rely on it. */
 static const struct {
     const char *name;
     uint32_t block, bytes;
@@ -88,14 +89,15 @@ typedef struct cursor {
     uint64_t at; /* never beyond the file's size */
 } cursor;
 
-/* The next n bytes, or the reason why there are none; `what` is named in the message. Like the readers below it sets its result in
- * any case, so that compilers see it set. */
+/* The next n bytes, or the reason why there are none; `what` is named in the message. Like the readers below it sets
+ * its result in any case, so that compilers see it set. */
 static dsv2_status take(cursor *c, uint64_t n, const char *what, const uint8_t **bytes)
 {
     uint64_t left = c->file->size - c->at;
     *bytes = c->file->data == NULL ? NULL : c->file->data + c->at; /* an empty file is not mapped */
     if (n > left)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s at byte %llu takes %llu bytes, but %llu are left: the file is cut or damaged",
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: %s at byte %llu takes %llu bytes, but %llu are left: the file is cut or damaged",
                        c->file->path, what, (unsigned long long)c->at, (unsigned long long)n, (unsigned long long)left);
     c->at += n;
     return DSV2_OK;
@@ -152,8 +154,8 @@ static dsv2_status take_array(cursor *c, const char *what, ds_gguf_value *value)
     if (status != DSV2_OK)
         return status;
     if (value->element >= T_COUNT || value->element == T_ARRAY)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is an array of type %u, expected a known type that is no array", c->file->path,
-                       what, (unsigned)value->element);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is an array of type %u, expected a known type that is no array",
+                       c->file->path, what, (unsigned)value->element);
     value->data = c->file->data + c->at;
     uint64_t start = c->at;
     if (value->element == T_STRING) {
@@ -186,8 +188,8 @@ static dsv2_status take_value(cursor *c, ds_gguf_value *value)
     if (status != DSV2_OK)
         return status;
     if (value->type >= T_COUNT)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s has type %u, expected 0 to %d", c->file->path, what, (unsigned)value->type,
-                       T_COUNT - 1);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s has type %u, expected 0 to %d", c->file->path, what,
+                       (unsigned)value->type, T_COUNT - 1);
     if (value->type == T_ARRAY)
         return take_array(c, what, value);
     if (value->type == T_STRING) {
@@ -203,7 +205,8 @@ static dsv2_status take_value(cursor *c, ds_gguf_value *value)
     value->size = value_types[value->type].bytes;
     status = take(c, value->size, what, &value->data);
     if (status == DSV2_OK && value->type == T_BOOL && value->data[0] > 1)
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %u, expected 0 or 1", c->file->path, what, (unsigned)value->data[0]);
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %u, expected 0 or 1", c->file->path, what,
+                         (unsigned)value->data[0]);
     return status;
 }
 
@@ -218,8 +221,8 @@ static int compare_keys(const void *a, const void *b)
 static dsv2_status take_values(cursor *c, uint64_t count, ds_gguf_value **out)
 {
     if (count > (c->file->size - c->at) / MIN_VALUE_BYTES)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: metadata count is %llu, more than the file's %llu bytes can hold", c->file->path,
-                       (unsigned long long)count, (unsigned long long)c->file->size);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: metadata count is %llu, more than the file's %llu bytes can hold",
+                       c->file->path, (unsigned long long)count, (unsigned long long)c->file->size);
     ds_gguf_value *values = ds_new((size_t)count, sizeof *values);
     if (values == NULL)
         return ds_fail_memory("metadata", (size_t)count * sizeof *values);
@@ -243,19 +246,21 @@ static dsv2_status take_values(cursor *c, uint64_t count, ds_gguf_value **out)
 static const ds_gguf_value *find_value(const ds_container *container, const char *key)
 {
     ds_gguf_value wanted = {.key = key, .key_size = strlen(key)};
-    return container->n_values == 0 ? NULL : bsearch(&wanted, container->values, container->n_values, sizeof wanted, compare_keys);
+    return container->n_values == 0 ? NULL : bsearch(&wanted, container->values, container->n_values, sizeof wanted,
+                                                     compare_keys);
 }
 
 bool ds_gguf_has(const ds_container *container, const char *key) { return find_value(container, key) != NULL; }
 
 /* A missing value, or one of a wrong type. */
-static dsv2_status fail_value(const ds_container *container, const char *key, const ds_gguf_value *value, const char *expected)
+static dsv2_status fail_value(const ds_container *container, const char *key, const ds_gguf_value *value,
+                              const char *expected)
 {
     if (value == NULL)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is missing, expected %s", container->path, key, expected);
     bool array = value->type == T_ARRAY;
-    return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is of type %s%s, expected %s", container->path, key, array ? "array of " : "",
-                   value_types[array ? value->element : value->type].name, expected);
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is of type %s%s, expected %s", container->path, key,
+                   array ? "array of " : "", value_types[array ? value->element : value->type].name, expected);
 }
 
 dsv2_status ds_gguf_u32(const ds_container *container, const char *key, uint32_t *out)
@@ -296,7 +301,8 @@ dsv2_status ds_gguf_u32(const ds_container *container, const char *key, uint32_t
         return fail_value(container, key, value, "an integer");
     }
     if (negative)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is negative, expected an integer of at least 0", container->path, key);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is negative, expected an integer of at least 0", container->path,
+                       key);
     if (number > UINT32_MAX)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: key %s is %llu, expected at most %u", container->path, key,
                        (unsigned long long)number, (unsigned)UINT32_MAX);
@@ -417,7 +423,8 @@ static dsv2_status info_bytes(const ds_file *file, const info *tensor, uint64_t 
     uint64_t cols = tensor->n_dims > 0 ? tensor->dims[tensor->n_dims - 1] : 1, elements = cols / block;
     if (cols % block != 0)
         return ds_fail(DSV2_ERROR_FORMAT,
-                       "%s: tensor %.*s has rows of %llu elements, expected a multiple of %u, the block size of %s", file->path,
+                       "%s: tensor %.*s has rows of %llu elements, expected a multiple of %u, the block size of %s",
+                       file->path,
                        shown(tensor->name.size), tensor->name.data, (unsigned long long)cols, (unsigned)block, name);
     bool fits = true;
     for (uint32_t i = 0; i + 1 < tensor->n_dims; i++)
@@ -479,8 +486,8 @@ static dsv2_status add_tensor(ds_container *container, const ds_file *file, cons
 static dsv2_status add_tensors(ds_container *container, cursor *c, uint64_t count, uint64_t alignment)
 {
     if (count > (c->file->size - c->at) / MIN_TENSOR_BYTES)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor count is %llu, more than the file's %llu bytes can hold", c->file->path,
-                       (unsigned long long)count, (unsigned long long)c->file->size);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor count is %llu, more than the file's %llu bytes can hold",
+                       c->file->path, (unsigned long long)count, (unsigned long long)c->file->size);
     info *infos = ds_new((size_t)count, sizeof *infos);
     ds_extent *extents = ds_new((size_t)count, sizeof *extents);
     dsv2_status status = DSV2_OK;
@@ -512,8 +519,10 @@ static dsv2_status take_header(cursor *c, uint64_t *n_tensors, uint64_t *n_value
     if (memcmp(bytes, "GGUF", 4) != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: magic is not \"GGUF\": not a GGUF file", c->file->path);
     if (version != 2 && version != 3)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: version is %u, this library reads versions 2 and 3%s", c->file->path,
-                       (unsigned)version, version != 0 && (version & 0xffffff) == 0 ? " in little-endian byte order" : "");
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: version is %u, this library reads versions 2 and 3%s",
+                       c->file->path,
+                       (unsigned)version, version != 0 &&
+                       (version & 0xffffff) == 0 ? " in little-endian byte order" : "");
     *n_tensors = ds_read_u64(bytes + 8);
     *n_values = ds_read_u64(bytes + 16);
     return DSV2_OK;
@@ -546,13 +555,13 @@ static dsv2_status read_file(ds_container *container, ds_file *file, const char 
     if (status != DSV2_OK)
         return status;
     if (alignment == 0 || alignment > MAX_ALIGNMENT || (alignment & (alignment - 1)) != 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: key general.alignment is %u, expected a power of two of at most %d", path,
-                       (unsigned)alignment, MAX_ALIGNMENT);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key general.alignment is %u, expected a power of two of at most %d",
+                       path, (unsigned)alignment, MAX_ALIGNMENT);
     return add_tensors(container, &c, n_tensors, alignment);
 }
 
-/* The name of file `index` of a split model, from that of the first; NULL without memory. `path` was found to end in the
- * first's suffix. */
+/* The name of file `index` of a split model, from that of the first; NULL without memory. `path` was found to end in
+ * the first's suffix. */
 static char *split_path(const char *path, size_t prefix, uint32_t index, uint32_t count)
 {
     char suffix[64];
@@ -593,12 +602,14 @@ static dsv2_status read_splits(ds_container *container, const char *path)
         return status;
     if (number != 0)
         return ds_fail(DSV2_ERROR_FORMAT,
-                       "%s: key split.no is %u: open the first file of the %u, whose name ends in -00001-of-%05u.gguf", path,
-                       (unsigned)number, (unsigned)count, (unsigned)count);
+                       "%s: key split.no is %u: open the first file of the %u, whose name ends in -00001-of-%05u.gguf",
+                       path, (unsigned)number, (unsigned)count, (unsigned)count);
     if (count > MAX_FILES)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: key split.count is %u, expected at most %d", path, (unsigned)count, MAX_FILES);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: key split.count is %u, expected at most %d", path, (unsigned)count,
+                       MAX_FILES);
     char suffix[64];
-    size_t length = strlen(path), suffix_length = (size_t)snprintf(suffix, sizeof suffix, "-00001-of-%05u.gguf", (unsigned)count);
+    size_t length = strlen(path), suffix_length = (size_t)snprintf(suffix, sizeof suffix, "-00001-of-%05u.gguf",
+                                                                   (unsigned)count);
     if (length < suffix_length || strcmp(path + length - suffix_length, suffix) != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: key split.count is %u, expected a file name that ends in %s", path,
                        (unsigned)count, suffix);

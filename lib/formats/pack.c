@@ -39,8 +39,8 @@ static dsv2_status unpack_block(const ds_file *file, block b, const char *what, 
 {
     uint64_t end;
     if (!ds_add(b.offset, b.stored, &end) || end > file->size)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s lies at %llu to %llu, outside the file of %llu bytes", file->path, what,
-                       (unsigned long long)b.offset, (unsigned long long)end, (unsigned long long)file->size);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s lies at %llu to %llu, outside the file of %llu bytes", file->path,
+                       what, (unsigned long long)b.offset, (unsigned long long)end, (unsigned long long)file->size);
     if (XXH3_64bits(file->data + b.offset, (size_t)b.stored) != b.checksum)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: its checksum differs", file->path, what);
     if (b.unpacked > DS_PACK_MAX_TEXT)
@@ -69,15 +69,16 @@ static dsv2_status read_entry(ds_container *container, const uint8_t *index, siz
     uint16_t name_size = left < entry_size ? 0 : ds_read_u16(entry);
     uint8_t n_dims = left < entry_size ? 0 : entry[3];
     if (left >= entry_size && (name_size == 0 || name_size >= MAX_NAME))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has a name of %u bytes, expected 1 to %d", file->path,
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: the index is damaged: entry %zu has a name of %u bytes, expected 1 to %d", file->path,
                        container->n_tensors, name_size, MAX_NAME - 1);
     if (left >= entry_size && (n_dims == 0 || n_dims > DS_TENSOR_MAX_DIMS))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has %u dimensions, expected 1 to %d", file->path,
-                       container->n_tensors, n_dims, DS_TENSOR_MAX_DIMS);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu has %u dimensions, expected 1 to %d",
+                       file->path, container->n_tensors, n_dims, DS_TENSOR_MAX_DIMS);
     entry_size += 8u * n_dims + name_size;
     if (left < entry_size)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu takes %zu bytes, but %zu are left", file->path,
-                       container->n_tensors, entry_size, left);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the index is damaged: entry %zu takes %zu bytes, but %zu are left",
+                       file->path, container->n_tensors, entry_size, left);
     char name[MAX_NAME];
     memcpy(name, entry + ENTRY_BYTES + 8u * n_dims, name_size);
     name[name_size] = '\0';
@@ -88,18 +89,20 @@ static dsv2_status read_entry(ds_container *container, const uint8_t *index, siz
                         .checksum = ds_read_u64(entry + 20)};
     tensor.type = ds_type_of_pack_code(entry[2]);
     if (tensor.type == DS_TYPE_COUNT)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has element type %u, which this version does not know", file->path, name,
-                       entry[2]);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has element type %u, which this version does not know",
+                       file->path, name, entry[2]);
     for (uint32_t i = 0; i < n_dims; i++)
         tensor.dims[i] = ds_read_u64(entry + ENTRY_BYTES + 8u * i);
     uint64_t offset = ds_read_u64(entry + 4), bytes, end;
     if (!ds_tensor_bytes(tensor.type, tensor.dims, n_dims, &bytes) || bytes != tensor.n_bytes)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has %llu bytes, which its shape and type %s do not give", file->path, name,
-                       (unsigned long long)tensor.n_bytes, ds_type_name(tensor.type));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has %llu bytes, which its shape and type %s do not give",
+                       file->path, name, (unsigned long long)tensor.n_bytes, ds_type_name(tensor.type));
     uint64_t weights_end = load_block(file->data + INDEX_BLOCK).offset;
     if (offset % TENSOR_ALIGNMENT != 0 || offset < ALIGNMENT || !ds_add(offset, bytes, &end) || end > weights_end)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s lies at %llu, %llu bytes: expected a multiple of %d from %d to %llu, where the "
-                       "weights end", file->path, name, (unsigned long long)offset, (unsigned long long)bytes, TENSOR_ALIGNMENT,
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: tensor %s lies at %llu, %llu bytes: expected a multiple of %d from %d to %llu, where the "
+                       "weights end", file->path, name, (unsigned long long)offset, (unsigned long long)bytes,
+                           TENSOR_ALIGNMENT,
                        ALIGNMENT, (unsigned long long)weights_end);
     tensor.data = file->data + offset;
     *at += entry_size;
@@ -132,8 +135,10 @@ static dsv2_status check_texts(const ds_container *container)
         uint64_t name_size = left < TEXT_HEADER ? 0 : ds_read_u32(container->texts + at);
         uint64_t text_size = left < TEXT_HEADER ? 0 : ds_read_u64(container->texts + at + 8), size;
         if (!ds_add(TEXT_HEADER + name_size, text_size, &size) || size > left)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: the block of texts is damaged: at byte %zu a name of %llu bytes and a text of %llu, "
-                           "but %zu are left", container->path, at, (unsigned long long)name_size, (unsigned long long)text_size, left);
+            return ds_fail(DSV2_ERROR_FORMAT,
+                           "%s: the block of texts is damaged: at byte %zu a name of %llu bytes and a text of %llu, "
+                           "but %zu are left", container->path, at, (unsigned long long)name_size,
+                               (unsigned long long)text_size, left);
         at += (size_t)size;
     }
     return DSV2_OK;
@@ -160,8 +165,8 @@ dsv2_status ds_pack_open(const char *path, ds_container **out)
     }
     uint32_t version = ds_read_u32(file->data + 8);
     if (version != VERSION) {
-        status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pack version %u, this library reads %d: pack the model again", path, version,
-                         VERSION);
+        status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pack version %u, this library reads %d: pack the model again",
+                         path, version, VERSION);
         goto done;
     }
     if (ds_read_u64(file->data + 16) != file->size) {
@@ -177,7 +182,8 @@ dsv2_status ds_pack_open(const char *path, ds_container **out)
     if (status == DSV2_OK)
         status = check_overlap(container);
     if (status == DSV2_OK)
-        status = unpack_block(file, load_block(file->data + TEXTS_BLOCK), "block of texts", &container->texts, &container->texts_size);
+        status = unpack_block(file, load_block(file->data + TEXTS_BLOCK), "block of texts", &container->texts,
+                              &container->texts_size);
     if (status == DSV2_OK)
         status = check_texts(container);
 done:
@@ -227,7 +233,8 @@ dsv2_status ds_pack_verify(const ds_container *container, dsv2_progress_fn progr
                 status = ds_fail(DSV2_ERROR_CANCELLED, "verifying was cancelled by the progress callback");
         }
         if (status == DSV2_OK && XXH3_64bits_digest(state) != tensor->checksum)
-            status = ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is damaged: its checksum differs", tensor->path, tensor->name);
+            status = ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is damaged: its checksum differs", tensor->path,
+                             tensor->name);
     }
     XXH3_freeState(state);
     return status;
@@ -275,7 +282,8 @@ dsv2_status ds_pack_writer_open(const char *path, ds_pack_writer **out)
     return status;
 }
 
-dsv2_status ds_pack_writer_tensor(ds_pack_writer *writer, const char *name, ds_type type, const uint64_t *dims, uint32_t n_dims)
+dsv2_status ds_pack_writer_tensor(ds_pack_writer *writer, const char *name, ds_type type, const uint64_t *dims,
+                                  uint32_t n_dims)
 {
     size_t name_size = strlen(name), entry_size = (size_t)ENTRY_BYTES + 8u * n_dims + name_size;
     uint8_t code = ds_type_pack_code(type);

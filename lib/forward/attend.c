@@ -6,9 +6,13 @@
 
 static uint32_t fill_up(uint32_t n, uint32_t whole) { return (n + whole - 1) / whole * whole; }
 
-static uint32_t padded_width(const ds_attend_shape *shape, int part) { return fill_up(shape->part[part], DS_SCALE_COLS); }
+static uint32_t padded_width(const ds_attend_shape *shape, int part) { return fill_up(shape->part[part],
+                                                                                      DS_SCALE_COLS); }
 
-uint32_t ds_attend_sections(const ds_attend_shape *shape) { return (padded_width(shape, 0) + padded_width(shape, 1)) / DS_SCALE_COLS; }
+uint32_t ds_attend_sections(const ds_attend_shape *shape)
+{
+    return (padded_width(shape, 0) + padded_width(shape, 1)) / DS_SCALE_COLS;
+}
 
 uint32_t ds_attend_value_sections(const ds_attend_shape *shape)
 {
@@ -27,7 +31,8 @@ static float *take(float *memory, size_t *used, size_t bytes)
 
 static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
 {
-    size_t used = 0, sections = ds_attend_sections(shape), cols = sections * DS_SCALE_COLS, value_sections = ds_attend_value_sections(shape);
+    size_t used = 0, sections = ds_attend_sections(shape), cols = sections * DS_SCALE_COLS,
+        value_sections = ds_attend_value_sections(shape);
     attend->max = take(memory, &used, n * sizeof(float));
     attend->sum = take(memory, &used, n * sizeof(float));
     attend->scores = take(memory, &used, sizeof(float) * DS_ATTEND_ROWS * DS_PAGE_TOKENS);
@@ -40,9 +45,11 @@ static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_a
     size_t widest = cols > shape->value_width ? cols : shape->value_width;
     attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * widest);
     attend->padded = take(memory, &used, sizeof(float) * cols);
-    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * (shape->score_by_panel ? DS_PANEL_ROWS : DS_PAGE_TOKENS) * cols);
+    size_t key_rows = shape->score_by_panel ? DS_PANEL_ROWS : DS_PAGE_TOKENS;
+    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * key_rows * cols);
     tile->key_scales = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * sections);
-    tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAGE_TOKENS * fill_up(shape->value_width, DS_PANEL_ROWS));
+    tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAGE_TOKENS * fill_up(shape->value_width,
+                                                                                                  DS_PANEL_ROWS));
     tile->value_scale_max = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * value_sections);
     return used;
 }
@@ -75,13 +82,15 @@ static int16_t *key_panel(const ds_tile *tile, const ds_attend_shape *shape, siz
 
 /* Scores of m <= DS_PANEL_ROWS queries from `first_query` on with n tokens from `first` on, a multiple of
  * DS_PANEL_ROWS. */
-static void score(const ds_attend *attend, const ds_tile *tile, uint32_t first_query, uint32_t m, float *scores, size_t first, size_t n)
+static void score(const ds_attend *attend, const ds_tile *tile, uint32_t first_query, uint32_t m, float *scores,
+                  size_t first, size_t n)
 {
     const ds_attend_shape *shape = attend->shape;
     uint32_t sections = ds_attend_sections(shape);
-    attend->kernels->pair_scores(scores + first, DS_PAGE_TOKENS, attend->q_pairs + (size_t)first_query * sections * DS_SCALE_COLS,
-                                 attend->q_scales + first_query, m, key_panel(tile, shape, first), n, tile->key_scales + first,
-                                 DS_PAGE_TOKENS, sections);
+    attend->kernels->pair_scores(scores + first, DS_PAGE_TOKENS,
+                                 attend->q_pairs + (size_t)first_query * sections * DS_SCALE_COLS,
+                                 attend->q_scales + first_query, m, key_panel(tile, shape, first), n,
+                                 tile->key_scales + first, DS_PAGE_TOKENS, sections);
 }
 
 /* Scores of all queries with the panel that has just been made, if the shape asks for that. */
@@ -108,15 +117,15 @@ void ds_tile_values(const ds_attend *attend, ds_tile *tile, size_t first, const 
                                ds_tile_rows(tile, first), attend->shape->value_width);
 }
 
-void ds_tile_codes(const ds_attend *attend, ds_tile *tile, size_t first, const int8_t *codes, size_t codes_stride, const int16_t *rows,
-                   size_t stride)
+void ds_tile_codes(const ds_attend *attend, ds_tile *tile, size_t first, const int8_t *codes, size_t codes_stride,
+                   const int16_t *rows, size_t stride)
 {
     const ds_attend_shape *shape = attend->shape;
     size_t n_pairs = (tile->n + 1) / 2, n = ds_tile_rows(tile, first), cols = ds_attend_sections(shape) * DS_SCALE_COLS;
     size_t latent = padded_width(shape, 0);
     int16_t *keys = key_panel(tile, shape, first);
-    attend->kernels->pair_codes(keys, tile->value_pairs + first * DS_PANEL_ROWS, 2 * n_pairs * DS_PANEL_ROWS, codes, codes_stride, n,
-                                shape->value_width);
+    attend->kernels->pair_codes(keys, tile->value_pairs + first * DS_PANEL_ROWS, 2 * n_pairs * DS_PANEL_ROWS, codes,
+                                codes_stride, n, shape->value_width);
     attend->kernels->pair_columns(keys + latent * DS_PANEL_ROWS, rows + latent, stride, n, cols - latent);
     score_panel(attend, tile, first);
 }
@@ -146,7 +155,8 @@ static void round_queries(ds_attend *attend, uint32_t first, uint32_t n)
         const float *q = attend->q[first + i];
         memcpy(attend->padded, q, shape->part[0] * sizeof *q);
         memcpy(attend->padded + padded, q + shape->part[0], shape->part[1] * sizeof *q);
-        attend->q_scales[first + i] = attend->kernels->round_row(attend->rows + i * cols, attend->padded, cols, DS_MAX_15_BITS);
+        attend->q_scales[first + i] = attend->kernels->round_row(attend->rows + i * cols, attend->padded, cols,
+                                                                 DS_MAX_15_BITS);
     }
     attend->kernels->pair_columns(attend->q_pairs + first * cols, attend->rows, cols, n, cols);
 }
@@ -172,8 +182,8 @@ void ds_attend_queries(ds_attend *attend)
  * the query's running maximum and sum. What the query has summed before is to shrink by *keep.
  * In floats, weights are relative to the new maximum, and *factor is 1. In integers, weights are relative to the tile's
  * own maximum, so that the largest weight gets all bits, and what is summed with them is to shrink by *factor. */
-static void take_scores(const ds_kernels *kernels, bool integers, float *scores, size_t visible, size_t n, float *running_max,
-                        float *running_sum, float *keep, float *factor)
+static void take_scores(const ds_kernels *kernels, bool integers, float *scores, size_t visible, size_t n,
+                        float *running_max, float *running_sum, float *keep, float *factor)
 {
     *keep = 1.0f;
     *factor = 0.0f;
@@ -194,14 +204,15 @@ static void attend_floats(ds_attend *attend, const ds_tile *tile, const uint32_t
     const ds_kernels *kernels = attend->kernels;
     uint32_t width = attend->shape->part[0] + attend->shape->part[1];
     float keep[DS_ATTEND_ROWS], factor;
-    kernels->matmul[DS_TYPE_F32](attend->scores, DS_PAGE_TOKENS, attend->q + first, m, tile->keys, tile->key_stride * sizeof(float),
-                                 tile->n, width);
+    kernels->matmul[DS_TYPE_F32](attend->scores, DS_PAGE_TOKENS, attend->q + first, m, tile->keys,
+                                 tile->key_stride * sizeof(float), tile->n, width);
     for (uint32_t i = 0; i < m; i++) {
         float *scores = attend->scores + (size_t)i * DS_PAGE_TOKENS;
-        take_scores(kernels, false, scores, visible[first + i], tile->n, &attend->max[first + i], &attend->sum[first + i], &keep[i], &factor);
+        take_scores(kernels, false, scores, visible[first + i], tile->n, &attend->max[first + i],
+                    &attend->sum[first + i], &keep[i], &factor);
     }
-    kernels->weighted_sum(attend->sums + first * attend->sums_stride, attend->sums_stride, keep, attend->scores, DS_PAGE_TOKENS, m,
-                          tile->values, tile->value_stride, tile->n, attend->shape->value_width);
+    kernels->weighted_sum(attend->sums + first * attend->sums_stride, attend->sums_stride, keep, attend->scores,
+                          DS_PAGE_TOKENS, m, tile->values, tile->value_stride, tile->n, attend->shape->value_width);
 }
 
 /* m <= DS_PANEL_ROWS queries from `first` on, a multiple of DS_PANEL_ROWS. */
@@ -215,23 +226,26 @@ static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32
     if (!shape->score_by_panel)
         score(attend, tile, first, m, scores, 0, fill_up((uint32_t)tile->n, DS_PANEL_ROWS));
     for (uint32_t i = 0; i < m; i++)
-        take_scores(kernels, true, scores + (size_t)i * DS_PAGE_TOKENS, visible[first + i], DS_PAGE_TOKENS, &attend->max[first + i],
-                    &attend->sum[first + i], &keep[i], &factor[i]);
+        take_scores(kernels, true, scores + (size_t)i * DS_PAGE_TOKENS, visible[first + i], DS_PAGE_TOKENS,
+                    &attend->max[first + i], &attend->sum[first + i], &keep[i], &factor[i]);
     for (uint32_t g = 0; g < ds_attend_value_sections(shape); g++) {
-        uint32_t col = g * section_cols, cols = shape->value_width - col < section_cols ? shape->value_width - col : section_cols;
-        const float *scales = tile->value_scales + (size_t)g * DS_PAGE_TOKENS, *largest = tile->value_scale_max + (size_t)g * DS_PAGE_TOKENS;
+        uint32_t col = g * section_cols,
+            cols = shape->value_width - col < section_cols ? shape->value_width - col : section_cols;
+        const float *scales = tile->value_scales + (size_t)g * DS_PAGE_TOKENS,
+            *largest = tile->value_scale_max + (size_t)g * DS_PAGE_TOKENS;
         for (uint32_t i = 0; i < m; i++) {
             int16_t *weights = attend->weights + (size_t)i * DS_PAGE_TOKENS;
             uint32_t seen = visible[first + i];
             float most = seen > 0 ? largest[seen - 1] : 0.0f;
-            kernels->round_products(weights, scores + (size_t)i * DS_PAGE_TOKENS, scales, most > 0 ? DS_MAX_15_BITS / most : 0.0f, seen);
+            kernels->round_products(weights, scores + (size_t)i * DS_PAGE_TOKENS, scales,
+                                    most > 0 ? DS_MAX_15_BITS / most : 0.0f, seen);
             if (seen < 2 * n_pairs)
                 memset(weights + seen, 0, (2 * n_pairs - seen) * sizeof *weights);
             scaled[i] = factor[i] * most / DS_MAX_15_BITS;
         }
         kernels->pair_columns(attend->weight_pairs, attend->weights, DS_PAGE_TOKENS, m, 2 * n_pairs);
-        kernels->pair_sums(attend->sums + first * attend->sums_stride + col, attend->sums_stride, keep, scaled, attend->weight_pairs, m,
-                           tile->value_pairs + (size_t)col * 2 * n_pairs, n_pairs, cols);
+        kernels->pair_sums(attend->sums + first * attend->sums_stride + col, attend->sums_stride, keep, scaled,
+                           attend->weight_pairs, m, tile->value_pairs + (size_t)col * 2 * n_pairs, n_pairs, cols);
     }
 }
 

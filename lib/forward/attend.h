@@ -105,8 +105,8 @@ void ds_tile_values(const ds_attend *attend, ds_tile *tile, size_t first, const 
 /* Keys and values of a panel at once, where a key is a latent of value_width bytes, which is also the value, and a RoPE
  * part: `codes` has the latents, codes_stride bytes apart; `rows`, of whole sections, has the RoPE parts in its last
  * columns. */
-void ds_tile_codes(const ds_attend *attend, ds_tile *tile, size_t first, const int8_t *codes, size_t codes_stride, const int16_t *rows,
-                   size_t stride);
+void ds_tile_codes(const ds_attend *attend, ds_tile *tile, size_t first, const int8_t *codes, size_t codes_stride,
+                   const int16_t *rows, size_t stride);
 
 /* After the last panel, and when key scales and value scales are set. */
 void ds_tile_finish(const ds_attend *attend, ds_tile *tile);

@@ -16,7 +16,8 @@ _Static_assert(DS_TASK_ROWS % DS_BLOCK_COLS == 0, "slices and blocks of activati
 /* Going from one matrix to another wastes what the processor has read ahead. With few rows of activations, where
  * reading weights takes all the time, slices of several tasks' length are a tenth faster. So slices are long if every
  * thread still gets enough of them to share the work evenly. */
-enum { LONG_TASK_ROWS = 4 * DS_TASK_ROWS, LONG_MOST_INPUTS = DS_PASS_ROWS * DS_TASK_ROWS / LONG_TASK_ROWS, EVEN_SLICES = 8 };
+enum { LONG_TASK_ROWS = 4 * DS_TASK_ROWS, LONG_MOST_INPUTS = DS_PASS_ROWS * DS_TASK_ROWS / LONG_TASK_ROWS,
+      EVEN_SLICES = 8 };
 
 typedef struct ffn {
     ds_rows *rows;
@@ -36,7 +37,8 @@ void ds_ffn_lay_out(ds_ffn_memory *memory, ds_layout *layout)
 {
     const ds_config *config = layout->config;
     uint64_t m = layout->max_rows, n_experts = config->n_routed_experts, top_k = config->num_experts_per_tok;
-    uint64_t hidden_floats = m * config->intermediate_size, hidden_blocks = m * ds_prepared_blocks(config->intermediate_size);
+    uint64_t hidden_floats = m * config->intermediate_size,
+        hidden_blocks = m * ds_prepared_blocks(config->intermediate_size);
     uint64_t down_slices = slice_count(config->hidden_size);
     memory->max_slots = m;
     memory->max_jobs = 1;
@@ -48,8 +50,9 @@ void ds_ffn_lay_out(ds_ffn_memory *memory, ds_layout *layout)
         hidden_floats = max_of(hidden_floats, m * (top_k * config->moe_intermediate_size + shared));
         hidden_blocks = max_of(hidden_blocks, m * (top_k * ds_prepared_blocks(config->moe_intermediate_size) +
                                                    ds_prepared_blocks((uint32_t)shared)));
-        memory->max_slices = max_of(memory->max_slices, slice_count(shared) + down_slices +
-                                                            n_experts * max_of(slice_count(config->moe_intermediate_size), down_slices));
+        uint64_t expert_slices = max_of(slice_count(config->moe_intermediate_size), down_slices);
+        uint64_t moe_slices = slice_count(shared) + down_slices + n_experts * expert_slices;
+        memory->max_slices = max_of(memory->max_slices, moe_slices);
     }
     memory->slot_row = ds_lay_out(layout, memory->max_slots, sizeof(uint32_t));
     memory->inputs = ds_lay_out(layout, memory->max_slots, sizeof(float *));
@@ -85,14 +88,15 @@ static uint32_t add_slices(const ffn *f, uint32_t n_slices, uint32_t job, uint32
 }
 
 /* Some rows of y = W x for all rows x of a job. x has the rows as floats, and x8 rounded, for an interleaved W. */
-static void multiply(const ffn *f, const ds_matrix *w, ds_ffn_slice slice, const float *const *x, const ds_x8 *const *x8,
-                     uint32_t n_rows, float *out, size_t out_stride, unsigned thread)
+static void multiply(const ffn *f, const ds_matrix *w, ds_ffn_slice slice, const float *const *x,
+                     const ds_x8 *const *x8, uint32_t n_rows, float *out, size_t out_stride, unsigned thread)
 {
     const ds_kernels *kernels = f->rows->kernels;
     if (ds_type_is_interleaved(w->type))
         ds_matmul_prepared(kernels, out, out_stride, x8, n_rows, w, slice.first, slice.end);
     else
-        ds_matmul(kernels, out, out_stride, x, n_rows, w, slice.first, slice.end, ds_matmul_scratch_of(&f->rows->linear, thread));
+        ds_matmul(kernels, out, out_stride, x, n_rows, w, slice.first, slice.end,
+                  ds_matmul_scratch_of(&f->rows->linear, thread));
 }
 
 /* Some columns of silu(W_gate x) * W_up x for all rows of a job. */
@@ -126,8 +130,8 @@ static void down_task(void *context, size_t task, unsigned thread)
     ds_ffn_slice slice = memory->slices[task];
     const ds_ffn_job *job = &memory->jobs[slice.job];
     const ds_matrix *down = &job->weights->down;
-    multiply(f, down, slice, memory->hidden_rows + job->first_slot, memory->hidden_rows_x8 + job->first_slot, job->n_rows,
-             f->output + job->first_output + slice.first, down->rows, thread);
+    multiply(f, down, slice, memory->hidden_rows + job->first_slot, memory->hidden_rows_x8 + job->first_slot,
+             job->n_rows, f->output + job->first_output + slice.first, down->rows, thread);
 }
 
 /* Sets the pointers of a job's slots: to input and hidden rows, as floats and rounded. */
@@ -158,7 +162,8 @@ dsv2_status ds_ffn_run(ds_rows *rows, ds_ffn_memory *memory, float *output)
     for (uint32_t j = 0; j < memory->n_jobs; j++) {
         const ds_ffn_job *job = &memory->jobs[j];
         n_slices = add_slices(&f, n_slices, j, job->weights->gate.rows);
-        round = round || ds_type_is_interleaved(job->weights->gate.type) || ds_type_is_interleaved(job->weights->up.type);
+        round = round || ds_type_is_interleaved(job->weights->gate.type) ||
+            ds_type_is_interleaved(job->weights->up.type);
         set_slots(&f, job);
     }
     if (round)

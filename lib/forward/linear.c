@@ -9,14 +9,16 @@ void ds_linear_lay_out(ds_linear_memory *memory, ds_layout *layout, size_t stage
     enum { LINE_FLOATS = 16 };
     const ds_config *config = layout->config;
     uint64_t m = layout->max_rows;
-    size_t widest = max_of(max_of(config->hidden_size, config->q_lora_rank), (size_t)config->num_attention_heads * config->v_head_dim);
+    size_t widest = max_of(max_of(config->hidden_size, config->q_lora_rank),
+                           (size_t)config->num_attention_heads * config->v_head_dim);
     memory->row_pointers = ds_lay_out(layout, m, sizeof(float *));
     memory->x8_stride = ds_prepared_blocks((uint32_t)widest);
     memory->x8 = ds_lay_out(layout, layout->rounds ? m * memory->x8_stride : 0, sizeof(ds_x8));
     memory->x8_rows = ds_lay_out(layout, m, sizeof(ds_x8 *));
     memory->matmul_floats = (layout->matmul_scratch + LINE_FLOATS - 1) / LINE_FLOATS * LINE_FLOATS;
     memory->stage_floats = (stage_floats + LINE_FLOATS - 1) / LINE_FLOATS * LINE_FLOATS;
-    memory->scratch = ds_lay_out(layout, (uint64_t)(memory->matmul_floats + memory->stage_floats) * layout->n_threads, sizeof(float));
+    memory->scratch = ds_lay_out(layout, (uint64_t)(memory->matmul_floats + memory->stage_floats) * layout->n_threads,
+                                 sizeof(float));
 }
 
 float *ds_matmul_scratch_of(const ds_linear_memory *memory, unsigned thread)
@@ -66,8 +68,8 @@ static void linear_task(void *context, size_t task, unsigned thread)
                 l->out[i * l->out_stride + j] += l->bias[j];
 }
 
-dsv2_status ds_linear(ds_linear_memory *memory, const ds_matrix *w, const float *bias, const float *x, size_t x_stride, size_t m,
-                      float *out, size_t out_stride)
+dsv2_status ds_linear(ds_linear_memory *memory, const ds_matrix *w, const float *bias, const float *x, size_t x_stride,
+                      size_t m, float *out, size_t out_stride)
 {
     dsv2_status status = ds_stage_begin(&memory->watch, DS_STAGE_LINEAR);
     if (status != DSV2_OK)

@@ -82,7 +82,8 @@ static void lay_out_spans(mla_memory *memory, ds_layout *layout)
 {
     const ds_config *config = layout->config;
     uint64_t m = layout->max_rows, n_heads = config->num_attention_heads, n_threads = layout->n_threads;
-    uint64_t n_spans = layout->max_position / SPAN_TOKENS + 1, split_rows = 4 * n_threads * set_rows_of((uint32_t)n_heads);
+    uint64_t n_spans = layout->max_position / SPAN_TOKENS + 1;
+    uint64_t split_rows = 4 * n_threads * set_rows_of((uint32_t)n_heads);
     uint64_t partials = (m < split_rows ? m : split_rows) * n_heads * n_spans;
     memory->max_partials = partials < MAX_PARTIALS ? partials : MAX_PARTIALS;
     uint64_t whole_tasks = m * ((n_heads + QUERY_SET - 1) / QUERY_SET), span_tasks = 4 * n_threads * n_spans;
@@ -107,7 +108,8 @@ static void lay_out(void *memory_struct, ds_layout *layout)
 
     uint64_t segment = layout->max_position < SEGMENT_TOKENS ? layout->max_position : SEGMENT_TOKENS;
     memory->segment_latents = ds_lay_out(layout, segment * width, sizeof(float));
-    memory->segment_x8 = ds_lay_out(layout, layout->rounds ? segment * ds_prepared_blocks(config->kv_lora_rank) : 0, sizeof(ds_x8));
+    memory->segment_x8 = ds_lay_out(layout, layout->rounds ? segment * ds_prepared_blocks(config->kv_lora_rank) : 0,
+                                    sizeof(ds_x8));
     memory->expanded_max = ds_lay_out(layout, m * n_heads, sizeof(float));
     memory->expanded_sum = ds_lay_out(layout, m * n_heads, sizeof(float));
     lay_out_spans(memory, layout);
@@ -132,8 +134,8 @@ static void position_row(void *context, size_t row, unsigned thread)
     ds_rope_rotate(config, cos, sin, kv_a + lora);
     const ds_cache *cache = rows->sequences[rows->sequence_of[row]].cache;
     size_t position = rows->position[row];
-    ds_cache_encode_row(&cache->shape, rows->kernels, kv_a,
-                        ds_cache_rows(cache, a->layer, position / DS_PAGE_TOKENS) + position % DS_PAGE_TOKENS * cache->shape.row_bytes);
+    uint8_t *page = ds_cache_rows(cache, a->layer, position / DS_PAGE_TOKENS);
+    ds_cache_encode_row(&cache->shape, rows->kernels, kv_a, page + position % DS_PAGE_TOKENS * cache->shape.row_bytes);
 
     for (uint32_t head = 0; head < config->num_attention_heads; head++) {
         float *q = memory->q + (row * config->num_attention_heads + head) * (nope + rope);
@@ -153,10 +155,12 @@ static dsv2_status project_queries(const mla *a)
     uint32_t hidden = config->hidden_size, q_lora = config->q_lora_rank, m = rows->n;
     if (q_lora == 0)
         return ds_linear(&rows->linear, &w->q_proj, NULL, rows->normed, hidden, m, memory->q, w->q_proj.rows);
-    dsv2_status status = ds_linear(&rows->linear, &w->q_a_proj, w->q_a_bias, rows->normed, hidden, m, memory->q_a, q_lora);
+    dsv2_status status = ds_linear(&rows->linear, &w->q_a_proj, w->q_a_bias, rows->normed, hidden, m, memory->q_a,
+                                   q_lora);
     if (status != DSV2_OK)
         return status;
-    ds_norm_rows(rows->kernels, rows->pool, config->rms_norm_eps, w->q_a_norm, memory->q_a, q_lora, q_lora, m, memory->q_a, q_lora);
+    ds_norm_rows(rows->kernels, rows->pool, config->rms_norm_eps, w->q_a_norm, memory->q_a, q_lora, q_lora, m,
+                 memory->q_a, q_lora);
     return ds_linear(&rows->linear, &w->q_b_proj, NULL, memory->q_a, q_lora, m, memory->q, w->q_b_proj.rows);
 }
 
@@ -165,8 +169,8 @@ static dsv2_status project_latents(mla *a)
 {
     ds_rows *rows = a->rows;
     const ds_mla_weights *w = a->weights;
-    dsv2_status status = ds_linear(&rows->linear, &w->kv_a_proj, w->kv_a_bias, rows->normed, rows->config->hidden_size, rows->n,
-                                   a->memory->kv_a, w->kv_a_proj.rows);
+    dsv2_status status = ds_linear(&rows->linear, &w->kv_a_proj, w->kv_a_bias, rows->normed, rows->config->hidden_size,
+                                   rows->n, a->memory->kv_a, w->kv_a_proj.rows);
     if (status == DSV2_OK)
         status = ds_stage_begin(&rows->watch, DS_STAGE_CACHE);
     if (status == DSV2_OK)
@@ -185,7 +189,8 @@ static uint32_t visible_tokens(size_t position, size_t first, size_t n)
 /* ---- the absorbed form ---- */
 
 /* Calls fn for every run of at most QUERY_SET consecutive rows in the absorbed form. */
-static void for_absorbed_rows(mla *a, uint32_t head, unsigned thread, void (*fn)(mla *, uint32_t head, uint32_t row, uint32_t n, unsigned))
+typedef void absorbed_rows_fn(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned thread);
+static void for_absorbed_rows(mla *a, uint32_t head, unsigned thread, absorbed_rows_fn *fn)
 {
     const ds_rows *rows = a->rows;
     for (uint32_t row = 0; row < rows->n;) {
@@ -233,16 +238,19 @@ static void value_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned
     for (uint32_t i = 0; i < n; i++)
         latent[i] = memory->absorbed + ((size_t)(row + i) * n_heads + head) * (lora + rope);
     uint32_t first = head * (nope + v_dim) + nope;
-    ds_matmul(rows->kernels, memory->heads_out + ((size_t)row * n_heads + head) * v_dim, (size_t)n_heads * v_dim, latent, n,
-              &a->weights->kv_b_proj, first, first + v_dim, ds_matmul_scratch_of(&rows->linear, thread));
+    ds_matmul(rows->kernels, memory->heads_out + ((size_t)row * n_heads + head) * v_dim, (size_t)n_heads * v_dim,
+              latent, n, &a->weights->kv_b_proj, first, first + v_dim, ds_matmul_scratch_of(&rows->linear, thread));
 }
 
-static void absorb_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, absorb_rows); }
-static void value_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread, value_rows); }
+static void absorb_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head,
+                                                                                         thread, absorb_rows); }
+static void value_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread,
+                                                                                        value_rows); }
 
 static ds_attend_shape absorbed_shape(const ds_config *config, bool integers)
 {
-    return (ds_attend_shape){integers, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank, DS_SCALE_COLS, true};
+    return (ds_attend_shape){integers, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank,
+                             DS_SCALE_COLS, true};
 }
 
 /* Working memory of one thread: */
@@ -267,8 +275,8 @@ static attend_scratch attend_scratch_of(const ds_rows *rows, unsigned thread)
 static size_t attend_scratch_floats(const ds_config *config)
 {
     ds_attend_shape shape = absorbed_shape(config, true);
-    return (size_t)DS_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim) + 2 * (size_t)QUERY_SET * config->kv_lora_rank +
-           ds_attend_floats(&shape, QUERY_SET);
+    size_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim;
+    return DS_PAGE_TOKENS * width + 2 * QUERY_SET * lora + ds_attend_floats(&shape, QUERY_SET);
 }
 
 /* The query vectors that a task takes together: some rows of one sequence times some heads. */
@@ -278,7 +286,8 @@ typedef struct query_set {
 
 /* The cached rows of tile->n tokens from `first` on: keys as they are, values without k^R. The next page's are brought
  * from memory meanwhile, also if the present span ends here: the thread's next task will need them. */
-static void load_latents(const mla *a, const ds_cache *cache, size_t first, const ds_attend *attend, ds_tile *tile, float *latents)
+static void load_latents(const mla *a, const ds_cache *cache, size_t first, const ds_attend *attend, ds_tile *tile,
+                         float *latents)
 {
     const ds_kernels *kernels = a->rows->kernels;
     const ds_attend_shape *shape = attend->shape;
@@ -289,8 +298,8 @@ static void load_latents(const mla *a, const ds_cache *cache, size_t first, cons
         size_t stride = (size_t)ds_attend_sections(shape) * DS_SCALE_COLS;
         for (size_t t = 0; t < tile->n; t += DS_PANEL_ROWS) {
             size_t at = t * cache->shape.row_bytes;
-            ds_cache_decode_integers(&cache->shape, kernels, stored + at, ds_tile_rows(tile, t), attend->rows, tile->key_scales + t,
-                                     attend->padded, next == NULL ? NULL : next + at);
+            ds_cache_decode_integers(&cache->shape, kernels, stored + at, ds_tile_rows(tile, t), attend->rows,
+                                     tile->key_scales + t, attend->padded, next == NULL ? NULL : next + at);
             const int8_t *codes = ds_cache_codes(&cache->shape, DS_MLA_LATENT, stored + at);
             if (codes != NULL) {
                 ds_tile_codes(attend, tile, t, codes, cache->shape.row_bytes, attend->rows, stride);
@@ -350,7 +359,8 @@ static void attend_span(const mla *a, const ds_sequence *sequence, query_set set
 }
 
 /* Takes one span's sums of one query into its total: the same arithmetic whichever thread summed the span, and when. */
-static void merge_span(float *total, float *total_max, float *total_sum, const float *sums, float max, float sum, uint32_t n)
+static void merge_span(float *total, float *total_max, float *total_sum, const float *sums, float max, float sum,
+                       uint32_t n)
 {
     if (max == -INFINITY)
         return; /* the query sees nothing of this span */
@@ -366,8 +376,8 @@ static void merge_span(float *total, float *total_max, float *total_sum, const f
 static void finish_query(const mla *a, uint32_t row, uint32_t head, const float *total, float total_sum)
 {
     const ds_config *config = a->rows->config;
-    uint32_t lora = config->kv_lora_rank;
-    float *out = a->memory->absorbed + ((size_t)row * config->num_attention_heads + head) * (lora + config->qk_rope_head_dim);
+    uint32_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim;
+    float *out = a->memory->absorbed + ((size_t)row * config->num_attention_heads + head) * width;
     float scale = 1.0f / total_sum;
     for (uint32_t j = 0; j < lora; j++)
         out[j] = total[j] * scale;
@@ -393,11 +403,12 @@ static void attend_set(mla *a, const ds_sequence *sequence, query_set set, unsig
     for (size_t span = 0; span < n_spans; span++) {
         attend_span(a, sequence, set, span * SPAN_TOKENS, (span + 1) * SPAN_TOKENS, &scratch, scratch.sums, max, sum);
         for (uint32_t i = 0; i < n_queries; i++)
-            merge_span(scratch.total + (size_t)i * lora, &total_max[i], &total_sum[i], scratch.sums + (size_t)i * lora, max[i], sum[i], lora);
+            merge_span(scratch.total + (size_t)i * lora, &total_max[i], &total_sum[i], scratch.sums + (size_t)i * lora,
+                       max[i], sum[i], lora);
     }
     for (uint32_t i = 0; i < n_queries; i++)
-        finish_query(a, set.first_row + i / set.n_heads, set.first_head + i % set.n_heads, scratch.total + (size_t)i * lora,
-                     total_sum[i]);
+        finish_query(a, set.first_row + i / set.n_heads, set.first_head + i % set.n_heads,
+                     scratch.total + (size_t)i * lora, total_sum[i]);
 }
 
 /* A query set over one span of its context; the sums are kept until all spans are there. */
@@ -408,8 +419,8 @@ static void attend_partial(mla *a, const ds_sequence *sequence, const attend_tas
     attend_scratch scratch = attend_scratch_of(rows, thread);
     query_set set = {task->first_row, task->n_rows, task->first_head, task->n_heads};
     attend_span(a, sequence, set, task->span * SPAN_TOKENS, (task->span + 1) * SPAN_TOKENS, &scratch,
-                memory->span_out + task->first_partial * rows->config->kv_lora_rank, memory->span_max + task->first_partial,
-                memory->span_sum + task->first_partial);
+                memory->span_out + task->first_partial * rows->config->kv_lora_rank,
+                memory->span_max + task->first_partial, memory->span_sum + task->first_partial);
 }
 
 static void attend_run(void *context, size_t index, unsigned thread)
@@ -438,9 +449,11 @@ static void merge_task(void *context, size_t index, unsigned thread)
         memset(total, 0, lora * sizeof *total);
         for (size_t span = 0; span < task->n_spans; span++) {
             size_t partial = run[span].first_partial + i;
-            merge_span(total, &max, &sum, memory->span_out + partial * lora, memory->span_max[partial], memory->span_sum[partial], lora);
+            merge_span(total, &max, &sum, memory->span_out + partial * lora, memory->span_max[partial],
+                       memory->span_sum[partial], lora);
         }
-        finish_query(a, task->first_row + (uint32_t)i / task->n_heads, task->first_head + (uint32_t)i % task->n_heads, total, sum);
+        finish_query(a, task->first_row + (uint32_t)i / task->n_heads, task->first_head + (uint32_t)i % task->n_heads,
+                     total, sum);
     }
 }
 
@@ -528,8 +541,8 @@ static dsv2_status attend_absorbed(mla *a)
 
 static ds_attend_shape expanded_shape(const ds_config *config, bool integers)
 {
-    return (ds_attend_shape){integers, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim, config->v_head_dim,
-                             false};
+    return (ds_attend_shape){integers, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim,
+                             config->v_head_dim, false};
 }
 
 /* A sequence's context, or as much of it as is worked on: tokens `first` to `end` - 1. */
@@ -549,14 +562,16 @@ static void segment_task(void *context, size_t page, unsigned thread)
     const ds_cache *cache = s->sequence->cache;
     const ds_kernels *kernels = rows->kernels;
     const ds_matrix *kv_b = &s->a->weights->kv_b_proj;
-    size_t first = s->first + page * DS_PAGE_TOKENS, n = s->end - first < DS_PAGE_TOKENS ? s->end - first : DS_PAGE_TOKENS;
+    size_t first = s->first + page * DS_PAGE_TOKENS,
+        n = s->end - first < DS_PAGE_TOKENS ? s->end - first : DS_PAGE_TOKENS;
     size_t width = cache->shape.width, at = page * DS_PAGE_TOKENS;
     float *latents = memory->segment_latents + at * width;
     ds_cache_decode_rows(&cache->shape, kernels, ds_cache_rows(cache, s->a->layer, first / DS_PAGE_TOKENS), n, latents);
     for (size_t t = 0; t < n; t++) {
         ds_cache_rotate_part(&cache->shape, DS_MLA_LATENT, kernels, latents + t * width);
         if (ds_type_is_interleaved(kv_b->type))
-            kernels->prepare_row(memory->segment_x8 + (at + t) * ds_prepared_blocks(kv_b->cols), latents + t * width, kv_b->cols);
+            kernels->prepare_row(memory->segment_x8 + (at + t) * ds_prepared_blocks(kv_b->cols), latents + t * width,
+                                 kv_b->cols);
     }
 }
 
@@ -572,8 +587,8 @@ typedef struct expand_scratch {
 static size_t expand_scratch_floats(const ds_config *config)
 {
     ds_attend_shape shape = expanded_shape(config, true);
-    return (size_t)DS_PAGE_TOKENS * (config->qk_nope_head_dim + (size_t)config->qk_rope_head_dim + config->v_head_dim + 1) +
-           ds_attend_floats(&shape, DS_PASS_ROWS);
+    size_t key = (size_t)config->qk_nope_head_dim + config->qk_rope_head_dim;
+    return DS_PAGE_TOKENS * (key + config->v_head_dim + 1) + ds_attend_floats(&shape, DS_PASS_ROWS);
 }
 
 static expand_scratch expand_scratch_of(const ds_rows *rows, unsigned thread)
@@ -597,7 +612,8 @@ static void expand(const segment *segment, uint32_t head, size_t at, size_t n, c
     const ds_kernels *kernels = rows->kernels;
     const ds_config *config = rows->config;
     const ds_matrix *kv_b = &segment->a->weights->kv_b_proj;
-    uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim, v_dim = config->v_head_dim;
+    uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim,
+        v_dim = config->v_head_dim;
     const float *latents[DS_PAGE_TOKENS];
     const ds_x8 *x8[DS_PAGE_TOKENS];
     for (size_t t = 0; t < n; t++) {
@@ -619,7 +635,8 @@ static void expand(const segment *segment, uint32_t head, size_t at, size_t n, c
 static void load_expanded(const ds_attend *attend, ds_tile *tile, const expand_scratch *s)
 {
     const ds_attend_shape *shape = attend->shape;
-    uint32_t width = shape->part[0], v_dim = shape->value_width, sections = ds_attend_sections(shape), cols = sections * DS_SCALE_COLS;
+    uint32_t width = shape->part[0], v_dim = shape->value_width, sections = ds_attend_sections(shape),
+        cols = sections * DS_SCALE_COLS;
     if (!shape->integers) {
         tile->keys = s->keys;
         tile->key_stride = width;
@@ -638,7 +655,8 @@ static void load_expanded(const ds_attend *attend, ds_tile *tile, const expand_s
         }
         ds_tile_keys(attend, tile, first, attend->rows, cols);
         for (size_t t = first; t < end; t++)
-            s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim, v_dim, DS_MAX_12_BITS);
+            s->value_scales[t] = attend->kernels->round_row(attend->rows + (t - first) * v_dim, s->values + t * v_dim,
+                                                            v_dim, DS_MAX_12_BITS);
         ds_tile_values(attend, tile, first, attend->rows, v_dim);
     }
     tile->value_scales = s->value_scales;
@@ -654,10 +672,12 @@ static void expanded_task(void *context, size_t head, unsigned thread)
     mla_memory *memory = a->memory;
     const ds_sequence *sequence = segment->sequence;
     const ds_config *config = rows->config;
-    uint32_t width = config->qk_nope_head_dim + config->qk_rope_head_dim, v_dim = config->v_head_dim, n_rows = sequence->n_rows;
+    uint32_t width = config->qk_nope_head_dim + config->qk_rope_head_dim, v_dim = config->v_head_dim,
+        n_rows = sequence->n_rows;
     expand_scratch s = expand_scratch_of(rows, thread);
     ds_attend_shape shape = expanded_shape(config, sequence->cache->shape.is_quantised);
-    size_t q_stride = (size_t)config->num_attention_heads * width, out_stride = (size_t)config->num_attention_heads * v_dim;
+    size_t q_stride = (size_t)config->num_attention_heads * width,
+        out_stride = (size_t)config->num_attention_heads * v_dim;
     const float *q[DS_PASS_ROWS];
     for (uint32_t i = 0; i < n_rows; i++)
         q[i] = memory->q + (sequence->first_row + i) * q_stride + head * width;
@@ -720,14 +740,17 @@ static bool is_expanded(const ds_config *config, const ds_sequence *sequence)
 {
     if (sequence->attention != DSV2_ATTENTION_AUTO)
         return sequence->attention == DSV2_ATTENTION_EXPANDED;
-    double n = sequence->n_rows, total = (double)sequence->first_position + n, seen = n * ((double)sequence->first_position + n / 2);
-    double lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim, v = config->v_head_dim;
+    double n = sequence->n_rows, total = (double)sequence->first_position + n,
+        seen = n * ((double)sequence->first_position + n / 2);
+    double lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim,
+        v = config->v_head_dim;
     double absorbed = n * lora * (nope + v) + seen * (2 * lora + rope);
     double expanded_cost = total * lora * (nope + v) + seen * (nope + rope + v);
     return expanded_cost < absorbed;
 }
 
-static void choose_form(const ds_config *config, ds_sequence *sequence) { sequence->expanded = is_expanded(config, sequence); }
+static void choose_form(const ds_config *config, ds_sequence *sequence) { sequence->expanded = is_expanded(config,
+                                                                                                           sequence); }
 
 static size_t stage_floats(const ds_config *config)
 {
@@ -748,8 +771,8 @@ static dsv2_status run(ds_rows *rows, uint32_t layer, void *memory)
     if (status == DSV2_OK)
         status = attend_expanded(&a);
     if (status == DSV2_OK) /* u = W^O [o_1; o_2; ...] (Eq. 47) */
-        status = ds_linear(&rows->linear, &weights->o_proj, weights->o_bias, a.memory->heads_out, weights->o_proj.cols, rows->n,
-                           rows->output, rows->config->hidden_size);
+        status = ds_linear(&rows->linear, &weights->o_proj, weights->o_bias, a.memory->heads_out, weights->o_proj.cols,
+                           rows->n, rows->output, rows->config->hidden_size);
     return status;
 }
 

@@ -33,7 +33,8 @@ static void store_six_bits(uint8_t *bytes, const uint8_t *numbers)
 {
     for (size_t part = 0; part < 3; part++)
         for (size_t i = 0; i < VECTOR; i++)
-            bytes[part * VECTOR + i] = (uint8_t)(numbers[part * VECTOR + i] | (numbers[3 * VECTOR + i] >> 2 * part & 3) << 6);
+            bytes[part * VECTOR + i] =
+                (uint8_t)(numbers[part * VECTOR + i] | (numbers[3 * VECTOR + i] >> 2 * part & 3) << 6);
 }
 
 static void store_header(ds_type type, uint8_t *superblock, const superblock_row *rows)

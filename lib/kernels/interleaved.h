@@ -12,14 +12,14 @@ enum {
     SUPERBLOCK_COLS = 256,
     SUPERBLOCK_BLOCKS = SUPERBLOCK_COLS / DS_BLOCK_COLS,
     VECTOR = 4 * DS_PANEL_ROWS,     /* bytes */
-    BLOCK_WORDS = DS_BLOCK_COLS / 4, /* vectors of a block once each weight is a byte: word g has columns 4g to 4g + 3 */
+    BLOCK_WORDS = DS_BLOCK_COLS / 4, /* vectors of a block whose weights are bytes: word g has columns 4g to 4g + 3 */
 
     PANEL_HEADER = VECTOR, /* 16 floats: powers of two, so that no scale in half precision is too large or too small */
 
     /* Headers of superblocks. P4, P5: w = scale * sub_scale * q - minimum * sub_minimum */
     HEADER_SCALES = 0,           /* F16 [16 rows], also of P6 */
     HEADER_MINIMA = VECTOR / 2,  /* F16 [16 rows] */
-    HEADER_SIX_BITS = VECTOR,    /* 3 vectors with 256 numbers of 6 bits, [2][8 blocks][16 rows]: sub-scales, sub-minima.
+    HEADER_SIX_BITS = VECTOR,    /* 3 vectors, 256 numbers of 6 bits: [2: sub-scales, sub-minima][8 blocks][16 rows].
                                     Number i < 192 is the low part of byte i, number 192 + i has its bits in the high parts
                                     of bytes i, 64 + i and 128 + i, lowest first */
     /* P6: w = scale * sixteenth * (q - 32) */
@@ -91,7 +91,8 @@ static inline size_t ds_panel_bytes(ds_type type, size_t cols)
 /* Superblock number `superblock` of a panel; all superblocks before are whole. */
 static inline const uint8_t *ds_superblock(ds_type type, const void *panel, size_t superblock)
 {
-    return (const uint8_t *)panel + PANEL_HEADER + superblock * (ds_header_bytes(type) + SUPERBLOCK_BLOCKS * ds_block_bytes(type));
+    size_t bytes = ds_header_bytes(type) + SUPERBLOCK_BLOCKS * ds_block_bytes(type);
+    return (const uint8_t *)panel + PANEL_HEADER + superblock * bytes;
 }
 
 /* A block of activations whose largest magnitude is less counts as zeros: 127 over it would overflow. */

@@ -117,7 +117,7 @@ static void latent_unpack_pairs(float *out, const uint8_t *scales, const uint8_t
     for (size_t i = 0; i < n; scales += 2) {
         float scale = latent_scale(scales);
         for (size_t end = n - i < section ? n : i + section; i < end; i++) {
-            memcpy(&code, codes + i, sizeof code); /* a plain read the compiler might put behind the writing of floats */
+            memcpy(&code, codes + i, sizeof code); /* the compiler may put a plain read behind the writing of floats */
             out[i] = (float)code * scale;
         }
     }

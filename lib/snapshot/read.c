@@ -12,8 +12,8 @@ static dsv2_status read_piece(snapshot_reader *reader, void *data, size_t size, 
         return ds_fail(DSV2_ERROR_IO, "%s: the read callback failed at byte %llu", reader->name,
                        (unsigned long long)reader->offset);
     if (*got > size)
-        return ds_fail(DSV2_ERROR_IO, "%s: the read callback says that it read %zu bytes, it was asked for %zu", reader->name,
-                       *got, size);
+        return ds_fail(DSV2_ERROR_IO, "%s: the read callback says that it read %zu bytes, it was asked for %zu",
+                       reader->name, *got, size);
     return DSV2_OK;
 }
 

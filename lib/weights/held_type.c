@@ -37,6 +37,7 @@ ds_type ds_held_type(dsv2_weight_type weight_type, ds_role role, ds_type found)
 
 size_t ds_matrix_bytes(ds_type type, uint32_t rows, uint32_t cols)
 {
-    size_t whole = ds_type_is_interleaved(type) ? ((size_t)rows + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS * DS_PANEL_ROWS : rows;
+    size_t filled_up = ((size_t)rows + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS * DS_PANEL_ROWS;
+    size_t whole = ds_type_is_interleaved(type) ? filled_up : rows;
     return whole * ds_type_row_bytes(type, cols);
 }

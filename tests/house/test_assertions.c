@@ -1,4 +1,5 @@
-/* Assertions are alive in the library that tests link. tests/abi/headers.py sees that the installed libraries have none. */
+/* Assertions are alive in the library that tests link. tests/abi/headers.py sees that the installed libraries have
+ * none. */
 #include "cache/cache.h"
 #include "support/run.h"
 

@@ -81,7 +81,8 @@ static double time_matmul(const ds_kernels *kernels, ds_type type, size_t m, siz
 static double time_openblas(size_t m, size_t n, size_t k)
 {
     double start = seconds();
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)m, (int)n, (int)k, 1, x, (int)k, w, (int)k, 0, out, (int)n);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)m, (int)n, (int)k, 1, x, (int)k, w, (int)k, 0, out,
+                (int)n);
     return seconds() - start;
 }
 #endif
@@ -109,7 +110,8 @@ static void round_of_set(const ds_kernels *kernels, int round, int *at, const bo
         record(l, round, time_matmul(kernels, types[t], 1, VECTOR_N, MAX_K), b);
     }
     enum { HEADS = 16, TILE = 256, LATENT = 512 };
-    line *l = next_line(round, at, "weighted_sum, 16 rows of 512 over 256", kernels->name, FLOPS, 2.0 * HEADS * TILE * LATENT);
+    line *l = next_line(round, at, "weighted_sum, 16 rows of 512 over 256", kernels->name, FLOPS,
+                        2.0 * HEADS * TILE * LATENT);
     double start = 0;
     for (int i = 0; i < 2; i++) { /* the second time from the cache, as a tile is when it has just been unpacked */
         start = seconds();
@@ -128,14 +130,16 @@ static void round_of_set(const ds_kernels *kernels, int round, int *at, const bo
 static void round_of_rows(const ds_kernels *kernels, int round, int *at, const bounds *b)
 {
     enum { LATENT = 512, ROPE = 64, TILES = 16 };
-    static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
+    static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8",
+                                        [DSV2_CACHE_Q6] = "q6"};
     for (int type = DSV2_CACHE_F32; type <= DSV2_CACHE_Q6; type++) {
         ds_cache_shape shape;
         if (ds_cache_shape_init(&shape, &ds_mla_row, (uint32_t[]){LATENT, ROPE}, (dsv2_cache_type)type, 1) != DSV2_OK)
             return;
         char name[64];
         snprintf(name, sizeof name, "cached rows of %s to floats, 64 rows", names[type]);
-        line *l = next_line(round, at, name, kernels->name, BYTES, (double)TILES * DS_PAGE_TOKENS * (LATENT + ROPE) * sizeof *out);
+        line *l = next_line(round, at, name, kernels->name, BYTES,
+                            (double)TILES * DS_PAGE_TOKENS * (LATENT + ROPE) * sizeof *out);
         double start = 0;
         for (int i = -1; i < TILES; i++) { /* once before it counts */
             if (i == 0)
@@ -201,12 +205,13 @@ static void print_table(const bounds *rounds)
         int8[r] = rounds[r].int8;
         bytes[r] = rounds[r].bytes;
     }
-    printf("one thread, medians of %d rounds; bounds: fp32 FMA %.1f GFLOP/s, int8 %.1f GOP/s, bandwidth %.1f GB/s\n", ROUNDS,
-           median(flops) * 1e-9, median(int8) * 1e-9, median(bytes) * 1e-9);
+    printf("one thread, medians of %d rounds; bounds: fp32 FMA %.1f GFLOP/s, int8 %.1f GOP/s, bandwidth %.1f GB/s\n",
+           ROUNDS, median(flops) * 1e-9, median(int8) * 1e-9, median(bytes) * 1e-9);
     printf("%-52s %10s %8s %s\n", "kernel", "G/s", "share", "of (ratio to OpenBLAS, one thread)");
     for (int i = 0; i < n_lines; i++) {
         const line *l = &lines[i];
-        printf("%-52s %10.1f %7.0f%% %s", l->name, median(l->rates) * 1e-9, median(l->shares) * 100, bound_names[l->bound]);
+        printf("%-52s %10.1f %7.0f%% %s", l->name, median(l->rates) * 1e-9, median(l->shares) * 100,
+               bound_names[l->bound]);
         if (l->has_peer)
             printf(" (%.2f)", median(l->to_peer));
         printf("\n");

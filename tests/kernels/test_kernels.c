@@ -204,20 +204,21 @@ static void check_product(const ds_kernels *kernels, const product *p, const cha
             }
             float got = p->out[i * p->out_stride + j];
             ck_assert_msg(near(got, (float)sum, sum_tolerance(p->k, magnitudes)),
-                          "%s matmul %s, %s, m %zu n %zu k %zu: output (%zu, %zu) is %.9g, expected %.9g", kernels->name,
-                          ds_type_name(p->type), what, p->m, p->n, p->k, i, j, (double)got, sum);
+                          "%s matmul %s, %s, m %zu n %zu k %zu: output (%zu, %zu) is %.9g, expected %.9g",
+                          kernels->name, ds_type_name(p->type), what, p->m, p->n, p->k, i, j, (double)got, sum);
         }
     }
     for (size_t i = 0; i < p->m; i++)
         for (size_t j = p->n; j < p->out_stride; j++)
-            ck_assert_msg(p->out[i * p->out_stride + j] == 12345.0f, "%s matmul %s wrote beside its output", kernels->name,
-                          ds_type_name(p->type));
+            ck_assert_msg(p->out[i * p->out_stride + j] == 12345.0f, "%s matmul %s wrote beside its output",
+                          kernels->name, ds_type_name(p->type));
     free(w);
 }
 
 static const struct { size_t m, n, k; } product_shapes[] = {
     {1, 1, 1}, {1, 2, 3}, {1, 3, 5}, {2, 5, 7}, {3, 7, 8}, {5, 8, 15}, {4, 9, 16}, {7, 4, 17}, {1, 17, 31}, {2, 8, 33},
-    {3, 16, 64}, {6, 3, 100}, {4, 11, 513}, {49, 10, 40}, {50, 9, 511}, {100, 4, 65}, {97, 13, 9}, {8, 1, 1100}, {1, 33, 1024},
+    {3, 16, 64}, {6, 3, 100}, {4, 11, 513}, {49, 10, 40}, {50, 9, 511}, {100, 4, 65}, {97, 13, 9}, {8, 1, 1100},
+    {1, 33, 1024},
 };
 
 START_TEST(matmul_agrees_with_exact_sums)
@@ -228,7 +229,8 @@ START_TEST(matmul_agrees_with_exact_sums)
             for (values kind = 0; kind < N_VALUES; kind++) {
                 if (product_shapes[s].m > 10 && kind != MIXED) /* many guarded rows take the system long */
                     continue;
-                product p = new_product(plain_types[t], product_shapes[s].m, product_shapes[s].n, product_shapes[s].k, s % 4, kind);
+                product p = new_product(plain_types[t], product_shapes[s].m, product_shapes[s].n, product_shapes[s].k,
+                                        s % 4, kind);
                 check_product(kernels, &p, value_names[kind]);
                 free_product(&p);
             }
@@ -241,7 +243,8 @@ START_TEST(matmul_rows_have_the_same_bits_alone_and_in_company)
     const ds_kernels *kernels = sets[_i];
     for (size_t t = 0; t < 3; t++)
         for (size_t s = 0; s < sizeof product_shapes / sizeof *product_shapes; s++) {
-            product p = new_product(plain_types[t], product_shapes[s].m, product_shapes[s].n, product_shapes[s].k, 0, MIXED);
+            product p = new_product(plain_types[t], product_shapes[s].m, product_shapes[s].n, product_shapes[s].k, 0,
+                                    MIXED);
             kernels->matmul[p.type](p.out, p.out_stride, p.x, p.m, p.w.data, p.w_stride, p.n, p.k);
             float *part = malloc(p.m * p.n * sizeof *part);
             for (int trial = 0; trial < 12; trial++) {
@@ -250,7 +253,8 @@ START_TEST(matmul_rows_have_the_same_bits_alone_and_in_company)
                 const char *w = (const char *)p.w.data + j0 * p.w_stride;
                 kernels->matmul[p.type](part, j1 - j0, p.x + i0, i1 - i0, w, p.w_stride, j1 - j0, p.k);
                 for (size_t i = i0; i < i1; i++)
-                    ck_assert_msg(memcmp(part + (i - i0) * (j1 - j0), p.out + i * p.out_stride + j0, (j1 - j0) * 4) == 0,
+                    ck_assert_msg(memcmp(part + (i - i0) * (j1 - j0), p.out + i * p.out_stride + j0,
+                                         (j1 - j0) * 4) == 0,
                                   "%s matmul %s, m %zu n %zu k %zu: row %zu differs when rows %zu to %zu and columns %zu to %zu "
                                   "are computed by themselves",
                                   kernels->name, ds_type_name(p.type), p.m, p.n, p.k, i, i0, i1 - 1, j0, j1 - 1);
@@ -290,8 +294,8 @@ START_TEST(e4m3_rows_are_exact_with_their_block_scales)
         ds_matrix_row(kernels, &w, r, row);
         for (size_t c = 0; c < COLS; c++) {
             float expected = e4m3_by_definition(codes[r * COLS + c]) * scales[r / SCALE_ROWS * STRIDE + c / SCALE_COLS];
-            ck_assert_msg(near(row[c], expected, 0), "%s: E4M3 code %#x at (%u, %zu) is %.9g, expected %.9g", kernels->name,
-                          codes[r * COLS + c], r, c, (double)row[c], (double)expected);
+            ck_assert_msg(near(row[c], expected, 0), "%s: E4M3 code %#x at (%u, %zu) is %.9g, expected %.9g",
+                          kernels->name, codes[r * COLS + c], r, c, (double)row[c], (double)expected);
         }
     }
     unguard(g);
@@ -361,7 +365,8 @@ START_TEST(every_half_converts_exactly)
             for (size_t i = 0; i < n; i++) {
                 uint16_t half = (uint16_t)(first + i);
                 float expected = t == 1 ? ds_f16_to_f32(half) : ds_bf16_to_f32(half);
-                ck_assert_msg(near(((float *)out.data)[i], expected, 0), "%s: %s %#x is %.9g, expected %.9g", kernels->name,
+                ck_assert_msg(near(((float *)out.data)[i], expected, 0), "%s: %s %#x is %.9g, expected %.9g",
+                              kernels->name,
                               ds_type_name(plain_types[t]), half, (double)((float *)out.data)[i], (double)expected);
             }
             unguard(in);
@@ -383,8 +388,10 @@ START_TEST(floats_round_to_halves_as_the_reference_does)
             memcpy(source.data, in + 6 - n, n * 4);
             kernels->f32_to_f16(out.data, source.data, n);
             for (size_t i = 0; i < n; i++)
-                ck_assert_msg(((uint16_t *)out.data)[i] == ds_f32_to_f16(in[6 - n + i]), "%s: %.9g is %#x, expected %#x",
-                              kernels->name, (double)in[6 - n + i], ((uint16_t *)out.data)[i], ds_f32_to_f16(in[6 - n + i]));
+                ck_assert_msg(((uint16_t *)out.data)[i] == ds_f32_to_f16(in[6 - n + i]),
+                              "%s: %.9g is %#x, expected %#x",
+                              kernels->name, (double)in[6 - n + i], ((uint16_t *)out.data)[i],
+                              ds_f32_to_f16(in[6 - n + i]));
             unguard(source);
             unguard(out);
         }
@@ -401,7 +408,8 @@ END_TEST
 
 /* ---- attention and rows ---- */
 
-static const size_t lengths[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 512, 1000};
+static const size_t lengths[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 512,
+                                 1000};
 enum { N_LENGTHS = sizeof lengths / sizeof *lengths };
 
 START_TEST(weighted_sum_agrees_with_the_reference_and_rows_stand_alone)
@@ -410,8 +418,10 @@ START_TEST(weighted_sum_agrees_with_the_reference_and_rows_stand_alone)
     for (size_t l = 0; l < N_LENGTHS; l++)
         for (size_t m = 1; m <= 9; m++)
             for (values kind = 0; kind < ONE_INFINITY; kind++) {
-                size_t k = lengths[l], n = lengths[(l + m) % N_LENGTHS] % 70 + 1, v_stride = k + l % 3, p_stride = n + m % 2;
-                guarded v = guard(((n - 1) * v_stride + k) * 4), p = guard(((m - 1) * p_stride + n) * 4), keep = guard(m * 4);
+                size_t k = lengths[l], n = lengths[(l + m) % N_LENGTHS] % 70 + 1, v_stride = k + l % 3,
+                    p_stride = n + m % 2;
+                guarded v = guard(((n - 1) * v_stride + k) * 4), p = guard(((m - 1) * p_stride + n) * 4),
+                    keep = guard(m * 4);
                 fill(v.data, (n - 1) * v_stride + k, kind);
                 fill(p.data, (m - 1) * p_stride + n, kind == LARGE ? UNIFORM : kind);
                 fill(keep.data, m, UNIFORM);
@@ -428,14 +438,16 @@ START_TEST(weighted_sum_agrees_with_the_reference_and_rows_stand_alone)
                         for (size_t t = 0; t < n; t++)
                             magnitudes += fabs((double)((float *)p.data)[i * p_stride + t]) *
                                           fabs((double)((float *)v.data)[t * v_stride + j]);
-                        ck_assert_msg(near(((float *)out.data)[i * k + j], expected[i * k + j], sum_tolerance(n + 1, magnitudes)),
-                                      "%s weighted_sum, %s, m %zu n %zu k %zu: (%zu, %zu) is %.9g, expected %.9g", kernels->name,
+                        ck_assert_msg(near(((float *)out.data)[i * k + j], expected[i * k + j],
+                                           sum_tolerance(n + 1, magnitudes)),
+                                      "%s weighted_sum, %s, m %zu n %zu k %zu: (%zu, %zu) is %.9g, expected %.9g",
+                                      kernels->name,
                                       value_names[kind], m, n, k, i, j, (double)((float *)out.data)[i * k + j],
                                       (double)expected[i * k + j]);
                     }
                     memcpy(alone, before + i * k, k * 4);
-                    kernels->weighted_sum(alone, k, (float *)keep.data + i, (float *)p.data + i * p_stride, p_stride, 1, v.data,
-                                          v_stride, n, k);
+                    kernels->weighted_sum(alone, k, (float *)keep.data + i, (float *)p.data + i * p_stride, p_stride, 1,
+                                          v.data, v_stride, n, k);
                     ck_assert_mem_eq(alone, (float *)out.data + i * k, k * 4);
                 }
                 free(before);
@@ -480,22 +492,25 @@ START_TEST(pair_scores_agree_with_the_reference_and_rows_stand_alone)
                 memset(out.data, 0, ((m - 1) * stride + n) * sizeof(float));
                 memset(expected, 0, sizeof expected);
                 kernels->pair_scores(out.data, stride, a.data, a_scales.data, m, b.data, n, scales.data, n, n_sections);
-                reference->pair_scores(expected, stride, a.data, a_scales.data, m, b.data, n, scales.data, n, n_sections);
+                reference->pair_scores(expected, stride, a.data, a_scales.data, m, b.data, n, scales.data, n,
+                                       n_sections);
                 for (size_t at = 0; at < (m - 1) * stride + n; at++) {
                     float got = ((float *)out.data)[at];
                     double most = 0, row_scale = fabsf(((float *)a_scales.data)[at / stride]);
                     for (size_t g = 0; g < n_sections && at % stride < n; g++)
-                        most += fabsf(((float *)scales.data)[g * n + at % stride]) * (double)DS_MAX_15_BITS * DS_MAX_12_BITS * DS_SCALE_COLS;
+                        most += fabsf(((float *)scales.data)[g * n + at % stride]) *
+                                (double)DS_MAX_15_BITS * DS_MAX_12_BITS * DS_SCALE_COLS;
                     ck_assert_msg(fabs((double)got - (double)expected[at]) <= 1e-6 * most * row_scale,
-                                  "%s pair_scores, m %zu n %zu panels %zu: %zu is %.9g, expected %.9g", kernels->name, m, n, n_sections, at,
-                                  (double)got, (double)expected[at]);
+                                  "%s pair_scores, m %zu n %zu panels %zu: %zu is %.9g, expected %.9g", kernels->name,
+                                  m, n, n_sections, at, (double)got, (double)expected[at]);
                 }
                 float alone[4 * DS_PANEL_ROWS];
                 int16_t *row = a.data;
                 for (size_t i = 1; i < m; i++) { /* each row in the first's place, among others' remains */
                     for (size_t pair = 0; pair < n_sections * DS_SCALE_COLS / 2; pair++)
                         memcpy(row + pair * PAIR_PANEL, row + pair * PAIR_PANEL + 2 * i, 2 * sizeof *row);
-                    kernels->pair_scores(alone, n, row, (float *)a_scales.data + i, 1, b.data, n, scales.data, n, n_sections);
+                    kernels->pair_scores(alone, n, row, (float *)a_scales.data + i, 1, b.data, n, scales.data, n,
+                                         n_sections);
                     ck_assert_mem_eq(alone, (float *)out.data + i * stride, n * sizeof(float));
                 }
                 unguard(a), unguard(b), unguard(a_scales), unguard(scales), unguard(out);
@@ -510,9 +525,12 @@ START_TEST(pair_sums_agree_with_the_reference_and_rows_stand_alone)
     for (size_t shape = 0; shape < sizeof columns / sizeof *columns; shape++)
         for (size_t n_pairs = 1; n_pairs <= 32; n_pairs += 31)
             for (size_t m = 1; m <= DS_PANEL_ROWS; m++) {
-                size_t n = columns[shape], blocks = (n + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS, stride = n + 2, count = (m - 1) * stride + n;
-                guarded a = guard(n_pairs * PAIR_PANEL * sizeof(int16_t)), b = guard(blocks * n_pairs * PAIR_PANEL * sizeof(int16_t));
-                guarded keep = guard(m * sizeof(float)), factor = guard(m * sizeof(float)), out = guard(count * sizeof(float));
+                size_t n = columns[shape], blocks = (n + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS, stride = n + 2,
+                    count = (m - 1) * stride + n;
+                guarded a = guard(n_pairs * PAIR_PANEL * sizeof(int16_t)),
+                    b = guard(blocks * n_pairs * PAIR_PANEL * sizeof(int16_t));
+                guarded keep = guard(m * sizeof(float)), factor = guard(m * sizeof(float)),
+                    out = guard(count * sizeof(float));
                 fill_words(a.data, n_pairs * PAIR_PANEL, DS_MAX_15_BITS);
                 fill_words(b.data, blocks * n_pairs * PAIR_PANEL, DS_MAX_12_BITS);
                 fill(keep.data, m, UNIFORM);
@@ -526,16 +544,18 @@ START_TEST(pair_sums_agree_with_the_reference_and_rows_stand_alone)
                 for (size_t at = 0; at < count; at++) {
                     size_t i = at / stride;
                     double most = fabs((double)before[at] * (double)((float *)keep.data)[i]) +
-                                  fabs((double)((float *)factor.data)[i]) * DS_MAX_15_BITS * DS_MAX_12_BITS * 2.0 * (double)n_pairs;
+                                  fabs((double)((float *)factor.data)[i]) * DS_MAX_15_BITS * DS_MAX_12_BITS *
+                                  2.0 * (double)n_pairs;
                     ck_assert_msg(fabs((double)((float *)out.data)[at] - (double)expected[at]) <= 1e-6 * most,
-                                  "%s pair_sums, m %zu n %zu pairs %zu: %zu is %.9g, expected %.9g", kernels->name, m, n, n_pairs, at,
-                                  (double)((float *)out.data)[at], (double)expected[at]);
+                                  "%s pair_sums, m %zu n %zu pairs %zu: %zu is %.9g, expected %.9g", kernels->name, m,
+                                  n, n_pairs, at, (double)((float *)out.data)[at], (double)expected[at]);
                 }
                 int16_t *row = a.data;
                 for (size_t i = 1; i < m; i++) {
                     for (size_t pair = 0; pair < n_pairs; pair++)
                         memcpy(row + pair * PAIR_PANEL, row + pair * PAIR_PANEL + 2 * i, 2 * sizeof *row);
-                    kernels->pair_sums(before + i * stride, stride, (float *)keep.data + i, (float *)factor.data + i, row, 1, b.data, n_pairs, n);
+                    kernels->pair_sums(before + i * stride, stride, (float *)keep.data + i, (float *)factor.data + i,
+                                       row, 1, b.data, n_pairs, n);
                     ck_assert_mem_eq(before + i * stride, (float *)out.data + i * stride, n * sizeof(float));
                 }
                 unguard(a), unguard(b), unguard(keep), unguard(factor), unguard(out);
@@ -547,7 +567,8 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
 {
     const ds_kernels *kernels = sets[_i];
     for (size_t n_cols = 1; n_cols <= 130; n_cols += n_cols < 40 ? 1 : 13) {
-        guarded x = guard(n_cols * sizeof(float)), y = guard(n_cols * sizeof(float)), out = guard(n_cols * sizeof(int16_t));
+        guarded x = guard(n_cols * sizeof(float)), y = guard(n_cols * sizeof(float)),
+            out = guard(n_cols * sizeof(int16_t));
         int16_t expected[130];
         for (int kind = 0; kind < 5; kind++) {
             fill(x.data, n_cols, UNIFORM);
@@ -563,7 +584,8 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
             ck_assert_int_eq(isnan(scale), kind == 2 || kind == 3);
             ck_assert_int_eq(scale == 0, kind == 1);
             for (size_t c = 0; c < n_cols && scale > 0; c++)
-                ck_assert_double_le(fabs((double)((float *)x.data)[c] - (double)((int16_t *)out.data)[c] * (double)scale), 0.503 * (double)scale);
+                ck_assert_double_le(fabs((double)((float *)x.data)[c] -
+                                         (double)((int16_t *)out.data)[c] * (double)scale), 0.503 * (double)scale);
         }
         fill(x.data, n_cols, UNIFORM);
         for (int kind = 0; kind < 5; kind++) { /* the same numbers in half precision and as floats: the same integers */
@@ -572,7 +594,9 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
             if (kind == 1)
                 memset(halves.data, 0, n_cols * sizeof(uint16_t));
             if (kind >= 2)
-                ((uint16_t *)halves.data)[n_cols - 1] = (uint16_t[]){0x7c00, 0xfe00, 0xfbff}[kind - 2]; /* infinity, NaN, the least */
+                ((uint16_t *)halves.data)[n_cols - 1] = (uint16_t[]){0x7c00, 0xfe00, 0xfbff}[kind - 2]; /* infinity,
+                                                                                                         * NaN, the
+                                                                                                         * least */
             float scale = kernels->round_halves(out.data, halves.data, n_cols, DS_MAX_12_BITS), floats[130];
             reference->to_f32[DS_TYPE_F16](floats, halves.data, n_cols);
             float expected_scale = reference->round_row(expected, floats, n_cols, DS_MAX_12_BITS);
@@ -583,18 +607,21 @@ START_TEST(rows_are_rounded_and_interleaved_as_the_reference_does)
         }
         kernels->round_products(out.data, x.data, y.data, DS_MAX_15_BITS, n_cols);
         for (size_t c = 0; c < n_cols; c++)
-            ck_assert_int_eq(((int16_t *)out.data)[c], lrintf(((float *)x.data)[c] * ((float *)y.data)[c] * DS_MAX_15_BITS));
+            ck_assert_int_eq(((int16_t *)out.data)[c],
+                             lrintf(((float *)x.data)[c] * ((float *)y.data)[c] * DS_MAX_15_BITS));
         unguard(x), unguard(y), unguard(out);
 
         for (size_t n_rows = 1; n_rows <= 64; n_rows += n_rows < 18 ? 1 : 23) {
             size_t stride = n_cols + 1, numbers = (n_rows - 1) * stride + n_cols;
-            size_t blocks = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS, turned = blocks * ((n_rows + 1) / 2) * PAIR_PANEL;
+            size_t blocks = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS,
+                turned = blocks * ((n_rows + 1) / 2) * PAIR_PANEL;
             guarded rows = guard(numbers * sizeof(int16_t)), pairs = guard(turned * sizeof(int16_t));
             fill_words(rows.data, numbers, DS_MAX_15_BITS);
             static int16_t expected_pairs[9 * 32 * PAIR_PANEL];
             size_t block = (n_rows + 1) / 2 * PAIR_PANEL;
             for (size_t first = 0; first < n_rows; first += DS_PANEL_ROWS) /* as attention does: not all rows at once */
-                kernels->pair_rows((int16_t *)pairs.data + first * DS_PANEL_ROWS, block, (int16_t *)rows.data + first * stride, stride,
+                kernels->pair_rows((int16_t *)pairs.data + first * DS_PANEL_ROWS, block,
+                                   (int16_t *)rows.data + first * stride, stride,
                                    n_rows - first < DS_PANEL_ROWS ? n_rows - first : DS_PANEL_ROWS, n_cols);
             reference->pair_rows(expected_pairs, block, rows.data, stride, n_rows, n_cols);
             ck_assert_mem_eq(pairs.data, expected_pairs, turned * sizeof(int16_t));
@@ -623,23 +650,25 @@ START_TEST(rows_of_bytes_are_interleaved_as_their_numbers_would_be)
             size_t key_cols = (n_cols + DS_SCALE_COLS - 1) / DS_SCALE_COLS * DS_SCALE_COLS;
             size_t blocks = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS, block = (n_rows + 1) / 2 * PAIR_PANEL + GUARD;
             size_t value_numbers = blocks * block - GUARD;
-            guarded rows = guard(bytes), keys = guard(key_cols / 2 * PAIR_PANEL * sizeof(int16_t)), values = guard(value_numbers * sizeof(int16_t));
+            guarded rows = guard(bytes), keys = guard(key_cols / 2 * PAIR_PANEL * sizeof(int16_t)),
+                values = guard(value_numbers * sizeof(int16_t));
             for (size_t i = 0; i < bytes; i++)
                 ((int8_t *)rows.data)[i] = (int8_t)random_bits();
             int16_t numbers[DS_PANEL_ROWS * MOST_COLS] = {0};
             for (size_t r = 0; r < n_rows; r++)
                 for (size_t c = 0; c < n_cols; c++)
                     numbers[r * key_cols + c] = ((int8_t *)rows.data)[r * stride + c];
-            static int16_t expected_keys[MOST_COLS / 2 * PAIR_PANEL], expected_values[MOST_COLS / DS_PANEL_ROWS * (8 * PAIR_PANEL + GUARD)];
+            static int16_t expected_keys[MOST_COLS / 2 * PAIR_PANEL],
+                expected_values[MOST_COLS / DS_PANEL_ROWS * (8 * PAIR_PANEL + GUARD)];
             reference->pair_columns(expected_keys, numbers, key_cols, n_rows, key_cols);
             memset(values.data, 0x55, value_numbers * sizeof(int16_t));
             memset(expected_values, 0x55, value_numbers * sizeof(int16_t)); /* what lies between the blocks stays */
             reference->pair_rows(expected_values, block, numbers, key_cols, n_rows, n_cols);
             kernels->pair_codes(keys.data, values.data, block, rows.data, stride, n_rows, n_cols);
-            ck_assert_msg(memcmp(keys.data, expected_keys, key_cols / 2 * PAIR_PANEL * sizeof(int16_t)) == 0, "%s: keys, %zu rows of %zu",
-                          kernels->name, n_rows, n_cols);
-            ck_assert_msg(memcmp(values.data, expected_values, value_numbers * sizeof(int16_t)) == 0, "%s: values, %zu rows of %zu",
-                          kernels->name, n_rows, n_cols);
+            ck_assert_msg(memcmp(keys.data, expected_keys, key_cols / 2 * PAIR_PANEL * sizeof(int16_t)) == 0,
+                          "%s: keys, %zu rows of %zu", kernels->name, n_rows, n_cols);
+            ck_assert_msg(memcmp(values.data, expected_values, value_numbers * sizeof(int16_t)) == 0,
+                          "%s: values, %zu rows of %zu", kernels->name, n_rows, n_cols);
             unguard(rows), unguard(keys), unguard(values);
         }
 }
@@ -662,8 +691,8 @@ START_TEST(rms_norm_agrees_with_exact_sums_also_in_place)
             for (size_t i = 0; i < n; i++) {
                 double expected = (double)((float *)x.data)[i] * scale * (double)((float *)weight.data)[i];
                 ck_assert_msg(near(((float *)out.data)[i], (float)expected, fabs(expected) * 2e-6 + 1e-44),
-                              "%s rms_norm, %s, n %zu: element %zu is %.9g, expected %.9g", kernels->name, value_names[kind], n, i,
-                              (double)((float *)out.data)[i], expected);
+                              "%s rms_norm, %s, n %zu: element %zu is %.9g, expected %.9g", kernels->name,
+                              value_names[kind], n, i, (double)((float *)out.data)[i], expected);
             }
             kernels->rms_norm(x.data, x.data, weight.data, 1e-6f, n);
             ck_assert_mem_eq(x.data, out.data, n * 4);
@@ -732,8 +761,8 @@ START_TEST(swiglu_agrees_with_its_definition)
         kernels->swiglu(g, u, n);
         for (size_t i = 0; i < n; i++) {
             double z = (double)before[i], expected = z / (1 + exp(-z)) * (double)u[i];
-            ck_assert_msg(near(g[i], (float)expected, fabs(expected) * 1e-6 + 1e-36), "%s swiglu: %.9g, expected %.9g (gate %.9g)",
-                          kernels->name, (double)g[i], expected, z);
+            ck_assert_msg(near(g[i], (float)expected, fabs(expected) * 1e-6 + 1e-36),
+                          "%s swiglu: %.9g, expected %.9g (gate %.9g)", kernels->name, (double)g[i], expected, z);
         }
         free(before);
         unguard(gate);
@@ -793,7 +822,8 @@ typedef struct interleaved_product {
 /* Weights and activations of the given kind; weights rounded by ds_panel_from_floats. */
 static interleaved_product new_interleaved_product(ds_type type, size_t m, uint32_t n, uint32_t k, values kind)
 {
-    interleaved_product p = {.w = {.rows = n, .cols = k, .type = type, .row_bytes = ds_type_row_bytes(type, k)}, .m = m};
+    interleaved_product p = {.w = {.rows = n, .cols = k, .type = type, .row_bytes = ds_type_row_bytes(type, k)},
+                             .m = m};
     size_t panels = (n + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS, panel_bytes = DS_PANEL_ROWS * p.w.row_bytes;
     p.data = guard(panels * panel_bytes);
     p.w.data = p.data.data;
@@ -866,12 +896,13 @@ START_TEST(interleaved_products_agree_with_exact_sums_of_the_weights_as_floats)
     for (size_t t = 0; t < N_INTERLEAVED; t++)
         for (size_t s = 0; s < N_INTERLEAVED_SHAPES; s++)
             for (values kind = 0; kind < N_VALUES; kind++) {
-                interleaved_product p = new_interleaved_product(interleaved_types[t], interleaved_shapes[s].m, interleaved_shapes[s].n, interleaved_shapes[s].k,
-                                                                kind);
+                interleaved_product p = new_interleaved_product(interleaved_types[t], interleaved_shapes[s].m,
+                                                                interleaved_shapes[s].n, interleaved_shapes[s].k, kind);
                 kernels->matmul_interleaved[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
                 if (kind == ONE_INFINITY) /* the row's block has no scale: nothing it touches may look like a number */
                     for (size_t i = 0; i < p.m * p.w.rows; i++)
-                        ck_assert_msg(isnan(p.out[i]), "%s matmul %s lost an infinity", kernels->name, ds_type_name(p.w.type));
+                        ck_assert_msg(isnan(p.out[i]), "%s matmul %s lost an infinity", kernels->name,
+                                      ds_type_name(p.w.type));
                 else
                     check_interleaved_product(kernels, &p, value_names[kind]);
                 free_interleaved_product(&p);
@@ -927,8 +958,8 @@ START_TEST(interleaved_products_have_the_same_bits_for_any_split)
     const ds_kernels *kernels = sets[_i];
     for (size_t t = 0; t < N_INTERLEAVED; t++)
         for (size_t s = 0; s < N_INTERLEAVED_SHAPES; s++) {
-            interleaved_product p = new_interleaved_product(interleaved_types[t], interleaved_shapes[s].m, interleaved_shapes[s].n, interleaved_shapes[s].k,
-                                                            MIXED);
+            interleaved_product p = new_interleaved_product(interleaved_types[t], interleaved_shapes[s].m,
+                                                            interleaved_shapes[s].n, interleaved_shapes[s].k, MIXED);
             kernels->matmul_interleaved[p.w.type](p.out, p.w.rows, p.rows, p.m, p.w.data, p.w.rows, p.w.cols);
             float *part = malloc(p.m * p.w.rows * sizeof *part);
             for (int trial = 0; trial < 20; trial++) {
@@ -938,7 +969,8 @@ START_TEST(interleaved_products_have_the_same_bits_for_any_split)
                 for (size_t i = i0; i < i1; i++)
                     ck_assert_msg(memcmp(part + (i - i0) * (j1 - j0), p.out + i * p.w.rows + j0, (j1 - j0) * 4) == 0,
                                   "%s matmul %s, m %zu n %u k %u: row %zu differs in rows %zu to %zu, columns %u to %u",
-                                  kernels->name, ds_type_name(p.w.type), p.m, p.w.rows, p.w.cols, i, i0, i1 - 1, j0, j1 - 1);
+                                  kernels->name, ds_type_name(p.w.type), p.m, p.w.rows, p.w.cols, i, i0, i1 - 1, j0,
+                                  j1 - 1);
             }
             free(part);
             free_interleaved_product(&p);
@@ -984,13 +1016,15 @@ START_TEST(prepared_rows_are_the_references_bits)
             kernels->prepare_row(got, x.data, k);
             for (size_t b = 0; b < bytes / sizeof(ds_x8); b++) {
                 if (isnan(expected[b].scale)) {
-                    ck_assert(isnan(got[b].scale) && isnan(got[b].sum) && isnan(got[b].halves[0]) && isnan(got[b].halves[1]));
+                    ck_assert(isnan(got[b].scale) && isnan(got[b].sum) && isnan(got[b].halves[0]) &&
+                              isnan(got[b].halves[1]));
                     continue;
                 }
                 ck_assert_mem_eq(&got[b], &expected[b], sizeof(ds_x8));
                 for (size_t c = 0; c < DS_BLOCK_COLS && b * DS_BLOCK_COLS + c < k; c++) {
                     double value = (double)((float *)x.data)[b * DS_BLOCK_COLS + c];
-                    ck_assert(fabs((double)got[b].scale * got[b].q[c] - value) <= (double)got[b].scale * 0.5001 + (double)1e-36f);
+                    ck_assert(fabs((double)got[b].scale * got[b].q[c] - value) <=
+                              (double)got[b].scale * 0.5001 + (double)1e-36f);
                 }
             }
             free(expected);
@@ -1022,7 +1056,8 @@ START_TEST(rounding_errors_of_interleaved_types_are_small)
     ds_type type = interleaved_errors[_i].type;
     uint8_t *panel = malloc(DS_PANEL_ROWS * ds_type_row_bytes(type, K));
     ds_panel_from_floats(type, panel, rows, DS_PANEL_ROWS, K);
-    ds_matrix w = {.rows = DS_PANEL_ROWS, .cols = K, .type = type, .data = panel, .row_bytes = ds_type_row_bytes(type, K)};
+    ds_matrix w = {.rows = DS_PANEL_ROWS, .cols = K, .type = type, .data = panel,
+                   .row_bytes = ds_type_row_bytes(type, K)};
     double error = 0, power = 0;
     for (uint32_t r = 0; r < DS_PANEL_ROWS; r++) {
         ds_matrix_row(reference, &w, r, back);
@@ -1053,8 +1088,8 @@ START_TEST(panels_from_floats_keep_what_they_can_hold)
             ds_panel_from_floats(type, panel.data, rows, 1, K);
             ds_matrix_row(reference, &w, 0, back);
             for (size_t c = 0; c < K; c++)
-                ck_assert_msg(near(back[c], row[c], (double)sizes[size] * 5e-3), "%s: %.9g became %.9g", ds_type_name(type),
-                              (double)row[c], (double)back[c]);
+                ck_assert_msg(near(back[c], row[c], (double)sizes[size] * 5e-3), "%s: %.9g became %.9g",
+                              ds_type_name(type), (double)row[c], (double)back[c]);
         }
         row[260] = NAN; /* in the second superblock */
         ds_panel_from_floats(type, panel.data, rows, 1, K);
@@ -1109,7 +1144,8 @@ START_TEST(panels_from_blocks_are_exact)
         reference->to_f32[from](expected, pointers[r], k);
         ds_matrix_row(reference, &w, r, got);
         for (size_t c = 0; c < k; c++)
-            ck_assert_msg(near(got[c], expected[c], rounded ? fabs((double)expected[c]) * 0x1p-11 : 0), "%s row %u column %zu is %.9g, expected %.9g", ds_type_name(from), r, c,
+            ck_assert_msg(near(got[c], expected[c], rounded ? fabs((double)expected[c]) * 0x1p-11 : 0),
+                          "%s row %u column %zu is %.9g, expected %.9g", ds_type_name(from), r, c,
                           (double)got[c], (double)expected[c]);
         unguard(rows[r]);
     }
@@ -1221,7 +1257,8 @@ int main(int argc, char **argv)
     if (argc > 1 && strcmp(argv[1], "--bench") == 0)
         return bench_kernels(sets, n_sets);
     Suite *suite = suite_create("kernels");
-    TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set"), *packing = tcase_create("interleaving");
+    TCase *choosing = tcase_create("choosing"), *each = tcase_create("each set"),
+        *packing = tcase_create("interleaving");
     tcase_add_test(choosing, sets_are_found_by_name_and_the_best_by_default);
     tcase_add_test(choosing, every_set_has_every_kernel);
     tcase_add_test(choosing, an_unknown_name_is_answered_with_the_names_of_all_sets);
@@ -1251,7 +1288,8 @@ int main(int argc, char **argv)
     tcase_add_loop_test(each, interleaved_products_have_the_same_bits_for_any_split, 0, n_sets);
     tcase_add_loop_test(each, matmul_of_interleaved_weights_prepares_rows_itself, 0, n_sets);
     tcase_add_loop_test(each, prepared_rows_are_the_references_bits, 0, n_sets);
-    tcase_add_loop_test(packing, rounding_errors_of_interleaved_types_are_small, 0, (int)(sizeof interleaved_errors / sizeof *interleaved_errors));
+    tcase_add_loop_test(packing, rounding_errors_of_interleaved_types_are_small, 0,
+                        (int)(sizeof interleaved_errors / sizeof *interleaved_errors));
     tcase_add_test(packing, panels_from_floats_keep_what_they_can_hold);
     tcase_add_loop_test(packing, panels_from_blocks_are_exact, 0, N_BLOCK_TYPES);
     suite_add_tcase(suite, packing);

@@ -1,5 +1,5 @@
-/* Conversations as files: what comes after a restore is what would have come without it, to the bit; and no damaged file, full disk,
- * killed process or refused allocation costs more than the save that it hit. */
+/* Conversations as files: what comes after a restore is what would have come without it, to the bit; and no damaged
+ * file, full disk, killed process or refused allocation costs more than the save that it hit. */
 #include <dsv2/dsv2.h>
 
 #include "support/checkpoint.h"
@@ -25,9 +25,12 @@ enum { VOCAB = 61, CONTEXT = 700, AHEAD = 64, PAGE = 64 };
 
 /* Latents that a rotation takes in three blocks, and a RoPE part smaller than a section. */
 static const test_checkpoint shape = {
-    .vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2, .kv_lora_rank = 48,
-    .qk_nope_head_dim = 8, .qk_rope_head_dim = 8, .v_head_dim = 8, .max_position_embeddings = CONTEXT, .moe_intermediate_size = 16,
-    .n_routed_experts = 6, .num_experts_per_tok = 2, .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 42,
+    .vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 40, .num_hidden_layers = 3, .num_attention_heads = 2,
+        .kv_lora_rank = 48,
+    .qk_nope_head_dim = 8, .qk_rope_head_dim = 8, .v_head_dim = 8, .max_position_embeddings = CONTEXT,
+    .moe_intermediate_size = 16,
+    .n_routed_experts = 6, .num_experts_per_tok = 2, .n_shared_experts = 1, .first_k_dense_replace = 1,
+    .moe_layer_freq = 1, .seed = 42,
 };
 
 static const dsv2_cache_type types[] = {DSV2_CACHE_F32, DSV2_CACHE_F16, DSV2_CACHE_Q8, DSV2_CACHE_Q6};
@@ -47,21 +50,23 @@ static void set_up(void)
 
 static void tear_down(void) { test_checkpoint_remove(folder); }
 
-#define OK(call)                                                                                                                       \
-    do {                                                                                                                               \
-        dsv2_status got_status = (call);                                                                                               \
-        ck_assert_msg(got_status == DSV2_OK, "%s: %s: %s", #call, dsv2_status_name(got_status), dsv2_last_error());                     \
+#define OK(call)                                                                           \
+    do {                                                                                   \
+        dsv2_status got_status = (call);                                                   \
+        ck_assert_msg(got_status == DSV2_OK, "%s: %s: %s", #call,                          \
+                      dsv2_status_name(got_status), dsv2_last_error());                    \
     } while (0)
-#define FAILS_WITH(status, call)                                                                                                       \
-    do {                                                                                                                               \
-        dsv2_status got_status = (call);                                                                                               \
-        ck_assert_msg(got_status == (status), "%s gave %s, expected %s (%s)", #call, dsv2_status_name(got_status),                      \
-                      dsv2_status_name(status), dsv2_last_error());                                                                    \
+#define FAILS_WITH(status, call)                                                           \
+    do {                                                                                   \
+        dsv2_status got_status = (call);                                                   \
+        ck_assert_msg(got_status == (status), "%s gave %s, expected %s (%s)", #call,       \
+                      dsv2_status_name(got_status), dsv2_status_name(status), dsv2_last_error()); \
     } while (0)
 
 static dsv2_model *open_model(uint32_t n_threads, uint64_t cache_memory_limit)
 {
-    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = n_threads, .cache_memory_limit = cache_memory_limit};
+    dsv2_model_options options = {.struct_size = sizeof options, .n_threads = n_threads,
+                                  .cache_memory_limit = cache_memory_limit};
     dsv2_model *model;
     OK(dsv2_model_open(folder, &options, &model));
     return model;
@@ -70,7 +75,8 @@ static dsv2_model *open_model(uint32_t n_threads, uint64_t cache_memory_limit)
 /* The absorbed form: its bits do not depend on how the tokens were cut. */
 static dsv2_session *open_session(dsv2_model *model, dsv2_cache_type type)
 {
-    dsv2_session_options options = {.struct_size = sizeof options, .attention = DSV2_ATTENTION_ABSORBED, .cache_type = type};
+    dsv2_session_options options = {.struct_size = sizeof options, .attention = DSV2_ATTENTION_ABSORBED,
+                                    .cache_type = type};
     dsv2_session *session;
     OK(dsv2_session_open(model, &options, &session));
     return session;
@@ -144,7 +150,8 @@ static void assert_holds(dsv2_model *model, dsv2_cache_type type, dsv2_session *
     dsv2_session_close(fresh);
 }
 
-static dsv2_save_options appending(void) { return (dsv2_save_options){.struct_size = sizeof(dsv2_save_options), .append = 1}; }
+static dsv2_save_options appending(void) { return (dsv2_save_options){.struct_size = sizeof(dsv2_save_options),
+                                                                      .append = 1}; }
 
 /* ---- files as bytes ---- */
 
@@ -276,7 +283,8 @@ END_TEST
 START_TEST(sampler_and_random_numbers_come_back)
 {
     dsv2_model *model = open_model(1, 0);
-    dsv2_session *session = open_fed(model, DSV2_CACHE_DEFAULT, 20), *restored = open_session(model, DSV2_CACHE_DEFAULT);
+    dsv2_session *session = open_fed(model, DSV2_CACHE_DEFAULT, 20), *restored = open_session(model,
+                                                                                              DSV2_CACHE_DEFAULT);
     const dsv2_logit_bias biases[] = {{3, -1000}, {1, 2.5f}};
     dsv2_sampling sampling;
     dsv2_sampling_defaults(&sampling);
@@ -459,7 +467,8 @@ static void check_shadow(dsv2_model *model, dsv2_cache_type type, dsv2_session *
     FAILS_WITH(DSV2_ERROR_STATE, dsv2_session_logits(session, &logits));
 }
 
-static void one_operation(dsv2_model *model, dsv2_cache_type type, dsv2_session **sessions, shadow *shadows, shadow *files, uint64_t *seed)
+static void one_operation(dsv2_model *model, dsv2_cache_type type, dsv2_session **sessions, shadow *shadows,
+                          shadow *files, uint64_t *seed)
 {
     size_t i = pick(seed, SESSIONS), j = pick(seed, SESSIONS), f = pick(seed, FILES), n;
     shadow *s = &shadows[i];
@@ -608,13 +617,14 @@ START_TEST(types_convert_where_asked)
         OK(dsv2_session_logits(restored, &logits));
         float largest = 0, apart = 0;
         for (int i = 0; i < VOCAB; i++) {
-            float a = expected[i] < 0 ? -expected[i] : expected[i], b = logits[i] > expected[i] ? logits[i] - expected[i] : expected[i] - logits[i];
+            float a = expected[i] < 0 ? -expected[i] : expected[i],
+                b = logits[i] > expected[i] ? logits[i] - expected[i] : expected[i] - logits[i];
             largest = a > largest ? a : largest;
             apart = b > apart ? b : apart;
         }
         float allowed = types[t] == DSV2_CACHE_Q6 ? 0.05f : 0.01f; /* of the largest logit */
-        ck_assert_msg(types[t] == types[_i] ? apart == 0 : apart <= allowed * largest, "type %d to %d: logits apart by %g of %g",
-                      types[_i], types[t], (double)apart, (double)largest);
+        ck_assert_msg(types[t] == types[_i] ? apart == 0 : apart <= allowed * largest,
+                      "type %d to %d: logits apart by %g of %g", types[_i], types[t], (double)apart, (double)largest);
         dsv2_session_close(restored);
     }
     dsv2_session_close(session);
@@ -765,7 +775,8 @@ START_TEST(a_lie_under_a_right_checksum_is_refused_by_field_and_value)
         b.data[lies[_i].at + i] = (uint8_t)(lies[_i].value >> 8 * i);
     snapshot_file_seal(b.data, b.size, VOCAB);
     FAILS_WITH(lies[_i].status, restore_bytes(session, &b));
-    ck_assert_msg(strstr(dsv2_last_error(), lies[_i].message) != NULL, "\"%s\" is not in: %s", lies[_i].message, dsv2_last_error());
+    ck_assert_msg(strstr(dsv2_last_error(), lies[_i].message) != NULL, "\"%s\" is not in: %s", lies[_i].message,
+                  dsv2_last_error());
     assert_holds(model, DSV2_CACHE_F16, session, tokens, 5);
     free(b.data);
     dsv2_session_close(session);
@@ -981,7 +992,8 @@ END_TEST
 
 /* ---- a killed process, a full disk, no memory ---- */
 
-/* What the child has come to, in memory that both see: the length that its last save has left, and the one that it is writing. */
+/* What the child has come to, in memory that both see: the length that its last save has left, and the one that it is
+ * writing. */
 typedef struct progress {
     atomic_size_t saved, saving;
 } progress;
@@ -1090,7 +1102,8 @@ START_TEST(every_refused_allocation_is_survived)
             dsv2_status status = way == RESTORE ? dsv2_session_restore(restored, path, NULL, NULL)
                                                 : dsv2_session_save(session, path, way == APPEND ? &append : NULL);
             failed = oom_disarm();
-            ck_assert_msg(status == DSV2_OK || (failed && status == DSV2_ERROR_MEMORY), "allocation %zu: %s", nth, dsv2_last_error());
+            ck_assert_msg(status == DSV2_OK || (failed && status == DSV2_ERROR_MEMORY), "allocation %zu: %s", nth,
+                          dsv2_last_error());
             ck_assert_uint_eq(length_of(session), 140);
             if (way == RESTORE && status != DSV2_OK)
                 ck_assert_uint_eq(length_of(restored), 5);
@@ -1143,8 +1156,10 @@ START_TEST(a_thousand_forks_share_their_prefix)
 {
     enum { PREFIX = 4096, OWN = 100, FORKS = 1000 };
     const test_checkpoint long_shape = {
-        .vocab_size = VOCAB, .hidden_size = 16, .intermediate_size = 16, .num_hidden_layers = 1, .num_attention_heads = 1,
-        .kv_lora_rank = 8, .qk_nope_head_dim = 4, .qk_rope_head_dim = 4, .v_head_dim = 4, .max_position_embeddings = PREFIX + OWN, .seed = 3,
+        .vocab_size = VOCAB, .hidden_size = 16, .intermediate_size = 16, .num_hidden_layers = 1,
+            .num_attention_heads = 1,
+        .kv_lora_rank = 8, .qk_nope_head_dim = 4, .qk_rope_head_dim = 4, .v_head_dim = 4,
+        .max_position_embeddings = PREFIX + OWN, .seed = 3,
     };
     char *long_folder = test_checkpoint_write(&long_shape);
     int32_t *prefix = malloc((PREFIX + OWN) * sizeof *prefix);
@@ -1190,7 +1205,8 @@ int main(void)
     tcase_add_loop_test(tests, types_convert_where_asked, 0, N_TYPES);
     tcase_add_loop_test(tests, every_flipped_bit_is_noticed, 0, N_TYPES);
     tcase_add_test(tests, every_cut_is_refused_or_the_former_save);
-    tcase_add_loop_test(tests, a_lie_under_a_right_checksum_is_refused_by_field_and_value, 0, sizeof lies / sizeof *lies);
+    tcase_add_loop_test(tests, a_lie_under_a_right_checksum_is_refused_by_field_and_value, 0,
+                        sizeof lies / sizeof *lies);
     tcase_add_test(tests, a_model_that_differs_is_refused_and_the_part_named);
     tcase_add_test(tests, other_versions_folders_and_lengths_are_refused);
     tcase_add_test(tests, misuse_is_refused);

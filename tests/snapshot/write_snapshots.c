@@ -1,5 +1,6 @@
-/* write_snapshots MODEL FOLDER: for each type of cache a snapshot of two saves, FOLDER/TYPE.snapshot, and beside it what it must hold, as
- * floats: FOLDER/TYPE.rows, token by token, layer by layer, and FOLDER/TYPE.logits. For test_reader.py. */
+/* write_snapshots MODEL FOLDER: for each type of cache a snapshot of two saves, FOLDER/TYPE.snapshot, and beside it
+ * what it must hold, as floats: FOLDER/TYPE.rows, token by token, layer by layer, and FOLDER/TYPE.logits. For
+ * test_reader.py. */
 #include "session/session.h"
 
 #include <stdio.h>
@@ -62,7 +63,8 @@ static int write_snapshot(dsv2_model *model, dsv2_cache_type type, const char *s
     if (dsv2_session_open(model, &options, &session) != DSV2_OK)
         return fail("open");
     if (dsv2_session_feed(session, tokens, FIRST) != DSV2_OK || dsv2_session_save(session, name, NULL) != DSV2_OK ||
-        dsv2_session_feed(session, tokens + FIRST, SECOND) != DSV2_OK || dsv2_session_save(session, name, &append) != DSV2_OK) {
+        dsv2_session_feed(session, tokens + FIRST, SECOND) != DSV2_OK ||
+        dsv2_session_save(session, name, &append) != DSV2_OK) {
         dsv2_session_close(session);
         return fail(name);
     }
@@ -73,7 +75,8 @@ static int write_snapshot(dsv2_model *model, dsv2_cache_type type, const char *s
 
 int main(int argc, char **argv)
 {
-    static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
+    static const char *const names[] = {[DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8",
+                                        [DSV2_CACHE_Q6] = "q6"};
     dsv2_model *model;
     if (argc != 3 || dsv2_model_open(argv[1], NULL, &model) != DSV2_OK)
         return fail("usage: write_snapshots MODEL FOLDER");

@@ -14,7 +14,8 @@ typedef struct row_shape {
 } row_shape;
 
 /* V2's own, the goldens' and a small model's; odd, small and empty ones. */
-static const row_shape shapes[] = {{512, 64}, {64, 16}, {48, 8}, {96, 16}, {1, 2}, {2, 2}, {7, 6}, {20, 0}, {130, 34}, {257, 18}, {1024, 128}};
+static const row_shape shapes[] = {{512, 64}, {64, 16}, {48, 8}, {96, 16}, {1, 2}, {2, 2}, {7, 6}, {20, 0}, {130, 34},
+                                   {257, 18}, {1024, 128}};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes, MAX_WIDTH = 1024 + 128 };
 
 #define PUBLISHED ((uint32_t[]){512, 64})
@@ -80,7 +81,8 @@ static double norm(const float *x, size_t n)
     return sqrt(sum);
 }
 
-static void round_trip(const ds_cache_shape *shape, const ds_kernels *kernels, const float *row, uint8_t *stored, float *out)
+static void round_trip(const ds_cache_shape *shape, const ds_kernels *kernels, const float *row, uint8_t *stored,
+                       float *out)
 {
     size_t width = shape->width;
     float copy[MAX_WIDTH];
@@ -120,7 +122,8 @@ START_TEST(rows_come_back_within_their_type_s_precision)
     const struct {
         double latent, rope;
     } bounds[] = {
-        [DSV2_CACHE_F32] = {0, 0}, [DSV2_CACHE_F16] = {0.0005, 0.0005}, [DSV2_CACHE_Q8] = {0.02, 0.0005}, [DSV2_CACHE_Q6] = {0.055, 0.0045}};
+        [DSV2_CACHE_F32] = {0, 0}, [DSV2_CACHE_F16] = {0.0005, 0.0005}, [DSV2_CACHE_Q8] = {0.02, 0.0005},
+            [DSV2_CACHE_Q6] = {0.055, 0.0045}};
     const ds_kernels *kernels = kernels_of(0);
     for (int t = 0; t < N_TYPES; t++)
         for (int s = 0; s < N_SHAPES; s++)
@@ -137,10 +140,13 @@ START_TEST(rows_come_back_within_their_type_s_precision)
                     difference[i] = out[i] - row[i];
                 bool loud = shape.parts[DS_MLA_LATENT].rotation < 16 && types[t] == DSV2_CACHE_Q6; /* and stay so */
                 double bound = bounds[types[t]].latent * (loud ? 3 : 1);
-                ck_assert_msg(norm(difference, lora) <= bound * norm(row, lora), "type %d, shape %u + %u: latent off by %g of %g",
+                ck_assert_msg(norm(difference, lora) <= bound * norm(row, lora),
+                              "type %d, shape %u + %u: latent off by %g of %g",
                               types[t], lora, rope, norm(difference, lora), norm(row, lora));
-                ck_assert_msg((double)largest(difference + lora, rope) <= bounds[types[t]].rope * (double)largest(row + lora, rope),
-                              "type %d, shape %u + %u: rope part off by %g", types[t], lora, rope, (double)largest(difference + lora, rope));
+                ck_assert_msg((double)largest(difference + lora,
+                                              rope) <= bounds[types[t]].rope * (double)largest(row + lora, rope),
+                              "type %d, shape %u + %u: rope part off by %g", types[t], lora, rope,
+                              (double)largest(difference + lora, rope));
             }
 }
 END_TEST
@@ -233,8 +239,10 @@ START_TEST(zeros_and_the_smallest_and_largest_numbers_are_kept)
                     row[i] *= scales[k];
                 round_trip(&shape, kernels_of(0), row, stored, out);
                 for (uint32_t i = 0; i < lora + rope; i++)
-                    ck_assert_msg(fabsf(out[i] - row[i]) <= 0.06f * largest(row, lora + rope) + 1e-7f * (types[t] == DSV2_CACHE_F16) + 1e-36f,
-                                  "type %d, scale %g: %g became %g", types[t], (double)scales[k], (double)row[i], (double)out[i]);
+                    ck_assert_msg(fabsf(out[i] - row[i]) <= 0.06f * largest(row,
+                                                                            lora + rope) + 1e-7f * (types[t] == DSV2_CACHE_F16) + 1e-36f,
+                                  "type %d, scale %g: %g became %g", types[t], (double)scales[k], (double)row[i],
+                                  (double)out[i]);
             }
 }
 END_TEST
@@ -262,7 +270,8 @@ START_TEST(any_bytes_decode_to_the_same_bits)
         for (int s = 0; s < N_SHAPES; s++) {
             ds_cache_shape shape = shape_of(types[t], shapes[s]);
             size_t width = shape.width;
-            uint8_t *stored = malloc(3 * shape.row_bytes); /* exactly: a sanitizer sees what is read or written beyond */
+            uint8_t *stored = malloc(3 * shape.row_bytes); /* exactly: a sanitizer sees what is read or written
+                                                            * beyond */
             float *out = malloc(3 * width * sizeof *out), *expected = malloc(3 * width * sizeof *out);
             for (int round = 0; round < 10; round++) {
                 for (size_t i = 0; i < 3 * shape.row_bytes; i++)
@@ -272,7 +281,8 @@ START_TEST(any_bytes_decode_to_the_same_bits)
                     const ds_kernels *kernels = kernels_of(set);
                     ds_cache_decode_rows(&shape, kernels, stored, 3, out);
                     for (size_t i = 0; i < 3 * width; i++) /* a NaN may be quiet or not */
-                        ck_assert((isnan(out[i]) && isnan(expected[i])) || memcmp(&out[i], &expected[i], sizeof *out) == 0);
+                        ck_assert((isnan(out[i]) && isnan(expected[i])) ||
+                                  memcmp(&out[i], &expected[i], sizeof *out) == 0);
                 }
             }
             free(expected);
@@ -282,8 +292,8 @@ START_TEST(any_bytes_decode_to_the_same_bits)
 }
 END_TEST
 
-/* Rows as integers are the rows as floats: of the latent exactly, but for q6 of an odd rank; of the RoPE part as near as its integers
- * allow. */
+/* Rows as integers are the rows as floats: of the latent exactly, but for q6 of an odd rank; of the RoPE part as near
+ * as its integers allow. */
 START_TEST(rows_as_integers_are_those_as_floats)
 {
     enum { ROWS = 3, GROUPS = MAX_WIDTH / DS_SCALE_COLS + 2 };
@@ -307,7 +317,8 @@ START_TEST(rows_as_integers_are_those_as_floats)
                 ds_cache_decode_rows(&shape, kernels, stored, ROWS, floats);
                 ds_cache_decode_integers(&shape, kernels, stored, ROWS, rows, scales, scratch, stored);
                 for (size_t i = 0; i < ROWS * groups * DS_SCALE_COLS; i++) {
-                    size_t t_row = i / (groups * DS_SCALE_COLS), g = i / DS_SCALE_COLS % groups, c = i % (groups * DS_SCALE_COLS);
+                    size_t t_row = i / (groups * DS_SCALE_COLS), g = i / DS_SCALE_COLS % groups,
+                        c = i % (groups * DS_SCALE_COLS);
                     bool is_latent = g < latent_groups;
                     size_t element = is_latent ? c : lora + c - latent_groups * DS_SCALE_COLS;
                     const int8_t *codes = ds_cache_codes(&shape, DS_MLA_LATENT, stored);
@@ -320,8 +331,10 @@ START_TEST(rows_as_integers_are_those_as_floats)
                     float number = as_bytes ? codes[t_row * shape.row_bytes + element] : rows[i];
                     float scale = scales[g * DS_PAGE_TOKENS + t_row], expected = floats[t_row * width + element];
                     float allowed = is_latent && exact ? 0 : scale * 0.51f;
-                    ck_assert_msg(fabsf(number * scale - expected) <= allowed, "type %d, shape %d, set %s, row %zu, element %zu: %g, expected %g",
-                                  (int)types[t], s, test_kernel_set(set), t_row, element, (double)(number * scale), (double)expected);
+                    ck_assert_msg(fabsf(number * scale - expected) <= allowed,
+                                  "type %d, shape %d, set %s, row %zu, element %zu: %g, expected %g",
+                                  (int)types[t], s, test_kernel_set(set), t_row, element, (double)(number * scale),
+                                  (double)expected);
                 }
                 free(rows);
                 free(stored);
@@ -343,7 +356,8 @@ static void assert_filled(const ds_cache *cache, size_t first, size_t n, uint8_t
 {
     for (size_t p = first; p < first + n; p++)
         for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++) {
-            const uint8_t *row = ds_cache_rows(cache, layer, p / DS_PAGE_TOKENS) + p % DS_PAGE_TOKENS * cache->shape.row_bytes;
+            const uint8_t *row = ds_cache_rows(cache, layer,
+                                               p / DS_PAGE_TOKENS) + p % DS_PAGE_TOKENS * cache->shape.row_bytes;
             for (size_t i = 0; i < cache->shape.row_bytes; i++)
                 ck_assert_uint_eq(row[i], value);
         }
@@ -401,7 +415,8 @@ START_TEST(the_limit_refuses_a_page_and_keeps_what_is_there)
 }
 END_TEST
 
-/* Pages of V2-Lite's size share their memory's slabs: what one cache gives back another gets, and nothing of others changes. */
+/* Pages of V2-Lite's size share their memory's slabs: what one cache gives back another gets, and nothing of others
+ * changes. */
 START_TEST(pages_of_all_sizes_are_used_again_and_given_back)
 {
     enum { CACHES = 5, STEPS = 150, MOST_PAGES = 12 };

@@ -1,5 +1,5 @@
-/* Experts of a GGUF are repacked when a pass first chooses them: not before, no others, once, whoever comes first, to the bits of a
- * pack. What waits is seen from inside, as the host cannot see it. */
+/* Experts of a GGUF are repacked when a pass first chooses them: not before, no others, once, whoever comes first, to
+ * the bits of a pack. What waits is seen from inside, as the host cannot see it. */
 #include "model/model.h"
 #include "weights/held_type.h"
 #include "weights/repacked.h"
@@ -21,8 +21,10 @@
 enum { N_TOKENS = 40 };
 
 static const test_checkpoint small = {.name = "small", .vocab_size = 72, .hidden_size = 256, .intermediate_size = 256,
-                                      .num_hidden_layers = 3, .num_attention_heads = 4, .kv_lora_rank = 256, .qk_nope_head_dim = 32,
-                                      .qk_rope_head_dim = 16, .v_head_dim = 64, .max_position_embeddings = 256, .n_routed_experts = 12,
+                                      .num_hidden_layers = 3, .num_attention_heads = 4, .kv_lora_rank = 256,
+                                      .qk_nope_head_dim = 32,
+                                      .qk_rope_head_dim = 16, .v_head_dim = 64, .max_position_embeddings = 256,
+                                      .n_routed_experts = 12,
                                       .num_experts_per_tok = 2, .moe_intermediate_size = 64, .n_shared_experts = 1,
                                       .first_k_dense_replace = 1, .seed = 41};
 
@@ -66,7 +68,8 @@ static char *temporary_folder(void)
 static ds_deferred_expert *waiting_of(const dsv2_model *model, uint32_t layer)
 {
     const ds_expert_source *source = model->weights.experts;
-    return source != NULL && strcmp(source->name, "repacked") == 0 ? ((const ds_repacked_source *)source)->deferred[layer] : NULL;
+    return source != NULL &&
+        strcmp(source->name, "repacked") == 0 ? ((const ds_repacked_source *)source)->deferred[layer] : NULL;
 }
 
 static fixture make(const test_checkpoint *shape, const test_gguf *options, dsv2_weight_type weight_type)
@@ -157,8 +160,8 @@ START_TEST(only_the_experts_that_a_token_chooses_are_repacked)
         bool any = model->weights.layers[l].is_moe && kinds[_i].n_deferred > 0;
         ck_assert_msg((deferred != NULL) == any, "%s: layer %u", kinds[_i].name, l);
         for (uint32_t e = 0; any && e < small.n_routed_experts; e++) {
-            ck_assert_msg(deferred[e].n == kinds[_i].n_deferred && atomic_load(&deferred[e].waiting), "%s: layer %u, expert %u",
-                          kinds[_i].name, l, e);
+            ck_assert_msg(deferred[e].n == kinds[_i].n_deferred && atomic_load(&deferred[e].waiting),
+                          "%s: layer %u, expert %u", kinds[_i].name, l, e);
             ck_assert(all_untouched(&deferred[e], true));
         }
     }
@@ -170,8 +173,10 @@ START_TEST(only_the_experts_that_a_token_chooses_are_repacked)
     for (uint32_t l = 0; l < small.num_hidden_layers; l++) {
         const ds_deferred_expert *deferred = waiting_of(model, l);
         for (uint32_t e = 0; deferred != NULL && e < small.n_routed_experts; e++) {
-            ck_assert_msg(atomic_load(&deferred[e].waiting) == !c.chosen[l][e], "%s: layer %u, expert %u", kinds[_i].name, l, e);
-            ck_assert_msg(all_untouched(&deferred[e], false) == !c.chosen[l][e], "%s: layer %u, expert %u", kinds[_i].name, l, e);
+            ck_assert_msg(atomic_load(&deferred[e].waiting) == !c.chosen[l][e], "%s: layer %u, expert %u",
+                          kinds[_i].name, l, e);
+            ck_assert_msg(all_untouched(&deferred[e], false) == !c.chosen[l][e], "%s: layer %u, expert %u",
+                          kinds[_i].name, l, e);
         }
     }
     expect_bits(&f, model, N_TOKENS, kinds[_i].name);
@@ -240,8 +245,10 @@ static void *host_thread(void *argument)
 
 /* Experts large enough that the others arrive while one is repacked. */
 static const test_checkpoint busy = {.name = "busy", .vocab_size = 72, .hidden_size = 512, .intermediate_size = 32,
-                                     .num_hidden_layers = 3, .num_attention_heads = 1, .kv_lora_rank = 32, .qk_nope_head_dim = 32,
-                                     .qk_rope_head_dim = 16, .v_head_dim = 32, .max_position_embeddings = 256, .n_routed_experts = 12,
+                                     .num_hidden_layers = 3, .num_attention_heads = 1, .kv_lora_rank = 32,
+                                     .qk_nope_head_dim = 32,
+                                     .qk_rope_head_dim = 16, .v_head_dim = 32, .max_position_embeddings = 256,
+                                     .n_routed_experts = 12,
                                      .num_experts_per_tok = 4, .moe_intermediate_size = 256, .seed = 43};
 
 /* The same experts at the same time, and others. */
@@ -302,8 +309,8 @@ START_TEST(every_allocation_of_a_first_feed_may_fail)
         oom_arm(nth, _i == 1);
         dsv2_status status = dsv2_session_feed(session, f.tokens, N_TOKENS);
         failed = oom_disarm();
-        ck_assert_msg(status == (failed ? DSV2_ERROR_MEMORY : DSV2_OK), "allocation %zu: status %d: %s", nth, (int)status,
-                      dsv2_last_error());
+        ck_assert_msg(status == (failed ? DSV2_ERROR_MEMORY : DSV2_OK), "allocation %zu: status %d: %s", nth,
+                      (int)status, dsv2_last_error());
         ck_assert(dsv2_session_length(session, &length) == DSV2_OK && length == (failed ? 0 : N_TOKENS));
         ck_assert(!failed || count_waiting(model) == waiting);
         expect_bits(&f, model, N_TOKENS, "afterwards");
@@ -318,8 +325,10 @@ END_TEST
 
 /* Experts of a layer that are too many to be repacked together by one thread. */
 static const test_checkpoint large = {.name = "large", .vocab_size = 72, .hidden_size = 1024, .intermediate_size = 256,
-                                      .num_hidden_layers = 1, .num_attention_heads = 2, .kv_lora_rank = 64, .qk_nope_head_dim = 32,
-                                      .qk_rope_head_dim = 16, .v_head_dim = 32, .max_position_embeddings = 256, .n_routed_experts = 24,
+                                      .num_hidden_layers = 1, .num_attention_heads = 2, .kv_lora_rank = 64,
+                                      .qk_nope_head_dim = 32,
+                                      .qk_rope_head_dim = 16, .v_head_dim = 32, .max_position_embeddings = 256,
+                                      .n_routed_experts = 24,
                                       .num_experts_per_tok = 6, .moe_intermediate_size = 512, .seed = 42};
 
 /* Bytes of a file's mappings that are in this process's memory. */
@@ -360,8 +369,8 @@ static size_t given(const dsv2_model *model)
     return sum;
 }
 
-/* Of a weight, the file's page or the packed one is in memory, or none. Huge pages and what the kernel maps around a page that is
- * touched are the rest. */
+/* Of a weight, the file's page or the packed one is in memory, or none. Huge pages and what the kernel maps around a
+ * page that is touched are the rest. */
 START_TEST(experts_that_wait_take_no_memory_and_those_that_do_not_take_it_once)
 {
     fixture f = make(&large, &kinds[0].options, DSV2_WEIGHTS_AS_STORED);

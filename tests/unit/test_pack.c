@@ -68,7 +68,8 @@ static dsv2_status pack(const char *from, dsv2_weight_type type)
 
 static void expect_same_bits(const char *a_path, dsv2_weight_type a_type, const char *b_path, const char *kernels)
 {
-    dsv2_model *a = test_model_open(a_path, &(dsv2_model_options){.weight_type = a_type, .n_threads = 2, .kernels = kernels});
+    dsv2_model *a = test_model_open(a_path, &(dsv2_model_options){.weight_type = a_type, .n_threads = 2,
+                                                                  .kernels = kernels});
     dsv2_model *b = test_model_open(b_path, &(dsv2_model_options){.n_threads = 2, .kernels = kernels});
     dsv2_model_info x = test_model_info(a), y = test_model_info(b);
     ck_assert_str_eq(y.container, "pack");
@@ -80,9 +81,11 @@ static void expect_same_bits(const char *a_path, dsv2_weight_type a_type, const 
     for (int attention = DSV2_ATTENTION_ABSORBED; attention <= DSV2_ATTENTION_EXPANDED; attention++) {
         dsv2_session_options options = {.struct_size = sizeof options, .cache_type = DSV2_CACHE_F32,
                                         .attention = (dsv2_attention)attention};
-        float *p = test_logits(a, &options, tokens, N_TOKENS, N_TOKENS), *q = test_logits(b, &options, tokens, N_TOKENS, N_TOKENS);
+        float *p = test_logits(a, &options, tokens, N_TOKENS, N_TOKENS),
+            *q = test_logits(b, &options, tokens, N_TOKENS, N_TOKENS);
         for (size_t i = 0; i < (size_t)N_TOKENS * x.vocab_size; i++)
-            ck_assert_msg(isfinite(p[i]) && memcmp(&p[i], &q[i], sizeof *p) == 0, "%s as type %d, attention %d: logit %zu is %a and %a", a_path,
+            ck_assert_msg(isfinite(p[i]) && memcmp(&p[i], &q[i], sizeof *p) == 0,
+                          "%s as type %d, attention %d: logit %zu is %a and %a", a_path,
                           (int)a_type, attention, i, (double)p[i], (double)q[i]);
         free(p);
         free(q);
@@ -91,8 +94,10 @@ static void expect_same_bits(const char *a_path, dsv2_weight_type a_type, const 
     dsv2_model_close(b);
 }
 
-static const dsv2_weight_type types[] = {DSV2_WEIGHTS_AS_STORED, DSV2_WEIGHTS_F32,  DSV2_WEIGHTS_F16,  DSV2_WEIGHTS_BF16, DSV2_WEIGHTS_Q8_0,
-                                         DSV2_WEIGHTS_Q6_K,      DSV2_WEIGHTS_Q5_K, DSV2_WEIGHTS_Q4_K, DSV2_WEIGHTS_Q4_0};
+static const dsv2_weight_type types[] = {DSV2_WEIGHTS_AS_STORED, DSV2_WEIGHTS_F32,  DSV2_WEIGHTS_F16,
+                                         DSV2_WEIGHTS_BF16, DSV2_WEIGHTS_Q8_0,
+                                         DSV2_WEIGHTS_Q6_K,      DSV2_WEIGHTS_Q5_K, DSV2_WEIGHTS_Q4_K,
+                                         DSV2_WEIGHTS_Q4_0};
 static const char *const goldens[] = {"lite", "full", "plain", "v3"};
 enum { N_TYPES = sizeof types / sizeof *types, N_GOLDENS = sizeof goldens / sizeof *goldens };
 
@@ -115,8 +120,10 @@ static const ds_type block_types[] = {
 enum { N_BLOCK_TYPES = sizeof block_types / sizeof *block_types };
 
 static const test_checkpoint wide = {.name = "wide", .vocab_size = 72, .hidden_size = 256, .intermediate_size = 256,
-                                     .num_hidden_layers = 2, .num_attention_heads = 4, .kv_lora_rank = 256, .qk_nope_head_dim = 32,
-                                     .qk_rope_head_dim = 16, .v_head_dim = 64, .max_position_embeddings = 256, .n_routed_experts = 3,
+                                     .num_hidden_layers = 2, .num_attention_heads = 4, .kv_lora_rank = 256,
+                                     .qk_nope_head_dim = 32,
+                                     .qk_rope_head_dim = 16, .v_head_dim = 64, .max_position_embeddings = 256,
+                                     .n_routed_experts = 3,
                                      .num_experts_per_tok = 2, .moe_intermediate_size = 64, .n_shared_experts = 1,
                                      .first_k_dense_replace = 1, .seed = 31};
 
@@ -140,9 +147,10 @@ START_TEST(a_pack_of_a_gguf_gives_the_bits_of_the_gguf)
 }
 END_TEST
 
-static const test_checkpoint tiny = {.name = "tiny", .vocab_size = 20, .hidden_size = 8, .intermediate_size = 8, .num_hidden_layers = 1,
-                                     .num_attention_heads = 1, .kv_lora_rank = 8, .qk_nope_head_dim = 4, .qk_rope_head_dim = 4,
-                                     .v_head_dim = 4, .max_position_embeddings = 256, .seed = 3};
+static const test_checkpoint tiny = {.name = "tiny", .vocab_size = 20, .hidden_size = 8, .intermediate_size = 8,
+                                     .num_hidden_layers = 1,
+                                     .num_attention_heads = 1, .kv_lora_rank = 8, .qk_nope_head_dim = 4,
+                                     .qk_rope_head_dim = 4, .v_head_dim = 4, .max_position_embeddings = 256, .seed = 3};
 
 /* The tokenizer of the tests beside a model; `digit` is the last of its expression's digits. */
 static void write_tokenizer(const char *path, char digit)
@@ -172,10 +180,12 @@ START_TEST(fingerprints_tell_models_apart)
     ds_fingerprint bare = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED);
     ck_assert_uint_eq(bare.tokenizer, 0);
     write_tokenizer(tokenizer, '9');
-    ds_fingerprint whole = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED), again = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED);
+    ds_fingerprint whole = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED),
+        again = fingerprint_of(checkpoint, DSV2_WEIGHTS_AS_STORED);
     ck_assert(whole.tokenizer != 0 && whole.config == bare.config && whole.weights == bare.weights);
     ck_assert_mem_eq(&whole, &again, sizeof whole);
-    ck_assert_uint_ne(fingerprint_of(checkpoint, DSV2_WEIGHTS_Q8_0).weights, whole.weights); /* held in another type, they are others */
+    ck_assert_uint_ne(fingerprint_of(checkpoint, DSV2_WEIGHTS_Q8_0).weights, whole.weights); /* held in another type,
+                                                                                              * they are others */
 
     ck_assert_int_eq(pack(checkpoint, DSV2_WEIGHTS_AS_STORED), DSV2_OK);
     ds_fingerprint packed = fingerprint_of(pack_path, DSV2_WEIGHTS_AS_STORED);
@@ -262,8 +272,10 @@ START_TEST(every_damaged_byte_is_noticed)
         data[i] ^= 1;
         test_write_file(damaged, data, size);
         dsv2_status status = dsv2_model_verify(damaged, NULL, NULL);
-        ck_assert_msg(status == DSV2_ERROR_FORMAT || status == DSV2_ERROR_UNSUPPORTED, "byte %zu: %s", i, dsv2_status_name(status));
-        ck_assert_msg(status == DSV2_ERROR_UNSUPPORTED || strstr(dsv2_last_error(), damaged) != NULL, "%s", dsv2_last_error());
+        ck_assert_msg(status == DSV2_ERROR_FORMAT || status == DSV2_ERROR_UNSUPPORTED, "byte %zu: %s", i,
+                      dsv2_status_name(status));
+        ck_assert_msg(status == DSV2_ERROR_UNSUPPORTED || strstr(dsv2_last_error(), damaged) != NULL, "%s",
+                      dsv2_last_error());
         data[i] ^= 1;
         noticed++;
     }
@@ -341,7 +353,8 @@ int main(void)
     TCase *tests = tcase_create("pack");
     tcase_set_timeout(tests, 300);
     tcase_add_checked_fixture(tests, setup, teardown);
-    tcase_add_loop_test(tests, a_pack_gives_the_bits_of_its_checkpoint_brought_to_the_same_type, 0, N_TYPES * N_GOLDENS);
+    tcase_add_loop_test(tests, a_pack_gives_the_bits_of_its_checkpoint_brought_to_the_same_type, 0,
+                        N_TYPES * N_GOLDENS);
     tcase_add_loop_test(tests, a_pack_of_a_gguf_gives_the_bits_of_the_gguf, 0, 2 * N_BLOCK_TYPES);
     tcase_add_test(tests, fingerprints_tell_models_apart);
     tcase_add_test(tests, a_pack_has_the_tokenizer_and_chat_form_of_its_folder);

@@ -35,7 +35,8 @@ static void affine(ds_type type, const uint8_t *superblock, size_t block, size_t
         const uint8_t *numbers = superblock + HEADER_SIX_BITS;
         size_t at = block * DS_PANEL_ROWS + row;
         *scale = load_half(superblock + HEADER_SCALES + 2 * row) * (float)six_bits(numbers, at);
-        *minimum = load_half(superblock + HEADER_MINIMA + 2 * row) * (float)six_bits(numbers, SUPERBLOCK_BLOCKS * DS_PANEL_ROWS + at);
+        *minimum = load_half(superblock + HEADER_MINIMA + 2 * row) *
+                   (float)six_bits(numbers, SUPERBLOCK_BLOCKS * DS_PANEL_ROWS + at);
         return;
     }
     if (type == DS_TYPE_P6)
@@ -91,7 +92,7 @@ void ds_prepare_row_c(ds_x8 *out, const float *x, size_t k)
 {
     for (size_t c = 0; c < k; c += DS_BLOCK_COLS, out++) {
         size_t n = k - c < DS_BLOCK_COLS ? k - c : DS_BLOCK_COLS;
-        uint32_t largest = 0; /* of the bit patterns without signs, which are in the order of the magnitudes, NaN last */
+        uint32_t largest = 0; /* bit patterns without signs are in the order of the magnitudes, NaN last */
         for (size_t i = 0; i < n; i++) {
             uint32_t bits;
             memcpy(&bits, x + c + i, sizeof bits);

@@ -94,7 +94,10 @@ INLINE ivec or_ints(ivec a, ivec b) { return _mm256_or_si256(a, b); }
 INLINE ivec shift_left(ivec v, size_t n) { return (ivec)((lanes)v << (uint32_t)n); }
 INLINE ivec shift_right(ivec v, size_t n) { return (ivec)((lanes)v >> (uint32_t)n); }
 INLINE vec to_floats(ivec v) { return _mm256_cvtepi32_ps(v); }
-INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))); }
+INLINE vec floats_of_s8(const uint8_t *p)
+{
+    return to_floats(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 INLINE vec fnmadd(vec a, vec b, vec c) { return _mm256_fnmadd_ps(a, b, c); }
 
 INLINE ivec splat_int(int word) { return _mm256_set1_epi32(word); }
@@ -105,7 +108,7 @@ INLINE ivec dot_words(ivec sum, ivec b, const int16_t *a)
     int two;
     memcpy(&two, a, sizeof two);
     ivec pair = _mm256_set1_epi32(two);
-    __asm__("" : "+x"(pair)); /* one number at a time: left alone, gcc reads them all first and has to put sums into memory */
+    __asm__("" : "+x"(pair)); /* one number at a time: gcc would read all first and put sums into memory */
     ivec products = _mm256_madd_epi16(b, pair);
     __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products)); /* in place, in order */
     return sum;

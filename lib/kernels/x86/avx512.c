@@ -64,8 +64,15 @@ INLINE ivec or_ints(ivec a, ivec b) { return _mm512_or_si512(a, b); }
 INLINE ivec shift_left(ivec v, size_t n) { return (ivec)((lanes)v << (uint32_t)n); }
 INLINE ivec shift_right(ivec v, size_t n) { return (ivec)((lanes)v >> (uint32_t)n); }
 INLINE vec to_floats(ivec v) { return _mm512_cvtepi32_ps(v); }
-INLINE vec floats_of_u8(const uint8_t *p) { return to_floats(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
-INLINE vec floats_of_s8(const uint8_t *p) { return to_floats(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+INLINE vec floats_of_u8(const uint8_t *p)
+{
+    return to_floats(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+
+INLINE vec floats_of_s8(const uint8_t *p)
+{
+    return to_floats(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 INLINE vec fnmadd(vec a, vec b, vec c) { return _mm512_fnmadd_ps(a, b, c); }
 
 /* The instruction takes the 4 bytes from memory to all lanes by itself; from intrinsics gcc makes two of it. */

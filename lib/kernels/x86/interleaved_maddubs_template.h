@@ -9,7 +9,7 @@
 
 enum {
     VECS = DS_PANEL_ROWS / LANES, /* vectors of a panel's rows */
-    BLOCK_ROWS = 4,                /* rows of activations that meet a block together: 8 sums in 16 bits, and all else, fill the registers */
+    BLOCK_ROWS = 4, /* rows of activations that meet a block together: 8 sums in 16 bits, and all else, fill the registers */
     DIRECT_ROWS = 8,               /* with more, a superblock is made ready first */
 };
 
@@ -33,8 +33,10 @@ INLINE bool has_integer_scales(ds_type type) { return ds_has_six_bits(type) || t
 
 /* Scales and minima of a superblock, as they are stored: functions below read them. */
 typedef struct superblock_scales {
-    const uint8_t *numbers;        /* bytes [2][8 blocks][16 rows]: scales and minima of P4 and P5; P6: int8 [16][16 rows]; others: halves */
-    vec scale[VECS], minimum[VECS]; /* the superblock's: w = scale * integer_scale * q - minimum * block_minimum; w = block_scale * q - ... */
+    /* Bytes [2][8 blocks][16 rows], scales and minima, of P4 and P5; int8 [16][16 rows] of P6; halves of the others. */
+    const uint8_t *numbers;
+    /* The superblock's: w = scale * integer_scale * q - minimum * block_minimum, or w = block_scale * q - ... */
+    vec scale[VECS], minimum[VECS];
 } superblock_scales;
 
 /* 16 bytes, in both halves. */

@@ -450,7 +450,8 @@ static dsv2_status add_tensor(ds_container *container, const ds_file *file, cons
     uint64_t end;
     if (!ds_add(data_begin, from->offset, &where->begin) || !ds_add(where->begin, bytes, &end) || end > file->size)
         return ds_fail(DSV2_ERROR_FORMAT,
-                       "%s: tensor %.*s has offset %llu and %llu bytes, which is beyond the file's end: the file is cut "
+                       "%s: tensor %.*s has offset %llu and %llu bytes, which is beyond the file's end: the file is "
+                        "cut "
                        "or damaged",
                        file->path, shown(from->name.size), from->name.data, (unsigned long long)from->offset,
                        (unsigned long long)bytes);

@@ -129,7 +129,8 @@ static void store_superblock(ds_type type, uint8_t *panel, size_t index, const s
     store_header(type, superblock, rows);
     for (size_t b = 0; b < n_blocks; b++)
         for (size_t row = 0; row < DS_PANEL_ROWS; row++)
-            store_block(type, superblock + ds_header_bytes(type) + b * ds_block_bytes(type), row, rows[row].q + b * DS_BLOCK_COLS);
+            store_block(type, superblock + ds_header_bytes(type) + b * ds_block_bytes(type), row,
+                        rows[row].q + b * DS_BLOCK_COLS);
 }
 
 static void store_factor(uint8_t *panel, size_t row, float factor) { memcpy(panel + 4 * row, &factor, sizeof factor); }
@@ -141,8 +142,8 @@ static size_t blocks_from(size_t cols, size_t first)
 }
 
 /* ---- rounding ----
- * A row is multiplied by a power of two first, for its largest magnitude to be in [2^13, 2^14): scales in half precision then
- * neither overflow nor, where it could matter, vanish. */
+ * A row is multiplied by a power of two first, so that its largest magnitude is in [2^13, 2^14): scales in half
+ * precision then do not overflow, and scales that matter do not vanish. */
 enum { ROW_EXPONENT = 13, LEAST_EXPONENT = -149 /* of a float that is not 0 */ };
 
 /* Four floats at a time, on any machine; n is a multiple of that everywhere below. */
@@ -178,7 +179,8 @@ static float round_affine(const float *x, size_t n, float scale, float minimum, 
     float inverse = scale > 0 ? 1 / scale : 0;
     four errors = {0};
     for (size_t i = 0; i < n; i += FOUR) {
-        four values = load4(x + i), v = limit4((values + minimum) * inverse, 0, levels), difference = values - (scale * v - minimum);
+        four values = load4(x + i), v = limit4((values + minimum) * inverse, 0, levels);
+        four difference = values - (scale * v - minimum);
         memcpy(q + i, &v, sizeof v);
         errors += difference * difference;
     }
@@ -266,7 +268,8 @@ static void fit_superblock(const float *x, size_t n, superblock_row *s)
 {
     double aa = 0, ab = 0, bb = 0, xa = 0, xb = 0;
     for (size_t i = 0; i < n; i++) {
-        double a = (double)s->sub_scales[i / DS_BLOCK_COLS] * s->q[i], b = s->sub_minima[i / DS_BLOCK_COLS], v = (double)x[i];
+        double a = (double)s->sub_scales[i / DS_BLOCK_COLS] * s->q[i], b = s->sub_minima[i / DS_BLOCK_COLS];
+        double v = (double)x[i];
         aa += a * a;
         ab += a * b;
         bb += b * b;
@@ -328,7 +331,8 @@ static float search_symmetric(const float *x, size_t n, float lowest, float high
     float best_scale = 0, best = INFINITY;
     for (int side = -1; side <= 1; side += 2)
         for (int step = -5; step <= 4; step++) {
-            float scale = extreme / ((float)side * ((side < 0 ? lowest : highest) + 0.2f * (float)step)), q[DS_BLOCK_COLS];
+            float scale = extreme / ((float)side * ((side < 0 ? lowest : highest) + 0.2f * (float)step));
+            float q[DS_BLOCK_COLS];
             round_symmetric(x, n, scale, lowest, highest, q);
             four all_xq = {0}, all_qq = {0};
             for (size_t i = 0; i < n; i += FOUR) {
@@ -387,7 +391,8 @@ static void round_superblock_halves(ds_type type, const float *x, size_t n, supe
     for (size_t b = 0; b * DS_BLOCK_COLS < n; b++) {
         const float *block = x + b * DS_BLOCK_COLS;
         s->halves[b] = ds_f32_to_f16(search_symmetric(block, DS_BLOCK_COLS, lowest, highest));
-        store_rounded(block, DS_BLOCK_COLS, ds_f16_to_f32(s->halves[b]), lowest, highest, zero, s->q + b * DS_BLOCK_COLS);
+        store_rounded(block, DS_BLOCK_COLS, ds_f16_to_f32(s->halves[b]), lowest, highest, zero,
+                      s->q + b * DS_BLOCK_COLS);
     }
 }
 
@@ -446,7 +451,8 @@ static void round_columns(ds_type type, const float *in, size_t cols, size_t fir
 {
     /* in two steps, since 2^-exponent may be out of range */
     float once = ldexpf(1, -exponent / 2), again = ldexpf(1, -exponent - -exponent / 2), x[SUPERBLOCK_COLS];
-    size_t n = cols - first < SUPERBLOCK_COLS ? cols - first : SUPERBLOCK_COLS, filled = blocks_from(cols, first) * DS_BLOCK_COLS;
+    size_t n = cols - first < SUPERBLOCK_COLS ? cols - first : SUPERBLOCK_COLS;
+    size_t filled = blocks_from(cols, first) * DS_BLOCK_COLS;
     for (size_t i = 0; i < filled; i++) /* beyond the row's end, where nothing is multiplied, what came before */
         x[i] = in[first + i % n] * once * again;
     round_superblock(type, x, filled, s);

@@ -20,8 +20,8 @@ enum {
     HEADER_SCALES = 0,           /* F16 [16 rows], also of P6 */
     HEADER_MINIMA = VECTOR / 2,  /* F16 [16 rows] */
     HEADER_SIX_BITS = VECTOR,    /* 3 vectors, 256 numbers of 6 bits: [2: sub-scales, sub-minima][8 blocks][16 rows].
-                                    Number i < 192 is the low part of byte i, number 192 + i has its bits in the high parts
-                                    of bytes i, 64 + i and 128 + i, lowest first */
+                                    Number i < 192 is the low part of byte i; number 192 + i has its bits in
+                                    the high parts of bytes i, 64 + i and 128 + i, lowest first */
     /* P6: w = scale * sixteenth * (q - 32) */
     HEADER_SIXTEENTHS = VECTOR / 2, /* int8 [16][16 rows], one for every 16 columns */
     /* P8, P4S, P5S: w = half * (q - zero); P4M, P5M: w = half * q - minimum */

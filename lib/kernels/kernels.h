@@ -144,8 +144,8 @@ typedef struct ds_kernels {
     ds_matmul_fn *matmul[DS_TYPE_COUNT];                         /* of the plain types; NULL for the others */
     ds_matmul_interleaved_fn *matmul_interleaved[DS_TYPE_COUNT]; /* of the interleaved types; NULL for the others */
     ds_prepare_row_fn *prepare_row;
-    ds_to_f32_fn *to_f32[DS_TYPE_COUNT]; /* of plain and block types; NULL for F8_E4M3, which has scales elsewhere, and the
-                                            interleaved types */
+    ds_to_f32_fn *to_f32[DS_TYPE_COUNT]; /* of plain and block types; NULL for F8_E4M3, whose scales lie
+                                            elsewhere, and for interleaved types */
     ds_f32_to_f16_fn *f32_to_f16;
     ds_weighted_sum_fn *weighted_sum;
     ds_rms_norm_fn *rms_norm;

@@ -82,7 +82,8 @@ static inline __attribute__((always_inline)) void latent_split_part(int16_t *res
                                                                     size_t m)
 {
     for (size_t j = 0; j < m; j++) {
-        uint16_t two = (uint16_t)(middle[j] << (8 - middle_shift) & 0x300), one = (uint16_t)(top[j] << (10 - top_shift) & 0x400);
+        uint16_t two = (uint16_t)(middle[j] << (8 - middle_shift) & 0x300);
+        uint16_t one = (uint16_t)(top[j] << (10 - top_shift) & 0x400);
         uint16_t code = (uint16_t)(low[j] | two | one), high = (uint16_t)((uint32_t)code * LATENT_DIVIDER >> 16);
         low_out[j] = (int16_t)(code - high * DS_PAIR_LEVELS - DS_PAIR_LEVELS / 2);
         high_out[j] = (int16_t)(high - DS_PAIR_LEVELS / 2);
@@ -96,7 +97,8 @@ static inline __attribute__((always_inline)) void latent_split(int16_t *out, con
     _Pragma("GCC unroll 8")
     for (size_t part = 0; part < 8; part++) {
         size_t first = part * eighth, m = first >= half ? 0 : half - first < eighth ? half - first : eighth;
-        latent_split_part(out + first, out + half + first, pairs + first, middle + part % 2 * eighth, part / 2 * 2, top, part, m);
+        latent_split_part(out + first, out + half + first, pairs + first, middle + part % 2 * eighth, part / 2 * 2, top,
+                          part, m);
     }
 }
 
@@ -123,6 +125,7 @@ static void latent_unpack_pairs(float *out, const uint8_t *scales, const uint8_t
     }
 }
 
-#define LATENT_KERNELS .rotate = latent_rotate, .unpack_q8 = latent_unpack_q8, .split_pairs = latent_split_pairs, .unpack_pairs = latent_unpack_pairs
+#define LATENT_KERNELS .rotate = latent_rotate, .unpack_q8 = latent_unpack_q8, .split_pairs = latent_split_pairs, \
+                       .unpack_pairs = latent_unpack_pairs
 
 #endif

@@ -80,7 +80,8 @@ dsv2_status ds_kernels_select(const char *name, const ds_kernels **kernels)
             return DSV2_OK;
         }
         if (!automatic)
-            return ds_fail(DSV2_ERROR_UNSUPPORTED, "kernels \"%s\" need instructions that this processor does not have", name);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "kernels \"%s\" need instructions that this processor does not have",
+                           name);
     }
     return fail_name(name);
 }

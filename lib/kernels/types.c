@@ -70,7 +70,8 @@ dsv2_weight_type ds_type_public(ds_type type)
 ds_type ds_type_named(dsv2_weight_type weight_type)
 {
     ds_type type = 0;
-    while (type < DS_TYPE_COUNT && (weight_type == DSV2_WEIGHTS_AS_STORED || types[type].public_number != (int32_t)weight_type))
+    while (type < DS_TYPE_COUNT &&
+           (weight_type == DSV2_WEIGHTS_AS_STORED || types[type].public_number != (int32_t)weight_type))
         type++;
     return type;
 }

@@ -255,7 +255,8 @@ START_TEST(matmul_rows_have_the_same_bits_alone_and_in_company)
                 for (size_t i = i0; i < i1; i++)
                     ck_assert_msg(memcmp(part + (i - i0) * (j1 - j0), p.out + i * p.out_stride + j0,
                                          (j1 - j0) * 4) == 0,
-                                  "%s matmul %s, m %zu n %zu k %zu: row %zu differs when rows %zu to %zu and columns %zu to %zu "
+                                  "%s matmul %s, m %zu n %zu k %zu: row %zu differs when rows %zu to %zu and "
+                                   "columns %zu to %zu "
                                   "are computed by themselves",
                                   kernels->name, ds_type_name(p.type), p.m, p.n, p.k, i, i0, i1 - 1, j0, j1 - 1);
             }

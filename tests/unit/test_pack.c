@@ -225,7 +225,8 @@ static void expect_same_tokenizer(const dsv2_tokenizer *a, const dsv2_tokenizer 
 START_TEST(a_pack_has_the_tokenizer_and_chat_form_of_its_folder)
 {
     /* The tokens are DeepSeek-V2.5's, the chat form V2's: so says the template alone. */
-    static const char config[] = "{\"bos_token\":\"</s>\",\"eos_token\":\"<s>\",\"chat_template\":\"{{'User: ' + x}}\"}";
+    static const char config[] = "{\"bos_token\":\"</s>\",\"eos_token\":\"<s>\","
+                                 "\"chat_template\":\"{{'User: ' + x}}\"}";
     test_checkpoint shape = tiny;
     shape.vocab_size = 304;
     char *checkpoint = test_checkpoint_write(&shape), again[600];

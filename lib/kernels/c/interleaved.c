@@ -178,7 +178,8 @@ static void matmul(ds_type type, float *out, size_t out_stride, const ds_x8 *con
 }
 
 #define INTERLEAVED(TYPE, name, ...)                                                                                   \
-    void ds_matmul_##name##_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k) \
+    void ds_matmul_##name##_c(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, \
+                              size_t k) \
     {                                                                                                                  \
         matmul(DS_TYPE_##TYPE, out, out_stride, x, m, w, n, k);                                                        \
     }

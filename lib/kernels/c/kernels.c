@@ -80,7 +80,8 @@ static void matmul(float *out, size_t out_stride, const float *const *x, size_t 
 }
 
 #define PLAIN(TYPE, name, public, gguf, pack, bytes, text)                                                             \
-    void ds_matmul_##name##_c(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, size_t w_stride, \
+    void ds_matmul_##name##_c(float *out, size_t out_stride, const float *const *x, size_t m, const void *w, \
+                              size_t w_stride, \
                               size_t n, size_t k)                                                                      \
     {                                                                                                                  \
         matmul(out, out_stride, x, m, w, w_stride, n, k, bytes, ds_##name##_to_f32_c);                                 \

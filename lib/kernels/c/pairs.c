@@ -37,7 +37,8 @@ void ds_pair_columns_c(int16_t *out, const int16_t *rows, size_t stride, size_t 
 
 void ds_pair_rows_c(int16_t *out, size_t panel_stride, const int16_t *rows, size_t stride, size_t n_rows, size_t n_cols)
 {
-    size_t padded_rows = (n_rows + 1) / 2 * 2, padded_cols = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS * DS_PANEL_ROWS;
+    size_t padded_rows = (n_rows + 1) / 2 * 2;
+    size_t padded_cols = (n_cols + DS_PANEL_ROWS - 1) / DS_PANEL_ROWS * DS_PANEL_ROWS;
     for (size_t c = 0; c < padded_cols; c++) {
         int16_t *panel = out + c / DS_PANEL_ROWS * panel_stride;
         for (size_t r = 0; r < padded_rows; r++)
@@ -76,7 +77,8 @@ void ds_pair_scores_c(float *out, size_t out_stride, const int16_t *a, const flo
             const int16_t *panel = b + t / DS_PANEL_ROWS * n_sections * SECTION;
             float sum = 0;
             for (size_t g = 0; g < n_sections; g++)
-                sum += (float)dot(a + g * SECTION, i, panel + g * SECTION, t % DS_PANEL_ROWS, DS_SCALE_COLS) * scales[g * scales_stride + t];
+                sum += (float)dot(a + g * SECTION, i, panel + g * SECTION, t % DS_PANEL_ROWS, DS_SCALE_COLS) *
+                       scales[g * scales_stride + t];
             out[i * out_stride + t] = sum * a_scales[i];
         }
 }

@@ -63,7 +63,10 @@ INLINE vec min(vec a, vec b) { return _mm256_min_ps(a, b); }
 INLINE vec max(vec a, vec b) { return _mm256_max_ps(a, b); }
 INLINE vec round_even(vec v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
-INLINE vec exp2_of(__m256i n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
+INLINE vec exp2_of(__m256i n)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
 
 /* In two steps, since 2^n alone may be subnormal or infinite; the first is exact. */
 INLINE vec scale_exp2(vec v, vec n)

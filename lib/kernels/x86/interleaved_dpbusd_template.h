@@ -1,10 +1,10 @@
-/* Products with interleaved weights for sets that multiply and add four bytes at once. A set's file includes this template after
- * interleaved_template.h. Beside what that template needs, the file defines:
+/* Products with interleaved weights for sets that multiply and add four bytes at once. A set's file includes this
+ * template after interleaved_template.h. Beside what that template needs, the file defines:
  *   to_floats(v)                signed lanes
  *   splat_int(n)
  *   floats_of_u8(p) floats_of_s8(p)         LANES bytes
  *   fnmadd(a, b, c)             c - a * b
- *   dot_bytes(sum, w, x)        adds to each lane the products of its four unsigned bytes in w and the four signed ones at x
+ *   dot_bytes(sum, w, x)        adds to each lane the products of its 4 unsigned bytes in w and 4 signed ones at x
  */
 
 /* A superblock's scales and minima, for blocks or, in P6, half blocks: a weight is scale * q - minimum. */
@@ -18,7 +18,8 @@ INLINE void read_header(ds_type type, affine *a, const uint8_t *superblock, size
     if (ds_has_six_bits(type)) {
         uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
         unpack_six_bits(numbers, superblock + HEADER_SIX_BITS);
-        vec scale = load_f16(superblock + HEADER_SCALES + 2 * row), minimum = load_f16(superblock + HEADER_MINIMA + 2 * row);
+        vec scale = load_f16(superblock + HEADER_SCALES + 2 * row);
+        vec minimum = load_f16(superblock + HEADER_MINIMA + 2 * row);
         for (size_t b = 0; b < SUPERBLOCK_BLOCKS; b++) {
             a->scales[b] = mul(scale, floats_of_u8(numbers + b * DS_PANEL_ROWS + row));
             a->minima[b] = mul(minimum, floats_of_u8(numbers + (SUPERBLOCK_BLOCKS + b) * DS_PANEL_ROWS + row));
@@ -44,8 +45,8 @@ INLINE void read_header(ds_type type, affine *a, const uint8_t *superblock, size
 
 enum {
     VECS = DS_PANEL_ROWS / LANES, /* vectors of a panel's rows */
-    PANEL_X_ROWS = 12,            /* rows of activations that meet a panel together: their sums, in floats and in integers, have to
-                                     fit into the registers */
+    PANEL_X_ROWS = 12,            /* rows of activations that meet a panel together: registers hold their sums,
+                                     in floats and in integers */
 };
 
 /* Adds the products of `n` words from word `first` on, with scale and minimum `at` of the superblock. The order of
@@ -109,7 +110,8 @@ INLINE void multiply_panel_rows(ds_type type, float *out, size_t out_stride, con
         at[i] = x[i < n_rows ? i : n_rows - 1];
     for (size_t b0 = 0; b0 < blocks; b0 += SUPERBLOCK_BLOCKS) {
         size_t n_blocks = blocks - b0 < SUPERBLOCK_BLOCKS ? blocks - b0 : SUPERBLOCK_BLOCKS;
-        const uint8_t *superblock = ds_superblock(type, panel, b0 / SUPERBLOCK_BLOCKS), *block = superblock + ds_header_bytes(type);
+        const uint8_t *superblock = ds_superblock(type, panel, b0 / SUPERBLOCK_BLOCKS);
+        const uint8_t *block = superblock + ds_header_bytes(type);
         affine affine[VECS];
         for (size_t v = 0; v < VECS; v++)
             read_header(type, &affine[v], superblock, v);

@@ -9,7 +9,7 @@
 
 enum {
     VECS = DS_PANEL_ROWS / LANES, /* vectors of a panel's rows */
-    BLOCK_ROWS = 4, /* rows of activations that meet a block together: 8 sums in 16 bits, and all else, fill the registers */
+    BLOCK_ROWS = 4, /* rows of activations that meet a block together: their 8 sums and all else fill the registers */
     DIRECT_ROWS = 8,               /* with more, a superblock is made ready first */
 };
 
@@ -45,7 +45,8 @@ INLINE ivec load_twice(const uint8_t *p) { return _mm256_broadcastsi128_si256(_m
 /* Of 16 bytes, byte 8 v + i to those bytes of lane i that `places` has bits for, zeros to the others. */
 INLINE ivec spread(ivec bytes, size_t v, int places)
 {
-    const ivec lane = _mm256_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606, 0x07070707);
+    const ivec lane = _mm256_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606,
+                                        0x07070707);
     int zeros = 0;
     UNROLL
     for (int i = 0; i < 4; i++)
@@ -81,7 +82,10 @@ INLINE ivec integer_scale(ds_type type, const superblock_scales *s, size_t at, s
     return type == DS_TYPE_P6 ? _mm256_srai_epi16(spread(bytes, v, 10), 8) : spread(bytes, v, 5);
 }
 
-INLINE vec block_scale(const superblock_scales *s, size_t b, size_t v) { return load_f16(s->numbers + 2 * (b * DS_PANEL_ROWS + v * LANES)); }
+INLINE vec block_scale(const superblock_scales *s, size_t b, size_t v)
+{
+    return load_f16(s->numbers + 2 * (b * DS_PANEL_ROWS + v * LANES));
+}
 
 /* P6: of half block `at`. */
 INLINE vec block_minimum(ds_type type, const superblock_scales *s, size_t at, size_t v)
@@ -257,7 +261,8 @@ INLINE void subtract_minima(ds_type type, vec (*totals)[VECS], const ds_x8 *cons
             vec least[VECS];
             UNROLL
             for (size_t v = 0; v < VECS; v++)
-                least[v] = ready != NULL ? ready->block_minima[halves * b + half][v] : block_minimum(type, s, halves * b + half, v);
+                least[v] = ready != NULL ? ready->block_minima[halves * b + half][v]
+                                         : block_minimum(type, s, halves * b + half, v);
             UNROLL
             for (size_t i = 0; i < n_x; i++) {
                 vec sum = splat(halves == 1 ? x[i][b].sum : x[i][b].halves[half]);
@@ -293,7 +298,9 @@ INLINE void multiply_superblock(ds_type type, vec (*totals)[VECS], const ds_x8 *
         vec scales[VECS];
         UNROLL
         for (size_t v = 0; v < VECS; v++)
-            scales[v] = has_integer_scales(type) ? zero() : ready != NULL ? ready->block_scales[b][v] : block_scale(s, b, v);
+            scales[v] = has_integer_scales(type) ? zero()
+                        : ready != NULL          ? ready->block_scales[b][v]
+                                                 : block_scale(s, b, v);
         UNROLL
         for (size_t i = 0; i < n_x; i++) {
             vec scale = splat(x[i][b].scale);
@@ -308,7 +315,8 @@ INLINE void multiply_superblock(ds_type type, vec (*totals)[VECS], const ds_x8 *
     for (size_t i = 0; i < n_x; i++)
         UNROLL
         for (size_t v = 0; v < VECS; v++)
-            totals[i][v] = has_integer_scales(type) ? fmadd(superblock[i * VECS + v], s->scale[v], totals[i][v]) : add(totals[i][v], superblock[i * VECS + v]);
+            totals[i][v] = has_integer_scales(type) ? fmadd(superblock[i * VECS + v], s->scale[v], totals[i][v])
+                                                    : add(totals[i][v], superblock[i * VECS + v]);
     if (type != DS_TYPE_P8) /* whose bytes are signed */
         subtract_minima(type, totals, x, n_x, s, ready, n_blocks);
 }
@@ -335,7 +343,8 @@ INLINE void multiply_panel(ds_type type, float *out, size_t out_stride, const ds
     size_t blocks = (k + DS_BLOCK_COLS - 1) / DS_BLOCK_COLS;
     for (size_t b = 0; b < blocks; b += SUPERBLOCK_BLOCKS) {
         size_t n_blocks = blocks - b < SUPERBLOCK_BLOCKS ? blocks - b : SUPERBLOCK_BLOCKS;
-        const uint8_t *superblock = ds_superblock(type, panel, b / SUPERBLOCK_BLOCKS), *block = superblock + ds_header_bytes(type);
+        const uint8_t *superblock = ds_superblock(type, panel, b / SUPERBLOCK_BLOCKS);
+        const uint8_t *block = superblock + ds_header_bytes(type);
         uint8_t numbers[4 * VECTOR] __attribute__((aligned(64)));
         superblock_scales scales;
         read_scales(type, &scales, superblock, numbers);

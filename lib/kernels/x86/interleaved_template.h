@@ -1,6 +1,6 @@
-/* What the kernels of interleaved weights share on x86: rows of activations, and reading weights. An instruction set's file includes
- * this template and then its products, interleaved_dpbusd_template.h or interleaved_maddubs_template.h. Beside what vector_template.h
- * needs, the file defines:
+/* What the kernels of interleaved weights share on x86: rows of activations, and reading weights. An instruction set's
+ * file includes this template and then its products, interleaved_dpbusd_template.h or interleaved_maddubs_template.h.
+ * Beside what vector_template.h needs, the file defines:
  *   ivec                        a vector of LANES 32-bit lanes, 4 bytes each
  *   load_ints and_bits(v, mask) or_ints shift_left(v, n) shift_right(v, n)   on lanes of 32 bits
  *
@@ -8,7 +8,7 @@
 
 enum {
     PART = 4 * LANES,    /* bytes of a vector of weights */
-    PANEL_M_BLOCK = 96, /* rows of activations that use a panel of weights before the next: the rows stay in the second-level cache */
+    PANEL_M_BLOCK = 96, /* rows of activations that use a panel before the next panel: they stay in the second level */
 };
 
 /* ---- activations ---- */
@@ -22,7 +22,7 @@ INLINE int sum_lanes(__m128i v)
 static void prepare_block(ds_x8 *out, const float *x)
 {
     __m256 v[4];
-    __m256i largest = _mm256_setzero_si256(); /* bit patterns without signs are in the order of the magnitudes, NaN last */
+    __m256i largest = _mm256_setzero_si256(); /* bits without signs are in the order of the magnitudes, NaN last */
     UNROLL
     for (size_t i = 0; i < 4; i++) {
         v[i] = _mm256_loadu_ps(x + 8 * i);
@@ -73,7 +73,8 @@ static void prepare_row(ds_x8 *out, const float *x, size_t k)
 INLINE void unpack_six_bits(uint8_t out[4 * VECTOR], const uint8_t *in)
 {
     for (size_t at = 0; at < VECTOR; at += 32) {
-        __m256i a = _mm256_loadu_si256((const __m256i *)(in + at)), b = _mm256_loadu_si256((const __m256i *)(in + VECTOR + at));
+        __m256i a = _mm256_loadu_si256((const __m256i *)(in + at));
+        __m256i b = _mm256_loadu_si256((const __m256i *)(in + VECTOR + at));
         __m256i c = _mm256_loadu_si256((const __m256i *)(in + 2 * VECTOR + at)), low = _mm256_set1_epi8(63);
         _mm256_store_si256((__m256i *)(out + at), _mm256_and_si256(a, low));
         _mm256_store_si256((__m256i *)(out + VECTOR + at), _mm256_and_si256(b, low));
@@ -116,12 +117,14 @@ INLINE void interleaved_matmul(ds_type type, float *out, size_t out_stride, cons
     for (size_t i = 0; i < m; i += PANEL_M_BLOCK) {
         size_t rows = m - i < PANEL_M_BLOCK ? m - i : PANEL_M_BLOCK;
         for (size_t j = 0; j < n; j += DS_PANEL_ROWS)
-            multiply_panel(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DS_PANEL_ROWS * panel_bytes, n - j, k);
+            multiply_panel(type, out + i * out_stride + j, out_stride, x + i, rows, w + j / DS_PANEL_ROWS * panel_bytes,
+                           n - j, k);
     }
 }
 
 #define INTERLEAVED(TYPE, name, ...)                                                                                   \
-    static void matmul_##name(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, size_t k) \
+    static void matmul_##name(float *out, size_t out_stride, const ds_x8 *const *x, size_t m, const void *w, size_t n, \
+                              size_t k) \
     {                                                                                                                  \
         interleaved_matmul(DS_TYPE_##TYPE, out, out_stride, x, m, w, n, k);                                            \
     }

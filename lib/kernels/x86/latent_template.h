@@ -1,5 +1,6 @@
-/* Reads quantised rows of the latent KV cache with vectors, for the results of ../latent_template.h, which takes over where a shape does
- * not fill vectors. Beside what vector_template.h and pairs_template.h ask for, the including file defines
+/* Reads quantised rows of the latent KV cache with vectors, with the results of ../latent_template.h, which takes over
+ * where a shape does not fill vectors. Beside what vector_template.h and pairs_template.h ask for, the including file
+ * defines
  *   word_lanes                a vector as words of 16 bits, for the compiler's own operators
  *   ints_of_u8(p)             LANES bytes, extended to 32 bits
  *   merge(a, mask, b)         a | (mask & b)
@@ -31,7 +32,8 @@ INLINE ivec shift_words(ivec w, int n) { return (ivec)((word_lanes)w << (uint16_
 INLINE void store_levels(float *out, ivec w, vec scale)
 {
     vec offset = splat(0x1p23f + DS_PAIR_LEVELS / 2);
-    ivec lower = merge(splat_int(0x4b000000), splat_int(0xffff), w), upper = or_ints(splat_int(0x4b000000), shift_right(w, 16));
+    ivec lower = merge(splat_int(0x4b000000), splat_int(0xffff), w);
+    ivec upper = or_ints(splat_int(0x4b000000), shift_right(w, 16));
     store(out, mul(sub(floats_of_ints(lower), offset), scale));
     store(out + LANES, mul(sub(floats_of_ints(upper), offset), scale));
 }
@@ -40,7 +42,8 @@ INLINE void store_levels(float *out, ivec w, vec scale)
 INLINE void unpack_words(float *low_out, float *high_out, ivec low, ivec middle, ivec top, vec low_scale,
                          vec high_scale)
 {
-    ivec code = merge(merge(low, splat_word(0x300), middle), splat_word(0x400), top), high = high_product(code, LATENT_DIVIDER);
+    ivec code = merge(merge(low, splat_word(0x300), middle), splat_word(0x400), top);
+    ivec high = high_product(code, LATENT_DIVIDER);
     word_lanes rest = (word_lanes)code - (word_lanes)high * DS_PAIR_LEVELS;
     store_levels(low_out, (ivec)rest, low_scale);
     store_levels(high_out, high, high_scale);
@@ -60,11 +63,13 @@ static void unpack_pairs(float *out, const uint8_t *scales, const uint8_t *pairs
     for (size_t g = 0; g < PAIRS_N / PAIRS_SECTION; g++)
         scale[g] = splat(latent_scale(scales + 2 * g));
     for (size_t j = 0; j < PAIRS_EIGHTH; j += WORDS) {
-        ivec tops = words_of_u8(top + j), middles[2] = {words_of_u8(middle + j), words_of_u8(middle + PAIRS_EIGHTH + j)};
+        ivec tops = words_of_u8(top + j);
+        ivec middles[2] = {words_of_u8(middle + j), words_of_u8(middle + PAIRS_EIGHTH + j)};
         UNROLL
         for (int part = 0; part < 8; part++) {
             size_t i = (size_t)part * PAIRS_EIGHTH + j, low = (size_t)part * PAIRS_EIGHTH / PAIRS_SECTION;
-            unpack_words(out + i, out + PAIRS_N / 2 + i, words_of_u8(pairs + i), shift_words(middles[part % 2], 8 - part / 2 * 2),
+            unpack_words(out + i, out + PAIRS_N / 2 + i, words_of_u8(pairs + i),
+                         shift_words(middles[part % 2], 8 - part / 2 * 2),
                          shift_words(tops, 10 - part), scale[low], scale[PAIRS_N / PAIRS_SECTION / 2 + low]);
         }
     }

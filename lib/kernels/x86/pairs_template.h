@@ -1,11 +1,11 @@
-/* Attention in 16 bits for x86. An instruction set's file includes this template after vector_template.h and interleaved_template.h.
- * Beside what these need, the file defines:
+/* Attention in 16 bits for x86. An instruction set's file includes this template after vector_template.h and
+ * interleaved_template.h. Beside what these need, the file defines:
  *   dot_words(sum, b, a)   adds to each lane the products of its two 16-bit numbers in b and the two at a
- *   low_words high_words low_longs high_longs(a, b)   alternate lanes of 32 or 64 bits of a and b, from the low or the high half of
- *                          each 128 bits
+ *   low_words high_words low_longs high_longs(a, b)   alternate lanes of 32 or 64 bits of a and b, from the low or the
+ *                          high half of each 128 bits
  *   turn_parts(v, w)       sets v: part p, 128 bits, of v[4 q + r] is part q of w[4 p + r]
- *   weave(rows, at, next)  LANES numbers of 16 bits of each of two rows from column `at` on, lane c having that of the first row
- *                          and then that of the second; `next` NULL: zeros
+ *   weave(rows, at, next)  LANES numbers of 16 bits of each of two rows from column `at` on: lane c has the first row's
+ *                          number and then the second row's; `next` NULL: zeros
  *   store_wide(out, bytes)  32 signed bytes of a __m256i as numbers of 16 bits
  *   QUERY_ROWS             rows of a that meet a panel of b together */
 
@@ -119,7 +119,8 @@ static void pair_rows(int16_t *out, size_t panel_stride, const int16_t *rows, si
     size_t n_pairs = (n_rows + 1) / 2;
     for (size_t c = 0; c < n_cols; c += DS_PANEL_ROWS, out += panel_stride)
         for (size_t pair = 0; pair < n_pairs; pair++) {
-            const int16_t *first = rows + 2 * pair * stride + c, *second = 2 * pair + 1 < n_rows ? first + stride : NULL;
+            const int16_t *first = rows + 2 * pair * stride + c;
+            const int16_t *second = 2 * pair + 1 < n_rows ? first + stride : NULL;
             if (n_cols - c < DS_PANEL_ROWS) {
                 for (size_t i = 0; i < DS_PANEL_ROWS; i++) {
                     out[pair * ROW_PAIRS + 2 * i] = i < n_cols - c ? first[i] : 0;
@@ -144,7 +145,7 @@ INLINE __m128i load_codes(const int8_t *rows, size_t stride, size_t r, size_t n_
 /* [8 pairs of columns][16 rows][2] */
 INLINE void turn_codes(int16_t *out, const int8_t *rows, size_t stride, size_t n_rows)
 {
-    __m256i v[HALF_ROWS], w[HALF_ROWS]; /* rows r and 8 + r side by side; in the end pair p of the first 8 rows and of the others */
+    __m256i v[HALF_ROWS], w[HALF_ROWS]; /* rows r and 8 + r side by side; at the end pair p of both halves */
     UNROLL
     for (size_t r = 0; r < HALF_ROWS; r++)
         v[r] = _mm256_set_m128i(load_codes(rows, stride, HALF_ROWS + r, n_rows), load_codes(rows, stride, r, n_rows));
@@ -192,7 +193,8 @@ static void pair_codes(int16_t *keys, int16_t *values, size_t panel_stride, cons
             weave_codes(values, rows + c, stride, n_rows);
         }
     }
-    for (; c % DS_SCALE_COLS != 0 || c < n_cols; c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += panel_stride) {
+    for (; c % DS_SCALE_COLS != 0 || c < n_cols;
+         c += CODE_COLS, keys += CODE_COLS / 2 * ROW_PAIRS, values += panel_stride) {
         int8_t last[DS_PANEL_ROWS][CODE_COLS] = {{0}};
         for (size_t r = 0; r < n_rows && c < n_cols; r++)
             memcpy(last[r], rows + r * stride + c, n_cols - c);
@@ -295,7 +297,8 @@ INLINE void sums_panel(float *out, size_t out_stride, const float *keep, const f
                     continue;
                 float *at = out + (first + i) * out_stride + col;
                 vec sum = valid == LANES ? load(at) : load_first(at, valid);
-                sum = fmadd(sum, splat(keep[first + i]), mul(to_floats(d[i * PANEL_VECS + v]), splat(factor[first + i])));
+                sum = fmadd(sum, splat(keep[first + i]),
+                            mul(to_floats(d[i * PANEL_VECS + v]), splat(factor[first + i])));
                 if (valid == LANES)
                     store(at, sum);
                 else

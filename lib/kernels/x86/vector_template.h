@@ -1,5 +1,5 @@
-/* The kernels of x86 (SSE intrinsics and registers appear here and there), over a vector of floats whose width the including file
- * chooses. An instruction set's file defines the vector and includes this template:
+/* The kernels of x86, over a vector of floats whose width the including file chooses; SSE intrinsics appear here and
+ * there. An instruction set's file defines the vector and includes this template:
  *   vec, LANES                      a vector and its number of floats
  *   W_ROWS                          rows of weights in a block of matmul, a multiple of 4
  *   SUM_ROWS, SUM_VECS              rows, and vectors of columns, in a block of weighted_sum
@@ -11,7 +11,8 @@
  *   scale_exp2(v, n)                v * 2^n for v in [0.5, 2), n integral and in [-152, 129], rounded once
  *   add4(a, b, c, d)                the four vectors' sums as one __m128
  *   max_lanes(v)
- * The sums of a block are arrays: loops over them have constant bounds and are unrolled, so that they live in registers. */
+ * The sums of a block are arrays: loops over sums have constant bounds and are unrolled, so that sums live in
+ * registers. */
 
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
@@ -23,10 +24,10 @@
 #define IN_REGISTER(v) __asm__("" : "+v"(v))
 
 enum {
-    ONE_X_W_ROWS = 8, /* rows of weights read side by side for a single row of activations: as many sums hide the latency */
-    X_ROWS = 3,     /* rows of activations in a block of matmul: 8 x 3 sums leave 8 of 32 registers, 4 x 3 leave 4 of 16 */
+    ONE_X_W_ROWS = 8, /* rows of weights side by side for one row of activations: 8 sums hide the latency */
+    X_ROWS = 3,     /* rows of activations in a block: 8 x 3 sums leave 8 of 32 registers, 4 x 3 leave 4 of 16 */
     K_CHUNK = 512,  /* columns of weights unpacked together: W_ROWS * 2 KiB stay in the first-level cache */
-    M_BLOCK = 48,   /* rows of activations that use unpacked weights, a multiple of X_ROWS; few enough to stay in the second level */
+    M_BLOCK = 48,   /* rows of activations that use unpacked weights, a multiple of X_ROWS; they fit the second level */
     FEW_ROWS = 4,   /* rows in a block of weighted_sum where there are fewer than SUM_ROWS */
 };
 
@@ -400,5 +401,5 @@ static void add_scaled(float *out, const float *x, float scale, size_t n)
 #define VECTOR_KERNELS                                                                                                 \
     .matmul[DS_TYPE_F32] = matmul_f32, .matmul[DS_TYPE_F16] = matmul_f16, .matmul[DS_TYPE_BF16] = matmul_bf16,         \
     .to_f32[DS_TYPE_F16] = f16_to_f32, .to_f32[DS_TYPE_BF16] = bf16_to_f32, .f32_to_f16 = f32_to_f16,                  \
-    .weighted_sum = weighted_sum, .rms_norm = rms_norm, .exp_sum = exp_sum, .swiglu = swiglu, .add_scaled = add_scaled, \
-    .max = maximum
+    .weighted_sum = weighted_sum, .rms_norm = rms_norm, .exp_sum = exp_sum, .swiglu = swiglu,                          \
+    .add_scaled = add_scaled, .max = maximum

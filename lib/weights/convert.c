@@ -2,7 +2,7 @@
 
 #include <assert.h>
 
-bool ds_conversion_is_repacking(const ds_conversion *c)
+bool ds_conversion_is_exact(const ds_conversion *c)
 {
     return ds_type_is_interleaved(c->type) && ds_type_twin(c->from.type) == c->type;
 }
@@ -11,13 +11,13 @@ bool ds_conversion_is_repacking(const ds_conversion *c)
 size_t ds_conversion_scratch(const ds_conversion *c)
 {
     enum { LINE = 64 };
-    size_t row = ds_conversion_is_repacking(c) ? c->from.row_bytes : c->from.cols * sizeof(float);
+    size_t row = ds_conversion_is_exact(c) ? c->from.row_bytes : c->from.cols * sizeof(float);
     return (DS_PANEL_ROWS * row + LINE - 1) / LINE * LINE;
 }
 
-/* The rows are copied to scratch first, in the order that processors foresee: repacking reads the rows' blocks in
+/* The rows are copied to scratch first, in the order that processors foresee: interleaving reads the rows' blocks in
  * turns. */
-static void repack_rows(const ds_conversion *c, uint32_t first, uint32_t n, uint8_t *out, uint8_t *scratch)
+static void interleave_rows(const ds_conversion *c, uint32_t first, uint32_t n, uint8_t *out, uint8_t *scratch)
 {
     const ds_matrix *from = &c->from;
     const void *rows[DS_PANEL_ROWS];
@@ -34,8 +34,8 @@ void ds_convert_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t
     size_t row_bytes = ds_type_row_bytes(c->type, from->cols);
     uint8_t *out = c->out + first * row_bytes;
     assert(first % DS_PANEL_ROWS == 0 && n <= DS_PANEL_ROWS && end <= from->rows);
-    if (ds_conversion_is_repacking(c)) {
-        repack_rows(c, first, n, out, scratch);
+    if (ds_conversion_is_exact(c)) {
+        interleave_rows(c, first, n, out, scratch);
         return;
     }
     const float *rows[DS_PANEL_ROWS];

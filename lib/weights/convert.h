@@ -11,7 +11,7 @@ typedef struct ds_conversion {
 } ds_conversion;
 
 /* Whether the conversion only puts a block type's numbers in another order: fast, and nothing is rounded. */
-bool ds_conversion_is_repacking(const ds_conversion *conversion);
+bool ds_conversion_is_exact(const ds_conversion *conversion);
 
 /* Bytes of scratch that converting rows needs. */
 size_t ds_conversion_scratch(const ds_conversion *conversion);

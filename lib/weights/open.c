@@ -5,7 +5,7 @@
 #include "weights/held_type.h"
 #include "weights/kv_b.h"
 #include "weights/places.h"
-#include "weights/repacked.h"
+#include "weights/deferred.h"
 #include "weights/resident.h"
 #include "weights/walk.h"
 
@@ -16,7 +16,7 @@ typedef struct opener {
     bool has_checksums;           /* tensors have checksums */
     uint64_t done, total;         /* tensors, for progress */
     ds_queue queue;               /* what is converted on opening */
-    ds_repacked_source *repacked; /* experts that wait for their first use, or NULL */
+    ds_deferred_source *deferred; /* experts that wait for their first use, or NULL */
 } opener;
 
 /* Also called when one of several weights of the same tensor was found, for the host to cancel; the last tensor
@@ -120,17 +120,17 @@ static dsv2_status defer(opener *o, const ds_weight_id *id, const ds_conversion 
 {
     const ds_matrix *from = &conversion->from;
     dsv2_status status = DSV2_OK;
-    if (o->repacked == NULL)
-        status = ds_repacked_source_new(o->opening, &o->repacked);
+    if (o->deferred == NULL)
+        status = ds_deferred_source_new(o->opening, &o->deferred);
     if (status == DSV2_OK)
-        status = ds_repacked_source_defer(o->repacked, id->layer, id->expert, conversion);
+        status = ds_deferred_source_defer(o->deferred, id->layer, id->expert, conversion);
     /* The digest's samples brought their neighbourhoods into memory: hundreds of megabytes in all. */
     if (status == DSV2_OK)
         ds_container_forget(o->opening->container, from->data, (uint64_t)from->rows * from->row_bytes);
     return status;
 }
 
-/* Has a matrix converted, at the latest when all weights are bound; repacked experts wait for their first use.
+/* Has a matrix converted, at the latest when all weights are bound; deferred experts wait for their first use.
  * Rounding an expert takes too long for a pass: it is done here, with progress for the host to see. */
 static dsv2_status convert(opener *o, const ds_weight_id *id, ds_type held, ds_matrix *matrix)
 {
@@ -139,7 +139,7 @@ static dsv2_status convert(opener *o, const ds_weight_id *id, ds_type held, ds_m
     if (status != DSV2_OK)
         return status;
     const ds_conversion conversion = {.from = *matrix, .type = held, .out = data};
-    if (ds_role_info_of(id->role)->scope == DS_SCOPE_EXPERT && ds_conversion_is_repacking(&conversion)) {
+    if (ds_role_info_of(id->role)->scope == DS_SCOPE_EXPERT && ds_conversion_is_exact(&conversion)) {
         status = defer(o, id, &conversion);
     } else {
         status = ds_queue_reserve(&o->queue, &conversion);
@@ -325,10 +325,10 @@ static dsv2_status choose_source(opener *o)
     ds_weights *weights = o->weights;
     if (o->opening->config->n_routed_experts == 0)
         return DSV2_OK;
-    if (o->repacked == NULL)
+    if (o->deferred == NULL)
         return ds_resident_source_new(weights->layers, &weights->experts);
-    weights->experts = ds_repacked_source_finish(o->repacked, weights->layers);
-    o->repacked = NULL;
+    weights->experts = ds_deferred_source_finish(o->deferred, weights->layers);
+    o->deferred = NULL;
     return DSV2_OK;
 }
 
@@ -358,7 +358,7 @@ dsv2_status ds_weights_open(ds_weights *weights, const ds_weights_opening *openi
         status = ds_weights_walk(weights, opening->config, &visitor);
     if (status == DSV2_OK)
         status = finish(&o);
-    ds_repacked_source_free(o.repacked);
+    ds_deferred_source_free(o.deferred);
     ds_queue_free(&o.queue);
     return status;
 }

@@ -5,7 +5,7 @@
  * Where to read what: roles.c has the table of all weights, walk.c their order, places.c where they lie in files,
  * held_type.c in which type they are held; holder.c has the memory; convert.c and queue.c convert, kv_b.c joins and
  * transposes; digest.c is the identity; open.c puts these together, export.c writes a pack; resident.c and
- * repacked.c are the sources of experts (source.h). */
+ * deferred.c are the sources of experts (source.h). */
 #ifndef DS_LIB_WEIGHTS_H
 #define DS_LIB_WEIGHTS_H
 

@@ -1,8 +1,8 @@
-/* Experts of a GGUF are repacked when a pass first chooses them: not before, no others, once, whoever comes first, to
+/* Experts of a GGUF are interleaved when a pass first chooses them: not before, no others, once, whoever comes first, to
  * the bits of a pack. What waits is seen from inside, as the host cannot see it. */
 #include "model/model.h"
 #include "weights/held_type.h"
-#include "weights/repacked.h"
+#include "weights/deferred.h"
 #include "support/checkpoint.h"
 #include "support/gguf.h"
 #include "support/model.h"
@@ -64,12 +64,12 @@ static char *temporary_folder(void)
     return folder;
 }
 
-/* The experts of a layer that are repacked on first use; NULL if the layer has none. */
+/* The experts of a layer that are interleaved on first use; NULL if the layer has none. */
 static ds_deferred_expert *waiting_of(const dsv2_model *model, uint32_t layer)
 {
     const ds_expert_source *source = model->weights.experts;
     return source != NULL &&
-        strcmp(source->name, "repacked") == 0 ? ((const ds_repacked_source *)source)->deferred[layer] : NULL;
+        strcmp(source->name, "deferred") == 0 ? ((const ds_deferred_source *)source)->deferred[layer] : NULL;
 }
 
 static fixture make(const test_checkpoint *shape, const test_gguf *options, dsv2_weight_type weight_type)
@@ -150,7 +150,7 @@ static bool all_untouched(const ds_deferred_expert *expert, bool write)
     return true;
 }
 
-START_TEST(only_the_experts_that_a_token_chooses_are_repacked)
+START_TEST(only_the_experts_that_a_token_chooses_are_interleaved)
 {
     fixture f = make(&small, &kinds[_i].options, kinds[_i].weight_type);
     dsv2_model *model = open_gguf(&f, 2);
@@ -243,7 +243,7 @@ static void *host_thread(void *argument)
     return NULL;
 }
 
-/* Experts large enough that the others arrive while one is repacked. */
+/* Experts large enough that the others arrive while one is interleaved. */
 static const test_checkpoint busy = {.name = "busy", .vocab_size = 72, .hidden_size = 512, .intermediate_size = 32,
                                      .num_hidden_layers = 3, .num_attention_heads = 1, .kv_lora_rank = 32,
                                      .qk_nope_head_dim = 32,
@@ -297,7 +297,7 @@ START_TEST(a_file_cut_off_before_its_experts_were_chosen_is_an_error_and_nothing
 }
 END_TEST
 
-/* A feed that finds no memory for its own sake has not begun; repacking needs none. */
+/* A feed that finds no memory for its own sake has not begun; interleaving needs none. */
 START_TEST(every_allocation_of_a_first_feed_may_fail)
 {
     fixture f = make(&small, &kinds[0].options, DSV2_WEIGHTS_AS_STORED);
@@ -323,7 +323,7 @@ END_TEST
 
 /* ---- memory ---- */
 
-/* Experts of a layer that are too many to be repacked together by one thread. */
+/* Experts of a layer that are too many to be interleaved together by one thread. */
 static const test_checkpoint large = {.name = "large", .vocab_size = 72, .hidden_size = 1024, .intermediate_size = 256,
                                       .num_hidden_layers = 1, .num_attention_heads = 2, .kv_lora_rank = 64,
                                       .qk_nope_head_dim = 32,
@@ -397,7 +397,7 @@ int main(void)
 {
     TCase *tests = tcase_create("first use");
     tcase_set_timeout(tests, 200);
-    tcase_add_loop_test(tests, only_the_experts_that_a_token_chooses_are_repacked, 0, N_KINDS);
+    tcase_add_loop_test(tests, only_the_experts_that_a_token_chooses_are_interleaved, 0, N_KINDS);
     tcase_add_loop_test(tests, the_order_of_first_use_changes_no_bit, 0, 3 /* those with all three */);
     tcase_add_test(tests, a_model_closed_before_its_experts_were_chosen_still_has_them);
     tcase_add_loop_test(tests, sessions_that_choose_an_expert_at_once_all_find_it_whole, 0, 3);

@@ -186,7 +186,7 @@ static void teardown(void)
     test_checkpoint_remove(place);
 }
 
-/* Experts as the file has them, converted on opening, and repacked when first chosen. */
+/* Experts as the file has them, converted on opening, and interleaved when first chosen. */
 enum { N_KINDS = 3 };
 
 static dsv2_model *open_kind(int kind, uint32_t n_threads)

@@ -1,4 +1,4 @@
-#include "weights/repacked.h"
+#include "weights/deferred.h"
 
 #include <assert.h>
 
@@ -7,8 +7,8 @@ static bool waits(const ds_deferred_expert *expert)
     return atomic_load_explicit(&expert->waiting, memory_order_acquire);
 }
 
-/* Repacks those of a layer's experts that still wait, together, over all threads. */
-static void repack(ds_repacked_source *source, ds_deferred_expert *deferred, const uint32_t *experts, size_t n)
+/* Interleaves those of a layer's experts that still wait, together, over all threads. */
+static void interleave(ds_deferred_source *source, ds_deferred_expert *deferred, const uint32_t *experts, size_t n)
 {
     ds_mutex_lock(&source->lock);
     for (size_t i = 0; i < n; i++) {
@@ -26,7 +26,7 @@ static void repack(ds_repacked_source *source, ds_deferred_expert *deferred, con
 static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n,
                            const ds_ffn_weights **weights)
 {
-    ds_repacked_source *source = (ds_repacked_source *)base;
+    ds_deferred_source *source = (ds_deferred_source *)base;
     ds_deferred_expert *deferred = source->deferred[layer];
     bool any = false;
     for (size_t i = 0; i < n; i++) {
@@ -34,7 +34,7 @@ static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_
         any = any || (deferred != NULL && waits(&deferred[experts[i]]));
     }
     if (any)
-        repack(source, deferred, experts, n);
+        interleave(source, deferred, experts, n);
     return DSV2_OK;
 }
 
@@ -43,20 +43,20 @@ static void release(ds_expert_source *base, uint32_t layer, const uint32_t *expe
     (void)base, (void)layer, (void)experts, (void)n;
 }
 
-static void destroy(ds_expert_source *base) { ds_repacked_source_free((ds_repacked_source *)base); }
+static void destroy(ds_expert_source *base) { ds_deferred_source_free((ds_deferred_source *)base); }
 
-dsv2_status ds_repacked_source_new(const ds_weights_opening *opening, ds_repacked_source **out)
+dsv2_status ds_deferred_source_new(const ds_weights_opening *opening, ds_deferred_source **out)
 {
     uint32_t n_layers = opening->config->num_hidden_layers;
-    ds_repacked_source *source = ds_new(1, sizeof *source);
+    ds_deferred_source *source = ds_new(1, sizeof *source);
     ds_deferred_expert **deferred = ds_new(n_layers, sizeof *deferred);
     if (source == NULL || deferred == NULL) {
         ds_free(deferred);
         ds_free(source);
         return ds_fail_memory("a source of experts", sizeof *source + n_layers * sizeof *deferred);
     }
-    *source = (ds_repacked_source){
-        .base = {.name = "repacked", .acquire = acquire, .release = release, .destroy = destroy},
+    *source = (ds_deferred_source){
+        .base = {.name = "deferred", .acquire = acquire, .release = release, .destroy = destroy},
         .n_layers = n_layers,
         .n_experts = opening->config->n_routed_experts,
         .deferred = deferred,
@@ -67,14 +67,14 @@ dsv2_status ds_repacked_source_new(const ds_weights_opening *opening, ds_repacke
     return DSV2_OK;
 }
 
-dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer, uint32_t expert,
+dsv2_status ds_deferred_source_defer(ds_deferred_source *source, uint32_t layer, uint32_t expert,
                                      const ds_conversion *conversion)
 {
     ds_deferred_expert **deferred = &source->deferred[layer];
     if (*deferred == NULL)
         *deferred = ds_new(source->n_experts, sizeof **deferred);
     if (*deferred == NULL)
-        return ds_fail_memory("experts to repack", source->n_experts * sizeof **deferred);
+        return ds_fail_memory("experts to interleave", source->n_experts * sizeof **deferred);
     dsv2_status status = ds_queue_reserve(&source->queue, conversion);
     if (status != DSV2_OK)
         return status;
@@ -85,13 +85,13 @@ dsv2_status ds_repacked_source_defer(ds_repacked_source *source, uint32_t layer,
     return DSV2_OK;
 }
 
-ds_expert_source *ds_repacked_source_finish(ds_repacked_source *source, const ds_layer *layers)
+ds_expert_source *ds_deferred_source_finish(ds_deferred_source *source, const ds_layer *layers)
 {
     source->layers = layers;
     return &source->base;
 }
 
-void ds_repacked_source_free(ds_repacked_source *source)
+void ds_deferred_source_free(ds_deferred_source *source)
 {
     if (source == NULL)
         return;

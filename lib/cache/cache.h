@@ -31,9 +31,12 @@ enum { DS_MAX_PARTS = 2, DS_CACHE_TYPES = DSV2_CACHE_Q6 + 1 };
 
 /* What the rows of one kind of attention consist of, and how each cache type stores them. Widths are the model's. */
 typedef struct ds_row_description {
+    uint32_t number; /* in snapshots */
     uint32_t n_parts;
     struct {
         const char *name;
+        const char *width_name; /* the hyper-parameter that is the part's width, for messages */
+        uint32_t least, most;   /* widths that a snapshot may name */
         ds_encoding encoding[DS_CACHE_TYPES]; /* by dsv2_cache_type; that of DSV2_CACHE_DEFAULT is not used */
     } parts[DS_MAX_PARTS];
 } ds_row_description;
@@ -42,6 +45,9 @@ typedef struct ds_row_description {
  * else (section 2.1.2 of the report). */
 enum { DS_MLA_LATENT, DS_MLA_ROPE, DS_MLA_PARTS };
 extern const ds_row_description ds_mla_row;
+
+/* The description with this number; NULL if there is none. */
+const ds_row_description *ds_row_description_of(uint32_t number);
 
 /* How ds_cache_decode_integers gets the integers of a part. */
 typedef enum ds_part_integers {
@@ -66,6 +72,7 @@ typedef struct ds_cache_part {
 
 /* What rows and pages of one model and cache type look like. */
 typedef struct ds_cache_shape {
+    const ds_row_description *row;
     dsv2_cache_type type; /* never DSV2_CACHE_DEFAULT */
     uint32_t n_layers, n_parts;
     ds_cache_part parts[DS_MAX_PARTS];

@@ -4,16 +4,17 @@
 /* The RoPE key is kept more precise than the latent: an error there costs much more (with 8 bits in place of f16 the
  * perplexity of q8 is off by 0.06 % in place of 0.005 %). */
 const ds_row_description ds_mla_row = {
+    .number = 0,
     .n_parts = DS_MLA_PARTS,
     .parts = {
-        [DS_MLA_LATENT] = {"latent",
+        [DS_MLA_LATENT] = {"latent", "kv_lora_rank", 1, 1 << 20,
                            {
                                [DSV2_CACHE_F32] = DS_ENCODING_F32,
                                [DSV2_CACHE_F16] = DS_ENCODING_F16,
                                [DSV2_CACHE_Q8] = DS_ENCODING_BYTES_64,
                                [DSV2_CACHE_Q6] = DS_ENCODING_PAIRS,
                            }},
-        [DS_MLA_ROPE] = {"rope",
+        [DS_MLA_ROPE] = {"rope", "qk_rope_head_dim", 0, 1 << 14,
                          {
                              [DSV2_CACHE_F32] = DS_ENCODING_F32,
                              [DSV2_CACHE_F16] = DS_ENCODING_F16,
@@ -22,6 +23,15 @@ const ds_row_description ds_mla_row = {
                          }},
     },
 };
+
+const ds_row_description *ds_row_description_of(uint32_t number)
+{
+    static const ds_row_description *const rows[] = {&ds_mla_row}; /* a line for each kind of attention */
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i]->number == number)
+            return rows[i];
+    return NULL;
+}
 
 enum { SCALE_BYTES = 2 };
 
@@ -116,7 +126,7 @@ dsv2_status ds_cache_shape_init(ds_cache_shape *shape, const ds_row_description 
         type = DSV2_CACHE_Q8;
     if ((unsigned)type >= DS_CACHE_TYPES)
         return ds_fail(DSV2_ERROR_ARGUMENT, "cache_type is %d, expected a dsv2_cache_type", (int)type);
-    *shape = (ds_cache_shape){.type = type, .n_layers = n_layers, .n_parts = row->n_parts};
+    *shape = (ds_cache_shape){.row = row, .type = type, .n_layers = n_layers, .n_parts = row->n_parts};
     for (uint32_t p = 0; p < row->n_parts; p++) {
         ds_encoding encoding = row->parts[p].encoding[type];
         shape->parts[p] = (ds_cache_part){

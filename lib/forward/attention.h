@@ -14,6 +14,10 @@ typedef struct ds_attention_kind {
     void (*lay_out)(void *memory, ds_layout *layout);
     size_t (*stage_floats)(const ds_config *config);
 
+    /* What the kind keeps of a token in the cache, and how wide each part is. */
+    const ds_row_description *row;
+    void (*row_widths)(const ds_config *config, uint32_t widths[DS_MAX_PARTS]);
+
     /* Sets sequence->expanded: whether keys and values are expanded for the sequence's rows. The choice depends on the
      * sequence's own rows alone, so that their bits do not depend on the other sequences. */
     void (*choose_form)(const ds_config *config, ds_sequence *sequence);

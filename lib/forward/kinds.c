@@ -2,6 +2,8 @@
 
 #include "forward/mla.h"
 
+#include <assert.h>
+
 /* A line for each kind: how to tell its models, and its functions. */
 static bool has_latents(const ds_config *config) { return config->kv_lora_rank > 0; }
 
@@ -14,8 +16,9 @@ static const struct {
 
 const ds_attention_kind *ds_attention_kind_of(const ds_config *config)
 {
-    size_t i = 0;
-    while (i + 1 < sizeof kinds / sizeof *kinds && !kinds[i].is_kind(config))
-        i++;
-    return kinds[i].kind;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (kinds[i].is_kind(config))
+            return kinds[i].kind;
+    assert(false); /* a configuration of no kind is refused when it is read */
+    return &ds_mla_kind;
 }

@@ -776,8 +776,16 @@ static dsv2_status run(ds_rows *rows, uint32_t layer, void *memory)
     return status;
 }
 
+static void row_widths(const ds_config *config, uint32_t widths[DS_MAX_PARTS])
+{
+    widths[DS_MLA_LATENT] = config->kv_lora_rank;
+    widths[DS_MLA_ROPE] = config->qk_rope_head_dim;
+}
+
 const ds_attention_kind ds_mla_kind = {
     .name = "mla",
+    .row = &ds_mla_row,
+    .row_widths = row_widths,
     .memory_bytes = sizeof(mla_memory),
     .lay_out = lay_out,
     .stage_floats = stage_floats,

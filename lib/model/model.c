@@ -10,11 +10,10 @@ enum { CONFIG_MAX_BYTES = 16 << 20 };
 
 dsv2_status ds_model_cache_shape(const dsv2_model *model, dsv2_cache_type type, ds_cache_shape *shape)
 {
-    const uint32_t widths[DS_MLA_PARTS] = {
-        [DS_MLA_LATENT] = model->config.kv_lora_rank,
-        [DS_MLA_ROPE] = model->config.qk_rope_head_dim,
-    };
-    return ds_cache_shape_init(shape, &ds_mla_row, widths, type, model->config.num_hidden_layers);
+    const ds_attention_kind *kind = model->decoder.attention;
+    uint32_t widths[DS_MAX_PARTS];
+    kind->row_widths(&model->config, widths);
+    return ds_cache_shape_init(shape, kind->row, widths, type, model->config.num_hidden_layers);
 }
 
 void ds_model_retain(dsv2_model *model) { atomic_fetch_add_explicit(&model->references, 1, memory_order_relaxed); }

@@ -37,13 +37,38 @@ void ds_file_header_write(const file_header *header, uint8_t *bytes)
     ds_write_u32(bytes + 8, header->version);
     ds_write_u32(bytes + 12, header->cache_type);
     ds_write_u32(bytes + 16, header->n_layers);
-    ds_write_u32(bytes + 20, header->widths[DS_MLA_LATENT]);
-    ds_write_u32(bytes + 24, header->widths[DS_MLA_ROPE]);
+    for (uint32_t p = 0; p < DS_MAX_PARTS; p++)
+        ds_write_u32(bytes + 20 + 4 * p, header->widths[p]);
     ds_write_u32(bytes + 28, header->vocab_size);
     ds_write_u64(bytes + 32, header->fingerprint.config);
     ds_write_u64(bytes + 40, header->fingerprint.tokenizer);
     ds_write_u64(bytes + 48, header->fingerprint.weights);
+    ds_write_u32(bytes + 56, header->row->number);
     seal(bytes, FILE_HEADER_BYTES);
+}
+
+/* DSV2_ERROR_FORMAT unless the header's field has a value from min to max. */
+static dsv2_status check_field(const char *name, const char *field, uint32_t value, uint32_t min, uint32_t max)
+{
+    if (value >= min && value <= max)
+        return DSV2_OK;
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's %s is %u, expected %u to %u", name, field, value, min, max);
+}
+
+/* Whether the header is that of a cache that this library could have. */
+static dsv2_status check_header(const char *name, const uint8_t *bytes, const file_header *header)
+{
+    dsv2_status status = check_field(name, "cache type", header->cache_type, DSV2_CACHE_F32, DSV2_CACHE_Q6);
+    if (status == DSV2_OK)
+        status = check_field(name, "number of layers", header->n_layers, 1, DS_MAX_LAYERS);
+    for (uint32_t p = 0; header->row != NULL && p < header->row->n_parts && status == DSV2_OK; p++)
+        status = check_field(name, header->row->parts[p].width_name, header->widths[p], header->row->parts[p].least,
+                             header->row->parts[p].most);
+    if (status == DSV2_OK)
+        status = check_field(name, "vocab_size", header->vocab_size, 1, DS_MAX_VOCAB);
+    if (status == DSV2_OK && (header->row == NULL || !ds_is_zero(bytes + 60, FILE_HEADER_BYTES - DIGEST_BYTES - 60)))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's reserved bytes are not zero", name);
+    return status;
 }
 
 dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_header *header)
@@ -60,7 +85,8 @@ dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_hea
         .version = version,
         .cache_type = ds_read_u32(bytes + 12),
         .n_layers = ds_read_u32(bytes + 16),
-        .widths = {[DS_MLA_LATENT] = ds_read_u32(bytes + 20), [DS_MLA_ROPE] = ds_read_u32(bytes + 24)},
+        .row = ds_row_description_of(ds_read_u32(bytes + 56)),
+        .widths = {ds_read_u32(bytes + 20), ds_read_u32(bytes + 24)},
         .vocab_size = ds_read_u32(bytes + 28),
         .fingerprint = {
             .config = ds_read_u64(bytes + 32),
@@ -68,23 +94,7 @@ dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_hea
             .weights = ds_read_u64(bytes + 48),
         },
     };
-    const struct {
-        const char *field;
-        uint32_t value, min, max;
-    } fields[] = {
-        {"cache type", header->cache_type, DSV2_CACHE_F32, DSV2_CACHE_Q6},
-        {"number of layers", header->n_layers, 1, DS_MAX_LAYERS},
-        {"kv_lora_rank", header->widths[DS_MLA_LATENT], 1, DS_MAX_DIM},
-        {"qk_rope_head_dim", header->widths[DS_MLA_ROPE], 0, DS_MAX_HEAD_DIM},
-        {"vocab_size", header->vocab_size, 1, DS_MAX_VOCAB},
-    };
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if (fields[i].value < fields[i].min || fields[i].value > fields[i].max)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's %s is %u, expected %u to %u", name, fields[i].field,
-                           fields[i].value, fields[i].min, fields[i].max);
-    if (!ds_is_zero(bytes + 56, FILE_HEADER_BYTES - DIGEST_BYTES - 56))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's reserved bytes are not zero", name);
-    return DSV2_OK;
+    return check_header(name, bytes, header);
 }
 
 file_header ds_file_header_of(const dsv2_model *model, const ds_cache_shape *shape)
@@ -93,10 +103,11 @@ file_header ds_file_header_of(const dsv2_model *model, const ds_cache_shape *sha
         .version = SNAPSHOT_VERSION,
         .cache_type = (uint32_t)shape->type,
         .n_layers = shape->n_layers,
+        .row = shape->row,
         .vocab_size = model->config.vocab_size,
         .fingerprint = model->fingerprint,
     };
-    for (uint32_t p = 0; p < DS_MLA_PARTS; p++)
+    for (uint32_t p = 0; p < shape->n_parts; p++)
         header.widths[p] = shape->parts[p].width;
     return header;
 }
@@ -104,14 +115,14 @@ file_header ds_file_header_of(const dsv2_model *model, const ds_cache_shape *sha
 dsv2_status ds_file_header_shape(const file_header *header, ds_cache_shape *shape)
 {
     dsv2_cache_type type = (dsv2_cache_type)header->cache_type;
-    return ds_cache_shape_init(shape, &ds_mla_row, header->widths, type, header->n_layers);
+    return ds_cache_shape_init(shape, header->row, header->widths, type, header->n_layers);
 }
 
 void ds_save_header_write(const save_header *header, uint8_t *bytes)
 {
     memset(bytes, 0, HEADER_BYTES);
     memcpy(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC);
-    ds_write_u32(bytes + 8, header->sequence);
+    ds_write_u32(bytes + 8, header->number);
     ds_write_u32(bytes + 12, header->has_logits ? FLAG_LOGITS : 0);
     ds_write_u64(bytes + 16, header->first_token);
     ds_write_u64(bytes + 24, header->n_tokens);
@@ -127,14 +138,14 @@ bool ds_is_zero(const uint8_t *bytes, size_t size)
     return true;
 }
 
-dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t sequence, uint64_t first_token,
+dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t number, uint64_t first_token,
                                 save_header *header)
 {
     if (memcmp(bytes, SAVE_MAGIC, sizeof SAVE_MAGIC) != 0 || !is_sealed(bytes, HEADER_BYTES))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u is damaged", name, sequence);
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of save %u is damaged", name, number);
     uint32_t flags = ds_read_u32(bytes + 12);
     *header = (save_header){
-        .sequence = ds_read_u32(bytes + 8),
+        .number = ds_read_u32(bytes + 8),
         .has_logits = (flags & FLAG_LOGITS) != 0,
         .first_token = ds_read_u64(bytes + 16),
         .n_tokens = ds_read_u64(bytes + 24),
@@ -143,16 +154,16 @@ dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t
     if ((flags & ~(uint32_t)FLAG_LOGITS) != 0 || ds_read_u64(bytes + 40) != 0)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: the header of save %u has flags %u and reserved bytes %llx, "
-                       "which this version does not know", name, sequence, flags,
+                       "which this version does not know", name, number, flags,
                        (unsigned long long)ds_read_u64(bytes + 40));
-    if (header->sequence != sequence || header->first_token != first_token || header->n_tokens < first_token ||
+    if (header->number != number || header->first_token != first_token || header->n_tokens < first_token ||
         header->n_tokens > DS_MAX_CONTEXT)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: save %u is numbered %u and of tokens %llu to %llu, expected them from %llu on", name,
-                       sequence, header->sequence, (unsigned long long)header->first_token,
+                       number, header->number, (unsigned long long)header->first_token,
                        (unsigned long long)header->n_tokens, (unsigned long long)first_token);
     if (header->n_biases > DS_MAX_VOCAB)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u has %llu logit biases, expected at most %d", name, sequence,
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u has %llu logit biases, expected at most %d", name, number,
                        (unsigned long long)header->n_biases, DS_MAX_VOCAB);
     return DSV2_OK;
 }

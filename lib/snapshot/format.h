@@ -28,14 +28,15 @@ bool ds_digest_equals(XXH128_hash_t digest, const uint8_t *bytes);
 typedef struct file_header {
     uint32_t version;
     uint32_t cache_type, n_layers;
-    uint32_t widths[DS_MLA_PARTS]; /* of each part of a row: the file spells them kv_lora_rank and qk_rope_head_dim */
+    const ds_row_description *row;
+    uint32_t widths[DS_MAX_PARTS]; /* of each part of a row */
     uint32_t vocab_size;
     ds_fingerprint fingerprint;
 } file_header;
 
 /* One call of save: tokens first_token to n_tokens - 1, and the state after them. */
 typedef struct save_header {
-    uint32_t sequence; /* 0, 1, 2, ... */
+    uint32_t number; /* 0, 1, 2, ... */
     bool has_logits;
     uint64_t first_token, n_tokens, n_biases;
 } save_header;
@@ -57,8 +58,8 @@ void ds_save_header_write(const save_header *header, uint8_t *bytes);
 /* `name` is the file, for messages. DSV2_ERROR_FORMAT, or DSV2_ERROR_UNSUPPORTED for another version. */
 dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_header *header);
 
-/* Checks too that the save is the one that has to follow: number `sequence`, from first_token on. */
-dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t sequence, uint64_t first_token,
+/* Checks too that the save is the one that has to follow: number `number`, from first_token on. */
+dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t number, uint64_t first_token,
                                 save_header *header);
 
 /* Zeros are what the file has in place of a save's header until all of the save is on the disk. */
@@ -160,7 +161,7 @@ dsv2_status ds_reader_skip(snapshot_reader *reader, uint64_t bytes);
 dsv2_status ds_reader_padding(snapshot_reader *reader);
 
 /* The header of the next save; *end: there is none. */
-dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save,
+dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t number, uint64_t first_token, save_header *save,
                            bool *end);
 
 /* The state of a save, checked: tokens are added to the content's, the rest replaces what the content has. */

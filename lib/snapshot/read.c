@@ -67,7 +67,7 @@ dsv2_status ds_reader_padding(snapshot_reader *reader)
     return status;
 }
 
-dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t first_token, save_header *save,
+dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t number, uint64_t first_token, save_header *save,
                            bool *end)
 {
     uint8_t bytes[HEADER_BYTES];
@@ -75,13 +75,13 @@ dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t sequence, uint64_t 
     dsv2_status status = ds_reader_some(reader, bytes, sizeof bytes, &got);
     if (status != DSV2_OK)
         return status;
-    *end = sequence > 0 && ds_is_zero(bytes, got);
+    *end = number > 0 && ds_is_zero(bytes, got);
     if (*end)
         return DSV2_OK;
     if (got < sizeof bytes)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: cut short at byte %llu", reader->name,
                        (unsigned long long)reader->offset);
-    return ds_save_header_read(reader->name, bytes, sequence, first_token, save);
+    return ds_save_header_read(reader->name, bytes, number, first_token, save);
 }
 
 dsv2_status ds_reader_pass_frames(snapshot_reader *reader, const ds_cache_shape *shape, const save_header *save,
@@ -208,7 +208,7 @@ dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, ui
         status = ds_reader_all(reader, digest, sizeof digest);
     if (status == DSV2_OK && !ds_digest_equals(XXH3_128bits_digest(checksum), digest))
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: the sampler, logits or tokens of save %u are damaged", reader->name,
-                         save->sequence);
+                         save->number);
     for (size_t i = (size_t)save->first_token; status == DSV2_OK && i < save->n_tokens; i++)
         if (content->tokens[i] < 0 || (uint32_t)content->tokens[i] >= vocab_size)
             status = ds_fail(DSV2_ERROR_FORMAT, "%s: token %zu is %d, expected 0 to %u", reader->name, i,

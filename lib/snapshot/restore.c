@@ -48,13 +48,12 @@ static dsv2_status check_header(const restorer *r, const file_header *header)
                        weights ? config || tokenizer ? ", weights" : " weights" : "",
                        (unsigned long long)ds_fingerprint_digest(theirs),
                        (unsigned long long)ds_fingerprint_digest(ours));
-    bool same_widths = memcmp(header->widths, own.widths, sizeof own.widths) == 0;
+    bool same_widths = header->row == own.row && memcmp(header->widths, own.widths, sizeof own.widths) == 0;
     if (header->n_layers != own.n_layers || !same_widths || header->vocab_size != own.vocab_size)
         return ds_fail(DSV2_ERROR_MISMATCH,
-                       "%s: a snapshot of another model: %u layers, kv_lora_rank %u, qk_rope_head_dim %u, "
-                       "vocab_size %u; the model has %u, %u, %u, %u", name, header->n_layers,
-                       header->widths[DS_MLA_LATENT], header->widths[DS_MLA_ROPE], header->vocab_size, own.n_layers,
-                       own.widths[DS_MLA_LATENT], own.widths[DS_MLA_ROPE], own.vocab_size);
+                       "%s: a snapshot of another model: %u layers, rows of %u and %u elements, vocab_size %u; "
+                       "the model has %u, %u, %u, %u", name, header->n_layers, header->widths[0], header->widths[1],
+                       header->vocab_size, own.n_layers, own.widths[0], own.widths[1], own.vocab_size);
     if (header->cache_type != own.cache_type && !r->options->convert)
         return ds_fail(DSV2_ERROR_MISMATCH,
                        "%s: its cache is of type %s, the session's of type %s, and convert is not set", name,

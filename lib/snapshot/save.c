@@ -149,7 +149,7 @@ static dsv2_status put_save(sink *s, const ds_snapshot_source *source, const dsv
 static void write_save_header(const ds_snapshot_source *source, uint32_t sequence, uint64_t first_token, uint8_t *bytes)
 {
     save_header header = {
-        .sequence = sequence,
+        .number = sequence,
         .has_logits = source->logits != NULL,
         .first_token = first_token,
         .n_tokens = source->n_tokens,

@@ -7,6 +7,9 @@ dsv2_status ds_writer_open(const char *path, ds_writer *writer)
     static const char suffix[] = ".XXXXXX";
     size_t length = strlen(path);
     *writer = (ds_writer){0};
+    ds_os_kind kind = ds_os_kind_of(path);
+    if (kind != DS_OS_NOTHING && kind != DS_OS_FILE) /* renaming would put a file in place of a device */
+        return ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
     writer->path = ds_copy_string(path);
     writer->temporary = ds_new(length + sizeof suffix, 1);
     if (writer->path == NULL || writer->temporary == NULL) {

@@ -51,9 +51,10 @@ static dsv2_status check_header(const restorer *r, const file_header *header)
     bool same_widths = header->row == own.row && memcmp(header->widths, own.widths, sizeof own.widths) == 0;
     if (header->n_layers != own.n_layers || !same_widths || header->vocab_size != own.vocab_size)
         return ds_fail(DSV2_ERROR_MISMATCH,
-                       "%s: a snapshot of another model: %u layers, rows of %u and %u elements, vocab_size %u; "
-                       "the model has %u, %u, %u, %u", name, header->n_layers, header->widths[0], header->widths[1],
-                       header->vocab_size, own.n_layers, own.widths[0], own.widths[1], own.vocab_size);
+                       "%s: a snapshot of another model: %u layers, %s %u, %s %u, vocab_size %u; "
+                       "the model has %u, %u, %u, %u", name, header->n_layers, header->row->parts[0].width_name,
+                       header->widths[0], header->row->parts[1].width_name, header->widths[1], header->vocab_size,
+                       own.n_layers, own.widths[0], own.widths[1], own.vocab_size);
     if (header->cache_type != own.cache_type && !r->options->convert)
         return ds_fail(DSV2_ERROR_MISMATCH,
                        "%s: its cache is of type %s, the session's of type %s, and convert is not set", name,

@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -1049,6 +1050,30 @@ START_TEST(a_process_killed_while_saving_leaves_the_old_snapshot_or_the_new)
 END_TEST
 
 /* A limit on the size of files is what a full disk is to the writer. */
+/* A rename puts a file in place of whatever has the name: as root of /dev/null, too. */
+START_TEST(what_is_no_regular_file_is_not_replaced)
+{
+    char fifo[512], device[512];
+    struct stat status;
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *session = open_fed(model, DSV2_CACHE_DEFAULT, 3);
+    snprintf(fifo, sizeof fifo, "%s/fifo", folder);
+    snprintf(device, sizeof device, "%s/device", folder);
+    ck_assert_int_eq(mkfifo(fifo, 0600), 0);
+    FAILS_WITH(DSV2_ERROR_IO, dsv2_session_save(session, fifo, NULL));
+    ck_assert(stat(fifo, &status) == 0 && S_ISFIFO(status.st_mode));
+    if (mknod(device, S_IFCHR | 0666, makedev(1, 3)) == 0) { /* where the tests may make devices */
+        FAILS_WITH(DSV2_ERROR_IO, dsv2_session_save(session, device, NULL));
+        FAILS_WITH(DSV2_ERROR_IO, dsv2_model_pack(folder, device, NULL));
+        ck_assert(stat(device, &status) == 0 && S_ISCHR(status.st_mode));
+        ck_assert_int_eq(unlink(device), 0);
+    }
+    ck_assert_int_eq(unlink(fifo), 0);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
 START_TEST(a_full_disk_leaves_the_old_file)
 {
     dsv2_model *model = open_model(1, 0);
@@ -1213,6 +1238,7 @@ int main(void)
     tcase_add_test(tests, progress_is_told_and_cancelling_changes_nothing);
     tcase_add_test(tests, callbacks_may_be_slow_or_fail);
     tcase_add_loop_test(tests, a_process_killed_while_saving_leaves_the_old_snapshot_or_the_new, 0, 2);
+    tcase_add_test(tests, what_is_no_regular_file_is_not_replaced);
     tcase_add_loop_test(tests, a_full_disk_leaves_the_old_file, 0, 2);
     if (oom_available())
         tcase_add_test(tests, every_refused_allocation_is_survived);

@@ -468,15 +468,16 @@ END_TEST
 enum { KEYS = 128, VALUES = 96, WIDTH = KEYS + VALUES };
 
 static const ds_row_description other_row = {
+    .number = 1000,
     .n_parts = 2,
-    .parts = {{"keys",
+    .parts = {{"keys", "width of keys", 0, KEYS,
                {
                    [DSV2_CACHE_F32] = DS_ENCODING_F32,
                    [DSV2_CACHE_F16] = DS_ENCODING_F16,
                    [DSV2_CACHE_Q8] = DS_ENCODING_BYTES_64,
                    [DSV2_CACHE_Q6] = DS_ENCODING_PAIRS,
                }},
-              {"values",
+              {"values", "width of values", 0, VALUES,
                {
                    [DSV2_CACHE_F32] = DS_ENCODING_F32,
                    [DSV2_CACHE_F16] = DS_ENCODING_F16,

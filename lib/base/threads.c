@@ -8,8 +8,8 @@
  * anybody notices. */
 enum { SPINS = 2000 };
 
-/* Those of a thread's tasks that nobody has begun: the first in the lower 32 bits, the end in the upper ones. On a
- * cache line of its own. */
+/* A thread's tasks that nobody has begun: the lower 32 bits are the first task, the upper ones the end. Each share has
+ * a cache line of its own. */
 typedef struct share {
     alignas(64) _Atomic uint64_t left;
 } share;

@@ -191,8 +191,7 @@ static void round_sections(const ds_kernels *kernels, int16_t *row, float *scale
     }
 }
 
-/* What the sections of a part's stored integers are to be multiplied by: a stored scale serves one section of
- * attention's or several. */
+/* The scale of each of attention's sections of a part: one stored scale serves one section or several. */
 static void read_scales(const ds_cache_part *part, const uint8_t *stored, size_t n_sections, float *scales)
 {
     size_t repeat = part->section / DS_SCALE_COLS;

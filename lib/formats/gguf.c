@@ -23,10 +23,10 @@ static const struct {
     const char *name;
     uint32_t bytes; /* 0: has a length of its own */
 } value_types[T_COUNT] = {
-    [T_U8] = {"u8", 1},   [T_I8] = {"i8", 1},   [T_U16] = {"u16", 2},   [T_I16] = {"i16", 2},
-        [T_U32] = {"u32", 4},
-    [T_I32] = {"i32", 4}, [T_F32] = {"f32", 4}, [T_BOOL] = {"bool", 1}, [T_STRING] = {"string", 0},
-    [T_ARRAY] = {"array", 0}, [T_U64] = {"u64", 8}, [T_I64] = {"i64", 8}, [T_F64] = {"f64", 8},
+    [T_U8] = {"u8", 1},       [T_I8] = {"i8", 1},   [T_U16] = {"u16", 2}, [T_I16] = {"i16", 2},
+    [T_U32] = {"u32", 4},     [T_I32] = {"i32", 4}, [T_F32] = {"f32", 4}, [T_BOOL] = {"bool", 1},
+    [T_STRING] = {"string", 0}, [T_ARRAY] = {"array", 0},
+    [T_U64] = {"u64", 8},     [T_I64] = {"i64", 8}, [T_F64] = {"f64", 8},
 };
 
 /* The format's numbers for element types that are not read; ds_type_of_gguf knows the others. These have a block size

@@ -102,8 +102,7 @@ static dsv2_status read_entry(ds_container *container, const uint8_t *index, siz
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: tensor %s lies at %llu, %llu bytes: expected a multiple of %d from %d to %llu, where the "
                        "weights end", file->path, name, (unsigned long long)offset, (unsigned long long)bytes,
-                           TENSOR_ALIGNMENT,
-                       ALIGNMENT, (unsigned long long)weights_end);
+                       TENSOR_ALIGNMENT, ALIGNMENT, (unsigned long long)weights_end);
     tensor.data = file->data + offset;
     *at += entry_size;
     return ds_container_add(container, &tensor);
@@ -138,7 +137,7 @@ static dsv2_status check_texts(const ds_container *container)
             return ds_fail(DSV2_ERROR_FORMAT,
                            "%s: the block of texts is damaged: at byte %zu a name of %llu bytes and a text of %llu, "
                            "but %zu are left", container->path, at, (unsigned long long)name_size,
-                               (unsigned long long)text_size, left);
+                           (unsigned long long)text_size, left);
         at += (size_t)size;
     }
     return DSV2_OK;

@@ -6,8 +6,10 @@
 
 static uint32_t fill_up(uint32_t n, uint32_t whole) { return (n + whole - 1) / whole * whole; }
 
-static uint32_t padded_width(const ds_attend_shape *shape, int part) { return fill_up(shape->part[part],
-                                                                                      DS_SCALE_COLS); }
+static uint32_t padded_width(const ds_attend_shape *shape, int part)
+{
+    return fill_up(shape->part[part], DS_SCALE_COLS);
+}
 
 uint32_t ds_attend_sections(const ds_attend_shape *shape)
 {

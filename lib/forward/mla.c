@@ -242,10 +242,16 @@ static void value_rows(mla *a, uint32_t head, uint32_t row, uint32_t n, unsigned
               latent, n, &a->weights->kv_b_proj, first, first + v_dim, ds_matmul_scratch_of(&rows->linear, thread));
 }
 
-static void absorb_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head,
-                                                                                         thread, absorb_rows); }
-static void value_task(void *context, size_t head, unsigned thread) { for_absorbed_rows(context, (uint32_t)head, thread,
-                                                                                        value_rows); }
+static void absorb_task(void *context, size_t head, unsigned thread)
+{
+    for_absorbed_rows(context, (uint32_t)head, thread, absorb_rows);
+}
+
+static void value_task(void *context, size_t head, unsigned thread)
+{
+    for_absorbed_rows(context, (uint32_t)head, thread, value_rows);
+}
+
 
 static ds_attend_shape absorbed_shape(const ds_config *config, bool integers)
 {
@@ -497,9 +503,9 @@ static size_t plan_absorbed(const mla *a, uint32_t set_heads, bool split)
     return n_tasks;
 }
 
-/* Tasks for all threads. Where there are too few query sets to keep the threads busy, each is cut into spans, and into
- * fewer heads if the context has too few spans: sets of the same rows then make the same tiles, which takes less time
- * than waiting. */
+/* Tasks for all threads. If there are too few query sets to keep the threads busy, each set is cut into spans. If the
+ * context has too few spans, each set is cut into sets of fewer heads: these make the same tiles twice, which takes less
+ * time than waiting. */
 static size_t plan_tasks(const mla *a, size_t n_rows, size_t longest, bool *split)
 {
     uint32_t n_heads = a->rows->config->num_attention_heads, set_heads = n_heads < QUERY_SET ? n_heads : QUERY_SET;
@@ -749,8 +755,10 @@ static bool is_expanded(const ds_config *config, const ds_sequence *sequence)
     return expanded_cost < absorbed;
 }
 
-static void choose_form(const ds_config *config, ds_sequence *sequence) { sequence->expanded = is_expanded(config,
-                                                                                                           sequence); }
+static void choose_form(const ds_config *config, ds_sequence *sequence)
+{
+    sequence->expanded = is_expanded(config, sequence);
+}
 
 static size_t stage_floats(const ds_config *config)
 {

@@ -132,7 +132,7 @@ static void decode_q2_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
 }
 
 /* Sections of 16. Scales have 6 bits, less 32: low nibbles in 8 bytes, high pairs of bits in 4. An element has 3
- * bits, less 4; third bits lie apart, bit k of byte i that of element 32 k + i. */
+ * bits, less 4. The third bits lie apart: element 32 k + i has bit k of byte i. */
 static void decode_q3_k(const uint8_t *block, uint8_t *q, ds_block_scales *s)
 {
     const uint8_t *third = block, *scales = block + 96;

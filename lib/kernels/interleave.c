@@ -85,8 +85,7 @@ static void store_words(uint8_t *block, size_t vector, size_t row, four_words wo
         memcpy(block + (vector + v) * VECTOR + 4 * row, &each[v], sizeof each[v]);
 }
 
-/* What the words' columns have above their 4 low bits (bits_each bits), together: of word g bits_each * g further
- * up. */
+/* Joins the bits above the 4 low ones, bits_each of each column: the bits of word g lie bits_each * g higher. */
 static uint32_t join_high_bits(const uint8_t *q, size_t n_words, unsigned bits_each)
 {
     uint32_t joined = 0, mask = bits_each == 1 ? 0x01010101 : 0x03030303;

@@ -24,8 +24,8 @@ static inline void latent_butterfly(float *restrict low, float *restrict high, s
     }
 }
 
-/* Stages 1, 2, 4 and 8 of the transform within each 16 elements: of a square of 16 x 16, turned, they are sums of
- * whole rows. */
+/* The transform's stages 1, 2, 4 and 8, within each 16 elements. 256 elements are turned as a square of 16 x 16 first:
+ * then these stages add whole rows. */
 static inline void latent_squares(float *x, size_t n)
 {
     for (size_t i = 0; i < n; i += 256) {

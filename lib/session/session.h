@@ -1,6 +1,6 @@
 /* session: a conversation. Its tokens, its pages, its sampler; fork, rewind, and passes over one session or many.
  * The public functions are in api/session.c, which checks arguments and takes and leaves the session (busy).
- * May include: base, cache, model, sampling, snapshot. */
+ * May include: base, cache, forward, model, sampling, snapshot. */
 #ifndef DS_LIB_SESSION_H
 #define DS_LIB_SESSION_H
 

@@ -55,8 +55,8 @@ static dsv2_status export_matrix(void *context, const ds_weight_id *id, ds_shape
     ds_type type = ds_held_type(e->options->weight_type, id->role, matrix->type);
     if (type == DS_TYPE_F8_E4M3)
         type = DS_TYPE_P8; /* block scales have no place in a pack */
-    size_t size = ds_matrix_bytes(type, shape.rows, shape.cols), found = ds_matrix_bytes(matrix->type, shape.rows,
-                                                                                         shape.cols);
+    size_t size = ds_matrix_bytes(type, shape.rows, shape.cols);
+    size_t found = ds_matrix_bytes(matrix->type, shape.rows, shape.cols);
     dsv2_status status = type != matrix->type ? convert(e, matrix, type) : DSV2_OK;
     if (status == DSV2_OK)
         status = write_tensor(e, id, type, shape, type != matrix->type ? e->buffer : matrix->data, size);

@@ -4,18 +4,18 @@
 
 void ds_holder_init(ds_holder *holder, size_t slab_bytes) { *holder = (ds_holder){.slab_bytes = slab_bytes}; }
 
-/* Makes the place for a block before the block: what was made can always be held. */
+/* Makes the list longer before memory is allocated, so that what was allocated can always be held. */
 static bool has_place(ds_holder *holder)
 {
     return ds_grow(&holder->blocks, &holder->capacity, holder->n + 1, sizeof *holder->blocks);
 }
 
-static void *hold(ds_holder *holder, void *block)
+static void *hold(ds_holder *holder, void *memory)
 {
     assert(holder->n < holder->capacity);
-    if (block != NULL)
-        holder->blocks[holder->n++] = block;
-    return block;
+    if (memory != NULL)
+        holder->blocks[holder->n++] = memory;
+    return memory;
 }
 
 void *ds_holder_array(ds_holder *holder, size_t count, size_t size)

@@ -35,8 +35,7 @@ static void write_column(ds_type type, void *out, size_t first_row, size_t to, s
 }
 
 dsv2_status ds_join_kv_b(const ds_kernels *kernels, const ds_config *config, const ds_matrix *k_b, const ds_matrix *v_b,
-                         ds_type type,
-                         void *out)
+                         ds_type type, void *out)
 {
     uint32_t nope = config->qk_nope_head_dim, v_dim = config->v_head_dim, lora = config->kv_lora_rank;
     float *row;

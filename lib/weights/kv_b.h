@@ -14,8 +14,7 @@ ds_type ds_joined_kv_b_type(ds_type k_b, ds_type v_b);
 
 /* Writes the published kv_b_proj. DSV2_ERROR_MEMORY is the only failure. */
 dsv2_status ds_join_kv_b(const ds_kernels *kernels, const ds_config *config, const ds_matrix *k_b, const ds_matrix *v_b,
-                         ds_type type,
-                         void *out);
+                         ds_type type, void *out);
 
 /* The plain type that (W^UK)^T is made in: the half precision of kv_b_proj; F16 of an interleaved type; else floats. */
 ds_type ds_transposed_k_up_type(ds_type kv_b);

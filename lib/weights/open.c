@@ -19,8 +19,8 @@ typedef struct opener {
     ds_deferred_source *deferred; /* experts that wait for their first use, or NULL */
 } opener;
 
-/* Also called when one of several weights of the same tensor was found, for the host to cancel; the last tensor
- * counts only when everything is done. */
+/* Tells the host how many tensors are done, and lets the host cancel. A weight that is only a part of a tensor reports
+ * too, without counting. The last tensor counts only when everything is done. */
 static dsv2_status report(opener *o, bool new_tensor)
 {
     const ds_weights_opening *opening = o->opening;
@@ -76,8 +76,7 @@ static dsv2_status bind_vector(void *context, const ds_weight_id *id, uint32_t n
         return status;
     if (!ds_type_is_plain(tensor.type))
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tensor %s has type %s, expected F32, F16 or BF16", tensor.path,
-                       tensor.name,
-                       ds_type_name(tensor.type));
+                       tensor.name, ds_type_name(tensor.type));
     void *values;
     status = new_held(o, id, n * sizeof(float), &values);
     if (status != DSV2_OK)
@@ -183,7 +182,7 @@ static dsv2_status new_made(opener *o, const ds_weight_id *id, ds_shape shape, d
     size_t bytes = ds_matrix_bytes(type, shape.rows, shape.cols);
     if (held == type)
         return new_held(o, id, bytes, data);
-    *data = ds_queue_block(&o->queue, bytes);
+    *data = ds_queue_memory(&o->queue, bytes);
     return *data != NULL ? DSV2_OK : fail_memory(id, bytes);
 }
 
@@ -231,8 +230,7 @@ static dsv2_status bind_k_up(opener *o, uint32_t layer, const ds_matrix *kv_b)
 
 /* Binds kv_b_proj joined of its two halves. */
 static dsv2_status bind_joined_kv_b(opener *o, const ds_weight_id *id, ds_shape shape, const ds_tensor *k_up,
-                                    const ds_tensor *v_up,
-                                    ds_matrix *slot)
+                                    const ds_tensor *v_up, ds_matrix *slot)
 {
     const ds_config *config = o->opening->config;
     const ds_matrix k = ds_tensor_matrix(k_up, ds_role_info_of(DS_ROLE_K_UP_TRANSPOSED)->shape(config));

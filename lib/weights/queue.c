@@ -32,11 +32,11 @@ dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like)
     return DSV2_OK;
 }
 
-void *ds_queue_block(ds_queue *queue, size_t bytes)
+void *ds_queue_memory(ds_queue *queue, size_t bytes)
 {
-    assert(queue->block == NULL);
-    queue->block = ds_new_aligned(bytes, 1);
-    return queue->block;
+    assert(queue->memory == NULL);
+    queue->memory = ds_new_aligned(bytes, 1);
+    return queue->memory;
 }
 
 /* The next rows of a matrix, as many as the queue still takes; at least DS_PANEL_ROWS, or those that are left. */
@@ -52,8 +52,8 @@ static void append_rows(ds_queue *queue, const ds_conversion *conversion, uint64
     if (from->rows - *first > rows) {
         entry->end = *first + (uint32_t)rows;
     } else {
-        entry->block = queue->block;
-        queue->block = NULL;
+        entry->memory = queue->memory;
+        queue->memory = NULL;
     }
     queue->bytes += (uint64_t)(entry->end - entry->first) * from->row_bytes;
     *first = entry->end;
@@ -63,7 +63,7 @@ void ds_queue_add(ds_queue *queue, const ds_conversion *conversion)
 {
     uint64_t most = queue->limits.bytes_per_thread * ds_pool_threads(queue->pool);
     assert(queue->list != NULL && queue->scratch_bytes >= ds_conversion_scratch(conversion));
-    assert(queue->block == NULL || queue->block == conversion->from.data);
+    assert(queue->memory == NULL || queue->memory == conversion->from.data);
     for (uint32_t first = 0; first < conversion->from.rows;) {
         append_rows(queue, conversion, most, &first);
         if (queue->bytes >= most || queue->n == queue->limits.entries)
@@ -97,7 +97,7 @@ static void convert_task(void *context, size_t task, unsigned thread)
 static void drop_all(ds_queue *queue)
 {
     for (size_t i = 0; i < queue->n; i++)
-        ds_free(queue->list[i].block);
+        ds_free(queue->list[i].memory);
     queue->n = 0;
     queue->bytes = 0;
 }
@@ -123,7 +123,7 @@ void ds_queue_run(ds_queue *queue)
 void ds_queue_free(ds_queue *queue)
 {
     drop_all(queue);
-    ds_free(queue->block);
+    ds_free(queue->memory);
     ds_free(queue->list);
     ds_free(queue->scratch);
     *queue = (ds_queue){0};

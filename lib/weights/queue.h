@@ -18,7 +18,7 @@ typedef struct ds_queue_entry {
     ds_conversion conversion;
     uint32_t first, end;
     size_t first_task;
-    void *block; /* freed when these rows are written, or NULL */
+    void *memory; /* freed when these rows are written, or NULL */
 } ds_queue_entry;
 
 typedef struct ds_queue {
@@ -31,7 +31,7 @@ typedef struct ds_queue {
     uint64_t bytes;   /* to be read */
     uint8_t *scratch; /* scratch_bytes for each thread */
     size_t scratch_bytes;
-    void *block; /* of ds_queue_block, until its conversion is added */
+    void *memory; /* of ds_queue_memory, until its conversion is added */
 } ds_queue;
 
 void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
@@ -40,9 +40,9 @@ void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, co
 /* Makes the memory that conversions like this one need, so that adding and running them cannot fail. */
 dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like);
 
-/* Memory for a matrix that is only made to be converted; NULL without memory. The queue owns the block from here on:
+/* Memory for a matrix that is only made to be converted; NULL without memory. The queue owns the memory from here on:
  * the next conversion that is added reads it, and its last rows free it. */
-void *ds_queue_block(ds_queue *queue, size_t bytes);
+void *ds_queue_memory(ds_queue *queue, size_t bytes);
 
 /* Adds a matrix for which memory was reserved, and runs the queue whenever it is full. Until ds_queue_run the
  * matrix's data stay, and nobody reads `out`. */

@@ -46,7 +46,7 @@ typedef struct ds_weight_id {
     uint32_t expert; /* 0 for all but routed experts */
 } ds_weight_id;
 
-/* Of what there is one: which parts of an id count, and which structure the slot is in. */
+/* How often a role occurs in a model: decides which fields of an id count, and which structure has the slot. */
 typedef enum ds_scope {
     DS_SCOPE_BEGIN,  /* the model, before the layers: ds_weights */
     DS_SCOPE_LAYER,  /* each layer: ds_layer */

@@ -1,7 +1,7 @@
 /* Sources of experts: where the feed-forward part gets the routed experts that a pass's rows chose.
  *
  * A source may hold all experts (resident), make them ready when they are first chosen (deferred), and later read
- * them from a disk within a budget or ask another process. The forward pass knows acquire, release and hint alone. */
+ * them from a disk within a budget or ask another process. The forward pass knows these functions alone. */
 #ifndef DS_LIB_WEIGHTS_SOURCE_H
 #define DS_LIB_WEIGHTS_SOURCE_H
 

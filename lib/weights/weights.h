@@ -54,7 +54,7 @@ typedef struct ds_weights {
     /* What there is, for the host and for the pass's working memory. */
     uint64_t parameters, bytes, bytes_copied;
     bool types_seen[DS_TYPE_COUNT];
-    bool has_interleaved;       /* some matrix is of a packed type: passes need room for rounded rows */
+    bool has_interleaved;  /* some matrix is of an interleaved type: passes need room for rounded rows */
     size_t matmul_scratch; /* floats: the most that ds_matmul asks for with any of the matrices */
     uint64_t digest;       /* names, shapes, types; checksums in packs, else a sample of each tensor */
 

@@ -1,5 +1,5 @@
-/* Experts of a GGUF are interleaved when a pass first chooses them: not before, no others, once, whoever comes first, to
- * the bits of a pack. What waits is seen from inside, as the host cannot see it. */
+/* Experts of a GGUF are interleaved when a pass first chooses them: not before, no others, once, whoever comes first,
+ * to the bits of a pack. What waits is seen from inside, as the host cannot see it. */
 #include "model/model.h"
 #include "weights/held_type.h"
 #include "weights/deferred.h"

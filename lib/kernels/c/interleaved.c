@@ -26,8 +26,8 @@ static unsigned six_bits(const uint8_t *bytes, size_t i)
 
 static float load_half(const uint8_t *bytes) { return ds_f16_to_f32(ds_read_u16(bytes)); }
 
-/* What a weight of row `row` and the `half`th 16 columns of block `block` is, but for the row's factor: scale * q -
- * minimum. */
+/* Scale and minimum of the weights of one row in 16 columns, the `half`th of block `block`: a weight is scale * q -
+ * minimum, times the row's factor. */
 static void affine(ds_type type, const uint8_t *superblock, size_t block, size_t half, size_t row, float *scale,
                    float *minimum)
 {

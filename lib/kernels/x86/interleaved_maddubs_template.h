@@ -42,7 +42,7 @@ typedef struct superblock_scales {
 /* 16 bytes, in both halves. */
 INLINE ivec load_twice(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
 
-/* Of 16 bytes, byte 8 v + i to those bytes of lane i that `places` has bits for, zeros to the others. */
+/* Lane i gets byte 8 v + i of 16 bytes in each of its four bytes whose bit in `places` is set, and zero in the others. */
 INLINE ivec spread(ivec bytes, size_t v, int places)
 {
     const ivec lane = _mm256_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606,
@@ -175,7 +175,7 @@ INLINE ivec load_four(const ds_x8 *x, size_t g)
     return x4;
 }
 
-/* What takes sums of 16 bits to 32: the integer scale of half `half` of block b, or 1. */
+/* The factors of vpmaddwd, which takes sums of 16 bits to 32: the integer scale of half `half` of block b, or 1. */
 INLINE void load_factors(ds_type type, ivec factors[VECS], const superblock_scales *s, const ready_superblock *ready,
                          size_t b, size_t half)
 {

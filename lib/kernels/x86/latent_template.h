@@ -27,8 +27,8 @@ INLINE ivec words_of_u8(const uint8_t *p) { return or_ints(ints_of_u8(p), shift_
 INLINE ivec splat_word(int n) { return splat_int(n | n << 16); }
 INLINE ivec shift_words(ivec w, int n) { return (ivec)((word_lanes)w << (uint16_t)n); }
 
-/* The lower words' level times scale, then the upper ones'. 0x4b000000 is 2^23: with a small number in its last
- * bits, the sum. */
+/* The lower words' levels times scale, then the upper words'. 0x4b000000 is the float 2^23; with a small number in its
+ * last bits, the float is 2^23 plus that number. */
 INLINE void store_levels(float *out, ivec w, vec scale)
 {
     vec offset = splat(0x1p23f + DS_PAIR_LEVELS / 2);
@@ -38,7 +38,8 @@ INLINE void store_levels(float *out, ivec w, vec scale)
     store(out + LANES, mul(sub(floats_of_ints(upper), offset), scale));
 }
 
-/* WORDS pairs. Their codes are made of words that hold bits 0-7, 8-9 and 10 where they belong, and others. */
+/* WORDS pairs. A code is put together of three words: one has bits 0-7 in their places, one 8-9, one 10, each beside
+ * bits of other codes. */
 INLINE void unpack_words(float *low_out, float *high_out, ivec low, ivec middle, ivec top, vec low_scale,
                          vec high_scale)
 {

@@ -67,8 +67,8 @@ static float round_halves(int16_t *out, const void *halves, size_t n, float limi
     return n == 64 ? round_some_halves(out, halves, 64, limit) : round_some_halves(out, halves, n, limit);
 }
 
-/* LANES vectors: lane r of vector c changes places with lane c of vector r. Squares of 4 x 4 within each 128 bits,
- * and then these. */
+/* LANES vectors: lane r of vector c changes places with lane c of vector r. First squares
+ * of 4 x 4 lanes are turned within each 128 bits, then the squares change places. */
 INLINE void turn(ivec v[LANES])
 {
     ivec w[LANES];

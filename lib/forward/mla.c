@@ -504,8 +504,8 @@ static size_t plan_absorbed(const mla *a, uint32_t set_heads, bool split)
 }
 
 /* Tasks for all threads. If there are too few query sets to keep the threads busy, each set is cut into spans. If the
- * context has too few spans, each set is cut into sets of fewer heads: these make the same tiles twice, which takes less
- * time than waiting. */
+ * context has too few spans, each set is cut into sets of fewer heads: these make the same tiles twice, which takes
+ * less time than waiting. */
 static size_t plan_tasks(const mla *a, size_t n_rows, size_t longest, bool *split)
 {
     uint32_t n_heads = a->rows->config->num_attention_heads, set_heads = n_heads < QUERY_SET ? n_heads : QUERY_SET;

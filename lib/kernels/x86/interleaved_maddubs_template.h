@@ -42,7 +42,7 @@ typedef struct superblock_scales {
 /* 16 bytes, in both halves. */
 INLINE ivec load_twice(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
 
-/* Lane i gets byte 8 v + i of 16 bytes in each of its four bytes whose bit in `places` is set, and zero in the others. */
+/* Lane i gets byte 8 v + i of 16 bytes in each of its four bytes whose bit in `places` is set, zero in the others. */
 INLINE ivec spread(ivec bytes, size_t v, int places)
 {
     const ivec lane = _mm256_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606,

@@ -31,14 +31,17 @@ dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
 
 void dsv2_model_close(dsv2_model *model) { ds_model_release(model); }
 
-const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model) { return model == NULL ? NULL : model->tokenizer; }
+const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model)
+{
+    return model == NULL ? NULL : model->fixed.tokenizer;
+}
 
 static dsv2_weight_type weight_type(const dsv2_model *model)
 {
     dsv2_weight_type found = DSV2_WEIGHTS_AS_STORED;
     for (ds_type type = 0; type < DS_TYPE_COUNT; type++) {
         dsv2_weight_type name = ds_type_public(type);
-        if (model->weights.types_seen[type])
+        if (model->fixed.weights.types_seen[type])
             found = found == DSV2_WEIGHTS_AS_STORED && name != DSV2_WEIGHTS_AS_STORED ? name : DSV2_WEIGHTS_MIXED;
     }
     return found;
@@ -62,12 +65,12 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
 {
     if (model == NULL)
         return ds_null_argument("model");
-    const ds_config *config = &model->config;
+    const ds_config *config = &model->fixed.config;
     dsv2_model_info known = {
-        .parameters = model->weights.parameters,
-        .parameters_activated = ds_weights_activated(&model->weights, &model->config),
-        .weight_bytes = model->weights.bytes,
-        .bytes_copied = model->weights.bytes_copied,
+        .parameters = model->fixed.weights.parameters,
+        .parameters_activated = ds_weights_activated(&model->fixed.weights, &model->fixed.config),
+        .weight_bytes = model->fixed.weights.bytes,
+        .bytes_copied = model->fixed.weights.bytes_copied,
         .weight_type = weight_type(model),
         .vocab_size = config->vocab_size,
         .hidden_size = config->hidden_size,
@@ -91,14 +94,14 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
         .n_threads = ds_pool_threads(model->pool),
         .bos_token_id = config->bos_token_id,
         .eos_token_id = config->eos_token_id,
-        .fingerprint = ds_fingerprint_digest(&model->fingerprint),
+        .fingerprint = ds_fingerprint_digest(&model->fixed.fingerprint),
     };
     set_name(known.architecture, sizeof known.architecture, config->is_v3 ? "deepseek_v3" : "deepseek_v2");
     set_name(known.topk_method, sizeof known.topk_method, topk_method_name(config));
     const char *scoring_func = config->scoring_func == DS_SCORING_SIGMOID ? "sigmoid" : "softmax";
     set_name(known.scoring_func, sizeof known.scoring_func, scoring_func);
-    set_name(known.container, sizeof known.container, ds_container_format(model->container));
-    set_name(known.kernels, sizeof known.kernels, model->kernels->name);
+    set_name(known.container, sizeof known.container, ds_container_format(model->fixed.container));
+    set_name(known.kernels, sizeof known.kernels, model->fixed.kernels->name);
     return ds_write_info("dsv2_model_info", info, &known, sizeof known, sizeof known);
 }
 
@@ -109,7 +112,7 @@ dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *inf
     ds_page_pool *pages = &((dsv2_model *)(uintptr_t)model)->pages; /* not const: its lock is taken */
     dsv2_memory_info known = {
         .page_bytes_limit = pages->bytes_limit,
-        .scratch_bytes = atomic_load(&model->decoder.scratch_bytes),
+        .scratch_bytes = atomic_load(&model->passes.bytes),
     };
     ds_mutex_lock(&pages->lock);
     known.pages_in_use = pages->pages_in_use;

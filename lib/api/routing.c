@@ -12,12 +12,12 @@ static dsv2_status routing_new(const dsv2_model *model, dsv2_routing_tokens whic
 {
     if ((unsigned)which > DSV2_ROUTING_GENERATED)
         return ds_fail(DSV2_ERROR_ARGUMENT, "which is %d, expected a dsv2_routing_tokens", (int)which);
-    if (model->usage_shape.n_moe_layers == 0)
+    if (model->fixed.usage_shape.n_moe_layers == 0)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "the model is dense: it has no routed experts");
     dsv2_routing *routing = ds_new(1, sizeof *routing);
     if (routing == NULL)
         return ds_fail_memory("a dsv2_routing", sizeof *routing);
-    routing->shape = model->usage_shape;
+    routing->shape = model->fixed.usage_shape;
     dsv2_status status = ds_usage_init(&routing->usage, &routing->shape);
     if (status != DSV2_OK) {
         ds_free(routing);
@@ -79,7 +79,7 @@ void dsv2_routing_free(dsv2_routing *routing)
 static void clear_kinds(const dsv2_model *model, ds_usage *usage)
 {
     for (int kind = 0; kind < DS_USAGE_KINDS; kind++)
-        ds_usage_clear(&usage[kind], &model->usage_shape);
+        ds_usage_clear(&usage[kind], &model->fixed.usage_shape);
 }
 
 dsv2_status dsv2_session_routing_reset(dsv2_session *session)

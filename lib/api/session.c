@@ -43,7 +43,7 @@ static dsv2_status check_item(const dsv2_step_item *item)
     if (item->n_tokens > session->max_length - session->length)
         return ds_fail(DSV2_ERROR_FULL, "the session holds %zu of at most %u tokens: %zu more do not fit",
                        session->length, session->max_length, item->n_tokens);
-    uint32_t vocab_size = session->model->config.vocab_size;
+    uint32_t vocab_size = session->model->fixed.config.vocab_size;
     for (size_t i = 0; i < item->n_tokens; i++)
         if (item->tokens[i] < 0 || (uint32_t)item->tokens[i] >= vocab_size)
             return ds_fail(DSV2_ERROR_ARGUMENT, "token %zu is %d, expected 0 to %u", i, (int)item->tokens[i],
@@ -117,8 +117,8 @@ dsv2_status dsv2_session_sample(dsv2_session *session, int32_t *token)
         status = ds_session_need_candidates(session);
     if (status == DSV2_OK) {
         ds_mutex_lock(&session->committed); /* drawing changes the random numbers, which a fork copies */
-        status = ds_sampler_draw(&session->sampler, session->logits, session->model->config.vocab_size, session->tokens,
-                                 session->length, session->candidates, token);
+        status = ds_sampler_draw(&session->sampler, session->logits, session->model->fixed.config.vocab_size,
+                                 session->tokens, session->length, session->candidates, token);
         ds_mutex_unlock(&session->committed);
     }
     return ds_end_call(session, status);
@@ -130,7 +130,7 @@ dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling
     if (status != DSV2_OK)
         return status;
     ds_mutex_lock(&session->committed);
-    status = ds_sampler_set(&session->sampler, sampling, session->model->config.vocab_size);
+    status = ds_sampler_set(&session->sampler, sampling, session->model->fixed.config.vocab_size);
     ds_mutex_unlock(&session->committed);
     return ds_end_call(session, status);
 }
@@ -151,7 +151,7 @@ dsv2_status dsv2_session_top_tokens(dsv2_session *session, size_t k, dsv2_token_
     dsv2_status status = ds_begin_call_with(session, top, "top");
     if (status != DSV2_OK)
         return status;
-    uint32_t vocab_size = session->model->config.vocab_size;
+    uint32_t vocab_size = session->model->fixed.config.vocab_size;
     if (k > vocab_size)
         status = ds_fail(DSV2_ERROR_ARGUMENT, "k is %zu, expected at most the vocabulary size, %u", k, vocab_size);
     if (status == DSV2_OK)
@@ -168,7 +168,7 @@ dsv2_status dsv2_session_log_probability(dsv2_session *session, int32_t token, f
     dsv2_status status = ds_begin_call_with(session, log_probability, "log_probability");
     if (status != DSV2_OK)
         return status;
-    uint32_t vocab_size = session->model->config.vocab_size;
+    uint32_t vocab_size = session->model->fixed.config.vocab_size;
     if (token < 0 || (uint32_t)token >= vocab_size)
         status = ds_fail(DSV2_ERROR_ARGUMENT, "token is %d, expected 0 to %u", (int)token, vocab_size - 1);
     if (status == DSV2_OK)

@@ -76,6 +76,8 @@ typedef struct ds_text {
 static inline bool ds_add(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
 static inline bool ds_mul(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
 
+static inline uint64_t ds_max(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
 /* ---- little-endian numbers in files, at any alignment ---- */
 
 /* These two are inline because attention reads scales with them: calls took a hundredth of decoding time in long

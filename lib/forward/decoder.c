@@ -8,17 +8,12 @@ dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const 
 {
     *decoder = (ds_decoder){.config = config, .weights = weights, .kernels = kernels, .pool = pool};
     decoder->attention = ds_attention_kind_of(config);
-    ds_mutex_init(&decoder->idle_lock);
     return ds_rope_init(&decoder->rope, config);
 }
 
 void ds_decoder_free(ds_decoder *decoder)
 {
-    if (decoder->config == NULL)
-        return;
-    ds_passes_free(decoder);
     ds_rope_free(&decoder->rope);
-    ds_mutex_destroy(&decoder->idle_lock);
 }
 
 static dsv2_status embed(ds_rows *rows)
@@ -134,7 +129,7 @@ static bool all_stopped(ds_rows *rows)
 
 dsv2_status ds_decoder_forward(ds_pass *pass, ds_sequence *sequences, size_t n_sequences)
 {
-    ds_decoder *decoder = pass->decoder;
+    const ds_decoder *decoder = pass->decoder;
     ds_rows *rows = &pass->rows;
     rows->watch = rows->linear.watch = decoder->watch;
     ds_rows_set(rows, sequences, n_sequences);

@@ -27,8 +27,6 @@ typedef struct ffn {
 
 /* ---- working memory ---- */
 
-static uint64_t max_of(uint64_t a, uint64_t b) { return a > b ? a : b; }
-
 static uint64_t slice_count(uint64_t rows) { return (rows + DS_TASK_ROWS - 1) / DS_TASK_ROWS; }
 
 /* A dense layer is one job of all rows; a MoE layer has at most a job for each expert and one for the shared
@@ -42,17 +40,17 @@ void ds_ffn_lay_out(ds_ffn_memory *memory, ds_layout *layout)
     uint64_t down_slices = slice_count(config->hidden_size);
     memory->max_slots = m;
     memory->max_jobs = 1;
-    memory->max_slices = max_of(slice_count(config->intermediate_size), down_slices);
+    memory->max_slices = ds_max(slice_count(config->intermediate_size), down_slices);
     if (n_experts > 0) {
         uint64_t shared = (uint64_t)config->n_shared_experts * config->moe_intermediate_size;
         memory->max_slots = m * (top_k + 1);
         memory->max_jobs = (uint32_t)n_experts + 1;
-        hidden_floats = max_of(hidden_floats, m * (top_k * config->moe_intermediate_size + shared));
-        hidden_blocks = max_of(hidden_blocks, m * (top_k * ds_prepared_blocks(config->moe_intermediate_size) +
+        hidden_floats = ds_max(hidden_floats, m * (top_k * config->moe_intermediate_size + shared));
+        hidden_blocks = ds_max(hidden_blocks, m * (top_k * ds_prepared_blocks(config->moe_intermediate_size) +
                                                    ds_prepared_blocks((uint32_t)shared)));
-        uint64_t expert_slices = max_of(slice_count(config->moe_intermediate_size), down_slices);
+        uint64_t expert_slices = ds_max(slice_count(config->moe_intermediate_size), down_slices);
         uint64_t moe_slices = slice_count(shared) + down_slices + n_experts * expert_slices;
-        memory->max_slices = max_of(memory->max_slices, moe_slices);
+        memory->max_slices = ds_max(memory->max_slices, moe_slices);
     }
     memory->slot_row = ds_lay_out(layout, memory->max_slots, sizeof(uint32_t));
     memory->inputs = ds_lay_out(layout, memory->max_slots, sizeof(float *));

@@ -22,7 +22,7 @@
 
 typedef struct ds_pass ds_pass;
 
-/* What all passes of a model share. Constant once it is made, apart from the store of idle passes. */
+/* What all passes of a model read. Never changes once it is made. */
 typedef struct ds_decoder {
     const ds_config *config;
     const ds_weights *weights;
@@ -30,12 +30,7 @@ typedef struct ds_decoder {
     ds_pool *pool;
     ds_rope rope;
     const ds_attention_kind *attention;
-    ds_stage_watch watch; /* for tests alone */
-
-    /* Working memory that is kept between calls. */
-    ds_mutex idle_lock;
-    ds_pass *idle;
-    _Atomic uint64_t scratch_bytes; /* of idle passes and of those at work */
+    ds_stage_watch watch; /* for tests alone, which set it between passes */
 } ds_decoder;
 
 /* What the arguments point to outlives the decoder. The caller calls ds_decoder_free also after a failure. */
@@ -43,13 +38,21 @@ dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const 
                             const ds_kernels *kernels, ds_pool *pool);
 void ds_decoder_free(ds_decoder *decoder); /* does nothing for a decoder of zeros */
 
-/* Takes a pass for up to n_rows rows out of the decoder's store, or makes one. The caller gives the pass back with
- * ds_pass_release. max_position: the highest position + 1 that will be attended to. */
-dsv2_status ds_pass_acquire(ds_decoder *decoder, uint32_t n_rows, size_t max_position, ds_pass **pass);
-void ds_pass_release(ds_pass *pass);
+/* Passes of one decoder that nobody uses: their working memory is kept between calls. */
+typedef struct ds_pass_store {
+    ds_mutex lock;
+    ds_pass *idle;
+    _Atomic uint64_t bytes; /* working memory of idle passes and of those at work */
+} ds_pass_store;
 
-/* Frees all idle passes. */
-void ds_passes_free(ds_decoder *decoder);
+void ds_pass_store_init(ds_pass_store *store);
+void ds_pass_store_free(ds_pass_store *store); /* before the decoder */
+
+/* Takes a pass for up to n_rows rows out of the store, or makes one. The caller gives the pass back with
+ * ds_pass_release. max_position: the highest position + 1 that will be attended to. */
+dsv2_status ds_pass_acquire(ds_pass_store *store, const ds_decoder *decoder, uint32_t n_rows, size_t max_position,
+                            ds_pass **pass);
+void ds_pass_release(ds_pass *pass);
 
 /* The forward pass over the rows of all sequences, together at most the n_rows that the pass was acquired for. On
  * failure the rows that were reserved in the caches, and the logits asked for, hold anything; nothing else has

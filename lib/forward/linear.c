@@ -2,14 +2,12 @@
 
 #include <assert.h>
 
-static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
-
 void ds_linear_lay_out(ds_linear_memory *memory, ds_layout *layout, size_t stage_floats)
 {
     enum { LINE_FLOATS = 16 };
     const ds_config *config = layout->config;
     uint64_t m = layout->max_rows;
-    size_t widest = max_of(max_of(config->hidden_size, config->q_lora_rank),
+    size_t widest = ds_max(ds_max(config->hidden_size, config->q_lora_rank),
                            (size_t)config->num_attention_heads * config->v_head_dim);
     memory->row_pointers = ds_lay_out(layout, m, sizeof(float *));
     memory->x8_stride = ds_prepared_blocks((uint32_t)widest);

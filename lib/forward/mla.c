@@ -72,8 +72,6 @@ typedef struct mla {
 
 /* ---- working memory ---- */
 
-static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
-
 static uint32_t set_rows_of(uint32_t n_heads) { return n_heads < QUERY_SET ? QUERY_SET / n_heads : 1; }
 
 /* Only few rows are cut into spans: plan_tasks cuts only if there are fewer than four query sets for each thread, and
@@ -87,7 +85,7 @@ static void lay_out_spans(mla_memory *memory, ds_layout *layout)
     uint64_t partials = (m < split_rows ? m : split_rows) * n_heads * n_spans;
     memory->max_partials = partials < MAX_PARTIALS ? partials : MAX_PARTIALS;
     uint64_t whole_tasks = m * ((n_heads + QUERY_SET - 1) / QUERY_SET), span_tasks = 4 * n_threads * n_spans;
-    memory->max_tasks = max_of(whole_tasks, span_tasks < memory->max_partials ? span_tasks : memory->max_partials);
+    memory->max_tasks = ds_max(whole_tasks, span_tasks < memory->max_partials ? span_tasks : memory->max_partials);
     memory->tasks = ds_lay_out(layout, memory->max_tasks, sizeof(attend_task));
     memory->span_out = ds_lay_out(layout, memory->max_partials * config->kv_lora_rank, sizeof(float));
     memory->span_max = ds_lay_out(layout, memory->max_partials, sizeof(float));
@@ -762,7 +760,7 @@ static void choose_form(const ds_config *config, ds_sequence *sequence)
 
 static size_t stage_floats(const ds_config *config)
 {
-    return max_of(attend_scratch_floats(config), expand_scratch_floats(config));
+    return ds_max(attend_scratch_floats(config), expand_scratch_floats(config));
 }
 
 /* ---- the whole ---- */

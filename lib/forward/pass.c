@@ -1,6 +1,8 @@
 /* The store of passes: made when first needed, kept for the next call, grown when they are too small. */
 #include "forward/pass.h"
 
+#include <assert.h>
+
 static void lay_out_attention(void *context, ds_layout *layout)
 {
     ds_pass *pass = context;
@@ -17,25 +19,23 @@ static void lay_out_feed_forward(void *context, ds_layout *layout)
 
 static void lay_out_head(void *context, ds_layout *layout) { ds_head_lay_out(&((ds_pass *)context)->head, layout); }
 
-static size_t max_of(size_t a, size_t b) { return a > b ? a : b; }
-
 static void lay_out(ds_pass *pass, ds_layout *layout)
 {
     const ds_overlapping in_turns[] = {{lay_out_attention, pass}, {lay_out_feed_forward, pass}, {lay_out_head, pass}};
-    size_t stage_floats = max_of(pass->decoder->attention->stage_floats(layout->config), ds_ffn_stage_floats());
+    size_t stage_floats = ds_max(pass->decoder->attention->stage_floats(layout->config), ds_ffn_stage_floats());
     ds_rows_lay_out(&pass->rows, layout, stage_floats);
     ds_lay_out_overlapping(layout, in_turns, sizeof in_turns / sizeof *in_turns);
 }
 
 static void pass_free(ds_pass *pass)
 {
-    atomic_fetch_sub(&pass->decoder->scratch_bytes, pass->memory_bytes);
+    atomic_fetch_sub(&pass->store->bytes, pass->memory_bytes);
     ds_free(pass->memory);
     ds_free(pass->attention);
     ds_free(pass);
 }
 
-static ds_pass *pass_create(ds_decoder *decoder)
+static ds_pass *pass_create(ds_pass_store *store, const ds_decoder *decoder)
 {
     ds_pass *pass = ds_new(1, sizeof *pass);
     void *attention = ds_new(1, decoder->attention->memory_bytes);
@@ -45,6 +45,7 @@ static ds_pass *pass_create(ds_decoder *decoder)
         return NULL;
     }
     pass->decoder = decoder;
+    pass->store = store;
     pass->attention = attention;
     ds_rows *rows = &pass->rows;
     rows->config = decoder->config;
@@ -55,9 +56,10 @@ static ds_pass *pass_create(ds_decoder *decoder)
     return pass;
 }
 
-static dsv2_status pass_new(ds_decoder *decoder, uint32_t n_rows, size_t max_position, ds_pass **out)
+static dsv2_status pass_new(ds_pass_store *store, const ds_decoder *decoder, uint32_t n_rows, size_t max_position,
+                            ds_pass **out)
 {
-    ds_pass *pass = pass_create(decoder);
+    ds_pass *pass = pass_create(store, decoder);
     if (pass == NULL)
         return ds_fail_memory("a pass", sizeof *pass + decoder->attention->memory_bytes);
     ds_layout layout = {.config = decoder->config, .max_rows = n_rows, .max_position = max_position,
@@ -75,7 +77,7 @@ static dsv2_status pass_new(ds_decoder *decoder, uint32_t n_rows, size_t max_pos
     pass->memory_bytes = (size_t)layout.used;
     layout.used = 0;
     lay_out(pass, &layout);
-    atomic_fetch_add(&decoder->scratch_bytes, pass->memory_bytes);
+    atomic_fetch_add(&store->bytes, pass->memory_bytes);
     *out = pass;
     return DSV2_OK;
 }
@@ -100,8 +102,8 @@ static dsv2_status grow(ds_pass *pass, uint32_t n_rows, size_t max_position, ds_
 {
     ds_pass *larger;
     n_rows = n_rows > pass->rows.max ? n_rows : pass->rows.max;
-    max_position = max_of(max_position, pass->max_position);
-    dsv2_status status = pass_new(pass->decoder, n_rows, max_position, &larger);
+    max_position = ds_max(max_position, pass->max_position);
+    dsv2_status status = pass_new(pass->store, pass->decoder, n_rows, max_position, &larger);
     if (status != DSV2_OK) {
         ds_pass_release(pass);
         return status;
@@ -111,36 +113,45 @@ static dsv2_status grow(ds_pass *pass, uint32_t n_rows, size_t max_position, ds_
     return DSV2_OK;
 }
 
-dsv2_status ds_pass_acquire(ds_decoder *decoder, uint32_t n_rows, size_t max_position, ds_pass **out)
+dsv2_status ds_pass_acquire(ds_pass_store *store, const ds_decoder *decoder, uint32_t n_rows, size_t max_position,
+                            ds_pass **out)
 {
-    ds_mutex_lock(&decoder->idle_lock);
-    ds_pass *pass = decoder->idle;
+    ds_mutex_lock(&store->lock);
+    ds_pass *pass = store->idle;
     if (pass != NULL)
-        decoder->idle = pass->next;
-    ds_mutex_unlock(&decoder->idle_lock);
+        store->idle = pass->next;
+    ds_mutex_unlock(&store->lock);
+    assert(pass == NULL || pass->decoder == decoder);
     if (pass != NULL && pass->rows.max >= n_rows && pass->max_position >= max_position) {
         *out = pass;
         return DSV2_OK;
     }
     n_rows = round_rows(n_rows);
     max_position = round_position(max_position);
-    return pass == NULL ? pass_new(decoder, n_rows, max_position, out) : grow(pass, n_rows, max_position, out);
+    return pass == NULL ? pass_new(store, decoder, n_rows, max_position, out) : grow(pass, n_rows, max_position, out);
 }
 
 void ds_pass_release(ds_pass *pass)
 {
-    ds_decoder *decoder = pass->decoder;
-    ds_mutex_lock(&decoder->idle_lock);
-    pass->next = decoder->idle;
-    decoder->idle = pass;
-    ds_mutex_unlock(&decoder->idle_lock);
+    ds_pass_store *store = pass->store;
+    ds_mutex_lock(&store->lock);
+    pass->next = store->idle;
+    store->idle = pass;
+    ds_mutex_unlock(&store->lock);
 }
 
-void ds_passes_free(ds_decoder *decoder)
+void ds_pass_store_init(ds_pass_store *store)
 {
-    while (decoder->idle != NULL) {
-        ds_pass *pass = decoder->idle;
-        decoder->idle = pass->next;
+    *store = (ds_pass_store){.idle = NULL};
+    ds_mutex_init(&store->lock);
+}
+
+void ds_pass_store_free(ds_pass_store *store)
+{
+    while (store->idle != NULL) {
+        ds_pass *pass = store->idle;
+        store->idle = pass->next;
         pass_free(pass);
     }
+    ds_mutex_destroy(&store->lock);
 }

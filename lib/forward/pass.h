@@ -9,8 +9,9 @@
 #include "forward/moe.h"
 
 struct ds_pass {
-    ds_decoder *decoder;
-    ds_pass *next; /* in the decoder's store */
+    const ds_decoder *decoder;
+    ds_pass_store *store;
+    ds_pass *next; /* in the store */
     size_t max_position;
     uint8_t *memory;
     size_t memory_bytes;

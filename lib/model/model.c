@@ -10,10 +10,10 @@ enum { CONFIG_MAX_BYTES = 16 << 20 };
 
 dsv2_status ds_model_cache_shape(const dsv2_model *model, dsv2_cache_type type, ds_cache_shape *shape)
 {
-    const ds_attention_kind *kind = model->decoder.attention;
+    const ds_attention_kind *kind = model->fixed.decoder.attention;
     uint32_t widths[DS_MAX_PARTS];
-    kind->row_widths(&model->config, widths);
-    return ds_cache_shape_init(shape, kind->row, widths, type, model->config.num_hidden_layers);
+    kind->row_widths(&model->fixed.config, widths);
+    return ds_cache_shape_init(shape, kind->row, widths, type, model->fixed.config.num_hidden_layers);
 }
 
 void ds_model_retain(dsv2_model *model) { atomic_fetch_add_explicit(&model->references, 1, memory_order_relaxed); }
@@ -22,11 +22,12 @@ void ds_model_release(dsv2_model *model)
 {
     if (model == NULL || atomic_fetch_sub_explicit(&model->references, 1, memory_order_acq_rel) != 1)
         return;
-    ds_decoder_free(&model->decoder);
-    ds_weights_close(&model->weights);
+    ds_pass_store_free(&model->passes);
+    ds_decoder_free(&model->fixed.decoder);
+    ds_weights_close(&model->fixed.weights);
     ds_pool_destroy(model->pool);
-    ds_tokenizer_destroy(model->tokenizer);
-    ds_container_close(model->container);
+    ds_tokenizer_destroy(model->fixed.tokenizer);
+    ds_container_close(model->fixed.container);
     ds_page_pool_destroy(&model->pages);
     for (int kind = 0; kind < DS_USAGE_KINDS; kind++)
         ds_usage_free(&model->usage[kind]);
@@ -35,7 +36,7 @@ void ds_model_release(dsv2_model *model)
 }
 
 /* Opens a folder as Hugging Face publishes it. */
-static dsv2_status open_folder(dsv2_model *model, const char *path)
+static dsv2_status open_folder(ds_model_fixed *fixed, const char *path)
 {
     char *json = NULL, *tokenizer_path = NULL, *config_path = ds_path_join(path, "config.json");
     size_t size;
@@ -44,18 +45,18 @@ static dsv2_status open_folder(dsv2_model *model, const char *path)
         return ds_fail_memory("a path", strlen(path));
     status = ds_file_read(config_path, CONFIG_MAX_BYTES, &json, &size);
     if (status == DSV2_OK)
-        status = ds_config_from_json(config_path, json, size, &model->logger, &model->config);
+        status = ds_config_from_json(config_path, json, size, &fixed->logger, &fixed->config);
     if (status == DSV2_OK)
-        status = ds_safetensors_open(path, &model->logger, &model->container);
+        status = ds_safetensors_open(path, &fixed->logger, &fixed->container);
     if (status != DSV2_OK)
         goto done;
     tokenizer_path = ds_path_join(path, "tokenizer.json");
     if (tokenizer_path == NULL)
         status = ds_fail_memory("a path", strlen(path));
     else if (ds_is_file(tokenizer_path))
-        status = ds_tokenizer_open(path, &model->tokenizer);
+        status = ds_tokenizer_open(path, &fixed->tokenizer);
     else
-        ds_log(&model->logger, DSV2_LOG_INFO, "%s: no tokenizer.json: the model runs on token ids only", path);
+        ds_log(&fixed->logger, DSV2_LOG_INFO, "%s: no tokenizer.json: the model runs on token ids only", path);
 done:
     ds_free(tokenizer_path);
     ds_free(json);
@@ -63,42 +64,42 @@ done:
     return status;
 }
 
-static dsv2_status open_gguf(dsv2_model *model, const char *path)
+static dsv2_status open_gguf(ds_model_fixed *fixed, const char *path)
 {
-    dsv2_status status = ds_gguf_open(path, &model->logger, &model->container);
+    dsv2_status status = ds_gguf_open(path, &fixed->logger, &fixed->container);
     if (status == DSV2_OK)
-        status = ds_config_from_gguf(model->container, &model->logger, &model->config);
+        status = ds_config_from_gguf(fixed->container, &fixed->logger, &fixed->config);
     if (status == DSV2_OK)
-        status = ds_gguf_tokenizer(model->container, &model->tokenizer);
-    if (status == DSV2_OK && model->tokenizer == NULL)
-        ds_log(&model->logger, DSV2_LOG_INFO, "%s: has no tokenizer: the model runs on token ids only", path);
+        status = ds_gguf_tokenizer(fixed->container, &fixed->tokenizer);
+    if (status == DSV2_OK && fixed->tokenizer == NULL)
+        ds_log(&fixed->logger, DSV2_LOG_INFO, "%s: has no tokenizer: the model runs on token ids only", path);
     return status;
 }
 
-static dsv2_status open_pack(dsv2_model *model, const char *path)
+static dsv2_status open_pack(ds_model_fixed *fixed, const char *path)
 {
     const char *text;
     size_t size;
-    dsv2_status status = ds_pack_open(path, &model->container);
+    dsv2_status status = ds_pack_open(path, &fixed->container);
     if (status != DSV2_OK)
         return status;
-    ds_pack_text(model->container, "config.json", &text, &size);
+    ds_pack_text(fixed->container, "config.json", &text, &size);
     if (text == NULL)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the pack has no config.json", path);
-    status = ds_config_from_json(path, text, size, &model->logger, &model->config);
+    status = ds_config_from_json(path, text, size, &fixed->logger, &fixed->config);
     if (status != DSV2_OK)
         return status;
-    return ds_pack_tokenizer(model->container, &model->tokenizer);
+    return ds_pack_tokenizer(fixed->container, &fixed->tokenizer);
 }
 
-static dsv2_status open_container(dsv2_model *model, const char *path)
+static dsv2_status open_container(ds_model_fixed *fixed, const char *path)
 {
     if (ds_is_folder(path))
-        return open_folder(model, path);
+        return open_folder(fixed, path);
     if (ds_is_gguf(path))
-        return open_gguf(model, path);
+        return open_gguf(fixed, path);
     if (ds_is_pack(path))
-        return open_pack(model, path);
+        return open_pack(fixed, path);
     ds_file file;
     dsv2_status status = ds_file_map(path, &file); /* says why the path cannot be read */
     if (status != DSV2_OK)
@@ -143,41 +144,45 @@ static dsv2_status open_all_but_weights(const char *path, const dsv2_model_optio
         return ds_fail_memory("a model", sizeof *model);
     atomic_init(&model->references, 1);
     ds_mutex_init(&model->usage_lock);
+    ds_pass_store_init(&model->passes);
     ds_page_pool_init(&model->pages, options->cache_memory_limit);
-    model->logger = (ds_logger){options->log, options->log_user};
-    dsv2_status status = ds_kernels_select(options->kernels, &model->kernels);
+    model->fixed.logger = (ds_logger){options->log, options->log_user};
+    dsv2_status status = ds_kernels_select(options->kernels, &model->fixed.kernels);
     if (status == DSV2_OK)
         status = start_threads(model, options->n_threads); /* opening converts weights */
     if (status == DSV2_OK)
-        status = open_container(model, path);
+        status = open_container(&model->fixed, path);
     if (status != DSV2_OK)
         return status;
-    model->fingerprint.config = config_fingerprint(&model->config);
-    model->fingerprint.tokenizer = model->tokenizer == NULL ? 0 : ds_tokenizer_digest(model->tokenizer);
+    ds_model_fixed *fixed = &model->fixed;
+    fixed->fingerprint.config = config_fingerprint(&fixed->config);
+    fixed->fingerprint.tokenizer = fixed->tokenizer == NULL ? 0 : ds_tokenizer_digest(fixed->tokenizer);
     return DSV2_OK;
 }
 
 static ds_weights_opening weights_opening(const dsv2_model *model)
 {
-    return (ds_weights_opening){
-        .config = &model->config, .container = model->container, .kernels = model->kernels, .pool = model->pool};
+    const ds_model_fixed *fixed = &model->fixed;
+    return (ds_weights_opening){.config = &fixed->config, .container = fixed->container, .kernels = fixed->kernels,
+                                .pool = model->pool};
 }
 
 /* Opens the weights, and makes what runs them. */
 static dsv2_status open_weights(dsv2_model *model, const dsv2_model_options *options)
 {
+    ds_model_fixed *fixed = &model->fixed;
     ds_weights_opening opening = weights_opening(model);
     opening.weight_type = options->weight_type;
     opening.progress = options->progress;
     opening.progress_user = options->progress_user;
-    dsv2_status status = ds_weights_open(&model->weights, &opening);
-    model->fingerprint.weights = model->weights.digest;
+    dsv2_status status = ds_weights_open(&fixed->weights, &opening);
+    fixed->fingerprint.weights = fixed->weights.digest;
     if (status == DSV2_OK)
-        status = ds_decoder_init(&model->decoder, &model->config, &model->weights, model->kernels, model->pool);
+        status = ds_decoder_init(&fixed->decoder, &fixed->config, &fixed->weights, fixed->kernels, model->pool);
     if (status == DSV2_OK)
-        ds_usage_shape_init(&model->usage_shape, &model->config);
+        ds_usage_shape_init(&fixed->usage_shape, &fixed->config);
     for (int kind = 0; kind < DS_USAGE_KINDS && status == DSV2_OK; kind++)
-        status = ds_usage_init(&model->usage[kind], &model->usage_shape);
+        status = ds_usage_init(&model->usage[kind], &fixed->usage_shape);
     return status;
 }
 
@@ -191,10 +196,11 @@ dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, d
         ds_model_release(model);
         return status;
     }
-    if (model->tokenizer != NULL)
-        ds_tokenizer_set_special(model->tokenizer, model->config.bos_token_id, model->config.eos_token_id);
-    ds_log(&model->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path,
-           model->config.num_hidden_layers, model->kernels->name, ds_pool_threads(model->pool));
+    ds_model_fixed *fixed = &model->fixed;
+    if (fixed->tokenizer != NULL)
+        ds_tokenizer_set_special(fixed->tokenizer, fixed->config.bos_token_id, fixed->config.eos_token_id);
+    ds_log(&fixed->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path,
+           fixed->config.num_hidden_layers, fixed->kernels->name, ds_pool_threads(model->pool));
     *out = model;
     return DSV2_OK;
 }
@@ -207,9 +213,9 @@ dsv2_status ds_model_export(const char *path, const char *output_path, const dsv
     if (status == DSV2_OK) {
         ds_weights_opening opening = weights_opening(model);
         opening.as_found = true;
-        status = ds_weights_open(&model->weights, &opening);
+        status = ds_weights_open(&model->fixed.weights, &opening);
         if (status == DSV2_OK)
-            status = ds_weights_export(&model->weights, &opening, output_path, options);
+            status = ds_weights_export(&model->fixed.weights, &opening, output_path, options);
     }
     ds_model_release(model);
     return status;

@@ -17,21 +17,26 @@ typedef struct ds_fingerprint {
 /* One digest of all three: dsv2_model_info.fingerprint. */
 uint64_t ds_fingerprint_digest(const ds_fingerprint *fingerprint);
 
-struct dsv2_model {
-    /* Constant once the model is open, except experts that a source makes ready. */
+/* What never changes once a model is open, but for experts that a source makes ready. */
+typedef struct ds_model_fixed {
     ds_logger logger;
     const ds_kernels *kernels;
     ds_container *container;
     dsv2_tokenizer *tokenizer; /* NULL: none */
     ds_config config;
     ds_weights weights;
+    ds_decoder decoder;
     ds_fingerprint fingerprint;
     ds_usage_shape usage_shape;
+} ds_model_fixed;
 
-    /* Pools and what has a lock or is atomic. */
+struct dsv2_model {
+    ds_model_fixed fixed;
+
+    /* Pools, and what is atomic or has a lock. */
     _Atomic uint32_t references; /* the host's handle and every session */
     ds_pool *pool;
-    ds_decoder decoder;
+    ds_pass_store passes;
     ds_page_pool pages;
     ds_mutex usage_lock;
     ds_usage usage[DS_USAGE_KINDS]; /* of all sessions, closed ones included */

@@ -4,7 +4,7 @@
 
 dsv2_status ds_session_create(dsv2_model *model, const dsv2_session_options *options, dsv2_session **out)
 {
-    const ds_config *config = &model->config;
+    const ds_config *config = &model->fixed.config;
     ds_cache_shape shape;
     dsv2_status status = ds_model_cache_shape(model, options->cache_type, &shape);
     if (status != DSV2_OK)
@@ -32,9 +32,9 @@ dsv2_status ds_session_create(dsv2_model *model, const dsv2_session_options *opt
     session->next_logits = next_logits;
     ds_cache_init(&session->cache, &model->pages, &shape);
     ds_sampler_init(&session->sampler);
-    status = ds_usage_init(&session->pending, &model->usage_shape);
+    status = ds_usage_init(&session->pending, &model->fixed.usage_shape);
     for (int kind = 0; kind < DS_USAGE_KINDS && status == DSV2_OK; kind++)
-        status = ds_usage_init(&session->usage[kind], &model->usage_shape);
+        status = ds_usage_init(&session->usage[kind], &model->fixed.usage_shape);
     if (status != DSV2_OK) {
         ds_session_destroy(session);
         return status;
@@ -107,7 +107,7 @@ static dsv2_status copy_first_tokens(const dsv2_session *session, size_t n, dsv2
     copy->length = n;
     copy->has_logits = session->has_logits && n == session->length;
     if (copy->has_logits)
-        memcpy(copy->logits, session->logits, session->model->config.vocab_size * sizeof *copy->logits);
+        memcpy(copy->logits, session->logits, session->model->fixed.config.vocab_size * sizeof *copy->logits);
     return DSV2_OK;
 }
 
@@ -150,7 +150,7 @@ void ds_session_exchange(dsv2_session *session, ds_snapshot_content *content, bo
     EXCHANGE(size_t, session->length, content->n_tokens);
     /* The host may still read the memory that dsv2_session_logits gave: the floats come into it. */
     if (content->has_logits)
-        memcpy(session->logits, content->logits, session->model->config.vocab_size * sizeof *session->logits);
+        memcpy(session->logits, content->logits, session->model->fixed.config.vocab_size * sizeof *session->logits);
     session->has_logits = content->has_logits;
     if (sampler_too)
         EXCHANGE(ds_sampler, session->sampler, content->sampler);
@@ -167,7 +167,7 @@ dsv2_status ds_session_need_logits(const dsv2_session *session)
 
 dsv2_status ds_session_need_candidates(dsv2_session *session)
 {
-    size_t vocab_size = session->model->config.vocab_size;
+    size_t vocab_size = session->model->fixed.config.vocab_size;
     if (session->candidates == NULL)
         session->candidates = ds_new(vocab_size, sizeof *session->candidates);
     return session->candidates != NULL ? DSV2_OK : ds_fail_memory("sampling", vocab_size * sizeof *session->candidates);

@@ -35,7 +35,7 @@ static void drop(dsv2_step_item *item)
     ds_mutex_lock(&session->committed);
     ds_cache_truncate(&session->cache, session->length);
     ds_mutex_unlock(&session->committed);
-    ds_usage_clear(&session->pending, &session->model->usage_shape);
+    ds_usage_clear(&session->pending, &session->model->fixed.usage_shape);
 }
 
 /* Adds the choices of experts for the item's tokens to the statistics of its session and of the model. */
@@ -45,11 +45,11 @@ static void commit_usage(const dsv2_step_item *item)
     dsv2_model *model = session->model;
     int kind = item->n_tokens > 1 ? DS_USAGE_PROMPT : DS_USAGE_GENERATED;
     session->pending.n_tokens = item->n_tokens;
-    ds_usage_add(&session->usage[kind], &session->pending, &model->usage_shape);
+    ds_usage_add(&session->usage[kind], &session->pending, &model->fixed.usage_shape);
     ds_mutex_lock(&model->usage_lock);
-    ds_usage_add(&model->usage[kind], &session->pending, &model->usage_shape);
+    ds_usage_add(&model->usage[kind], &session->pending, &model->fixed.usage_shape);
     ds_mutex_unlock(&model->usage_lock);
-    ds_usage_clear(&session->pending, &model->usage_shape);
+    ds_usage_clear(&session->pending, &model->fixed.usage_shape);
 }
 
 /* Makes the item's tokens, and the logits of the last, the session's. */
@@ -73,7 +73,7 @@ static bool stop(void *owner, uint32_t n_rows)
     progress *p = owner;
     dsv2_session *session = p->item->session;
     p->reported += n_rows;
-    uint64_t total = (uint64_t)p->item->n_tokens * session->model->config.num_hidden_layers;
+    uint64_t total = (uint64_t)p->item->n_tokens * session->model->fixed.config.num_hidden_layers;
     if (atomic_load_explicit(&session->cancel, memory_order_relaxed))
         return true;
     return session->progress != NULL &&
@@ -85,7 +85,7 @@ static void routed(void *owner, const ds_sequence *sequence, uint32_t layer, con
 {
     const progress *p = owner;
     dsv2_session *session = p->item->session;
-    const ds_usage_shape *shape = &session->model->usage_shape;
+    const ds_usage_shape *shape = &session->model->fixed.usage_shape;
     ds_usage_count(&session->pending, shape, ds_usage_layer(shape, layer), routes, sequence->first_row,
                    sequence->n_rows);
     for (size_t i = 0; i < sequence->n_rows && session->trace != NULL; i++) {
@@ -120,7 +120,7 @@ static size_t gather(progress *items, size_t n_items, ds_sequence *sequences)
             continue;
         dsv2_session *session = p->item->session;
         uint32_t n = next_chunk(p);
-        size_t vocab_size = session->model->config.vocab_size;
+        size_t vocab_size = session->model->fixed.config.vocab_size;
         sequences[n_sequences++] = (ds_sequence){
             .cache = &session->cache,
             .tokens = p->item->tokens + p->done,
@@ -177,9 +177,10 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
         n_prepared += status == DSV2_OK;
     }
     if (status == DSV2_OK)
-        status = ds_container_check(model->container);
+        status = ds_container_check(model->fixed.container);
     if (status == DSV2_OK)
-        status = ds_pass_acquire(&model->decoder, n_rows < DS_PASS_ROWS ? (uint32_t)n_rows : DS_PASS_ROWS, longest,
+        status = ds_pass_acquire(&model->passes, &model->fixed.decoder,
+                                 n_rows < DS_PASS_ROWS ? (uint32_t)n_rows : DS_PASS_ROWS, longest,
                                  &pass);
     if (status == DSV2_OK) {
         status = run(pass, progress_of, n_items, sequences);

@@ -104,8 +104,8 @@ file_header ds_file_header_of(const dsv2_model *model, const ds_cache_shape *sha
         .cache_type = (uint32_t)shape->type,
         .n_layers = shape->n_layers,
         .row = shape->row,
-        .vocab_size = model->config.vocab_size,
-        .fingerprint = model->fingerprint,
+        .vocab_size = model->fixed.config.vocab_size,
+        .fingerprint = model->fixed.fingerprint,
     };
     for (uint32_t p = 0; p < shape->n_parts; p++)
         header.widths[p] = shape->parts[p].width;

@@ -149,7 +149,7 @@ static dsv2_status read_save(restorer *r, const save_header *save)
     if (r->options->prompt == NULL && save->n_tokens > target->max_length)
         return ds_fail(DSV2_ERROR_FULL, "%s: has %llu tokens, the session's maximum length is %zu", r->reader->name,
                        (unsigned long long)save->n_tokens, target->max_length);
-    dsv2_status status = ds_reader_state(r->reader, save, target->model->config.vocab_size, r->content);
+    dsv2_status status = ds_reader_state(r->reader, save, target->model->fixed.config.vocab_size, r->content);
     if (status != DSV2_OK)
         return status;
     r->n_tokens = save->n_tokens;
@@ -174,8 +174,8 @@ static dsv2_status restore(restorer *r)
     if (status == DSV2_OK)
         status = ds_file_header_shape(&header, &r->shape);
     if (status == DSV2_OK)
-        status = ds_frame_batch_init(&r->batch, BATCH_READS, model->pool, model->kernels, &r->shape, &r->content->cache,
-                                     0);
+        status = ds_frame_batch_init(&r->batch, BATCH_READS, model->pool, model->fixed.kernels, &r->shape,
+                                     &r->content->cache, 0);
     bool end = false;
     for (uint32_t sequence = 0; status == DSV2_OK; sequence++) {
         save_header save;
@@ -201,9 +201,9 @@ static dsv2_status restore_reader(const ds_snapshot_target *target, snapshot_rea
     *content = (ds_snapshot_content){0};
     ds_sampler_init(&content->sampler);
     ds_cache_init(&content->cache, target->pages, &target->shape);
-    content->logits = ds_new(target->model->config.vocab_size, sizeof *content->logits);
+    content->logits = ds_new(target->model->fixed.config.vocab_size, sizeof *content->logits);
     if (content->logits == NULL)
-        return ds_fail_memory("logits", target->model->config.vocab_size * sizeof *content->logits);
+        return ds_fail_memory("logits", target->model->fixed.config.vocab_size * sizeof *content->logits);
     restorer r = {.target = target, .options = options, .reader = reader, .content = content};
     return restore(&r);
 }

@@ -79,7 +79,8 @@ static dsv2_status put_state(sink *s, const ds_snapshot_source *source, uint64_t
     if (status == DSV2_OK && params->n_logit_bias > 0)
         status = put_checked(s, checksum, params->logit_bias, params->n_logit_bias * sizeof *params->logit_bias);
     if (status == DSV2_OK && source->logits != NULL)
-        status = put_checked(s, checksum, source->logits, source->model->config.vocab_size * sizeof *source->logits);
+        status = put_checked(s, checksum, source->logits,
+                             source->model->fixed.config.vocab_size * sizeof *source->logits);
     if (status == DSV2_OK && source->n_tokens > first_token)
         status = put_checked(s, checksum, source->tokens + first_token,
                              (source->n_tokens - (size_t)first_token) * sizeof *source->tokens);
@@ -113,7 +114,7 @@ static dsv2_status put_frames(sink *s, const ds_snapshot_source *source, const d
 {
     frame_batch batch;
     int level = options->compression_level == 0 ? DEFAULT_LEVEL : options->compression_level;
-    dsv2_status status = ds_frame_batch_init(&batch, BATCH_WRITES, source->model->pool, source->model->kernels,
+    dsv2_status status = ds_frame_batch_init(&batch, BATCH_WRITES, source->model->pool, source->model->fixed.kernels,
                                              &source->cache->shape, source->cache, level);
     for (uint64_t at = first_token; at < source->n_tokens && status == DSV2_OK;) {
         plan_frames(&batch, &at, source->n_tokens);
@@ -229,7 +230,7 @@ static dsv2_status compare_save(snapshot_reader *reader, comparison *c, ds_snaps
         return status;
     if (save.n_tokens > source->n_tokens)
         return ds_fail(DSV2_ERROR_MISMATCH, "%s: has more tokens than the session", reader->name);
-    status = ds_reader_state(reader, &save, source->model->config.vocab_size, content);
+    status = ds_reader_state(reader, &save, source->model->fixed.config.vocab_size, content);
     if (status != DSV2_OK)
         return status;
     size_t first = (size_t)save.first_token, n = (size_t)(save.n_tokens - save.first_token);
@@ -255,7 +256,7 @@ static dsv2_status examine(const ds_snapshot_source *source, const char *path, d
         status = ds_fail(DSV2_ERROR_MISMATCH, "%s: of another model or cache type", path);
     if (status != DSV2_OK)
         return status;
-    ds_snapshot_content content = {.logits = ds_new(source->model->config.vocab_size, sizeof *content.logits)};
+    ds_snapshot_content content = {.logits = ds_new(source->model->fixed.config.vocab_size, sizeof *content.logits)};
     comparison c = {.source = source, .name = path, .work = ds_new_aligned(source->cache->shape.page_bytes, 1)};
     ds_sampler_init(&content.sampler);
     if (content.logits == NULL || c.work == NULL)

@@ -60,7 +60,7 @@ static void fill_page(void *context, size_t page, unsigned thread)
         for (size_t t = 0; t < DS_PAGE_TOKENS && page * DS_PAGE_TOKENS + t < session->length; t++) {
             for (size_t i = 0; i < width; i++)
                 row[i] = noise(&state) * (i % 97 == 0 ? 6.0f : 1.0f);
-            ds_cache_encode_row(&cache->shape, session->model->kernels, row,
+            ds_cache_encode_row(&cache->shape, session->model->fixed.kernels, row,
                                 ds_cache_rows(cache, layer, page) + t * cache->shape.row_bytes);
         }
 }
@@ -103,7 +103,7 @@ static void time_decode(dsv2_session *session, double *token_ms, double *rows_ms
         double start = now();
         for (uint32_t layer = 0; layer < cache->shape.n_layers; layer++)
             for (size_t page = 0; page < n / DS_PAGE_TOKENS; page++)
-                ds_cache_decode_rows(&cache->shape, session->model->kernels, ds_cache_rows(cache, layer, page),
+                ds_cache_decode_rows(&cache->shape, session->model->fixed.kernels, ds_cache_rows(cache, layer, page),
                                      DS_PAGE_TOKENS, tile);
         *rows_ms = fmin(*rows_ms, (now() - start) * 1e3);
     }
@@ -208,7 +208,7 @@ START_TEST(figures)
     must(dsv2_model_open(folder, NULL, &model), folder);
     double feed_seconds = time_feeding(model, n_tokens);
     printf("%zu tokens, %u threads, kernels %s; feeding them takes %.1f s or more (by the rate over the first %d)\n",
-           n_tokens, ds_pool_threads(model->pool), model->kernels->name, feed_seconds, FED);
+           n_tokens, ds_pool_threads(model->pool), model->fixed.kernels->name, feed_seconds, FED);
     printf("MB: 10^6 bytes; held: bytes a token by which the process grew; MB/s: of latents; "
            "+disk: with flushing to disk; rows ms: one thread decodes all rows once\n");
     printf("%-4s %8s %8s %9s %8s %6s %9s %9s %10s %9s %9s %9s %9s\n", "kv", "B/token", "held", "latent MB", "file MB",

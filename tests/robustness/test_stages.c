@@ -165,9 +165,9 @@ START_TEST(a_pass_that_fails_at_any_stage_leaves_every_session_as_it_was)
     size_t failed[DS_STAGE_COUNT] = {0};
     for (;; w.fails_at++) {
         w.n = 0;
-        f.model->decoder.watch = (ds_stage_watch){begin_stage, &w};
+        f.model->fixed.decoder.watch = (ds_stage_watch){begin_stage, &w};
         dsv2_status status = dsv2_step(f.model, f.items, MEMBERS);
-        f.model->decoder.watch = (ds_stage_watch){0};
+        f.model->fixed.decoder.watch = (ds_stage_watch){0};
         if (w.n <= w.fails_at) {
             ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
             break;

@@ -28,8 +28,9 @@ static void decode(const dsv2_session *session, size_t token, uint32_t layer, fl
 {
     const ds_cache_shape *shape = &session->cache.shape;
     const uint8_t *rows = ds_cache_rows(&session->cache, layer, token / DS_PAGE_TOKENS);
-    ds_cache_decode_rows(shape, session->model->kernels, rows + token % DS_PAGE_TOKENS * shape->row_bytes, 1, row);
-    ds_cache_rotate_row(shape, session->model->kernels, row);
+    ds_cache_decode_rows(shape, session->model->fixed.kernels, rows + token % DS_PAGE_TOKENS * shape->row_bytes, 1,
+                         row);
+    ds_cache_rotate_row(shape, session->model->fixed.kernels, row);
 }
 
 static int write_expected(const dsv2_session *session, const char *stem)
@@ -47,7 +48,8 @@ static int write_expected(const dsv2_session *session, const char *stem)
     int status = write_floats(name, rows, n);
     free(rows);
     snprintf(name, sizeof name, "%s.logits", stem);
-    return status == EXIT_SUCCESS ? write_floats(name, session->logits, session->model->config.vocab_size) : status;
+    return status == EXIT_SUCCESS ? write_floats(name, session->logits, session->model->fixed.config.vocab_size)
+                                  : status;
 }
 
 static int write_snapshot(dsv2_model *model, dsv2_cache_type type, const char *stem)

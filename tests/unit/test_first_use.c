@@ -67,7 +67,7 @@ static char *temporary_folder(void)
 /* The experts of a layer that are interleaved on first use; NULL if the layer has none. */
 static ds_deferred_expert *waiting_of(const dsv2_model *model, uint32_t layer)
 {
-    const ds_expert_source *source = model->weights.experts;
+    const ds_expert_source *source = model->fixed.weights.experts;
     return source != NULL &&
         strcmp(source->name, "deferred") == 0 ? ((const ds_deferred_source *)source)->deferred[layer] : NULL;
 }
@@ -115,8 +115,8 @@ static void expect_bits(const fixture *f, dsv2_model *model, size_t chunk, const
 static size_t count_waiting(const dsv2_model *model)
 {
     size_t n = 0;
-    for (uint32_t l = 0; l < model->config.num_hidden_layers; l++)
-        for (uint32_t e = 0; waiting_of(model, l) != NULL && e < model->config.n_routed_experts; e++)
+    for (uint32_t l = 0; l < model->fixed.config.num_hidden_layers; l++)
+        for (uint32_t e = 0; waiting_of(model, l) != NULL && e < model->fixed.config.n_routed_experts; e++)
             n += atomic_load(&waiting_of(model, l)[e].waiting);
     return n;
 }
@@ -157,7 +157,7 @@ START_TEST(only_the_experts_that_a_token_chooses_are_interleaved)
     dsv2_model_info before = test_model_info(model);
     for (uint32_t l = 0; l < small.num_hidden_layers; l++) {
         ds_deferred_expert *deferred = waiting_of(model, l);
-        bool any = model->weights.layers[l].is_moe && kinds[_i].n_deferred > 0;
+        bool any = model->fixed.weights.layers[l].is_moe && kinds[_i].n_deferred > 0;
         ck_assert_msg((deferred != NULL) == any, "%s: layer %u", kinds[_i].name, l);
         for (uint32_t e = 0; any && e < small.n_routed_experts; e++) {
             ck_assert_msg(deferred[e].n == kinds[_i].n_deferred && atomic_load(&deferred[e].waiting),
@@ -353,7 +353,7 @@ static size_t mapped(const char *path)
 static size_t given(const dsv2_model *model)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), sum = 0;
-    for (uint32_t e = 0; e < model->config.n_routed_experts; e++) {
+    for (uint32_t e = 0; e < model->fixed.config.n_routed_experts; e++) {
         const ds_deferred_expert *expert = &waiting_of(model, 0)[e];
         for (uint32_t i = 0; i < expert->n; i++) {
             const ds_conversion *c = &expert->conversions[i];

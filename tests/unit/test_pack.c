@@ -140,7 +140,7 @@ START_TEST(a_pack_of_a_gguf_gives_the_bits_of_the_gguf)
     ck_assert_msg(dsv2_model_verify(pack_path, NULL, NULL) == DSV2_OK, "%s", dsv2_last_error());
     ds_type twin = ds_type_twin(options.type);
     dsv2_model *model = test_model_open(pack_path, NULL);
-    ck_assert(model->weights.types_seen[twin != DS_TYPE_COUNT ? twin : DS_TYPE_P8]);
+    ck_assert(model->fixed.weights.types_seen[twin != DS_TYPE_COUNT ? twin : DS_TYPE_P8]);
     dsv2_model_close(model);
     test_checkpoint_remove(strdup(floats));
     test_checkpoint_remove(checkpoint);
@@ -166,7 +166,7 @@ static void write_tokenizer(const char *path, char digit)
 static ds_fingerprint fingerprint_of(const char *path, dsv2_weight_type type)
 {
     dsv2_model *model = test_model_open(path, &(dsv2_model_options){.weight_type = type, .n_threads = 2});
-    ds_fingerprint fingerprint = model->fingerprint;
+    ds_fingerprint fingerprint = model->fixed.fingerprint;
     ck_assert_uint_eq(test_model_info(model).fingerprint, ds_fingerprint_digest(&fingerprint));
     dsv2_model_close(model);
     return fingerprint;

@@ -128,15 +128,15 @@ static test_source *put_between(dsv2_model *model)
     for (uint32_t e = 0; e < N_EXPERTS; e++)
         all[e] = e;
     s->base = (ds_expert_source){.name = "test", .acquire = acquire, .release = release};
-    s->own = model->weights.experts;
+    s->own = model->fixed.weights.experts;
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->changed, NULL);
     for (uint32_t l = shape.first_k_dense_replace; l < N_LAYERS; l++) {
         ck_assert(s->own->acquire(s->own, l, all, N_EXPERTS, s->originals[l]) == DSV2_OK);
-        s->bound[l] = model->weights.layers[l].moe.experts;
-        model->weights.layers[l].moe.experts = NULL;
+        s->bound[l] = model->fixed.weights.layers[l].moe.experts;
+        model->fixed.weights.layers[l].moe.experts = NULL;
     }
-    model->weights.experts = &s->base;
+    model->fixed.weights.experts = &s->base;
     return s;
 }
 
@@ -156,9 +156,9 @@ static void take_away(dsv2_model *model, test_source *s)
         all[e] = e;
     for (uint32_t l = shape.first_k_dense_replace; l < N_LAYERS; l++) {
         s->own->release(s->own, l, all, N_EXPERTS);
-        model->weights.layers[l].moe.experts = s->bound[l];
+        model->fixed.weights.layers[l].moe.experts = s->bound[l];
     }
-    model->weights.experts = s->own;
+    model->fixed.weights.experts = s->own;
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->changed);
     free(s);

@@ -49,11 +49,11 @@ static dsv2_status see_vector(void *context, const ds_weight_id *id, uint32_t n,
 START_TEST(the_walk_visits_every_tensor_of_a_checkpoint_once_under_its_name)
 {
     dsv2_model *model = test_model_open(test_golden_folders[_i], NULL);
-    seen s = {.container = model->container};
+    seen s = {.container = model->fixed.container};
     const ds_weights_visitor visitor = {see_matrix, see_vector, &s};
-    ck_assert(ds_weights_walk(&model->weights, &model->config, &visitor) == DSV2_OK);
-    ck_assert_uint_eq(s.n, ds_container_count(model->container));
-    ck_assert_int_eq(s.last, model->config.tie_word_embeddings ? DS_ROLE_NORM : DS_ROLE_LM_HEAD);
+    ck_assert(ds_weights_walk(&model->fixed.weights, &model->fixed.config, &visitor) == DSV2_OK);
+    ck_assert_uint_eq(s.n, ds_container_count(model->fixed.container));
+    ck_assert_int_eq(s.last, model->fixed.config.tie_word_embeddings ? DS_ROLE_NORM : DS_ROLE_LM_HEAD);
     dsv2_model_close(model);
 }
 END_TEST
@@ -134,8 +134,8 @@ static void open_again(const dsv2_model *model, dsv2_weight_type type, uint32_t 
 {
     ds_pool *pool;
     ck_assert(ds_pool_create(n_threads, &pool) == DSV2_OK);
-    const ds_weights_opening opening = {.config = &model->config, .container = model->container,
-                                        .kernels = model->kernels,
+    const ds_weights_opening opening = {.config = &model->fixed.config, .container = model->fixed.container,
+                                        .kernels = model->fixed.kernels,
                                         .pool = pool, .weight_type = type, .queue_limits = limits};
     ck_assert_msg(ds_weights_open(weights, &opening) == DSV2_OK, "%s", dsv2_last_error());
     ds_pool_destroy(pool);
@@ -162,14 +162,14 @@ START_TEST(a_queue_that_fills_at_any_moment_converts_the_same_bytes)
         open_again(model, types[_i], n_threads, limits[n_threads % N_LIMITS], &weights);
         comparison c = {.other = &whole};
         const ds_weights_visitor visitor = {compare_matrix, compare_vector, &c};
-        ck_assert(ds_weights_walk(&weights, &model->config, &visitor) == DSV2_OK);
+        ck_assert(ds_weights_walk(&weights, &model->fixed.config, &visitor) == DSV2_OK);
         ck_assert_uint_gt(c.n, 2 * 3 * lite.n_routed_experts);
         ck_assert_uint_eq(weights.digest, whole.digest);
         ds_weights_close(&weights);
         if (limits[n_threads % N_LIMITS].bytes_per_thread == LITE_BYTES)
             continue;
         open_again(model, types[_i], n_threads, limits[0], &weights);
-        ck_assert(ds_weights_walk(&weights, &model->config, &visitor) == DSV2_OK);
+        ck_assert(ds_weights_walk(&weights, &model->fixed.config, &visitor) == DSV2_OK);
         ds_weights_close(&weights);
     }
     ds_weights_close(&whole);
@@ -194,10 +194,11 @@ START_TEST(every_allocation_of_binding_many_blocks_may_fail)
 {
     char *folder = test_checkpoint_write(&deep);
     dsv2_model *model = test_model_open(folder, &(dsv2_model_options){.n_threads = 1});
-    ck_assert_uint_gt(model->weights.holder.n, 32);
-    ds_weights_opening opening = {.config = &model->config, .container = model->container, .kernels = model->kernels,
-                                  .pool = model->pool, .weight_type = _i == 0
-                                      ? DSV2_WEIGHTS_AS_STORED : DSV2_WEIGHTS_Q8_0};
+    ck_assert_uint_gt(model->fixed.weights.holder.n, 32);
+    const ds_model_fixed *fixed = &model->fixed;
+    ds_weights_opening opening = {.config = &fixed->config, .container = fixed->container, .kernels = fixed->kernels,
+                                  .pool = model->pool,
+                                  .weight_type = _i == 0 ? DSV2_WEIGHTS_AS_STORED : DSV2_WEIGHTS_Q8_0};
     long live = oom_live();
     bool failed = true;
     for (size_t nth = 1; failed; nth++) {

@@ -100,7 +100,7 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
     set_name(known.topk_method, sizeof known.topk_method, topk_method_name(config));
     const char *scoring_func = config->scoring_func == DS_SCORING_SIGMOID ? "sigmoid" : "softmax";
     set_name(known.scoring_func, sizeof known.scoring_func, scoring_func);
-    set_name(known.container, sizeof known.container, ds_container_format(model->fixed.container));
+    set_name(known.container, sizeof known.container, ds_format_name(ds_container_format(model->fixed.container)));
     set_name(known.kernels, sizeof known.kernels, model->fixed.kernels->name);
     return ds_write_info("dsv2_model_info", info, &known, sizeof known, sizeof known);
 }

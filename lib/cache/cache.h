@@ -27,6 +27,8 @@ typedef enum ds_encoding {
     DS_ENCODINGS
 } ds_encoding;
 
+enum { DS_SCALE_BYTES = 2 }; /* a stored scale is the upper half of a float */
+
 enum { DS_MAX_PARTS = 2, DS_CACHE_TYPES = DSV2_CACHE_Q6 + 1 };
 
 /* What the rows of one kind of attention consist of, and how each cache type stores them. Widths are the model's. */
@@ -67,6 +69,7 @@ typedef struct ds_cache_part {
     ds_part_integers integers;
     uint32_t rotation;       /* so many elements are rotated together; 1: none are. See ds_cache_rotate_part */
     uint32_t section;        /* stored elements that share a scale; 0: there are no scales */
+    uint32_t integer_sections; /* sections of DS_SCALE_COLS that the part's integers fill */
     size_t scales, elements; /* where in a stored row they begin, in bytes */
 } ds_cache_part;
 

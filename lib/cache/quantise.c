@@ -24,10 +24,7 @@
 #include <float.h>
 #include <string.h>
 
-enum {
-    BYTE_LEVELS = 127, /* on either side of zero */
-    SCALE_BYTES = 2,
-};
+enum { BYTE_LEVELS = 127 }; /* on either side of zero */
 
 void ds_cache_rotate_part(const ds_cache_shape *shape, uint32_t part, const ds_kernels *kernels, float *x)
 {
@@ -70,7 +67,7 @@ static float choose_scale(const float *x, size_t n, int levels, uint8_t *stored)
 /* The nearest codes, ties to even: adding 1.5 * 2^23 leaves a float whose last bits are the integer. */
 static void quantise(int8_t *codes, uint8_t *scales, const float *x, size_t n, size_t section, int levels)
 {
-    for (size_t i = 0; i < n; i += section, scales += SCALE_BYTES) {
+    for (size_t i = 0; i < n; i += section, scales += DS_SCALE_BYTES) {
         size_t m = n - i < section ? n - i : section;
         float scale = choose_scale(x + i, m, levels, scales);
         if (!(scale > 0)) {
@@ -196,7 +193,7 @@ static void read_scales(const ds_cache_part *part, const uint8_t *stored, size_t
 {
     size_t repeat = part->section / DS_SCALE_COLS;
     stored += part->scales;
-    for (size_t s = 0; s < n_sections; stored += SCALE_BYTES) {
+    for (size_t s = 0; s < n_sections; stored += DS_SCALE_BYTES) {
         float scale = ds_bf16_to_f32(ds_read_u16(stored));
         for (size_t end = s + repeat < n_sections ? s + repeat : n_sections; s < end; s++)
             scales[s * DS_PAGE_TOKENS] = scale;
@@ -239,7 +236,7 @@ void ds_cache_decode_integers(const ds_cache_shape *shape, const ds_kernels *ker
                 decode_part(&shape->parts[p], kernels, stored, scratch + shape->parts[p].stored_first);
         float *row_scales = scales + t;
         for (uint32_t p = 0; p < shape->n_parts; p++) {
-            size_t n_sections = (shape->parts[p].width + DS_SCALE_COLS - 1) / DS_SCALE_COLS;
+            size_t n_sections = shape->parts[p].integer_sections;
             part_integers(&shape->parts[p], kernels, stored, scratch, n_sections, rows, row_scales);
             rows += n_sections * DS_SCALE_COLS;
             row_scales += n_sections * DS_PAGE_TOKENS;

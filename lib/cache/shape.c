@@ -33,8 +33,6 @@ const ds_row_description *ds_row_description_of(uint32_t number)
     return NULL;
 }
 
-enum { SCALE_BYTES = 2 };
-
 static const struct {
     uint32_t number_bytes; /* of an element that is stored as a number of its own; 0: elements are codes with scales */
     uint32_t section;
@@ -86,7 +84,7 @@ static void place_parts(ds_cache_shape *shape)
         ds_cache_part *part = &shape->parts[p];
         part->scales = at;
         if (part->section > 0)
-            at += (part->stored_width + part->section - 1) / part->section * (size_t)SCALE_BYTES;
+            at += (part->stored_width + part->section - 1) / part->section * (size_t)DS_SCALE_BYTES;
     }
     for (uint32_t p = 0; p < shape->n_parts; p++) {
         ds_cache_part *part = &shape->parts[p];
@@ -134,6 +132,7 @@ dsv2_status ds_cache_shape_init(ds_cache_shape *shape, const ds_row_description 
             .width = widths[p],
             .encoding = encoding,
             .section = forms[encoding].section,
+            .integer_sections = (widths[p] + DS_SCALE_COLS - 1) / DS_SCALE_COLS,
             /* the largest power of two that divides the width */
             .rotation = encoding == DS_ENCODING_PAIRS ? widths[p] & -widths[p] : 1,
         };

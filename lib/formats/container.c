@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-ds_container *ds_container_create(const char *format, const char *path, size_t n_files)
+ds_container *ds_container_create(ds_format format, const char *path, size_t n_files)
 {
     ds_container *container = ds_new(1, sizeof *container);
     if (container == NULL)
@@ -167,7 +167,14 @@ size_t ds_container_count(const ds_container *container) { return container->n_t
 
 const ds_tensor *ds_container_tensor(const ds_container *container, size_t index) { return &container->tensors[index]; }
 
-const char *ds_container_format(const ds_container *container) { return container->format; }
+ds_format ds_container_format(const ds_container *container) { return container->format; }
+
+const char *ds_format_name(ds_format format)
+{
+    static const char *const names[] = {
+        [DS_FORMAT_SAFETENSORS] = "safetensors", [DS_FORMAT_GGUF] = "gguf", [DS_FORMAT_PACK] = "pack"};
+    return names[format];
+}
 
 const char *ds_container_path(const ds_container *container) { return container->path; }
 

@@ -23,7 +23,7 @@ typedef struct ds_gguf_value {
 } ds_gguf_value;
 
 struct ds_container {
-    const char *format; /* "safetensors", "gguf" or "pack" */
+    ds_format format;
     char *path; /* the folder or file that was opened */
     ds_file *files;
     size_t n_files;
@@ -38,7 +38,7 @@ struct ds_container {
 };
 
 /* An empty container with room for n_files files, none open yet. NULL if memory runs out; the message is set. */
-ds_container *ds_container_create(const char *format, const char *path, size_t n_files);
+ds_container *ds_container_create(ds_format format, const char *path, size_t n_files);
 
 /* Both copy the names. DSV2_ERROR_MEMORY is the only failure. */
 dsv2_status ds_container_add(ds_container *container, const ds_tensor *tensor);

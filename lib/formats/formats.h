@@ -23,6 +23,8 @@ typedef struct ds_tensor {
     uint64_t checksum;     /* of the data, in packs */
 } ds_tensor;
 
+typedef enum ds_format { DS_FORMAT_SAFETENSORS, DS_FORMAT_GGUF, DS_FORMAT_PACK } ds_format;
+
 typedef struct ds_container ds_container;
 
 /* Opens the safetensors files of a model folder: those that model.safetensors.index.json names, else model.safetensors,
@@ -85,8 +87,9 @@ dsv2_status ds_gguf_vocabulary(const ds_container *container, ds_vocabulary_fn u
 
 /* ---- all ---- */
 
-/* The format of what was opened: "safetensors", "gguf" or "pack". */
-const char *ds_container_format(const ds_container *container);
+/* The format of what was opened, and the format's name: "safetensors", "gguf" or "pack". */
+ds_format ds_container_format(const ds_container *container);
+const char *ds_format_name(ds_format format);
 
 /* The path that was opened, for messages. */
 const char *ds_container_path(const ds_container *container);

@@ -638,7 +638,7 @@ static dsv2_status read_splits(ds_container *container, const char *path)
 
 dsv2_status ds_gguf_open(const char *path, const ds_logger *logger, ds_container **out)
 {
-    ds_container *container = ds_container_create("gguf", path, 1);
+    ds_container *container = ds_container_create(DS_FORMAT_GGUF, path, 1);
     if (container == NULL)
         return DSV2_ERROR_MEMORY;
     ds_container view = {0};

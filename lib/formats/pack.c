@@ -145,7 +145,7 @@ static dsv2_status check_texts(const ds_container *container)
 
 dsv2_status ds_pack_open(const char *path, ds_container **out)
 {
-    ds_container *container = ds_container_create("pack", path, 1);
+    ds_container *container = ds_container_create(DS_FORMAT_PACK, path, 1);
     if (container == NULL)
         return DSV2_ERROR_MEMORY;
     char *index = NULL;

@@ -84,11 +84,11 @@ static dsv2_status copy_file(ds_pack_writer *writer, const char *folder, const c
 
 dsv2_status ds_pack_writer_tokenizer(ds_pack_writer *writer, const ds_container *from)
 {
-    const char *format = ds_container_format(from);
-    if (strcmp(format, "gguf") == 0)
+    ds_format format = ds_container_format(from);
+    if (format == DS_FORMAT_GGUF)
         return ds_gguf_vocabulary(from, write_vocabulary, writer);
     dsv2_status status;
-    if (strcmp(format, "pack") == 0) {
+    if (format == DS_FORMAT_PACK) {
         if ((status = copy_text(writer, from, "tokenizer.json")) == DSV2_OK &&
             (status = copy_text(writer, from, "tokenizer_config.json")) == DSV2_OK)
             status = copy_text(writer, from, "vocabulary");

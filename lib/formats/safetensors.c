@@ -324,7 +324,7 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
     status = list_files(folder, index_path, &index, &map, &list);
     if (status != DSV2_OK)
         goto done;
-    container = ds_container_create("safetensors", folder, list.n);
+    container = ds_container_create(DS_FORMAT_SAFETENSORS, folder, list.n);
     if (container == NULL) {
         status = DSV2_ERROR_MEMORY;
         goto done;

@@ -1,5 +1,7 @@
 #include "forward/attend.h"
 
+#include "forward/layout.h"
+
 #include <assert.h>
 #include <math.h>
 #include <string.h>
@@ -23,36 +25,28 @@ uint32_t ds_attend_value_sections(const ds_attend_shape *shape)
 
 /* ---- working memory ---- */
 
-/* Hands out whole cache lines; with memory NULL it only counts. */
-static float *take(float *memory, size_t *used, size_t bytes)
-{
-    float *part = memory == NULL ? NULL : memory + *used;
-    *used += (bytes + 63) / 64 * 16;
-    return part;
-}
-
 static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_attend *attend, ds_tile *tile)
 {
     size_t used = 0, sections = ds_attend_sections(shape), cols = sections * DS_SCALE_COLS,
         value_sections = ds_attend_value_sections(shape);
-    attend->max = take(memory, &used, n * sizeof(float));
-    attend->sum = take(memory, &used, n * sizeof(float));
-    attend->scores = take(memory, &used, sizeof(float) * DS_ATTEND_ROWS * DS_PAGE_TOKENS);
+    attend->max = ds_take(memory, &used, n * sizeof(float));
+    attend->sum = ds_take(memory, &used, n * sizeof(float));
+    attend->scores = ds_take(memory, &used, sizeof(float) * DS_ATTEND_ROWS * DS_PAGE_TOKENS);
     if (!shape->integers)
         return used;
-    attend->q_pairs = (int16_t *)take(memory, &used, fill_up((uint32_t)n, DS_PANEL_ROWS) * cols * sizeof(int16_t));
-    attend->q_scales = take(memory, &used, n * sizeof(float));
-    attend->weights = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * DS_PAGE_TOKENS);
-    attend->weight_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * DS_PAGE_TOKENS);
+    attend->q_pairs = (int16_t *)ds_take(memory, &used, fill_up((uint32_t)n, DS_PANEL_ROWS) * cols * sizeof(int16_t));
+    attend->q_scales = ds_take(memory, &used, n * sizeof(float));
+    attend->weights = (int16_t *)ds_take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * DS_PAGE_TOKENS);
+    attend->weight_pairs = (int16_t *)ds_take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * DS_PAGE_TOKENS);
     size_t widest = cols > shape->value_width ? cols : shape->value_width;
-    attend->rows = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * widest);
-    attend->padded = take(memory, &used, sizeof(float) * cols);
+    attend->rows = (int16_t *)ds_take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * widest);
+    attend->padded = ds_take(memory, &used, sizeof(float) * cols);
     size_t key_rows = shape->score_by_panel ? DS_PANEL_ROWS : DS_PAGE_TOKENS;
-    tile->key_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * key_rows * cols);
-    tile->key_scales = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * sections);
-    tile->value_pairs = (int16_t *)take(memory, &used, sizeof(int16_t) * DS_PAGE_TOKENS * fill_up(shape->value_width,
+    tile->key_pairs = (int16_t *)ds_take(memory, &used, sizeof(int16_t) * key_rows * cols);
+    tile->key_scales = ds_take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * sections);
+    tile->value_pairs = (int16_t *)ds_take(memory, &used, sizeof(int16_t) * DS_PAGE_TOKENS * fill_up(shape->value_width,
                                                                                                   DS_PANEL_ROWS));
-    tile->value_scale_max = take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * value_sections);
+    tile->value_scale_max = ds_take(memory, &used, sizeof(float) * DS_PAGE_TOKENS * value_sections);
     return used;
 }
 

@@ -13,6 +13,14 @@ void *ds_lay_out(ds_layout *layout, uint64_t count, uint64_t size)
     return part;
 }
 
+float *ds_take(float *memory, size_t *used, size_t bytes)
+{
+    enum { LINE = 64 };
+    float *part = memory == NULL ? NULL : memory + *used;
+    *used += (bytes + LINE - 1) / LINE * (LINE / sizeof(float));
+    return part;
+}
+
 void ds_lay_out_overlapping(ds_layout *layout, const ds_overlapping *parts, size_t n)
 {
     uint64_t first = layout->used, end = first;

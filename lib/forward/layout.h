@@ -22,6 +22,10 @@ typedef struct ds_layout {
 /* The next `count` elements of `size` bytes, on whole cache lines; NULL while sizes are added up. */
 void *ds_lay_out(ds_layout *layout, uint64_t count, uint64_t size);
 
+/* The same within a thread's scratch: the next `bytes`, on whole cache lines. *used counts floats; with memory NULL
+ * nothing else happens. */
+float *ds_take(float *memory, size_t *used, size_t bytes);
+
 /* Parts of the working memory that are never in use at the same time: all begin at the same byte. */
 typedef void (*ds_lay_out_fn)(void *memory, ds_layout *layout);
 typedef struct ds_overlapping {

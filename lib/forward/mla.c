@@ -265,22 +265,23 @@ typedef struct attend_scratch {
     float *attend;  /* what attend.c needs */
 } attend_scratch;
 
-static attend_scratch attend_scratch_of(const ds_rows *rows, unsigned thread)
-{
-    const ds_config *config = rows->config;
-    attend_scratch s;
-    s.latents = ds_stage_scratch_of(&rows->linear, thread);
-    s.sums = s.latents + (size_t)DS_PAGE_TOKENS * (config->kv_lora_rank + config->qk_rope_head_dim);
-    s.total = s.sums + (size_t)QUERY_SET * config->kv_lora_rank;
-    s.attend = s.total + (size_t)QUERY_SET * config->kv_lora_rank;
-    return s;
-}
-
-static size_t attend_scratch_floats(const ds_config *config)
+/* Divides a thread's scratch, or with memory NULL only counts: returns floats. */
+static size_t divide_attend(const ds_config *config, float *memory, attend_scratch *s)
 {
     ds_attend_shape shape = absorbed_shape(config, true);
-    size_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim;
-    return DS_PAGE_TOKENS * width + 2 * QUERY_SET * lora + ds_attend_floats(&shape, QUERY_SET);
+    size_t lora = config->kv_lora_rank, width = lora + config->qk_rope_head_dim, used = 0;
+    s->latents = ds_take(memory, &used, DS_PAGE_TOKENS * width * sizeof(float));
+    s->sums = ds_take(memory, &used, QUERY_SET * lora * sizeof(float));
+    s->total = ds_take(memory, &used, QUERY_SET * lora * sizeof(float));
+    s->attend = ds_take(memory, &used, ds_attend_floats(&shape, QUERY_SET) * sizeof(float));
+    return used;
+}
+
+static attend_scratch attend_scratch_of(const ds_rows *rows, unsigned thread)
+{
+    attend_scratch s;
+    divide_attend(rows->config, ds_stage_scratch_of(&rows->linear, thread), &s);
+    return s;
 }
 
 /* The query vectors that a task takes together: some rows of one sequence times some heads. */
@@ -581,29 +582,30 @@ static void segment_task(void *context, size_t page, unsigned thread)
 
 /* Working memory of one thread, behind what ds_matmul wants. */
 typedef struct expand_scratch {
-    float *matmul;
+    float *matmul; /* what ds_matmul asks for */
     float *keys;   /* [DS_PAGE_TOKENS][nope + rope]: k^C and k^R */
     float *values; /* [DS_PAGE_TOKENS][v] */
     float *value_scales; /* [DS_PAGE_TOKENS] */
     float *attend; /* what attend.c needs */
 } expand_scratch;
 
-static size_t expand_scratch_floats(const ds_config *config)
+/* Divides a thread's scratch, or with memory NULL only counts: returns floats. */
+static size_t divide_expand(const ds_config *config, float *memory, expand_scratch *s)
 {
     ds_attend_shape shape = expanded_shape(config, true);
-    size_t key = (size_t)config->qk_nope_head_dim + config->qk_rope_head_dim;
-    return DS_PAGE_TOKENS * (key + config->v_head_dim + 1) + ds_attend_floats(&shape, DS_PASS_ROWS);
+    size_t key = (size_t)config->qk_nope_head_dim + config->qk_rope_head_dim, used = 0;
+    s->keys = ds_take(memory, &used, DS_PAGE_TOKENS * key * sizeof(float));
+    s->values = ds_take(memory, &used, (size_t)DS_PAGE_TOKENS * config->v_head_dim * sizeof(float));
+    s->value_scales = ds_take(memory, &used, DS_PAGE_TOKENS * sizeof(float));
+    s->attend = ds_take(memory, &used, ds_attend_floats(&shape, DS_PASS_ROWS) * sizeof(float));
+    return used;
 }
 
 static expand_scratch expand_scratch_of(const ds_rows *rows, unsigned thread)
 {
-    const ds_config *config = rows->config;
     expand_scratch s;
+    divide_expand(rows->config, ds_stage_scratch_of(&rows->linear, thread), &s);
     s.matmul = ds_matmul_scratch_of(&rows->linear, thread);
-    s.keys = ds_stage_scratch_of(&rows->linear, thread);
-    s.values = s.keys + (size_t)DS_PAGE_TOKENS * (config->qk_nope_head_dim + config->qk_rope_head_dim);
-    s.value_scales = s.values + (size_t)DS_PAGE_TOKENS * config->v_head_dim;
-    s.attend = s.value_scales + DS_PAGE_TOKENS;
     return s;
 }
 
@@ -760,7 +762,9 @@ static void choose_form(const ds_config *config, ds_sequence *sequence)
 
 static size_t stage_floats(const ds_config *config)
 {
-    return ds_max(attend_scratch_floats(config), expand_scratch_floats(config));
+    attend_scratch attend;
+    expand_scratch expand;
+    return ds_max(divide_attend(config, NULL, &attend), divide_expand(config, NULL, &expand));
 }
 
 /* ---- the whole ---- */

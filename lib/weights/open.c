@@ -348,7 +348,7 @@ dsv2_status ds_weights_open(ds_weights *weights, const ds_weights_opening *openi
     ds_holder_init(&weights->holder, slab_bytes(container));
     opener o = {.weights = weights, .opening = opening, .total = ds_container_count(container),
                 .places = ds_places_in(container, opening->config),
-                .has_checksums = strcmp(ds_container_format(container), "pack") == 0};
+                .has_checksums = ds_container_format(container) == DS_FORMAT_PACK};
     ds_queue_init(&o.queue, opening->kernels, opening->pool, container, opening->queue_limits);
     const ds_weights_visitor visitor = {bind_matrix, bind_vector, &o};
     dsv2_status status = allocate_layers(weights, opening->config);

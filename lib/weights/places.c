@@ -4,7 +4,7 @@
 
 ds_places ds_places_in(const ds_container *container, const ds_config *config)
 {
-    return (ds_places){container, config, strcmp(ds_container_format(container), "gguf") == 0};
+    return (ds_places){container, config, ds_container_format(container) == DS_FORMAT_GGUF};
 }
 
 static void shape_text(uint32_t n_dims, const uint64_t *dims, char *text, size_t size)
@@ -30,8 +30,7 @@ static dsv2_status require(const ds_places *places, const char *name, uint32_t n
         shape_text(tensor->n_dims, tensor->dims, shape, sizeof shape);
         shape_text(n_dims, dims, expected, sizeof expected);
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has shape %s, the configuration says %s", tensor->path, name,
-                       shape,
-                       expected);
+                       shape, expected);
     }
     *out = tensor;
     return DSV2_OK;
@@ -50,8 +49,7 @@ static dsv2_status find_whole(const ds_places *places, const char *name, ds_shap
 
 /* A routed expert's matrix in a tensor with `n_parts` matrices for every expert. */
 static dsv2_status find_expert(const ds_places *places, const ds_weight_id *id, const char *name, uint32_t part,
-                               uint32_t n_parts,
-                               ds_place *place)
+                               uint32_t n_parts, ds_place *place)
 {
     ds_shape shape = ds_role_info_of(id->role)->shape(places->config);
     const uint64_t dims[] = {places->config->n_routed_experts, (uint64_t)shape.rows * n_parts, shape.cols};
@@ -101,8 +99,8 @@ dsv2_status ds_place_find_scales(const ds_places *places, const ds_tensor *tenso
                        tensor->path, tensor->name);
     char name[DS_NAME_SIZE + 16];
     snprintf(name, sizeof name, "%s_scale_inv", tensor->name);
-    uint64_t rows = (tensor->dims[0] + block_rows - 1) / block_rows,
-        cols = (tensor->dims[1] + block_cols - 1) / block_cols;
+    uint64_t rows = (tensor->dims[0] + block_rows - 1) / block_rows;
+    uint64_t cols = (tensor->dims[1] + block_cols - 1) / block_cols;
     return find_whole(places, name, (ds_shape){(uint32_t)rows, (uint32_t)cols}, scales);
 }
 

@@ -57,8 +57,8 @@ typedef enum dsv2_weight_type {
 } dsv2_weight_type;
 
 /* For the defaults set struct_size to sizeof(dsv2_model_options) and everything else to zero. A larger struct_size than
- * the library knows is accepted if the unknown rest is zero; a smaller one leaves the missing fields at their
- * defaults. */
+ * the library knows is accepted if the unknown rest is zero; a smaller one, down to that of version 0.1, leaves the
+ * missing fields at their defaults. */
 typedef struct dsv2_model_options {
     size_t struct_size;
     uint32_t n_threads;           /* threads at work, the caller's included, at most 1024; 0: as many as the process's

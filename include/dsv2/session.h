@@ -130,7 +130,8 @@ DSV2_API void dsv2_session_cancel(dsv2_session *session);
 /* The bytes that one token takes in this session's cache, in *bytes. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_bytes_per_token(const dsv2_session *session, uint64_t *bytes);
 
-/* One session's share of a dsv2_step. struct_size is set in every item, to the same value. */
+/* One session's share of a dsv2_step. struct_size is set in every item, to the same value; sizes of other versions are
+ * accepted as in dsv2_model_options. */
 typedef struct dsv2_step_item {
     size_t struct_size;
     dsv2_session *session; /* each session at most once in a step, all of the same model */

@@ -23,7 +23,7 @@ dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
     if (path == NULL || model == NULL)
         return ds_null_argument(path == NULL ? "path" : "model");
     dsv2_model_options known = {.struct_size = sizeof known};
-    dsv2_status status = ds_read_options("dsv2_model_options", options, &known, sizeof known, sizeof known);
+    dsv2_status status = ds_read_options(DS_SIZED(dsv2_model_options, log_user), options, &known);
     if (status == DSV2_OK)
         status = check_type_and_threads(known.weight_type, known.n_threads);
     return status == DSV2_OK ? ds_model_open(path, &known, model) : status;
@@ -102,7 +102,7 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
     set_name(known.scoring_func, sizeof known.scoring_func, scoring_func);
     set_name(known.container, sizeof known.container, ds_format_name(ds_container_format(model->fixed.container)));
     set_name(known.kernels, sizeof known.kernels, model->fixed.kernels->name);
-    return ds_write_info("dsv2_model_info", info, &known, sizeof known, sizeof known);
+    return ds_write_info(DS_SIZED(dsv2_model_info, fingerprint), info, &known);
 }
 
 dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *info)
@@ -118,7 +118,7 @@ dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *inf
     known.pages_in_use = pages->pages_in_use;
     known.page_bytes_in_use = pages->bytes_in_use;
     ds_mutex_unlock(&pages->lock);
-    return ds_write_info("dsv2_memory_info", info, &known, sizeof known, sizeof known);
+    return ds_write_info(DS_SIZED(dsv2_memory_info, scratch_bytes), info, &known);
 }
 
 dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv2_pack_options *options)
@@ -126,7 +126,7 @@ dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv
     if (path == NULL || output_path == NULL)
         return ds_null_argument(path == NULL ? "path" : "output_path");
     dsv2_pack_options known = {.struct_size = sizeof known};
-    dsv2_status status = ds_read_options("dsv2_pack_options", options, &known, sizeof known, sizeof known);
+    dsv2_status status = ds_read_options(DS_SIZED(dsv2_pack_options, progress_user), options, &known);
     if (status == DSV2_OK)
         status = check_type_and_threads(known.weight_type, known.n_threads);
     return status == DSV2_OK ? ds_model_export(path, output_path, &known) : status;

@@ -127,7 +127,7 @@ dsv2_status dsv2_routing_get_info(const dsv2_routing *routing, dsv2_routing_info
         .n_group = routing->shape.n_group,
         .topk_group = routing->shape.topk_group,
     };
-    return ds_write_info("dsv2_routing_info", info, &known, sizeof known, sizeof known);
+    return ds_write_info(DS_SIZED(dsv2_routing_info, topk_group), info, &known);
 }
 
 static dsv2_status find_layer(const dsv2_routing *routing, uint32_t layer, uint32_t *moe_layer)
@@ -175,7 +175,7 @@ dsv2_status dsv2_routing_measure(const dsv2_routing *routing, uint32_t layer, ui
         return ds_fail(DSV2_ERROR_STATE, "no tokens were counted: there is nothing to measure");
     dsv2_routing_balance known = {0};
     ds_usage_measure(&routing->usage, shape, moe_layer, n_devices, max_devices, &known);
-    return ds_write_info("dsv2_routing_balance", balance, &known, sizeof known, sizeof known);
+    return ds_write_info(DS_SIZED(dsv2_routing_balance, mean_devices_reached), balance, &known);
 }
 
 dsv2_status dsv2_session_set_routing_trace(dsv2_session *session, dsv2_routing_trace_fn trace, void *user)

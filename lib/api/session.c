@@ -7,7 +7,7 @@ dsv2_status dsv2_session_open(dsv2_model *model, const dsv2_session_options *opt
     if (model == NULL || session == NULL)
         return ds_null_argument(model == NULL ? "model" : "session");
     dsv2_session_options known = {.struct_size = sizeof known};
-    dsv2_status status = ds_read_options("dsv2_session_options", options, &known, sizeof known, sizeof known);
+    dsv2_status status = ds_read_options(DS_SIZED(dsv2_session_options, progress_user), options, &known);
     if (status != DSV2_OK)
         return status;
     if ((unsigned)known.attention > DSV2_ATTENTION_EXPANDED)
@@ -63,17 +63,22 @@ dsv2_status dsv2_session_feed(dsv2_session *session, const int32_t *tokens, size
     return ds_end_call(session, status);
 }
 
+static ds_sized sized_item(void) { return DS_SIZED(dsv2_step_item, status); }
+
 /* Takes one item's session and checks the item; on failure the session is not taken. */
 static dsv2_status enter_item(dsv2_model *model, const dsv2_step_item *item, size_t stride)
 {
     if (item->struct_size != stride)
         return ds_fail(DSV2_ERROR_ARGUMENT, "struct_size of an item is %zu, of the first %zu", item->struct_size,
                        stride);
+    dsv2_status status = ds_check_unknown(sized_item(), item, stride);
+    if (status != DSV2_OK)
+        return status;
     if (item->session == NULL)
         return ds_null_argument("an item's session");
     if (item->session->model != model)
         return ds_fail(DSV2_ERROR_MISMATCH, "an item's session belongs to another model");
-    dsv2_status status = ds_session_enter(item->session);
+    status = ds_session_enter(item->session);
     if (status != DSV2_OK)
         return status;
     status = check_item(item);
@@ -89,11 +94,12 @@ dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
     if (n_items == 0)
         return ds_fail(DSV2_ERROR_ARGUMENT, "n_items is 0, expected at least one");
     size_t stride = items->struct_size;
-    if (stride < sizeof *items || stride > sizeof *items + 4096 || stride % sizeof(void *) != 0)
-        return ds_fail(DSV2_ERROR_ARGUMENT,
-                       "dsv2_step_item.struct_size is %zu, expected sizeof(dsv2_step_item), which is %zu", stride,
-                       sizeof *items);
-    dsv2_status status = DSV2_OK;
+    dsv2_status status = ds_check_size(sized_item(), stride);
+    if (status == DSV2_OK && stride % _Alignof(dsv2_step_item) != 0)
+        status = ds_fail(DSV2_ERROR_ARGUMENT, "dsv2_step_item.struct_size is %zu, expected a multiple of %zu", stride,
+                         _Alignof(dsv2_step_item));
+    if (status != DSV2_OK)
+        return status;
     size_t n_entered = 0;
     while (n_entered < n_items && (status = enter_item(model, ds_step_item_at(items, n_entered), stride)) == DSV2_OK)
         n_entered++;

@@ -6,7 +6,7 @@
 static dsv2_status read_save_options(const dsv2_save_options *options, dsv2_save_options *known)
 {
     *known = (dsv2_save_options){.struct_size = sizeof *known};
-    dsv2_status status = ds_read_options("dsv2_save_options", options, known, sizeof *known, sizeof *known);
+    dsv2_status status = ds_read_options(DS_SIZED(dsv2_save_options, progress_user), options, known);
     int level = known->compression_level, lowest = ZSTD_minCLevel(), highest = ZSTD_maxCLevel();
     if (status == DSV2_OK && (level < lowest || level > highest))
         status = ds_fail(DSV2_ERROR_ARGUMENT, "compression_level is %d, expected %d to %d", level, lowest, highest);
@@ -62,7 +62,7 @@ static dsv2_status restore(dsv2_session *session, const char *path, dsv2_read_fn
                            const dsv2_restore_options *options, size_t *tokens_reused)
 {
     dsv2_restore_options known = {.struct_size = sizeof known};
-    dsv2_status status = ds_read_options("dsv2_restore_options", options, &known, sizeof known, sizeof known);
+    dsv2_status status = ds_read_options(DS_SIZED(dsv2_restore_options, progress_user), options, &known);
     if (status == DSV2_OK)
         status = ds_session_enter(session);
     if (status != DSV2_OK)
@@ -108,5 +108,5 @@ dsv2_status dsv2_snapshot_inspect(const char *path, dsv2_snapshot_info *info)
         return ds_null_argument(path == NULL ? "path" : "info");
     dsv2_snapshot_info known;
     dsv2_status status = ds_snapshot_read_info(path, &known);
-    return status == DSV2_OK ? ds_write_info("dsv2_snapshot_info", info, &known, sizeof known, sizeof known) : status;
+    return status == DSV2_OK ? ds_write_info(DS_SIZED(dsv2_snapshot_info, latent_bytes), info, &known) : status;
 }

@@ -113,7 +113,7 @@ dsv2_status dsv2_tokenizer_get_info(const dsv2_tokenizer *tokenizer, dsv2_tokeni
         return null_argument(__func__, "tokenizer");
     dsv2_tokenizer_info known;
     ds_describe_tokenizer(tokenizer, &known);
-    return ds_write_info("dsv2_tokenizer_info", info, &known, sizeof known, sizeof known);
+    return ds_write_info(DS_SIZED(dsv2_tokenizer_info, chat_form), info, &known);
 }
 
 dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer *tokenizer, const char *text, size_t size, int32_t *token)

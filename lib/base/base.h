@@ -28,14 +28,35 @@ dsv2_status ds_fail_memory(const char *what, size_t bytes);
  * memory, else DSV2_ERROR_IO. */
 dsv2_status ds_fail_io(const char *path, const char *doing);
 
-/* Copies an option structure, which the host may have compiled against older or newer headers, over `known` (known_size
- * bytes that hold the defaults). NULL options leave the defaults. A struct_size under `minimum` (the structure's first
- * version), or a non-zero byte beyond what is known, is DSV2_ERROR_ARGUMENT; the message names `type`. */
-dsv2_status ds_read_options(const char *type, const void *options, void *known, size_t known_size, size_t minimum);
+/* A public structure that begins with struct_size, as this library knows it and as version 0.1 had it. */
+typedef struct ds_sized {
+    const char *type;
+    size_t size, first_size;
+} ds_sized;
+
+/* `last` is the structure's last field in version 0.1, and never changes. A field that is appended later begins behind
+ * first_size, which counts the padding at the end: what a host of version 0.1 has there may be anything. */
+#define DS_SIZED(type, last)                                                                                           \
+    (ds_sized)                                                                                                         \
+    {                                                                                                                  \
+        #type, sizeof(type), (offsetof(type, last) + sizeof(((type *)0)->last) + _Alignof(type) - 1) /                 \
+            _Alignof(type) * _Alignof(type)                                                                            \
+    }
+
+/* Copies an option structure, which the host may have compiled against older or newer headers, over `known`, which
+ * holds the defaults. NULL options leave the defaults. A struct_size under that of version 0.1, or a non-zero byte
+ * beyond what is known, is DSV2_ERROR_ARGUMENT; the message names the type. known's struct_size stays. */
+dsv2_status ds_read_options(ds_sized sized, const void *options, void *known);
 
 /* The other direction, for structures that the library fills: copies at most struct_size bytes of `known` to `info`,
  * which keeps its struct_size. Bytes that the host has beyond what is known become zero. */
-dsv2_status ds_write_info(const char *type, void *info, const void *known, size_t known_size, size_t minimum);
+dsv2_status ds_write_info(ds_sized sized, void *info, const void *known);
+
+/* DSV2_ERROR_ARGUMENT unless a header of some version can give the structure this size. */
+dsv2_status ds_check_size(ds_sized sized, size_t size);
+
+/* DSV2_ERROR_ARGUMENT if the structure, of `size` bytes, has a non-zero byte beyond what is known. */
+dsv2_status ds_check_unknown(ds_sized sized, const void *structure, size_t size);
 
 /* ---- logging (log.c) ---- */
 

@@ -37,40 +37,53 @@ dsv2_status ds_fail_io(const char *path, const char *doing)
 
 const char *dsv2_last_error(void) { return last_error; }
 
-dsv2_status ds_read_options(const char *type, const void *options, void *known, size_t known_size, size_t minimum)
+/* More than 4096 bytes beyond what is known mean an uninitialised structure: reading or writing that far could leave the
+ * host's memory. */
+dsv2_status ds_check_size(ds_sized sized, size_t size)
+{
+    if (size >= sized.first_size && size <= sized.size + 4096)
+        return DSV2_OK;
+    return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu%s", sized.type, size,
+                   sized.type, sized.size, size > sized.size ? ": was it set?" : "");
+}
+
+dsv2_status ds_check_unknown(ds_sized sized, const void *structure, size_t size)
+{
+    for (size_t i = sized.size; i < size; i++)
+        if (((const unsigned char *)structure)[i] != 0)
+            return ds_fail(DSV2_ERROR_ARGUMENT,
+                           "%s has a field that this version of the library does not know, at byte %zu", sized.type, i);
+    return DSV2_OK;
+}
+
+dsv2_status ds_read_options(ds_sized sized, const void *options, void *known)
 {
     if (options == NULL)
         return DSV2_OK;
     size_t size;
     memcpy(&size, options, sizeof size);
-    if (size < minimum)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size,
-                       type, known_size);
-    /* A size that no header of ours can have means an uninitialised structure: reading that far could leave the host's
-     * memory. */
-    if (size > known_size + 4096)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu: was it set?",
-                       type, size, type, known_size);
-    for (size_t i = known_size; i < size; i++)
-        if (((const unsigned char *)options)[i] != 0)
-            return ds_fail(DSV2_ERROR_ARGUMENT,
-                           "%s has a field that this version of the library does not know, at byte %zu", type, i);
-    memcpy(known, options, size < known_size ? size : known_size);
+    dsv2_status status = ds_check_size(sized, size);
+    if (status == DSV2_OK)
+        status = ds_check_unknown(sized, options, size);
+    if (status != DSV2_OK)
+        return status;
+    memcpy((char *)known + sizeof size, (const char *)options + sizeof size,
+           (size < sized.size ? size : sized.size) - sizeof size);
     return DSV2_OK;
 }
 
-dsv2_status ds_write_info(const char *type, void *info, const void *known, size_t known_size, size_t minimum)
+dsv2_status ds_write_info(ds_sized sized, void *info, const void *known)
 {
     if (info == NULL)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", type);
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", sized.type);
     size_t size;
     memcpy(&size, info, sizeof size);
-    if (size < minimum || size > known_size + 4096)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s.struct_size is %zu, expected sizeof(%s), which is %zu", type, size,
-                       type, known_size);
+    dsv2_status status = ds_check_size(sized, size);
+    if (status != DSV2_OK)
+        return status;
     memcpy((char *)info + sizeof size, (const char *)known + sizeof size,
-           (size < known_size ? size : known_size) - sizeof size);
-    if (size > known_size)
-        memset((char *)info + known_size, 0, size - known_size);
+           (size < sized.size ? size : sized.size) - sizeof size);
+    if (size > sized.size)
+        memset((char *)info + sized.size, 0, size - sized.size);
     return DSV2_OK;
 }

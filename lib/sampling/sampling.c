@@ -102,7 +102,7 @@ dsv2_status ds_sampler_set(ds_sampler *sampler, const dsv2_sampling *sampling, u
         return ds_fail(DSV2_ERROR_ARGUMENT, "sampling is NULL");
     dsv2_sampling params;
     dsv2_sampling_defaults(&params);
-    dsv2_status status = ds_read_options("dsv2_sampling", sampling, &params, sizeof params, sizeof params);
+    dsv2_status status = ds_read_options(DS_SIZED(dsv2_sampling, seed), sampling, &params);
     if (status != DSV2_OK)
         return status;
     status = check_fields(&params);
@@ -114,7 +114,6 @@ dsv2_status ds_sampler_set(ds_sampler *sampler, const dsv2_sampling *sampling, u
         return status;
     ds_sampler_free(sampler);
     sampler->params = params;
-    sampler->params.struct_size = sizeof params;
     sampler->params.logit_bias = biases;
     ds_random_seed(&sampler->random, params.seed);
     return DSV2_OK;

@@ -69,7 +69,8 @@ dsv2_status ds_session_need_candidates(dsv2_session *session);
 /* DSV2_ERROR_ARGUMENT unless n <= length. */
 dsv2_status ds_session_check_length(const dsv2_session *session, size_t n);
 
-/* Item number i: an item of the host's has the size that its struct_size says. */
+/* Item number i: an item of the host's has the size that its struct_size says. That may be the size of version 0.1:
+ * fields that were appended later are read only where struct_size covers them. */
 static inline dsv2_step_item *ds_step_item_at(dsv2_step_item *items, size_t i)
 {
     return (dsv2_step_item *)(void *)((char *)items + i * items->struct_size);

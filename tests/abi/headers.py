@@ -6,6 +6,8 @@ headers.py symbols INCLUDE LIBRARY    checks that the library, shared or static,
                                       less, and calls none that ends the process (as an assertion does), prints or changes its
                                       settings
 headers.py alone INCLUDE COMPILER...   compiles every header by itself as C++11, without a warning
+headers.py grow INCLUDE FOLDER         writes the headers of a later version, in which every structure that begins with struct_size
+                                      has one more field
 headers.py mirrored LAYOUT.json FILE... checks that the files name every enumeration's items and every record's fields
 """
 
@@ -139,6 +141,17 @@ def compile_alone(include, compiler):
     return results and all(results)
 
 
+def grow(include, folder):
+    for header in (Path(include) / "dsv2").glob("*.h"):
+        text = re.sub(
+            r"(typedef struct (\w+) \{\n    size_t struct_size;.*?)(\} \2;)",
+            r"\1    uint64_t appended_by_a_later_version[2];\n\3",
+            header.read_text(encoding="utf-8"),
+            flags=re.DOTALL,
+        )
+        (Path(folder) / header.name).write_text(text, encoding="utf-8")
+
+
 # The structures that bindings turn into records of their own, field by field.
 RECORDS = [
     "dsv2_model_info", "dsv2_memory_info", "dsv2_tokenizer_info", "dsv2_sampling", "dsv2_snapshot_info", "dsv2_routing_info",
@@ -169,6 +182,8 @@ def main(arguments):
         return 0 if check_symbols(*rest) else 1
     elif command == "alone":
         return 0 if compile_alone(rest[0], rest[1:]) else 1
+    elif command == "grow":
+        grow(*rest)
     elif command == "mirrored":
         return 0 if check_mirrored(rest[0], rest[1:]) else 1
     else:

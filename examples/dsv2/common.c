@@ -311,8 +311,9 @@ const sampling_settings default_sampling = {.temperature = 0.8, .top_p = 0.95, .
 
 int set_sampling(dsv2_session *session, const sampling_settings *settings)
 {
-    dsv2_sampling sampling;
-    dsv2_sampling_defaults(&sampling);
+    dsv2_sampling sampling = {.struct_size = sizeof sampling};
+    if (dsv2_sampling_get_defaults(&sampling) != DSV2_OK)
+        return fail_library();
     sampling.temperature = (float)settings->temperature;
     sampling.top_k = (uint32_t)settings->top_k;
     sampling.top_p = (float)settings->top_p;
@@ -320,6 +321,8 @@ int set_sampling(dsv2_session *session, const sampling_settings *settings)
     sampling.repetition_penalty = (float)settings->repetition_penalty;
     sampling.seed = settings->seed;
     dsv2_status status = dsv2_session_set_sampling(session, &sampling);
+    if (status == DSV2_OK) /* a restored session may have had the same seed, and drawn */
+        status = dsv2_session_seed(session, settings->seed);
     if (status == DSV2_ERROR_ARGUMENT)
         return fail_usage("%s", dsv2_last_error());
     return status == DSV2_OK ? EXIT_OK : fail_library();

@@ -54,8 +54,8 @@ template <class T> T make() {
 }
 
 inline dsv2_sampling default_sampling() {
-    dsv2_sampling sampling;
-    dsv2_sampling_defaults(&sampling);
+    dsv2_sampling sampling = make<dsv2_sampling>();
+    check(dsv2_sampling_get_defaults(&sampling));
     return sampling;
 }
 
@@ -292,6 +292,7 @@ public:
         return token;
     }
     void set_sampling(const dsv2_sampling &sampling) { check(dsv2_session_set_sampling(get(), &sampling)); }
+    void seed(uint64_t seed) { check(dsv2_session_seed(get(), seed)); }
     /* vocab_size() floats, not copied. */
     const float *logits() {
         const float *logits;

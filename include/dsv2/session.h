@@ -81,9 +81,16 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_feed(dsv2_session *session, 
  * _BUSY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_sample(dsv2_session *session, int32_t *token);
 
-/* Sets how to draw; the session starts with dsv2_sampling_defaults. The structure and its biases are copied.
+/* Sets how to draw; the session starts with the values of dsv2_sampling_get_defaults. The structure and its biases are
+ * copied. The session's random numbers go on as if nothing had been set, so that options and biases may change before
+ * every draw; a seed that differs from the one set before starts them anew.
  * Returns DSV2_OK, DSV2_ERROR_ARGUMENT (the message names field and value), _MEMORY or _BUSY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling *sampling);
+
+/* Starts the session's random numbers anew from the seed: the next draws are those of every session with this seed, these
+ * logits and this sampling. Forks are seeded apart in this way. The seed in dsv2_sampling stays what it is. Returns
+ * DSV2_OK, DSV2_ERROR_ARGUMENT or _BUSY. Since version 0.2. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_seed(dsv2_session *session, uint64_t seed);
 
 /* The logits of the last token: *logits points to vocab_size floats owned by the session. The floats stay what they are
  * until the session's next feed, step, truncate or restore, which may overwrite them. The memory may be read until the

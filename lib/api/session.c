@@ -141,6 +141,17 @@ dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling
     return ds_end_call(session, status);
 }
 
+dsv2_status dsv2_session_seed(dsv2_session *session, uint64_t seed)
+{
+    dsv2_status status = ds_begin_call(session);
+    if (status != DSV2_OK)
+        return status;
+    ds_mutex_lock(&session->committed);
+    ds_random_seed(&session->sampler.random, seed);
+    ds_mutex_unlock(&session->committed);
+    return ds_end_call(session, DSV2_OK);
+}
+
 dsv2_status dsv2_session_logits(dsv2_session *session, const float **logits)
 {
     dsv2_status status = ds_begin_call_with(session, logits, "logits");

@@ -6,21 +6,16 @@
 
 /* ---- parameters ---- */
 
-void dsv2_sampling_defaults(dsv2_sampling *sampling)
-{
-    if (sampling == NULL)
-        return;
-    *sampling = (dsv2_sampling){
-        .struct_size = sizeof *sampling,
-        .repetition_penalty = 1.0f,
-        .temperature = 1.0f,
-        .top_p = 1.0f,
-    };
-}
+const dsv2_sampling ds_sampling_defaults = {
+    .struct_size = sizeof ds_sampling_defaults,
+    .repetition_penalty = 1.0f,
+    .temperature = 1.0f,
+    .top_p = 1.0f,
+};
 
 void ds_sampler_init(ds_sampler *sampler)
 {
-    dsv2_sampling_defaults(&sampler->params);
+    sampler->params = ds_sampling_defaults;
     ds_random_seed(&sampler->random, sampler->params.seed);
 }
 
@@ -100,8 +95,7 @@ dsv2_status ds_sampler_set(ds_sampler *sampler, const dsv2_sampling *sampling, u
 {
     if (sampling == NULL)
         return ds_fail(DSV2_ERROR_ARGUMENT, "sampling is NULL");
-    dsv2_sampling params;
-    dsv2_sampling_defaults(&params);
+    dsv2_sampling params = ds_sampling_defaults;
     dsv2_status status = ds_read_options(DS_SIZED(dsv2_sampling, seed), sampling, &params);
     if (status != DSV2_OK)
         return status;
@@ -112,10 +106,11 @@ dsv2_status ds_sampler_set(ds_sampler *sampler, const dsv2_sampling *sampling, u
     status = copy_biases(&params, vocab_size, &biases);
     if (status != DSV2_OK)
         return status;
-    ds_sampler_free(sampler);
+    if (params.seed != sampler->params.seed)
+        ds_random_seed(&sampler->random, params.seed);
+    ds_free((void *)sampler->params.logit_bias);
     sampler->params = params;
     sampler->params.logit_bias = biases;
-    ds_random_seed(&sampler->random, params.seed);
     return DSV2_OK;
 }
 

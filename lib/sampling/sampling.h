@@ -38,11 +38,14 @@ typedef struct ds_candidate {
     uint64_t weight; /* the token's probability, scaled so that the sum over the vocabulary fits */
 } ds_candidate;
 
-/* Parameters of dsv2_sampling_defaults, random numbers from their seed. Cannot fail. Owns no memory until it is set. */
+/* Temperature 1, all else off, seed 0. */
+extern const dsv2_sampling ds_sampling_defaults;
+
+/* The default parameters, random numbers from their seed. Cannot fail. Owns no memory until it is set. */
 void ds_sampler_init(ds_sampler *sampler);
 
-/* Checks new parameters field by field, copies them, and starts the random numbers from their seed. On failure the
- * sampler is as before. Returns DSV2_OK, DSV2_ERROR_ARGUMENT or _MEMORY. */
+/* Checks new parameters field by field and copies them. Random numbers go on, unless the seed is another than that of
+ * the parameters before: then they start from the new seed. On failure the sampler is as before. Returns DSV2_OK, DSV2_ERROR_ARGUMENT or _MEMORY. */
 dsv2_status ds_sampler_set(ds_sampler *sampler, const dsv2_sampling *sampling, uint32_t vocab_size);
 
 /* Makes *to, which owns no memory yet, draw as `from` will. On failure *to is as ds_sampler_init leaves it. */

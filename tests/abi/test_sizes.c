@@ -54,6 +54,7 @@ static dsv2_status write_pack(void *options) { return dsv2_model_pack(folder, pa
 static dsv2_status save(void *options) { return dsv2_session_save(session, snapshot, options); }
 static dsv2_status restore(void *options) { return dsv2_session_restore(session, snapshot, options, NULL); }
 static dsv2_status set_sampling(void *sampling) { return dsv2_session_set_sampling(session, sampling); }
+static dsv2_status get_defaults(void *sampling) { return dsv2_sampling_get_defaults(sampling); }
 static dsv2_status step(void *item) { return dsv2_step(model, item, 1); }
 static dsv2_status model_info(void *info) { return dsv2_model_get_info(model, info); }
 static dsv2_status memory_info(void *info) { return dsv2_model_get_memory(model, info); }
@@ -89,6 +90,7 @@ static const struct structure {
     {"dsv2_pack_options", 32, sizeof(dsv2_pack_options), write_pack, NULL, false},
     {"dsv2_session_options", 40, sizeof(dsv2_session_options), open_session, NULL, false},
     {"dsv2_sampling", 64, sizeof(dsv2_sampling), set_sampling, fill_sampling, false},
+    {"dsv2_sampling", 64, sizeof(dsv2_sampling), get_defaults, NULL, true},
     {"dsv2_save_options", 32, sizeof(dsv2_save_options), save, NULL, false},
     {"dsv2_restore_options", 48, sizeof(dsv2_restore_options), restore, NULL, false},
     {"dsv2_step_item", 48, sizeof(dsv2_step_item), step, fill_item, false},
@@ -218,6 +220,33 @@ START_TEST(a_size_that_no_header_has_is_refused_unread)
 }
 END_TEST
 
+/* dsv2_sampling_defaults is not told a size: what it fills is what version 0.1 had. */
+START_TEST(defaults_of_sampling_fit_the_structure_of_version_1)
+{
+    enum { FIRST = 64 };
+    dsv2_sampling old;
+    memset(end - FIRST, 0xaa, FIRST);
+    dsv2_sampling_defaults((dsv2_sampling *)(void *)(end - FIRST));
+    memcpy(&old, end - FIRST, FIRST);
+    ck_assert_uint_eq(old.struct_size, FIRST);
+    ck_assert(old.temperature == 1 && old.top_p == 1 && old.repetition_penalty == 1);
+    ck_assert(old.logit_bias == NULL && old.n_logit_bias == 0 && old.seed == 0 && old.penalty_window == 0);
+    ck_assert(old.top_k == 0 && old.min_p == 0 && old.presence_penalty == 0 && old.frequency_penalty == 0);
+    ck_assert(dsv2_session_set_sampling(session, (dsv2_sampling *)(void *)(end - FIRST)) == DSV2_OK);
+    for (size_t size = FIRST; size <= sizeof(dsv2_sampling) + BEHIND; size += 8) {
+        char *filled = end - size;
+        memset(filled, 0xaa, size);
+        memcpy(filled, &size, sizeof size);
+        ck_assert(dsv2_sampling_get_defaults((dsv2_sampling *)(void *)filled) == DSV2_OK);
+        ck_assert_mem_eq(filled, &size, sizeof size);
+        ck_assert_mem_eq(filled + sizeof size, (char *)&old + sizeof size, FIRST - sizeof size);
+        for (size_t i = FIRST; i < size; i++)
+            ck_assert_int_eq(filled[i], 0);
+        ck_assert(dsv2_session_set_sampling(session, (dsv2_sampling *)(void *)filled) == DSV2_OK);
+    }
+}
+END_TEST
+
 /* Items lie one behind the other: a wrong stride takes the second item from the wrong place. */
 START_TEST(steps_take_items_of_any_version)
 {
@@ -259,6 +288,7 @@ int main(void)
     tcase_add_loop_test(tests, longer_structures_are_accepted_if_the_rest_is_zero, 0, N_STRUCTURES);
     tcase_add_loop_test(tests, longer_structures_with_something_behind_are_refused, 0, N_STRUCTURES);
     tcase_add_loop_test(tests, a_size_that_no_header_has_is_refused_unread, 0, N_STRUCTURES);
+    tcase_add_test(tests, defaults_of_sampling_fit_the_structure_of_version_1);
     tcase_add_test(tests, steps_take_items_of_any_version);
     suite_add_tcase(suite, tests);
     return test_run(suite);

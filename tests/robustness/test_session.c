@@ -140,6 +140,8 @@ START_TEST(null_is_refused_by_every_function)
     REFUSED(dsv2_session_sample(session, NULL));
     REFUSED(dsv2_session_set_sampling(NULL, &sampling));
     REFUSED(dsv2_session_set_sampling(session, NULL));
+    REFUSED(dsv2_session_seed(NULL, 1));
+    REFUSED(dsv2_sampling_get_defaults(NULL));
     REFUSED(dsv2_session_logits(NULL, &logits));
     REFUSED(dsv2_session_logits(session, NULL));
     REFUSED(dsv2_session_top_tokens(NULL, 1, &top));
@@ -370,6 +372,7 @@ START_TEST(a_session_at_work_is_busy_for_everyone_else)
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_feed(session, tokens, 1));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_sample(session, &token));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_set_sampling(session, &sampling));
+    FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_seed(session, 1));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_logits(session, &logits));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_top_tokens(session, 1, &top));
     FAILS_WITH(DSV2_ERROR_BUSY, dsv2_session_log_probability(session, 0, &log_probability));
@@ -780,6 +783,107 @@ START_TEST(a_fork_shares_pages_sampler_and_logits)
     dsv2_session_close(part);
     dsv2_session_close(copy);
     ck_assert_uint_eq(memory_of(model).pages_in_use, 0);
+    dsv2_model_close(model);
+}
+END_TEST
+
+static dsv2_sampling default_sampling(void)
+{
+    dsv2_sampling sampling = {.struct_size = sizeof sampling};
+    ck_assert(dsv2_sampling_get_defaults(&sampling) == DSV2_OK);
+    return sampling;
+}
+
+/* B9. Decoding under a grammar: every draw has biases of its own, which leave ALLOWED tokens. When each setting started
+ * the random numbers again, every draw used the same first number. */
+START_TEST(draws_under_a_new_bias_each_follow_the_distribution)
+{
+    enum { DRAWS = 4000, GRAMMARS = 3, ALLOWED = 4 };
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *session = open_session(model, &absorbed);
+    feed(session, tokens, 10);
+    const float *logits;
+    ck_assert(dsv2_session_logits(session, &logits) == DSV2_OK);
+    size_t counts[GRAMMARS][ALLOWED] = {{0}};
+    for (int i = 0; i < DRAWS; i++) {
+        int grammar = i % GRAMMARS;
+        dsv2_logit_bias biases[VOCAB];
+        dsv2_sampling sampling = default_sampling();
+        sampling.seed = 5;
+        sampling.logit_bias = biases;
+        for (int32_t token = 0; token < VOCAB; token++)
+            if (token < 7 * grammar || token >= 7 * grammar + ALLOWED)
+                biases[sampling.n_logit_bias++] = (dsv2_logit_bias){token, -INFINITY};
+        ck_assert(dsv2_session_set_sampling(session, &sampling) == DSV2_OK);
+        int32_t token;
+        ck_assert(dsv2_session_sample(session, &token) == DSV2_OK);
+        ck_assert(token >= 7 * grammar && token < 7 * grammar + ALLOWED);
+        counts[grammar][token - 7 * grammar]++;
+    }
+    for (int grammar = 0; grammar < GRAMMARS; grammar++) {
+        double sum = 0, chi_square = 0, n = 0;
+        for (int i = 0; i < ALLOWED; i++) {
+            sum += exp((double)logits[7 * grammar + i]);
+            n += (double)counts[grammar][i];
+        }
+        for (int i = 0; i < ALLOWED; i++) {
+            double expected = n * exp((double)logits[7 * grammar + i]) / sum;
+            chi_square += ((double)counts[grammar][i] - expected) * ((double)counts[grammar][i] - expected) / expected;
+        }
+        ck_assert_msg(chi_square < 16.27, "chi-square is %g", chi_square); /* 3 degrees of freedom: p = 0.001 */
+    }
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
+static void draw(dsv2_session *session, int32_t *drawn, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        ck_assert(dsv2_session_sample(session, &drawn[i]) == DSV2_OK);
+}
+
+START_TEST(random_numbers_start_anew_with_another_seed_and_when_asked_to)
+{
+    enum { N = 40 };
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *session = open_session(model, &absorbed), *copy;
+    feed(session, tokens, 10);
+    dsv2_sampling sampling = default_sampling();
+    sampling.temperature = 3;
+    int32_t first[2 * N], drawn[2 * N];
+    ck_assert(dsv2_session_set_sampling(session, &sampling) == DSV2_OK);
+    draw(session, first, 2 * N);
+    /* Set by dsv2_session_seed, whatever was drawn before; set again, or with other options, they go on. */
+    ck_assert(dsv2_session_seed(session, 0) == DSV2_OK);
+    draw(session, drawn, N);
+    ck_assert(dsv2_session_set_sampling(session, &sampling) == DSV2_OK);
+    dsv2_sampling other = sampling, wrong = sampling;
+    other.temperature = 1;
+    wrong.top_p = 7;
+    wrong.seed = 1;
+    ck_assert(dsv2_session_set_sampling(session, &other) == DSV2_OK);
+    ck_assert(dsv2_session_set_sampling(session, &sampling) == DSV2_OK);
+    REFUSED(dsv2_session_set_sampling(session, &wrong));
+    draw(session, drawn + N, N);
+    ck_assert_mem_eq(drawn, first, sizeof first);
+    /* Another seed in the options, and back. */
+    sampling.seed = 1;
+    ck_assert(dsv2_session_set_sampling(session, &sampling) == DSV2_OK);
+    draw(session, drawn, N);
+    ck_assert_mem_ne(drawn, first, N * sizeof *first);
+    sampling.seed = 0;
+    ck_assert(dsv2_session_set_sampling(session, &sampling) == DSV2_OK);
+    draw(session, drawn, N);
+    ck_assert_mem_eq(drawn, first, N * sizeof *first);
+    /* Forks go on alike until they are seeded apart. */
+    ck_assert(dsv2_session_fork(session, 10, &copy) == DSV2_OK && dsv2_session_seed(copy, 2) == DSV2_OK);
+    draw(copy, drawn, N);
+    ck_assert_mem_ne(drawn, first + N, N * sizeof *first);
+    draw(session, drawn, N);
+    ck_assert_mem_eq(drawn, first + N, N * sizeof *first);
+    dsv2_session_close(copy);
+    dsv2_session_close(session);
     dsv2_model_close(model);
 }
 END_TEST
@@ -1336,6 +1440,8 @@ int main(void)
                         sizeof contradictions / sizeof *contradictions);
     tcase_add_loop_test(tests, any_sequence_of_feeds_forks_and_rewinds_gives_the_bits_of_a_fresh_session, 0, 4);
     tcase_add_test(tests, a_fork_shares_pages_sampler_and_logits);
+    tcase_add_test(tests, draws_under_a_new_bias_each_follow_the_distribution);
+    tcase_add_test(tests, random_numbers_start_anew_with_another_seed_and_when_asked_to);
     tcase_add_test(tests, a_model_closed_first_lives_as_long_as_its_sessions);
     tcase_add_test(tests, the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing);
     tcase_add_test(tests, a_session_is_forked_and_measured_while_it_is_restored);

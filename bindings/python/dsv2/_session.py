@@ -154,9 +154,13 @@ class Session(Handle):
         return int(token[0])
 
     def set_sampling(self, sampling: Sampling) -> None:
-        """Set how to draw; a session starts with ``Sampling()``."""
-        plain = ffi.new("dsv2_sampling *")
-        lib.dsv2_sampling_defaults(plain)
+        """Set how to draw; a session starts with ``Sampling()``.
+
+        The session's random numbers go on, so that options and biases may change before every draw. A seed that differs from
+        the one set before starts them anew.
+        """
+        plain = make("dsv2_sampling")
+        check(lib.dsv2_sampling_get_defaults(plain))
         biases = ffi.new("dsv2_logit_bias[]", list(sampling.logit_bias.items()))
         plain.logit_bias, plain.n_logit_bias = biases, len(biases)
         plain.repetition_penalty = sampling.repetition_penalty
@@ -169,6 +173,10 @@ class Session(Handle):
         plain.min_p = sampling.min_p
         plain.seed = sampling.seed
         check(lib.dsv2_session_set_sampling(self._open(), plain))
+
+    def seed(self, seed: int) -> None:
+        """Start the session's random numbers anew. So forks are seeded apart, and a text is drawn again as it was."""
+        check(lib.dsv2_session_seed(self._open(), seed))
 
     def generate_tokens(
         self,
@@ -187,7 +195,7 @@ class Session(Handle):
             prompt: text (after the beginning-of-sequence token if the session is empty) or ids; None or "" goes on where the
                 session stands
             max_tokens: how many at most
-            sampling: how to draw, the seed included; None: as set before
+            sampling: how to draw, as for `set_sampling`; None: as set before
             progress: called while the prompt is fed
 
         """

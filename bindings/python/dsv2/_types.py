@@ -102,7 +102,7 @@ class Sampling:
         presence_penalty: subtracted once from the logit of each token seen
         frequency_penalty: subtracted as often as the token was seen
         penalty_window: tokens looked back on by the penalties; 0: the whole session
-        seed: where the random numbers start; the same seed gives the same text
+        seed: where the random numbers start; they start anew when this changes, or by ``Session.seed``
         logit_bias: amounts added to tokens' logits; ``-math.inf`` forbids a token
 
     """

@@ -13,7 +13,7 @@ import pytest
 
 import dsv2
 from dsv2._ffi import ffi
-from dsv2._native import lib
+from dsv2._native import lib, make
 from dsv2._types import LogLevel
 
 
@@ -83,8 +83,8 @@ def test_records_have_the_fields_of_c(layout: Any, name: str, record: Any) -> No
 
 
 def test_the_defaults_of_sampling_are_cs() -> None:
-    plain = ffi.new("dsv2_sampling *")
-    lib.dsv2_sampling_defaults(plain)
+    plain = make("dsv2_sampling")
+    assert lib.dsv2_sampling_get_defaults(plain) == 0
     for field in dataclasses.fields(dsv2.Sampling):
         if field.name != "logit_bias":
             assert getattr(dsv2.Sampling(), field.name) == getattr(plain, field.name)

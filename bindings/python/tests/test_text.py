@@ -55,6 +55,23 @@ def test_the_same_seed_gives_the_same_text(model: dsv2.Model) -> None:
     assert texts[0] != "".join(model.session().generate("Once upon a time", sampling=other, max_tokens=30))
 
 
+def test_random_numbers_go_on_until_they_are_seeded(session: dsv2.Session) -> None:
+    def draws(n: int) -> list[int]:
+        return [session.sample() for _ in range(n)]
+
+    session.feed([0, 5])
+    session.set_sampling(dsv2.Sampling(seed=42))
+    expected = draws(40)
+    session.seed(42)
+    drawn = draws(20)
+    session.set_sampling(dsv2.Sampling(seed=42, logit_bias={1: -math.inf}))
+    session.set_sampling(dsv2.Sampling(seed=42))
+    assert drawn + draws(20) == expected
+    fork = session.fork()
+    fork.seed(43)
+    assert draws(20) != [fork.sample() for _ in range(20)]
+
+
 def test_the_text_is_that_of_the_tokens_whatever_the_pieces(model: dsv2.Model) -> None:
     text, tokens = model.session(), model.session()
     pieces = list(text.generate("Once", sampling=SAMPLING, max_tokens=100))
@@ -72,6 +89,7 @@ def test_a_loop_left_early_leaves_exactly_what_was_given(session: dsv2.Session) 
             break
     assert session.tokens[-7:] == given
     whole = session.fork(0)
+    whole.seed(42)
     assert list(whole.generate_tokens("Once", sampling=endless, max_tokens=10)) == given + list(
         session.generate_tokens(max_tokens=3)
     )

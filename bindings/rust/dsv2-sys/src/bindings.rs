@@ -781,6 +781,10 @@ fn bindgen_test_layout_dsv2_sampling() {
     );
 }
 extern "C" {
+    #[must_use]
+    pub fn dsv2_sampling_get_defaults(sampling: *mut dsv2_sampling) -> dsv2_status;
+}
+extern "C" {
     pub fn dsv2_sampling_defaults(sampling: *mut dsv2_sampling);
 }
 #[repr(C)]
@@ -906,6 +910,10 @@ extern "C" {
 extern "C" {
     #[must_use]
     pub fn dsv2_session_set_sampling(session: *mut dsv2_session, sampling: *const dsv2_sampling) -> dsv2_status;
+}
+extern "C" {
+    #[must_use]
+    pub fn dsv2_session_seed(session: *mut dsv2_session, seed: u64) -> dsv2_status;
 }
 extern "C" {
     #[must_use]

@@ -22,7 +22,7 @@ pub struct Sampling {
     pub top_p: f32,
     /// Drop tokens less likely than this times the most likely one; 0: none.
     pub min_p: f32,
-    /// Where the random numbers start; the same seed gives the same text.
+    /// Where the random numbers start. They start anew when this changes, or by [`Session::seed`](crate::Session::seed).
     pub seed: u64,
 }
 
@@ -53,8 +53,10 @@ impl Sampling {
     fn raw_defaults() -> sys::dsv2_sampling {
         // SAFETY: zero is a valid value of every field, and the function fills them.
         unsafe {
-            let mut raw = std::mem::zeroed();
-            sys::dsv2_sampling_defaults(&mut raw);
+            let mut raw: sys::dsv2_sampling = std::mem::zeroed();
+            raw.struct_size = std::mem::size_of::<sys::dsv2_sampling>();
+            let status = sys::dsv2_sampling_get_defaults(&mut raw);
+            debug_assert_eq!(status, sys::dsv2_status::DSV2_OK);
             raw
         }
     }

@@ -183,9 +183,18 @@ impl Session {
     }
 
     /// Sets how to draw; a session starts with `Sampling::default()`.
+    ///
+    /// The session's random numbers go on, so that options and biases may change before every draw. A seed that differs from
+    /// the one set before starts them anew.
     pub fn set_sampling(&mut self, sampling: &Sampling) -> Result<()> {
         // SAFETY: the session is open; the structure is copied.
         sampling.with_raw(|raw| check(unsafe { sys::dsv2_session_set_sampling(self.ptr(), raw) }))
+    }
+
+    /// Starts the session's random numbers anew. So forks are seeded apart, and a text is drawn again as it was.
+    pub fn seed(&mut self, seed: u64) -> Result<()> {
+        // SAFETY: the session is open.
+        check(unsafe { sys::dsv2_session_seed(self.ptr(), seed) })
     }
 
     /// The logits of the last token, one per entry of the vocabulary, not copied.

@@ -1,7 +1,7 @@
 mod common;
 
 use common::{model, model_path, sampling};
-use dsv2::{step, Message, Sampling, Status, StepItem, Tokenizer};
+use dsv2::{step, Message, Sampling, Session, Status, StepItem, Tokenizer};
 
 #[test]
 fn decoding_gives_back_any_bytes() {
@@ -36,6 +36,24 @@ fn the_same_seed_gives_the_same_text() {
     };
     assert_eq!(text(42), text(42));
     assert_ne!(text(42), text(43));
+}
+
+#[test]
+fn random_numbers_go_on_until_they_are_seeded() {
+    let mut session = model().session().unwrap();
+    let draws = |session: &mut Session, n| -> Vec<i32> { (0..n).map(|_| session.sample().unwrap()).collect() };
+    session.feed(&[0, 5]).unwrap();
+    session.set_sampling(&sampling(42)).unwrap();
+    let expected = draws(&mut session, 40);
+    session.seed(42).unwrap();
+    let mut drawn = draws(&mut session, 20);
+    session.set_sampling(&Sampling { logit_bias: vec![(1, f32::NEG_INFINITY)], ..sampling(42) }).unwrap();
+    session.set_sampling(&sampling(42)).unwrap();
+    drawn.extend(draws(&mut session, 20));
+    assert_eq!(drawn, expected);
+    let mut fork = session.fork(2).unwrap();
+    fork.seed(43).unwrap();
+    assert_ne!(draws(&mut session, 20), draws(&mut fork, 20));
 }
 
 #[test]

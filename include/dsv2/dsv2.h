@@ -11,6 +11,10 @@
  * What a host may rely on:
  *   - The library never ends the process, prints, forks, installs signal handlers or changes settings of the process.
  *   - A failed call leaves its session as it was.
+ *   - Floating-point modes (rounding, flushing to zero, traps) and exception flags of a thread are after each call what
+ *     they were before. Calls compute with modes of their own; the host's callbacks run with the host's modes.
+ *   - The library's threads block all signals but those of faults (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS,
+ *     SIGABRT), which reach the host's handlers.
  *   - A session's logits depend neither on the number of threads nor on what else runs.
  */
 #ifndef DSV2_H

@@ -10,11 +10,16 @@ static inline dsv2_status ds_null_argument(const char *name)
     return ds_fail(DSV2_ERROR_ARGUMENT, "%s is NULL", name);
 }
 
-/* Takes the session for one call. DSV2_ERROR_ARGUMENT if the session is NULL, DSV2_ERROR_BUSY if another call has it.
- * Every success is followed by ds_end_call. */
+/* Takes the session for one call, and the library's floating-point modes. DSV2_ERROR_ARGUMENT if the session is NULL,
+ * DSV2_ERROR_BUSY if another call has it. Every success is followed by ds_end_call. */
 static inline dsv2_status ds_begin_call(dsv2_session *session)
 {
-    return session == NULL ? ds_null_argument("session") : ds_session_enter(session);
+    if (session == NULL)
+        return ds_null_argument("session");
+    dsv2_status status = ds_session_enter(session);
+    if (status == DSV2_OK)
+        ds_modes_begin(&session->modes);
+    return status;
 }
 
 /* The same for a function that needs one more pointer, whose name is `name`. */
@@ -26,6 +31,7 @@ static inline dsv2_status ds_begin_call_with(dsv2_session *session, const void *
 /* Leaves the session; returns the status of what was done with it. */
 static inline dsv2_status ds_end_call(dsv2_session *session, dsv2_status status)
 {
+    ds_modes_end(&session->modes);
     ds_session_leave(session);
     return status;
 }

@@ -26,7 +26,13 @@ dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
     dsv2_status status = ds_read_options(DS_SIZED(dsv2_model_options, log_user), options, &known);
     if (status == DSV2_OK)
         status = check_type_and_threads(known.weight_type, known.n_threads);
-    return status == DSV2_OK ? ds_model_open(path, &known, model) : status;
+    if (status != DSV2_OK)
+        return status;
+    ds_modes modes;
+    ds_modes_begin(&modes);
+    status = ds_model_open(path, &known, model);
+    ds_modes_end(&modes);
+    return status;
 }
 
 void dsv2_model_close(dsv2_model *model) { ds_model_release(model); }
@@ -129,7 +135,13 @@ dsv2_status dsv2_model_pack(const char *path, const char *output_path, const dsv
     dsv2_status status = ds_read_options(DS_SIZED(dsv2_pack_options, progress_user), options, &known);
     if (status == DSV2_OK)
         status = check_type_and_threads(known.weight_type, known.n_threads);
-    return status == DSV2_OK ? ds_model_export(path, output_path, &known) : status;
+    if (status != DSV2_OK)
+        return status;
+    ds_modes modes;
+    ds_modes_begin(&modes);
+    status = ds_model_export(path, output_path, &known);
+    ds_modes_end(&modes);
+    return status;
 }
 
 dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress, void *progress_user)

@@ -43,7 +43,7 @@ dsv2_status dsv2_session_routing(dsv2_session *session, dsv2_routing_tokens whic
     dsv2_status status = routing_new(session->model, which, &copy);
     if (status != DSV2_OK)
         return status;
-    status = ds_session_enter(session);
+    status = ds_begin_call(session);
     if (status != DSV2_OK) {
         dsv2_routing_free(copy);
         return status;
@@ -61,9 +61,12 @@ dsv2_status dsv2_model_routing(dsv2_model *model, dsv2_routing_tokens which, dsv
     dsv2_status status = routing_new(model, which, &copy);
     if (status != DSV2_OK)
         return status;
+    ds_modes modes;
+    ds_modes_begin(&modes);
     ds_mutex_lock(&model->usage_lock);
     add_kinds(copy, model->usage, which);
     ds_mutex_unlock(&model->usage_lock);
+    ds_modes_end(&modes);
     *routing = copy;
     return DSV2_OK;
 }
@@ -111,7 +114,10 @@ dsv2_status dsv2_routing_merge(dsv2_routing *to, const dsv2_routing *from)
                        to->shape.n_routed_experts, to->shape.num_experts_per_tok, to->shape.num_hidden_layers,
                        to->shape.n_moe_layers, from->shape.n_routed_experts, from->shape.num_experts_per_tok,
                        from->shape.num_hidden_layers, from->shape.n_moe_layers);
+    ds_modes modes;
+    ds_modes_begin(&modes);
     ds_usage_add(&to->usage, &from->usage, &to->shape);
+    ds_modes_end(&modes);
     return DSV2_OK;
 }
 
@@ -147,9 +153,13 @@ dsv2_status dsv2_routing_experts(const dsv2_routing *routing, uint32_t layer, ds
         return ds_null_argument(routing == NULL ? "routing" : "experts");
     uint32_t moe_layer = 0;
     dsv2_status status = find_layer(routing, layer, &moe_layer);
-    if (status == DSV2_OK)
-        ds_usage_experts(&routing->usage, &routing->shape, moe_layer, experts);
-    return status;
+    if (status != DSV2_OK)
+        return status;
+    ds_modes modes;
+    ds_modes_begin(&modes);
+    ds_usage_experts(&routing->usage, &routing->shape, moe_layer, experts);
+    ds_modes_end(&modes);
+    return DSV2_OK;
 }
 
 dsv2_status dsv2_routing_measure(const dsv2_routing *routing, uint32_t layer, uint32_t n_devices, uint32_t max_devices,
@@ -174,7 +184,10 @@ dsv2_status dsv2_routing_measure(const dsv2_routing *routing, uint32_t layer, ui
     if (routing->usage.n_tokens == 0)
         return ds_fail(DSV2_ERROR_STATE, "no tokens were counted: there is nothing to measure");
     dsv2_routing_balance known = {0};
+    ds_modes modes;
+    ds_modes_begin(&modes);
     ds_usage_measure(&routing->usage, shape, moe_layer, n_devices, max_devices, &known);
+    ds_modes_end(&modes);
     return ds_write_info(DS_SIZED(dsv2_routing_balance, mean_devices_reached), balance, &known);
 }
 

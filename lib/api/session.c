@@ -103,6 +103,8 @@ dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
     size_t n_entered = 0;
     while (n_entered < n_items && (status = enter_item(model, ds_step_item_at(items, n_entered), stride)) == DSV2_OK)
         n_entered++;
+    ds_modes modes;
+    ds_modes_begin(&modes);
     if (status == DSV2_OK)
         status = ds_session_step(model, items, n_items);
     else
@@ -110,6 +112,7 @@ dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
             ds_step_item_at(items, i)->status = status;
     for (size_t i = 0; i < n_entered; i++)
         ds_session_leave(ds_step_item_at(items, i)->session);
+    ds_modes_end(&modes);
     return status;
 }
 

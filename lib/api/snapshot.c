@@ -33,7 +33,7 @@ dsv2_status dsv2_session_save(dsv2_session *session, const char *path, const dsv
     dsv2_save_options known;
     dsv2_status status = read_save_options(options, &known);
     if (status == DSV2_OK)
-        status = ds_session_enter(session);
+        status = ds_begin_call(session);
     if (status != DSV2_OK)
         return status;
     ds_snapshot_source source = source_of(session);
@@ -50,7 +50,7 @@ dsv2_status dsv2_session_save_to(dsv2_session *session, dsv2_write_fn write, voi
     if (status == DSV2_OK && known.append)
         status = ds_fail(DSV2_ERROR_ARGUMENT, "append is %d: a callback cannot be appended to", known.append);
     if (status == DSV2_OK)
-        status = ds_session_enter(session);
+        status = ds_begin_call(session);
     if (status != DSV2_OK)
         return status;
     ds_snapshot_source source = source_of(session);
@@ -64,7 +64,7 @@ static dsv2_status restore(dsv2_session *session, const char *path, dsv2_read_fn
     dsv2_restore_options known = {.struct_size = sizeof known};
     dsv2_status status = ds_read_options(DS_SIZED(dsv2_restore_options, progress_user), options, &known);
     if (status == DSV2_OK)
-        status = ds_session_enter(session);
+        status = ds_begin_call(session);
     if (status != DSV2_OK)
         return status;
     ds_snapshot_target target = {

@@ -33,8 +33,12 @@ dsv2_status dsv2_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
         return null_argument(__func__, "path");
     if (tokenizer == NULL)
         return null_argument(__func__, "tokenizer");
-    bool is_pack = ds_is_pack(path);
-    return is_pack || ds_is_gguf(path) ? open_container(path, is_pack, tokenizer) : ds_tokenizer_open(path, tokenizer);
+    bool is_pack = ds_is_pack(path), is_container = is_pack || ds_is_gguf(path);
+    ds_modes modes; /* a file's numbers are read, which rounds them */
+    ds_modes_begin(&modes);
+    dsv2_status status = is_container ? open_container(path, is_pack, tokenizer) : ds_tokenizer_open(path, tokenizer);
+    ds_modes_end(&modes);
+    return status;
 }
 
 void dsv2_tokenizer_close(dsv2_tokenizer *tokenizer) { ds_tokenizer_destroy(tokenizer); }

@@ -8,6 +8,7 @@
 
 #include <dsv2/model.h>
 
+#include <fenv.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -186,10 +187,35 @@ dsv2_status ds_writer_commit(ds_writer *writer);
 /* Closes a writer and removes its temporary file. Does nothing for a closed writer. */
 void ds_writer_abort(ds_writer *writer);
 
+/* ---- floating-point modes of the host's threads (modes.c) ---- */
+
+/* A host may have its threads flush small numbers to zero, round otherwise than to nearest, or trap. Logits must not
+ * depend on that, and the host wants its modes back. So every call that computes has the library's modes (to nearest,
+ * no flushing, no traps) from its beginning to its end; worker threads have them always. Exception flags are the host's
+ * again at the end, too. A mode beyond <fenv.h>'s, on any processor, is modes.c's business alone. */
+typedef struct ds_modes {
+    fenv_t host;
+    struct ds_modes *outer; /* of the call whose callback made this call */
+} ds_modes;
+
+void ds_modes_begin(ds_modes *modes);
+void ds_modes_end(ds_modes *modes);
+
+/* A thread of the library's own takes the library's modes, for good. */
+void ds_modes_set(void);
+
+/* Around every call of a function of the host's: the function runs with its thread's own modes, and may change them. */
+void ds_modes_lend(void);
+void ds_modes_take_back(void);
+
+/* Calls the host's progress function, which may be NULL, with the host's modes. False: the host cancels. */
+bool ds_call_progress(dsv2_progress_fn progress, void *user, dsv2_phase phase, uint64_t done, uint64_t total);
+
 /* ---- threads (threads.c) ---- */
 
 /* A pool of worker threads that run one parallel region at a time. Between regions workers spin for some tens of
- * microseconds, then sleep. Workers block every signal, so that the host's handlers never run on them. */
+ * microseconds, then sleep. Workers block all signals but those of faults: the host's other handlers never run on
+ * them. */
 typedef struct ds_pool ds_pool;
 
 /* Runs one task of a region. `task` counts from 0. `thread`, 0 (the caller) to n_threads - 1, picks scratch memory. */

@@ -12,5 +12,7 @@ void ds_log(const ds_logger *logger, dsv2_log_level level, const char *format, .
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
+    ds_modes_lend();
     logger->log(logger->user, level, message);
+    ds_modes_take_back();
 }

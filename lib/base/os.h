@@ -34,7 +34,9 @@ typedef struct ds_cond {
     _Alignas(max_align_t) unsigned char opaque[64];
 } ds_cond;
 
-/* Runs start(argument) in a thread that blocks every signal, so that the host's handlers never run on it. */
+/* Runs start(argument) in a thread that blocks every signal but those of faults (SIGSEGV, SIGBUS, SIGFPE, SIGILL,
+ * SIGTRAP, SIGSYS, SIGABRT). The host's other handlers never run on it. A fault has to reach the handler that the host
+ * has for it: while its signal is blocked the process ends without asking the handler. */
 bool ds_thread_start(ds_thread *thread, void *(*start)(void *), void *argument);
 void ds_thread_join(ds_thread *thread);
 

@@ -65,9 +65,12 @@ static pthread_cond_t *posix_cond(ds_cond *cond) { return (pthread_cond_t *)(voi
 bool ds_thread_start(ds_thread *thread, void *(*start)(void *), void *argument)
 {
     pthread_t posix;
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
+    sigset_t blocked, before;
+    sigfillset(&blocked);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+        sigdelset(&blocked, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
     int failure = pthread_create(&posix, NULL, start, argument);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failure != 0)

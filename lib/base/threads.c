@@ -100,6 +100,7 @@ static void *worker_main(void *argument)
     worker self = *(worker *)argument;
     free(argument);
     ds_pool *pool = self.pool;
+    ds_modes_set();
     for (uint32_t seen = 0;; seen++) {
         wait_for_region(pool, seen);
         if (atomic_load_explicit(&pool->stop, memory_order_acquire))

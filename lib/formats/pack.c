@@ -228,7 +228,7 @@ dsv2_status ds_pack_verify(const ds_container *container, dsv2_progress_fn progr
             size_t n = tensor->n_bytes - at < PIECE ? (size_t)(tensor->n_bytes - at) : PIECE;
             XXH3_64bits_update(state, (const uint8_t *)tensor->data + at, n);
             done += n;
-            if (progress != NULL && progress(progress_user, DSV2_PHASE_VERIFY, done, total) != 0)
+            if (!ds_call_progress(progress, progress_user, DSV2_PHASE_VERIFY, done, total))
                 status = ds_fail(DSV2_ERROR_CANCELLED, "verifying was cancelled by the progress callback");
         }
         if (status == DSV2_OK && XXH3_64bits_digest(state) != tensor->checksum)

@@ -14,6 +14,7 @@ struct dsv2_session {
     dsv2_model *model; /* a reference */
     _Atomic bool busy;   /* a call is at work; see ds_session_enter */
     _Atomic bool cancel; /* that call is to stop */
+    ds_modes modes;      /* floating-point modes of that call's thread, unless the call is a step */
     uint32_t max_length;
     dsv2_attention attention;
     dsv2_progress_fn progress;

@@ -76,8 +76,7 @@ static bool stop(void *owner, uint32_t n_rows)
     uint64_t total = (uint64_t)p->item->n_tokens * session->model->fixed.config.num_hidden_layers;
     if (atomic_load_explicit(&session->cancel, memory_order_relaxed))
         return true;
-    return session->progress != NULL &&
-           session->progress(session->progress_user, DSV2_PHASE_PROMPT, p->reported, total) != 0;
+    return !ds_call_progress(session->progress, session->progress_user, DSV2_PHASE_PROMPT, p->reported, total);
 }
 
 /* Called after each MoE layer: counts the chosen experts, and tells the session's trace. */
@@ -88,7 +87,10 @@ static void routed(void *owner, const ds_sequence *sequence, uint32_t layer, con
     const ds_usage_shape *shape = &session->model->fixed.usage_shape;
     ds_usage_count(&session->pending, shape, ds_usage_layer(shape, layer), routes, sequence->first_row,
                    sequence->n_rows);
-    for (size_t i = 0; i < sequence->n_rows && session->trace != NULL; i++) {
+    if (session->trace == NULL)
+        return;
+    ds_modes_lend();
+    for (size_t i = 0; i < sequence->n_rows; i++) {
         size_t row = sequence->first_row + i, pair = row * shape->num_experts_per_tok;
         session->trace(session->trace_user, &(dsv2_routing_event){
                                                 .position = sequence->first_position + i,
@@ -99,6 +101,7 @@ static void routed(void *owner, const ds_sequence *sequence, uint32_t layer, con
                                                 .groups = routes->groups[row],
                                             });
     }
+    ds_modes_take_back();
 }
 
 static uint32_t next_chunk(const progress *p)

@@ -8,7 +8,10 @@ static dsv2_status read_piece(snapshot_reader *reader, void *data, size_t size, 
 {
     if (ds_os_is_open(reader->file))
         return ds_os_read(reader->file, reader->offset, data, size, got) ? DSV2_OK : ds_fail_io(reader->name, "read");
-    if (reader->read(reader->user, data, size, got) != 0)
+    ds_modes_lend();
+    int failed = reader->read(reader->user, data, size, got);
+    ds_modes_take_back();
+    if (failed != 0)
         return ds_fail(DSV2_ERROR_IO, "%s: the read callback failed at byte %llu", reader->name,
                        (unsigned long long)reader->offset);
     if (*got > size)

@@ -103,8 +103,7 @@ static dsv2_status decode_batch(restorer *r)
 static dsv2_status report(const restorer *r, uint64_t done, uint64_t total)
 {
     if (atomic_load_explicit(r->target->cancel, memory_order_relaxed) ||
-        (r->options->progress != NULL &&
-         r->options->progress(r->options->progress_user, DSV2_PHASE_RESTORE, done, total) != 0))
+        !ds_call_progress(r->options->progress, r->options->progress_user, DSV2_PHASE_RESTORE, done, total))
         return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while restoring, after %llu of %llu tokens",
                        (unsigned long long)done, (unsigned long long)total);
     return DSV2_OK;

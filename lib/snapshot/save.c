@@ -24,7 +24,10 @@ static dsv2_status put_file(sink *s, const void *data, size_t size) { return ds_
 
 static dsv2_status put_callback(sink *s, const void *data, size_t size)
 {
-    if (s->write(s->user, data, size) != 0)
+    ds_modes_lend();
+    int failed = s->write(s->user, data, size);
+    ds_modes_take_back();
+    if (failed != 0)
         return ds_fail(DSV2_ERROR_IO, "the write callback failed at byte %llu of the snapshot",
                        (unsigned long long)s->offset);
     return DSV2_OK;
@@ -92,8 +95,7 @@ static dsv2_status put_state(sink *s, const ds_snapshot_source *source, uint64_t
 static dsv2_status report(const ds_snapshot_source *source, const dsv2_save_options *options, uint64_t done)
 {
     if (atomic_load_explicit(source->cancel, memory_order_relaxed) ||
-        (options->progress != NULL &&
-         options->progress(options->progress_user, DSV2_PHASE_SAVE, done, source->n_tokens) != 0))
+        !ds_call_progress(options->progress, options->progress_user, DSV2_PHASE_SAVE, done, source->n_tokens))
         return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while saving, after %llu of %zu tokens",
                        (unsigned long long)done, source->n_tokens);
     return DSV2_OK;

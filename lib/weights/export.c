@@ -18,8 +18,7 @@ typedef struct exporter {
 static dsv2_status report(exporter *e, uint64_t bytes)
 {
     e->done = bytes < e->total - e->done ? e->done + bytes : e->total;
-    if (e->options->progress != NULL && e->options->progress(e->options->progress_user, DSV2_PHASE_PACK, e->done,
-                                                             e->total) != 0)
+    if (!ds_call_progress(e->options->progress, e->options->progress_user, DSV2_PHASE_PACK, e->done, e->total))
         return ds_fail(DSV2_ERROR_CANCELLED, "packing was cancelled by the progress callback");
     return DSV2_OK;
 }

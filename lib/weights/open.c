@@ -26,7 +26,7 @@ static dsv2_status report(opener *o, bool new_tensor)
     const ds_weights_opening *opening = o->opening;
     if (new_tensor && o->done + 1 < o->total)
         o->done++;
-    if (opening->progress != NULL && opening->progress(opening->progress_user, DSV2_PHASE_OPEN, o->done, o->total) != 0)
+    if (!ds_call_progress(opening->progress, opening->progress_user, DSV2_PHASE_OPEN, o->done, o->total))
         return ds_fail(DSV2_ERROR_CANCELLED, "opening was cancelled by the progress callback");
     return DSV2_OK;
 }

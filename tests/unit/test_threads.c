@@ -1,12 +1,18 @@
 /* The thread pool runs every task once: for any number of threads and tasks, for several callers, and with one long
- * task. */
+ * task. Callers get their turns in order. Signals of faults reach the host's handlers on workers. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include "base/base.h"
 #include "support/run.h"
 
 #include <check.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { MAX_TASKS = 300, MAX_THREADS = 9 };
 
@@ -113,6 +119,95 @@ START_TEST(regions_of_several_callers_do_not_mix)
 }
 END_TEST
 
+/* ---- signals (B7) ---- */
+
+static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
+enum { FAULTS = sizeof faults / sizeof *faults };
+
+static bool is_fault(int number)
+{
+    for (int i = 0; i < FAULTS; i++)
+        if (faults[i] == number)
+            return true;
+    return false;
+}
+
+typedef struct signalled {
+    _Atomic unsigned begun;
+    _Atomic unsigned wrongly_blocked, wrongly_open; /* bits: signals of workers */
+    _Atomic unsigned read_back;
+} signalled;
+
+enum { SIGNAL_THREADS = 3 };
+
+static _Atomic unsigned handled[FAULTS];
+static volatile char *guarded; /* a page that may not be read until the handler allows that */
+
+/* The host's handler, as a crash reporter has it. A true fault would come again for ever if nothing were done. */
+static void handle(int number, siginfo_t *info, void *context)
+{
+    (void)context;
+    for (int i = 0; i < FAULTS; i++)
+        if (faults[i] == number)
+            atomic_fetch_add(&handled[i], 1);
+    if (info->si_code > 0 && info->si_addr == (void *)(uintptr_t)guarded)
+        mprotect(info->si_addr, (size_t)sysconf(_SC_PAGESIZE), PROT_READ);
+}
+
+static void signal_task(void *context, size_t task, unsigned thread)
+{
+    (void)task;
+    signalled *s = context;
+    atomic_fetch_add(&s->begun, 1);
+    while (atomic_load(&s->begun) < SIGNAL_THREADS) /* so that every thread gets a task */
+        nanosleep(&(struct timespec){.tv_nsec = 1000}, NULL);
+    if (thread == 0)
+        return;
+    sigset_t blocked;
+    pthread_sigmask(SIG_BLOCK, NULL, &blocked);
+    for (int number = 1; number < 32; number++) {
+        bool is_blocked = sigismember(&blocked, number) == 1;
+        if (number == SIGKILL || number == SIGSTOP)
+            continue;
+        if (is_fault(number) && is_blocked)
+            atomic_fetch_or(&s->wrongly_blocked, 1u << number);
+        if (!is_fault(number) && !is_blocked)
+            atomic_fetch_or(&s->wrongly_open, 1u << number);
+    }
+    if (thread == 1 && atomic_load(&s->wrongly_blocked) == 0) {
+        for (int i = 0; i < FAULTS; i++)
+            pthread_kill(pthread_self(), faults[i]);
+        atomic_store(&s->read_back, (unsigned)guarded[0] + 1);
+    }
+}
+
+START_TEST(signals_of_faults_reach_the_hosts_handler_on_workers_and_no_others_do)
+{
+    struct sigaction action = {.sa_flags = SA_SIGINFO}, before[FAULTS];
+    action.sa_sigaction = handle;
+    for (int i = 0; i < FAULTS; i++)
+        ck_assert(sigaction(faults[i], &action, &before[i]) == 0);
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    void *memory = mmap(NULL, page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert(memory != MAP_FAILED);
+    guarded = memory;
+    ds_pool *pool;
+    signalled s = {.begun = 0};
+    ck_assert_int_eq(ds_pool_create(SIGNAL_THREADS, &pool), DSV2_OK);
+    ds_pool_run(pool, signal_task, &s, SIGNAL_THREADS);
+    ds_pool_destroy(pool);
+    for (int i = 0; i < FAULTS; i++)
+        ck_assert(sigaction(faults[i], &before[i], NULL) == 0);
+    ck_assert_msg(atomic_load(&s.wrongly_blocked) == 0, "blocked: %#x", atomic_load(&s.wrongly_blocked));
+    ck_assert_msg(atomic_load(&s.wrongly_open) == 0, "not blocked: %#x", atomic_load(&s.wrongly_open));
+    for (int i = 0; i < FAULTS; i++)
+        ck_assert_msg(atomic_load(&handled[i]) == 1 + (unsigned)(faults[i] == SIGSEGV), "signal %d: handled %u times",
+                      faults[i], atomic_load(&handled[i]));
+    ck_assert_uint_eq(atomic_load(&s.read_back), 1);
+    munmap(memory, page);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("threads");
@@ -121,6 +216,7 @@ int main(void)
     tcase_add_loop_test(pool, every_task_runs_once_on_any_number_of_threads, 1, MAX_THREADS + 1);
     tcase_add_loop_test(pool, threads_help_one_that_is_held_up, 2, MAX_THREADS + 1);
     tcase_add_test(pool, regions_of_several_callers_do_not_mix);
+    tcase_add_test(pool, signals_of_faults_reach_the_hosts_handler_on_workers_and_no_others_do);
     suite_add_tcase(suite, pool);
     return test_run(suite);
 }

@@ -163,7 +163,8 @@ typedef struct dsv2_pack_options {
 } dsv2_pack_options;
 
 /* Writes the model at `path` (as dsv2_model_open takes it) as one .dsv2 file, `output_path`, with weights in the
- * kernels' own layout. The file appears under its name only when it is whole. options: NULL for the defaults.
+ * kernels' own layout. The file appears under its name only when it is whole. Permissions, links, what is refused and
+ * what a killed process leaves: as dsv2_session_save (snapshot.h). options: NULL for the defaults.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const char *output_path,
                                                        const dsv2_pack_options *options);

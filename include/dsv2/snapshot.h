@@ -3,6 +3,14 @@
  * A snapshot holds a session's tokens, KV cache, sampler, random state and logits, under checksums. After a restore the
  * session goes on, bit for bit, as the saved session would have. A snapshot belongs to one model, whose fingerprint is
  * in the snapshot's header, and is little-endian on every machine.
+ *
+ * A snapshot reveals the conversation: token ids are in clear, so that whoever can read the file and has the model's
+ * tokenizer can read the text. Nothing is encrypted or signed. Checksums find damage, not forgery: a snapshot from
+ * somebody whom the host does not trust cannot harm the process, but it can put any rows and tokens into a session.
+ *
+ * The fingerprint covers hyper-parameters, tokenizer and weights. Of a folder's or GGUF's weights, it covers each
+ * tensor's name, type, shape and 1 KiB from the middle; a pack's tensors have checksums, all of which it covers. So a
+ * fine-tune of a folder or GGUF that leaves those 1 KiB of every tensor as they were passes as the same model.
  */
 #ifndef DSV2_SNAPSHOT_H
 #define DSV2_SNAPSHOT_H
@@ -21,18 +29,28 @@ typedef int (*dsv2_read_fn)(void *user, void *data, size_t size, size_t *got);
 /* struct_size as in dsv2_model_options. */
 typedef struct dsv2_save_options {
     size_t struct_size;
-    int append;                /* non-zero: if `path` holds a snapshot of this session's first tokens, with the same
-                                * rows in the cache and not the same ids alone, only what is new is added, and a crash
-                                * while saving leaves the former snapshot readable. Otherwise the snapshot is written
-                                * anew */
+    int append;                /* non-zero: if `path` holds a whole snapshot of this session's first tokens, with the
+                                * same rows in the cache and not the same ids alone, only what is new is added, and a
+                                * crash while saving leaves the former snapshot readable. All of the file is read and
+                                * checked before. If the file is damaged, or is no such snapshot, the snapshot is written
+                                * anew. A snapshot that a later version of the library wrote is left alone: _UNSUPPORTED */
     int compression_level;     /* zstd level; 0: the default, a fast one */
     dsv2_progress_fn progress; /* DSV2_PHASE_SAVE */
     void *progress_user;
 } dsv2_save_options;
 
 /* Saves to a file, which is written under a temporary name in the same folder, flushed to disk and renamed. Whatever
- * fails, the file at `path` is the old one or the new one. A process that is killed while saving may leave the
- * temporary file, PATH.XXXXXX. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _BUSY or _CANCELLED. */
+ * fails, the file at `path` is the old one or the new one.
+ *
+ * A new file gets the permissions that the process's umask leaves. A file that replaces an old one gets the old one's
+ * permissions and owner, as far as the system lets. If `path` is a symbolic link, the link stays and the file that it
+ * leads to is written, with the temporary file beside that one. A file that nobody may write to (mode 0444) is refused
+ * with DSV2_ERROR_IO, to root as well; so is what is no regular file: a folder, device, FIFO or socket.
+ *
+ * A process that is killed while saving may leave a temporary file, PATH.XXXXXX.dsv2tmp. The next save (not an append)
+ * to the same path removes such files, told from those still being written by a lock that a living writer holds.
+ *
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _BUSY, _CANCELLED or, with `append`, _UNSUPPORTED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_save(dsv2_session *session, const char *path,
                                                          const dsv2_save_options *options);
 
@@ -54,7 +72,12 @@ typedef struct dsv2_restore_options {
 
 /* Replaces what the session holds by what the snapshot holds. The whole snapshot is verified before: unless DSV2_OK is
  * returned the session is as it was. *tokens_reused (may be NULL) receives how many tokens were restored.
- * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT (which part is damaged), _UNSUPPORTED (a newer version),
+ *
+ * Rows compress, rows of zeros to almost nothing: a small file may hold many. What bounds the memory that a restore
+ * takes is the session, never the file: pages for at most max_length tokens, or for the part that `prompt` shares, and
+ * never more than the model's cache_memory_limit has left.
+ *
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT (which part is damaged), _UNSUPPORTED (a later version),
  * _MISMATCH (another model or cache type), _FULL, _BUSY or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_restore(dsv2_session *session, const char *path,
                                                             const dsv2_restore_options *options, size_t *tokens_reused);

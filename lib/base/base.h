@@ -171,9 +171,15 @@ bool ds_exists(const char *path); /* true for anything there, a link to nothing 
 typedef struct ds_writer {
     ds_os_file file;
     char *path, *temporary; /* temporary NULL: the file itself is written to */
+    char *folder;
     uint64_t size;          /* bytes appended so far */
 } ds_writer;
 
+/* What writing to `path` writes: the file that links lead to, which need not be there yet; to be freed. Refuses what is
+ * no regular file, and a file that may not be written to. */
+dsv2_status ds_writer_target(const char *path, char **target);
+
+/* Also removes temporary files of the same path that a process left when it died. */
 dsv2_status ds_writer_open(const char *path, ds_writer *writer);
 
 /* Appends bytes; writes over bytes that were appended before. */
@@ -181,7 +187,8 @@ dsv2_status ds_writer_append(ds_writer *writer, const void *data, size_t size);
 dsv2_status ds_writer_replace(ds_writer *writer, uint64_t offset, const void *data, size_t size);
 
 /* Flushes the file to the disk, renames it, flushes the folder, and closes the writer. If the file cannot be flushed or
- * renamed, the file of its final name is the old one. */
+ * renamed, the file of its final name is the old one. A folder that may not be read is not flushed, and that is no
+ * failure. */
 dsv2_status ds_writer_commit(ds_writer *writer);
 
 /* Closes a writer and removes its temporary file. Does nothing for a closed writer. */

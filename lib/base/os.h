@@ -75,6 +75,16 @@ typedef enum ds_os_kind {
 } ds_os_kind;
 
 ds_os_kind ds_os_kind_of(const char *path);
+
+/* What a link at `path` says: at most size - 1 bytes and a NUL. False where no link is, or where its text is longer. */
+bool ds_os_read_link(const char *path, char *text, size_t size);
+
+/* Whether both paths lead to the same thing. */
+bool ds_os_same(const char *a, const char *b);
+
+/* Whether the regular file at `path` may be written to. A file whose mode lets nobody write is refused to root too. */
+bool ds_os_may_write(const char *path);
+
 bool ds_os_rename(const char *from, const char *to); /* in one step; replaces a file that has the name */
 bool ds_os_remove(const char *path);
 
@@ -102,10 +112,18 @@ typedef enum ds_os_access { DS_OS_READ, DS_OS_UPDATE } ds_os_access;
  * file. On failure *file is none. */
 bool ds_os_open(const char *path, ds_os_access access, ds_os_file *file);
 
-/* Creates a file that its owner alone may use. `name` ends in "XXXXXX", which are replaced so that the name is new. */
-bool ds_os_create_temporary(char *name, ds_os_file *file);
+/* Creates and locks a file of a new name beside `path`. The six characters at `marks` within `name` are replaced so that
+ * the name is new. The file gets the permissions of the file at `path`, as far as the file system has such; without a
+ * file there, those that the process's umask leaves. */
+bool ds_os_create_temporary(char *name, char *marks, const char *path, ds_os_file *file);
 
-/* Closes the file, if it is open; *file is none afterwards. */
+/* Whether the open file is what is at `path`. */
+bool ds_os_is_at(ds_os_file file, const char *path);
+
+/* Removes the file at `path` if this is a regular file that nobody has locked. */
+void ds_os_remove_unlocked(const char *path);
+
+/* Closes the file, if it is open, and gives its lock back; *file is none afterwards. */
 void ds_os_close(ds_os_file *file);
 
 static inline bool ds_os_is_open(ds_os_file file) { return file.id != 0; }
@@ -116,7 +134,7 @@ bool ds_os_kind_and_size(ds_os_file file, ds_os_kind *kind, uint64_t *size);
 /* Reads `size` bytes from `offset` on; *got is less if the file ends before. */
 bool ds_os_read(ds_os_file file, uint64_t offset, void *data, size_t size, size_t *got);
 
-/* Writes all `size` bytes. */
+/* Writes all `size` bytes. A limit on the size of files makes this fail and raises no signal. */
 bool ds_os_write(ds_os_file file, uint64_t offset, const void *data, size_t size);
 
 bool ds_os_truncate(ds_os_file file, uint64_t size);
@@ -126,10 +144,6 @@ bool ds_os_flush_data(ds_os_file file); /* to the disk: content, and what readin
 /* Locks the file until ds_os_close. False if somebody else who has it open holds the lock. The lock stops no reads and
  * writes. */
 bool ds_os_lock(ds_os_file file);
-
-/* Sets the permissions of an open file to those of the file at `path`, or to the usual ones if there is no such
- * file. */
-bool ds_os_copy_permissions(ds_os_file file, const char *path);
 
 /* The file's first `size` > 0 bytes as memory for reading; NULL on failure. The file may be closed while it is
  * mapped. */

@@ -1,6 +1,6 @@
 /* os.h on POSIX systems. On Linux also what Linux has beyond POSIX. */
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* affinity, madvise, flock, mkostemp (in POSIX since 2024) */
+#define _GNU_SOURCE /* affinity, madvise, flock */
 #endif
 #include "base/os.h"
 
@@ -16,6 +16,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 _Static_assert(sizeof(off_t) == 8, "files may be longer than 2 GiB");
@@ -51,6 +52,12 @@ static bool fail(int number)
     errno = number;
     return false;
 }
+
+/* The host's signals may interrupt these calls: a host need not install its handlers with SA_RESTART. */
+#define UNINTERRUPTED(result, call)                                                                                    \
+    do                                                                                                                 \
+        (result) = (call);                                                                                             \
+    while ((result) < 0 && errno == EINTR)
 
 /* ---- threads and locks ---- */
 
@@ -182,16 +189,45 @@ ds_os_kind ds_os_kind_of(const char *path)
     return lstat(path, &status) == 0 ? DS_OS_OTHER : DS_OS_NOTHING;
 }
 
+bool ds_os_read_link(const char *path, char *text, size_t size)
+{
+    ssize_t got = readlink(path, text, size);
+    if (got < 0)
+        return false;
+    if ((size_t)got == size)
+        return fail(ENAMETOOLONG);
+    text[got] = '\0';
+    return true;
+}
+
+bool ds_os_same(const char *a, const char *b)
+{
+    struct stat one, other;
+    return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+}
+
+bool ds_os_may_write(const char *path)
+{
+    struct stat status;
+    if (stat(path, &status) != 0)
+        return false;
+    if ((status.st_mode & 0222) == 0)
+        return fail(EACCES);
+    return faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0;
+}
+
 bool ds_os_rename(const char *from, const char *to) { return rename(from, to) == 0; }
 bool ds_os_remove(const char *path) { return unlink(path) == 0; }
 
 bool ds_os_flush_folder(const char *path)
 {
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd, result;
+    UNINTERRUPTED(fd, open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (fd < 0)
         return false;
+    UNINTERRUPTED(result, fsync(fd));
     /* Some file systems cannot flush a folder (EINVAL): a rename is then as durable as they make it. */
-    int failure = fsync(fd) != 0 && errno != EINVAL ? errno : 0;
+    int failure = result != 0 && errno != EINVAL ? errno : 0;
     close(fd);
     return failure == 0 || fail(failure);
 }
@@ -221,16 +257,99 @@ bool ds_os_open(const char *path, ds_os_access access, ds_os_file *file)
 {
     int mode = access == DS_OS_UPDATE ? O_RDWR : O_RDONLY;
     mode |= O_CLOEXEC | O_NOCTTY | O_NONBLOCK; /* O_NONBLOCK: a FIFO must not hang the host */
-    return set_file(open(path, mode), file);
+    int fd;
+    UNINTERRUPTED(fd, open(path, mode));
+    return set_file(fd, file);
 }
-
-bool ds_os_create_temporary(char *name, ds_os_file *file) { return set_file(mkostemp(name, O_CLOEXEC), file); }
 
 void ds_os_close(ds_os_file *file)
 {
-    if (ds_os_is_open(*file))
+    if (ds_os_is_open(*file)) {
+        (void)flock(fd_of(*file), LOCK_UN); /* a child that the host has forked meanwhile would keep the lock */
         close(fd_of(*file));
+    }
     *file = (ds_os_file){0};
+}
+
+/* Letters and digits that differ from call to call. O_EXCL makes sure that the name is new: chance only makes that
+ * likely. */
+static void fill_marks(char *marks, unsigned attempt)
+{
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    struct timespec now = {0};
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t value = (uint64_t)now.tv_nsec + ((uint64_t)now.tv_sec << 30) + ((uint64_t)getpid() << 17) + attempt;
+    value += (uint64_t)(uintptr_t)&now; /* threads have stacks of their own */
+    for (int i = 0; i < 6; i++) {
+        value = (value ^ value >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+        value = (value ^ value >> 27) * UINT64_C(0x94d049bb133111eb);
+        marks[i] = letters[(value >> 33) % (sizeof letters - 1)];
+    }
+}
+
+/* Whether the name is still the file's: whoever found the file unlocked may have removed it. */
+static bool lock_new(ds_os_file file, const char *name)
+{
+    if (flock(fd_of(file), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+        return false;
+    return ds_os_is_at(file, name); /* where files cannot be locked, nobody removes this one either */
+}
+
+/* Gives a new file the owner, group and mode of the old one, as far as the system lets. The umask may have taken bits
+ * that the old file has: a file system that refuses to change modes leaves the new file less open, never more. */
+static void take_after(int fd, const struct stat *old)
+{
+    bool all = fchown(fd, old->st_uid, old->st_gid) == 0;
+    if (!all && fchown(fd, (uid_t)-1, old->st_gid) != 0)
+        errno = 0; /* both stay the writer's */
+    (void)fchmod(fd, old->st_mode & 0777);
+}
+
+bool ds_os_create_temporary(char *name, char *marks, const char *path, ds_os_file *file)
+{
+    enum { ATTEMPTS = 100 };
+    struct stat status;
+    bool replaces = stat(path, &status) == 0;
+    mode_t mode = replaces ? status.st_mode & 0777 : 0666;
+    for (unsigned attempt = 0; attempt < ATTEMPTS; attempt++) {
+        fill_marks(marks, attempt);
+        if (!set_file(open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOCTTY, mode), file)) {
+            if (errno == EEXIST || errno == EINTR)
+                continue;
+            return false;
+        }
+        if (lock_new(*file, name)) {
+            if (replaces)
+                take_after(fd_of(*file), &status);
+            return true;
+        }
+        ds_os_close(file);
+    }
+    return fail(EEXIST);
+}
+
+static bool is_at(int fd, const char *path, bool through_links)
+{
+    struct stat open_file, named;
+    if (fstat(fd, &open_file) != 0 || (through_links ? stat(path, &named) : lstat(path, &named)) != 0)
+        return false;
+    return open_file.st_dev == named.st_dev && open_file.st_ino == named.st_ino;
+}
+
+bool ds_os_is_at(ds_os_file file, const char *path) { return is_at(fd_of(file), path, true); }
+
+void ds_os_remove_unlocked(const char *path)
+{
+    struct stat status;
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
+    if (fd < 0)
+        return;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && flock(fd, LOCK_EX | LOCK_NB) == 0) {
+        if (is_at(fd, path, false))
+            (void)unlink(path);
+        (void)flock(fd, LOCK_UN);
+    }
+    close(fd);
 }
 
 bool ds_os_kind_and_size(ds_os_file file, ds_os_kind *kind, uint64_t *size)
@@ -263,11 +382,32 @@ bool ds_os_read(ds_os_file file, uint64_t offset, void *data, size_t size, size_
     return true;
 }
 
+/* pwrite, but a limit on the size of files (RLIMIT_FSIZE) is an error alone: its signal, SIGXFSZ, would end the host. */
+static ssize_t write_quietly(int fd, const void *data, size_t size, off_t offset)
+{
+    sigset_t limit, before, pending;
+    sigemptyset(&limit);
+    sigaddset(&limit, SIGXFSZ);
+    sigemptyset(&pending);
+    pthread_sigmask(SIG_BLOCK, &limit, &before);
+    bool was_pending = sigpending(&pending) == 0 && sigismember(&pending, SIGXFSZ) == 1;
+    ssize_t done = pwrite(fd, data, size, offset);
+    int failure = errno;
+    if (done < 0 && failure == EFBIG && !was_pending && sigpending(&pending) == 0 &&
+        sigismember(&pending, SIGXFSZ) == 1) { /* not where the host ignores it */
+        int number;
+        (void)sigwait(&limit, &number);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    errno = failure;
+    return done;
+}
+
 bool ds_os_write(ds_os_file file, uint64_t offset, const void *data, size_t size)
 {
     const uint8_t *bytes = data;
     while (size > 0) {
-        ssize_t done = pwrite(fd_of(file), bytes, size < MOST_BYTES ? size : MOST_BYTES, (off_t)offset);
+        ssize_t done = write_quietly(fd_of(file), bytes, size < MOST_BYTES ? size : MOST_BYTES, (off_t)offset);
         if (done < 0 && errno == EINTR)
             continue;
         if (done < 0)
@@ -281,26 +421,36 @@ bool ds_os_write(ds_os_file file, uint64_t offset, const void *data, size_t size
     return true;
 }
 
-bool ds_os_truncate(ds_os_file file, uint64_t size) { return ftruncate(fd_of(file), (off_t)size) == 0; }
-bool ds_os_flush(ds_os_file file) { return fsync(fd_of(file)) == 0; }
+bool ds_os_truncate(ds_os_file file, uint64_t size)
+{
+    int result;
+    UNINTERRUPTED(result, ftruncate(fd_of(file), (off_t)size));
+    return result == 0;
+}
+
+bool ds_os_flush(ds_os_file file)
+{
+    int result;
+    UNINTERRUPTED(result, fsync(fd_of(file)));
+    return result == 0;
+}
 
 bool ds_os_flush_data(ds_os_file file)
 {
 #if defined(_POSIX_SYNCHRONIZED_IO) && _POSIX_SYNCHRONIZED_IO > 0
-    return fdatasync(fd_of(file)) == 0;
+    int result;
+    UNINTERRUPTED(result, fdatasync(fd_of(file)));
+    return result == 0;
 #else
-    return fsync(fd_of(file)) == 0;
+    return ds_os_flush(file);
 #endif
 }
 
-bool ds_os_lock(ds_os_file file) { return flock(fd_of(file), LOCK_EX | LOCK_NB) == 0; }
-
-bool ds_os_copy_permissions(ds_os_file file, const char *path)
+bool ds_os_lock(ds_os_file file)
 {
-    struct stat status;
-    /* 0644 and not what the umask allows: reading the umask changes it for a moment, which other threads would meet. */
-    mode_t mode = stat(path, &status) == 0 ? status.st_mode & 0777 : 0644;
-    return fchmod(fd_of(file), mode) == 0;
+    int result;
+    UNINTERRUPTED(result, flock(fd_of(file), LOCK_EX | LOCK_NB));
+    return result == 0;
 }
 
 const void *ds_os_map(ds_os_file file, uint64_t size)

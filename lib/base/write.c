@@ -2,27 +2,127 @@
 
 #include <string.h>
 
+/* A temporary file of NAME is NAME.XXXXXX.dsv2tmp. Its writer holds a lock on it: what nobody has locked was left behind
+ * by a process that died. */
+static const char TEMPORARY_SUFFIX[] = ".XXXXXX.dsv2tmp";
+enum { MARKS = 6 };
+
+/* The folder of a path, to be freed; NULL without memory. */
+static char *folder_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (slash == NULL)
+        return ds_copy_string(".");
+    char *folder = ds_new((size_t)(slash - path) + 2, 1);
+    if (folder != NULL)
+        memcpy(folder, path, (size_t)(slash - path) + (slash == path)); /* "/" keeps its slash */
+    return folder;
+}
+
+static const char *name_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash == NULL ? path : slash + 1;
+}
+
+/* Replaces *path by what its link says, from the link's folder on. False without memory. */
+static bool follow_link(char **path, const char *text)
+{
+    char *folder = text[0] == '/' ? NULL : folder_of(*path);
+    char *next = text[0] == '/' ? ds_copy_string(text) : folder == NULL ? NULL : ds_path_join(folder, text);
+    ds_free(folder);
+    if (next == NULL)
+        return false;
+    ds_free(*path);
+    *path = next;
+    return true;
+}
+
+dsv2_status ds_writer_target(const char *path, char **target)
+{
+    enum { MAX_LINKS = 40, MAX_TEXT = 4096 };
+    char *text = ds_new(MAX_TEXT, 1), *at = ds_copy_string(path);
+    int n_links = 0;
+    bool followed = text != NULL && at != NULL;
+    while (followed && n_links < MAX_LINKS && ds_os_read_link(at, text, MAX_TEXT)) {
+        followed = follow_link(&at, text);
+        n_links++;
+    }
+    ds_free(text);
+    ds_os_kind kind = followed ? ds_os_kind_of(at) : DS_OS_NOTHING;
+    dsv2_status status = DSV2_OK;
+    if (!followed)
+        status = ds_fail_memory("a path", strlen(path));
+    else if (n_links == MAX_LINKS)
+        status = ds_fail(DSV2_ERROR_IO, "%s: a chain of links that does not end", path);
+    else if (kind != DS_OS_NOTHING && kind != DS_OS_FILE) /* renaming would put a file in place of a device */
+        status = ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
+    else if (n_links > 0 && ds_os_kind_of(path) != DS_OS_OTHER && !ds_os_same(path, at)) /* a link that only the system
+                                                                                          * can follow */
+        status = ds_fail(DSV2_ERROR_IO, "%s: a link to %s, where its file is not", path, at);
+    else if (kind == DS_OS_FILE && !ds_os_may_write(at))
+        status = ds_fail_io(path, "write");
+    if (status != DSV2_OK)
+        ds_free(at);
+    else
+        *target = at;
+    return status;
+}
+
+/* Whether `name` is that of a temporary file of `of`. */
+static bool is_temporary(const char *name, const char *of)
+{
+    size_t length = strlen(of);
+    const char *marks = name + length + 1;
+    if (strlen(name) != length + sizeof TEMPORARY_SUFFIX - 1 || memcmp(name, of, length) != 0 || name[length] != '.')
+        return false;
+    for (int i = 0; i < MARKS; i++)
+        if (!((marks[i] >= 'A' && marks[i] <= 'Z') || (marks[i] >= 'a' && marks[i] <= 'z') ||
+              (marks[i] >= '0' && marks[i] <= '9')))
+            return false;
+    return strcmp(marks + MARKS, TEMPORARY_SUFFIX + 1 + MARKS) == 0;
+}
+
+/* Removes temporary files of this path that a process left when it died. What cannot be removed stays. */
+static void remove_left_over(const ds_writer *writer)
+{
+    ds_os_folder *listing = ds_os_folder_open(writer->folder);
+    if (listing == NULL)
+        return;
+    for (const char *name; (name = ds_os_folder_next(listing)) != NULL;) {
+        if (!is_temporary(name, name_of(writer->path)))
+            continue;
+        char *path = ds_path_join(writer->folder, name);
+        if (path != NULL)
+            ds_os_remove_unlocked(path);
+        ds_free(path);
+    }
+    ds_os_folder_close(listing);
+}
+
 dsv2_status ds_writer_open(const char *path, ds_writer *writer)
 {
-    static const char suffix[] = ".XXXXXX";
-    size_t length = strlen(path);
     *writer = (ds_writer){0};
-    ds_os_kind kind = ds_os_kind_of(path);
-    if (kind != DS_OS_NOTHING && kind != DS_OS_FILE) /* renaming would put a file in place of a device */
-        return ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
-    writer->path = ds_copy_string(path);
-    writer->temporary = ds_new(length + sizeof suffix, 1);
-    if (writer->path == NULL || writer->temporary == NULL) {
+    dsv2_status status = ds_writer_target(path, &writer->path);
+    if (status != DSV2_OK)
+        return status;
+    size_t length = strlen(writer->path);
+    writer->folder = folder_of(writer->path);
+    char *temporary = ds_new(length + sizeof TEMPORARY_SUFFIX, 1);
+    if (writer->folder == NULL || temporary == NULL) {
+        ds_free(temporary);
         ds_writer_abort(writer);
         return ds_fail_memory("a path", length);
     }
-    memcpy(writer->temporary, path, length);
-    memcpy(writer->temporary + length, suffix, sizeof suffix);
-    if (ds_os_create_temporary(writer->temporary, &writer->file))
+    remove_left_over(writer);
+    memcpy(temporary, writer->path, length);
+    memcpy(temporary + length, TEMPORARY_SUFFIX, sizeof TEMPORARY_SUFFIX);
+    if (ds_os_create_temporary(temporary, temporary + length + 1, writer->path, &writer->file)) {
+        writer->temporary = temporary;
         return DSV2_OK;
-    dsv2_status status = ds_fail_io(path, "make a temporary file beside it");
-    ds_free(writer->temporary); /* there is no file of this name to remove */
-    writer->temporary = NULL;
+    }
+    status = ds_fail_io(path, "make a temporary file beside it");
+    ds_free(temporary); /* there is no file of this name to remove */
     ds_writer_abort(writer);
     return status;
 }
@@ -45,25 +145,10 @@ dsv2_status ds_writer_replace(ds_writer *writer, uint64_t offset, const void *da
     return write_at(writer, offset, data, size);
 }
 
-/* Flushes the folder of `path`, so that a rename in it lasts. */
-static dsv2_status flush_folder(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    char *folder = slash == NULL ? ds_copy_string(".") : ds_new((size_t)(slash - path) + 2, 1);
-    if (folder == NULL)
-        return ds_fail_memory("a path", strlen(path));
-    if (slash != NULL)
-        memcpy(folder, path, (size_t)(slash - path) + (slash == path)); /* "/" keeps its slash */
-    dsv2_status status = ds_os_flush_folder(folder) ? DSV2_OK : ds_fail_io(folder, "flush the folder");
-    ds_free(folder);
-    return status;
-}
-
 dsv2_status ds_writer_commit(ds_writer *writer)
 {
     dsv2_status status = DSV2_OK;
-    /* A temporary file is for its owner alone. The finished file gets the permissions of the file that it replaces. */
-    if (!ds_os_copy_permissions(writer->file, writer->path) || !ds_os_flush(writer->file))
+    if (!ds_os_flush(writer->file))
         status = ds_fail_io(writer->path, "flush");
     else if (!ds_os_rename(writer->temporary, writer->path))
         status = ds_fail_io(writer->path, "rename the finished file");
@@ -73,7 +158,10 @@ dsv2_status ds_writer_commit(ds_writer *writer)
     }
     ds_free(writer->temporary); /* the file has its final name now */
     writer->temporary = NULL;
-    status = flush_folder(writer->path);
+    /* A folder that may not be read cannot be flushed. Flushing the file once more brings its new name to the disk on
+     * file systems with a journal. */
+    if (!ds_os_flush_folder(writer->folder) && !ds_os_flush(writer->file))
+        status = ds_fail_io(writer->path, "make its new name last: it is in place, but may be lost if the machine stops");
     ds_writer_abort(writer);
     return status;
 }
@@ -84,6 +172,7 @@ void ds_writer_abort(ds_writer *writer)
     if (writer->temporary != NULL)
         ds_os_remove(writer->temporary);
     ds_free(writer->temporary);
+    ds_free(writer->folder);
     ds_free(writer->path);
     *writer = (ds_writer){0};
 }

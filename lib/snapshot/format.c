@@ -55,20 +55,32 @@ static dsv2_status check_field(const char *name, const char *field, uint32_t val
     return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's %s is %u, expected %u to %u", name, field, value, min, max);
 }
 
+/* DSV2_ERROR_UNSUPPORTED if a header that is whole has what only a later version can have written. */
+static dsv2_status check_known(const char *name, const uint8_t *bytes, const file_header *header)
+{
+    const char *what = header->cache_type > DSV2_CACHE_Q6                          ? "cache type"
+                       : header->row == NULL                                       ? "kind of row"
+                       : !ds_is_zero(bytes + 60, FILE_HEADER_BYTES - DIGEST_BYTES - 60) ? "field"
+                                                                                   : NULL;
+    if (what == NULL)
+        return DSV2_OK;
+    return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                   "%s: written by a later version of the library: the header has a %s (cache type %u, row %u) that this "
+                   "version does not know", name, what, header->cache_type, ds_read_u32(bytes + 56));
+}
+
 /* Whether the header is that of a cache that this library could have. */
 static dsv2_status check_header(const char *name, const uint8_t *bytes, const file_header *header)
 {
-    dsv2_status status = check_field(name, "cache type", header->cache_type, DSV2_CACHE_F32, DSV2_CACHE_Q6);
+    dsv2_status status = check_known(name, bytes, header);
+    if (status == DSV2_OK)
+        status = check_field(name, "cache type", header->cache_type, DSV2_CACHE_F32, DSV2_CACHE_Q6);
     if (status == DSV2_OK)
         status = check_field(name, "number of layers", header->n_layers, 1, DS_MAX_LAYERS);
-    for (uint32_t p = 0; header->row != NULL && p < header->row->n_parts && status == DSV2_OK; p++)
+    for (uint32_t p = 0; status == DSV2_OK && p < header->row->n_parts; p++)
         status = check_field(name, header->row->parts[p].width_name, header->widths[p], header->row->parts[p].least,
                              header->row->parts[p].most);
-    if (status == DSV2_OK)
-        status = check_field(name, "vocab_size", header->vocab_size, 1, DS_MAX_VOCAB);
-    if (status == DSV2_OK && (header->row == NULL || !ds_is_zero(bytes + 60, FILE_HEADER_BYTES - DIGEST_BYTES - 60)))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the header's reserved bytes are not zero", name);
-    return status;
+    return status == DSV2_OK ? check_field(name, "vocab_size", header->vocab_size, 1, DS_MAX_VOCAB) : status;
 }
 
 dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_header *header)
@@ -77,8 +89,8 @@ dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_hea
         return ds_fail(DSV2_ERROR_FORMAT, "%s: not a snapshot of libdsv2", name);
     uint32_t version = ds_read_u32(bytes + 8);
     if (version != SNAPSHOT_VERSION)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: snapshot version %u, this library reads %d", name, version,
-                       SNAPSHOT_VERSION);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: snapshot version %u, this library reads %d%s", name, version,
+                       SNAPSHOT_VERSION, version > SNAPSHOT_VERSION ? ": a later version of the library wrote it" : "");
     if (!is_sealed(bytes, FILE_HEADER_BYTES))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the file's header is damaged", name);
     *header = (file_header){
@@ -152,9 +164,9 @@ dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t
         .n_biases = ds_read_u64(bytes + 32),
     };
     if ((flags & ~(uint32_t)FLAG_LOGITS) != 0 || ds_read_u64(bytes + 40) != 0)
-        return ds_fail(DSV2_ERROR_FORMAT,
-                       "%s: the header of save %u has flags %u and reserved bytes %llx, "
-                       "which this version does not know", name, number, flags,
+        return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                       "%s: written by a later version of the library: the header of save %u has flags %u and reserved "
+                       "bytes %llx, which this version does not know", name, number, flags,
                        (unsigned long long)ds_read_u64(bytes + 40));
     if (header->number != number || header->first_token != first_token || header->n_tokens < first_token ||
         header->n_tokens > DS_MAX_CONTEXT)
@@ -162,6 +174,8 @@ dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t
                        "%s: save %u is numbered %u and of tokens %llu to %llu, expected them from %llu on", name,
                        number, header->number, (unsigned long long)header->first_token,
                        (unsigned long long)header->n_tokens, (unsigned long long)first_token);
+    if (header->has_logits && header->n_tokens == 0)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u has logits, but no token that they could follow", name, number);
     if (header->n_biases > DS_MAX_VOCAB)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: save %u has %llu logit biases, expected at most %d", name, number,
                        (unsigned long long)header->n_biases, DS_MAX_VOCAB);
@@ -200,7 +214,7 @@ dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const d
     memcpy(header->digest, bytes + 48, DIGEST_BYTES);
     uint64_t room = DS_PAGE_TOKENS - first_token % DS_PAGE_TOKENS;
     room = room < end - first_token ? room : end - first_token;
-    if (memcmp(bytes, FRAME_MAGIC, sizeof FRAME_MAGIC) != 0 || ds_read_u32(bytes + 20) != 0)
+    if (memcmp(bytes, FRAME_MAGIC, sizeof FRAME_MAGIC) != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the header of the frame at token %llu is damaged", name,
                        (unsigned long long)first_token);
     if (header->first_token != first_token || header->n_tokens == 0 || header->n_tokens > room)
@@ -209,9 +223,10 @@ dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const d
                        "expected 1 to %llu", name, (unsigned long long)first_token, header->n_tokens,
                        (unsigned long long)header->first_token, (unsigned long long)room);
     uint64_t raw_bytes = ds_frame_raw_bytes(shape, header->n_tokens);
-    bool fits = header->encoding == FRAME_RAW    ? header->stored_bytes == raw_bytes
-                : header->encoding == FRAME_ZSTD ? header->stored_bytes > 0 && header->stored_bytes < raw_bytes
-                                                 : false;
+    header->unknown = header->encoding > FRAME_ZSTD || ds_read_u32(bytes + 20) != 0;
+    uint64_t least = header->unknown || header->encoding == FRAME_ZSTD ? 1 : raw_bytes;
+    uint64_t most = header->unknown || header->encoding == FRAME_RAW ? raw_bytes : raw_bytes - 1;
+    bool fits = header->stored_bytes >= least && header->stored_bytes <= most;
     if (!fits)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the frame at token %llu has encoding %u and %llu bytes for %llu of rows",
                        name, (unsigned long long)first_token, header->encoding,

@@ -45,6 +45,7 @@ typedef enum frame_encoding { FRAME_RAW = 0, FRAME_ZSTD = 1 } frame_encoding;
 
 /* The rows of n_tokens tokens within one page, all layers. Its checksums are frame.c's business. */
 typedef struct frame_header {
+    bool unknown; /* of a later version: only its checksum can be checked */
     uint32_t encoding;
     uint64_t first_token;
     uint32_t n_tokens;
@@ -55,10 +56,11 @@ typedef struct frame_header {
 void ds_file_header_write(const file_header *header, uint8_t *bytes);
 void ds_save_header_write(const save_header *header, uint8_t *bytes);
 
-/* `name` is the file, for messages. DSV2_ERROR_FORMAT, or DSV2_ERROR_UNSUPPORTED for another version. */
+/* `name` is the file, for messages. DSV2_ERROR_FORMAT, or DSV2_ERROR_UNSUPPORTED for another version and for what this
+ * one does not know in a header that is whole. */
 dsv2_status ds_file_header_read(const char *name, const uint8_t *bytes, file_header *header);
 
-/* Checks too that the save is the one that has to follow: number `number`, from first_token on. */
+/* The same, and checks that the save is the one that has to follow: number `number`, from first_token on. */
 dsv2_status ds_save_header_read(const char *name, const uint8_t *bytes, uint32_t number, uint64_t first_token,
                                 save_header *header);
 
@@ -80,7 +82,13 @@ uint64_t ds_state_bytes(const save_header *save, uint32_t vocab_size);
 /* Bytes of n tokens' rows, all layers. */
 size_t ds_frame_raw_bytes(const ds_cache_shape *shape, size_t n_tokens);
 
-typedef enum frame_verdict { FRAME_GOOD = 0, FRAME_DAMAGED, FRAME_UNREADABLE, FRAME_OTHER_ROWS } frame_verdict;
+typedef enum frame_verdict {
+    FRAME_GOOD = 0,
+    FRAME_DAMAGED,
+    FRAME_UNKNOWN,
+    FRAME_UNREADABLE,
+    FRAME_OTHER_ROWS,
+} frame_verdict;
 
 /* A frame on its way to or from a file. */
 typedef struct frame {
@@ -94,13 +102,17 @@ typedef struct frame {
 
 /* Working memory for one frame. */
 typedef struct frame_worker {
-    void *zstd;            /* ZSTD_CCtx or ZSTD_DCtx */
+    void *zstd;            /* ZSTD_CCtx or ZSTD_DCtx; NULL for BATCH_COMPARES */
     uint8_t *raw, *planes; /* page_bytes each; planes is NULL unless rows are numbers of several bytes */
     float *tile;           /* rows of a page in one layer; NULL unless rows are converted */
 } frame_worker;
 
+/* BATCH_COMPARES: frames are held against the rows that a session has. */
+typedef enum frame_batch_use { BATCH_WRITES, BATCH_READS, BATCH_COMPARES } frame_batch_use;
+
 /* Frames that threads work on side by side. */
 typedef struct frame_batch {
+    frame_batch_use use;
     ds_pool *pool;
     const ds_kernels *kernels;
     ds_cache_shape shape;  /* of the rows in the file */
@@ -112,20 +124,19 @@ typedef struct frame_batch {
     uint8_t *memory;
 } frame_batch;
 
-typedef enum frame_batch_use { BATCH_WRITES, BATCH_READS } frame_batch_use;
-
 /* level: zstd's, for BATCH_WRITES. Freed with ds_frame_batch_free, whatever this returns. */
 dsv2_status ds_frame_batch_init(frame_batch *batch, frame_batch_use use, ds_pool *pool, const ds_kernels *kernels,
                                 const ds_cache_shape *shape, const ds_cache *cache, int level);
-void ds_frame_batch_free(frame_batch *batch, frame_batch_use use);
+void ds_frame_batch_free(frame_batch *batch);
 
 /* Takes the rows of each frame's tokens, first_token and n_tokens in its header, out of the cache: makes header_bytes
  * and stored. */
 void ds_frame_batch_encode(frame_batch *batch);
 
-/* Checks header_bytes and stored of each frame and sets verdicts. The rows of wanted frames go into the cache, where
- * they are reserved. */
-void ds_frame_batch_decode(frame_batch *batch);
+/* Checks header_bytes and stored of each frame, and empties the batch. BATCH_READS: the rows of wanted frames go into
+ * the cache, where they are reserved. DSV2_ERROR_FORMAT, _UNSUPPORTED for a frame of a later version, or, for
+ * BATCH_COMPARES, _MISMATCH where a frame holds other rows than the cache. `name` is the file, for messages. */
+dsv2_status ds_frame_batch_decode(frame_batch *batch, const char *name);
 
 void ds_frame_header_write(const frame_header *header, uint8_t *bytes);
 
@@ -133,9 +144,6 @@ void ds_frame_header_write(const frame_header *header, uint8_t *bytes);
  * in no more bytes than the rows have. */
 dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const ds_cache_shape *shape,
                                  uint64_t first_token, uint64_t end, frame_header *header);
-
-/* The checksum that a frame of these tokens would have before compression; `work` has room for page_bytes. */
-XXH128_hash_t ds_frame_raw_digest(const ds_cache *cache, uint64_t first_token, uint32_t n_tokens, uint8_t *work);
 
 /* ---- reading (read.c) ---- */
 
@@ -168,10 +176,12 @@ dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t number, uint64_t fi
 dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, uint32_t vocab_size,
                             ds_snapshot_content *content);
 
-/* Passes over the frames of a save and the zeros behind them. Headers are checked but for their checksums; `visit`,
- * unless NULL, sees each, and any status but DSV2_OK ends the walk. */
-typedef dsv2_status (*frame_visitor)(void *context, const frame_header *header);
-dsv2_status ds_reader_pass_frames(snapshot_reader *reader, const ds_cache_shape *shape, const save_header *save,
-                                  frame_visitor visit, void *context);
+/* Reads the frame at token first_token, of a save that ends before token `end`, into *f: header_bytes, header and
+ * stored. */
+dsv2_status ds_reader_frame(snapshot_reader *reader, const ds_cache_shape *shape, uint64_t first_token, uint64_t end,
+                            frame *f);
+
+/* Passes over the frames of a save and the zeros behind them. Headers are checked but for their checksums. */
+dsv2_status ds_reader_pass_frames(snapshot_reader *reader, const ds_cache_shape *shape, const save_header *save);
 
 #endif

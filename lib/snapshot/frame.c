@@ -92,11 +92,6 @@ static void convert(const frame_batch *batch, uint64_t first_token, size_t n_tok
     }
 }
 
-XXH128_hash_t ds_frame_raw_digest(const ds_cache *cache, uint64_t first_token, uint32_t n_tokens, uint8_t *work)
-{
-    return XXH3_128bits(gather(cache, first_token, n_tokens, work), ds_frame_raw_bytes(&cache->shape, n_tokens));
-}
-
 /* ---- the work on one frame ---- */
 
 /* Working memory that no other thread uses while `thread` works on frame `index`. */
@@ -167,11 +162,17 @@ static frame_verdict decode(const frame_batch *batch, const frame *f, const fram
 {
     if (!ds_digest_equals(stored_digest(f), f->header.digest))
         return FRAME_DAMAGED;
-    if (!f->wanted)
-        return FRAME_GOOD;
+    if (f->header.unknown)
+        return FRAME_UNKNOWN;
     const ds_cache *cache = batch->cache;
     uint64_t first_token = f->header.first_token;
     size_t n_tokens = f->header.n_tokens, raw_bytes = ds_frame_raw_bytes(&batch->shape, n_tokens);
+    if (batch->use == BATCH_COMPARES) {
+        const uint8_t *own = gather(cache, first_token, n_tokens, worker->raw);
+        return ds_digest_equals(XXH3_128bits(own, raw_bytes), f->header.raw_digest) ? FRAME_GOOD : FRAME_OTHER_ROWS;
+    }
+    if (!f->wanted)
+        return FRAME_GOOD;
     bool same_type = cache->shape.type == batch->shape.type, in_place = same_type && n_tokens == DS_PAGE_TOKENS;
     uint8_t *raw = in_place ? ds_cache_rows(cache, 0, (size_t)(first_token / DS_PAGE_TOKENS)) : worker->raw;
     if (!decompress(batch, f, worker, raw, raw_bytes))
@@ -193,12 +194,41 @@ static void decode_task(void *context, size_t index, unsigned thread)
 
 void ds_frame_batch_encode(frame_batch *batch) { ds_pool_run(batch->pool, encode_task, batch, batch->n); }
 
-void ds_frame_batch_decode(frame_batch *batch) { ds_pool_run(batch->pool, decode_task, batch, batch->n); }
+static dsv2_status check_verdict(const frame_batch *batch, const frame *f, const char *name)
+{
+    bool compares = batch->use == BATCH_COMPARES;
+    const char *what = f->verdict == FRAME_DAMAGED      ? "is damaged"
+                       : f->verdict == FRAME_UNKNOWN    ? "was written by a later version of the library"
+                       : f->verdict == FRAME_UNREADABLE ? "cannot be decompressed"
+                       : compares                       ? "holds other rows than the session"
+                                                        : "holds other rows than its header says";
+    dsv2_status status = f->verdict == FRAME_UNKNOWN                        ? DSV2_ERROR_UNSUPPORTED
+                         : f->verdict == FRAME_OTHER_ROWS && compares ? DSV2_ERROR_MISMATCH
+                                                                            : DSV2_ERROR_FORMAT;
+    return f->verdict == FRAME_GOOD
+               ? DSV2_OK
+               : ds_fail(status, "%s: the frame of tokens %llu to %llu (encoding %u) %s", name,
+                         (unsigned long long)f->header.first_token,
+                         (unsigned long long)(f->header.first_token + f->header.n_tokens - 1), f->header.encoding, what);
+}
+
+dsv2_status ds_frame_batch_decode(frame_batch *batch, const char *name)
+{
+    dsv2_status status = DSV2_OK;
+    if (batch->n > 0)
+        ds_pool_run(batch->pool, decode_task, batch, batch->n);
+    for (size_t i = 0; i < batch->n && status == DSV2_OK; i++)
+        status = check_verdict(batch, &batch->frames[i], name);
+    batch->n = 0;
+    return status;
+}
 
 /* ---- memory ---- */
 
 static bool make_zstd(frame_worker *worker, frame_batch_use use, int level)
 {
+    if (use == BATCH_COMPARES)
+        return true;
     if (use == BATCH_READS) {
         worker->zstd = ZSTD_createDCtx();
         return worker->zstd != NULL;
@@ -213,6 +243,7 @@ dsv2_status ds_frame_batch_init(frame_batch *batch, frame_batch_use use, ds_pool
 {
     unsigned n_threads = ds_pool_threads(pool);
     *batch = (frame_batch){
+        .use = use,
         .pool = pool,
         .kernels = kernels,
         .shape = *shape,
@@ -243,10 +274,10 @@ dsv2_status ds_frame_batch_init(frame_batch *batch, frame_batch_use use, ds_pool
     return DSV2_OK;
 }
 
-void ds_frame_batch_free(frame_batch *batch, frame_batch_use use)
+void ds_frame_batch_free(frame_batch *batch)
 {
     for (size_t i = 0; batch->workers != NULL && i < batch->n_workers; i++) {
-        if (use == BATCH_READS)
+        if (batch->use == BATCH_READS)
             ZSTD_freeDCtx(batch->workers[i].zstd);
         else
             ZSTD_freeCCtx(batch->workers[i].zstd);

@@ -87,8 +87,19 @@ dsv2_status ds_reader_save(snapshot_reader *reader, uint32_t number, uint64_t fi
     return ds_save_header_read(reader->name, bytes, number, first_token, save);
 }
 
-dsv2_status ds_reader_pass_frames(snapshot_reader *reader, const ds_cache_shape *shape, const save_header *save,
-                                  frame_visitor visit, void *context)
+dsv2_status ds_reader_frame(snapshot_reader *reader, const ds_cache_shape *shape, uint64_t first_token, uint64_t end,
+                            frame *f)
+{
+    dsv2_status status = ds_reader_all(reader, f->header_bytes, sizeof f->header_bytes);
+    if (status == DSV2_OK)
+        status = ds_frame_header_read(reader->name, f->header_bytes, shape, first_token, end, &f->header);
+    if (status == DSV2_OK)
+        status = ds_reader_all(reader, f->buffer, (size_t)f->header.stored_bytes);
+    f->stored = f->buffer;
+    return status;
+}
+
+dsv2_status ds_reader_pass_frames(snapshot_reader *reader, const ds_cache_shape *shape, const save_header *save)
 {
     dsv2_status status = DSV2_OK;
     for (uint64_t at = save->first_token; at < save->n_tokens && status == DSV2_OK;) {
@@ -97,8 +108,10 @@ dsv2_status ds_reader_pass_frames(snapshot_reader *reader, const ds_cache_shape 
         status = ds_reader_all(reader, bytes, sizeof bytes);
         if (status == DSV2_OK)
             status = ds_frame_header_read(reader->name, bytes, shape, at, save->n_tokens, &header);
-        if (status == DSV2_OK && visit != NULL)
-            status = visit(context, &header);
+        if (status == DSV2_OK && header.unknown)
+            status = ds_fail(DSV2_ERROR_UNSUPPORTED,
+                             "%s: written by a later version of the library: the frame at token %llu has encoding %u",
+                             reader->name, (unsigned long long)at, header.encoding);
         if (status == DSV2_OK)
             status = ds_reader_skip(reader, header.stored_bytes);
         if (status == DSV2_OK)

@@ -74,32 +74,6 @@ static uint64_t wanted_tokens(const restorer *r)
     return n;
 }
 
-static dsv2_status check_verdicts(const restorer *r)
-{
-    for (size_t i = 0; i < r->batch.n; i++) {
-        const frame *f = &r->batch.frames[i];
-        const char *what = f->verdict == FRAME_DAMAGED      ? "is damaged"
-                           : f->verdict == FRAME_UNREADABLE ? "cannot be decompressed"
-                                                            : "holds other rows than its header says";
-        if (f->verdict != FRAME_GOOD)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: the frame of tokens %llu to %llu %s", r->reader->name,
-                           (unsigned long long)f->header.first_token,
-                           (unsigned long long)(f->header.first_token + f->header.n_tokens - 1), what);
-    }
-    return DSV2_OK;
-}
-
-/* Decodes the frames read, if there are any. */
-static dsv2_status decode_batch(restorer *r)
-{
-    if (r->batch.n == 0)
-        return DSV2_OK;
-    ds_frame_batch_decode(&r->batch);
-    dsv2_status status = check_verdicts(r);
-    r->batch.n = 0;
-    return status;
-}
-
 static dsv2_status report(const restorer *r, uint64_t done, uint64_t total)
 {
     if (atomic_load_explicit(r->target->cancel, memory_order_relaxed) ||
@@ -112,14 +86,9 @@ static dsv2_status report(const restorer *r, uint64_t done, uint64_t total)
 static dsv2_status read_frame(restorer *r, uint64_t first_token, uint64_t end)
 {
     frame *f = &r->batch.frames[r->batch.n];
-    dsv2_status status = ds_reader_all(r->reader, f->header_bytes, sizeof f->header_bytes);
-    if (status == DSV2_OK)
-        status = ds_frame_header_read(r->reader->name, f->header_bytes, &r->shape, first_token, end, &f->header);
-    if (status == DSV2_OK)
-        status = ds_reader_all(r->reader, f->buffer, (size_t)f->header.stored_bytes);
+    dsv2_status status = ds_reader_frame(r->reader, &r->shape, first_token, end, f);
     if (status != DSV2_OK)
         return status;
-    f->stored = f->buffer;
     f->wanted = first_token < r->wanted;
     r->batch.n++;
     return f->wanted ? ds_cache_reserve(&r->content->cache, (size_t)first_token, f->header.n_tokens) : DSV2_OK;
@@ -135,7 +104,7 @@ static dsv2_status read_frames(restorer *r, const save_header *save)
         at += r->batch.frames[r->batch.n - 1].header.n_tokens;
         if (r->batch.n < r->batch.capacity && at < save->n_tokens)
             continue;
-        status = decode_batch(r);
+        status = ds_frame_batch_decode(&r->batch, r->reader->name);
         if (status == DSV2_OK && at < save->n_tokens)
             status = report(r, at, save->n_tokens);
     }
@@ -183,7 +152,7 @@ static dsv2_status restore(restorer *r)
             break;
         status = read_save(r, &save);
     }
-    ds_frame_batch_free(&r->batch, BATCH_READS);
+    ds_frame_batch_free(&r->batch);
     if (status == DSV2_OK)
         status = report(r, r->n_tokens, r->n_tokens);
     if (status != DSV2_OK)
@@ -252,7 +221,7 @@ static dsv2_status read_info(snapshot_reader *reader, uint64_t size, dsv2_snapsh
             break;
         status = ds_reader_skip(reader, ds_state_bytes(&save, header.vocab_size));
         if (status == DSV2_OK)
-            status = ds_reader_pass_frames(reader, &shape, &save, NULL, NULL);
+            status = ds_reader_pass_frames(reader, &shape, &save);
         n_tokens = save.n_tokens;
     }
     if (status != DSV2_OK)

@@ -130,7 +130,7 @@ static dsv2_status put_frames(sink *s, const ds_snapshot_source *source, const d
         if (status == DSV2_OK && at < source->n_tokens)
             status = report(source, options, at);
     }
-    ds_frame_batch_free(&batch, BATCH_WRITES);
+    ds_frame_batch_free(&batch);
     return status;
 }
 
@@ -206,67 +206,89 @@ typedef struct existing {
 /* What a file is compared with. */
 typedef struct comparison {
     const ds_snapshot_source *source;
-    const char *name; /* of the file, for messages */
-    uint8_t *work;    /* page_bytes */
+    snapshot_reader reader;
+    frame_batch batch;
+    ds_snapshot_content content; /* what the file holds besides rows */
 } comparison;
 
-/* DSV2_ERROR_MISMATCH unless a frame holds the rows that the session has. */
-static dsv2_status compare_frame(void *context, const frame_header *header)
+/* Reads every frame of a save, so that all that an append builds upon is known to be whole, and compares its rows. */
+static dsv2_status compare_frames(comparison *c, const save_header *save)
 {
-    const comparison *c = context;
-    XXH128_hash_t own = ds_frame_raw_digest(c->source->cache, header->first_token, header->n_tokens, c->work);
-    if (ds_digest_equals(own, header->raw_digest))
-        return DSV2_OK;
-    return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other rows at token %llu", c->name,
-                   (unsigned long long)header->first_token);
+    dsv2_status status = DSV2_OK;
+    for (uint64_t at = save->first_token; at < save->n_tokens && status == DSV2_OK;) {
+        frame *f = &c->batch.frames[c->batch.n];
+        status = ds_reader_frame(&c->reader, &c->batch.shape, at, save->n_tokens, f);
+        if (status != DSV2_OK)
+            break;
+        c->batch.n++;
+        at += f->header.n_tokens;
+        if (c->batch.n < c->batch.capacity && at < save->n_tokens)
+            continue;
+        status = ds_frame_batch_decode(&c->batch, c->reader.name);
+        if (status == DSV2_OK && atomic_load_explicit(c->source->cancel, memory_order_relaxed))
+            status = ds_fail(DSV2_ERROR_CANCELLED, "cancelled while reading %s, to which it should be appended",
+                             c->reader.name);
+    }
+    return status == DSV2_OK ? ds_reader_padding(&c->reader) : status;
 }
 
 /* The next save in the file, if there is another: DSV2_ERROR_MISMATCH unless it is of the session's first tokens. */
-static dsv2_status compare_save(snapshot_reader *reader, comparison *c, ds_snapshot_content *content,
-                                existing *found, bool *end)
+static dsv2_status compare_save(comparison *c, existing *found, bool *end)
 {
     const ds_snapshot_source *source = c->source;
+    const char *name = c->reader.name;
     save_header save;
-    dsv2_status status = ds_reader_save(reader, found->n_saves, found->n_tokens, &save, end);
+    dsv2_status status = ds_reader_save(&c->reader, found->n_saves, found->n_tokens, &save, end);
     if (status != DSV2_OK || *end)
         return status;
     if (save.n_tokens > source->n_tokens)
-        return ds_fail(DSV2_ERROR_MISMATCH, "%s: has more tokens than the session", reader->name);
-    status = ds_reader_state(reader, &save, source->model->fixed.config.vocab_size, content);
+        return ds_fail(DSV2_ERROR_MISMATCH, "%s: has more tokens than the session", name);
+    status = ds_reader_state(&c->reader, &save, source->model->fixed.config.vocab_size, &c->content);
     if (status != DSV2_OK)
         return status;
     size_t first = (size_t)save.first_token, n = (size_t)(save.n_tokens - save.first_token);
-    if (n > 0 && memcmp(content->tokens + first, source->tokens + first, n * sizeof *source->tokens) != 0)
-        return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other tokens than the session", reader->name);
-    status = ds_reader_pass_frames(reader, &source->cache->shape, &save, compare_frame, c);
+    if (n > 0 && memcmp(c->content.tokens + first, source->tokens + first, n * sizeof *source->tokens) != 0)
+        return ds_fail(DSV2_ERROR_MISMATCH, "%s: has other tokens than the session", name);
+    status = compare_frames(c, &save);
     if (status == DSV2_OK)
-        *found = (existing){.end = reader->offset, .n_tokens = save.n_tokens, .n_saves = found->n_saves + 1};
+        *found = (existing){.end = c->reader.offset, .n_tokens = save.n_tokens, .n_saves = found->n_saves + 1};
     return status;
 }
 
-/* DSV2_OK if the file is a snapshot of the session's first tokens; DSV2_ERROR_MISMATCH, _FORMAT or _UNSUPPORTED if it
- * is not. */
+static dsv2_status compare_header(comparison *c)
+{
+    uint8_t bytes[FILE_HEADER_BYTES], own_bytes[FILE_HEADER_BYTES];
+    file_header header, own = ds_file_header_of(c->source->model, &c->source->cache->shape);
+    ds_file_header_write(&own, own_bytes);
+    dsv2_status status = ds_reader_all(&c->reader, bytes, sizeof bytes);
+    if (status == DSV2_OK)
+        status = ds_file_header_read(c->reader.name, bytes, &header);
+    if (status == DSV2_OK && memcmp(bytes, own_bytes, sizeof bytes) != 0)
+        status = ds_fail(DSV2_ERROR_MISMATCH, "%s: of another model or cache type", c->reader.name);
+    return status;
+}
+
+/* DSV2_OK if the file is a whole snapshot of the session's first tokens. DSV2_ERROR_MISMATCH or _FORMAT if it is not,
+ * _UNSUPPORTED if a later version of the library wrote it. */
 static dsv2_status examine(const ds_snapshot_source *source, const char *path, ds_os_file file, existing *found)
 {
-    uint8_t bytes[FILE_HEADER_BYTES], own[FILE_HEADER_BYTES];
-    file_header header = ds_file_header_of(source->model, &source->cache->shape);
-    ds_file_header_write(&header, own);
-    snapshot_reader reader = {.name = path, .file = file};
+    const dsv2_model *model = source->model;
+    comparison c = {.source = source, .reader = {.name = path, .file = file}};
     *found = (existing){0};
-    dsv2_status status = ds_reader_all(&reader, bytes, sizeof bytes);
-    if (status == DSV2_OK && memcmp(bytes, own, sizeof own) != 0)
-        status = ds_fail(DSV2_ERROR_MISMATCH, "%s: of another model or cache type", path);
+    dsv2_status status = compare_header(&c);
     if (status != DSV2_OK)
         return status;
-    ds_snapshot_content content = {.logits = ds_new(source->model->fixed.config.vocab_size, sizeof *content.logits)};
-    comparison c = {.source = source, .name = path, .work = ds_new_aligned(source->cache->shape.page_bytes, 1)};
-    ds_sampler_init(&content.sampler);
-    if (content.logits == NULL || c.work == NULL)
-        status = ds_fail_memory("the snapshot to append to", source->cache->shape.page_bytes);
+    ds_sampler_init(&c.content.sampler);
+    c.content.logits = ds_new(model->fixed.config.vocab_size, sizeof *c.content.logits);
+    if (c.content.logits == NULL)
+        status = ds_fail_memory("logits", model->fixed.config.vocab_size * sizeof *c.content.logits);
+    if (status == DSV2_OK)
+        status = ds_frame_batch_init(&c.batch, BATCH_COMPARES, model->pool, model->fixed.kernels,
+                                     &source->cache->shape, source->cache, 0);
     for (bool end = false; status == DSV2_OK && !end;)
-        status = compare_save(&reader, &c, &content, found, &end);
-    ds_free(c.work);
-    ds_snapshot_content_free(&content);
+        status = compare_save(&c, found, &end);
+    ds_frame_batch_free(&c.batch);
+    ds_snapshot_content_free(&c.content);
     return status;
 }
 
@@ -294,31 +316,46 @@ static dsv2_status append(const ds_snapshot_source *source, const dsv2_save_opti
     return status;
 }
 
-/* Appends if the file can be appended to; *done: nothing is left to do. Else the snapshot has to be written anew. */
+/* What came of an append that gave no error. */
+typedef enum append_outcome {
+    APPENDED,
+    TO_WRITE_ANEW, /* the file is not one to append to */
+    REPLACED,      /* the path is another file by now */
+} append_outcome;
+
+/* Appends to an open file that is locked and stands at `path`. */
+static dsv2_status append_to(const ds_snapshot_source *source, const dsv2_save_options *options, ds_writer *writer,
+                             append_outcome *outcome)
+{
+    existing found;
+    dsv2_status status = examine(source, writer->path, writer->file, &found);
+    if (status == DSV2_ERROR_MISMATCH || status == DSV2_ERROR_FORMAT) {
+        *outcome = TO_WRITE_ANEW;
+        return DSV2_OK;
+    }
+    if (status == DSV2_OK)
+        status = append(source, options, writer, &found);
+    *outcome = ds_os_is_at(writer->file, writer->path) ? APPENDED : REPLACED;
+    return status;
+}
+
+/* Appends if there is a file that can be appended to. */
 static dsv2_status save_behind(const ds_snapshot_source *source, const char *path, const dsv2_save_options *options,
-                               bool *done)
+                               append_outcome *outcome)
 {
     ds_writer writer = {0};
-    existing found;
     uint64_t size;
-    *done = false;
-    if (!ds_is_file(path))
-        return DSV2_OK;
-    dsv2_status status = ds_open_regular(path, DS_OS_UPDATE, &writer.file, &size);
+    dsv2_status status = ds_writer_target(path, &writer.path);
     if (status != DSV2_OK)
         return status;
-    writer.path = ds_copy_string(path);
-    if (writer.path == NULL)
-        status = ds_fail_memory("a path", strlen(path));
-    else if (!ds_os_lock(writer.file))
-        status = ds_fail_io(path, "lock (is it being saved to by another session?)");
-    if (status == DSV2_OK) {
-        status = examine(source, path, writer.file, &found);
-        *done = status != DSV2_ERROR_MISMATCH && status != DSV2_ERROR_FORMAT && status != DSV2_ERROR_UNSUPPORTED;
-        if (status == DSV2_OK)
-            status = append(source, options, &writer, &found);
-        else if (!*done)
-            status = DSV2_OK;
+    *outcome = TO_WRITE_ANEW;
+    if (ds_is_file(writer.path)) {
+        status = ds_open_regular(writer.path, DS_OS_UPDATE, &writer.file, &size);
+        if (status == DSV2_OK && !ds_os_lock(writer.file))
+            status = ds_fail_io(path, "lock (is it being saved to by another session?)");
+        *outcome = REPLACED; /* between opening and locking */
+        if (status == DSV2_OK && ds_os_is_at(writer.file, writer.path))
+            status = append_to(source, options, &writer, outcome);
     }
     ds_writer_abort(&writer);
     return status;
@@ -326,7 +363,12 @@ static dsv2_status save_behind(const ds_snapshot_source *source, const char *pat
 
 dsv2_status ds_snapshot_save(const ds_snapshot_source *source, const char *path, const dsv2_save_options *options)
 {
-    bool done = false;
-    dsv2_status status = options->append ? save_behind(source, path, options, &done) : DSV2_OK;
-    return status == DSV2_OK && !done ? save_anew(source, path, options) : status;
+    enum { APPENDS = 4 }; /* then writing anew, which needs no file that stays, has the last word */
+    append_outcome outcome = options->append ? REPLACED : TO_WRITE_ANEW;
+    for (int i = 0; i < APPENDS && outcome == REPLACED; i++) {
+        dsv2_status status = save_behind(source, path, options, &outcome);
+        if (status != DSV2_OK || outcome == APPENDED)
+            return status;
+    }
+    return save_anew(source, path, options);
 }

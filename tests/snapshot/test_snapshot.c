@@ -727,7 +727,7 @@ static const struct {
     const char *message;
 } lies[] = {
     {12, 4, 0, DSV2_ERROR_FORMAT, "the header's cache type is 0, expected 1 to 4"},
-    {12, 4, 5, DSV2_ERROR_FORMAT, "the header's cache type is 5"},
+    {12, 4, 5, DSV2_ERROR_UNSUPPORTED, "cache type 5"},
     {12, 4, DSV2_CACHE_F32, DSV2_ERROR_MISMATCH, "its cache is of type f32, the session's of type f16"},
     {16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "the header's number of layers is 4294967295"},
     {16, 4, 1, DSV2_ERROR_MISMATCH, "a snapshot of another model: 1 layers"},
@@ -737,9 +737,9 @@ static const struct {
     {28, 4, 0xffffffff, DSV2_ERROR_FORMAT, "the header's vocab_size is 4294967295"},
     {28, 4, VOCAB + 1, DSV2_ERROR_MISMATCH, "a snapshot of another model"},
     {48, 8, 7, DSV2_ERROR_MISMATCH, "differs in weights"},
-    {56, 8, 1, DSV2_ERROR_FORMAT, "the header's reserved bytes are not zero"},
+    {56, 8, 1, DSV2_ERROR_UNSUPPORTED, "row 1"},
     {SAVE_AT + 8, 4, 1, DSV2_ERROR_FORMAT, "save 0 is numbered 1"},
-    {SAVE_AT + 12, 4, 3, DSV2_ERROR_FORMAT, "the header of save 0 has flags 3"},
+    {SAVE_AT + 12, 4, 3, DSV2_ERROR_UNSUPPORTED, "the header of save 0 has flags 3"},
     {SAVE_AT + 16, 8, 1, DSV2_ERROR_FORMAT, "of tokens 1 to 5, expected them from 0 on"},
     {SAVE_AT + 24, 8, UINT64_MAX, DSV2_ERROR_FORMAT, "of tokens 0 to 18446744073709551615"},
     {SAVE_AT + 24, 8, UINT64_C(0x100000005), DSV2_ERROR_FORMAT, "of tokens 0 to 4294967301"},
@@ -753,7 +753,7 @@ static const struct {
     {STATE_AT + 24, 4, 0x7f800000, DSV2_ERROR_FORMAT, "top_p"},       /* infinity */
     {TOKENS_AT, 4, VOCAB, DSV2_ERROR_FORMAT, "token 0 is "},
     {TOKENS_AT + 16, 4, 0xffffffff, DSV2_ERROR_FORMAT, "token 4 is -1, expected 0 to "},
-    {FRAME_AT + 4, 4, 2, DSV2_ERROR_FORMAT, "the frame at token 0 has encoding 2"},
+    {FRAME_AT + 4, 4, 2, DSV2_ERROR_UNSUPPORTED, "the frame of tokens 0 to 4 (encoding 2)"},
     {FRAME_AT + 8, 8, UINT64_MAX, DSV2_ERROR_FORMAT,
      "the frame at token 0 says that it holds 5 tokens from 18446744073709551615 on"},
     {FRAME_AT + 16, 4, 0, DSV2_ERROR_FORMAT, "says that it holds 0 tokens from 0 on, expected 1 to 5"},

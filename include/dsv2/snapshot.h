@@ -63,11 +63,15 @@ typedef struct dsv2_restore_options {
     size_t struct_size;
     const int32_t *prompt;     /* NULL: everything is restored. Otherwise the longest prefix that the snapshot's tokens
                                 * share with these n_prompt ids is restored, and the logits if the prefix is all of the
-                                * snapshot; the session keeps its own sampler */
+                                * snapshot; the session keeps its own sampler. See leave_last */
     size_t n_prompt;
     int convert;               /* non-zero: a snapshot of another cache type is converted; 0: such a one is refused */
     dsv2_progress_fn progress; /* DSV2_PHASE_RESTORE */
     void *progress_user;
+    int leave_last;            /* non-zero: where all of the prompt would be restored, but no logits with it, its last
+                                * token is left out. Then feeding what is left of the prompt, if anything is, always
+                                * gives the prompt's logits: set this, restore, feed prompt[*tokens_reused] and those
+                                * behind it, draw. 0: the session may end up with all of the prompt and without logits */
 } dsv2_restore_options;
 
 /* Replaces what the session holds by what the snapshot holds. The whole snapshot is verified before: unless DSV2_OK is

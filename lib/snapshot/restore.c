@@ -158,6 +158,10 @@ static dsv2_status restore(restorer *r)
     if (status != DSV2_OK)
         return status;
     r->content->has_logits = r->content->has_logits && r->wanted == r->n_tokens;
+    const dsv2_restore_options *options = r->options;
+    bool all = options->prompt != NULL && options->n_prompt > 0 && r->wanted == options->n_prompt;
+    if (options->leave_last && all && !r->content->has_logits)
+        r->wanted--; /* so that there is a token to feed */
     r->content->n_tokens = (size_t)r->wanted;
     ds_cache_truncate(&r->content->cache, r->content->n_tokens);
     return DSV2_OK;

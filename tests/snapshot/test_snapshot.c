@@ -591,6 +591,28 @@ START_TEST(restores_the_prefix_that_a_prompt_shares)
     const float *logits;
     OK(dsv2_session_restore(restored, path, &options, NULL));
     FAILS_WITH(DSV2_ERROR_STATE, dsv2_session_logits(restored, &logits));
+    /* With leave_last, what is left to feed always brings them: all of the snapshot and less, with its logits and not. */
+    options.leave_last = 1;
+    for (int without = 0; without < 2; without++) {
+        if (without) {
+            OK(dsv2_session_truncate(session, 140));
+            OK(dsv2_session_save(session, path, NULL));
+        }
+        size_t held = without ? 140 : 160, reused;
+        for (size_t n = 1; n <= 170; n += n == 1 || n > 137 ? 1 : 27) {
+            options.n_prompt = n;
+            OK(dsv2_session_restore(restored, path, &options, &reused));
+            size_t expected = n > held ? held : n < held || without ? n - 1 : n;
+            ck_assert_msg(reused == expected, "prompt of %zu: %zu restored, expected %zu", n, reused, expected);
+            if (reused < n)
+                OK(dsv2_session_feed(restored, tokens + reused, n - reused));
+            assert_holds(model, DSV2_CACHE_Q8, restored, tokens, n);
+        }
+    }
+    options.n_prompt = 0;
+    size_t none;
+    OK(dsv2_session_restore(restored, path, &options, &none));
+    ck_assert_uint_eq(none, 0);
     dsv2_session_close(restored);
     dsv2_session_close(session);
     dsv2_model_close(model);

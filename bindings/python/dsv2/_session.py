@@ -359,7 +359,9 @@ class Session(Handle):
 
         Args:
             file: a path, or a file object open for reading bytes
-            prompt: restore only the longest prefix that the snapshot shares with these ids
+            prompt: restore only the longest prefix that the snapshot shares with these ids. Where this would be all of
+                them, but no logits come with them, the last one is left out. So feeding `prompt[n:]`, n being what this
+                returns, always gives the prompt's logits
             convert: convert a snapshot of another cache type
             progress: called while it works
 
@@ -368,6 +370,7 @@ class Session(Handle):
         if prompt is not None:
             ids, options.n_prompt = token_array(prompt)
             options.prompt = ids
+            options.leave_last = True
         options.convert = convert
         options.progress = progress_callback
         reused = ffi.new("size_t *")

@@ -48,6 +48,18 @@ def test_only_the_shared_prefix_is_restored_for_a_prompt(model: dsv2.Model, sess
         assert other.tokens == prompt[:n]
 
 
+def test_feeding_what_is_left_of_a_prompt_always_gives_its_logits(model: dsv2.Model, session: dsv2.Session) -> None:
+    saved, tokens = told(session), session.tokens
+    for prompt in [tokens, tokens[:9], tokens[:1], [*tokens, 5], [*tokens[:9], 383]]:
+        with model.session() as other, model.session() as fresh:
+            n = other.restore(io.BytesIO(saved), prompt=prompt)
+            if n < len(prompt):
+                other.feed(prompt[n:])
+            fresh.feed(prompt)
+            assert other.tokens == prompt
+            assert other.top_tokens(1)[0].token == fresh.top_tokens(1)[0].token
+
+
 def test_a_damaged_snapshot_changes_nothing(model: dsv2.Model, session: dsv2.Session) -> None:
     saved = told(session)
     with model.session() as other:

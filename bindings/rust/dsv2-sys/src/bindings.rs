@@ -1083,12 +1083,13 @@ pub struct dsv2_restore_options {
     pub convert: ::std::os::raw::c_int,
     pub progress: dsv2_progress_fn,
     pub progress_user: *mut ::std::os::raw::c_void,
+    pub leave_last: ::std::os::raw::c_int,
 }
 #[test]
 fn bindgen_test_layout_dsv2_restore_options() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_restore_options> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(::std::mem::size_of::<dsv2_restore_options>(), 48usize, "Size of dsv2_restore_options");
+    assert_eq!(::std::mem::size_of::<dsv2_restore_options>(), 56usize, "Size of dsv2_restore_options");
     assert_eq!(::std::mem::align_of::<dsv2_restore_options>(), 8usize, "Alignment of dsv2_restore_options");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
@@ -1119,6 +1120,11 @@ fn bindgen_test_layout_dsv2_restore_options() {
         unsafe { ::std::ptr::addr_of!((*ptr).progress_user) as usize - ptr as usize },
         40usize,
         "Offset of field: dsv2_restore_options::progress_user"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).leave_last) as usize - ptr as usize },
+        48usize,
+        "Offset of field: dsv2_restore_options::leave_last"
     );
 }
 extern "C" {

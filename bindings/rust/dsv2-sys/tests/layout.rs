@@ -131,13 +131,14 @@ fn structures_are_laid_out_as_in_c() {
     assert_eq!(field!(dsv2_save_options, compression_level), (12, 4));
     assert_eq!(field!(dsv2_save_options, progress), (16, 8));
     assert_eq!(field!(dsv2_save_options, progress_user), (24, 8));
-    assert_eq!((size_of::<dsv2_restore_options>(), align_of::<dsv2_restore_options>()), (48, 8));
+    assert_eq!((size_of::<dsv2_restore_options>(), align_of::<dsv2_restore_options>()), (56, 8));
     assert_eq!(field!(dsv2_restore_options, struct_size), (0, 8));
     assert_eq!(field!(dsv2_restore_options, prompt), (8, 8));
     assert_eq!(field!(dsv2_restore_options, n_prompt), (16, 8));
     assert_eq!(field!(dsv2_restore_options, convert), (24, 4));
     assert_eq!(field!(dsv2_restore_options, progress), (32, 8));
     assert_eq!(field!(dsv2_restore_options, progress_user), (40, 8));
+    assert_eq!(field!(dsv2_restore_options, leave_last), (48, 4));
     assert_eq!((size_of::<dsv2_snapshot_info>(), align_of::<dsv2_snapshot_info>()), (48, 8));
     assert_eq!(field!(dsv2_snapshot_info, struct_size), (0, 8));
     assert_eq!(field!(dsv2_snapshot_info, version), (8, 4));

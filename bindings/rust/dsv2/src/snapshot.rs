@@ -24,7 +24,9 @@ pub struct SaveOptions<'a> {
 /// How to restore a session.
 #[derive(Default)]
 pub struct RestoreOptions<'a> {
-    /// Restore only the longest prefix that the snapshot shares with these ids.
+    /// Restore only the longest prefix that the snapshot shares with these ids. Where this would be all of them, but no
+    /// logits come with them, the last one is left out: feeding `prompt[n..]`, n being what the restore returns, always
+    /// gives the prompt's logits.
     pub prompt: Option<&'a [i32]>,
     /// Convert a snapshot of another cache type.
     pub convert: bool,
@@ -107,6 +109,7 @@ fn restore(options: RestoreOptions<'_>, call: RestoreCall<'_>) -> Result<usize> 
             convert: convert.into(),
             progress,
             progress_user,
+            leave_last: prompt.is_some().into(),
         };
         call(&options, &mut reused)
     })?;

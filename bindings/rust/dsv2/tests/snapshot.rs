@@ -51,6 +51,23 @@ fn only_the_shared_prefix_is_restored_for_a_prompt() {
 }
 
 #[test]
+fn feeding_what_is_left_of_a_prompt_always_gives_its_logits() {
+    let mut session = told();
+    let (bytes, tokens) = (saved(&mut session), session.tokens().unwrap());
+    for prompt in [&tokens[..], &tokens[..9], &tokens[..1]] {
+        let mut other = session.model().session().unwrap();
+        let options = RestoreOptions { prompt: Some(prompt), ..RestoreOptions::default() };
+        let n = other.restore_from(&mut bytes.as_slice(), options).unwrap();
+        assert_eq!(n, if prompt.len() == tokens.len() { n } else { prompt.len() - 1 });
+        if n < prompt.len() {
+            other.feed(&prompt[n..]).unwrap();
+        }
+        assert_eq!(other.tokens().unwrap(), prompt);
+        other.logits().unwrap();
+    }
+}
+
+#[test]
 fn a_damaged_snapshot_changes_nothing() {
     let mut session = told();
     let bytes = saved(&mut session);

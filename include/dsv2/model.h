@@ -8,6 +8,17 @@
  *         fprintf(stderr, "%s\n", dsv2_last_error());
  *     ...
  *     dsv2_model_close(model);
+ *
+ * After a fork of the host (fork, multiprocessing, a server that loads before it makes its workers) the parent notices
+ * nothing. The rule for the child:
+ *   - A model on which no call was at work at the fork, and its sessions, work as before and give the same bits. They
+ *     have the calling threads alone, since threads are not forked: dsv2_model_info.n_threads is 1.
+ *   - A model on which some thread's call was at work (on it or on any of its sessions) is lost to the child. Every call
+ *     returns DSV2_ERROR_STATE. Closing returns at once and leaves the memory. The child opens the model again. The same
+ *     holds in a callback that forks: in the child the running call returns DSV2_ERROR_STATE; a file that the call was
+ *     writing is the parent's alone. Only dsv2_model_open goes on in both processes.
+ *   - A model that the child opens has all its threads.
+ * No call hangs in the child, dsv2_model_close and dsv2_session_close included.
  */
 #ifndef DSV2_MODEL_H
 #define DSV2_MODEL_H
@@ -126,7 +137,7 @@ typedef struct dsv2_model_info {
     uint32_t qk_rope_head_dim;
     uint32_t v_head_dim;
     uint32_t max_position_embeddings; /* context length, tokens */
-    uint32_t n_threads;             /* threads the model uses */
+    uint32_t n_threads;             /* threads the model uses; 1 in a process that inherited the model by a fork */
     int32_t bos_token_id;           /* -1: none */
     int32_t eos_token_id;           /* -1: none */
     char architecture[32];          /* "deepseek_v2" or "deepseek_v3" */

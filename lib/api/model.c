@@ -35,7 +35,12 @@ dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
     return status;
 }
 
-void dsv2_model_close(dsv2_model *model) { ds_model_release(model); }
+void dsv2_model_close(dsv2_model *model)
+{
+    if (model == NULL || ds_calls_check(&model->calls) != DSV2_OK)
+        return; /* lost to this child of the host: everything stays as it is */
+    ds_model_release(model);
+}
 
 const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model)
 {
@@ -120,10 +125,15 @@ dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *inf
         .page_bytes_limit = pages->bytes_limit,
         .scratch_bytes = atomic_load(&model->passes.bytes),
     };
+    ds_calls *calls = &((dsv2_model *)(uintptr_t)model)->calls;
+    dsv2_status status = ds_calls_begin(calls);
+    if (status != DSV2_OK)
+        return status;
     ds_mutex_lock(&pages->lock);
     known.pages_in_use = pages->pages_in_use;
     known.page_bytes_in_use = pages->bytes_in_use;
     ds_mutex_unlock(&pages->lock);
+    ds_calls_end(calls);
     return ds_write_info(DS_SIZED(dsv2_memory_info, scratch_bytes), info, &known);
 }
 

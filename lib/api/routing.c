@@ -61,12 +61,18 @@ dsv2_status dsv2_model_routing(dsv2_model *model, dsv2_routing_tokens which, dsv
     dsv2_status status = routing_new(model, which, &copy);
     if (status != DSV2_OK)
         return status;
+    status = ds_calls_begin(&model->calls);
+    if (status != DSV2_OK) {
+        dsv2_routing_free(copy);
+        return status;
+    }
     ds_modes modes;
     ds_modes_begin(&modes);
     ds_mutex_lock(&model->usage_lock);
     add_kinds(copy, model->usage, which);
     ds_mutex_unlock(&model->usage_lock);
     ds_modes_end(&modes);
+    ds_calls_end(&model->calls);
     *routing = copy;
     return DSV2_OK;
 }
@@ -98,9 +104,13 @@ dsv2_status dsv2_model_routing_reset(dsv2_model *model)
 {
     if (model == NULL)
         return ds_null_argument("model");
+    dsv2_status status = ds_calls_begin(&model->calls);
+    if (status != DSV2_OK)
+        return status;
     ds_mutex_lock(&model->usage_lock);
     clear_kinds(model, model->usage);
     ds_mutex_unlock(&model->usage_lock);
+    ds_calls_end(&model->calls);
     return DSV2_OK;
 }
 

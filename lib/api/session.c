@@ -12,10 +12,24 @@ dsv2_status dsv2_session_open(dsv2_model *model, const dsv2_session_options *opt
         return status;
     if ((unsigned)known.attention > DSV2_ATTENTION_EXPANDED)
         return ds_fail(DSV2_ERROR_ARGUMENT, "attention is %d, expected a dsv2_attention", (int)known.attention);
-    return ds_session_create(model, &known, session);
+    status = ds_calls_begin(&model->calls);
+    if (status != DSV2_OK)
+        return status;
+    status = ds_session_create(model, &known, session);
+    ds_calls_end(&model->calls);
+    return status;
 }
 
-void dsv2_session_close(dsv2_session *session) { ds_session_destroy(session); }
+void dsv2_session_close(dsv2_session *session)
+{
+    dsv2_model *model = session == NULL ? NULL : session->model;
+    if (model == NULL || ds_calls_begin(&model->calls) != DSV2_OK)
+        return; /* lost to this child of the host: everything stays as it is */
+    ds_model_retain(model); /* which the session may be the last to have */
+    ds_session_destroy(session);
+    ds_calls_end(&model->calls);
+    ds_model_release(model);
+}
 
 void dsv2_session_cancel(dsv2_session *session)
 {
@@ -237,7 +251,12 @@ dsv2_status dsv2_session_fork(dsv2_session *session, size_t n, dsv2_session **co
 {
     if (session == NULL || copy == NULL)
         return ds_null_argument(session == NULL ? "session" : "copy");
-    return ds_session_make_fork(session, n, copy);
+    dsv2_status status = ds_calls_begin(&session->model->calls);
+    if (status != DSV2_OK)
+        return status;
+    status = ds_session_make_fork(session, n, copy);
+    ds_calls_end(&session->model->calls);
+    return status;
 }
 
 dsv2_status dsv2_session_bytes_per_token(const dsv2_session *session, uint64_t *bytes)

@@ -82,7 +82,8 @@ static dsv2_status restore(dsv2_session *session, const char *path, dsv2_read_fn
         if (tokens_reused != NULL)
             *tokens_reused = session->length;
     }
-    ds_snapshot_content_free(&content);
+    if (ds_calls_check(&session->model->calls) == DSV2_OK)
+        ds_snapshot_content_free(&content); /* not in a child of the host: the pages may be locked */
     return ds_end_call(session, status);
 }
 

@@ -22,6 +22,9 @@
  * calls ds_fail once; its callers pass the status on untouched. */
 dsv2_status ds_fail(dsv2_status status, const char *format, ...) DSV2_PRINTF(2, 3);
 
+/* DSV2_ERROR_STATE for a call of a child of the host on what was at work at the fork. */
+dsv2_status ds_fail_forked(void);
+
 /* DSV2_ERROR_MEMORY for `bytes` of `what`. */
 dsv2_status ds_fail_memory(const char *what, size_t bytes);
 
@@ -218,6 +221,29 @@ void ds_modes_take_back(void);
 /* Calls the host's progress function, which may be NULL, with the host's modes. False: the host cancels. */
 bool ds_call_progress(dsv2_progress_fn progress, void *user, dsv2_phase phase, uint64_t done, uint64_t total);
 
+/* ---- forks of the host (calls.c) ---- */
+
+/* A child of the host has the thread that forked and no other: no workers, and of calls that were at work on other
+ * threads only what they left, locks included. The rule for what calls share (a model with its sessions):
+ *   - If no call was at work on it at the fork, the child uses it as before, on the calling threads alone.
+ *   - Else it is lost to the child: calls give DSV2_ERROR_STATE, and closing leaves everything as it is. That holds for
+ *     the call whose callback forked, too: in the child that call ends without touching what others may have locked.
+ * Whatever locks, or changes what others see, is between ds_calls_begin and ds_calls_end. */
+typedef struct ds_calls {
+    ds_os_mark state;
+    _Atomic uint32_t at_work;
+} ds_calls;
+
+dsv2_status ds_calls_init(ds_calls *calls);
+void ds_calls_free(ds_calls *calls);
+
+/* DSV2_ERROR_STATE if all is lost: then there is no ds_calls_end. */
+dsv2_status ds_calls_begin(ds_calls *calls);
+void ds_calls_end(ds_calls *calls);
+
+/* After every callback of a call at work: DSV2_ERROR_STATE if the callback forked and this is the child. */
+dsv2_status ds_calls_check(ds_calls *calls);
+
 /* ---- threads (threads.c) ---- */
 
 /* A pool of worker threads that run one parallel region at a time. Between regions workers spin for some tens of
@@ -231,7 +257,10 @@ typedef void (*ds_task_fn)(void *context, size_t task, unsigned thread);
 /* n_threads counts the caller: 1 makes no thread. */
 dsv2_status ds_pool_create(unsigned n_threads, ds_pool **pool);
 void ds_pool_destroy(ds_pool *pool);
-unsigned ds_pool_threads(const ds_pool *pool);
+unsigned ds_pool_threads(const ds_pool *pool); /* 1 in a child of the host */
+
+/* Whether this process is a child of the one that made the pool: the workers are not there, the caller does all. */
+bool ds_pool_is_inherited(const ds_pool *pool);
 
 /* Runs fn for every task below n_tasks (fewer than 2^32) on all threads of the pool; returns when all are done. Each
  * thread begins with a run of neighbouring tasks and takes them in order. Results must not depend on which thread runs

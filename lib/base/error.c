@@ -24,6 +24,12 @@ dsv2_status ds_fail(dsv2_status status, const char *format, ...)
     return status;
 }
 
+dsv2_status ds_fail_forked(void)
+{
+    return ds_fail(DSV2_ERROR_STATE, "this process was forked while a call was at work on the model: open the model "
+                                     "again in this process, or fork while no call is at work");
+}
+
 dsv2_status ds_fail_memory(const char *what, size_t bytes)
 {
     return ds_fail(DSV2_ERROR_MEMORY, "no memory for %s (%zu bytes)", what, bytes);

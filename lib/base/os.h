@@ -6,6 +6,7 @@
 #ifndef DS_LIB_OS_H
 #define DS_LIB_OS_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -50,6 +51,19 @@ void ds_cond_destroy(ds_cond *cond);
 void ds_cond_wait(ds_cond *cond, ds_mutex *mutex);
 void ds_cond_signal(ds_cond *cond);    /* wakes one thread that waits */
 void ds_cond_broadcast(ds_cond *cond); /* wakes all */
+
+/* ---- forks of the host ---- */
+
+/* A number that is 0 in every child of the process that set it, whatever the child got with the rest of memory. */
+typedef struct ds_os_mark {
+    _Atomic uint64_t *word; /* NULL: none */
+    bool is_wiped;          /* by the system; else a number of the process stands beside the value */
+} ds_os_mark;
+
+bool ds_os_mark_new(ds_os_mark *mark); /* the number is 0 at first */
+void ds_os_mark_free(ds_os_mark *mark);
+uint32_t ds_os_mark_get(const ds_os_mark *mark);
+void ds_os_mark_set(ds_os_mark *mark, uint32_t value); /* does nothing if the number is not 0 */
 
 /* ---- processors ---- */
 

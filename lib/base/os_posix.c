@@ -104,6 +104,46 @@ void ds_cond_wait(ds_cond *cond, ds_mutex *mutex) { pthread_cond_wait(posix_cond
 void ds_cond_signal(ds_cond *cond) { pthread_cond_signal(posix_cond(cond)); }
 void ds_cond_broadcast(ds_cond *cond) { pthread_cond_broadcast(posix_cond(cond)); }
 
+/* ---- forks of the host: a page that the system empties in children, else a number with the process's id ---- */
+
+static size_t mark_bytes(void) { return (size_t)sysconf(_SC_PAGESIZE); }
+
+bool ds_os_mark_new(ds_os_mark *mark)
+{
+    *mark = (ds_os_mark){.word = NULL};
+    void *page = mmap(NULL, mark_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return false;
+    mark->word = page;
+#if defined(MADV_WIPEONFORK)
+    mark->is_wiped = madvise(page, mark_bytes(), MADV_WIPEONFORK) == 0;
+#endif
+    return true;
+}
+
+void ds_os_mark_free(ds_os_mark *mark)
+{
+    if (mark->word != NULL)
+        munmap((void *)(uintptr_t)mark->word, mark_bytes());
+    *mark = (ds_os_mark){.word = NULL};
+}
+
+static uint32_t process_of(const ds_os_mark *mark) { return mark->is_wiped ? 1 : (uint32_t)getpid(); }
+
+static uint32_t value_of(const ds_os_mark *mark, uint64_t word)
+{
+    return word >> 32 == process_of(mark) ? (uint32_t)word : 0;
+}
+
+uint32_t ds_os_mark_get(const ds_os_mark *mark) { return value_of(mark, atomic_load(mark->word)); }
+
+void ds_os_mark_set(ds_os_mark *mark, uint32_t value)
+{
+    uint64_t word = atomic_load(mark->word);
+    if (value_of(mark, word) == 0)
+        (void)atomic_compare_exchange_strong(mark->word, &word, (uint64_t)process_of(mark) << 32 | value);
+}
+
 /* ---- processors ---- */
 
 unsigned ds_os_cpus(void)

@@ -18,7 +18,8 @@ struct ds_pool {
     unsigned n_threads; /* the caller's included */
     unsigned n_started;
     ds_thread *threads;
-    ds_mutex region; /* held for the length of one region */
+    ds_os_mark workers; /* 1 where they are: not in children of the host */
+    ds_mutex region;    /* held for the length of one region */
 
     /* The region at work. The caller writes these before `generation` grows; workers read them after they saw it
      * grow. */
@@ -141,7 +142,7 @@ static void wait_for_workers(ds_pool *pool)
 
 void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
 {
-    if (pool->n_threads == 1 || n_tasks <= 1) {
+    if (pool->n_threads == 1 || n_tasks <= 1 || ds_pool_is_inherited(pool)) {
         for (size_t task = 0; task < n_tasks; task++)
             fn(context, task, 0);
         return;
@@ -161,7 +162,9 @@ void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
     ds_mutex_unlock(&pool->region);
 }
 
-unsigned ds_pool_threads(const ds_pool *pool) { return pool->n_threads; }
+bool ds_pool_is_inherited(const ds_pool *pool) { return ds_os_mark_get(&pool->workers) == 0; }
+
+unsigned ds_pool_threads(const ds_pool *pool) { return ds_pool_is_inherited(pool) ? 1 : pool->n_threads; }
 
 static bool start_worker(ds_pool *pool, unsigned thread)
 {
@@ -187,10 +190,11 @@ dsv2_status ds_pool_create(unsigned n_threads, ds_pool **out)
     ds_cond_init(&pool->done);
     pool->threads = ds_new(n_threads, sizeof *pool->threads);
     pool->shares = ds_new_aligned(n_threads, sizeof *pool->shares);
-    if (pool->threads == NULL || pool->shares == NULL) {
+    if (pool->threads == NULL || pool->shares == NULL || !ds_os_mark_new(&pool->workers)) {
         ds_pool_destroy(pool);
         return ds_fail_memory("the thread pool", n_threads * sizeof *pool->threads);
     }
+    ds_os_mark_set(&pool->workers, 1);
     for (unsigned thread = 1; thread < n_threads; thread++) {
         if (!start_worker(pool, thread)) {
             ds_pool_destroy(pool);
@@ -202,10 +206,8 @@ dsv2_status ds_pool_create(unsigned n_threads, ds_pool **out)
     return DSV2_OK;
 }
 
-void ds_pool_destroy(ds_pool *pool)
+static void stop_workers(ds_pool *pool)
 {
-    if (pool == NULL)
-        return;
     atomic_store_explicit(&pool->stop, true, memory_order_release);
     begin_region(pool);
     for (unsigned i = 0; i < pool->n_started; i++)
@@ -214,6 +216,16 @@ void ds_pool_destroy(ds_pool *pool)
     ds_cond_destroy(&pool->wake);
     ds_mutex_destroy(&pool->lock);
     ds_mutex_destroy(&pool->region);
+}
+
+void ds_pool_destroy(ds_pool *pool)
+{
+    if (pool == NULL)
+        return;
+    /* In a child of the host there is nobody to join, and to destroy what a worker waits on would wait for ever. */
+    if (pool->workers.word != NULL && !ds_pool_is_inherited(pool))
+        stop_workers(pool);
+    ds_os_mark_free(&pool->workers);
     ds_free(pool->shares);
     ds_free(pool->threads);
     ds_free(pool);

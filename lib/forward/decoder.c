@@ -114,17 +114,20 @@ static void report_routes(const ds_rows *rows, uint32_t layer, const ds_routes *
     }
 }
 
-/* Asks every sequence whether to go on; true if none does. */
-static bool all_stopped(ds_rows *rows)
+/* Asks every sequence whether to go on; *all_stopped if none does. */
+static dsv2_status ask_to_go_on(ds_rows *rows, bool *all_stopped)
 {
-    bool all = true;
+    *all_stopped = true;
     for (size_t s = 0; s < rows->n_sequences; s++) {
         ds_sequence *sequence = &rows->sequences[s];
+        dsv2_status status = DSV2_OK;
         if (!sequence->stopped && sequence->stop != NULL)
-            sequence->stopped = sequence->stop(sequence->owner, sequence->n_rows);
-        all = all && sequence->stopped;
+            status = sequence->stop(sequence->owner, sequence->n_rows, &sequence->stopped);
+        if (status != DSV2_OK)
+            return status;
+        *all_stopped = *all_stopped && sequence->stopped;
     }
-    return all;
+    return DSV2_OK;
 }
 
 dsv2_status ds_decoder_forward(ds_pass *pass, ds_sequence *sequences, size_t n_sequences)
@@ -142,8 +145,11 @@ dsv2_status ds_decoder_forward(ds_pass *pass, ds_sequence *sequences, size_t n_s
         status = run_layer(pass, l);
         if (status == DSV2_OK && rows->weights->layers[l].is_moe)
             report_routes(rows, l, &pass->moe.routes);
-        if (status == DSV2_OK && all_stopped(rows))
-            return DSV2_OK;
+        bool all_stopped = false;
+        if (status == DSV2_OK)
+            status = ask_to_go_on(rows, &all_stopped);
+        if (all_stopped)
+            return status;
     }
     return status == DSV2_OK ? ds_head(rows, &pass->head) : status;
 }

@@ -15,8 +15,9 @@ struct ds_sequence {
     dsv2_attention attention;
     float *all_logits;          /* NULL, or n_rows rows of vocab_size */
     float *last_logits;         /* NULL, or one row: of the last token */
-    /* NULL, or asked after every layer, from the calling thread, whether to stop. A stopped sequence has no results. */
-    bool (*stop)(void *owner, uint32_t n_rows);
+    /* NULL, or asked after every layer, from the calling thread, whether to stop. A stopped sequence has no results. A
+     * status other than DSV2_OK ends the pass at once. */
+    dsv2_status (*stop)(void *owner, uint32_t n_rows, bool *stopped);
     /* NULL, or told after every MoE layer, from the calling thread, what the router chose for rows first_row and on. */
     void (*routed)(void *owner, const ds_sequence *sequence, uint32_t layer, const ds_routes *routes);
     void *owner;

@@ -32,6 +32,7 @@ void ds_model_release(dsv2_model *model)
     for (int kind = 0; kind < DS_USAGE_KINDS; kind++)
         ds_usage_free(&model->usage[kind]);
     ds_mutex_destroy(&model->usage_lock);
+    ds_calls_free(&model->calls);
     ds_free(model);
 }
 
@@ -147,7 +148,9 @@ static dsv2_status open_all_but_weights(const char *path, const dsv2_model_optio
     ds_pass_store_init(&model->passes);
     ds_page_pool_init(&model->pages, options->cache_memory_limit);
     model->fixed.logger = (ds_logger){options->log, options->log_user};
-    dsv2_status status = ds_kernels_select(options->kernels, &model->fixed.kernels);
+    dsv2_status status = ds_calls_init(&model->calls);
+    if (status == DSV2_OK)
+        status = ds_kernels_select(options->kernels, &model->fixed.kernels);
     if (status == DSV2_OK)
         status = start_threads(model, options->n_threads); /* opening converts weights */
     if (status == DSV2_OK)

@@ -35,6 +35,7 @@ struct dsv2_model {
 
     /* Pools, and what is atomic or has a lock. */
     _Atomic uint32_t references; /* the host's handle and every session */
+    ds_calls calls;              /* at work on the model or one of its sessions */
     ds_pool *pool;
     ds_pass_store passes;
     ds_page_pool pages;

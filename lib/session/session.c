@@ -63,13 +63,22 @@ void ds_session_destroy(dsv2_session *session)
 
 dsv2_status ds_session_enter(dsv2_session *session)
 {
-    if (atomic_exchange_explicit(&session->busy, true, memory_order_acquire))
+    dsv2_status status = ds_calls_begin(&session->model->calls);
+    if (status != DSV2_OK)
+        return status;
+    if (atomic_exchange_explicit(&session->busy, true, memory_order_acquire)) {
+        ds_calls_end(&session->model->calls);
         return ds_fail(DSV2_ERROR_BUSY, "the session is in use by another call");
+    }
     atomic_store_explicit(&session->cancel, false, memory_order_relaxed);
     return DSV2_OK;
 }
 
-void ds_session_leave(dsv2_session *session) { atomic_store_explicit(&session->busy, false, memory_order_release); }
+void ds_session_leave(dsv2_session *session)
+{
+    atomic_store_explicit(&session->busy, false, memory_order_release);
+    ds_calls_end(&session->model->calls);
+}
 
 void ds_session_rewind(dsv2_session *session, size_t n)
 {

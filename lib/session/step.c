@@ -67,16 +67,16 @@ static void commit(dsv2_step_item *item)
     ds_mutex_unlock(&session->committed);
 }
 
-/* Called after each layer: another n_rows token-layers are done. Returns whether the item is to stop. */
-static bool stop(void *owner, uint32_t n_rows)
+/* Called after each layer: another n_rows token-layers are done. */
+static dsv2_status stop(void *owner, uint32_t n_rows, bool *stopped)
 {
     progress *p = owner;
     dsv2_session *session = p->item->session;
     p->reported += n_rows;
     uint64_t total = (uint64_t)p->item->n_tokens * session->model->fixed.config.num_hidden_layers;
-    if (atomic_load_explicit(&session->cancel, memory_order_relaxed))
-        return true;
-    return !ds_call_progress(session->progress, session->progress_user, DSV2_PHASE_PROMPT, p->reported, total);
+    *stopped = atomic_load_explicit(&session->cancel, memory_order_relaxed) ||
+               !ds_call_progress(session->progress, session->progress_user, DSV2_PHASE_PROMPT, p->reported, total);
+    return ds_calls_check(&session->model->calls);
 }
 
 /* Called after each MoE layer: counts the chosen experts, and tells the session's trace. */
@@ -187,7 +187,10 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
                                  &pass);
     if (status == DSV2_OK) {
         status = run(pass, progress_of, n_items, sequences);
-        ds_pass_release(pass);
+        if (ds_calls_check(&model->calls) == DSV2_OK)
+            ds_pass_release(pass);
+        else
+            n_prepared = 0; /* a child of the host: what others may have locked stays as it is */
     }
     dsv2_status first = status;
     for (size_t i = 0; i < n_items; i++) {

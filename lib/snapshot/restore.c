@@ -80,7 +80,7 @@ static dsv2_status report(const restorer *r, uint64_t done, uint64_t total)
         !ds_call_progress(r->options->progress, r->options->progress_user, DSV2_PHASE_RESTORE, done, total))
         return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while restoring, after %llu of %llu tokens",
                        (unsigned long long)done, (unsigned long long)total);
-    return DSV2_OK;
+    return ds_calls_check(&r->target->model->calls);
 }
 
 static dsv2_status read_frame(restorer *r, uint64_t first_token, uint64_t end)

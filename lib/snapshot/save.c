@@ -98,8 +98,11 @@ static dsv2_status report(const ds_snapshot_source *source, const dsv2_save_opti
         !ds_call_progress(options->progress, options->progress_user, DSV2_PHASE_SAVE, done, source->n_tokens))
         return ds_fail(DSV2_ERROR_CANCELLED, "cancelled while saving, after %llu of %zu tokens",
                        (unsigned long long)done, source->n_tokens);
-    return DSV2_OK;
+    return ds_calls_check(&source->model->calls);
 }
+
+/* False in a child that the progress callback has forked: the file, its lock and its name are the parent's. */
+static bool is_ours(const ds_snapshot_source *source) { return ds_calls_check(&source->model->calls) == DSV2_OK; }
 
 /* Cuts tokens from *at on into frames, as many as a batch takes. */
 static void plan_frames(frame_batch *batch, uint64_t *at, uint64_t end)
@@ -183,7 +186,8 @@ static dsv2_status save_anew(const ds_snapshot_source *source, const char *path,
     status = put_whole(&s, source, options);
     if (status == DSV2_OK)
         return ds_writer_commit(&writer);
-    ds_writer_abort(&writer);
+    if (is_ours(source))
+        ds_writer_abort(&writer);
     return status;
 }
 
@@ -311,7 +315,7 @@ static dsv2_status append(const ds_snapshot_source *source, const dsv2_save_opti
         if (status == DSV2_OK && !ds_os_flush_data(writer->file))
             status = ds_fail_io(writer->path, "flush");
     }
-    if (status != DSV2_OK)
+    if (status != DSV2_OK && is_ours(source))
         (void)ds_os_truncate(writer->file, found->end); /* if that fails, the zeros end it as well */
     return status;
 }
@@ -357,7 +361,8 @@ static dsv2_status save_behind(const ds_snapshot_source *source, const char *pat
         if (status == DSV2_OK && ds_os_is_at(writer.file, writer.path))
             status = append_to(source, options, &writer, outcome);
     }
-    ds_writer_abort(&writer);
+    if (is_ours(source))
+        ds_writer_abort(&writer);
     return status;
 }
 

@@ -13,7 +13,7 @@
 
 /* What there is to save; nothing is owned. */
 typedef struct ds_snapshot_source {
-    const dsv2_model *model;
+    dsv2_model *model;
     const ds_cache *cache; /* with the rows of n_tokens positions */
     const int32_t *tokens;
     size_t n_tokens;
@@ -29,7 +29,7 @@ dsv2_status ds_snapshot_save_to(const ds_snapshot_source *source, dsv2_write_fn 
 
 /* What a session that restores is like. */
 typedef struct ds_snapshot_target {
-    const dsv2_model *model;
+    dsv2_model *model;
     ds_page_pool *pages;
     ds_cache_shape shape;
     size_t max_length;

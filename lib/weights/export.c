@@ -15,12 +15,15 @@ typedef struct exporter {
     uint64_t done, total; /* bytes of weights as found */
 } exporter;
 
+/* False in a child that the progress callback has forked: the file is the parent's. */
+static bool is_ours(const exporter *e) { return !ds_pool_is_inherited(e->opening->pool); }
+
 static dsv2_status report(exporter *e, uint64_t bytes)
 {
     e->done = bytes < e->total - e->done ? e->done + bytes : e->total;
     if (!ds_call_progress(e->options->progress, e->options->progress_user, DSV2_PHASE_PACK, e->done, e->total))
         return ds_fail(DSV2_ERROR_CANCELLED, "packing was cancelled by the progress callback");
-    return DSV2_OK;
+    return is_ours(e) ? DSV2_OK : ds_fail_forked();
 }
 
 static dsv2_status write_tensor(exporter *e, const ds_weight_id *id, ds_type type, ds_shape shape, const void *data,
@@ -110,7 +113,8 @@ dsv2_status ds_weights_export(ds_weights *weights, const ds_weights_opening *ope
         status = report(&e, e.total - e.done);
     if (status == DSV2_OK)
         status = ds_pack_writer_commit(e.writer);
-    ds_pack_writer_free(e.writer);
+    if (is_ours(&e))
+        ds_pack_writer_free(e.writer);
     ds_queue_free(&e.queue);
     ds_free(e.buffer);
     return status;

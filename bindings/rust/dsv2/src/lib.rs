@@ -19,6 +19,9 @@
 //! # }
 //! ```
 //!
+//! A process that is forked goes on with a model on which no call was at work at the fork, on the calling threads alone. If
+//! a call was at work, every call in the child gives an error of kind `State`: the child opens the model again.
+//!
 //! A failed call leaves what it was to change as it was. Many threads can use a model at once. One thread at a time can use a
 //! session, which the borrow checker ensures. A panic in a callback cancels the call, which returns the panic as its error.
 #![deny(missing_docs)]

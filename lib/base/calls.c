@@ -1,0 +1,47 @@
+/* Who was at work when the host forked.
+ *
+ * A fork copies memory while other threads work. What each of them has written by then is a beginning of what it writes
+ * (the system makes a thread that writes to a copied page wait until the fork is over). So the count of calls at work is
+ * copied with all else: a child that finds it to be 0 finds every lock open and everything whole. */
+#include "base/base.h"
+
+enum { OURS = 1, LOST = 2 };
+
+dsv2_status ds_calls_init(ds_calls *calls)
+{
+    *calls = (ds_calls){.at_work = 0};
+    if (!ds_os_mark_new(&calls->state))
+        return ds_fail_memory("a page", 0);
+    ds_os_mark_set(&calls->state, OURS);
+    return DSV2_OK;
+}
+
+void ds_calls_free(ds_calls *calls) { ds_os_mark_free(&calls->state); }
+
+/* The first to ask in a child decides, by what the fork has copied. Nobody has begun a call there before. */
+static uint32_t state_of(ds_calls *calls)
+{
+    uint32_t state;
+    while ((state = ds_os_mark_get(&calls->state)) == 0)
+        ds_os_mark_set(&calls->state, atomic_load(&calls->at_work) == 0 ? OURS : LOST);
+    return state;
+}
+
+dsv2_status ds_calls_check(ds_calls *calls)
+{
+    return state_of(calls) == OURS ? DSV2_OK : ds_fail_forked();
+}
+
+dsv2_status ds_calls_begin(ds_calls *calls)
+{
+    dsv2_status status = ds_calls_check(calls);
+    if (status == DSV2_OK)
+        atomic_fetch_add(&calls->at_work, 1);
+    return status;
+}
+
+void ds_calls_end(ds_calls *calls)
+{
+    if (state_of(calls) == OURS)
+        atomic_fetch_sub(&calls->at_work, 1);
+}

@@ -129,9 +129,10 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_truncate(dsv2_session *sessi
  * takes moments and never waits for the other call to end. Returns DSV2_OK, DSV2_ERROR_ARGUMENT or _MEMORY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_fork(dsv2_session *session, size_t n, dsv2_session **copy);
 
-/* Makes the call that is now at work on the session return DSV2_ERROR_CANCELLED, within about one layer's time. If no
- * call is at work nothing happens: a later call is not cancelled. Any thread, at any time between open and close; also
- * from a signal handler of the host. NULL is allowed. */
+/* Makes the call that is now at work on the session return DSV2_ERROR_CANCELLED, within about one layer's time; within
+ * two layers' time if another session of the model is at work, since the two take turns. If no call is at work nothing
+ * happens: a later call is not cancelled. Any thread, at any time between open and close; also from a signal handler of
+ * the host. NULL is allowed. */
 DSV2_API void dsv2_session_cancel(dsv2_session *session);
 
 /* The bytes that one token takes in this session's cache, in *bytes. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */

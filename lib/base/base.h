@@ -265,8 +265,11 @@ bool ds_pool_is_inherited(const ds_pool *pool);
 /* Runs fn for every task below n_tasks (fewer than 2^32) on all threads of the pool; returns when all are done. Each
  * thread begins with a run of neighbouring tasks and takes them in order. Results must not depend on which thread runs
  * which task: that is not determined. Any thread may call this, but no task: regions of several callers run one after
- * another. */
+ * another, in the order in which the callers came. So who has ended a region waits for all who came meanwhile. */
 void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks);
+
+/* Callers that wait for their turn beside the one whose region runs. */
+unsigned ds_pool_waiting(const ds_pool *pool);
 
 /* How many threads this process may run at once, by CPU affinity and the cgroup's quota; at least 1. */
 unsigned ds_default_threads(void);

@@ -19,7 +19,14 @@ struct ds_pool {
     unsigned n_started;
     ds_thread *threads;
     ds_os_mark workers; /* 1 where they are: not in children of the host */
-    ds_mutex region;    /* held for the length of one region */
+
+    /* Callers come to their regions in the order of their tickets: an ordinary mutex lets the caller that has just
+     * ended a region begin the next, hundreds of times a layer, while others wait. */
+    _Atomic uint32_t tickets;       /* given to callers */
+    _Atomic uint32_t served;        /* regions ended: the ticket whose turn it is */
+    _Atomic unsigned turn_sleepers; /* callers that have to be woken */
+    ds_mutex turn_lock;
+    ds_cond turn;
 
     /* The region at work. The caller writes these before `generation` grows; workers read them after they saw it
      * grow. */
@@ -140,6 +147,38 @@ static void wait_for_workers(ds_pool *pool)
     ds_mutex_unlock(&pool->lock);
 }
 
+static void wait_for_turn(ds_pool *pool)
+{
+    uint32_t ticket = atomic_fetch_add(&pool->tickets, 1);
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&pool->served, memory_order_acquire) == ticket)
+            return;
+        pause_cpu();
+    }
+    ds_mutex_lock(&pool->turn_lock);
+    atomic_fetch_add(&pool->turn_sleepers, 1);
+    while (atomic_load(&pool->served) != ticket)
+        ds_cond_wait(&pool->turn, &pool->turn_lock);
+    atomic_fetch_sub(&pool->turn_sleepers, 1);
+    ds_mutex_unlock(&pool->turn_lock);
+}
+
+static void end_turn(ds_pool *pool)
+{
+    atomic_fetch_add(&pool->served, 1);
+    if (atomic_load(&pool->turn_sleepers) > 0) {
+        ds_mutex_lock(&pool->turn_lock);
+        ds_cond_broadcast(&pool->turn);
+        ds_mutex_unlock(&pool->turn_lock);
+    }
+}
+
+unsigned ds_pool_waiting(const ds_pool *pool)
+{
+    uint32_t served = atomic_load(&pool->served), n = atomic_load(&pool->tickets) - served;
+    return n > 0 ? n - 1 : 0;
+}
+
 void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
 {
     if (pool->n_threads == 1 || n_tasks <= 1 || ds_pool_is_inherited(pool)) {
@@ -147,7 +186,7 @@ void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
             fn(context, task, 0);
         return;
     }
-    ds_mutex_lock(&pool->region);
+    wait_for_turn(pool);
     pool->fn = fn;
     pool->context = context;
     for (unsigned i = 0; i < pool->n_threads; i++) {
@@ -159,7 +198,7 @@ void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
     begin_region(pool);
     work(pool, 0);
     wait_for_workers(pool);
-    ds_mutex_unlock(&pool->region);
+    end_turn(pool);
 }
 
 bool ds_pool_is_inherited(const ds_pool *pool) { return ds_os_mark_get(&pool->workers) == 0; }
@@ -184,7 +223,8 @@ dsv2_status ds_pool_create(unsigned n_threads, ds_pool **out)
     if (pool == NULL)
         return ds_fail_memory("the thread pool", sizeof *pool);
     pool->n_threads = n_threads;
-    ds_mutex_init(&pool->region);
+    ds_mutex_init(&pool->turn_lock);
+    ds_cond_init(&pool->turn);
     ds_mutex_init(&pool->lock);
     ds_cond_init(&pool->wake);
     ds_cond_init(&pool->done);
@@ -215,7 +255,8 @@ static void stop_workers(ds_pool *pool)
     ds_cond_destroy(&pool->done);
     ds_cond_destroy(&pool->wake);
     ds_mutex_destroy(&pool->lock);
-    ds_mutex_destroy(&pool->region);
+    ds_cond_destroy(&pool->turn);
+    ds_mutex_destroy(&pool->turn_lock);
 }
 
 void ds_pool_destroy(ds_pool *pool)

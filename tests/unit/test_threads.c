@@ -119,6 +119,64 @@ START_TEST(regions_of_several_callers_do_not_mix)
 }
 END_TEST
 
+/* ---- turns (B6) ---- */
+
+enum { TURN_CALLERS = 3, TURN_REGIONS = 40 };
+
+typedef struct turns {
+    ds_pool *pool;
+    _Atomic unsigned n_begun;
+    unsigned who[TURN_CALLERS * TURN_REGIONS]; /* begun the regions, in order */
+    _Atomic unsigned n_done;                   /* callers that will make no more regions */
+} turns;
+
+typedef struct turn_caller {
+    turns *turns;
+    unsigned number;
+} turn_caller;
+
+/* Holds the region until all others wait for theirs: so the region ends with every caller but this one in the queue. */
+static void turn_task(void *context, size_t task, unsigned thread)
+{
+    (void)thread;
+    const turn_caller *caller = context;
+    turns *t = caller->turns;
+    if (task != 0)
+        return;
+    t->who[atomic_fetch_add(&t->n_begun, 1)] = caller->number;
+    while (ds_pool_waiting(t->pool) + atomic_load(&t->n_done) < TURN_CALLERS - 1)
+        nanosleep(&(struct timespec){.tv_nsec = 1000}, NULL);
+}
+
+static void *take_turns(void *argument)
+{
+    turn_caller *caller = argument;
+    for (int i = 0; i < TURN_REGIONS; i++)
+        ds_pool_run(caller->turns->pool, turn_task, caller, 2);
+    atomic_fetch_add(&caller->turns->n_done, 1);
+    return NULL;
+}
+
+START_TEST(a_caller_that_ends_a_region_waits_for_all_who_came_meanwhile)
+{
+    static turns t;
+    turn_caller callers[TURN_CALLERS];
+    pthread_t threads[TURN_CALLERS];
+    ck_assert_int_eq(ds_pool_create(2, &t.pool), DSV2_OK);
+    for (unsigned i = 0; i < TURN_CALLERS; i++) {
+        callers[i] = (turn_caller){&t, i};
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, take_turns, &callers[i]), 0);
+    }
+    for (unsigned i = 0; i < TURN_CALLERS; i++)
+        pthread_join(threads[i], NULL);
+    /* Every region began with the others in the queue, so the same callers come round again and again. */
+    for (unsigned i = TURN_CALLERS; i < TURN_CALLERS * TURN_REGIONS; i++)
+        ck_assert_msg(t.who[i] == t.who[i - TURN_CALLERS], "region %u was caller %u's, expected caller %u's", i,
+                      t.who[i], t.who[i - TURN_CALLERS]);
+    ds_pool_destroy(t.pool);
+}
+END_TEST
+
 /* ---- signals (B7) ---- */
 
 static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
@@ -216,6 +274,7 @@ int main(void)
     tcase_add_loop_test(pool, every_task_runs_once_on_any_number_of_threads, 1, MAX_THREADS + 1);
     tcase_add_loop_test(pool, threads_help_one_that_is_held_up, 2, MAX_THREADS + 1);
     tcase_add_test(pool, regions_of_several_callers_do_not_mix);
+    tcase_add_test(pool, a_caller_that_ends_a_region_waits_for_all_who_came_meanwhile);
     tcase_add_test(pool, signals_of_faults_reach_the_hosts_handler_on_workers_and_no_others_do);
     suite_add_tcase(suite, pool);
     return test_run(suite);

@@ -72,8 +72,9 @@ typedef enum dsv2_weight_type {
  * missing fields at their defaults. */
 typedef struct dsv2_model_options {
     size_t struct_size;
-    uint32_t n_threads;           /* threads at work, the caller's included, at most 1024; 0: as many as the process's
-                                   * CPU affinity and cgroup quota allow */
+    uint32_t n_threads;           /* threads at work, the caller's included, at most 1024; 0: the fast physical
+                                   * cores (neither their second threads nor efficiency cores) that the process may
+                                   * run on by its affinity, but no more than its cgroups' quota */
     dsv2_weight_type weight_type; /* DSV2_WEIGHTS_AS_STORED, or a type to convert matrices to while opening */
     const char *kernels;          /* NULL or "auto": the best set for this processor. "c", "avx2" or "avx512": exactly
                                    * that set, DSV2_ERROR_UNSUPPORTED where the processor lacks it; for tests and

@@ -271,7 +271,14 @@ void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks);
 /* Callers that wait for their turn beside the one whose region runs. */
 unsigned ds_pool_waiting(const ds_pool *pool);
 
-/* How many threads this process may run at once, by CPU affinity and the cgroup's quota; at least 1. */
+/* ---- processors (cpus.c) ---- */
+
+/* The fast physical cores that this process may run on, but no more than its cgroups' quota; at least 1. */
 unsigned ds_default_threads(void);
+
+/* Its two parts. root: "", or a test's folder with files like those of /sys and /proc. */
+unsigned ds_fast_cores(const char *root, const ds_os_cpus *allowed); /* at least 1 */
+unsigned ds_cpu_quota(const char *root); /* processors' time, rounded up: the least of the process's own cgroup and of
+                                          * those that it is in; 0: no limit is known */
 
 #endif

@@ -67,8 +67,15 @@ void ds_os_mark_set(ds_os_mark *mark, uint32_t value); /* does nothing if the nu
 
 /* ---- processors ---- */
 
-unsigned ds_os_cpus(void);      /* processors that this process may run on; at least 1 */
-unsigned ds_os_cpu_quota(void); /* how many processors' time this process may use, rounded up; 0: no limit is known */
+enum { DS_OS_MAX_CPUS = 16384 }; /* Linux has up to 8192 */
+
+/* A set of processors: one bit each. */
+typedef struct ds_os_cpus {
+    uint64_t words[DS_OS_MAX_CPUS / 64];
+} ds_os_cpus;
+
+/* The processors that this process may run on; at least one. */
+void ds_os_affinity(ds_os_cpus *cpus);
 
 /* ---- memory ---- */
 

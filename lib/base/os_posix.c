@@ -146,54 +146,25 @@ void ds_os_mark_set(ds_os_mark *mark, uint32_t value)
 
 /* ---- processors ---- */
 
-unsigned ds_os_cpus(void)
+void ds_os_affinity(ds_os_cpus *cpus)
 {
+    *cpus = (ds_os_cpus){{0}};
+    long n = 0;
 #if defined(__linux__)
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    cpu_set_t set[DS_OS_MAX_CPUS / CPU_SETSIZE]; /* the system refuses a set that is smaller than its own */
+    if (sched_getaffinity(0, sizeof set, set) == 0)
+        for (unsigned cpu = 0; cpu < DS_OS_MAX_CPUS; cpu++)
+            if (CPU_ISSET_S(cpu, sizeof set, set)) {
+                cpus->words[cpu / 64] |= (uint64_t)1 << cpu % 64;
+                n++;
+            }
 #else
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    n = sysconf(_SC_NPROCESSORS_ONLN);
+    for (long cpu = 0; cpu < n && cpu < DS_OS_MAX_CPUS; cpu++)
+        cpus->words[cpu / 64] |= (uint64_t)1 << cpu % 64;
 #endif
-    return n > 0 ? (unsigned)n : 1;
-}
-
-#if defined(__linux__)
-/* The beginning of a small text file; false if it cannot be read. */
-static bool read_line(const char *path, char *line, size_t size)
-{
-    ds_os_file file;
-    size_t got = 0;
-    if (!ds_os_open(path, DS_OS_READ, &file))
-        return false;
-    bool done = ds_os_read(file, 0, line, size - 1, &got);
-    ds_os_close(&file);
-    line[done ? got : 0] = '\0';
-    return done;
-}
-#endif
-
-/* The control group's quota. Version 2 has "max 100000" or "QUOTA PERIOD" in one file, version 1 has two files. Inside
- * a container the group's own folder is mounted at the top. */
-unsigned ds_os_cpu_quota(void)
-{
-    long long quota = -1, period = 0;
-#if defined(__linux__)
-    char line[64];
-    if (read_line("/sys/fs/cgroup/cpu.max", line, sizeof line)) {
-        if (sscanf(line, "%lld %lld", &quota, &period) != 2)
-            quota = -1;
-    } else {
-        if (!read_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", line, sizeof line) || sscanf(line, "%lld", &quota) != 1)
-            quota = -1;
-        if (!read_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us", line, sizeof line) || sscanf(line, "%lld", &period) != 1)
-            period = 0;
-    }
-#endif
-    if (quota <= 0 || period <= 0)
-        return 0;
-    long long cpus = quota / period + (quota % period != 0);
-    return cpus > 1024 ? 1024 : (unsigned)cpus;
+    if (n <= 0)
+        cpus->words[0] = 1;
 }
 
 /* ---- memory ---- */

@@ -271,9 +271,3 @@ void ds_pool_destroy(ds_pool *pool)
     ds_free(pool->threads);
     ds_free(pool);
 }
-
-unsigned ds_default_threads(void)
-{
-    unsigned cpus = ds_os_cpus(), quota = ds_os_cpu_quota();
-    return quota > 0 && quota < cpus ? quota : cpus;
-}

@@ -34,7 +34,7 @@ class Model(Handle):
 
     Args:
         path: a folder with config.json and safetensors files, or a file that is a GGUF or a .dsv2 pack
-        threads: worker threads; 0: what the process is allowed to use
+        threads: worker threads; 0: the fast physical cores that the process is allowed to use
         weight_type: a type to convert matrices to while opening
         kernels: "auto", or a set of kernels by name ("c", "avx2", "avx512"), for comparisons
         cache_memory_limit: bytes that the caches of all sessions together may take; 0: no limit

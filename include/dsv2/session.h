@@ -29,7 +29,8 @@ DSV2_BEGIN_DECLS
 
 typedef struct dsv2_session dsv2_session;
 
-/* How the KV cache stores its elements. Values are part of the binary interface. */
+/* How the KV cache stores its elements. Numbers in f16 reach 65504: a feed that makes a larger one fails, see
+ * dsv2_session_feed. Values are part of the binary interface. */
 typedef enum dsv2_cache_type {
     DSV2_CACHE_DEFAULT = 0,
     DSV2_CACHE_F32 = 1,
@@ -72,7 +73,9 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_set_progress(dsv2_session *s
 
 /* Appends n tokens (n >= 1) and computes the logits of the last one. The library cuts long inputs into chunks.
  * Returns DSV2_OK, DSV2_ERROR_ARGUMENT (an id outside the vocabulary: the message tells its index), _FULL, _MEMORY,
- * _IO, _BUSY or _CANCELLED. */
+ * _IO, _BUSY, _CANCELLED, _FORMAT (a number that is not finite came up: a weight or a restored snapshot is damaged) or
+ * _UNSUPPORTED (a token's cached row is larger than the cache type holds). The messages of the last two name token and
+ * layer. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_feed(dsv2_session *session, const int32_t *tokens, size_t n);
 
 /* Draws the next token from the logits, as dsv2_session_set_sampling says, and stores it in *token. The token is not
@@ -152,10 +155,11 @@ typedef struct dsv2_step_item {
 
 /* Does for each item what dsv2_session_feed does, in one pass over the tokens of all: faster, with the same bits.
  * If arguments, memory or files are at fault nothing changes in any session and every item's status says so. If a
- * session is cancelled that session alone is as before and its item's status is DSV2_ERROR_CANCELLED; the others go on.
- * Each session's progress callback is called for that session. Returns DSV2_OK if every item succeeded, otherwise the
- * status of the first item that failed: DSV2_ERROR_ARGUMENT, _FULL, _MEMORY, _IO, _BUSY, _MISMATCH (a session of
- * another model) or _CANCELLED. */
+ * session is cancelled, or its numbers fail as in dsv2_session_feed (_FORMAT, _UNSUPPORTED), that session alone is as
+ * before and its item's status says why; the others go on, with the same bits. The message is that of the first item
+ * that failed, and names the item's index. Each session's progress callback is called for that session. Returns
+ * DSV2_OK if every item succeeded, otherwise the status of the first item that failed: DSV2_ERROR_ARGUMENT, _FULL,
+ * _MEMORY, _IO, _BUSY, _MISMATCH (a session of another model), _CANCELLED, _FORMAT or _UNSUPPORTED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items);
 
 DSV2_END_DECLS

@@ -130,6 +130,13 @@ float ds_f16_to_f32(uint16_t half);
 uint16_t ds_f32_to_f16(float value);  /* nearest, ties to even; overflow to infinity */
 uint16_t ds_f32_to_bf16(float value); /* nearest, ties to even; NaN stays NaN */
 
+/* From this magnitude on, floats are infinite in half precision, whose largest number is DS_F16_LARGEST. */
+#define DS_F16_INFINITE 65520.0f
+#define DS_F16_LARGEST 65504.0f
+
+/* The largest magnitude of n floats; infinity if one is infinite, NaN if one is NaN; 0 for n = 0. */
+float ds_largest_magnitude(const float *x, size_t n);
+
 /* ---- files (file.c) ---- */
 
 /* A file mapped for reading. */

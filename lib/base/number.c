@@ -63,7 +63,7 @@ uint16_t ds_f32_to_f16(float value)
     uint32_t bits = to_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
     if (magnitude > 0x7f800000)
         return (uint16_t)(sign | 0x7e00);
-    if (magnitude >= 0x477ff000) /* 65520 and more round to infinity */
+    if (magnitude >= 0x477ff000) /* DS_F16_INFINITE */
         return (uint16_t)(sign | 0x7c00);
     if (magnitude < 0x38800000) {
         /* Under 2^-14: the last bits of x + 1/2 are the subnormal's, rounded to nearest even. */
@@ -72,4 +72,16 @@ uint16_t ds_f32_to_f16(float value)
     }
     magnitude += 0xfff + (magnitude >> 13 & 1);
     return (uint16_t)(sign | (magnitude - 0x38000000) >> 13);
+}
+
+float ds_largest_magnitude(const float *x, size_t n)
+{
+    int32_t largest = 0; /* bits without signs are in the order of the magnitudes, NaN last */
+    for (size_t i = 0; i < n; i++) {
+        int32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bits &= 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+    }
+    return from_bits((uint32_t)largest);
 }

@@ -70,6 +70,7 @@ typedef struct ds_cache_part {
     uint32_t rotation;       /* so many elements are rotated together; 1: none are. See ds_cache_rotate_part */
     uint32_t section;        /* stored elements that share a scale; 0: there are no scales */
     uint32_t integer_sections; /* sections of DS_SCALE_COLS that the part's integers fill */
+    float limit;             /* elements have magnitudes below this */
     size_t scales, elements; /* where in a stored row they begin, in bytes */
 } ds_cache_part;
 
@@ -91,7 +92,14 @@ typedef struct ds_cache_shape {
 dsv2_status ds_cache_shape_init(ds_cache_shape *shape, const ds_row_description *row, const uint32_t *widths,
                                 dsv2_cache_type type, uint32_t n_layers);
 
-/* One row to its stored form: shape->width floats in, which are used up, row_bytes out. */
+/* "q8" and so on; "unknown" for a number that is no cache type. */
+const char *ds_cache_type_name(uint32_t type);
+
+/* The first part of a row of floats that the shape cannot hold, with its largest magnitude, which may be infinity or
+ * NaN; n_parts if the shape holds the row. */
+uint32_t ds_cache_unfit_part(const ds_cache_shape *shape, const float *row, float *largest);
+
+/* One row to its stored form: shape->width floats in, which are used up, row_bytes out. The shape holds the row. */
 void ds_cache_encode_row(const ds_cache_shape *shape, const ds_kernels *kernels, float *row, uint8_t *stored);
 
 /* n consecutive stored rows to floats, shape->width each, in the basis that they are kept in. Any bytes decode to

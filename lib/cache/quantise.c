@@ -40,6 +40,17 @@ void ds_cache_rotate_row(const ds_cache_shape *shape, const ds_kernels *kernels,
 
 /* ---- from floats ---- */
 
+uint32_t ds_cache_unfit_part(const ds_cache_shape *shape, const float *row, float *largest)
+{
+    for (uint32_t p = 0; p < shape->n_parts; p++) {
+        const ds_cache_part *part = &shape->parts[p];
+        *largest = ds_largest_magnitude(row + part->first, part->width);
+        if (!(*largest < part->limit))
+            return p;
+    }
+    return shape->n_parts;
+}
+
 /* The scale with which n elements fit into codes of -levels to levels, stored. A section with a NaN or infinity gets
  * NaN: what went wrong stays visible. A section too small for a normal scale gets 0. */
 static float choose_scale(const float *x, size_t n, int levels, uint8_t *stored)

@@ -1,6 +1,8 @@
 /* What rows look like: how each kind of attention describes them, and where in a row each part lies. */
 #include "cache/cache.h"
 
+#include <math.h>
+
 /* The RoPE key is kept more precise than the latent: an error there costs much more (with 8 bits in place of f16 the
  * perplexity of q8 is off by 0.06 % in place of 0.005 %). */
 const ds_row_description ds_mla_row = {
@@ -14,7 +16,7 @@ const ds_row_description ds_mla_row = {
                                [DSV2_CACHE_Q8] = DS_ENCODING_BYTES_64,
                                [DSV2_CACHE_Q6] = DS_ENCODING_PAIRS,
                            }},
-        [DS_MLA_ROPE] = {"rope", "qk_rope_head_dim", 0, 1 << 14,
+        [DS_MLA_ROPE] = {"RoPE key", "qk_rope_head_dim", 0, 1 << 14,
                          {
                              [DSV2_CACHE_F32] = DS_ENCODING_F32,
                              [DSV2_CACHE_F16] = DS_ENCODING_F16,
@@ -33,15 +35,26 @@ const ds_row_description *ds_row_description_of(uint32_t number)
     return NULL;
 }
 
+const char *ds_cache_type_name(uint32_t type)
+{
+    static const char *const names[DS_CACHE_TYPES] = {
+        [DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
+    return type < DS_CACHE_TYPES && names[type] != NULL ? names[type] : "unknown";
+}
+
+/* Sums of the rotation stay finite below this, and so do scales. */
+#define CODES_LIMIT 0x1p100f
+
 static const struct {
     uint32_t number_bytes; /* of an element that is stored as a number of its own; 0: elements are codes with scales */
     uint32_t section;
+    float limit;
 } forms[DS_ENCODINGS] = {
-    [DS_ENCODING_F32] = {.number_bytes = 4},
-    [DS_ENCODING_F16] = {.number_bytes = 2},
-    [DS_ENCODING_BYTES_64] = {.section = 64},
-    [DS_ENCODING_BYTES_16] = {.section = 16},
-    [DS_ENCODING_PAIRS] = {.section = 128},
+    [DS_ENCODING_F32] = {.number_bytes = 4, .limit = INFINITY},
+    [DS_ENCODING_F16] = {.number_bytes = 2, .limit = DS_F16_INFINITE},
+    [DS_ENCODING_BYTES_64] = {.section = 64, .limit = CODES_LIMIT},
+    [DS_ENCODING_BYTES_16] = {.section = 16, .limit = CODES_LIMIT},
+    [DS_ENCODING_PAIRS] = {.section = 128, .limit = CODES_LIMIT},
 };
 
 static size_t code_bytes(ds_encoding encoding, size_t n)
@@ -132,6 +145,7 @@ dsv2_status ds_cache_shape_init(ds_cache_shape *shape, const ds_row_description 
             .width = widths[p],
             .encoding = encoding,
             .section = forms[encoding].section,
+            .limit = forms[encoding].limit,
             .integer_sections = (widths[p] + DS_SCALE_COLS - 1) / DS_SCALE_COLS,
             /* the largest power of two that divides the width */
             .rotation = encoding == DS_ENCODING_PAIRS ? widths[p] & -widths[p] : 1,

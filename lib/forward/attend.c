@@ -36,6 +36,7 @@ static size_t divide(const ds_attend_shape *shape, size_t n, float *memory, ds_a
         return used;
     attend->q_pairs = (int16_t *)ds_take(memory, &used, fill_up((uint32_t)n, DS_PANEL_ROWS) * cols * sizeof(int16_t));
     attend->q_scales = ds_take(memory, &used, n * sizeof(float));
+    attend->in_floats = (bool *)ds_take(memory, &used, n * sizeof(bool));
     attend->weights = (int16_t *)ds_take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * DS_PAGE_TOKENS);
     attend->weight_pairs = (int16_t *)ds_take(memory, &used, sizeof(int16_t) * DS_PANEL_ROWS * DS_PAGE_TOKENS);
     size_t widest = cols > shape->value_width ? cols : shape->value_width;
@@ -140,6 +141,24 @@ void ds_tile_finish(const ds_attend *attend, ds_tile *tile)
 
 /* ---- queries ---- */
 
+/* Whether n rounded elements are all smaller than `least` although their floats are something. */
+static bool is_lost(const int16_t *rounded, const float *x, uint32_t n, int least)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (rounded[i] >= least || -rounded[i] >= least)
+            return false;
+    return ds_largest_magnitude(x, n) > 0;
+}
+
+/* The same of the query's part for the latent or that for the RoPE key. Where the parts are padded apart, the RoPE part
+ * begins at `rope_at` of the rounded elements. */
+static bool loses_part(const ds_attend_shape *shape, const int16_t *rounded, size_t rope_at, const float *q)
+{
+    uint32_t latent = shape->part[0] + shape->part[1] - shape->rope;
+    return is_lost(rounded, q, latent, shape->part_least) ||
+           is_lost(rounded + rope_at, q + latent, shape->rope, shape->part_least);
+}
+
 /* A panel of queries in 16 bits. A query has one scale: elements that are small beside its largest count for little in
  * its scores. */
 static void round_queries(ds_attend *attend, uint32_t first, uint32_t n)
@@ -153,6 +172,9 @@ static void round_queries(ds_attend *attend, uint32_t first, uint32_t n)
         memcpy(attend->padded + padded, q + shape->part[0], shape->part[1] * sizeof *q);
         attend->q_scales[first + i] = attend->kernels->round_row(attend->rows + i * cols, attend->padded, cols,
                                                                  DS_MAX_15_BITS);
+        size_t rope_at = shape->part[1] > 0 ? padded : shape->part[0] - shape->rope;
+        attend->in_floats[first + i] = loses_part(shape, attend->rows + i * cols, rope_at, q);
+        attend->any_in_floats = attend->any_in_floats || attend->in_floats[first + i];
     }
     attend->kernels->pair_columns(attend->q_pairs + first * cols, attend->rows, cols, n, cols);
 }
@@ -168,6 +190,7 @@ void ds_attend_begin(ds_attend *attend)
 
 void ds_attend_queries(ds_attend *attend)
 {
+    attend->any_in_floats = false;
     for (uint32_t i = 0; attend->shape->integers && i < attend->n; i += DS_PANEL_ROWS)
         round_queries(attend, i, attend->n - i < DS_PANEL_ROWS ? attend->n - i : DS_PANEL_ROWS);
 }
@@ -211,7 +234,7 @@ static void attend_floats(ds_attend *attend, const ds_tile *tile, const uint32_t
                           DS_PAGE_TOKENS, m, tile->values, tile->value_stride, tile->n, attend->shape->value_width);
 }
 
-/* m <= DS_PANEL_ROWS queries from `first` on, a multiple of DS_PANEL_ROWS. */
+/* m <= DS_PANEL_ROWS queries from `first` on, a multiple of DS_PANEL_ROWS; `visible` is of these. */
 static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
 {
     const ds_attend_shape *shape = attend->shape;
@@ -222,7 +245,7 @@ static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32
     if (!shape->score_by_panel)
         score(attend, tile, first, m, scores, 0, fill_up((uint32_t)tile->n, DS_PANEL_ROWS));
     for (uint32_t i = 0; i < m; i++)
-        take_scores(kernels, true, scores + (size_t)i * DS_PAGE_TOKENS, visible[first + i], DS_PAGE_TOKENS,
+        take_scores(kernels, true, scores + (size_t)i * DS_PAGE_TOKENS, visible[i], DS_PAGE_TOKENS,
                     &attend->max[first + i], &attend->sum[first + i], &keep[i], &factor[i]);
     for (uint32_t g = 0; g < ds_attend_value_sections(shape); g++) {
         uint32_t col = g * section_cols,
@@ -231,7 +254,7 @@ static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32
             *largest = tile->value_scale_max + (size_t)g * DS_PAGE_TOKENS;
         for (uint32_t i = 0; i < m; i++) {
             int16_t *weights = attend->weights + (size_t)i * DS_PAGE_TOKENS;
-            uint32_t seen = visible[first + i];
+            uint32_t seen = visible[i];
             float most = seen > 0 ? largest[seen - 1] : 0.0f;
             kernels->round_products(weights, scores + (size_t)i * DS_PAGE_TOKENS, scales,
                                     most > 0 ? DS_MAX_15_BITS / most : 0.0f, seen);
@@ -245,9 +268,28 @@ static void attend_integers(ds_attend *attend, const ds_tile *tile, const uint32
     }
 }
 
+/* Queries of integers: those that are attended in floats see nothing of the tile in integers. */
+static void attend_mixed(ds_attend *attend, const ds_tile *tile, const uint32_t *visible, uint32_t first, uint32_t m)
+{
+    uint32_t in_integers[DS_PANEL_ROWS];
+    for (uint32_t i = 0; i < m; i++)
+        in_integers[i] = attend->in_floats[first + i] ? 0 : visible[first + i];
+    attend_integers(attend, tile, in_integers, first, m);
+}
+
+/* What attend_mixed has left, one query at a time. Scores of integers, which may have been made for all queries
+ * beforehand, are no longer needed. */
+static void attend_left(ds_attend *attend, const ds_tile *tile, const uint32_t *visible)
+{
+    for (uint32_t i = 0; attend->any_in_floats && i < attend->n; i++)
+        if (attend->in_floats[i] && visible[i] > 0)
+            attend_floats(attend, tile, visible, i, 1);
+}
+
 void ds_attend_tile(ds_attend *attend, const ds_tile *tile, const uint32_t *visible)
 {
-    uint32_t rows = attend->shape->integers ? DS_PANEL_ROWS : DS_ATTEND_ROWS;
+    bool integers = attend->shape->integers;
+    uint32_t rows = integers ? DS_PANEL_ROWS : DS_ATTEND_ROWS;
     for (uint32_t first = 0; first < attend->n; first += rows) {
         uint32_t m = attend->n - first < rows ? attend->n - first : rows;
         bool any = false;
@@ -255,9 +297,11 @@ void ds_attend_tile(ds_attend *attend, const ds_tile *tile, const uint32_t *visi
             any = any || visible[first + i] > 0;
         if (!any)
             continue;
-        if (attend->shape->integers)
-            attend_integers(attend, tile, visible, first, m);
+        if (integers)
+            attend_mixed(attend, tile, visible, first, m);
         else
             attend_floats(attend, tile, visible, first, m);
     }
+    if (integers)
+        attend_left(attend, tile, visible);
 }

@@ -9,7 +9,8 @@
  * bits: their elements are small integers as it is, and an instruction multiplies twice as many integers of 16 bits as
  * floats. Queries and weights are rounded to 15 bits of their largest element; keys and values that are no integers yet
  * are rounded to 12 bits. On tests/data/goldens/plain that moves logits by a ninth (absorbed) or a fifth (expanded) of
- * what the 8-bit cache itself does, root mean square.
+ * what the 8-bit cache itself does, root mean square. A query whose two parts, for latent and RoPE key, differ too much
+ * in size would lose the smaller one: such a query is attended in floats whatever the cache.
  *
  * In this order: ds_attend_divide; ds_attend_begin and ds_attend_queries; then for each tile its keys and values, and
  * ds_attend_tile. In floats keys and values are pointers to rows. In integers a tile is made DS_PANEL_ROWS tokens at a
@@ -33,13 +34,17 @@ typedef struct ds_attend_shape {
                              * value_width */
     bool score_by_panel;    /* integers: scores are made as soon as a panel of keys is there, while the panel is in the
                              * first-level cache. For at most DS_ATTEND_ROWS queries. */
+    uint32_t rope;          /* integers: the last so many columns of a query belong to the RoPE key, the others to the
+                             * latent */
+    int part_least;         /* integers: a query is attended in floats if the rounded elements of either part are all
+                             * smaller than this, and not all nothing */
 } ds_attend_shape;
 
 /* Keys and values of n <= DS_PAGE_TOKENS tokens. */
 typedef struct ds_tile {
     size_t n;
 
-    /* Floats: rows, which may be the same for keys and values. */
+    /* Floats: rows, which may be the same for keys and values. Integers need them if attend->any_in_floats. */
     const float *keys, *values;
     size_t key_stride, value_stride;
 
@@ -58,7 +63,7 @@ typedef struct ds_attend {
     const ds_kernels *kernels;
     const ds_attend_shape *shape;
     uint32_t n;
-    const float *const *q; /* [n] rows of floats; integers: read by ds_attend_queries alone */
+    const float *const *q; /* [n] rows of floats */
     float *sums;           /* [n] rows, sums_stride apart, of value_width: sum_t exp(s_t - max) v_t */
     size_t sums_stride;
     float *max, *sum;      /* [n]: the running maximum, and the sum of weights */
@@ -67,6 +72,8 @@ typedef struct ds_attend {
     /* Integers: */
     int16_t *q_pairs;      /* [ceil(n / DS_PANEL_ROWS)] panels */
     float *q_scales;       /* [n] */
+    bool *in_floats;       /* [n]: set by ds_attend_queries: the query's parts differ too much in size */
+    bool any_in_floats;
     int16_t *weights;      /* [DS_PANEL_ROWS][DS_PAGE_TOKENS]: softmax weights, as rows */
     int16_t *weight_pairs; /* the same as a panel */
     int16_t *rows;         /* [DS_PANEL_ROWS] rows of a key or a value, which are to become a panel */

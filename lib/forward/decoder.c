@@ -143,6 +143,8 @@ dsv2_status ds_decoder_forward(ds_pass *pass, ds_sequence *sequences, size_t n_s
         status = angles(pass);
     for (uint32_t l = 0; l < rows->config->num_hidden_layers && status == DSV2_OK; l++) {
         status = run_layer(pass, l);
+        if (status == DSV2_OK)
+            ds_rows_stop_faulty(rows, l);
         if (status == DSV2_OK && rows->weights->layers[l].is_moe)
             report_routes(rows, l, &pass->moe.routes);
         bool all_stopped = false;

@@ -11,6 +11,7 @@
  *   ffn.c      the SwiGLU networks of experts and dense layers
  *   head.c     the logits
  *   linear.c   y = W x over all threads
+ *   fault.c    numbers that went wrong in a row: the row's sequence ends, the others go on
  *   pass.c     working memory, whose sizes the other files say */
 #ifndef DS_LIB_FORWARD_H
 #define DS_LIB_FORWARD_H

@@ -2,6 +2,7 @@
 
 #include "forward/norm.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Rows of logits computed at a time when every token's are asked for. */
@@ -20,10 +21,13 @@ static bool wants_logits(const ds_sequence *sequence, uint32_t row)
     return !sequence->stopped && (sequence->all_logits != NULL || (last && sequence->last_logits != NULL));
 }
 
-static void give_logits(const ds_rows *rows, uint32_t row, const float *logits)
+static void give_logits(ds_rows *rows, uint32_t row, const float *logits)
 {
     const ds_sequence *sequence = &rows->sequences[rows->sequence_of[row]];
     size_t vocab = rows->config->vocab_size, i = row - sequence->first_row;
+    float largest = ds_largest_magnitude(logits, vocab);
+    if (!isfinite(largest))
+        ds_rows_fault(rows, row, (ds_fault){.kind = DS_FAULT_LOGITS, .largest = largest});
     if (sequence->all_logits != NULL)
         memcpy(sequence->all_logits + i * vocab, logits, vocab * sizeof *logits);
     if (sequence->last_logits != NULL && i == sequence->n_rows - 1)
@@ -54,5 +58,7 @@ dsv2_status ds_head(ds_rows *rows, ds_head_memory *memory)
             memory->rows[n++] = row;
     for (uint32_t first = 0; first < n && status == DSV2_OK; first += LOGIT_ROWS)
         status = some_rows(rows, memory, memory->rows + first, n - first < LOGIT_ROWS ? n - first : LOGIT_ROWS);
+    if (status == DSV2_OK)
+        ds_rows_stop_faulty(rows, rows->config->num_hidden_layers);
     return status;
 }

@@ -115,6 +115,25 @@ static void lay_out(void *memory_struct, ds_layout *layout)
 
 /* ---- queries, latents and the cache: Eqs. 37-43 ---- */
 
+/* A row's c^KV and k^R go into the cache. Zeros do if the cache cannot hold them: the row's sequence then ends. */
+static void cache_row(const mla *a, size_t row, float *latent)
+{
+    ds_rows *rows = a->rows;
+    const ds_cache *cache = rows->sequences[rows->sequence_of[row]].cache;
+    const ds_cache_shape *shape = &cache->shape;
+    size_t position = rows->position[row];
+    uint8_t *stored = ds_cache_rows(cache, a->layer, position / DS_PAGE_TOKENS) +
+                      position % DS_PAGE_TOKENS * shape->row_bytes;
+    float largest;
+    uint32_t unfit = ds_cache_unfit_part(shape, latent, &largest);
+    if (unfit < shape->n_parts) {
+        ds_rows_fault(rows, row, (ds_fault){.kind = DS_FAULT_CACHE, .part = unfit, .largest = largest});
+        memset(stored, 0, shape->row_bytes);
+        return;
+    }
+    ds_cache_encode_row(shape, rows->kernels, latent, stored);
+}
+
 /* One row: norm of c^KV, rotation of k^R and q^R, and the row's way into the cache. Queries take the softmax scale on
  * here. */
 static void position_row(void *context, size_t row, unsigned thread)
@@ -127,13 +146,10 @@ static void position_row(void *context, size_t row, unsigned thread)
     uint32_t lora = config->kv_lora_rank, nope = config->qk_nope_head_dim, rope = config->qk_rope_head_dim;
 
     float *kv_a = memory->kv_a + row * (lora + rope);
-    rows->kernels->rms_norm(kv_a, kv_a, a->weights->kv_a_norm, config->rms_norm_eps, lora);
+    ds_norm_row(rows->kernels, config->rms_norm_eps, a->weights->kv_a_norm, kv_a, lora, kv_a);
     const float *cos = rows->rope_cos + row * rope / 2, *sin = rows->rope_sin + row * rope / 2;
     ds_rope_rotate(config, cos, sin, kv_a + lora);
-    const ds_cache *cache = rows->sequences[rows->sequence_of[row]].cache;
-    size_t position = rows->position[row];
-    uint8_t *page = ds_cache_rows(cache, a->layer, position / DS_PAGE_TOKENS);
-    ds_cache_encode_row(&cache->shape, rows->kernels, kv_a, page + position % DS_PAGE_TOKENS * cache->shape.row_bytes);
+    cache_row(a, row, kv_a);
 
     for (uint32_t head = 0; head < config->num_attention_heads; head++) {
         float *q = memory->q + (row * config->num_attention_heads + head) * (nope + rope);
@@ -253,8 +269,15 @@ static void value_task(void *context, size_t head, unsigned thread)
 
 static ds_attend_shape absorbed_shape(const ds_config *config, bool integers)
 {
-    return (ds_attend_shape){integers, {config->kv_lora_rank, config->qk_rope_head_dim}, config->kv_lora_rank,
-                             DS_SCALE_COLS, true};
+    return (ds_attend_shape){
+        .integers = integers,
+        .part = {config->kv_lora_rank, config->qk_rope_head_dim},
+        .value_width = config->kv_lora_rank,
+        .value_section = DS_SCALE_COLS,
+        .score_by_panel = true,
+        .rope = config->qk_rope_head_dim,
+        .part_least = DS_MAX_15_BITS >> 8, /* then seven bits are left, as many as q8 has */
+    };
 }
 
 /* Working memory of one thread: */
@@ -315,7 +338,8 @@ static void load_latents(const mla *a, const ds_cache *cache, size_t first, cons
         }
         tile->value_scales = tile->key_scales;
         ds_tile_finish(attend, tile);
-    } else {
+    }
+    if (!shape->integers || attend->any_in_floats) {
         ds_cache_decode_rows(&cache->shape, kernels, stored, tile->n, latents);
         tile->keys = tile->values = latents;
         tile->key_stride = tile->value_stride = shape->part[0] + shape->part[1];
@@ -546,8 +570,15 @@ static dsv2_status attend_absorbed(mla *a)
 
 static ds_attend_shape expanded_shape(const ds_config *config, bool integers)
 {
-    return (ds_attend_shape){integers, {config->qk_nope_head_dim + config->qk_rope_head_dim, 0}, config->v_head_dim,
-                             config->v_head_dim, false};
+    return (ds_attend_shape){
+        .integers = integers,
+        .part = {config->qk_nope_head_dim + config->qk_rope_head_dim, 0},
+        .value_width = config->v_head_dim,
+        .value_section = config->v_head_dim,
+        .rope = config->qk_rope_head_dim,
+        .part_least = DS_MAX_15_BITS >> 6, /* keys have one scale too, and 12 bits: where the query's part is so small,
+                                            * the key's other part is as large beside it */
+    };
 }
 
 /* A sequence's context, or as much of it as is worked on: tokens `first` to `end` - 1. */
@@ -643,13 +674,12 @@ static void load_expanded(const ds_attend *attend, ds_tile *tile, const expand_s
     const ds_attend_shape *shape = attend->shape;
     uint32_t width = shape->part[0], v_dim = shape->value_width, sections = ds_attend_sections(shape),
         cols = sections * DS_SCALE_COLS;
-    if (!shape->integers) {
-        tile->keys = s->keys;
-        tile->key_stride = width;
-        tile->values = s->values;
-        tile->value_stride = v_dim;
+    tile->keys = s->keys;
+    tile->key_stride = width;
+    tile->values = s->values;
+    tile->value_stride = v_dim;
+    if (!shape->integers)
         return;
-    }
     for (size_t first = 0; first < tile->n; first += DS_PANEL_ROWS) {
         size_t end = first + ds_tile_rows(tile, first);
         for (size_t t = first; t < end; t++) {

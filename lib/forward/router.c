@@ -3,6 +3,7 @@
 #include <math.h>
 
 typedef struct router {
+    ds_rows *rows;
     const ds_config *config;
     const ds_moe_weights *moe;
     ds_routes *routes;
@@ -91,6 +92,9 @@ static void route_row(void *context, size_t row, unsigned thread)
     float *scores = routes->scores + row * n, *gates = routes->gates + row * top_k;
     uint32_t *experts = routes->experts + row * top_k;
     affinities(config->scoring_func, scores, n);
+    float largest = ds_largest_magnitude(scores, n);
+    if (!isfinite(largest))
+        ds_rows_fault(r->rows, row, (ds_fault){.kind = DS_FAULT_ROUTER, .largest = largest});
 
     /* The bias of noaux_tc balances load: it has a say in the choice, not in the gates. */
     float biased[DS_MAX_EXPERTS];
@@ -126,7 +130,7 @@ dsv2_status ds_route(ds_rows *rows, const ds_moe_weights *moe, ds_routes *routes
         status = ds_stage_begin(&rows->watch, DS_STAGE_ROUTER);
     if (status != DSV2_OK)
         return status;
-    router context = {config, moe, routes};
+    router context = {rows, config, moe, routes};
     ds_pool_run(rows->pool, route_row, &context, rows->n);
     return DSV2_OK;
 }

@@ -23,6 +23,7 @@ typedef struct ds_rows {
     uint32_t n, max;      /* rows at work, and how many there is room for */
     uint32_t *sequence_of; /* [m]: index of the row's sequence */
     size_t *position;      /* [m]: the row's position in its session */
+    ds_fault *faults;      /* [m]: what ds_rows_fault said of each row since the last ds_rows_stop_faulty */
 
     float *hidden;    /* [m][hidden_size]: the residual stream h */
     float *normed;    /* [m][hidden_size]: input of the next stage, after its norm */
@@ -36,5 +37,11 @@ void ds_rows_lay_out(ds_rows *rows, ds_layout *layout, size_t stage_floats);
 
 /* Lays the sequences' tokens one after another. */
 void ds_rows_set(ds_rows *rows, ds_sequence *sequences, size_t n_sequences);
+
+/* Says that a row has a fault; a row's first fault stays. Tasks may say so, each of rows that are its own. */
+void ds_rows_fault(ds_rows *rows, size_t row, ds_fault fault);
+
+/* Stops the sequences of rows that have a fault; each gets the fault of its first such row. */
+void ds_rows_stop_faulty(ds_rows *rows, uint32_t layer);
 
 #endif

@@ -3,6 +3,7 @@
 #define DS_LIB_FORWARD_SEQUENCE_H
 
 #include "cache/cache.h"
+#include "forward/fault.h"
 #include "forward/usage.h"
 
 /* n_rows tokens at positions first_position and on. */
@@ -24,6 +25,7 @@ struct ds_sequence {
     /* Set by the pass. */
     uint32_t first_row;
     bool stopped, expanded;
+    ds_fault fault; /* of a kind: the sequence is stopped because of it */
 };
 
 #endif

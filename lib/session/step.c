@@ -4,6 +4,7 @@
  * chunk of as many items as fit. So the chunks of an item, and with them its bits, do not depend on the other items. */
 #include "session/session.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* One item's progress through a step. */
@@ -11,6 +12,8 @@ typedef struct progress {
     dsv2_step_item *item;
     size_t done;       /* tokens that went through all layers */
     uint64_t reported; /* token-layers: a token that went through one layer is one */
+    bool stopped;      /* cancelled, or by the fault */
+    ds_fault fault;
 } progress;
 
 /* Makes room for the item's tokens and rows. */
@@ -110,7 +113,18 @@ static uint32_t next_chunk(const progress *p)
     return left < DS_PASS_ROWS ? (uint32_t)left : DS_PASS_ROWS;
 }
 
-static bool is_open(const progress *p) { return p->item->status == DSV2_OK && p->done < p->item->n_tokens; }
+static bool is_open(const progress *p) { return !p->stopped && p->done < p->item->n_tokens; }
+
+/* Why an item was stopped: sets the message, which names the item if there are several. */
+static dsv2_status fail_stopped(const progress *p, size_t index, size_t n_items)
+{
+    char prefix[32] = "";
+    if (n_items > 1)
+        snprintf(prefix, sizeof prefix, "items[%zu]: ", index);
+    if (p->fault.kind != DS_FAULT_NONE)
+        return ds_fault_fail(&p->fault, &p->item->session->cache.shape, prefix);
+    return ds_fail(DSV2_ERROR_CANCELLED, "%scancelled after %zu of %zu tokens", prefix, p->done, p->item->n_tokens);
+}
 
 /* Fills `sequences` with the next chunks, in order of items, as many as a pass takes. Returns how many. */
 static size_t gather(progress *items, size_t n_items, ds_sequence *sequences)
@@ -152,10 +166,9 @@ static dsv2_status run(ds_pass *pass, progress *items, size_t n_items, ds_sequen
             return status;
         for (size_t s = 0; s < n_sequences; s++) {
             progress *p = sequences[s].owner;
-            p->done += sequences[s].n_rows;
-            if (sequences[s].stopped)
-                p->item->status = ds_fail(DSV2_ERROR_CANCELLED, "cancelled after %zu of %zu tokens",
-                                          p->done - sequences[s].n_rows, p->item->n_tokens);
+            p->stopped = sequences[s].stopped;
+            p->fault = sequences[s].fault;
+            p->done += p->stopped ? 0 : sequences[s].n_rows;
         }
     }
 }
@@ -172,7 +185,6 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
     for (size_t i = 0; i < n_items && status == DSV2_OK; i++) {
         dsv2_step_item *item = ds_step_item_at(items, i);
         progress_of[i].item = item;
-        item->status = DSV2_OK;
         size_t length = item->session->length + item->n_tokens;
         longest = length > longest ? length : longest;
         n_rows += n_rows < DS_PASS_ROWS ? item->n_tokens < DS_PASS_ROWS ? item->n_tokens : DS_PASS_ROWS : 0;
@@ -193,16 +205,18 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
             n_prepared = 0; /* a child of the host: what others may have locked stays as it is */
     }
     dsv2_status first = status;
+    for (size_t i = n_items; i-- > 0;) { /* backwards: the message is the first failed item's */
+        dsv2_step_item *item = ds_step_item_at(items, i);
+        item->status = status;
+        if (status == DSV2_OK && progress_of[i].stopped)
+            first = item->status = fail_stopped(&progress_of[i], i, n_items);
+    }
     for (size_t i = 0; i < n_items; i++) {
         dsv2_step_item *item = ds_step_item_at(items, i);
-        if (status != DSV2_OK)
-            item->status = status;
         if (item->status == DSV2_OK)
             commit(item);
         else if (i < n_prepared)
             drop(item);
-        if (first == DSV2_OK)
-            first = item->status;
     }
     ds_free(sequences);
     ds_free(progress_of);

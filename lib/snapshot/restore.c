@@ -25,13 +25,6 @@ void ds_snapshot_content_free(ds_snapshot_content *content)
     content->tokens = NULL;
 }
 
-static const char *type_name(uint32_t type)
-{
-    static const char *const names[] = {
-        [DSV2_CACHE_F32] = "f32", [DSV2_CACHE_F16] = "f16", [DSV2_CACHE_Q8] = "q8", [DSV2_CACHE_Q6] = "q6"};
-    return type < sizeof names / sizeof *names && names[type] != NULL ? names[type] : "unknown";
-}
-
 /* DSV2_ERROR_MISMATCH unless the snapshot is of this model, and of this cache type or to be converted. */
 static dsv2_status check_header(const restorer *r, const file_header *header)
 {
@@ -58,7 +51,7 @@ static dsv2_status check_header(const restorer *r, const file_header *header)
     if (header->cache_type != own.cache_type && !r->options->convert)
         return ds_fail(DSV2_ERROR_MISMATCH,
                        "%s: its cache is of type %s, the session's of type %s, and convert is not set", name,
-                       type_name(header->cache_type), type_name(own.cache_type));
+                       ds_cache_type_name(header->cache_type), ds_cache_type_name(own.cache_type));
     return DSV2_OK;
 }
 

@@ -101,6 +101,9 @@ typedef struct dsv2_model_options {
  * are most of a GGUF's weights, are reordered when a session first chooses them. The memory for that is set aside by
  * dsv2_model_open: feeding takes none for it. The bits are the same, but the first feeds take longer, and longest where
  * several sessions wait for the same new experts. A pack holds its weights in the kernels' order already.
+ * A weight that is converted has to be finite (else _FORMAT) and has to fit the type that weight_type asks for (else
+ * _UNSUPPORTED). Weights that stay in their file as they are, are not read on opening: a feed that meets a NaN or
+ * infinity of theirs says so.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED (the message names the field or
  * tensor and its value) or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
@@ -176,7 +179,8 @@ typedef struct dsv2_pack_options {
 
 /* Writes the model at `path` (as dsv2_model_open takes it) as one .dsv2 file, `output_path`, with weights in the
  * kernels' own layout. The file appears under its name only when it is whole. Permissions, links, what is refused and
- * what a killed process leaves: as dsv2_session_save (snapshot.h). options: NULL for the defaults.
+ * what a killed process leaves: as dsv2_session_save (snapshot.h). A converted weight has to be finite and to fit, as in
+ * dsv2_model_open. options: NULL for the defaults.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const char *output_path,
                                                        const dsv2_pack_options *options);

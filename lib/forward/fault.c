@@ -20,8 +20,9 @@ static dsv2_status fail_cache(const ds_fault *fault, const ds_cache_shape *shape
         return fail_not_finite(fault, what, prefix);
     bool is_half = part->limit == DS_F16_INFINITE;
     return ds_fail(DSV2_ERROR_UNSUPPORTED,
-                   "%s%s of token %zu in layer %u: reaches %g, cache type %s holds up to %g; %s", prefix, what, fault->position, fault->layer, (double)fault->largest,
-                   ds_cache_type_name(shape->type), (double)(is_half ? DS_F16_LARGEST : part->limit),
+                   "%s%s of token %zu in layer %u: reaches %g, cache type %s holds up to %g; %s", prefix, what,
+                   fault->position, fault->layer, (double)fault->largest, ds_cache_type_name(shape->type),
+                   (double)(is_half ? DS_F16_LARGEST : part->limit),
                    is_half ? "cache types f32 and q6 hold more" : "cache type f32 holds more");
 }
 

@@ -278,7 +278,7 @@ static void fit_superblock(const float *x, size_t n, superblock_row *s)
     double determinant = aa * bb - ab * ab;
     if (determinant > 1e-6 * aa * bb) { /* w = scale * a - minimum * b */
         double scale = (xa * bb - xb * ab) / determinant, minimum = (xa * ab - xb * aa) / determinant;
-        if (scale > 0 && minimum >= 0) {
+        if (scale > 0 && minimum >= 0 && scale < DS_F16_INFINITE && minimum < DS_F16_INFINITE) {
             s->scale = ds_f32_to_f16((float)scale);
             s->minimum = ds_f32_to_f16((float)minimum);
         }
@@ -497,23 +497,26 @@ static float factor_of_products(const ds_block_format *format, const uint8_t *ro
     return largest > 0 ? ldexpf(1, ilogbf(largest) - 14) : 1;
 }
 
-/* One block, which begins at block `b` of its superblock. */
-static void reorder_block(const ds_block_format *format, ds_type twin, const uint8_t *block, superblock_row *s,
+static bool is_finite_half(uint16_t half) { return (half & 0x7c00) != 0x7c00; }
+
+/* One block, which begins at block `b` of its superblock. False if its scale or minimum is not finite. */
+static bool reorder_block(const ds_block_format *format, ds_type twin, const uint8_t *block, superblock_row *s,
                           size_t b)
 {
     ds_block_scales scales;
     format->decode(block, s->q + b * DS_BLOCK_COLS, &scales);
+    bool finite = is_finite_half(scales.scale) && is_finite_half(scales.minimum);
     switch (ds_header_of(twin)) {
     case SIX_BITS:
         s->scale = scales.scale;
         s->minimum = scales.minimum;
         memcpy(s->sub_scales, scales.scales, sizeof s->sub_scales);
         memcpy(s->sub_minima, scales.minima, sizeof s->sub_minima);
-        return;
+        return finite;
     case SIXTEENTHS:
         s->scale = scales.scale;
         memcpy(s->sixteenths, scales.scales, sizeof s->sixteenths);
-        return;
+        return finite;
     case HALVES:
     case HALVES_AND_MINIMA: break;
     }
@@ -521,14 +524,16 @@ static void reorder_block(const ds_block_format *format, ds_type twin, const uin
     s->minima[b] = scales.minimum;
     for (size_t i = 0; i < format->n_sections && is_rounded(format, twin); i++)
         s->halves[b + i] = ds_f32_to_f16(ds_f16_to_f32(scales.scale) / s->factor * (float)scales.scales[i]);
+    return finite;
 }
 
-void ds_panel_from_blocks(ds_type from, void *panel, const void *const *rows, size_t n_rows, size_t cols)
+bool ds_panel_from_blocks(ds_type from, void *panel, const void *const *rows, size_t n_rows, size_t cols)
 {
     const ds_block_format *format = &ds_block_formats[from];
     ds_type twin = ds_type_twin(from);
     assert(ds_type_is_interleaved(twin) && n_rows >= 1 && n_rows <= DS_PANEL_ROWS && cols % format->elements == 0);
     superblock_row superblocks[DS_PANEL_ROWS] = {0};
+    bool finite = true;
     memset(panel, 0, PANEL_HEADER);
     for (size_t row = 0; row < n_rows; row++) {
         bool rounded = is_rounded(format, twin);
@@ -542,8 +547,9 @@ void ds_panel_from_blocks(ds_type from, void *panel, const void *const *rows, si
                 memset(superblocks[row].halves, 0, sizeof superblocks[row].halves); /* those of the superblock before */
             const uint8_t *block = (const uint8_t *)rows[row] + c / format->elements * format->bytes;
             for (size_t b = 0; b < n_blocks; b += format->elements / DS_BLOCK_COLS, block += format->bytes)
-                reorder_block(format, twin, block, &superblocks[row], b);
+                finite = reorder_block(format, twin, block, &superblocks[row], b) && finite;
         }
         store_superblock(twin, panel, c / SUPERBLOCK_COLS, superblocks, n_blocks);
     }
+    return finite;
 }

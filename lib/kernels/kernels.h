@@ -198,8 +198,9 @@ size_t ds_prepared_blocks(uint32_t cols);
  * or NaN among them become NaN. */
 void ds_panel_from_floats(ds_type type, void *panel, const float *const *rows, size_t n_rows, size_t cols);
 
-/* The same from rows of block type `from` into its twin. */
-void ds_panel_from_blocks(ds_type from, void *panel, const void *const *rows, size_t n_rows, size_t cols);
+/* The same from rows of block type `from` into its twin. False if some block's scale or minimum is an infinity or NaN:
+ * the panel has it too. */
+bool ds_panel_from_blocks(ds_type from, void *panel, const void *const *rows, size_t n_rows, size_t cols);
 
 /* One row of a matrix as floats: the embedding of a token. */
 void ds_matrix_row(const ds_kernels *kernels, const ds_matrix *w, uint32_t row, float *out);

@@ -1,13 +1,15 @@
 #include "weights/convert.h"
 
 #include <assert.h>
+#include <math.h>
 
 bool ds_conversion_is_exact(const ds_conversion *c)
 {
     return ds_type_is_interleaved(c->type) && ds_type_twin(c->from.type) == c->type;
 }
 
-/* Room for DS_PANEL_ROWS rows, as the file has them or as floats. */
+/* Room for DS_PANEL_ROWS rows, as the file has them or as floats. So many rows of any block type have room for a row of
+ * floats too. */
 size_t ds_conversion_scratch(const ds_conversion *c)
 {
     enum { LINE = 64 };
@@ -15,19 +17,62 @@ size_t ds_conversion_scratch(const ds_conversion *c)
     return (DS_PANEL_ROWS * row + LINE - 1) / LINE * LINE;
 }
 
+/* Floats below this are finite as `type`; interleaved types have a factor for each row. */
+static float type_limit(ds_type type)
+{
+    const float bf16_infinite = 0x1.ffp127f;
+    return type == DS_TYPE_F16 ? DS_F16_INFINITE : type == DS_TYPE_BF16 ? bf16_infinite : INFINITY;
+}
+
+bool ds_type_holds(ds_type type, const float *x, uint32_t n, uint32_t row, ds_misfit *misfit)
+{
+    float limit = type_limit(type);
+    if (ds_largest_magnitude(x, n) < limit)
+        return true;
+    uint32_t col = 0;
+    while (fabsf(x[col]) < limit)
+        col++;
+    *misfit = (ds_misfit){row, col, x[col]};
+    return false;
+}
+
+dsv2_status ds_misfit_fail(ds_weight_label label, ds_type type, const ds_misfit *misfit)
+{
+    const char *path = label.path != NULL ? label.path : "", *colon = label.path != NULL ? ": " : "";
+    if (!isfinite(misfit->value))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s%stensor %s: row %u, column %u is %g, expected a finite number", path,
+                       colon, label.name, misfit->row, misfit->col, (double)misfit->value);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                   "%s%stensor %s: row %u, column %u is %g, too large for %s; ask for another weight_type", path, colon,
+                   label.name, misfit->row, misfit->col, (double)misfit->value, ds_type_name(type));
+}
+
+/* The first element of a block type's rows that is not finite. */
+static void find_misfit(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t end, float *row,
+                        ds_misfit *misfit)
+{
+    *misfit = (ds_misfit){first, 0, NAN};
+    for (uint32_t r = first; r < end; r++) {
+        ds_matrix_row(kernels, &c->from, r, row);
+        if (!ds_type_holds(DS_TYPE_F32, row, c->from.cols, r, misfit))
+            return;
+    }
+}
+
 /* The rows are copied to scratch first, in the order that processors foresee: interleaving reads the rows' blocks in
  * turns. */
-static void interleave_rows(const ds_conversion *c, uint32_t first, uint32_t n, uint8_t *out, uint8_t *scratch)
+static bool interleave_rows(const ds_conversion *c, uint32_t first, uint32_t n, uint8_t *out, uint8_t *scratch)
 {
     const ds_matrix *from = &c->from;
     const void *rows[DS_PANEL_ROWS];
     memcpy(scratch, (const uint8_t *)from->data + first * from->row_bytes, n * from->row_bytes);
     for (uint32_t r = 0; r < n; r++)
         rows[r] = scratch + r * from->row_bytes;
-    ds_panel_from_blocks(from->type, out, rows, n, from->cols);
+    return ds_panel_from_blocks(from->type, out, rows, n, from->cols);
 }
 
-void ds_convert_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t end, void *scratch)
+bool ds_convert_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t end, void *scratch,
+                     ds_misfit *misfit)
 {
     const ds_matrix *from = &c->from;
     uint32_t n = end - first;
@@ -35,19 +80,24 @@ void ds_convert_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t
     uint8_t *out = c->out + first * row_bytes;
     assert(first % DS_PANEL_ROWS == 0 && n <= DS_PANEL_ROWS && end <= from->rows);
     if (ds_conversion_is_exact(c)) {
-        interleave_rows(c, first, n, out, scratch);
-        return;
+        if (interleave_rows(c, first, n, out, scratch))
+            return true;
+        find_misfit(kernels, c, first, end, scratch, misfit);
+        return false;
     }
     const float *rows[DS_PANEL_ROWS];
     for (uint32_t r = 0; r < n; r++) {
         float *row = (float *)scratch + (size_t)r * from->cols;
         ds_matrix_row(kernels, from, first + r, row);
+        if (!ds_type_holds(c->type, row, from->cols, first + r, misfit))
+            return false;
         rows[r] = row;
         for (uint32_t i = 0; i < from->cols && !ds_type_is_interleaved(c->type); i++)
             ds_write_element(c->type, out + r * row_bytes, i, row[i]);
     }
     if (ds_type_is_interleaved(c->type))
         ds_panel_from_floats(c->type, out, rows, n, from->cols);
+    return true;
 }
 
 void ds_write_element(ds_type type, void *data, size_t i, float value)

@@ -4,11 +4,30 @@
 
 #include "kernels/kernels.h"
 
+/* What messages call a weight. The strings are the container's, or outlive the weight otherwise. */
+typedef struct ds_weight_label {
+    const char *path; /* of the file, or NULL */
+    const char *name; /* of the tensor */
+} ds_weight_label;
+
 typedef struct ds_conversion {
     ds_matrix from;
     ds_type type;
     uint8_t *out; /* the whole matrix as `type` */
+    ds_weight_label label;
 } ds_conversion;
+
+/* An element that is not finite, or that the type to be written cannot hold. */
+typedef struct ds_misfit {
+    uint32_t row, col;
+    float value;
+} ds_misfit;
+
+/* Whether `type` holds n floats of row number `row`; sets *misfit to the first that it does not hold. */
+bool ds_type_holds(ds_type type, const float *x, uint32_t n, uint32_t row, ds_misfit *misfit);
+
+/* DSV2_ERROR_FORMAT for an element that is not finite, else DSV2_ERROR_UNSUPPORTED. */
+dsv2_status ds_misfit_fail(ds_weight_label label, ds_type type, const ds_misfit *misfit);
 
 /* Whether the conversion only puts a block type's numbers in another order: fast, and nothing is rounded. */
 bool ds_conversion_is_exact(const ds_conversion *conversion);
@@ -16,9 +35,10 @@ bool ds_conversion_is_exact(const ds_conversion *conversion);
 /* Bytes of scratch that converting rows needs. */
 size_t ds_conversion_scratch(const ds_conversion *conversion);
 
-/* Writes rows `first` to `end` - 1: at most DS_PANEL_ROWS, `first` a multiple of that. */
-void ds_convert_rows(const ds_kernels *kernels, const ds_conversion *conversion, uint32_t first, uint32_t end,
-                     void *scratch);
+/* Writes rows `first` to `end` - 1: at most DS_PANEL_ROWS, `first` a multiple of that. False, with *misfit the first
+ * element that is at fault, if some element is not finite or `type` cannot hold it. */
+bool ds_convert_rows(const ds_kernels *kernels, const ds_conversion *conversion, uint32_t first, uint32_t end,
+                     void *scratch, ds_misfit *misfit);
 
 /* Writes element i of an array of F32, F16 or BF16. */
 void ds_write_element(ds_type type, void *data, size_t i, float value);

@@ -7,20 +7,26 @@ static bool waits(const ds_deferred_expert *expert)
     return atomic_load_explicit(&expert->waiting, memory_order_acquire);
 }
 
-/* Interleaves those of a layer's experts that still wait, together, over all threads. */
-static void interleave(ds_deferred_source *source, ds_deferred_expert *deferred, const uint32_t *experts, size_t n)
+/* Interleaves those of a layer's experts that still wait, together, over all threads. If one of them has a number that
+ * is not finite all of them go on waiting. */
+static dsv2_status interleave(ds_deferred_source *source, ds_deferred_expert *deferred, const uint32_t *experts,
+                              size_t n)
 {
+    dsv2_status status = DSV2_OK;
     ds_mutex_lock(&source->lock);
     for (size_t i = 0; i < n; i++) {
         const ds_deferred_expert *expert = &deferred[experts[i]];
-        for (uint32_t c = 0; waits(expert) && c < expert->n; c++) /* unless another pass was faster */
-            ds_queue_add(&source->queue, &expert->conversions[c]);
+        /* unless another pass was faster */
+        for (uint32_t c = 0; waits(expert) && c < expert->n && status == DSV2_OK; c++)
+            status = ds_queue_add(&source->queue, &expert->conversions[c]);
     }
-    ds_queue_run(&source->queue);
-    for (size_t i = 0; i < n; i++)
+    if (status == DSV2_OK)
+        status = ds_queue_run(&source->queue);
+    for (size_t i = 0; i < n && status == DSV2_OK; i++)
         if (waits(&deferred[experts[i]]))
             atomic_store_explicit(&deferred[experts[i]].waiting, false, memory_order_release);
     ds_mutex_unlock(&source->lock);
+    return status;
 }
 
 static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n,
@@ -33,9 +39,7 @@ static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_
         weights[i] = &source->layers[layer].moe.experts[experts[i]];
         any = any || (deferred != NULL && waits(&deferred[experts[i]]));
     }
-    if (any)
-        interleave(source, deferred, experts, n);
-    return DSV2_OK;
+    return any ? interleave(source, deferred, experts, n) : DSV2_OK;
 }
 
 static void release(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n)

@@ -37,18 +37,19 @@ static dsv2_status write_tensor(exporter *e, const ds_weight_id *id, ds_type typ
 }
 
 /* Writes the whole matrix as `type` into the buffer. */
-static dsv2_status convert(exporter *e, const ds_matrix *matrix, ds_type type)
+static dsv2_status convert(exporter *e, const ds_weight_id *id, const ds_matrix *matrix, ds_type type)
 {
+    char name[DS_NAME_SIZE];
+    ds_published_name(id, name);
     size_t size = ds_matrix_bytes(type, matrix->rows, matrix->cols);
     if (!ds_grow(&e->buffer, &e->capacity, size, 1))
         return ds_fail_memory("a converted matrix", size);
-    const ds_conversion conversion = {.from = *matrix, .type = type, .out = e->buffer};
+    const ds_conversion conversion = {.from = *matrix, .type = type, .out = e->buffer,
+                                      .label = {.name = name}};
     dsv2_status status = ds_queue_reserve(&e->queue, &conversion);
-    if (status != DSV2_OK)
-        return status;
-    ds_queue_add(&e->queue, &conversion);
-    ds_queue_run(&e->queue);
-    return DSV2_OK;
+    if (status == DSV2_OK)
+        status = ds_queue_add(&e->queue, &conversion);
+    return status == DSV2_OK ? ds_queue_run(&e->queue) : status;
 }
 
 static dsv2_status export_matrix(void *context, const ds_weight_id *id, ds_shape shape, ds_matrix *matrix)
@@ -59,7 +60,7 @@ static dsv2_status export_matrix(void *context, const ds_weight_id *id, ds_shape
         type = DS_TYPE_P8; /* block scales have no place in a pack */
     size_t size = ds_matrix_bytes(type, shape.rows, shape.cols);
     size_t found = ds_matrix_bytes(matrix->type, shape.rows, shape.cols);
-    dsv2_status status = type != matrix->type ? convert(e, matrix, type) : DSV2_OK;
+    dsv2_status status = type != matrix->type ? convert(e, id, matrix, type) : DSV2_OK;
     if (status == DSV2_OK)
         status = write_tensor(e, id, type, shape, type != matrix->type ? e->buffer : matrix->data, size);
     ds_container_forget(e->opening->container, matrix->data, found);

@@ -64,6 +64,11 @@ static dsv2_status find(opener *o, const ds_weight_id *id, ds_tensor *tensor)
     return found_tensor(o, tensor, place.is_first);
 }
 
+static ds_weight_label label_of(const ds_tensor *tensor)
+{
+    return (ds_weight_label){tensor->path, tensor->name};
+}
+
 /* ---- vectors ---- */
 
 /* A vector as floats: norms, biases. */
@@ -82,6 +87,9 @@ static dsv2_status bind_vector(void *context, const ds_weight_id *id, uint32_t n
     if (status != DSV2_OK)
         return status;
     o->opening->kernels->to_f32[tensor.type](values, tensor.data, n);
+    ds_misfit misfit;
+    if (!ds_type_holds(DS_TYPE_F32, values, n, 0, &misfit))
+        return ds_misfit_fail(label_of(&tensor), DS_TYPE_F32, &misfit);
     o->weights->parameters += n;
     o->weights->bytes += n * sizeof(float);
     *slot = values;
@@ -107,6 +115,11 @@ static dsv2_status bind_scales(opener *o, const ds_weight_id *id, const ds_tenso
     if (status != DSV2_OK)
         return status;
     memcpy(copy, scales.data, (size_t)scales.n_bytes);
+    ds_misfit misfit;
+    for (uint32_t row = 0; row < scales.dims[0]; row++)
+        if (!ds_type_holds(DS_TYPE_F32, (const float *)copy + row * scales.dims[1], (uint32_t)scales.dims[1], row,
+                           &misfit))
+            return ds_misfit_fail(label_of(&scales), DS_TYPE_F32, &misfit);
     matrix->scales = copy;
     matrix->scale_rows = o->opening->config->fp8_block_rows;
     matrix->scale_cols = o->opening->config->fp8_block_cols;
@@ -131,31 +144,32 @@ static dsv2_status defer(opener *o, const ds_weight_id *id, const ds_conversion 
 
 /* Has a matrix converted, at the latest when all weights are bound; deferred experts wait for their first use.
  * Rounding an expert takes too long for a pass: it is done here, with progress for the host to see. */
-static dsv2_status convert(opener *o, const ds_weight_id *id, ds_type held, ds_matrix *matrix)
+static dsv2_status convert(opener *o, const ds_weight_id *id, ds_weight_label label, ds_type held, ds_matrix *matrix)
 {
     void *data;
     dsv2_status status = new_held(o, id, ds_matrix_bytes(held, matrix->rows, matrix->cols), &data);
     if (status != DSV2_OK)
         return status;
-    const ds_conversion conversion = {.from = *matrix, .type = held, .out = data};
+    const ds_conversion conversion = {.from = *matrix, .type = held, .out = data, .label = label};
     if (ds_role_info_of(id->role)->scope == DS_SCOPE_EXPERT && ds_conversion_is_exact(&conversion)) {
         status = defer(o, id, &conversion);
     } else {
         status = ds_queue_reserve(&o->queue, &conversion);
         if (status == DSV2_OK)
-            ds_queue_add(&o->queue, &conversion);
+            status = ds_queue_add(&o->queue, &conversion);
     }
     *matrix = (ds_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = held, .data = data,
                           .row_bytes = ds_type_row_bytes(held, matrix->cols)};
     return status;
 }
 
-/* Binds a matrix to its slot in the type that it is to be held in. */
-static dsv2_status bind(opener *o, const ds_weight_id *id, ds_type held, ds_matrix matrix, ds_matrix *slot)
+/* Binds a matrix to its slot in the type that it is to be held in. label: of the tensor that it is made of. */
+static dsv2_status bind(opener *o, const ds_weight_id *id, ds_weight_label label, ds_type held, ds_matrix matrix,
+                        ds_matrix *slot)
 {
     ds_weights *weights = o->weights;
     if (held != matrix.type) {
-        dsv2_status status = convert(o, id, held, &matrix);
+        dsv2_status status = convert(o, id, label, held, &matrix);
         if (status != DSV2_OK)
             return status;
     }
@@ -194,30 +208,36 @@ static ds_matrix made_matrix(ds_shape shape, ds_type type, const void *data)
 
 /* ---- kv_b_proj and (W^UK)^T ---- */
 
+static ds_labelled_matrix labelled_matrix(const ds_tensor *tensor, ds_shape shape)
+{
+    return (ds_labelled_matrix){ds_tensor_matrix(tensor, shape), label_of(tensor)};
+}
+
 /* Binds (W^UK)^T made of kv_b_proj, which is as the file has it. */
-static dsv2_status bind_transposed_k_up(opener *o, const ds_weight_id *id, const ds_matrix *kv_b, ds_matrix *slot)
+static dsv2_status bind_transposed_k_up(opener *o, const ds_weight_id *id, const ds_labelled_matrix *kv_b,
+                                        ds_matrix *slot)
 {
     ds_shape shape = ds_role_info_of(id->role)->shape(o->opening->config);
-    ds_type type = ds_transposed_k_up_type(kv_b->type);
+    ds_type found = kv_b->matrix.type, type = ds_transposed_k_up_type(found);
     /* Transposed blocks are rounded a second time: with bits to spare. FP8's range is more than eight bits hold: it
      * becomes floats. */
-    bool floats = ds_type_is_plain(kv_b->type) || kv_b->type == DS_TYPE_F8_E4M3;
+    bool floats = ds_type_is_plain(found) || found == DS_TYPE_F8_E4M3;
     ds_type held = ds_held_type(o->opening->weight_type, id->role, floats ? type : DS_TYPE_P8);
     void *data;
     dsv2_status status = new_made(o, id, shape, type, held, &data);
     if (status == DSV2_OK)
-        status = ds_transpose_k_up(o->opening->kernels, o->opening->config, kv_b, type, data);
-    return status == DSV2_OK ? bind(o, id, held, made_matrix(shape, type, data), slot) : status;
+        status = ds_transpose_k_up(o->opening->kernels, o->opening->config, kv_b, type, held, data);
+    return status == DSV2_OK ? bind(o, id, kv_b->label, held, made_matrix(shape, type, data), slot) : status;
 }
 
 /* Binds (W^UK)^T as a tensor has it. It is counted as a part of kv_b_proj. */
 static dsv2_status bind_found_k_up(opener *o, const ds_weight_id *id, const ds_tensor *tensor, ds_matrix *slot)
 {
     ds_shape shape = ds_role_info_of(id->role)->shape(o->opening->config);
-    return bind(o, id, held_type(o, id, tensor->type), ds_tensor_matrix(tensor, shape), slot);
+    return bind(o, id, label_of(tensor), held_type(o, id, tensor->type), ds_tensor_matrix(tensor, shape), slot);
 }
 
-static dsv2_status bind_k_up(opener *o, uint32_t layer, const ds_matrix *kv_b)
+static dsv2_status bind_k_up(opener *o, uint32_t layer, const ds_labelled_matrix *kv_b)
 {
     const ds_weight_id id = {DS_ROLE_K_UP_TRANSPOSED, layer, 0};
     ds_matrix *slot = &o->weights->layers[layer].mla.k_up_transposed;
@@ -233,20 +253,20 @@ static dsv2_status bind_joined_kv_b(opener *o, const ds_weight_id *id, ds_shape 
                                     const ds_tensor *v_up, ds_matrix *slot)
 {
     const ds_config *config = o->opening->config;
-    const ds_matrix k = ds_tensor_matrix(k_up, ds_role_info_of(DS_ROLE_K_UP_TRANSPOSED)->shape(config));
-    const ds_matrix v = ds_tensor_matrix(v_up, ds_role_info_of(DS_ROLE_V_UP)->shape(config));
-    ds_type type = ds_joined_kv_b_type(k.type, v.type);
+    const ds_labelled_matrix k = labelled_matrix(k_up, ds_role_info_of(DS_ROLE_K_UP_TRANSPOSED)->shape(config));
+    const ds_labelled_matrix v = labelled_matrix(v_up, ds_role_info_of(DS_ROLE_V_UP)->shape(config));
+    ds_type type = ds_joined_kv_b_type(k.matrix.type, v.matrix.type);
     /* Rows of attn_k_b are columns here: its blocks cannot be kept, and eight bits lose nothing that matters. */
-    ds_type held = ds_held_type(o->opening->weight_type, id->role, ds_type_is_plain(k.type) ? type : DS_TYPE_P8);
+    ds_type held = ds_held_type(o->opening->weight_type, id->role, ds_type_is_plain(k.matrix.type) ? type : DS_TYPE_P8);
     void *data;
     dsv2_status status = new_made(o, id, shape, type, held, &data);
     if (status == DSV2_OK)
-        status = ds_join_kv_b(o->opening->kernels, config, &k, &v, type, data);
+        status = ds_join_kv_b(o->opening->kernels, config, &k, &v, type, held, data);
     if (status != DSV2_OK)
         return status;
     ds_container_forget(o->opening->container, v_up->data, v_up->n_bytes); /* k_up is still to be read */
     o->weights->parameters += (uint64_t)shape.rows * shape.cols;
-    return bind(o, id, held, made_matrix(shape, type, data), slot);
+    return bind(o, id, label_of(v_up), held, made_matrix(shape, type, data), slot);
 }
 
 static dsv2_status bind_split_kv_b(opener *o, const ds_weight_id *id, ds_shape shape, ds_matrix *slot)
@@ -288,9 +308,9 @@ static dsv2_status bind_matrix(void *context, const ds_weight_id *id, ds_shape s
     if (tensor.type == DS_TYPE_F8_E4M3)
         status = bind_scales(o, id, &tensor, &matrix);
     if (status == DSV2_OK && id->role == DS_ROLE_KV_B_PROJ)
-        status = bind_k_up(o, id->layer, &matrix);
+        status = bind_k_up(o, id->layer, &(ds_labelled_matrix){matrix, label_of(&tensor)});
     if (status == DSV2_OK)
-        status = bind(o, id, held_type(o, id, tensor.type), matrix, slot);
+        status = bind(o, id, label_of(&tensor), held_type(o, id, tensor.type), matrix, slot);
     if (status == DSV2_OK && id->role == DS_ROLE_ROUTER)
         status = allocate_experts(o, id->layer);
     return status;
@@ -335,9 +355,10 @@ static dsv2_status finish(opener *o)
 {
     if (o->opening->config->tie_word_embeddings)
         o->weights->lm_head = o->weights->embed_tokens;
-    ds_queue_run(&o->queue);
+    dsv2_status status = ds_queue_run(&o->queue);
     o->done = o->total; /* with tensors that the model does not use */
-    dsv2_status status = report(o, false);
+    if (status == DSV2_OK)
+        status = report(o, false);
     return status == DSV2_OK ? choose_source(o) : status;
 }
 

@@ -8,6 +8,7 @@ void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, co
                    ds_queue_limits limits)
 {
     *queue = (ds_queue){.kernels = kernels, .pool = pool, .container = container, .limits = limits};
+    ds_mutex_init(&queue->lock);
     if (limits.bytes_per_thread == 0)
         queue->limits.bytes_per_thread = usual.bytes_per_thread;
     if (limits.entries == 0)
@@ -59,16 +60,18 @@ static void append_rows(ds_queue *queue, const ds_conversion *conversion, uint64
     *first = entry->end;
 }
 
-void ds_queue_add(ds_queue *queue, const ds_conversion *conversion)
+dsv2_status ds_queue_add(ds_queue *queue, const ds_conversion *conversion)
 {
     uint64_t most = queue->limits.bytes_per_thread * ds_pool_threads(queue->pool);
     assert(queue->list != NULL && queue->scratch_bytes >= ds_conversion_scratch(conversion));
     assert(queue->memory == NULL || queue->memory == conversion->from.data);
-    for (uint32_t first = 0; first < conversion->from.rows;) {
+    dsv2_status status = DSV2_OK;
+    for (uint32_t first = 0; first < conversion->from.rows && status == DSV2_OK;) {
         append_rows(queue, conversion, most, &first);
         if (queue->bytes >= most || queue->n == queue->limits.entries)
-            ds_queue_run(queue);
+            status = ds_queue_run(queue);
     }
+    return status;
 }
 
 /* The entry that a task belongs to: the last whose first task is not after this one. */
@@ -85,13 +88,27 @@ static const ds_queue_entry *entry_of(const ds_queue *queue, size_t task)
     return &queue->list[low];
 }
 
+/* Of all misfits the one is kept that comes first, whichever thread finds it. */
+static void keep_first(ds_queue *queue, const ds_queue_entry *entry, const ds_misfit *misfit)
+{
+    ds_mutex_lock(&queue->lock);
+    if (queue->failed == NULL || entry < queue->failed || (entry == queue->failed && misfit->row < queue->misfit.row)) {
+        queue->failed = entry;
+        queue->misfit = *misfit;
+    }
+    ds_mutex_unlock(&queue->lock);
+}
+
 static void convert_task(void *context, size_t task, unsigned thread)
 {
-    const ds_queue *queue = context;
+    ds_queue *queue = context;
     const ds_queue_entry *entry = entry_of(queue, task);
     uint32_t first = entry->first + (uint32_t)(task - entry->first_task) * DS_PANEL_ROWS;
     uint32_t end = entry->end - first < DS_PANEL_ROWS ? entry->end : first + DS_PANEL_ROWS;
-    ds_convert_rows(queue->kernels, &entry->conversion, first, end, queue->scratch + thread * queue->scratch_bytes);
+    ds_misfit misfit;
+    if (!ds_convert_rows(queue->kernels, &entry->conversion, first, end, queue->scratch + thread * queue->scratch_bytes,
+                         &misfit))
+        keep_first(queue, entry, &misfit);
 }
 
 static void drop_all(ds_queue *queue)
@@ -102,9 +119,10 @@ static void drop_all(ds_queue *queue)
     queue->bytes = 0;
 }
 
-void ds_queue_run(ds_queue *queue)
+dsv2_status ds_queue_run(ds_queue *queue)
 {
     size_t n_tasks = 0;
+    queue->failed = NULL;
     for (size_t i = 0; i < queue->n; i++) {
         ds_queue_entry *entry = &queue->list[i];
         entry->first_task = n_tasks;
@@ -117,12 +135,17 @@ void ds_queue_run(ds_queue *queue)
         ds_container_forget(queue->container, (const uint8_t *)from->data + entry->first * from->row_bytes,
                             (uint64_t)(entry->end - entry->first) * from->row_bytes);
     }
+    dsv2_status status = DSV2_OK;
+    if (queue->failed != NULL)
+        status = ds_misfit_fail(queue->failed->conversion.label, queue->failed->conversion.type, &queue->misfit);
     drop_all(queue);
+    return status;
 }
 
 void ds_queue_free(ds_queue *queue)
 {
     drop_all(queue);
+    ds_mutex_destroy(&queue->lock);
     ds_free(queue->memory);
     ds_free(queue->list);
     ds_free(queue->scratch);

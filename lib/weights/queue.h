@@ -32,12 +32,16 @@ typedef struct ds_queue {
     uint8_t *scratch; /* scratch_bytes for each thread */
     size_t scratch_bytes;
     void *memory; /* of ds_queue_memory, until its conversion is added */
+    /* The first entry of a run that cannot be converted as asked, NULL if there is none. */
+    ds_mutex lock;
+    const ds_queue_entry *failed;
+    ds_misfit misfit;
 } ds_queue;
 
 void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
                    ds_queue_limits limits);
 
-/* Makes the memory that conversions like this one need, so that adding and running them cannot fail. */
+/* Makes the memory that conversions like this one need, so that adding and running them cannot lack any. */
 dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like);
 
 /* Memory for a matrix that is only made to be converted; NULL without memory. The queue owns the memory from here on:
@@ -45,11 +49,12 @@ dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like);
 void *ds_queue_memory(ds_queue *queue, size_t bytes);
 
 /* Adds a matrix for which memory was reserved, and runs the queue whenever it is full. Until ds_queue_run the
- * matrix's data stay, and nobody reads `out`. */
-void ds_queue_add(ds_queue *queue, const ds_conversion *conversion);
+ * matrix's data stay, and nobody reads `out`. Returns what a run returned. */
+dsv2_status ds_queue_add(ds_queue *queue, const ds_conversion *conversion);
 
-/* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. */
-void ds_queue_run(ds_queue *queue);
+/* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. Fails as
+ * ds_misfit_fail for the first element that is at fault. Nothing waits afterwards. */
+dsv2_status ds_queue_run(ds_queue *queue);
 void ds_queue_free(ds_queue *queue);
 
 #endif

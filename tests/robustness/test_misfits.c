@@ -2,13 +2,16 @@
  * snapshots. Each is held right or refused with a status; nothing goes wrong without a word. */
 #include <dsv2/dsv2.h>
 
+#include "formats/container.h"
 #include "support/checkpoint.h"
+#include "support/gguf.h"
 #include "support/model.h"
 #include "support/run.h"
 #include "support/tensors.h"
 
 #include <check.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -390,6 +393,168 @@ START_TEST(wrong_numbers_are_noticed_wherever_they_come_up)
 }
 END_TEST
 
+/* ---- weights that are converted ---- */
+
+#define LAYER0 "model.layers.0."
+static const char *const halves = "too large for F16; ask for another weight_type";
+static const char *const no_number = "expected a finite number";
+
+typedef struct spoilt_weight {
+    const char *dtype, *tensor; /* an element of this tensor becomes `value` */
+    size_t element;
+    float value;
+    dsv2_weight_type weight_type; /* to open with and to pack with */
+    dsv2_status status;
+    const char *place, *reason; /* in the message */
+    bool opens_as_stored;
+} spoilt_weight;
+
+static const spoilt_weight spoilt_weights[] = {
+    {"BF16", LAYER0 "mlp.down_proj.weight", 3 * 32 + 5, 131072, DSV2_WEIGHTS_F16, DSV2_ERROR_UNSUPPORTED,
+     LAYER0 "mlp.down_proj.weight: row 3, column 5 is 131072, ", halves, true},
+    {"BF16", LAYER0 "self_attn.kv_b_proj.weight", 66 * 32 + 9, -131072, DSV2_WEIGHTS_F16, DSV2_ERROR_UNSUPPORTED,
+     LAYER0 "self_attn.kv_b_proj.weight: row 66, column 9 is -131072, ", halves, true}, /* of W^UK */
+    {"BF16", LAYER0 "self_attn.kv_b_proj.weight", 40 * 32 + 9, 131072, DSV2_WEIGHTS_F16, DSV2_ERROR_UNSUPPORTED,
+     LAYER0 "self_attn.kv_b_proj.weight: row 40, column 9 is 131072, ", halves, true}, /* of W^UV */
+    {"BF16", "model.layers.2.mlp.experts.7.up_proj.weight", 64, 131072, DSV2_WEIGHTS_F16, DSV2_ERROR_UNSUPPORTED,
+     "model.layers.2.mlp.experts.7.up_proj.weight: row 1, column 0 is 131072, ", halves, true},
+    {"BF16", "model.embed_tokens.weight", 1, 131072, DSV2_WEIGHTS_F16, DSV2_ERROR_UNSUPPORTED,
+     "model.embed_tokens.weight: row 0, column 1 is 131072, ", halves, true},
+    {"F32", LAYER0 "mlp.down_proj.weight", 7, 65519.0f, DSV2_WEIGHTS_F16, DSV2_OK, "", "", true},
+    {"F32", LAYER0 "mlp.down_proj.weight", 7, 65520.0f, DSV2_WEIGHTS_F16, DSV2_ERROR_UNSUPPORTED,
+     LAYER0 "mlp.down_proj.weight: row 0, column 7 is 65520, ", halves, true},
+    {"F32", LAYER0 "mlp.down_proj.weight", 7, 3.4e38f, DSV2_WEIGHTS_BF16, DSV2_ERROR_UNSUPPORTED,
+     LAYER0 "mlp.down_proj.weight: row 0, column 7 is 3.4e+38, ", "too large for BF16", true},
+    {"F32", LAYER0 "mlp.down_proj.weight", 7, 3.4e38f, DSV2_WEIGHTS_Q8_0, DSV2_OK, "", "", true},
+    {"BF16", "model.layers.1.mlp.experts.2.gate_proj.weight", 0, NAN, DSV2_WEIGHTS_Q8_0, DSV2_ERROR_FORMAT,
+     "model.layers.1.mlp.experts.2.gate_proj.weight: row 0, column 0 is ", no_number, true},
+    {"BF16", LAYER0 "mlp.up_proj.weight", 65, INFINITY, DSV2_WEIGHTS_F32, DSV2_ERROR_FORMAT,
+     LAYER0 "mlp.up_proj.weight: row 1, column 1 is inf, ", no_number, true},
+    {"BF16", "model.norm.weight", 2, NAN, DSV2_WEIGHTS_F16, DSV2_ERROR_FORMAT,
+     "model.norm.weight: row 0, column 2 is ", no_number, false},
+    {"F8_E4M3", LAYER0 "mlp.up_proj.weight_scale_inv", 1, INFINITY, DSV2_WEIGHTS_Q8_0, DSV2_ERROR_FORMAT,
+     LAYER0 "mlp.up_proj.weight_scale_inv: row 0, column 1 is inf, ", no_number, false},
+    {"F8_E4M3", LAYER0 "mlp.up_proj.weight_scale_inv", 0, 3e38f, DSV2_WEIGHTS_Q8_0, DSV2_ERROR_FORMAT,
+     LAYER0 "mlp.up_proj.weight: row ", no_number, true}, /* the products are infinite */
+};
+
+static char *write_spoilt(const spoilt_weight *w)
+{
+    test_checkpoint shape = small;
+    shape.dtype = w->dtype;
+    if (strcmp(w->dtype, "F8_E4M3") == 0)
+        shape.block_rows = shape.block_cols = 16;
+    char *folder = test_checkpoint_write(&shape);
+    const char *path = test_format("%s/model.safetensors", folder);
+    test_tensors tensors = {0};
+    test_tensors_read(&tensors, path);
+    const test_tensor *tensor = test_tensors_find(&tensors, w->tensor);
+    ck_assert(tensor != NULL);
+    if (strcmp(tensor->dtype, "BF16") == 0)
+        set_element(tensor, w->element, w->value);
+    else
+        memcpy((uint8_t *)(uintptr_t)tensor->data + 4 * w->element, &w->value, sizeof w->value);
+    test_tensors_write(&tensors, path);
+    test_tensors_free(&tensors);
+    return folder;
+}
+
+START_TEST(weights_that_do_not_fit_are_named_on_opening_and_on_packing)
+{
+    const spoilt_weight *w = &spoilt_weights[_i];
+    char *folder = write_spoilt(w), *pack = strdup(test_format("%s/copy.dsv2", folder));
+    for (unsigned n_threads = 1; n_threads <= 3; n_threads += 2) {
+        dsv2_model_options options = {
+            .struct_size = sizeof options, .weight_type = w->weight_type, .n_threads = n_threads};
+        dsv2_model *model = NULL;
+        dsv2_status status = dsv2_model_open(folder, &options, &model);
+        ck_assert((status == DSV2_OK) == (model != NULL));
+        dsv2_model_close(model);
+        if (w->status == DSV2_OK) {
+            ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
+        } else {
+            fails_with(w->status, status, w->place);
+            fails_with(w->status, status, w->reason);
+            fails_with(w->status, status, "model.safetensors: tensor ");
+        }
+        dsv2_pack_options packing = {
+            .struct_size = sizeof packing, .weight_type = w->weight_type, .n_threads = n_threads};
+        status = dsv2_model_pack(folder, pack, &packing);
+        if (w->status == DSV2_OK) {
+            ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
+            ck_assert(remove(pack) == 0);
+        } else {
+            fails_with(w->status, status, w->place);
+            fails_with(w->status, status, w->reason);
+            ck_assert(remove(pack) != 0); /* there is none */
+        }
+    }
+    dsv2_model_options as_stored = {.struct_size = sizeof as_stored, .n_threads = 1};
+    dsv2_model *model = NULL;
+    dsv2_status status = dsv2_model_open(folder, &as_stored, &model);
+    ck_assert_msg((status == DSV2_OK) == w->opens_as_stored, "%s", dsv2_last_error());
+    dsv2_model_close(model);
+    free(pack);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
+/* The first of several is named, whichever thread comes first. */
+START_TEST(of_several_weights_that_do_not_fit_the_first_is_named)
+{
+    spoilt_weight w = spoilt_weights[0];
+    char *folder = write_spoilt(&w);
+    const char *path = test_format("%s/model.safetensors", folder);
+    test_tensors tensors = {0};
+    test_tensors_read(&tensors, path);
+    set_row(&tensors, w.tensor, 50, 131072);
+    set_row(&tensors, "model.layers.1.mlp.experts.3.up_proj.weight", 0, 131072);
+    test_tensors_write(&tensors, path);
+    test_tensors_free(&tensors);
+    for (int i = 0; i < 20; i++) {
+        dsv2_model_options options = {.struct_size = sizeof options, .weight_type = DSV2_WEIGHTS_F16, .n_threads = 4};
+        dsv2_model *model;
+        fails_with(w.status, dsv2_model_open(folder, &options, &model), w.place);
+    }
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
+/* A GGUF's experts are interleaved when a pass first chooses them: the pass says what is wrong with them. */
+START_TEST(a_gguf_expert_with_an_infinite_scale_is_named_by_each_pass_that_wants_it)
+{
+    char *folder = test_checkpoint_write(&small), *path = strdup(test_format("%s/model.gguf", folder));
+    test_gguf_write(&(test_gguf){.quantised = true, .type = DS_TYPE_Q8_0}, folder, path, NULL);
+    ds_container *container;
+    ck_assert(ds_gguf_open(path, NULL, &container) == DSV2_OK);
+    const ds_tensor *tensor;
+    ck_assert(ds_container_require(container, "blk.2.ffn_down_exps.weight", &tensor) == DSV2_OK);
+    size_t at = (size_t)((const uint8_t *)tensor->data - container->files[0].data), n = (size_t)tensor->n_bytes, size;
+    ds_container_close(container);
+    char *file = test_read_file(path, &size);
+    for (size_t expert = 0; expert < EXPERTS; expert++) { /* the second row of each */
+        size_t row = at + expert * n / EXPERTS + 34;
+        file[row] = 0x00;
+        file[row + 1] = 0x7c;
+    }
+    test_write_file(path, file, size);
+    free(file);
+
+    dsv2_model *model = test_model_open(path, &(dsv2_model_options){.n_threads = 2});
+    dsv2_session *session = test_session_open(model, NULL);
+    const int32_t prompt[] = {1, 2, 3};
+    for (int i = 0; i < 2; i++) {
+        fails_with(DSV2_ERROR_FORMAT, dsv2_session_feed(session, prompt, 3),
+                   "blk.2.ffn_down_exps.weight: row 1, column 0 is ");
+        ck_assert_uint_eq(length_of(session), 0);
+    }
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+    free(path);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
 int main(void)
 {
     test_random_tokens(5, lite.vocab_size, tokens, N);
@@ -405,8 +570,16 @@ int main(void)
     tcase_add_test(passes, wrong_numbers_in_a_later_chunk_take_back_the_whole_prompt);
     tcase_add_loop_test(passes, wrong_numbers_are_noticed_wherever_they_come_up, 0, sizeof spoils / sizeof *spoils);
 
+    TCase *weights = tcase_create("weights");
+    tcase_set_timeout(weights, 300);
+    tcase_add_loop_test(weights, weights_that_do_not_fit_are_named_on_opening_and_on_packing, 0,
+                        sizeof spoilt_weights / sizeof *spoilt_weights);
+    tcase_add_test(weights, of_several_weights_that_do_not_fit_the_first_is_named);
+    tcase_add_test(weights, a_gguf_expert_with_an_infinite_scale_is_named_by_each_pass_that_wants_it);
+
     Suite *suite = suite_create("misfits");
     suite_add_tcase(suite, rows);
     suite_add_tcase(suite, passes);
+    suite_add_tcase(suite, weights);
     return test_run(suite);
 }

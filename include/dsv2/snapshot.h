@@ -81,8 +81,9 @@ typedef struct dsv2_restore_options {
  * takes is the session, never the file: pages for at most max_length tokens, or for the part that `prompt` shares, and
  * never more than the model's cache_memory_limit has left.
  *
- * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT (which part is damaged), _UNSUPPORTED (a later version),
- * _MISMATCH (another model or cache type), _FULL, _BUSY or _CANCELLED. */
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT (which part is damaged, or has numbers that are not
+ * finite), _UNSUPPORTED (a later version, or rows that are too large for the cache type to convert to), _MISMATCH
+ * (another model or cache type), _FULL, _BUSY or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_restore(dsv2_session *session, const char *path,
                                                             const dsv2_restore_options *options, size_t *tokens_reused);
 

@@ -102,6 +102,9 @@ uint32_t ds_cache_unfit_part(const ds_cache_shape *shape, const float *row, floa
 /* One row to its stored form: shape->width floats in, which are used up, row_bytes out. The shape holds the row. */
 void ds_cache_encode_row(const ds_cache_shape *shape, const ds_kernels *kernels, float *row, uint8_t *stored);
 
+/* Whether all numbers and scales of n consecutive stored rows are finite: rows of a file may hold anything. */
+bool ds_cache_rows_are_finite(const ds_cache_shape *shape, const uint8_t *stored, size_t n);
+
 /* n consecutive stored rows to floats, shape->width each, in the basis that they are kept in. Any bytes decode to
  * something. */
 void ds_cache_decode_rows(const ds_cache_shape *shape, const ds_kernels *kernels, const uint8_t *stored, size_t n,

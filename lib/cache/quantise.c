@@ -150,6 +150,55 @@ void ds_cache_encode_row(const ds_cache_shape *shape, const ds_kernels *kernels,
         encode_part(&shape->parts[p], row + shape->parts[p].stored_first, stored);
 }
 
+/* ---- rows from elsewhere ---- */
+
+/* Of n stored numbers of 16 bits, of which those with the bits `exponent` all set are infinities and NaNs. */
+static bool are_finite_16(const uint8_t *stored, size_t n, uint16_t exponent)
+{
+    unsigned largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        unsigned bits = ds_read_u16(stored + 2 * i) & exponent;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest < exponent;
+}
+
+static bool are_finite_32(const uint8_t *stored, size_t n)
+{
+    int32_t largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t bits;
+        memcpy(&bits, stored + 4 * i, sizeof bits);
+        bits &= 0x7f800000;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest < 0x7f800000;
+}
+
+static bool part_is_finite(const ds_cache_part *part, const uint8_t *stored)
+{
+    size_t n = part->stored_width;
+    switch (part->encoding) {
+    case DS_ENCODING_F32: return are_finite_32(stored + part->elements, n);
+    case DS_ENCODING_F16: return are_finite_16(stored + part->elements, n, 0x7c00);
+    case DS_ENCODING_BYTES_64:
+    case DS_ENCODING_BYTES_16:
+    case DS_ENCODING_PAIRS:
+        return are_finite_16(stored + part->scales, (n + part->section - 1) / part->section, 0x7f80);
+    case DS_ENCODINGS: break; /* no part has it */
+    }
+    return true;
+}
+
+bool ds_cache_rows_are_finite(const ds_cache_shape *shape, const uint8_t *stored, size_t n)
+{
+    bool finite = true;
+    for (; n > 0 && finite; n--, stored += shape->row_bytes)
+        for (uint32_t p = 0; p < shape->n_parts; p++)
+            finite = finite && part_is_finite(&shape->parts[p], stored);
+    return finite;
+}
+
 /* ---- to floats ---- */
 
 static void decode_part(const ds_cache_part *part, const ds_kernels *kernels, const uint8_t *stored, float *x)

@@ -87,7 +87,10 @@ typedef enum frame_verdict {
     FRAME_DAMAGED,
     FRAME_UNKNOWN,
     FRAME_UNREADABLE,
-    FRAME_OTHER_ROWS,
+    FRAME_OTHER_ROWS,     /* than its header says */
+    FRAME_OTHER_THAN_OWN, /* other rows than the cache, which they are compared with */
+    FRAME_NOT_FINITE,
+    FRAME_TOO_LARGE, /* numbers that the cache's type cannot hold, of rows that are to be converted */
 } frame_verdict;
 
 /* A frame on its way to or from a file. */

@@ -76,8 +76,8 @@ static void scatter(const ds_cache *cache, uint64_t first_token, size_t n_tokens
         memcpy(ds_cache_rows(cache, layer, page) + skipped, raw + layer * bytes, bytes);
 }
 
-/* Puts rows of another cache type into the cache. */
-static void convert(const frame_batch *batch, uint64_t first_token, size_t n_tokens, const uint8_t *raw, float *tile)
+/* Puts rows of another cache type into the cache. False if the cache's type cannot hold them. */
+static bool convert(const frame_batch *batch, uint64_t first_token, size_t n_tokens, const uint8_t *raw, float *tile)
 {
     const ds_cache *cache = batch->cache;
     const ds_cache_shape *from = &batch->shape, *to = &cache->shape;
@@ -86,10 +86,14 @@ static void convert(const frame_batch *batch, uint64_t first_token, size_t n_tok
         uint8_t *stored = ds_cache_rows(cache, layer, page) + first_token % DS_PAGE_TOKENS * to->row_bytes;
         ds_cache_decode_rows(from, batch->kernels, raw + layer * n_tokens * from->row_bytes, n_tokens, tile);
         for (size_t t = 0; t < n_tokens; t++) {
+            float largest;
             ds_cache_rotate_row(from, batch->kernels, tile + t * width);
+            if (ds_cache_unfit_part(to, tile + t * width, &largest) < to->n_parts)
+                return false;
             ds_cache_encode_row(to, batch->kernels, tile + t * width, stored + t * to->row_bytes);
         }
     }
+    return true;
 }
 
 /* ---- the work on one frame ---- */
@@ -169,7 +173,7 @@ static frame_verdict decode(const frame_batch *batch, const frame *f, const fram
     size_t n_tokens = f->header.n_tokens, raw_bytes = ds_frame_raw_bytes(&batch->shape, n_tokens);
     if (batch->use == BATCH_COMPARES) {
         const uint8_t *own = gather(cache, first_token, n_tokens, worker->raw);
-        return ds_digest_equals(XXH3_128bits(own, raw_bytes), f->header.raw_digest) ? FRAME_GOOD : FRAME_OTHER_ROWS;
+        return ds_digest_equals(XXH3_128bits(own, raw_bytes), f->header.raw_digest) ? FRAME_GOOD : FRAME_OTHER_THAN_OWN;
     }
     if (!f->wanted)
         return FRAME_GOOD;
@@ -179,9 +183,11 @@ static frame_verdict decode(const frame_batch *batch, const frame *f, const fram
         return FRAME_UNREADABLE;
     if (!ds_digest_equals(XXH3_128bits(raw, raw_bytes), f->header.raw_digest))
         return FRAME_OTHER_ROWS;
+    if (!ds_cache_rows_are_finite(&batch->shape, raw, n_tokens * batch->shape.n_layers))
+        return FRAME_NOT_FINITE;
     if (!same_type)
-        convert(batch, first_token, n_tokens, raw, worker->tile);
-    else if (!in_place)
+        return convert(batch, first_token, n_tokens, raw, worker->tile) ? FRAME_GOOD : FRAME_TOO_LARGE;
+    if (!in_place)
         scatter(cache, first_token, n_tokens, raw);
     return FRAME_GOOD;
 }
@@ -194,22 +200,28 @@ static void decode_task(void *context, size_t index, unsigned thread)
 
 void ds_frame_batch_encode(frame_batch *batch) { ds_pool_run(batch->pool, encode_task, batch, batch->n); }
 
-static dsv2_status check_verdict(const frame_batch *batch, const frame *f, const char *name)
+static dsv2_status check_verdict(const frame *f, const char *name)
 {
-    bool compares = batch->use == BATCH_COMPARES;
-    const char *what = f->verdict == FRAME_DAMAGED      ? "is damaged"
-                       : f->verdict == FRAME_UNKNOWN    ? "was written by a later version of the library"
-                       : f->verdict == FRAME_UNREADABLE ? "cannot be decompressed"
-                       : compares                       ? "holds other rows than the session"
-                                                        : "holds other rows than its header says";
-    dsv2_status status = f->verdict == FRAME_UNKNOWN                        ? DSV2_ERROR_UNSUPPORTED
-                         : f->verdict == FRAME_OTHER_ROWS && compares ? DSV2_ERROR_MISMATCH
-                                                                            : DSV2_ERROR_FORMAT;
-    return f->verdict == FRAME_GOOD
-               ? DSV2_OK
-               : ds_fail(status, "%s: the frame of tokens %llu to %llu (encoding %u) %s", name,
-                         (unsigned long long)f->header.first_token,
-                         (unsigned long long)(f->header.first_token + f->header.n_tokens - 1), f->header.encoding, what);
+    static const struct {
+        dsv2_status status;
+        const char *what;
+    } verdicts[] = {
+        [FRAME_GOOD] = {DSV2_OK, ""},
+        [FRAME_DAMAGED] = {DSV2_ERROR_FORMAT, "is damaged"},
+        [FRAME_UNKNOWN] = {DSV2_ERROR_UNSUPPORTED, "was written by a later version of the library"},
+        [FRAME_UNREADABLE] = {DSV2_ERROR_FORMAT, "cannot be decompressed"},
+        [FRAME_OTHER_ROWS] = {DSV2_ERROR_FORMAT, "holds other rows than its header says"},
+        [FRAME_OTHER_THAN_OWN] = {DSV2_ERROR_MISMATCH, "holds other rows than the session"},
+        [FRAME_NOT_FINITE] = {DSV2_ERROR_FORMAT, "holds numbers that are not finite"},
+        [FRAME_TOO_LARGE] = {DSV2_ERROR_UNSUPPORTED, "holds larger numbers than the session's cache type"},
+    };
+    frame_verdict verdict = f->verdict;
+    if (verdict == FRAME_GOOD)
+        return DSV2_OK;
+    return ds_fail(verdicts[verdict].status, "%s: the frame of tokens %llu to %llu (encoding %u) %s", name,
+                   (unsigned long long)f->header.first_token,
+                   (unsigned long long)(f->header.first_token + f->header.n_tokens - 1), f->header.encoding,
+                   verdicts[verdict].what);
 }
 
 dsv2_status ds_frame_batch_decode(frame_batch *batch, const char *name)
@@ -218,7 +230,7 @@ dsv2_status ds_frame_batch_decode(frame_batch *batch, const char *name)
     if (batch->n > 0)
         ds_pool_run(batch->pool, decode_task, batch, batch->n);
     for (size_t i = 0; i < batch->n && status == DSV2_OK; i++)
-        status = check_verdict(batch, &batch->frames[i], name);
+        status = check_verdict(&batch->frames[i], name);
     batch->n = 0;
     return status;
 }

@@ -1,6 +1,7 @@
 /* Reading what a snapshot consists of, from a file or a callback. */
 #include "snapshot/format.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Reads up to `size` bytes; *got is 0 at the end. */
@@ -225,6 +226,8 @@ dsv2_status ds_reader_state(snapshot_reader *reader, const save_header *save, ui
     if (status == DSV2_OK && !ds_digest_equals(XXH3_128bits_digest(checksum), digest))
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: the sampler, logits or tokens of save %u are damaged", reader->name,
                          save->number);
+    if (status == DSV2_OK && save->has_logits && !isfinite(ds_largest_magnitude(content->logits, vocab_size)))
+        status = ds_fail(DSV2_ERROR_FORMAT, "%s: the logits of save %u are not finite", reader->name, save->number);
     for (size_t i = (size_t)save->first_token; status == DSV2_OK && i < save->n_tokens; i++)
         if (content->tokens[i] < 0 || (uint32_t)content->tokens[i] >= vocab_size)
             status = ds_fail(DSV2_ERROR_FORMAT, "%s: token %zu is %d, expected 0 to %u", reader->name, i,

@@ -7,6 +7,7 @@
 #include "support/gguf.h"
 #include "support/model.h"
 #include "support/run.h"
+#include "support/snapshot_file.h"
 #include "support/tensors.h"
 
 #include <check.h>
@@ -81,6 +82,8 @@ static void set_row(const test_tensors *tensors, const char *name, size_t row, f
     for (size_t i = 0; i < tensor->dims[1]; i++)
         set_element(tensor, row * tensor->dims[1] + i, value);
 }
+
+static const int32_t small_tokens[] = {1, 2, 3, 4, 5};
 
 typedef void change_fn(const test_tensors *tensors, int power);
 
@@ -555,6 +558,137 @@ START_TEST(a_gguf_expert_with_an_infinite_scale_is_named_by_each_pass_that_wants
 }
 END_TEST
 
+/* ---- snapshots ---- */
+
+enum { HEADERS_AND_SAMPLER = 128 + 64 + 72, FRAME_HEADER = 64, DIGEST = 16, SAVED = 5 };
+
+/* A snapshot of SAVED tokens whose rows are zeros, stored as they are, but for some bytes. Checksums are right. */
+typedef struct crafted {
+    uint8_t *data;
+    size_t size, logits_at, rows_at;
+} crafted;
+
+static crafted craft(dsv2_session *session, const char *path)
+{
+    uint64_t row_bytes; /* of all layers */
+    crafted c;
+    ck_assert(dsv2_session_bytes_per_token(session, &row_bytes) == DSV2_OK);
+    ck_assert_msg(dsv2_session_save(session, path, NULL) == DSV2_OK, "%s", dsv2_last_error());
+    char *file = test_read_file(path, &c.size);
+    c.logits_at = HEADERS_AND_SAMPLER;
+    size_t frame_at = c.logits_at + (small.vocab_size + SAVED) * 4 + DIGEST, bytes = (size_t)row_bytes * SAVED;
+    ck_assert(memcmp(file + frame_at, "ROWS", 4) == 0);
+    c.rows_at = frame_at + FRAME_HEADER;
+    c.size = (c.rows_at + bytes + 63) / 64 * 64;
+    c.data = calloc(c.size, 1);
+    ck_assert(c.data != NULL);
+    memcpy(c.data, file, c.rows_at);
+    ds_write_u32(c.data + frame_at + 4, 0);
+    ds_write_u64(c.data + frame_at + 24, bytes);
+    free(file);
+    return c;
+}
+
+/* At a byte of the second row of the first layer, or of the logits, so many bytes of `bits`. */
+static const struct {
+    dsv2_cache_type type;
+    bool in_logits;
+    size_t at, size;
+    uint32_t bits;
+    bool fine;
+} numbers[] = {
+    {DSV2_CACHE_F32, false, 0, 4, 0x3f800000, true},
+    {DSV2_CACHE_F32, false, 4 * 31, 4, 0x7fc00000, false},      /* latent */
+    {DSV2_CACHE_F32, false, 4 * 32, 4, 0xff800000, false},      /* RoPE key */
+    {DSV2_CACHE_F16, false, 2 * 31, 2, 0x7bff, true},
+    {DSV2_CACHE_F16, false, 2 * 31, 2, 0x7c00, false},
+    {DSV2_CACHE_F16, false, 2 * 47, 2, 0xfe00, false},
+    {DSV2_CACHE_Q8, false, 2 * 15, 2, 0x7bff, true},            /* RoPE key */
+    {DSV2_CACHE_Q8, false, 2 * 15, 2, 0x7c00, false},
+    {DSV2_CACHE_Q8, false, 2 * 16, 2, 0x7f80, false},           /* the latent's scale */
+    {DSV2_CACHE_Q6, false, 0, 2, 0x7fc0, false},                /* the latent's scale */
+    {DSV2_CACHE_Q6, false, 2, 2, 0xff80, false},                /* the RoPE key's */
+    {DSV2_CACHE_Q6, false, 2, 2, 0x3f80, true},
+    {DSV2_CACHE_Q8, true, 4 * 7, 4, 0x7fc00000, false},
+    {DSV2_CACHE_Q8, true, 4 * 7, 4, 0x7f800000, false},
+    {DSV2_CACHE_Q8, true, 4 * 7, 4, 0x7f7fffff, true},
+};
+
+static dsv2_status restore(dsv2_session *session, const char *path, const crafted *c, int convert)
+{
+    snapshot_file_seal(c->data, c->size, small.vocab_size);
+    test_write_file(path, c->data, c->size);
+    return dsv2_session_restore(
+        session, path, &(dsv2_restore_options){.struct_size = sizeof(dsv2_restore_options), .convert = convert}, NULL);
+}
+
+/* Attack 10: a snapshot with right checksums whose numbers are none. */
+START_TEST(a_snapshot_with_numbers_that_are_not_finite_is_refused)
+{
+    char *folder = test_checkpoint_write(&small);
+    const char *path = test_format("%s/conversation", folder);
+    dsv2_model *model = test_model_open(folder, &(dsv2_model_options){.n_threads = 2});
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        dsv2_session *session = test_session_open(
+            model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .cache_type = numbers[i].type});
+        uint64_t row_bytes;
+        ck_assert(dsv2_session_bytes_per_token(session, &row_bytes) == DSV2_OK);
+        ck_assert(dsv2_session_feed(session, small_tokens, SAVED) == DSV2_OK);
+        float *before = logits_copy(session);
+        crafted c = craft(session, path);
+        size_t at = numbers[i].in_logits ? c.logits_at : c.rows_at + (size_t)row_bytes / LAYERS;
+        for (size_t b = 0; b < numbers[i].size; b++)
+            c.data[at + numbers[i].at + b] = (uint8_t)(numbers[i].bits >> 8 * b);
+        dsv2_status status = restore(session, path, &c, 0);
+        if (numbers[i].fine) {
+            ck_assert_msg(status == DSV2_OK, "number %zu: %s", i, dsv2_last_error());
+        } else {
+            fails_with(DSV2_ERROR_FORMAT, status,
+                       numbers[i].in_logits ? "the logits of save 0 are not finite"
+                                            : "the frame of tokens 0 to 4 (encoding 0) holds numbers that are not "
+                                              "finite");
+            float *after = logits_copy(session);
+            ck_assert(length_of(session) == SAVED && memcmp(before, after, small.vocab_size * sizeof *after) == 0);
+            free(after);
+        }
+        free(before);
+        free(c.data);
+        dsv2_session_close(session);
+    }
+    dsv2_model_close(model);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
+START_TEST(rows_that_are_too_large_for_a_cache_type_are_not_converted_to_it)
+{
+    char *folder = test_checkpoint_write(&small);
+    const char *path = test_format("%s/conversation", folder);
+    dsv2_model *model = test_model_open(folder, &(dsv2_model_options){.n_threads = 2});
+    dsv2_session *wide = test_session_open(
+        model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .cache_type = DSV2_CACHE_F32});
+    ck_assert(dsv2_session_feed(wide, small_tokens, SAVED) == DSV2_OK);
+    crafted c = craft(wide, path);
+    const float value = 1e5f;
+    memcpy(c.data + c.rows_at + 4 * 32, &value, sizeof value); /* of the RoPE key */
+    for (dsv2_cache_type type = DSV2_CACHE_F16; type <= DSV2_CACHE_Q6; type++) {
+        dsv2_session *session = test_session_open(
+            model, &(dsv2_session_options){.struct_size = sizeof(dsv2_session_options), .cache_type = type});
+        dsv2_status status = restore(session, path, &c, 1);
+        if (type == DSV2_CACHE_Q6)
+            ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
+        else
+            fails_with(DSV2_ERROR_UNSUPPORTED, status, "holds larger numbers than the session's cache type");
+        ck_assert_uint_eq(length_of(session), type == DSV2_CACHE_Q6 ? SAVED : 0);
+        dsv2_session_close(session);
+    }
+    free(c.data);
+    dsv2_session_close(wide);
+    dsv2_model_close(model);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
 int main(void)
 {
     test_random_tokens(5, lite.vocab_size, tokens, N);
@@ -577,9 +711,15 @@ int main(void)
     tcase_add_test(weights, of_several_weights_that_do_not_fit_the_first_is_named);
     tcase_add_test(weights, a_gguf_expert_with_an_infinite_scale_is_named_by_each_pass_that_wants_it);
 
+    TCase *snapshots = tcase_create("snapshots");
+    tcase_set_timeout(snapshots, 300);
+    tcase_add_test(snapshots, a_snapshot_with_numbers_that_are_not_finite_is_refused);
+    tcase_add_test(snapshots, rows_that_are_too_large_for_a_cache_type_are_not_converted_to_it);
+
     Suite *suite = suite_create("misfits");
     suite_add_tcase(suite, rows);
     suite_add_tcase(suite, passes);
     suite_add_tcase(suite, weights);
+    suite_add_tcase(suite, snapshots);
     return test_run(suite);
 }

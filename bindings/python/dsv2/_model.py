@@ -125,6 +125,9 @@ class Model(Handle):
     def step(self, feeds: Sequence[tuple[Session, TokenIds]]) -> None:
         """Feed many sessions in one pass, which is faster than ``Session.feed`` for each.
 
+        A session that is cancelled, or whose numbers go wrong as in ``Session.feed``, is as before; the others went on, although
+        the call raises. The message names the feed's index.
+
         Args:
             feeds: sessions, each at most once, with the tokens to append to them
 

@@ -135,6 +135,9 @@ class Session(Handle):
     def feed(self, tokens: int | TokenIds, *, progress: Progress | None = None) -> None:
         """Append a token or several, and compute the logits of the last.
 
+        FormatError: numbers that are not finite came up. UnsupportedError: a row is too large for the cache type. Their messages
+        name token and layer.
+
         Args:
             tokens: an id or a sequence of them; a NumPy array of int32 is not copied
             progress: called while the library works; an exception from it cancels the call, which raises it again

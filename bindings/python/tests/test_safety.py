@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +131,25 @@ def test_arguments_of_wrong_kinds_raise(model: dsv2.Model, session: dsv2.Session
         with pytest.raises((dsv2.Error, TypeError, OverflowError, ValueError)):
             call()
     assert len(session) == 0
+
+
+def test_a_session_whose_numbers_go_wrong_fails_alone_in_a_step(model_path: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_path, tmp_path / "spoilt")
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensor = json.loads(data[8:start])["model.embed_tokens.weight"]
+    assert tensor["dtype"] == "BF16"
+    first, row = start + tensor["data_offsets"][0], 2 * tensor["shape"][1]
+    data[first + 7 * row : first + 8 * row] = b"\x80\x7f" * tensor["shape"][1]
+    (folder / "model.safetensors").write_bytes(data)
+    with dsv2.Model(folder) as model, model.session() as alone, model.session() as good, model.session() as bad:
+        alone.feed([0, 5, 9])
+        with pytest.raises(dsv2.FormatError, match=r"items\[0\]: the cached latent of token 1 in layer 0"):
+            model.step([(bad, [0, 7]), (good, [0, 5, 9])])
+        assert len(bad) == 0
+        assert np.array_equal(good.logits(), alone.logits())
+        with pytest.raises(dsv2.FormatError, match="not finite"):
+            bad.feed([0, 7])
 
 
 def test_logits_are_a_read_only_view_that_outlives_everything(model_path: Path) -> None:

@@ -467,9 +467,9 @@ pub fn step(model: &Model, items: &mut [StepItem<'_>]) -> Result<Vec<Result<()>>
     let status = unsafe { sys::dsv2_step(model.handle.ptr.as_ptr(), raw.as_mut_ptr(), raw.len()) };
     let overall = check(status);
     let results: Vec<_> = items.iter_mut().zip(&raw).map(|(item, raw)| item.session.check(raw.status)).collect();
-    // If only cancelled sessions failed, the others went on.
+    // Sessions that were cancelled, or whose numbers went wrong, failed alone.
     match overall {
-        Err(error) if error.status() != Status::Cancelled => Err(error),
+        Err(error) if error.status() != Status::Cancelled && results.iter().all(Result::is_err) => Err(error),
         _ => Ok(results),
     }
 }

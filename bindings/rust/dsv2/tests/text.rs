@@ -148,6 +148,27 @@ fn a_step_gives_the_bits_of_feeds() {
 }
 
 #[test]
+fn a_session_whose_numbers_go_wrong_fails_alone_in_a_step() {
+    let folder = std::env::temp_dir().join(format!("dsv2-rust-spoilt-{}", std::process::id()));
+    common::copy_with_infinite_embedding(&folder, 7);
+    let model = dsv2::Model::open(&folder).unwrap();
+    let [mut alone, mut good, mut bad] = [(); 3].map(|()| model.session().unwrap());
+    alone.feed(&[0, 5, 9]).unwrap();
+    let mut items = [
+        StepItem { session: &mut bad, tokens: &[0, 7], logits: None },
+        StepItem { session: &mut good, tokens: &[0, 5, 9], logits: None },
+    ];
+    let results = step(&model, &mut items).unwrap();
+    let error = results[0].as_ref().unwrap_err();
+    assert_eq!(error.status(), Status::Format);
+    assert!(error.to_string().contains("items[0]: the cached latent of token 1 in layer 0"), "{error}");
+    assert!(results[1].is_ok());
+    assert_eq!(good.logits().unwrap(), alone.logits().unwrap());
+    assert_eq!(bad.feed(&[0, 7]).unwrap_err().status(), Status::Format);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn errors_have_the_librarys_status_and_message() {
     let model = model();
     let missing = dsv2::Model::open("/nothing here").unwrap_err();

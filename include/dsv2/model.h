@@ -162,7 +162,8 @@ typedef struct dsv2_memory_info {
     uint64_t pages_in_use;     /* pages referenced by at least one session; a shared page counts once */
     uint64_t page_bytes_in_use;
     uint64_t page_bytes_limit; /* dsv2_model_options.cache_memory_limit; 0: none */
-    uint64_t scratch_bytes;    /* working memory of passes, kept between calls */
+    uint64_t scratch_bytes;    /* working memory of passes: kept between calls, and given back some calls after the last
+                                * that needed about so much */
 } dsv2_memory_info;
 
 /* Fills *info. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */

@@ -39,10 +39,12 @@ dsv2_status ds_decoder_init(ds_decoder *decoder, const ds_config *config, const 
                             const ds_kernels *kernels, ds_pool *pool);
 void ds_decoder_free(ds_decoder *decoder); /* does nothing for a decoder of zeros */
 
-/* Passes of one decoder that nobody uses: their working memory is kept between calls. */
+/* Passes of one decoder that nobody uses: their working memory is kept between calls. A pass that the latest calls did
+ * not need, or not nearly of its size, is freed: one long prompt does not hold its memory for ever. */
 typedef struct ds_pass_store {
     ds_mutex lock;
     ds_pass *idle;
+    uint64_t clock;         /* passes acquired so far */
     _Atomic uint64_t bytes; /* working memory of idle passes and of those at work */
 } ds_pass_store;
 

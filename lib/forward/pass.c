@@ -108,27 +108,88 @@ static dsv2_status grow(ds_pass *pass, uint32_t n_rows, size_t max_position, ds_
         ds_pass_release(pass);
         return status;
     }
+    larger->last_needed = pass->last_needed;
     pass_free(pass);
     *out = larger;
     return DSV2_OK;
+}
+
+static bool has_room(const ds_pass *pass, uint32_t n_rows, size_t max_position)
+{
+    return pass->rows.max >= n_rows && pass->max_position >= max_position;
+}
+
+/* Whether a pass for so many rows and positions, both rounded, would be far smaller. */
+static bool is_much_larger(const ds_pass *pass, uint32_t n_rows, size_t max_position)
+{
+    enum { FACTOR = 4 };
+    return pass->rows.max / FACTOR >= n_rows || pass->max_position / FACTOR >= max_position;
+}
+
+/* Takes the smallest idle pass that has room, else any. NULL if none is idle. The store is locked. */
+static ds_pass *take_idle(ds_pass_store *store, uint32_t n_rows, size_t max_position)
+{
+    ds_pass **chosen = &store->idle;
+    for (ds_pass **at = &store->idle; *at != NULL; at = &(*at)->next) {
+        bool fits = has_room(*at, n_rows, max_position), chosen_fits = has_room(*chosen, n_rows, max_position);
+        if (fits && (!chosen_fits || (*at)->memory_bytes < (*chosen)->memory_bytes))
+            chosen = at;
+    }
+    ds_pass *pass = *chosen;
+    if (pass != NULL)
+        *chosen = pass->next;
+    return pass;
 }
 
 dsv2_status ds_pass_acquire(ds_pass_store *store, const ds_decoder *decoder, uint32_t n_rows, size_t max_position,
                             ds_pass **out)
 {
     ds_mutex_lock(&store->lock);
-    ds_pass *pass = store->idle;
-    if (pass != NULL)
-        store->idle = pass->next;
+    ds_pass *pass = take_idle(store, n_rows, max_position);
+    uint64_t now = ++store->clock;
     ds_mutex_unlock(&store->lock);
     assert(pass == NULL || pass->decoder == decoder);
-    if (pass != NULL && pass->rows.max >= n_rows && pass->max_position >= max_position) {
-        *out = pass;
-        return DSV2_OK;
-    }
+    bool fits = pass != NULL && has_room(pass, n_rows, max_position);
+    dsv2_status status = DSV2_OK;
     n_rows = round_rows(n_rows);
     max_position = round_position(max_position);
-    return pass == NULL ? pass_new(store, decoder, n_rows, max_position, out) : grow(pass, n_rows, max_position, out);
+    if (pass == NULL)
+        status = pass_new(store, decoder, n_rows, max_position, &pass);
+    else if (!fits)
+        status = grow(pass, n_rows, max_position, &pass);
+    if (status != DSV2_OK)
+        return status;
+    if (!is_much_larger(pass, n_rows, max_position))
+        pass->last_needed = now;
+    *out = pass;
+    return DSV2_OK;
+}
+
+/* Takes the passes out of the store that the latest calls did not need. The store is locked. */
+static ds_pass *take_old(ds_pass_store *store)
+{
+    enum { KEPT_FOR = 64 }; /* calls: a prompt or two of a conversation with short answers */
+    ds_pass *old = NULL;
+    for (ds_pass **at = &store->idle; *at != NULL;) {
+        ds_pass *pass = *at;
+        if (store->clock - pass->last_needed < KEPT_FOR) {
+            at = &pass->next;
+            continue;
+        }
+        *at = pass->next;
+        pass->next = old;
+        old = pass;
+    }
+    return old;
+}
+
+static void free_all(ds_pass *list)
+{
+    while (list != NULL) {
+        ds_pass *next = list->next;
+        pass_free(list);
+        list = next;
+    }
 }
 
 void ds_pass_release(ds_pass *pass)
@@ -137,7 +198,9 @@ void ds_pass_release(ds_pass *pass)
     ds_mutex_lock(&store->lock);
     pass->next = store->idle;
     store->idle = pass;
+    ds_pass *old = take_old(store);
     ds_mutex_unlock(&store->lock);
+    free_all(old);
 }
 
 void ds_pass_store_init(ds_pass_store *store)
@@ -148,10 +211,6 @@ void ds_pass_store_init(ds_pass_store *store)
 
 void ds_pass_store_free(ds_pass_store *store)
 {
-    while (store->idle != NULL) {
-        ds_pass *pass = store->idle;
-        store->idle = pass->next;
-        pass_free(pass);
-    }
+    free_all(store->idle);
     ds_mutex_destroy(&store->lock);
 }

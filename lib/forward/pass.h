@@ -11,7 +11,8 @@
 struct ds_pass {
     const ds_decoder *decoder;
     ds_pass_store *store;
-    ds_pass *next; /* in the store */
+    ds_pass *next;        /* in the store */
+    uint64_t last_needed; /* the store's clock when a call last needed a pass of about this size */
     size_t max_position;
     uint8_t *memory;
     size_t memory_bytes;

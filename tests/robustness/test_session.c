@@ -1139,6 +1139,30 @@ START_TEST(a_session_used_for_long_keeps_its_memory)
 }
 END_TEST
 
+/* B14: working memory for a long prompt is given back once calls have long needed far less. */
+START_TEST(one_long_prompt_does_not_hold_its_memory_for_ever)
+{
+    dsv2_model *model = open_model(1, 0);
+    dsv2_session *session = open_session(model, NULL), *other = open_session(model, NULL);
+    feed(session, tokens, 1);
+    uint64_t least = memory_of(model).scratch_bytes;
+    feed(other, tokens, 300);
+    uint64_t most = memory_of(model).scratch_bytes;
+    ck_assert_uint_gt(most, least);
+    for (int i = 0; i < 20; i++)
+        feed(session, tokens + i, 1);
+    ck_assert_uint_eq(memory_of(model).scratch_bytes, most); /* not after a short answer */
+    for (int i = 0; i < 100; i++)
+        feed(session, tokens + i, 1);
+    ck_assert_uint_le(memory_of(model).scratch_bytes, least);
+    feed(other, tokens, 300);
+    ck_assert_uint_le(memory_of(model).scratch_bytes, most);
+    dsv2_session_close(other);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
 /* ---- many threads ---- */
 
 enum { N_HOSTS = 4, N_ROUNDS = 12 };
@@ -1454,6 +1478,7 @@ int main(void)
         tcase_add_loop_test(tests, every_allocation_of_a_session_may_fail, 0, 2 * N_OOM_CASES);
         tcase_add_test(tests, opening_feeding_and_closing_leaves_nothing_behind);
         tcase_add_test(tests, a_session_used_for_long_keeps_its_memory);
+        tcase_add_test(tests, one_long_prompt_does_not_hold_its_memory_for_ever);
     }
     suite_add_tcase(suite, tests);
     return test_run(suite);

@@ -193,6 +193,31 @@ START_TEST(a_pass_that_fails_at_any_stage_leaves_every_session_as_it_was)
 }
 END_TEST
 
+/* B14: of idle passes a call takes one that has room, and of those the smallest, wherever they are in the list. */
+START_TEST(a_call_takes_the_smallest_idle_pass_that_has_room)
+{
+    char *folder = test_checkpoint_write(&shapes[0]);
+    dsv2_model *model = test_model_open(folder, &(dsv2_model_options){.n_threads = 2});
+    static const uint32_t rows[] = {1, 64, 512};
+    ds_pass *passes[3], *again;
+    for (int first = 0; first < 3; first++) { /* released first: so last in the list */
+        for (int i = 0; i < 3; i++)
+            ck_assert(ds_pass_acquire(&model->passes, &model->fixed.decoder, rows[i], 10, &passes[i]) == DSV2_OK);
+        uint64_t bytes = atomic_load(&model->passes.bytes);
+        for (int i = 0; i < 3; i++)
+            ds_pass_release(passes[(first + i) % 3]);
+        for (int i = 2; i >= 0; i--) {
+            ck_assert(ds_pass_acquire(&model->passes, &model->fixed.decoder, rows[i], 10, &again) == DSV2_OK);
+            ck_assert(again == passes[i]);
+            ds_pass_release(again);
+        }
+        ck_assert_uint_eq(atomic_load(&model->passes.bytes), bytes);
+    }
+    dsv2_model_close(model);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
 int main(void)
 {
     TCase *tests = tcase_create("stages");
@@ -200,6 +225,7 @@ int main(void)
     tcase_add_loop_test(tests, a_pass_that_fails_at_any_stage_leaves_every_session_as_it_was, 0,
                         sizeof shapes / sizeof *shapes);
     Suite *suite = suite_create("stages");
+    tcase_add_test(tests, a_call_takes_the_smallest_idle_pass_that_has_room);
     suite_add_tcase(suite, tests);
     return test_run(suite);
 }

@@ -26,7 +26,7 @@ typedef enum dsv2_status {
     DSV2_ERROR_CANCELLED = 7,   /* by dsv2_session_cancel, or by a callback that returned non-zero */
     DSV2_ERROR_FULL = 8,        /* the tokens do not fit into the session's maximum length */
     DSV2_ERROR_MISMATCH = 9,    /* a snapshot, a session or counts that belong to another model */
-    DSV2_ERROR_STATE = 10,      /* too early: e.g. logits or a sample asked of a session that was fed nothing. Or from any
+    DSV2_ERROR_STATE = 10,      /* too early: e.g. logits or a sample asked of a session that was fed nothing. From any
                                  * call on a model or its sessions: the process was forked while the model was at work
                                  * (<dsv2/model.h>) */
     DSV2_ERROR_BUFFER = 11      /* the caller's buffer is too small; the needed size was stored */

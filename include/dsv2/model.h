@@ -14,9 +14,11 @@
  *   - A model on which no call was at work at the fork, and its sessions, work as before and give the same bits. They
  *     have the calling threads alone, since threads are not forked: dsv2_model_info.n_threads is 1.
  *   - A model on which some thread's call was at work (on it or on any of its sessions) is lost to the child. Every call
- *     returns DSV2_ERROR_STATE. Closing returns at once and leaves the memory. The child opens the model again. The same
- *     holds in a callback that forks: in the child the running call returns DSV2_ERROR_STATE; a file that the call was
- *     writing is the parent's alone. Only dsv2_model_open goes on in both processes.
+ *     returns DSV2_ERROR_STATE but those that tell what never changes: dsv2_model_get_info, dsv2_model_tokenizer,
+ *     dsv2_session_bytes_per_token. Closing returns at once and leaves the memory. The child opens the model again.
+ *   - In the child of a callback that forks, the running call returns DSV2_ERROR_STATE, and its model is lost as above.
+ *     No callback is called again there. A file that the call was writing is the parent's alone. dsv2_model_open and
+ *     dsv2_model_verify go on in both processes; the model that such an open gives the child has one thread.
  *   - A model that the child opens has all its threads.
  * No call hangs in the child, dsv2_model_close and dsv2_session_close included.
  */
@@ -141,7 +143,7 @@ typedef struct dsv2_model_info {
     uint32_t qk_rope_head_dim;
     uint32_t v_head_dim;
     uint32_t max_position_embeddings; /* context length, tokens */
-    uint32_t n_threads;             /* threads the model uses; 1 in a process that inherited the model by a fork */
+    uint32_t n_threads;             /* threads the model uses; 1 in a child that a fork gave the model, or its opening */
     int32_t bos_token_id;           /* -1: none */
     int32_t eos_token_id;           /* -1: none */
     char architecture[32];          /* "deepseek_v2" or "deepseek_v3" */
@@ -180,8 +182,8 @@ typedef struct dsv2_pack_options {
 
 /* Writes the model at `path` (as dsv2_model_open takes it) as one .dsv2 file, `output_path`, with weights in the
  * kernels' own layout. The file appears under its name only when it is whole. Permissions, links, what is refused and
- * what a killed process leaves: as dsv2_session_save (snapshot.h). A converted weight has to be finite and to fit, as in
- * dsv2_model_open. options: NULL for the defaults.
+ * what a killed process leaves: as dsv2_session_save (snapshot.h). A converted weight has to be finite and to fit, as
+ * in dsv2_model_open. options: NULL for the defaults.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const char *output_path,
                                                        const dsv2_pack_options *options);

@@ -90,9 +90,9 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_sample(dsv2_session *session
  * Returns DSV2_OK, DSV2_ERROR_ARGUMENT (the message names field and value), _MEMORY or _BUSY. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_set_sampling(dsv2_session *session, const dsv2_sampling *sampling);
 
-/* Starts the session's random numbers anew from the seed: the next draws are those of every session with this seed, these
- * logits and this sampling. Forks are seeded apart in this way. The seed in dsv2_sampling stays what it is. Returns
- * DSV2_OK, DSV2_ERROR_ARGUMENT or _BUSY. Since version 0.2. */
+/* Starts the session's random numbers anew from the seed: the next draws are those of every session with this seed,
+ * these logits and this sampling. Forks are seeded apart in this way. The seed in dsv2_sampling stays what it is.
+ * Returns DSV2_OK, DSV2_ERROR_ARGUMENT or _BUSY. Since version 0.2. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_seed(dsv2_session *session, uint64_t seed);
 
 /* The logits of the last token: *logits points to vocab_size floats owned by the session. The floats stay what they are
@@ -156,10 +156,11 @@ typedef struct dsv2_step_item {
 /* Does for each item what dsv2_session_feed does, in one pass over the tokens of all: faster, with the same bits.
  * If arguments, memory or files are at fault nothing changes in any session and every item's status says so. If a
  * session is cancelled, or its numbers fail as in dsv2_session_feed (_FORMAT, _UNSUPPORTED), that session alone is as
- * before and its item's status says why; the others go on, with the same bits. The message is that of the first item
- * that failed, and names the item's index. Each session's progress callback is called for that session. Returns
- * DSV2_OK if every item succeeded, otherwise the status of the first item that failed: DSV2_ERROR_ARGUMENT, _FULL,
- * _MEMORY, _IO, _BUSY, _MISMATCH (a session of another model), _CANCELLED, _FORMAT or _UNSUPPORTED. */
+ * before and its item's status says why; the others go on, with the same bits. The message is then that of the first
+ * such item, and names the item's index if there are several items. Each session's progress callback is called for that
+ * session. Returns DSV2_OK if every item succeeded, otherwise the status of the first item that failed:
+ * DSV2_ERROR_ARGUMENT, _FULL, _MEMORY, _IO, _BUSY, _MISMATCH (a session of another model), _CANCELLED, _FORMAT or
+ * _UNSUPPORTED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items);
 
 DSV2_END_DECLS

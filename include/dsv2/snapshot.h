@@ -32,8 +32,9 @@ typedef struct dsv2_save_options {
     int append;                /* non-zero: if `path` holds a whole snapshot of this session's first tokens, with the
                                 * same rows in the cache and not the same ids alone, only what is new is added, and a
                                 * crash while saving leaves the former snapshot readable. All of the file is read and
-                                * checked before. If the file is damaged, or is no such snapshot, the snapshot is written
-                                * anew. A snapshot that a later version of the library wrote is left alone: _UNSUPPORTED */
+                                * checked before. If the file is damaged, or is no such snapshot, the snapshot is
+                                * written anew. A snapshot that a later version of the library wrote is left alone:
+                                * _UNSUPPORTED */
     int compression_level;     /* zstd level; 0: the default, a fast one */
     dsv2_progress_fn progress; /* DSV2_PHASE_SAVE */
     void *progress_user;
@@ -43,12 +44,14 @@ typedef struct dsv2_save_options {
  * fails, the file at `path` is the old one or the new one.
  *
  * A new file gets the permissions that the process's umask leaves. A file that replaces an old one gets the old one's
- * permissions and owner, as far as the system lets. If `path` is a symbolic link, the link stays and the file that it
+ * owner and read, write and execute permissions, as far as the system lets. If `path` is a symbolic link, the link stays and the file that it
  * leads to is written, with the temporary file beside that one. A file that nobody may write to (mode 0444) is refused
  * with DSV2_ERROR_IO, to root as well; so is what is no regular file: a folder, device, FIFO or socket.
  *
- * A process that is killed while saving may leave a temporary file, PATH.XXXXXX.dsv2tmp. The next save (not an append)
- * to the same path removes such files, told from those still being written by a lock that a living writer holds.
+ * The temporary file is PATH.XXXXXX.dsv2tmp: such names belong to the library, and PATH's own name may have 15 bytes
+ * less than the file system allows. A process that is killed while saving may leave the temporary file. The next save
+ * (not an append) to the same path removes such files, told from those still being written by a lock that a living
+ * writer holds.
  *
  * Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _BUSY, _CANCELLED or, with `append`, _UNSUPPORTED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_session_save(dsv2_session *session, const char *path,
@@ -68,10 +71,10 @@ typedef struct dsv2_restore_options {
     int convert;               /* non-zero: a snapshot of another cache type is converted; 0: such a one is refused */
     dsv2_progress_fn progress; /* DSV2_PHASE_RESTORE */
     void *progress_user;
-    int leave_last;            /* non-zero: where all of the prompt would be restored, but no logits with it, its last
-                                * token is left out. Then feeding what is left of the prompt, if anything is, always
-                                * gives the prompt's logits: set this, restore, feed prompt[*tokens_reused] and those
-                                * behind it, draw. 0: the session may end up with all of the prompt and without logits */
+    int leave_last;            /* non-zero: where all of the prompt would be restored without logits, the prompt's
+                                * last token is left out. One way then always works: restore, feed
+                                * prompt[*tokens_reused] and what follows if anything does, draw. 0: the session may
+                                * end up with all of the prompt and without logits */
 } dsv2_restore_options;
 
 /* Replaces what the session holds by what the snapshot holds. The whole snapshot is verified before: unless DSV2_OK is

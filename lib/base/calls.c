@@ -1,8 +1,8 @@
 /* Who was at work when the host forked.
  *
- * A fork copies memory while other threads work. What each of them has written by then is a beginning of what it writes
- * (the system makes a thread that writes to a copied page wait until the fork is over). So the count of calls at work is
- * copied with all else: a child that finds it to be 0 finds every lock open and everything whole. */
+ * A fork copies memory while other threads work. Of what a thread writes, in its order, the copy has all up to some
+ * moment and nothing later: the system makes a thread that writes to a copied page wait until the fork is over. So a
+ * child that finds the count of calls at work to be 0 finds every lock open and everything whole. */
 #include "base/base.h"
 
 enum { OURS = 1, LOST = 2 };
@@ -11,7 +11,7 @@ dsv2_status ds_calls_init(ds_calls *calls)
 {
     *calls = (ds_calls){.at_work = 0};
     if (!ds_os_mark_new(&calls->state))
-        return ds_fail_memory("a page", 0);
+        return ds_fail(DSV2_ERROR_MEMORY, "no memory for the page that tells a child from its parent");
     ds_os_mark_set(&calls->state, OURS);
     return DSV2_OK;
 }

@@ -208,7 +208,9 @@ static bool parse_mount(char *line, bool version_2, mounted *m)
         return false;
     type += 3;
     char *options = cut(cut(type, ' '), ' ');
-    if (options == NULL || strcmp(type, version_2 ? "cgroup2" : "cgroup") != 0 || (!version_2 && !lists(options, "cpu")))
+    if (options == NULL || strcmp(type, version_2 ? "cgroup2" : "cgroup") != 0)
+        return false;
+    if (!version_2 && !lists(options, "cpu"))
         return false;
     unescape(group);
     unescape(point);

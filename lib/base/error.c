@@ -43,8 +43,8 @@ dsv2_status ds_fail_io(const char *path, const char *doing)
 
 const char *dsv2_last_error(void) { return last_error; }
 
-/* More than 4096 bytes beyond what is known mean an uninitialised structure: reading or writing that far could leave the
- * host's memory. */
+/* More than 4096 bytes beyond what is known mean an uninitialised structure: reading or writing that far could leave
+ * the host's memory. */
 dsv2_status ds_check_size(ds_sized sized, size_t size)
 {
     if (size >= sized.first_size && size <= sized.size + 4096)

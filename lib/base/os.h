@@ -133,8 +133,8 @@ typedef enum ds_os_access { DS_OS_READ, DS_OS_UPDATE } ds_os_access;
  * file. On failure *file is none. */
 bool ds_os_open(const char *path, ds_os_access access, ds_os_file *file);
 
-/* Creates and locks a file of a new name beside `path`. The six characters at `marks` within `name` are replaced so that
- * the name is new. The file gets the permissions of the file at `path`, as far as the file system has such; without a
+/* Creates and locks a file of a new name beside `path`. The six characters at `marks` within `name` are replaced so
+ * that the name is new. The file gets the permissions of the file at `path`, as far as the file system has such; without a
  * file there, those that the process's umask leaves. */
 bool ds_os_create_temporary(char *name, char *marks, const char *path, ds_os_file *file);
 

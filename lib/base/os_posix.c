@@ -310,9 +310,9 @@ static bool lock_new(ds_os_file file, const char *name)
  * that the old file has: a file system that refuses to change modes leaves the new file less open, never more. */
 static void take_after(int fd, const struct stat *old)
 {
-    bool all = fchown(fd, old->st_uid, old->st_gid) == 0;
-    if (!all && fchown(fd, (uid_t)-1, old->st_gid) != 0)
-        errno = 0; /* both stay the writer's */
+    bool taken = fchown(fd, old->st_uid, old->st_gid) == 0;
+    taken = taken || fchown(fd, (uid_t)-1, old->st_gid) == 0;
+    (void)taken; /* else both stay the writer's */
     (void)fchmod(fd, old->st_mode & 0777);
 }
 
@@ -393,7 +393,8 @@ bool ds_os_read(ds_os_file file, uint64_t offset, void *data, size_t size, size_
     return true;
 }
 
-/* pwrite, but a limit on the size of files (RLIMIT_FSIZE) is an error alone: its signal, SIGXFSZ, would end the host. */
+/* pwrite, but a limit on the size of files (RLIMIT_FSIZE) is an error alone: its signal, SIGXFSZ, would end the
+ * host. */
 static ssize_t write_quietly(int fd, const void *data, size_t size, off_t offset)
 {
     sigset_t limit, before, pending;

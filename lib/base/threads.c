@@ -1,5 +1,6 @@
 #include "base/base.h"
 
+#include <assert.h>
 #include <stdalign.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -7,6 +8,8 @@
 /* Pauses of one spin: some tens of microseconds, longer than the gaps between the regions of one pass, shorter than
  * anybody notices. */
 enum { SPINS = 2000 };
+
+enum { TURNS = 8 };
 
 /* A thread's tasks that nobody has begun: the lower 32 bits are the first task, the upper ones the end. Each share has
  * a cache line of its own. */
@@ -20,13 +23,14 @@ struct ds_pool {
     ds_thread *threads;
     ds_os_mark workers; /* 1 where they are: not in children of the host */
 
-    /* Callers come to their regions in the order of their tickets: an ordinary mutex lets the caller that has just
-     * ended a region begin the next, hundreds of times a layer, while others wait. */
-    _Atomic uint32_t tickets;       /* given to callers */
-    _Atomic uint32_t served;        /* regions ended: the ticket whose turn it is */
-    _Atomic unsigned turn_sleepers; /* callers that have to be woken */
+    /* Callers take turns in the order of their tickets: an ordinary mutex lets the caller that has just ended a region
+     * begin the next, hundreds of times in a pass, while others wait. */
+    _Atomic uint32_t tickets;          /* given to callers */
+    _Atomic uint32_t served;           /* turns ended: the ticket whose turn it is */
+    _Atomic(const char *) turn_holder; /* `self` of the thread between ds_pool_begin_turn and ds_pool_end_turn */
+    _Atomic unsigned turn_sleepers;    /* callers that have to be woken */
     ds_mutex turn_lock;
-    ds_cond turn;
+    ds_cond turns[TURNS]; /* ticket n is waited for at n % TURNS: to wake all who wait would cost the threads at work */
 
     /* The region at work. The caller writes these before `generation` grows; workers read them after they saw it
      * grow. */
@@ -49,6 +53,8 @@ typedef struct worker {
     ds_pool *pool;
     unsigned thread;
 } worker;
+
+static _Thread_local char self; /* whose address tells this thread from others */
 
 static void pause_cpu(void)
 {
@@ -158,19 +164,44 @@ static void wait_for_turn(ds_pool *pool)
     ds_mutex_lock(&pool->turn_lock);
     atomic_fetch_add(&pool->turn_sleepers, 1);
     while (atomic_load(&pool->served) != ticket)
-        ds_cond_wait(&pool->turn, &pool->turn_lock);
+        ds_cond_wait(&pool->turns[ticket % TURNS], &pool->turn_lock);
     atomic_fetch_sub(&pool->turn_sleepers, 1);
     ds_mutex_unlock(&pool->turn_lock);
 }
 
 static void end_turn(ds_pool *pool)
 {
-    atomic_fetch_add(&pool->served, 1);
+    uint32_t next = atomic_fetch_add(&pool->served, 1) + 1;
     if (atomic_load(&pool->turn_sleepers) > 0) {
         ds_mutex_lock(&pool->turn_lock);
-        ds_cond_broadcast(&pool->turn);
+        ds_cond_broadcast(&pool->turns[next % TURNS]);
         ds_mutex_unlock(&pool->turn_lock);
     }
+}
+
+/* No other thread makes this true or false for the one that asks. */
+static bool holds_turn(const ds_pool *pool)
+{
+    return atomic_load_explicit(&pool->turn_holder, memory_order_relaxed) == &self;
+}
+
+static bool runs_alone(const ds_pool *pool) { return pool->n_threads == 1 || ds_pool_is_inherited(pool); }
+
+void ds_pool_begin_turn(ds_pool *pool)
+{
+    if (runs_alone(pool))
+        return;
+    assert(!holds_turn(pool));
+    wait_for_turn(pool);
+    atomic_store_explicit(&pool->turn_holder, &self, memory_order_relaxed);
+}
+
+void ds_pool_end_turn(ds_pool *pool)
+{
+    if (!holds_turn(pool))
+        return;
+    atomic_store_explicit(&pool->turn_holder, NULL, memory_order_relaxed);
+    end_turn(pool);
 }
 
 unsigned ds_pool_waiting(const ds_pool *pool)
@@ -181,12 +212,14 @@ unsigned ds_pool_waiting(const ds_pool *pool)
 
 void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
 {
-    if (pool->n_threads == 1 || n_tasks <= 1 || ds_pool_is_inherited(pool)) {
+    if (n_tasks <= 1 || runs_alone(pool)) {
         for (size_t task = 0; task < n_tasks; task++)
             fn(context, task, 0);
         return;
     }
-    wait_for_turn(pool);
+    bool is_turn = !holds_turn(pool); /* of one region */
+    if (is_turn)
+        wait_for_turn(pool);
     pool->fn = fn;
     pool->context = context;
     for (unsigned i = 0; i < pool->n_threads; i++) {
@@ -198,7 +231,8 @@ void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks)
     begin_region(pool);
     work(pool, 0);
     wait_for_workers(pool);
-    end_turn(pool);
+    if (is_turn)
+        end_turn(pool);
 }
 
 bool ds_pool_is_inherited(const ds_pool *pool) { return ds_os_mark_get(&pool->workers) == 0; }
@@ -224,7 +258,8 @@ dsv2_status ds_pool_create(unsigned n_threads, ds_pool **out)
         return ds_fail_memory("the thread pool", sizeof *pool);
     pool->n_threads = n_threads;
     ds_mutex_init(&pool->turn_lock);
-    ds_cond_init(&pool->turn);
+    for (int i = 0; i < TURNS; i++)
+        ds_cond_init(&pool->turns[i]);
     ds_mutex_init(&pool->lock);
     ds_cond_init(&pool->wake);
     ds_cond_init(&pool->done);
@@ -255,7 +290,8 @@ static void stop_workers(ds_pool *pool)
     ds_cond_destroy(&pool->done);
     ds_cond_destroy(&pool->wake);
     ds_mutex_destroy(&pool->lock);
-    ds_cond_destroy(&pool->turn);
+    for (int i = 0; i < TURNS; i++)
+        ds_cond_destroy(&pool->turns[i]);
     ds_mutex_destroy(&pool->turn_lock);
 }
 

@@ -2,8 +2,8 @@
 
 #include <string.h>
 
-/* A temporary file of NAME is NAME.XXXXXX.dsv2tmp. Its writer holds a lock on it: what nobody has locked was left behind
- * by a process that died. */
+/* A temporary file of NAME is NAME.XXXXXX.dsv2tmp. Its writer holds a lock on it: what nobody has locked was left
+ * behind by a process that died. */
 static const char TEMPORARY_SUFFIX[] = ".XXXXXX.dsv2tmp";
 enum { MARKS = 6 };
 
@@ -41,6 +41,8 @@ static bool follow_link(char **path, const char *text)
 dsv2_status ds_writer_target(const char *path, char **target)
 {
     enum { MAX_LINKS = 40, MAX_TEXT = 4096 };
+    if (path[0] == '\0')
+        return ds_fail(DSV2_ERROR_IO, "the path is empty");
     char *text = ds_new(MAX_TEXT, 1), *at = ds_copy_string(path);
     int n_links = 0;
     bool followed = text != NULL && at != NULL;
@@ -57,8 +59,8 @@ dsv2_status ds_writer_target(const char *path, char **target)
         status = ds_fail(DSV2_ERROR_IO, "%s: a chain of links that does not end", path);
     else if (kind != DS_OS_NOTHING && kind != DS_OS_FILE) /* renaming would put a file in place of a device */
         status = ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
-    else if (n_links > 0 && ds_os_kind_of(path) != DS_OS_OTHER && !ds_os_same(path, at)) /* a link that only the system
-                                                                                          * can follow */
+    else if (n_links > 0 && ds_os_kind_of(path) != DS_OS_OTHER && !ds_os_same(path, at))
+        /* Some links only the system can follow: those of /proc say what is no path. */
         status = ds_fail(DSV2_ERROR_IO, "%s: a link to %s, where its file is not", path, at);
     else if (kind == DS_OS_FILE && !ds_os_may_write(at))
         status = ds_fail_io(path, "write");
@@ -161,7 +163,8 @@ dsv2_status ds_writer_commit(ds_writer *writer)
     /* A folder that may not be read cannot be flushed. Flushing the file once more brings its new name to the disk on
      * file systems with a journal. */
     if (!ds_os_flush_folder(writer->folder) && !ds_os_flush(writer->file))
-        status = ds_fail_io(writer->path, "make its new name last: it is in place, but may be lost if the machine stops");
+        status = ds_fail_io(writer->path,
+                            "make its new name last: it is in place, but may be lost if the machine stops");
     ds_writer_abort(writer);
     return status;
 }

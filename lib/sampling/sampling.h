@@ -44,8 +44,9 @@ extern const dsv2_sampling ds_sampling_defaults;
 /* The default parameters, random numbers from their seed. Cannot fail. Owns no memory until it is set. */
 void ds_sampler_init(ds_sampler *sampler);
 
-/* Checks new parameters field by field and copies them. Random numbers go on, unless the seed is another than that of
- * the parameters before: then they start from the new seed. On failure the sampler is as before. Returns DSV2_OK, DSV2_ERROR_ARGUMENT or _MEMORY. */
+/* Checks new parameters field by field and copies them. Random numbers go on if the seed is that of the parameters
+ * before, else they start from the new seed. On failure the sampler is as before. Returns DSV2_OK, DSV2_ERROR_ARGUMENT
+ * or _MEMORY. */
 dsv2_status ds_sampler_set(ds_sampler *sampler, const dsv2_sampling *sampling, uint32_t vocab_size);
 
 /* Makes *to, which owns no memory yet, draw as `from` will. On failure *to is as ds_sampler_init leaves it. */

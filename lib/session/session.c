@@ -68,7 +68,7 @@ dsv2_status ds_session_enter(dsv2_session *session)
         return status;
     if (atomic_exchange_explicit(&session->busy, true, memory_order_acquire)) {
         ds_calls_end(&session->model->calls);
-        return ds_fail(DSV2_ERROR_BUSY, "the session is in use by another call");
+        return ds_fail(DSV2_ERROR_BUSY, "the session is in use by another call, or by another item of this step");
     }
     atomic_store_explicit(&session->cancel, false, memory_order_relaxed);
     return DSV2_OK;

@@ -47,8 +47,8 @@ struct dsv2_session {
 dsv2_status ds_session_create(dsv2_model *model, const dsv2_session_options *options, dsv2_session **session);
 void ds_session_destroy(dsv2_session *session);
 
-/* Takes the session for one call; DSV2_ERROR_BUSY if another has it, DSV2_ERROR_STATE if its model is lost to this child
- * of the host. Every success is followed by ds_session_leave. */
+/* Takes the session for one call; DSV2_ERROR_BUSY if another has it, DSV2_ERROR_STATE if its model is lost to this
+ * child of the host. Every success is followed by ds_session_leave. */
 dsv2_status ds_session_enter(dsv2_session *session);
 void ds_session_leave(dsv2_session *session);
 

@@ -93,7 +93,7 @@ static void routed(void *owner, const ds_sequence *sequence, uint32_t layer, con
     if (session->trace == NULL)
         return;
     ds_modes_lend();
-    for (size_t i = 0; i < sequence->n_rows; i++) {
+    for (size_t i = 0; i < sequence->n_rows && ds_calls_check(&session->model->calls) == DSV2_OK; i++) {
         size_t row = sequence->first_row + i, pair = row * shape->num_experts_per_tok;
         session->trace(session->trace_user, &(dsv2_routing_event){
                                                 .position = sequence->first_position + i,

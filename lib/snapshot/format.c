@@ -65,8 +65,8 @@ static dsv2_status check_known(const char *name, const uint8_t *bytes, const fil
     if (what == NULL)
         return DSV2_OK;
     return ds_fail(DSV2_ERROR_UNSUPPORTED,
-                   "%s: written by a later version of the library: the header has a %s (cache type %u, row %u) that this "
-                   "version does not know", name, what, header->cache_type, ds_read_u32(bytes + 56));
+                   "%s: written by a later version of the library: the header has a %s (cache type %u, row %u) that "
+                   "this version does not know", name, what, header->cache_type, ds_read_u32(bytes + 56));
 }
 
 /* Whether the header is that of a cache that this library could have. */

@@ -154,8 +154,9 @@ dsv2_status ds_frame_header_read(const char *name, const uint8_t *bytes, const d
 typedef struct snapshot_reader {
     const char *name; /* for messages */
     ds_os_file file;   /* a file, */
-    dsv2_read_fn read; /* or, where that is none, a callback */
+    dsv2_read_fn read; /* or, where that is none, a callback, which may fork: */
     void *user;
+    ds_calls *calls; /* of the model */
     uint64_t offset; /* bytes read so far */
 } snapshot_reader;
 

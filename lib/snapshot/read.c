@@ -12,6 +12,9 @@ static dsv2_status read_piece(snapshot_reader *reader, void *data, size_t size, 
     ds_modes_lend();
     int failed = reader->read(reader->user, data, size, got);
     ds_modes_take_back();
+    dsv2_status status = ds_calls_check(reader->calls);
+    if (status != DSV2_OK)
+        return status;
     if (failed != 0)
         return ds_fail(DSV2_ERROR_IO, "%s: the read callback failed at byte %llu", reader->name,
                        (unsigned long long)reader->offset);

@@ -192,7 +192,7 @@ dsv2_status ds_snapshot_restore(const ds_snapshot_target *target, const char *pa
 dsv2_status ds_snapshot_restore_from(const ds_snapshot_target *target, dsv2_read_fn read, void *user,
                                   const dsv2_restore_options *options, ds_snapshot_content *content)
 {
-    snapshot_reader reader = {.name = "snapshot", .read = read, .user = user};
+    snapshot_reader reader = {.name = "snapshot", .read = read, .user = user, .calls = &target->model->calls};
     return restore_reader(target, &reader, options, content);
 }
 

@@ -17,6 +17,7 @@ typedef struct sink {
     ds_writer *writer;   /* put_file: a file */
     dsv2_write_fn write; /* put_callback: the host's function */
     void *user;
+    ds_calls *calls; /* of the model: the function may fork */
     uint64_t offset; /* bytes put so far, counted from the beginning of the snapshot */
 } sink;
 
@@ -27,6 +28,9 @@ static dsv2_status put_callback(sink *s, const void *data, size_t size)
     ds_modes_lend();
     int failed = s->write(s->user, data, size);
     ds_modes_take_back();
+    dsv2_status status = ds_calls_check(s->calls);
+    if (status != DSV2_OK)
+        return status;
     if (failed != 0)
         return ds_fail(DSV2_ERROR_IO, "the write callback failed at byte %llu of the snapshot",
                        (unsigned long long)s->offset);
@@ -194,7 +198,7 @@ static dsv2_status save_anew(const ds_snapshot_source *source, const char *path,
 dsv2_status ds_snapshot_save_to(const ds_snapshot_source *source, dsv2_write_fn write, void *user,
                                 const dsv2_save_options *options)
 {
-    sink s = {.put = put_callback, .write = write, .user = user};
+    sink s = {.put = put_callback, .write = write, .user = user, .calls = &source->model->calls};
     return put_whole(&s, source, options);
 }
 

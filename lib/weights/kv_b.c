@@ -25,7 +25,7 @@ static dsv2_status read_row(const ds_kernels *kernels, const ds_labelled_matrix 
     ds_matrix_row(kernels, &from->matrix, row, out);
     if (!ds_type_holds(type, out, from->matrix.cols, row, &misfit))
         return ds_misfit_fail(from->label, type, &misfit);
-    if (!ds_type_holds(held, out, from->matrix.cols, row, &misfit))
+    if (held != type && !ds_type_holds(held, out, from->matrix.cols, row, &misfit))
         return ds_misfit_fail(from->label, held, &misfit);
     return DSV2_OK;
 }

@@ -202,8 +202,9 @@ START_TEST(longer_structures_with_something_behind_are_refused)
         char *at = structure_of(s, size), expected[120];
         at[s->size + behind] = 1;
         ck_assert(s->call(at) == DSV2_ERROR_ARGUMENT);
-        snprintf(expected, sizeof expected, "%s has a field that this version of the library does not know, at byte %zu",
-                 s->name, s->size + behind);
+        snprintf(expected, sizeof expected,
+                 "%s has a field that this version of the library does not know, at byte %zu", s->name,
+                 s->size + behind);
         ck_assert_msg(strcmp(dsv2_last_error(), expected) == 0, "%s", dsv2_last_error());
     }
 }
@@ -264,7 +265,8 @@ START_TEST(steps_take_items_of_any_version)
             ck_assert(dsv2_session_truncate(sessions[i], 0) == DSV2_OK);
             memcpy(at + (size_t)i * stride, &item, 48);
         }
-        ck_assert_msg(dsv2_step(model, (dsv2_step_item *)(void *)at, N) == DSV2_OK, "%zu: %s", stride, dsv2_last_error());
+        ck_assert_msg(dsv2_step(model, (dsv2_step_item *)(void *)at, N) == DSV2_OK, "%zu: %s", stride,
+                      dsv2_last_error());
         for (int i = 0; i < N; i++) {
             size_t length;
             ck_assert(dsv2_session_length(sessions[i], &length) == DSV2_OK && length == (size_t)i + 1);

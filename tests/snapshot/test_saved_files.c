@@ -306,7 +306,8 @@ START_TEST(a_link_is_kept_and_its_target_is_written)
     snprintf(inside, sizeof inside, "%s/deep", folder);
     ck_assert_int_eq(mkdir(inside, 0755), 0);
     snprintf(inside, sizeof inside, "%s/deep/file", folder);
-    const char *const targets[] = {"another", other, "deep/file", inside}, *const files[] = {other, other, inside, inside};
+    const char *const targets[] = {"another", other, "deep/file", inside};
+    const char *const files[] = {other, other, inside, inside};
     for (size_t i = 0; i < sizeof targets / sizeof *targets; i++)
         for (int there = 0; there < 2; there++) { /* a link to nothing makes its target */
             ck_assert_int_eq(symlink(targets[i], link), 0);

@@ -591,7 +591,8 @@ START_TEST(restores_the_prefix_that_a_prompt_shares)
     const float *logits;
     OK(dsv2_session_restore(restored, path, &options, NULL));
     FAILS_WITH(DSV2_ERROR_STATE, dsv2_session_logits(restored, &logits));
-    /* With leave_last, what is left to feed always brings them: all of the snapshot and less, with its logits and not. */
+    /* With leave_last, what is left to feed always brings them: for all of the snapshot and for less, with its logits
+     * and without. */
     options.leave_last = 1;
     for (int without = 0; without < 2; without++) {
         if (without) {

@@ -125,6 +125,7 @@ enum { TURN_CALLERS = 3, TURN_REGIONS = 40 };
 
 typedef struct turns {
     ds_pool *pool;
+    unsigned regions_per_turn;
     _Atomic unsigned n_begun;
     unsigned who[TURN_CALLERS * TURN_REGIONS]; /* begun the regions, in order */
     _Atomic unsigned n_done;                   /* callers that will make no more regions */
@@ -151,15 +152,23 @@ static void turn_task(void *context, size_t task, unsigned thread)
 static void *take_turns(void *argument)
 {
     turn_caller *caller = argument;
-    for (int i = 0; i < TURN_REGIONS; i++)
-        ds_pool_run(caller->turns->pool, turn_task, caller, 2);
+    unsigned per_turn = caller->turns->regions_per_turn;
+    for (unsigned i = 0; i < TURN_REGIONS; i += per_turn) {
+        if (per_turn > 1)
+            ds_pool_begin_turn(caller->turns->pool);
+        for (unsigned r = 0; r < per_turn; r++)
+            ds_pool_run(caller->turns->pool, turn_task, caller, 2);
+        ds_pool_end_turn(caller->turns->pool); /* does nothing where none was begun */
+    }
     atomic_fetch_add(&caller->turns->n_done, 1);
     return NULL;
 }
 
-START_TEST(a_caller_that_ends_a_region_waits_for_all_who_came_meanwhile)
+START_TEST(a_caller_that_ends_a_turn_waits_for_all_who_came_meanwhile)
 {
+    static const unsigned regions_per_turn[] = {1, 4};
     static turns t;
+    t = (turns){.regions_per_turn = regions_per_turn[_i]};
     turn_caller callers[TURN_CALLERS];
     pthread_t threads[TURN_CALLERS];
     ck_assert_int_eq(ds_pool_create(2, &t.pool), DSV2_OK);
@@ -169,10 +178,15 @@ START_TEST(a_caller_that_ends_a_region_waits_for_all_who_came_meanwhile)
     }
     for (unsigned i = 0; i < TURN_CALLERS; i++)
         pthread_join(threads[i], NULL);
-    /* Every region began with the others in the queue, so the same callers come round again and again. */
-    for (unsigned i = TURN_CALLERS; i < TURN_CALLERS * TURN_REGIONS; i++)
-        ck_assert_msg(t.who[i] == t.who[i - TURN_CALLERS], "region %u was caller %u's, expected caller %u's", i,
-                      t.who[i], t.who[i - TURN_CALLERS]);
+    /* Every turn began with the others in the queue, so the same callers come round again and again, and nobody's
+     * region is within another's turn. */
+    unsigned per_turn = t.regions_per_turn, round = TURN_CALLERS * per_turn;
+    for (unsigned i = round; i < TURN_CALLERS * TURN_REGIONS; i++)
+        ck_assert_msg(t.who[i] == t.who[i - round], "region %u was caller %u's, expected caller %u's", i, t.who[i],
+                      t.who[i - round]);
+    for (unsigned i = 0; i < TURN_CALLERS * TURN_REGIONS; i++)
+        ck_assert_msg(t.who[i] == t.who[i / per_turn * per_turn], "region %u was caller %u's, in the turn of caller %u",
+                      i, t.who[i], t.who[i / per_turn * per_turn]);
     ds_pool_destroy(t.pool);
 }
 END_TEST
@@ -274,7 +288,7 @@ int main(void)
     tcase_add_loop_test(pool, every_task_runs_once_on_any_number_of_threads, 1, MAX_THREADS + 1);
     tcase_add_loop_test(pool, threads_help_one_that_is_held_up, 2, MAX_THREADS + 1);
     tcase_add_test(pool, regions_of_several_callers_do_not_mix);
-    tcase_add_test(pool, a_caller_that_ends_a_region_waits_for_all_who_came_meanwhile);
+    tcase_add_loop_test(pool, a_caller_that_ends_a_turn_waits_for_all_who_came_meanwhile, 0, 2);
     tcase_add_test(pool, signals_of_faults_reach_the_hosts_handler_on_workers_and_no_others_do);
     suite_add_tcase(suite, pool);
     return test_run(suite);

@@ -276,9 +276,10 @@ bool ds_pool_is_inherited(const ds_pool *pool);
 void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks);
 
 /* The regions between these calls, all of this thread, count as one in the order of callers: handing the threads over
- * costs more than a short region. A turn lasts no longer than a layer, and no callback of the host's runs in one. */
+ * costs more than a short region. A turn lasts no longer than a layer; nobody waits for a disk or a lock in one, and no
+ * callback of the host's runs in one. */
 void ds_pool_begin_turn(ds_pool *pool);
-void ds_pool_end_turn(ds_pool *pool);
+bool ds_pool_end_turn(ds_pool *pool); /* false: this thread was in no turn */
 
 /* Callers that wait for their turn beside the one whose region runs; for tests. */
 unsigned ds_pool_waiting(const ds_pool *pool);

@@ -196,12 +196,13 @@ void ds_pool_begin_turn(ds_pool *pool)
     atomic_store_explicit(&pool->turn_holder, &self, memory_order_relaxed);
 }
 
-void ds_pool_end_turn(ds_pool *pool)
+bool ds_pool_end_turn(ds_pool *pool)
 {
     if (!holds_turn(pool))
-        return;
+        return false;
     atomic_store_explicit(&pool->turn_holder, NULL, memory_order_relaxed);
     end_turn(pool);
+    return true;
 }
 
 unsigned ds_pool_waiting(const ds_pool *pool)

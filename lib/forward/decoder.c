@@ -144,7 +144,7 @@ dsv2_status ds_decoder_forward(ds_pass *pass, ds_sequence *sequences, size_t n_s
     for (uint32_t l = 0; l < rows->config->num_hidden_layers && status == DSV2_OK; l++) {
         ds_pool_begin_turn(rows->pool); /* other sessions have theirs between layers */
         status = run_layer(pass, l);
-        ds_pool_end_turn(rows->pool);
+        (void)ds_pool_end_turn(rows->pool);
         if (status == DSV2_OK)
             ds_rows_stop_faulty(rows, l);
         if (status == DSV2_OK && rows->weights->layers[l].is_moe)

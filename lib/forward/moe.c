@@ -77,6 +77,22 @@ static void add_chosen(const moe *m)
     }
 }
 
+/* Others have the threads while the source waits. */
+static dsv2_status acquire(const moe *m, uint32_t layer)
+{
+    ds_moe_memory *memory = m->memory;
+    ds_expert_source *source = m->rows->weights->experts;
+    const uint32_t *experts = memory->chosen;
+    uint32_t n = memory->n_chosen;
+    if (source->try_acquire != NULL && source->try_acquire(source, layer, experts, n, memory->chosen_weights))
+        return DSV2_OK;
+    bool in_turn = ds_pool_end_turn(m->rows->pool);
+    dsv2_status status = source->acquire(source, layer, experts, n, memory->chosen_weights);
+    if (in_turn)
+        ds_pool_begin_turn(m->rows->pool);
+    return status;
+}
+
 /* The chosen experts' networks and the shared ones, while the source lends the chosen experts' weights. */
 static dsv2_status run_networks(const moe *m, uint32_t layer)
 {
@@ -84,7 +100,7 @@ static dsv2_status run_networks(const moe *m, uint32_t layer)
     ds_ffn_memory *networks = m->networks;
     ds_expert_source *source = m->rows->weights->experts;
     uint32_t first_job = networks->n_jobs - memory->n_chosen;
-    dsv2_status status = source->acquire(source, layer, memory->chosen, memory->n_chosen, memory->chosen_weights);
+    dsv2_status status = acquire(m, layer);
     if (status != DSV2_OK)
         return status;
     for (uint32_t i = 0; i < memory->n_chosen; i++)

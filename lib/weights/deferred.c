@@ -29,17 +29,26 @@ static dsv2_status interleave(ds_deferred_source *source, ds_deferred_expert *de
     return status;
 }
 
+static bool try_acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n,
+                        const ds_ffn_weights **weights)
+{
+    const ds_deferred_source *source = (ds_deferred_source *)base;
+    const ds_deferred_expert *deferred = source->deferred[layer];
+    bool ready = true;
+    for (size_t i = 0; i < n; i++) {
+        weights[i] = &source->layers[layer].moe.experts[experts[i]];
+        ready = ready && (deferred == NULL || !waits(&deferred[experts[i]]));
+    }
+    return ready;
+}
+
 static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n,
                            const ds_ffn_weights **weights)
 {
     ds_deferred_source *source = (ds_deferred_source *)base;
-    ds_deferred_expert *deferred = source->deferred[layer];
-    bool any = false;
-    for (size_t i = 0; i < n; i++) {
-        weights[i] = &source->layers[layer].moe.experts[experts[i]];
-        any = any || (deferred != NULL && waits(&deferred[experts[i]]));
-    }
-    return any ? interleave(source, deferred, experts, n) : DSV2_OK;
+    if (try_acquire(base, layer, experts, n, weights))
+        return DSV2_OK;
+    return interleave(source, source->deferred[layer], experts, n);
 }
 
 static void release(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n)
@@ -60,7 +69,8 @@ dsv2_status ds_deferred_source_new(const ds_weights_opening *opening, ds_deferre
         return ds_fail_memory("a source of experts", sizeof *source + n_layers * sizeof *deferred);
     }
     *source = (ds_deferred_source){
-        .base = {.name = "deferred", .acquire = acquire, .release = release, .destroy = destroy},
+        .base = {.name = "deferred", .acquire = acquire, .try_acquire = try_acquire, .release = release,
+                 .destroy = destroy},
         .n_layers = n_layers,
         .n_experts = opening->config->n_routed_experts,
         .deferred = deferred,

@@ -14,6 +14,12 @@ static dsv2_status acquire(ds_expert_source *base, uint32_t layer, const uint32_
     return DSV2_OK;
 }
 
+static bool try_acquire(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n,
+                        const ds_ffn_weights **weights)
+{
+    return acquire(base, layer, experts, n, weights) == DSV2_OK;
+}
+
 static void release(ds_expert_source *base, uint32_t layer, const uint32_t *experts, size_t n)
 {
     (void)base, (void)layer, (void)experts, (void)n;
@@ -26,8 +32,11 @@ dsv2_status ds_resident_source_new(const ds_layer *layers, ds_expert_source **ou
     resident_source *source = ds_new(1, sizeof *source);
     if (source == NULL)
         return ds_fail_memory("a source of experts", sizeof *source);
-    *source = (resident_source){{.name = "resident", .acquire = acquire, .release = release, .destroy = destroy},
-                                layers};
+    *source = (resident_source){
+        .base = {.name = "resident", .acquire = acquire, .try_acquire = try_acquire, .release = release,
+                 .destroy = destroy},
+        .layers = layers,
+    };
     *out = &source->base;
     return DSV2_OK;
 }

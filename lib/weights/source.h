@@ -21,9 +21,16 @@ struct ds_expert_source {
 
     /* Makes n different experts of a layer ready to be read, and points weights[i] to experts[i]: readable until the
      * same experts are released. On failure none is acquired, and the message says why. From any thread; several
-     * passes may have the same expert at once. Layers are counted from the model's first. */
+     * passes may have the same expert at once. Layers are counted from the model's first. May wait for a disk, for
+     * another pass and for a turn of the threads: so the caller has no turn of theirs. */
     dsv2_status (*acquire)(ds_expert_source *source, uint32_t layer, const uint32_t *experts, size_t n,
                            const ds_ffn_weights **weights);
+
+    /* Acquires as above if nobody has to wait for anything, else returns false. Allowed within a turn of the threads.
+     * NULL: the source cannot tell. */
+    bool (*try_acquire)(ds_expert_source *source, uint32_t layer, const uint32_t *experts, size_t n,
+                        const ds_ffn_weights **weights);
+
     void (*release)(ds_expert_source *source, uint32_t layer, const uint32_t *experts, size_t n);
 
     /* Says that these experts will probably be acquired soon. May do nothing, cannot fail. NULL: the source has no

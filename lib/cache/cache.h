@@ -31,6 +31,9 @@ enum { DS_SCALE_BYTES = 2 }; /* a stored scale is the upper half of a float */
 
 enum { DS_MAX_PARTS = 2, DS_CACHE_TYPES = DSV2_CACHE_Q6 + 1 };
 
+/* Widths that a snapshot may name: those that a model may have (snapshot/format.c asserts that). */
+enum { DS_MAX_LATENT_WIDTH = 1 << 20, DS_MAX_ROPE_WIDTH = 1 << 14 };
+
 /* What the rows of one kind of attention consist of, and how each cache type stores them. Widths are the model's. */
 typedef struct ds_row_description {
     uint32_t number; /* in snapshots */

@@ -9,14 +9,14 @@ const ds_row_description ds_mla_row = {
     .number = 0,
     .n_parts = DS_MLA_PARTS,
     .parts = {
-        [DS_MLA_LATENT] = {"latent", "kv_lora_rank", 1, 1 << 20,
+        [DS_MLA_LATENT] = {"latent", "kv_lora_rank", 1, DS_MAX_LATENT_WIDTH,
                            {
                                [DSV2_CACHE_F32] = DS_ENCODING_F32,
                                [DSV2_CACHE_F16] = DS_ENCODING_F16,
                                [DSV2_CACHE_Q8] = DS_ENCODING_BYTES_64,
                                [DSV2_CACHE_Q6] = DS_ENCODING_PAIRS,
                            }},
-        [DS_MLA_ROPE] = {"RoPE key", "qk_rope_head_dim", 0, 1 << 14,
+        [DS_MLA_ROPE] = {"RoPE key", "qk_rope_head_dim", 0, DS_MAX_ROPE_WIDTH,
                          {
                              [DSV2_CACHE_F32] = DS_ENCODING_F32,
                              [DSV2_CACHE_F16] = DS_ENCODING_F16,

@@ -55,7 +55,7 @@ static dsv2_status read_u32(const reader *r, const char *name, uint32_t min, uin
     return DSV2_OK;
 }
 
-static dsv2_status read_float(const reader *r, const char *name, double min, double max, double fallback, float *out)
+static dsv2_status read_float(const reader *r, const char *name, float min, float max, double fallback, float *out)
 {
     const json_t *value = get(r, name);
     if (value == NULL && !isnan(fallback)) {
@@ -65,10 +65,11 @@ static dsv2_status read_float(const reader *r, const char *name, double min, dou
     if (!json_is_number(value))
         return fail_kind(r, name, json_object_get(r->root, name), "a number");
     double number = json_number_value(value);
-    if (!(number >= min && number <= max))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %g, expected %g to %g", r->path, r->scope, name, number, min,
-                       max);
-    *out = (float)number;
+    float rounded = (float)number;
+    if (!(rounded >= min && rounded <= max))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %g, expected %g to %g", r->path, r->scope, name, number,
+                       (double)min, (double)max);
+    *out = rounded;
     return DSV2_OK;
 }
 
@@ -153,9 +154,8 @@ static dsv2_status read_attention(const reader *r, ds_config *config)
     config->rope_pairs_split = !interleave;
     if (status == DSV2_OK)
         status = read_bool(r, "tie_word_embeddings", false, &config->tie_word_embeddings);
-    /* A float below 2^-126 would be 0 or subnormal, and a row of zeros would be divided by it. */
     if (status == DSV2_OK)
-        status = read_float(r, "rms_norm_eps", 1e-37, 1, 1e-6, &config->rms_norm_eps);
+        status = read_float(r, "rms_norm_eps", DS_RANGE_RMS_NORM_EPS, 1e-6, &config->rms_norm_eps);
     return status;
 }
 
@@ -186,18 +186,18 @@ static dsv2_status check_switches(const reader *r)
 static dsv2_status read_yarn(const reader *r, ds_yarn *yarn)
 {
     yarn->enabled = true;
-    dsv2_status status = read_float(r, "factor", 1, 1e6, NAN, &yarn->factor);
+    dsv2_status status = read_float(r, "factor", DS_RANGE_YARN_FACTOR, NAN, &yarn->factor);
     if (status == DSV2_OK)
         status = read_u32(r, "original_max_position_embeddings", 1, DS_MAX_CONTEXT, 4096,
                           &yarn->original_max_position_embeddings);
     if (status == DSV2_OK)
-        status = read_float(r, "beta_fast", 1e-6, 1e6, 32, &yarn->beta_fast);
+        status = read_float(r, "beta_fast", DS_RANGE_YARN_BETA, 32, &yarn->beta_fast);
     if (status == DSV2_OK)
-        status = read_float(r, "beta_slow", 1e-6, 1e6, 1, &yarn->beta_slow);
+        status = read_float(r, "beta_slow", DS_RANGE_YARN_BETA, 1, &yarn->beta_slow);
     if (status == DSV2_OK)
-        status = read_float(r, "mscale", 0, 1e6, 1, &yarn->mscale);
+        status = read_float(r, "mscale", DS_RANGE_YARN_MSCALE, 1, &yarn->mscale);
     if (status == DSV2_OK)
-        status = read_float(r, "mscale_all_dim", 0, 1e6, 0, &yarn->mscale_all_dim);
+        status = read_float(r, "mscale_all_dim", DS_RANGE_YARN_MSCALE, 0, &yarn->mscale_all_dim);
     if (status != DSV2_OK)
         return status;
     /* Newer versions of transformers added the next two. DeepSeek's code does not know them, and they would change
@@ -217,15 +217,13 @@ static dsv2_status read_yarn(const reader *r, ds_yarn *yarn)
  * without scaling too. */
 static dsv2_status read_rope(const reader *r, const ds_logger *logger, ds_config *config)
 {
-    /* The correction range divides by the logarithm of the base. */
-    const double min_theta = 1.001, max_theta = 1e12;
     config->yarn = (ds_yarn){.factor = 1,
                              .original_max_position_embeddings = config->max_position_embeddings,
                              .beta_fast = 32,
                              .beta_slow = 1,
                              .mscale = 1,
                              .mscale_all_dim = 0};
-    dsv2_status status = read_float(r, "rope_theta", min_theta, max_theta, 10000, &config->rope_theta);
+    dsv2_status status = read_float(r, "rope_theta", DS_RANGE_ROPE_THETA, 10000, &config->rope_theta);
     if (status != DSV2_OK)
         return status;
     bool older = get(r, "rope_scaling") != NULL;
@@ -236,7 +234,7 @@ static dsv2_status read_rope(const reader *r, const ds_logger *logger, ds_config
     if (!json_is_object(scaling))
         return fail_kind(r, name, scaling, "an object or null");
     reader inner = {r->path, json_object_get(r->root, name), older ? "rope_scaling." : "rope_parameters."};
-    status = read_float(&inner, "rope_theta", min_theta, max_theta, config->rope_theta, &config->rope_theta);
+    status = read_float(&inner, "rope_theta", DS_RANGE_ROPE_THETA, config->rope_theta, &config->rope_theta);
     const char *type_name = get(&inner, "rope_type") != NULL ? "rope_type" : "type";
     const char *type = NULL;
     if (status == DSV2_OK)
@@ -355,8 +353,8 @@ static dsv2_status read_experts(const reader *r, ds_config *config)
     if (status == DSV2_OK)
         status = read_groups(r, config);
     if (status == DSV2_OK)
-        status =
-            read_float(r, "routed_scaling_factor", 1e-6, 1e6, config->is_v3 ? 2.5 : 1, &config->routed_scaling_factor);
+        status = read_float(r, "routed_scaling_factor", DS_RANGE_ROUTED_SCALING, config->is_v3 ? 2.5 : 1,
+                            &config->routed_scaling_factor);
     if (status == DSV2_OK)
         status = read_bool(r, "norm_topk_prob", config->is_v3, &config->norm_topk_prob);
     if (status == DSV2_OK)

@@ -20,6 +20,15 @@ enum {
     DS_MAX_CONTEXT = 1 << 26
 };
 
+/* Ranges of floats, from least to most, for both readers and so for what ds_config_to_json writes. They are floats
+ * themselves, so that a number at an end is still in the range once it was rounded to a float. */
+#define DS_RANGE_RMS_NORM_EPS 1e-37f, 1 /* a float below 2^-126 is subnormal, and a row of zeros is divided by this */
+#define DS_RANGE_ROPE_THETA 1.001f, 1e12f /* the correction range divides by the logarithm */
+#define DS_RANGE_YARN_FACTOR 1, 1e6f
+#define DS_RANGE_YARN_BETA 1e-6f, 1e6f
+#define DS_RANGE_YARN_MSCALE 0, 1e6f
+#define DS_RANGE_ROUTED_SCALING 1e-6f, 1e6f
+
 typedef enum ds_topk_method {
     DS_TOPK_GREEDY = 0,
     DS_TOPK_GROUP_LIMITED_GREEDY, /* device-limited routing, section 2.2.2 */

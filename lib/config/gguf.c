@@ -154,7 +154,7 @@ static dsv2_status read_rope(const ds_container *gguf, ds_config *config)
                       .beta_slow = 1,
                       .mscale = 1,
                       .mscale_all_dim = 0};
-    dsv2_status status = read_optional_f32(gguf, "rope.freq_base", 1.001f, 1e12f, 10000, &config->rope_theta);
+    dsv2_status status = read_optional_f32(gguf, "rope.freq_base", DS_RANGE_ROPE_THETA, 10000, &config->rope_theta);
     if (status != DSV2_OK)
         return status;
     char key[KEY_SIZE];
@@ -171,14 +171,14 @@ static dsv2_status read_rope(const ds_container *gguf, ds_config *config)
     if (!is(type, "yarn"))
         return fail_text(gguf, key, type, "\"yarn\" and \"none\"");
     yarn->enabled = true;
-    status = read_f32(gguf, "rope.scaling.factor", 1, 1e6f, &yarn->factor);
+    status = read_f32(gguf, "rope.scaling.factor", DS_RANGE_YARN_FACTOR, &yarn->factor);
     if (status == DSV2_OK)
         status = read_optional_u32(gguf, "rope.scaling.original_context_length", 1, DS_MAX_CONTEXT, 4096,
                                    &yarn->original_max_position_embeddings);
     if (status == DSV2_OK)
-        status = read_optional_f32(gguf, "rope.scaling.yarn_beta_fast", 1e-6f, 1e6f, 32, &yarn->beta_fast);
+        status = read_optional_f32(gguf, "rope.scaling.yarn_beta_fast", DS_RANGE_YARN_BETA, 32, &yarn->beta_fast);
     if (status == DSV2_OK)
-        status = read_optional_f32(gguf, "rope.scaling.yarn_beta_slow", 1e-6f, 1e6f, 1, &yarn->beta_slow);
+        status = read_optional_f32(gguf, "rope.scaling.yarn_beta_slow", DS_RANGE_YARN_BETA, 1, &yarn->beta_slow);
     if (status == DSV2_OK && has(gguf, "rope.scaling.yarn_log_multiplier")) {
         status = read_f32(gguf, "rope.scaling.yarn_log_multiplier", 0, 1e5f, &yarn->mscale_all_dim);
         yarn->mscale_all_dim /= 0.1f; /* the file has 0.1 * mscale_all_dim */
@@ -229,7 +229,7 @@ static dsv2_status read_gates(const ds_container *gguf, ds_config *config)
                        ds_container_path(gguf), (unsigned)gating);
     config->is_v3 = gating == GATING_SIGMOID;
     config->scoring_func = config->is_v3 ? DS_SCORING_SIGMOID : DS_SCORING_SOFTMAX;
-    status = read_optional_f32(gguf, "expert_weights_scale", 1e-6f, 1e6f, 1, &config->routed_scaling_factor);
+    status = read_optional_f32(gguf, "expert_weights_scale", DS_RANGE_ROUTED_SCALING, 1, &config->routed_scaling_factor);
     if (status == DSV2_OK && has(gguf, "expert_weights_norm"))
         status = ds_gguf_bool(gguf, full_key("expert_weights_norm", key), &config->norm_topk_prob);
     return status;
@@ -301,7 +301,7 @@ static dsv2_status read_all(const ds_container *gguf, const ds_logger *logger, d
     if (status == DSV2_OK)
         status = read_heads(gguf, config);
     if (status == DSV2_OK)
-        status = read_f32(gguf, "attention.layer_norm_rms_epsilon", 1e-37f, 1, &config->rms_norm_eps);
+        status = read_f32(gguf, "attention.layer_norm_rms_epsilon", DS_RANGE_RMS_NORM_EPS, &config->rms_norm_eps);
     if (status == DSV2_OK)
         status = read_rope(gguf, config);
     if (status == DSV2_OK)

@@ -214,10 +214,12 @@ bool ds_tensor_bytes(ds_type type, const uint64_t *dims, uint32_t n_dims, uint64
 
 void ds_container_forget(const ds_container *container, const void *data, uint64_t size)
 {
-    const uint8_t *begin = data;
+    /* As numbers: C orders only pointers into the same object, and `data` lies in one file at most. */
+    uintptr_t begin = (uintptr_t)data;
     for (size_t i = 0; i < container->n_files; i++) {
         const ds_file *file = &container->files[i];
-        if (file->data != NULL && begin >= file->data && begin < file->data + file->size)
-            ds_file_forget(file, (uint64_t)(begin - file->data), size);
+        uintptr_t first = (uintptr_t)file->data;
+        if (file->data != NULL && begin >= first && begin - first < file->size)
+            ds_file_forget(file, begin - first, size);
     }
 }

@@ -251,6 +251,15 @@ struct ds_pack_writer {
     XXH3_state_t *checksum;
 };
 
+/* Refuses a block that ds_pack_open would refuse, before it is there. */
+static dsv2_status check_block(const char *block, const char *name, uint64_t size)
+{
+    if (size <= DS_PACK_MAX_TEXT)
+        return DSV2_OK;
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "the %s of the pack takes %llu bytes with %s, expected at most %d", block,
+                   (unsigned long long)size, name, (int)DS_PACK_MAX_TEXT);
+}
+
 static dsv2_status append_padding(ds_writer *file, size_t alignment)
 {
     static const uint8_t zeros[ALIGNMENT];
@@ -289,7 +298,9 @@ dsv2_status ds_pack_writer_tensor(ds_pack_writer *writer, const char *name, ds_t
     uint64_t bytes;
     if (code == 0 || !ds_tensor_bytes(type, dims, n_dims, &bytes) || name_size == 0 || name_size >= MAX_NAME)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "tensor %s of type %s cannot be packed", name, ds_type_name(type));
-    dsv2_status status = append_padding(&writer->file, TENSOR_ALIGNMENT);
+    dsv2_status status = check_block("index", name, (uint64_t)writer->index_size + entry_size);
+    if (status == DSV2_OK)
+        status = append_padding(&writer->file, TENSOR_ALIGNMENT);
     if (status != DSV2_OK)
         return status;
     if (!ds_grow(&writer->index, &writer->index_capacity, writer->index_size + entry_size, 1))
@@ -328,7 +339,10 @@ dsv2_status ds_pack_writer_data(ds_pack_writer *writer, const void *data, size_t
 dsv2_status ds_pack_writer_text(ds_pack_writer *writer, const char *name, const char *text, size_t size)
 {
     size_t name_size = strlen(name), needed = writer->texts_size + TEXT_HEADER + name_size + size;
-    if (needed > DS_PACK_MAX_TEXT || !ds_grow(&writer->texts, &writer->texts_capacity, needed, 1))
+    dsv2_status status = check_block("block of texts", name, needed);
+    if (status != DSV2_OK)
+        return status;
+    if (!ds_grow(&writer->texts, &writer->texts_capacity, needed, 1))
         return ds_fail_memory(name, needed);
     uint8_t *at = writer->texts + writer->texts_size;
     ds_write_u32(at, (uint32_t)name_size);

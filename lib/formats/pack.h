@@ -6,7 +6,7 @@
 #include "formats/formats.h"
 #include "tokenizer/tokenizer.h"
 
-/* Both compressed blocks, unpacked: a tokenizer.json has 10 MB at most. */
+/* Each of the two compressed blocks, unpacked, for reading and writing: a tokenizer.json has 10 MB at most. */
 enum { DS_PACK_MAX_TEXT = 256 << 20 };
 
 /* True if the file begins as a pack does; false also if it cannot be read. */

@@ -175,16 +175,21 @@ static dsv2_status run(ds_pass *pass, progress *items, size_t n_items, ds_sequen
 
 dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
 {
+    enum { FEW = 8 }; /* items that take no memory of their own: of a session alone, each token is a step */
+    progress few_progress[FEW], *progress_of = few_progress;
+    ds_sequence few_sequences[FEW], *sequences = few_sequences;
     ds_pass *pass = NULL;
     size_t n_rows = 0, longest = 0, n_prepared = 0;
-    progress *progress_of = ds_new(n_items, sizeof *progress_of);
-    ds_sequence *sequences = ds_new(n_items, sizeof *sequences);
     dsv2_status status = DSV2_OK;
-    if (progress_of == NULL || sequences == NULL)
-        status = ds_fail_memory("a step", n_items * (sizeof *progress_of + sizeof *sequences));
+    if (n_items > FEW) {
+        progress_of = ds_new(n_items, sizeof *progress_of);
+        sequences = ds_new(n_items, sizeof *sequences);
+        if (progress_of == NULL || sequences == NULL)
+            status = ds_fail_memory("a step", n_items * (sizeof *progress_of + sizeof *sequences));
+    }
     for (size_t i = 0; i < n_items && status == DSV2_OK; i++) {
         dsv2_step_item *item = ds_step_item_at(items, i);
-        progress_of[i].item = item;
+        progress_of[i] = (progress){.item = item};
         size_t length = item->session->length + item->n_tokens;
         longest = length > longest ? length : longest;
         n_rows += n_rows < DS_PASS_ROWS ? item->n_tokens < DS_PASS_ROWS ? item->n_tokens : DS_PASS_ROWS : 0;
@@ -218,7 +223,9 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
         else if (i < n_prepared)
             drop(item);
     }
-    ds_free(sequences);
-    ds_free(progress_of);
+    if (n_items > FEW) {
+        ds_free(sequences);
+        ds_free(progress_of);
+    }
     return first;
 }

@@ -8,6 +8,10 @@ static const uint8_t FRAME_MAGIC[4] = {'R', 'O', 'W', 'S'};
 
 enum { FLAG_LOGITS = 1 };
 
+/* Reading takes what any model of config's bounds can have saved. */
+_Static_assert((int)DS_MAX_LATENT_WIDTH == (int)DS_MAX_DIM && (int)DS_MAX_ROPE_WIDTH == (int)DS_MAX_HEAD_DIM,
+               "widths that models have and that snapshots may name");
+
 void ds_digest_store(XXH128_hash_t digest, uint8_t *bytes)
 {
     ds_write_u64(bytes, digest.low64);

@@ -102,14 +102,14 @@ dsv2_status ds_weights_export(ds_weights *weights, const ds_weights_opening *ope
     exporter e = {.weights = weights, .opening = opening, .options = options, .total = weights->bytes};
     ds_queue_init(&e.queue, opening->kernels, opening->pool, opening->container, opening->queue_limits);
     dsv2_status status = ds_pack_writer_open(output_path, &e.writer);
+    if (status == DSV2_OK) /* kept until the end; before the weights, since texts may be refused */
+        status = export_texts(&e);
     if (status == DSV2_OK) {
         const ds_weights_visitor visitor = {export_matrix, export_vector, &e};
         status = ds_weights_walk(weights, opening->config, &visitor);
     }
     if (status == DSV2_OK)
         status = export_k_up(&e);
-    if (status == DSV2_OK)
-        status = export_texts(&e);
     if (status == DSV2_OK)
         status = report(&e, e.total - e.done);
     if (status == DSV2_OK)

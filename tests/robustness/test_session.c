@@ -1095,6 +1095,28 @@ START_TEST(every_allocation_of_a_session_may_fail)
 }
 END_TEST
 
+/* B14: two allocations for each token. */
+START_TEST(a_token_is_fed_and_drawn_without_an_allocation)
+{
+    dsv2_model *model = open_model(2, 0);
+    dsv2_session *session = open_session(model, &absorbed);
+    int32_t token;
+    feed(session, tokens, PAGE + 1);
+    ck_assert(dsv2_session_sample(session, &token) == DSV2_OK);
+    oom_arm(1, true);
+    dsv2_status status = DSV2_OK;
+    for (int i = 0; i < 20 && status == DSV2_OK; i++) {
+        status = dsv2_session_feed(session, tokens, 1);
+        if (status == DSV2_OK)
+            status = dsv2_session_sample(session, &token);
+    }
+    bool asked = oom_disarm();
+    ck_assert(status == DSV2_OK && !asked);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+}
+END_TEST
+
 START_TEST(opening_feeding_and_closing_leaves_nothing_behind)
 {
     long live = 0;
@@ -1476,6 +1498,7 @@ int main(void)
     if (oom_available()) {
         tcase_add_loop_test(tests, every_allocation_of_opening_may_fail, 0, 2);
         tcase_add_loop_test(tests, every_allocation_of_a_session_may_fail, 0, 2 * N_OOM_CASES);
+        tcase_add_test(tests, a_token_is_fed_and_drawn_without_an_allocation);
         tcase_add_test(tests, opening_feeding_and_closing_leaves_nothing_behind);
         tcase_add_test(tests, a_session_used_for_long_keeps_its_memory);
         tcase_add_test(tests, one_long_prompt_does_not_hold_its_memory_for_ever);

@@ -2,7 +2,10 @@
 
 #include "base/base.h"
 
+#include <stdlib.h>
+#include <string.h>
 #include <xxhash.h>
+#include <zstd.h>
 
 enum { FILE_HEADER = 128, HEADER = 64, CHECKED = 48, DIGEST = 16, SAMPLER = 72 };
 
@@ -55,4 +58,76 @@ void snapshot_file_seal(uint8_t *data, size_t size, size_t vocab_size)
         if (pos > size)
             return;
     }
+}
+
+enum { MAX_ROWS = 1 << 20, CHANGED_ROOM = 1 << 16 };
+
+/* The digest of the rows whose planes these are. */
+static XXH128_hash_t rows_digest(const uint8_t *planes, size_t n, size_t width)
+{
+    uint8_t *rows = malloc(n);
+    if (rows == NULL)
+        abort();
+    for (size_t i = 0; i < n; i++)
+        rows[i] = planes[i % width * (n / width) + i / width];
+    XXH128_hash_t digest = XXH3_128bits(rows, n);
+    free(rows);
+    return digest;
+}
+
+/* One frame from `in` to `out`; *stored receives the bytes in the file that it had. Returns the bytes that it has. */
+static size_t change_frame(const uint8_t *in, uint8_t *out, size_t width,
+                           void (*change)(void *user, uint8_t *planes, size_t n), void *user, size_t *stored)
+{
+    uint8_t *planes = malloc(MAX_ROWS);
+    if (planes == NULL)
+        abort();
+    *stored = (size_t)ds_read_u64(in + 24);
+    memcpy(out, in, HEADER);
+    size_t n = *stored, size;
+    if (ds_read_u32(in + 4) == 0) {
+        memcpy(planes, in + HEADER, n);
+        change(user, planes, n);
+        memcpy(out + HEADER, planes, size = n);
+    } else {
+        n = ZSTD_decompress(planes, MAX_ROWS, in + HEADER, *stored);
+        if (ZSTD_isError(n))
+            abort();
+        change(user, planes, n);
+        size = ZSTD_compress(out + HEADER, ZSTD_compressBound(n), planes, n, 1);
+        store(out + 32, rows_digest(planes, n, width));
+    }
+    ds_write_u64(out + 24, size);
+    free(planes);
+    return HEADER + size;
+}
+
+uint8_t *snapshot_file_change(const uint8_t *data, size_t size, size_t vocab_size,
+                              void (*change)(void *user, uint8_t *planes, size_t n), void *user, size_t *new_size)
+{
+    uint8_t *out = calloc(2 * size + CHANGED_ROOM, 1);
+    size_t at = FILE_HEADER, to = FILE_HEADER;
+    size_t width = ds_read_u32(data + 12) == 1 ? 4 : ds_read_u32(data + 12) == 2 ? 2 : 1;
+    if (out == NULL)
+        abort();
+    memcpy(out, data, FILE_HEADER);
+    while (size - at >= HEADER) {
+        uint64_t first = ds_read_u64(data + at + 16), end = ds_read_u64(data + at + 24);
+        uint64_t state = SAMPLER + 8 * ds_read_u64(data + at + 32) +
+                         (ds_read_u32(data + at + 12) & 1 ? 4 * vocab_size : 0) + 4 * (end - first);
+        size_t head = HEADER + (size_t)state + DIGEST, stored;
+        memcpy(out + to, data + at, head);
+        at += head;
+        to += head;
+        while (first < end) {
+            first += ds_read_u32(data + at + 16);
+            to += change_frame(data + at, out + to, width, change, user, &stored);
+            at += HEADER + stored;
+        }
+        at += (HEADER - at % HEADER) % HEADER;
+        to += (HEADER - to % HEADER) % HEADER;
+    }
+    snapshot_file_seal(out, to, vocab_size);
+    *new_size = to;
+    return out;
 }

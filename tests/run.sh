@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 . examples/packages.sh
 
 # shellcheck disable=SC2086 # packages are words
-install_packages $BUILD_PACKAGES check clang libclang-rt-14-dev cmake g++ python3 python3-venv valgrind
+install_packages $BUILD_PACKAGES abigail-tools check clang libclang-rt-14-dev cmake g++ python3 python3-venv valgrind
 # Rust: whatever is there already; else Debian's.
 command -v cargo >/dev/null || install_packages cargo
 
@@ -53,7 +53,7 @@ check() {
 }
 summaries=""
 
-build build-tests all
+build build-tests all -Dabidiff=enabled
 check build-tests
 
 build build-sanitize all --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false

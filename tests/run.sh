@@ -6,7 +6,10 @@
 set -eu
 case $* in
 "") all=false ;;
---all) all=true ;;
+--all)
+    all=true
+    export DSV2_TEST_ALL=1 # for tests that run a part unless told
+    ;;
 *)
     echo "usage: sh tests/run.sh [--all]" >&2
     exit 2

@@ -173,7 +173,8 @@ bool ds_file_begins(const char *path, const void *magic, size_t size);
 
 bool ds_is_folder(const char *path);
 bool ds_is_file(const char *path);
-bool ds_exists(const char *path); /* true for anything there, a link to nothing included */
+bool ds_exists(const char *path); /* true for anything there, a link to nothing and what cannot be looked at included:
+                                   * reading says what is wrong with these */
 
 /* ---- files that appear only when whole (write.c) ---- */
 

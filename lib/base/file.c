@@ -88,7 +88,7 @@ dsv2_status ds_file_read(const char *path, uint64_t limit, char **data, size_t *
     if (status != DSV2_OK)
         return status;
     char *buffer = NULL;
-    size_t got = 0; /* fewer than expected if the file shrank meanwhile: then what is left counts as the file */
+    size_t got = 0;
     if (expected > limit)
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: %llu bytes, expected at most %llu", path, (unsigned long long)expected,
                          (unsigned long long)limit);
@@ -96,6 +96,9 @@ dsv2_status ds_file_read(const char *path, uint64_t limit, char **data, size_t *
         status = ds_fail_memory(path, (size_t)expected + 1);
     else if (!ds_os_read(file, 0, buffer, (size_t)expected, &got))
         status = ds_fail_io(path, "read");
+    else if (got < expected)
+        status = ds_fail(DSV2_ERROR_IO, "%s: was %llu bytes when opened, but ends after %zu: the file is being changed",
+                         path, (unsigned long long)expected, got);
     ds_os_close(&file);
     if (status != DSV2_OK) {
         ds_free(buffer);

@@ -92,12 +92,13 @@ typedef enum ds_os_kind {
     DS_OS_NOTHING,
     DS_OS_FILE, /* a regular file, or a link to one */
     DS_OS_FOLDER,
-    DS_OS_OTHER, /* also a link whose target is not there or cannot be looked at */
+    DS_OS_OTHER,   /* also a link whose target is not there or cannot be looked at */
+    DS_OS_UNKNOWN, /* the system does not say whether there is anything: ds_os_failure says why */
 } ds_os_kind;
 
 ds_os_kind ds_os_kind_of(const char *path);
 
-/* What a link at `path` says: at most size - 1 bytes and a NUL. False where no link is, or where its text is longer. */
+/* What a link at `path` says: at most size - 1 bytes and a NUL; the empty text where no link is. */
 bool ds_os_read_link(const char *path, char *text, size_t size);
 
 /* Whether both paths lead to the same thing. */
@@ -114,10 +115,10 @@ bool ds_os_flush_folder(const char *path);
 
 typedef struct ds_os_folder ds_os_folder;
 
-/* The names in a folder, in no order. ds_os_folder_open returns NULL on failure, ds_os_folder_next after the last name.
- * A name is valid until the next call. */
+/* The names in a folder, in no order. ds_os_folder_open returns NULL on failure. *name is NULL after the last name, and
+ * else valid until the next call. */
 ds_os_folder *ds_os_folder_open(const char *path);
-const char *ds_os_folder_next(ds_os_folder *folder);
+bool ds_os_folder_next(ds_os_folder *folder, const char **name);
 void ds_os_folder_close(ds_os_folder *folder);
 
 /* ---- open files ---- */

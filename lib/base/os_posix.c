@@ -192,23 +192,26 @@ static ds_os_kind kind_of(const struct stat *status)
     return S_ISREG(status->st_mode) ? DS_OS_FILE : S_ISDIR(status->st_mode) ? DS_OS_FOLDER : DS_OS_OTHER;
 }
 
+/* Whether a call failed because nothing has the path that the call got, and nothing could have it. */
+static bool is_absent(void) { return errno == ENOENT || errno == ENOTDIR || errno == ENAMETOOLONG; }
+
 ds_os_kind ds_os_kind_of(const char *path)
 {
     struct stat status;
     if (stat(path, &status) == 0)
         return kind_of(&status);
-    return lstat(path, &status) == 0 ? DS_OS_OTHER : DS_OS_NOTHING;
+    if (lstat(path, &status) == 0)
+        return DS_OS_OTHER;
+    return is_absent() ? DS_OS_NOTHING : DS_OS_UNKNOWN;
 }
 
 bool ds_os_read_link(const char *path, char *text, size_t size)
 {
     ssize_t got = readlink(path, text, size);
-    if (got < 0)
-        return false;
-    if ((size_t)got == size)
+    if (got >= 0 && (size_t)got == size)
         return fail(ENAMETOOLONG);
-    text[got] = '\0';
-    return true;
+    text[got < 0 ? 0 : got] = '\0';
+    return got >= 0 || errno == EINVAL || is_absent(); /* EINVAL: something is there that is no link */
 }
 
 bool ds_os_same(const char *a, const char *b)
@@ -245,10 +248,12 @@ bool ds_os_flush_folder(const char *path)
 
 ds_os_folder *ds_os_folder_open(const char *path) { return (ds_os_folder *)(void *)opendir(path); }
 
-const char *ds_os_folder_next(ds_os_folder *folder)
+bool ds_os_folder_next(ds_os_folder *folder, const char **name)
 {
+    errno = 0;
     const struct dirent *entry = readdir((DIR *)(void *)folder);
-    return entry == NULL ? NULL : entry->d_name;
+    *name = entry == NULL ? NULL : entry->d_name;
+    return entry != NULL || errno == 0;
 }
 
 void ds_os_folder_close(ds_os_folder *folder) { closedir((DIR *)(void *)folder); }
@@ -298,12 +303,23 @@ static void fill_marks(char *marks, unsigned attempt)
     }
 }
 
-/* Whether the name is still the file's: whoever found the file unlocked may have removed it. */
-static bool lock_new(ds_os_file file, const char *name)
+/* Whether another file or none has the name of a new file: whoever found this one unlocked removed it. */
+static bool is_lost(int fd, const char *name)
 {
-    if (flock(fd_of(file), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    struct stat created, named;
+    if (fstat(fd, &created) != 0)
         return false;
-    return ds_os_is_at(file, name); /* where files cannot be locked, nobody removes this one either */
+    if (lstat(name, &named) != 0)
+        return is_absent();
+    return created.st_dev != named.st_dev || created.st_ino != named.st_ino;
+}
+
+/* Where files cannot be locked, nobody removes this one either. */
+static bool lock_new(int fd, const char *name)
+{
+    int result;
+    UNINTERRUPTED(result, flock(fd, LOCK_EX | LOCK_NB));
+    return (result == 0 || errno != EWOULDBLOCK) && !is_lost(fd, name);
 }
 
 /* Gives a new file the owner, group and mode of the old one, as far as the system lets. The umask may have taken bits
@@ -329,11 +345,13 @@ bool ds_os_create_temporary(char *name, char *marks, const char *path, ds_os_fil
                 continue;
             return false;
         }
-        if (lock_new(*file, name)) {
+        if (lock_new(fd_of(*file), name)) {
             if (replaces)
                 take_after(fd_of(*file), &status);
             return true;
         }
+        if (!is_lost(fd_of(*file), name))
+            (void)unlink(name);
         ds_os_close(file);
     }
     return fail(EEXIST);

@@ -38,32 +38,53 @@ static bool follow_link(char **path, const char *text)
     return true;
 }
 
-dsv2_status ds_writer_target(const char *path, char **target)
+/* Replaces *path, which has the name `asked` in messages, by what links lead to. */
+static dsv2_status follow_links(char **path, const char *asked, bool *is_link)
 {
     enum { MAX_LINKS = 40, MAX_TEXT = 4096 };
-    if (path[0] == '\0')
-        return ds_fail(DSV2_ERROR_IO, "the path is empty");
-    char *text = ds_new(MAX_TEXT, 1), *at = ds_copy_string(path);
-    int n_links = 0;
-    bool followed = text != NULL && at != NULL;
-    while (followed && n_links < MAX_LINKS && ds_os_read_link(at, text, MAX_TEXT)) {
-        followed = follow_link(&at, text);
-        n_links++;
+    char *text = ds_new(MAX_TEXT, 1);
+    dsv2_status status = text == NULL ? ds_fail_memory("a path", MAX_TEXT) : DSV2_OK;
+    *is_link = false;
+    for (int n_links = 0; status == DSV2_OK; n_links++) {
+        if (!ds_os_read_link(*path, text, MAX_TEXT))
+            status = ds_fail_io(asked, "read the link");
+        else if (text[0] == '\0')
+            break;
+        else if (n_links == MAX_LINKS)
+            status = ds_fail(DSV2_ERROR_IO, "%s: a chain of links that does not end", asked);
+        else if (!follow_link(path, text))
+            status = ds_fail_memory("a path", strlen(asked));
+        *is_link = true;
     }
     ds_free(text);
-    ds_os_kind kind = followed ? ds_os_kind_of(at) : DS_OS_NOTHING;
-    dsv2_status status = DSV2_OK;
-    if (!followed)
-        status = ds_fail_memory("a path", strlen(path));
-    else if (n_links == MAX_LINKS)
-        status = ds_fail(DSV2_ERROR_IO, "%s: a chain of links that does not end", path);
-    else if (kind != DS_OS_NOTHING && kind != DS_OS_FILE) /* renaming would put a file in place of a device */
-        status = ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
-    else if (n_links > 0 && ds_os_kind_of(path) != DS_OS_OTHER && !ds_os_same(path, at))
+    return status;
+}
+
+/* Whether a file may be put at `at`, which links at `path` lead to. */
+static dsv2_status check_target(const char *path, const char *at, bool is_link)
+{
+    ds_os_kind kind = ds_os_kind_of(at);
+    if (kind == DS_OS_UNKNOWN)
+        return ds_fail_io(path, "look at the file");
+    if (kind != DS_OS_NOTHING && kind != DS_OS_FILE) /* renaming would put a file in place of a device */
+        return ds_fail(DSV2_ERROR_IO, "%s: not a regular file", path);
+    if (is_link && ds_os_kind_of(path) != DS_OS_OTHER && !ds_os_same(path, at))
         /* Some links only the system can follow: those of /proc say what is no path. */
-        status = ds_fail(DSV2_ERROR_IO, "%s: a link to %s, where its file is not", path, at);
-    else if (kind == DS_OS_FILE && !ds_os_may_write(at))
-        status = ds_fail_io(path, "write");
+        return ds_fail(DSV2_ERROR_IO, "%s: a link to %s, where its file is not", path, at);
+    return kind == DS_OS_FILE && !ds_os_may_write(at) ? ds_fail_io(path, "write") : DSV2_OK;
+}
+
+dsv2_status ds_writer_target(const char *path, char **target)
+{
+    bool is_link;
+    if (path[0] == '\0')
+        return ds_fail(DSV2_ERROR_IO, "the path is empty");
+    char *at = ds_copy_string(path);
+    if (at == NULL)
+        return ds_fail_memory("a path", strlen(path));
+    dsv2_status status = follow_links(&at, path, &is_link);
+    if (status == DSV2_OK)
+        status = check_target(path, at, is_link);
     if (status != DSV2_OK)
         ds_free(at);
     else
@@ -75,9 +96,9 @@ dsv2_status ds_writer_target(const char *path, char **target)
 static bool is_temporary(const char *name, const char *of)
 {
     size_t length = strlen(of);
-    const char *marks = name + length + 1;
     if (strlen(name) != length + sizeof TEMPORARY_SUFFIX - 1 || memcmp(name, of, length) != 0 || name[length] != '.')
         return false;
+    const char *marks = name + length + 1;
     for (int i = 0; i < MARKS; i++)
         if (!((marks[i] >= 'A' && marks[i] <= 'Z') || (marks[i] >= 'a' && marks[i] <= 'z') ||
               (marks[i] >= '0' && marks[i] <= '9')))
@@ -91,7 +112,7 @@ static void remove_left_over(const ds_writer *writer)
     ds_os_folder *listing = ds_os_folder_open(writer->folder);
     if (listing == NULL)
         return;
-    for (const char *name; (name = ds_os_folder_next(listing)) != NULL;) {
+    for (const char *name; ds_os_folder_next(listing, &name) && name != NULL;) {
         if (!is_temporary(name, name_of(writer->path)))
             continue;
         char *path = ds_path_join(writer->folder, name);

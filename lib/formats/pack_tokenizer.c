@@ -73,7 +73,7 @@ static dsv2_status copy_file(ds_pack_writer *writer, const char *folder, const c
     size_t size;
     if (path == NULL)
         return ds_fail_memory("a path", strlen(folder));
-    *found = ds_is_file(path);
+    *found = ds_exists(path);
     dsv2_status status = *found ? ds_file_read(path, DS_PACK_MAX_TEXT, &text, &size) : DSV2_OK;
     if (*found && status == DSV2_OK)
         status = ds_pack_writer_text(writer, name, text, size);

@@ -251,10 +251,12 @@ static dsv2_status list_folder(const char *folder, file_list *list)
     if (names == NULL)
         return ds_fail_io(folder, "open");
     dsv2_status status = DSV2_OK;
-    const char *name;
-    while (status == DSV2_OK && (name = ds_os_folder_next(names)) != NULL)
-        if (is_safetensors_name(name))
+    for (const char *name = ""; status == DSV2_OK && name != NULL;) {
+        if (!ds_os_folder_next(names, &name))
+            status = ds_fail_io(folder, "list");
+        else if (name != NULL && is_safetensors_name(name))
             status = add_name(list, name);
+    }
     ds_os_folder_close(names);
     if (status == DSV2_OK && list->n == 0)
         status = ds_fail(DSV2_ERROR_IO, "%s: has no *.safetensors file", folder);

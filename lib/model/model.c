@@ -54,7 +54,7 @@ static dsv2_status open_folder(ds_model_fixed *fixed, const char *path)
     tokenizer_path = ds_path_join(path, "tokenizer.json");
     if (tokenizer_path == NULL)
         status = ds_fail_memory("a path", strlen(path));
-    else if (ds_is_file(tokenizer_path))
+    else if (ds_exists(tokenizer_path))
         status = ds_tokenizer_open(path, &fixed->tokenizer);
     else
         ds_log(&fixed->logger, DSV2_LOG_INFO, "%s: no tokenizer.json: the model runs on token ids only", path);

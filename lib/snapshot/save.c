@@ -357,7 +357,7 @@ static dsv2_status save_behind(const ds_snapshot_source *source, const char *pat
     if (status != DSV2_OK)
         return status;
     *outcome = TO_WRITE_ANEW;
-    if (ds_is_file(writer.path)) {
+    if (ds_exists(writer.path)) {
         status = ds_open_regular(writer.path, DS_OS_UPDATE, &writer.file, &size);
         if (status == DSV2_OK && !ds_os_lock(writer.file))
             status = ds_fail_io(path, "lock (is it being saved to by another session?)");

@@ -513,7 +513,7 @@ dsv2_status ds_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
     if ((status = ds_file_read(json_path, MAX_FILE, &text, &size)) != DSV2_OK ||
         (status = ds_tokenizer_from_json(json_path, text, size, &t)) != DSV2_OK)
         goto done;
-    if (ds_is_file(beside) && ((status = ds_file_read(beside, MAX_FILE, &config, &config_size)) != DSV2_OK ||
+    if (ds_exists(beside) && ((status = ds_file_read(beside, MAX_FILE, &config, &config_size)) != DSV2_OK ||
                                (status = ds_tokenizer_configure(t, beside, config, config_size)) != DSV2_OK))
         goto done;
     *tokenizer = t;

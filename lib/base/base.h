@@ -95,6 +95,14 @@ typedef struct ds_text {
     size_t size;
 } ds_text;
 
+/* ---- UTF-8 (utf8.c) ---- */
+
+/* Bytes of the character at `text`, 1 to 4; 0 if no valid character begins there, or only part of one. */
+size_t ds_utf8_length(const char *text, size_t size);
+
+/* How many bytes from the start are valid UTF-8. */
+size_t ds_utf8_valid(const char *text, size_t size);
+
 /* ---- checked arithmetic (inline: one instruction and a branch) ---- */
 
 /* *out = a + b, *out = a * b; false if the result does not fit. */

@@ -1,93 +1,293 @@
 #include "base/json.h"
 
-#include <errno.h>
+#include <float.h>
+#include <locale.h>
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
-/* When the buffer that holds one token cannot grow, jansson 2.14 goes on with a string that is a byte short. A lack of
- * memory must not change what a file says. So the text is parsed as the second member of ["xxx...x", TEXT], with as
- * many x as the text's longest token has bytes: the buffer grows in that string and nowhere else, and the string's
- * length shows whether it did. */
-typedef struct json_input {
-    const char *text;
-    size_t size, at; /* at: bytes delivered so far, those around the text included */
-    size_t longest;
-} json_input;
+/* What becomes of words that are no JSON: strings that no writer has reason to write. */
+static const char *const words[] = {"\x7fNaN", "\x7fInfinity", "\x7f-Infinity"};
 
-static bool in_number_or_word(char c)
+/* Bounds on what jansson takes, malloc's own 16 bytes for a block included. */
+enum {
+    OBJECT_COST = 320, /* with the first 8 buckets */
+    ARRAY_COST = 160,  /* with the first 8 elements */
+    STRING_COST = 80,  /* and three times the bytes: the value's, and those of a buffer that doubles */
+    SCALAR_COST = 48,
+    MEMBER_COST = 144, /* with two buckets */
+    ELEMENT_COST = 24
+};
+
+/* ---- strings and numbers ---- */
+
+static dsv2_status fail_at(const ds_json *json, const char *at, const char *wrong)
 {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-           c == '+' || c == '-' || c == '.';
+    int line, column;
+    ds_json_place(json, at, &line, &column);
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", json->path, line, column, wrong);
 }
 
-/* A bound on the bytes of any token: strings with their quotes and escapes, numbers and words. */
-static size_t longest_token(const char *text, size_t size)
+/* The four hexadecimal digits of an escape. */
+static uint32_t read_hex(const char *digits)
 {
-    size_t longest = 0, length = 0;
-    bool in_string = false;
-    for (size_t i = 0; i < size; i++) {
-        bool quote = text[i] == '"', begins = quote && !in_string;
-        if (in_string && text[i] == '\\' && i + 1 < size) {
-            length += 2;
-            i++;
-        } else if (begins || (!in_string && !in_number_or_word(text[i]))) {
-            length = 1;
+    uint32_t value = 0;
+    for (size_t i = 0; i < 4; i++) {
+        uint32_t c = (uint8_t)digits[i];
+        value = value << 4 | (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
+    }
+    return value;
+}
+
+static char *put_utf8(char *at, uint32_t c)
+{
+    if (c < 0x80) {
+        *at++ = (char)c;
+        return at;
+    }
+    unsigned more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+    *at++ = (char)((0xff00u >> (more + 1) & 0xffu) | c >> 6 * more);
+    while (more-- > 0)
+        *at++ = (char)(0x80 | (c >> 6 * more & 0x3f));
+    return at;
+}
+
+/* The bytes that the escape at *from means, which are fewer than its own. NULL: none. */
+static char *decode_escape(const char **from, char *at)
+{
+    static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
+    const char *escape = *from;
+    if (escape[1] != 'u') {
+        *from += 2;
+        *at = meanings[strchr(letters, escape[1]) - letters];
+        return at + 1;
+    }
+    uint32_t c = read_hex(escape + 2);
+    *from += 6;
+    if (c >= 0xd800 && c < 0xdc00 && escape[6] == '\\' && escape[7] == 'u') {
+        uint32_t low = read_hex(escape + 8);
+        *from += 6;
+        c = low >= 0xdc00 && low < 0xe000 ? 0x10000 + ((c - 0xd800) << 10 | (low - 0xdc00)) : 0;
+    }
+    return c == 0 || (c >= 0xd800 && c < 0xe000) ? NULL : put_utf8(at, c);
+}
+
+dsv2_status ds_json_decode(const ds_json *json, ds_text value, ds_json_string *string)
+{
+    if (!ds_grow(&string->bytes, &string->capacity, value.size, 1))
+        return ds_fail_memory("a string", value.size);
+    const char *from = value.data + 1, *end = value.data + value.size - 1;
+    char *at = string->bytes;
+    while (from < end) {
+        const char *escape = memchr(from, '\\', (size_t)(end - from));
+        size_t plain = (size_t)((escape != NULL ? escape : end) - from);
+        memcpy(at, from, plain);
+        at += plain;
+        from += plain;
+        if (escape != NULL && (at = decode_escape(&from, at)) == NULL)
+            return fail_at(json, escape, "U+0000, or half of a surrogate pair");
+    }
+    *at = '\0';
+    string->size = (size_t)(at - string->bytes);
+    return DSV2_OK;
+}
+
+/* The double nearest to a number, whatever the host's locale has for a point. */
+static dsv2_status read_real(ds_text number, ds_json_string *buffer, double *value)
+{
+    const char *point = localeconv()->decimal_point;
+    size_t size = number.size + strlen(point) + 1;
+    if (!ds_grow(&buffer->bytes, &buffer->capacity, size, 1))
+        return ds_fail_memory("a number", size);
+    char *at = buffer->bytes;
+    for (size_t i = 0; i < number.size; i++) {
+        if (number.data[i] == '.') {
+            memcpy(at, point, strlen(point));
+            at += strlen(point);
         } else {
-            length++;
+            *at++ = number.data[i];
         }
-        in_string = begins || (in_string && !quote);
-        longest = length > longest ? length : longest;
     }
-    return longest;
+    *at = '\0';
+    *value = strtod(buffer->bytes, NULL);
+    if (isinf(*value))
+        *value = copysign(DBL_MAX, *value);
+    return DSV2_OK;
 }
 
-static size_t deliver(void *buffer, size_t size, void *user)
+/* ---- values ---- */
+
+typedef struct builder {
+    const ds_json *json;
+    ds_scanner scanner;
+    const char *begin; /* of what is parsed */
+    uint64_t left;     /* bytes of memory that values may still take */
+    ds_json_string string;
+} builder;
+
+static dsv2_status pay(builder *b, uint64_t cost)
 {
-    static const char before[] = "[\"", between[] = "\",\n", after[] = "\n]";
-    json_input *s = user;
-    const struct {
-        const char *bytes; /* NULL: x */
-        size_t size;
-    } pieces[] = {{before, 2}, {NULL, s->longest}, {between, 3}, {s->text, s->size}, {after, 2}};
-    size_t begin = 0;
-    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; begin += pieces[i++].size) {
-        if (s->at >= begin + pieces[i].size)
-            continue;
-        size_t from = s->at - begin, n = pieces[i].size - from < size ? pieces[i].size - from : size;
-        if (pieces[i].bytes == NULL)
-            memset(buffer, 'x', n);
-        else
-            memcpy(buffer, pieces[i].bytes + from, n);
-        s->at += n;
-        return n;
+    if (cost <= b->left) {
+        b->left -= cost;
+        return DSV2_OK;
     }
-    return 0;
+    int line, column;
+    ds_json_place(b->json, b->begin, &line, &column);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                   "%s: line %d, column %d: the values would take more than %d times the file's bytes of memory",
+                   b->json->path, line, column, DS_JSON_FACTOR);
 }
 
-dsv2_status ds_json_parse(const char *path, const char *text, size_t size, json_t **object)
+static dsv2_status build(builder *b, json_t **value);
+
+/* Steps behind the comma, if one stands there. False, and behind the end, if the array or object ends. */
+static bool find_next(ds_scanner *s)
 {
-    json_error_t error;
-    json_input s = {.text = text, .size = size, .longest = longest_token(text, size)};
-    errno = 0; /* tells a failed allocation, which may look like an error of syntax */
-    json_t *both = json_load_callback(deliver, &s, JSON_REJECT_DUPLICATES, &error);
-    if (both == NULL && errno != ENOMEM) {
-        json_t *alone = json_loadb(text, size, JSON_REJECT_DUPLICATES, &error); /* for the place in the text itself */
-        if (alone == NULL && json_error_code(&error) != json_error_out_of_memory)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", path, error.line,
-                           error.column, error.text);
-        json_decref(alone);
+    ds_skip_space(s);
+    if (*s->at == ',')
+        s->at++;
+    ds_skip_space(s);
+    if (*s->at != ']' && *s->at != '}')
+        return true;
+    s->at++;
+    return false;
+}
+
+static dsv2_status build_array(builder *b, json_t *array)
+{
+    while (find_next(&b->scanner)) {
+        json_t *element;
+        dsv2_status status = pay(b, ELEMENT_COST);
+        if (status != DSV2_OK || (status = build(b, &element)) != DSV2_OK)
+            return status;
+        if (json_array_append_new(array, element) != 0)
+            return ds_fail_memory("parsed JSON", b->json->text.size);
     }
+    return DSV2_OK;
+}
+
+static bool is_wanted(const char *name, const char *const *names)
+{
+    while (*names != NULL && strcmp(*names, name) != 0)
+        names++;
+    return *names != NULL;
+}
+
+/* Parses the member whose name begins here, and adds it to the object if it is wanted. */
+static dsv2_status build_member(builder *b, json_t *object, const char *const *names)
+{
+    ds_scanner *s = &b->scanner;
+    ds_text name = {s->at, 0};
+    json_t *value;
     dsv2_status status = DSV2_OK;
-    json_t *root = json_array_get(both, 1);
-    if (both == NULL || json_string_length(json_array_get(both, 0)) != s.longest)
-        status = ds_fail_memory("parsed JSON", size);
-    else if (json_array_size(both) != 2)
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: not valid JSON: there is more behind the first value", path);
-    else if (!json_is_object(root))
-        status = ds_fail(DSV2_ERROR_FORMAT, "%s: is %s, expected a JSON object", path, ds_json_kind(root));
-    else
-        *object = json_incref(root);
-    json_decref(both);
+    (void)ds_skip_string(s);
+    name.size = (size_t)(s->at - name.data);
+    ds_skip_space(s);
+    s->at++; /* the colon */
+    ds_skip_space(s);
+    if (names != NULL) {
+        if ((status = ds_json_decode(b->json, name, &b->string)) != DSV2_OK)
+            return status;
+        if (!is_wanted(b->string.bytes, names)) {
+            (void)ds_skip_value(s);
+            return DSV2_OK;
+        }
+    }
+    if ((status = pay(b, MEMBER_COST + 3 * (uint64_t)name.size)) != DSV2_OK || (status = build(b, &value)) != DSV2_OK)
+        return status;
+    if ((status = ds_json_decode(b->json, name, &b->string)) == DSV2_OK &&
+        json_object_getn(object, b->string.bytes, b->string.size) != NULL)
+        status = fail_at(b->json, name.data, "duplicate object key");
+    if (status != DSV2_OK)
+        json_decref(value);
+    else if (json_object_setn_new_nocheck(object, b->string.bytes, b->string.size, value) != 0)
+        status = ds_fail_memory("parsed JSON", b->json->text.size);
     return status;
+}
+
+static dsv2_status build_members(builder *b, json_t *object, const char *const *names)
+{
+    dsv2_status status = DSV2_OK;
+    while (status == DSV2_OK && find_next(&b->scanner))
+        status = build_member(b, object, names);
+    return status;
+}
+
+/* Parses the array or the object that begins here. */
+static dsv2_status build_container(builder *b, const char *const *names, json_t **value)
+{
+    bool object = *b->scanner.at++ == '{';
+    dsv2_status status = pay(b, object ? OBJECT_COST : ARRAY_COST);
+    if (status != DSV2_OK)
+        return status;
+    json_t *container = object ? json_object() : json_array();
+    if (container == NULL)
+        return ds_fail_memory("parsed JSON", b->json->text.size);
+    status = object ? build_members(b, container, names) : build_array(b, container);
+    if (status == DSV2_OK)
+        *value = container;
+    else
+        json_decref(container);
+    return status;
+}
+
+/* Parses a string, number or word. */
+static dsv2_status build_scalar(builder *b, json_t **value)
+{
+    ds_text text = {b->scanner.at, 0};
+    int64_t integer;
+    double real = 0;
+    (void)ds_skip_scalar(&b->scanner);
+    text.size = (size_t)(b->scanner.at - text.data);
+    char first = text.data[0], last = text.data[text.size - 1];
+    bool string = first == '"', word = last == 'y' || first == 'N';
+    dsv2_status status = pay(b, string || word ? STRING_COST + 3 * (uint64_t)text.size : SCALAR_COST);
+    if (status == DSV2_OK && string)
+        status = ds_json_decode(b->json, text, &b->string);
+    if (status != DSV2_OK)
+        return status;
+    if (string) {
+        *value = json_stringn_nocheck(b->string.bytes, b->string.size);
+    } else if (word) {
+        *value = json_string_nocheck(words[first == 'N' ? 0 : first == 'I' ? 1 : 2]);
+    } else if (first == 't' || first == 'f') {
+        *value = json_boolean(first == 't');
+    } else if (first == 'n') {
+        *value = json_null();
+    } else if (ds_json_is_integer(text, &integer)) {
+        *value = json_integer(integer);
+    } else {
+        if ((status = read_real(text, &b->string, &real)) != DSV2_OK)
+            return status;
+        *value = json_real(real);
+    }
+    return *value != NULL ? DSV2_OK : ds_fail_memory("parsed JSON", b->json->text.size);
+}
+
+static dsv2_status build(builder *b, json_t **value)
+{
+    char first = *b->scanner.at;
+    return first == '{' || first == '[' ? build_container(b, NULL, value) : build_scalar(b, value);
+}
+
+dsv2_status ds_json_read(const ds_json *json, ds_text value, const char *const *names, json_t **parsed)
+{
+    builder b = {
+        .json = json,
+        .scanner = {.at = value.data, .end = value.data + value.size},
+        .begin = value.data,
+        .left = (uint64_t)DS_JSON_FACTOR * json->text.size + DS_JSON_SLACK,
+    };
+    dsv2_status status = *value.data == '{' ? build_container(&b, names, parsed) : build(&b, parsed);
+    ds_free(b.string.bytes);
+    return status;
+}
+
+dsv2_status ds_json_parse(const char *path, const char *text, size_t size, const char *const *names, json_t **object)
+{
+    ds_json json;
+    dsv2_status status = ds_json_check(path, text, size, &json);
+    return status == DSV2_OK ? ds_json_read(&json, json.text, names, object) : status;
 }
 
 const char *ds_json_kind(const json_t *value)
@@ -100,6 +300,9 @@ const char *ds_json_kind(const json_t *value)
     case JSON_ARRAY:
         return "an array";
     case JSON_STRING:
+        for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+            if (strcmp(json_string_value(value), words[i]) == 0)
+                return words[i] + 1;
         return "a string";
     case JSON_INTEGER:
         return "an integer";

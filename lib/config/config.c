@@ -4,8 +4,21 @@
 
 #include "base/json.h"
 
+#include <assert.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
+
+/* Every field that is read. Others are not even parsed. */
+static const char *const fields_read[] = {
+    "architectures", "attention_bias", "bos_token_id", "eos_token_id", "first_k_dense_replace", "hidden_act",
+    "hidden_size", "intermediate_size", "kv_lora_rank", "max_position_embeddings", "mlp_bias", "model_type",
+    "moe_intermediate_size", "moe_layer_freq", "n_group", "n_routed_experts", "n_shared_experts", "norm_topk_prob",
+    "num_attention_heads", "num_experts_per_tok", "num_hidden_layers", "num_key_value_heads", "q_lora_rank",
+    "qk_nope_head_dim", "qk_rope_head_dim", "quantization_config", "rms_norm_eps", "rope_interleave",
+    "rope_parameters", "rope_scaling", "rope_theta", "routed_scaling_factor", "scoring_func", "tie_word_embeddings",
+    "topk_group", "topk_method", "use_mla", "v_head_dim", "vocab_size", NULL,
+};
 
 /* The file being read: every message begins with its path. */
 typedef struct reader {
@@ -28,11 +41,54 @@ static dsv2_status fail_unsupported(const reader *r, const char *name, const cha
                    supported);
 }
 
+static inline bool is_read(const char *name)
+{
+    size_t i = 0;
+    while (fields_read[i] != NULL && strcmp(fields_read[i], name) != 0)
+        i++;
+    return fields_read[i] != NULL;
+}
+
+/* NULL if the field is missing. */
+static json_t *get_raw(const reader *r, const char *name)
+{
+    assert(r->scope[0] != '\0' || is_read(name));
+    return json_object_get(r->root, name);
+}
+
 /* DeepSeek's code treats a missing field as null wherever its default is None. */
 static const json_t *get(const reader *r, const char *name)
 {
-    const json_t *value = json_object_get(r->root, name);
+    const json_t *value = get_raw(r, name);
     return ds_json_is_absent(value) ? NULL : value;
+}
+
+/* The same for an object. transformers takes an empty one for a missing one. */
+static const json_t *get_object(const reader *r, const char *name)
+{
+    const json_t *value = get(r, name);
+    return json_is_object(value) && json_object_size(value) == 0 ? NULL : value;
+}
+
+/* Whether a value is a whole number: 512, or 512.0 as some writers have it. */
+static bool is_whole(const json_t *value)
+{
+    return json_is_integer(value) || (json_is_real(value) && trunc(json_real_value(value)) == json_real_value(value));
+}
+
+/* A number for a message. */
+typedef struct number_text {
+    char text[32];
+} number_text;
+
+static number_text show(const json_t *number)
+{
+    number_text shown;
+    if (json_is_integer(number))
+        snprintf(shown.text, sizeof shown.text, "%lld", (long long)json_integer_value(number));
+    else
+        snprintf(shown.text, sizeof shown.text, "%.15g", json_number_value(number));
+    return shown;
 }
 
 enum { REQUIRED = -1 }; /* in place of a default */
@@ -45,12 +101,12 @@ static dsv2_status read_u32(const reader *r, const char *name, uint32_t min, uin
         *out = (uint32_t)fallback;
         return DSV2_OK;
     }
-    if (!json_is_integer(value))
-        return fail_kind(r, name, json_object_get(r->root, name), "an integer");
-    json_int_t number = json_integer_value(value);
-    if (number < (json_int_t)min || number > (json_int_t)max)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %lld, expected %u to %u", r->path, r->scope, name,
-                       (long long)number, (unsigned)min, (unsigned)max);
+    if (!is_whole(value))
+        return fail_kind(r, name, get_raw(r, name), "an integer");
+    double number = json_number_value(value); /* exact where it is within the bounds */
+    if (!(number >= min && number <= max))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s%s is %s, expected %u to %u", r->path, r->scope, name,
+                       show(value).text, (unsigned)min, (unsigned)max);
     *out = (uint32_t)number;
     return DSV2_OK;
 }
@@ -63,7 +119,7 @@ static dsv2_status read_float(const reader *r, const char *name, float min, floa
         return DSV2_OK;
     }
     if (!json_is_number(value))
-        return fail_kind(r, name, json_object_get(r->root, name), "a number");
+        return fail_kind(r, name, get_raw(r, name), "a number");
     double number = json_number_value(value);
     float rounded = (float)number;
     if (!(rounded >= min && rounded <= max))
@@ -87,15 +143,20 @@ static dsv2_status read_string(const reader *r, const char *name, const char *fa
 {
     const json_t *value = get(r, name);
     if ((value == NULL && fallback == NULL) || (value != NULL && !json_is_string(value)))
-        return fail_kind(r, name, json_object_get(r->root, name), "a string");
+        return fail_kind(r, name, get_raw(r, name), "a string");
     *out = value == NULL ? fallback : json_string_value(value);
     return DSV2_OK;
 }
 
 static dsv2_status read_model_type(const reader *r, ds_config *config)
 {
-    const char *type;
-    dsv2_status status = read_string(r, "model_type", NULL, &type);
+    /* A file without a model_type may name the class that runs it. */
+    const char *class = json_string_value(json_array_get(get(r, "architectures"), 0)), *type = NULL;
+    const char *of_class = class == NULL                                  ? NULL
+                           : strcmp(class, "DeepseekV2ForCausalLM") == 0 ? "deepseek_v2"
+                           : strcmp(class, "DeepseekV3ForCausalLM") == 0 ? "deepseek_v3"
+                                                                         : NULL;
+    dsv2_status status = read_string(r, "model_type", of_class, &type);
     if (status != DSV2_OK)
         return status;
     config->is_v3 = strcmp(type, "deepseek_v3") == 0;
@@ -132,7 +193,7 @@ static dsv2_status read_shapes(const reader *r, ds_config *config)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: qk_rope_head_dim is %u, expected an even number: it holds pairs",
                        r->path, (unsigned)config->qk_rope_head_dim);
     /* null: queries are not compressed. DeepSeek's code would take 1536 for a missing field. */
-    if (json_object_get(r->root, "q_lora_rank") == NULL)
+    if (get_raw(r, "q_lora_rank") == NULL)
         return fail_kind(r, "q_lora_rank", NULL, "an integer or null");
     return read_u32(r, "q_lora_rank", 1, DS_MAX_DIM, 0, &config->q_lora_rank);
 }
@@ -226,14 +287,14 @@ static dsv2_status read_rope(const reader *r, const ds_logger *logger, ds_config
     dsv2_status status = read_float(r, "rope_theta", DS_RANGE_ROPE_THETA, 10000, &config->rope_theta);
     if (status != DSV2_OK)
         return status;
-    bool older = get(r, "rope_scaling") != NULL;
+    bool older = get_object(r, "rope_scaling") != NULL;
     const char *name = older ? "rope_scaling" : "rope_parameters";
-    const json_t *scaling = get(r, name);
+    const json_t *scaling = get_object(r, name);
     if (scaling == NULL)
         return DSV2_OK;
     if (!json_is_object(scaling))
         return fail_kind(r, name, scaling, "an object or null");
-    reader inner = {r->path, json_object_get(r->root, name), older ? "rope_scaling." : "rope_parameters."};
+    reader inner = {r->path, get_raw(r, name), older ? "rope_scaling." : "rope_parameters."};
     status = read_float(&inner, "rope_theta", DS_RANGE_ROPE_THETA, config->rope_theta, &config->rope_theta);
     const char *type_name = get(&inner, "rope_type") != NULL ? "rope_type" : "type";
     const char *type = NULL;
@@ -281,15 +342,20 @@ static dsv2_status read_routing_names(const reader *r, ds_config *config)
     return DSV2_OK;
 }
 
-/* n_group and topk_group: read where the method limits routing, 1 elsewhere. */
+/* n_group and topk_group: read where the method limits routing, 1 elsewhere. Where they are missing the published
+ * classes of V3 take 8 and 4; those of V2 have no default that runs. */
 static dsv2_status read_groups(const reader *r, ds_config *config)
 {
     config->n_group = config->topk_group = 1;
     if (config->topk_method == DS_TOPK_GREEDY)
         return DSV2_OK;
-    dsv2_status status = read_u32(r, "n_group", 1, DS_MAX_GROUPS, REQUIRED, &config->n_group);
+    bool v3 = config->is_v3;
+    dsv2_status status = read_u32(r, "n_group", 1, DS_MAX_GROUPS, v3 && get_raw(r, "n_group") == NULL ? 8 : REQUIRED,
+                                  &config->n_group);
     if (status == DSV2_OK)
-        status = read_u32(r, "topk_group", 1, config->n_group, REQUIRED, &config->topk_group);
+        status = read_u32(r, "topk_group", 1, config->n_group,
+                          v3 && config->n_group >= 4 && get_raw(r, "topk_group") == NULL ? 4 : REQUIRED,
+                          &config->topk_group);
     return status;
 }
 
@@ -322,7 +388,7 @@ dsv2_status ds_config_settle_experts(const char *path, ds_config *config)
 static dsv2_status read_experts(const reader *r, ds_config *config)
 {
     /* The published defaults make a V2 without the field a dense model, but a V3 a mixture of 256 experts. */
-    if (config->is_v3 && json_object_get(r->root, "n_routed_experts") == NULL)
+    if (config->is_v3 && get_raw(r, "n_routed_experts") == NULL)
         return fail_kind(r, "n_routed_experts", NULL, "an integer or null");
     dsv2_status status = read_u32(r, "n_routed_experts", 0, DS_MAX_EXPERTS, 0, &config->n_routed_experts);
     if (status != DSV2_OK)
@@ -365,12 +431,12 @@ static dsv2_status read_experts(const reader *r, ds_config *config)
 /* FP8 as DeepSeek-V3 publishes it. Only the size of the scales' blocks matters here: activations stay as they are. */
 static dsv2_status read_quantization(const reader *r, ds_config *config)
 {
-    const json_t *quantization = get(r, "quantization_config");
+    const json_t *quantization = get_object(r, "quantization_config");
     if (quantization == NULL)
         return DSV2_OK;
     if (!json_is_object(quantization))
         return fail_kind(r, "quantization_config", quantization, "an object or null");
-    reader inner = {r->path, json_object_get(r->root, "quantization_config"), "quantization_config."};
+    reader inner = {r->path, get_raw(r, "quantization_config"), "quantization_config."};
     const char *method, *format;
     dsv2_status status = read_string(&inner, "quant_method", NULL, &method);
     if (status != DSV2_OK)
@@ -384,16 +450,16 @@ static dsv2_status read_quantization(const reader *r, ds_config *config)
         return fail_unsupported(&inner, "fmt", format, "\"e4m3\"");
     const json_t *block = get(&inner, "weight_block_size");
     if (!json_is_array(block) || json_array_size(block) != 2)
-        return fail_kind(&inner, "weight_block_size", json_object_get(inner.root, "weight_block_size"),
+        return fail_kind(&inner, "weight_block_size", get_raw(&inner, "weight_block_size"),
                          "an array of 2 integers");
     uint32_t *sizes[2] = {&config->fp8_block_rows, &config->fp8_block_cols};
     for (size_t i = 0; i < 2; i++) {
         const json_t *size = json_array_get(block, i);
-        if (!json_is_integer(size) || json_integer_value(size) < 1 || json_integer_value(size) > DS_MAX_DIM)
+        if (!is_whole(size) || json_number_value(size) < 1 || json_number_value(size) > DS_MAX_DIM)
             return ds_fail(DSV2_ERROR_FORMAT,
-                           "%s: quantization_config.weight_block_size holds %s (%lld), expected integers from 1 to %d",
-                           r->path, ds_json_kind(size), (long long)json_integer_value(size), DS_MAX_DIM);
-        *sizes[i] = (uint32_t)json_integer_value(size);
+                           "%s: quantization_config.weight_block_size holds %s (%g), expected integers from 1 to %d",
+                           r->path, ds_json_kind(size), json_number_value(size), DS_MAX_DIM);
+        *sizes[i] = (uint32_t)json_number_value(size);
     }
     return DSV2_OK;
 }
@@ -414,12 +480,12 @@ static dsv2_status read_token_id(const reader *r, const char *name, const ds_log
     }
     if (value == NULL)
         return DSV2_OK;
-    if (!json_is_integer(value))
+    if (!is_whole(value))
         return fail_kind(r, name, value, "an integer, a list of integers or null");
-    json_int_t id = json_integer_value(value);
-    if (id < 0 || id >= (json_int_t)config->vocab_size)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %lld, expected 0 to vocab_size - 1, %u", r->path, name,
-                       (long long)id, (unsigned)config->vocab_size - 1);
+    double id = json_number_value(value);
+    if (!(id >= 0 && id < config->vocab_size))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %s, expected 0 to vocab_size - 1, %u", r->path, name,
+                       show(value).text, (unsigned)config->vocab_size - 1);
     *out = (int32_t)id;
     return DSV2_OK;
 }
@@ -450,7 +516,7 @@ dsv2_status ds_config_from_json(const char *path, const char *json, size_t size,
                                 ds_config *config)
 {
     reader r = {.path = path, .scope = ""};
-    dsv2_status status = ds_json_parse(path, json, size, &r.root);
+    dsv2_status status = ds_json_parse(path, json, size, fields_read, &r.root);
     if (status != DSV2_OK)
         return status;
     ds_config read = {0};

@@ -21,6 +21,8 @@ static const struct {
     {"F8_E4M3", DS_TYPE_F8_E4M3},
 };
 
+static const char *const entry_fields[] = {"dtype", "shape", "data_offsets", NULL};
+
 static dsv2_status read_u64(const ds_file *file, const char *tensor, const char *field, const json_t *value,
                             uint64_t *out)
 {
@@ -66,7 +68,6 @@ static dsv2_status read_extent(const ds_file *file, const char *name, const json
                        "of data: the file is cut or damaged",
                        file->path, name, (unsigned long long)out->begin, (unsigned long long)out->end,
                        (unsigned long long)data_size);
-    out->name = (ds_text){name, strlen(name)};
     return DSV2_OK;
 }
 
@@ -111,9 +112,10 @@ static dsv2_status check_extents(const ds_file *file, ds_extent *extents, size_t
     for (size_t i = 0; i < n; i++) {
         if (extents[i].begin != end)
             return ds_fail(DSV2_ERROR_FORMAT,
-                           "%s: tensor %s: data_offsets begin at %llu where the tensor before ends at %llu: it %s",
-                           file->path, extents[i].name.data, (unsigned long long)extents[i].begin,
-                           (unsigned long long)end, extents[i].begin < end ? "overlaps another" : "leaves a hole");
+                           "%s: tensor %.*s: data_offsets begin at %llu where the tensor before ends at %llu: it %s",
+                           file->path, (int)extents[i].name.size, extents[i].name.data,
+                           (unsigned long long)extents[i].begin, (unsigned long long)end,
+                           extents[i].begin < end ? "overlaps another" : "leaves a hole");
         end = extents[i].end;
     }
     if (end != data_size)
@@ -122,24 +124,38 @@ static dsv2_status check_extents(const ds_file *file, ds_extent *extents, size_t
     return DSV2_OK;
 }
 
-static dsv2_status read_header(ds_container *container, const ds_file *file, json_t *header, uint64_t data_begin)
+static size_t count_members(ds_text object)
 {
-    ds_extent *extents = ds_new(json_object_size(header), sizeof *extents);
-    if (extents == NULL)
-        return ds_fail_memory("a list of tensors", json_object_size(header) * sizeof *extents);
     size_t n = 0;
+    ds_json_walk walk = ds_json_begin(object);
+    while (ds_json_next(&walk))
+        n++;
+    return n;
+}
+
+/* Entries are parsed one at a time: a header may be 100 MB, of which no list is longer than six numbers. */
+static dsv2_status read_header(ds_container *container, const ds_file *file, const ds_json *json, uint64_t data_begin)
+{
+    size_t n = 0, n_members = count_members(json->text);
+    ds_extent *extents = ds_new(n_members, sizeof *extents);
+    if (extents == NULL)
+        return ds_fail_memory("a list of tensors", n_members * sizeof *extents);
+    ds_json_string name = {0};
+    ds_json_walk walk = ds_json_begin(json->text);
     dsv2_status status = DSV2_OK;
-    const char *name;
-    json_t *entry;
-    json_object_foreach(header, name, entry) {
-        if (strcmp(name, "__metadata__") == 0)
+    while (status == DSV2_OK && ds_json_next(&walk)) {
+        json_t *entry = NULL;
+        if (ds_json_is_name(walk.name, "__metadata__"))
             continue;
-        status = read_tensor(container, file, name, entry, data_begin, &extents[n++]);
-        if (status != DSV2_OK)
-            goto done;
+        if ((status = ds_json_decode(json, walk.name, &name)) == DSV2_OK &&
+            (status = ds_json_read(json, walk.value, entry_fields, &entry)) == DSV2_OK &&
+            (status = read_tensor(container, file, name.bytes, entry, data_begin, &extents[n])) == DSV2_OK)
+            extents[n++].name = (ds_text){walk.name.data + 1, walk.name.size - 2};
+        json_decref(entry);
     }
-    status = check_extents(file, extents, n, file->size - data_begin);
-done:
+    if (status == DSV2_OK)
+        status = check_extents(file, extents, n, file->size - data_begin);
+    ds_free(name.bytes);
     ds_free(extents);
     return status;
 }
@@ -161,13 +177,9 @@ static dsv2_status open_file(ds_container *container, ds_file *file, const char 
             "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,
             (unsigned long long)length,
             (unsigned long long)(file->size - LENGTH_BYTES < HEADER_LIMIT ? file->size - LENGTH_BYTES : HEADER_LIMIT));
-    json_t *header;
-    status = ds_json_parse(path, (const char *)file->data + LENGTH_BYTES, (size_t)length, &header);
-    if (status != DSV2_OK)
-        return status;
-    status = read_header(container, file, header, LENGTH_BYTES + length);
-    json_decref(header);
-    return status;
+    ds_json header;
+    status = ds_json_check(path, (const char *)file->data + LENGTH_BYTES, (size_t)length, &header);
+    return status == DSV2_OK ? read_header(container, file, &header, LENGTH_BYTES + length) : status;
 }
 
 /* Names of a model's files inside its folder. */
@@ -202,24 +214,53 @@ static bool is_plain_name(const char *name)
     return name[0] != '\0' && strchr(name, '/') == NULL && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
-/* Lists the files that an index's weight_map names, each once, in order. */
-static dsv2_status list_index(const char *path, json_t *map, file_list *list)
+/* The index: what it says, and the tensor and the file of the entry that is being looked at. */
+typedef struct weight_index {
+    char *text;
+    ds_json json;
+    ds_text map; /* weight_map; no data: there is no index */
+    ds_json_string tensor, file;
+} weight_index;
+
+static void free_index(weight_index *index)
 {
-    if (!json_is_object(map))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map is %s, expected an object", path, ds_json_kind(map));
-    const char *name;
-    json_t *value;
-    json_object_foreach(map, name, value) {
-        if (!json_is_string(value) || !is_plain_name(json_string_value(value)))
+    ds_free(index->file.bytes);
+    ds_free(index->tensor.bytes);
+    ds_free(index->text);
+}
+
+static dsv2_status read_entry(weight_index *index, const ds_json_walk *walk)
+{
+    dsv2_status status = ds_json_decode(&index->json, walk->name, &index->tensor);
+    if (status == DSV2_OK && !ds_json_is(walk->value, '"'))
+        return ds_fail(DSV2_ERROR_FORMAT,
+                       "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder",
+                       index->json.path, index->tensor.bytes, ds_json_text_kind(walk->value));
+    return status == DSV2_OK ? ds_json_decode(&index->json, walk->value, &index->file) : status;
+}
+
+/* Lists the files that an index's weight_map names, each once, in order. */
+static dsv2_status list_index(weight_index *index, file_list *list)
+{
+    const char *path = index->json.path;
+    if (!ds_json_is(index->map, '{'))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map is %s, expected an object", path,
+                       ds_json_text_kind(index->map));
+    ds_json_walk walk = ds_json_begin(index->map);
+    while (ds_json_next(&walk)) {
+        dsv2_status status = read_entry(index, &walk);
+        if (status != DSV2_OK)
+            return status;
+        const char *file = index->file.bytes;
+        if (!is_plain_name(file))
             return ds_fail(DSV2_ERROR_FORMAT,
                            "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path,
-                           name, json_is_string(value) ? json_string_value(value) : ds_json_kind(value));
-        const char *file = json_string_value(value);
+                           index->tensor.bytes, file);
         /* Neighbours mostly share a file: skipping repeats here keeps the list short. Other repeats go after
          * sorting. */
         if (list->n > 0 && strcmp(list->names[list->n - 1], file) == 0)
             continue;
-        dsv2_status status = add_name(list, file);
+        status = add_name(list, file);
         if (status != DSV2_OK)
             return status;
     }
@@ -266,42 +307,41 @@ static dsv2_status list_folder(const char *folder, file_list *list)
 }
 
 /* Each tensor must be in the file that the index names. */
-static dsv2_status check_index(const ds_container *container, const char *path, json_t *map)
+static dsv2_status check_index(const ds_container *container, weight_index *index)
 {
-    const char *name;
-    json_t *value;
-    json_object_foreach(map, name, value) {
+    ds_json_walk walk = ds_json_begin(index->map);
+    while (ds_json_next(&walk)) {
+        dsv2_status status = read_entry(index, &walk);
+        if (status != DSV2_OK)
+            return status;
+        const char *name = index->tensor.bytes;
         const ds_tensor *tensor = ds_container_find(container, name);
         const ds_other_tensor *other = ds_container_find_other(container, name);
         const char *found = tensor != NULL ? tensor->path : other != NULL ? other->path : NULL;
-        if (found == NULL || strcmp(strrchr(found, '/') + 1, json_string_value(value)) != 0)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map: tensor %s should be in %s, but is %s%s", path, name,
-                           json_string_value(value), found == NULL ? "in none of the files" : "in ",
-                           found == NULL ? "" : found);
+        if (found == NULL || strcmp(strrchr(found, '/') + 1, index->file.bytes) != 0)
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map: tensor %s should be in %s, but is %s%s",
+                           index->json.path, name, index->file.bytes,
+                           found == NULL ? "in none of the files" : "in ", found == NULL ? "" : found);
     }
     return DSV2_OK;
 }
 
-/* Reads the index. *map belongs to *index. */
-static dsv2_status read_index(const char *path, json_t **index, json_t **map)
+static dsv2_status read_index(const char *path, weight_index *index)
 {
-    char *text;
     size_t size;
-    dsv2_status status = ds_file_read(path, HEADER_LIMIT, &text, &size);
-    if (status != DSV2_OK)
-        return status;
-    status = ds_json_parse(path, text, size, index);
-    ds_free(text);
+    dsv2_status status = ds_file_read(path, HEADER_LIMIT, &index->text, &size);
     if (status == DSV2_OK)
-        *map = json_object_get(*index, "weight_map");
-    return status;
+        status = ds_json_check(path, index->text, size, &index->json);
+    return status == DSV2_OK
+               ? ds_json_find(&index->json, index->json.text, 1, (const char *const[]){"weight_map"}, &index->map)
+               : status;
 }
 
-static dsv2_status list_files(const char *folder, const char *index_path, json_t **index, json_t **map, file_list *list)
+static dsv2_status list_files(const char *folder, const char *index_path, weight_index *index, file_list *list)
 {
     if (ds_exists(index_path)) {
-        dsv2_status status = read_index(index_path, index, map);
-        return status == DSV2_OK ? list_index(index_path, *map, list) : status;
+        dsv2_status status = read_index(index_path, index);
+        return status == DSV2_OK ? list_index(index, list) : status;
     }
     char *single = ds_path_join(folder, "model.safetensors");
     if (single == NULL)
@@ -315,15 +355,14 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
 {
     ds_container *container = NULL;
     file_list list = {0};
-    json_t *index = NULL;
-    json_t *map = NULL;
+    weight_index index = {0};
     char *index_path = ds_path_join(folder, "model.safetensors.index.json");
     dsv2_status status;
     if (index_path == NULL) {
         status = ds_fail_memory("a path", strlen(folder));
         goto done;
     }
-    status = list_files(folder, index_path, &index, &map, &list);
+    status = list_files(folder, index_path, &index, &list);
     if (status != DSV2_OK)
         goto done;
     container = ds_container_create(DS_FORMAT_SAFETENSORS, folder, list.n);
@@ -339,8 +378,8 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
     }
     if (status == DSV2_OK)
         status = ds_container_finish(container);
-    if (status == DSV2_OK && map != NULL)
-        status = check_index(container, index_path, map);
+    if (status == DSV2_OK && index.map.data != NULL)
+        status = check_index(container, &index);
     if (status != DSV2_OK)
         goto done;
     ds_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu safetensors files", folder, container->n_tensors,
@@ -349,7 +388,7 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
     container = NULL;
 done:
     ds_container_close(container);
-    json_decref(index);
+    free_index(&index);
     free_list(&list);
     ds_free(index_path);
     return status;

@@ -9,22 +9,39 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 enum { MAX_FILE = 256 << 20 }; /* bytes; a vocabulary of 128,000 tokens is 8 MB */
 
+/* The fields that are read, apart from the lists of tokens and merges, which readers walk over. */
+static const char *const root_fields[] = {"normalizer", "pre_tokenizer", "post_processor", "decoder", NULL};
+static const char *const model_fields[] = {
+    "type", "dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", NULL,
+};
+static const char *const added_fields[] = {"single_word", "lstrip", "rstrip", "special", "normalized", NULL};
+static const char *const config_fields[] = {"bos_token", "eos_token", "chat_template", NULL};
+
 typedef struct reader {
     const char *path;
-    const json_t *root, *model;
-    ds_text *texts, *merges;
+    ds_json json;
+    ds_text vocab, merges, added; /* where these lists stand in the file */
+    json_t *root, *model;         /* the other fields */
+    ds_json_string string;        /* the string that was decoded last */
+    char *decoded;                /* strings with escapes, one behind the other; room for all */
+    size_t decoded_size;
+    ds_text *texts;
     uint8_t *kinds;
     size_t n_tokens;
+    uint32_t *by_text; /* tokens of the vocabulary by their text: open addressing, id + 1, or 0 */
+    uint32_t by_text_mask;
+    ds_text *sides; /* of merges */
+    size_t n_merges;
 } reader;
 
 static dsv2_status wrong_type(const char *path, const char *field, const json_t *value, const char *expected)
 {
     return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %s, expected %s", path, field, ds_json_kind(value), expected);
 }
-
 
 /* object[name] as a bool; `missing` if it is absent. */
 static dsv2_status read_bool(const char *path, const char *field, const json_t *object, const char *name, bool missing,
@@ -52,38 +69,73 @@ static const char *read_type(const char *path, const char *field, const json_t *
 
 /* ---- tokens ---- */
 
-static dsv2_status check_id(const reader *r, const char *field, const char *name, const json_t *id)
+/* A string of the file, which lives as long as the reader: where it stands, or decoded. */
+static dsv2_status read_string(reader *r, ds_text value, ds_text *text)
 {
-    if (!json_is_integer(id))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %s, expected an integer", r->path, field,
-                       name, ds_json_kind(id));
-    if (json_integer_value(id) < 0 || json_integer_value(id) >= DS_MAX_TOKENS)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.200s\" is %lld, expected 0 to %d", r->path, field, name,
-                       (long long)json_integer_value(id), DS_MAX_TOKENS - 1);
+    if (ds_json_is_plain(value, text))
+        return DSV2_OK;
+    dsv2_status status = ds_json_decode(&r->json, value, &r->string);
+    if (status != DSV2_OK)
+        return status;
+    if (r->decoded == NULL && (r->decoded = ds_new(r->json.text.size, 1)) == NULL)
+        return ds_fail_memory("strings", r->json.text.size);
+    /* A string is shorter than its spelling. */
+    *text = (ds_text){r->decoded + r->decoded_size, r->string.size};
+    memcpy(r->decoded + r->decoded_size, r->string.bytes, r->string.size);
+    r->decoded_size += r->string.size;
     return DSV2_OK;
 }
 
-/* Checks every id; sets r->n_tokens to one more than the largest. */
-static dsv2_status count_tokens(reader *r, const json_t *vocab, const json_t *added)
+/* How much of a text a message quotes. */
+static int shown(ds_text text) { return text.size < 200 ? (int)text.size : 200; }
+
+static dsv2_status check_id(const reader *r, const char *field, ds_text name, ds_text value, size_t *id)
 {
-    const char *key;
-    size_t index;
-    json_t *value;
+    int64_t number;
+    if (!ds_json_is_integer(value, &number))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.*s\" is %s, expected an integer", r->path, field,
+                       shown(name), name.data, ds_json_text_kind(value));
+    if (number < 0 || number >= DS_MAX_TOKENS)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.*s\" is %lld, expected 0 to %d", r->path, field,
+                       shown(name), name.data, (long long)number, DS_MAX_TOKENS - 1);
+    *id = (size_t)number;
+    return DSV2_OK;
+}
+
+/* Finds content and id of an added token. */
+static dsv2_status find_added(reader *r, size_t index, ds_text token, ds_text *content, size_t *id)
+{
+    ds_text values[2];
+    dsv2_status status = ds_json_find(&r->json, token, 2, (const char *const[]){"content", "id"}, values);
+    if (status != DSV2_OK)
+        return status;
+    if (!ds_json_is(values[0], '"'))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: added_tokens[%zu].content is %s, expected a string", r->path, index,
+                       ds_json_text_kind(values[0]));
+    status = read_string(r, values[0], content);
+    return status == DSV2_OK ? check_id(r, "added_tokens", *content, values[1], id) : status;
+}
+
+/* Checks every id; sets r->n_tokens to one more than the largest. *n_vocab: members of model.vocab. */
+static dsv2_status count_tokens(reader *r, size_t *n_vocab)
+{
     dsv2_status status;
-    json_object_foreach((json_t *)vocab, key, value) {
-        if ((status = check_id(r, "model.vocab", key, value)) != DSV2_OK)
+    size_t id;
+    *n_vocab = 0;
+    ds_json_walk walk = ds_json_begin(r->vocab);
+    for (; ds_json_next(&walk); ++*n_vocab) {
+        ds_text spelled = {walk.name.data + 1, walk.name.size - 2};
+        if ((status = check_id(r, "model.vocab", spelled, walk.value, &id)) != DSV2_OK)
             return status;
-        size_t id = (size_t)json_integer_value(value);
         r->n_tokens = id >= r->n_tokens ? id + 1 : r->n_tokens;
     }
-    json_array_foreach(added, index, value) {
-        const json_t *content = json_object_get(value, "content"), *number = json_object_get(value, "id");
-        if (!json_is_string(content))
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: added_tokens[%zu].content is %s, expected a string", r->path, index,
-                           ds_json_kind(content));
-        if ((status = check_id(r, "added_tokens", json_string_value(content), number)) != DSV2_OK)
+    walk = ds_json_begin(r->added);
+    for (size_t index = 0; ds_json_next(&walk); index++) {
+        ds_text content;
+        size_t decoded = r->decoded_size;
+        if ((status = find_added(r, index, walk.value, &content, &id)) != DSV2_OK)
             return status;
-        size_t id = (size_t)json_integer_value(number);
+        r->decoded_size = decoded; /* read_added_token decodes the content again */
         r->n_tokens = id >= r->n_tokens ? id + 1 : r->n_tokens;
     }
     if (r->n_tokens == 0)
@@ -91,16 +143,47 @@ static dsv2_status count_tokens(reader *r, const json_t *vocab, const json_t *ad
     return DSV2_OK;
 }
 
-static dsv2_status read_added_token(reader *r, size_t index, const json_t *token)
+static bool same_text(ds_text a, ds_text b) { return a.size == b.size && memcmp(a.data, b.data, a.size) == 0; }
+
+/* The slot that holds this text's token, or the empty one where the token belongs. */
+static uint32_t *find_slot(const reader *r, ds_text text)
+{
+    /* The address differs from run to run, so that no file can aim at one slot. */
+    uint32_t slot = (uint32_t)XXH3_64bits_withSeed(text.data, text.size, (uintptr_t)r->by_text) & r->by_text_mask;
+    while (r->by_text[slot] != 0 && !same_text(r->texts[r->by_text[slot] - 1], text))
+        slot = (slot + 1) & r->by_text_mask;
+    return &r->by_text[slot];
+}
+
+static dsv2_status read_vocab(reader *r)
+{
+    ds_json_walk walk = ds_json_begin(r->vocab);
+    while (ds_json_next(&walk)) {
+        ds_text text;
+        int64_t id = 0;
+        dsv2_status status = read_string(r, walk.name, &text);
+        if (status != DSV2_OK)
+            return status;
+        (void)ds_json_is_integer(walk.value, &id);
+        uint32_t *slot = find_slot(r, text);
+        if (*slot != 0)
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab has \"%.*s\" twice, as %u and as %d", r->path,
+                           shown(text), text.data, *slot - 1, (int)id);
+        if (r->kinds[id] != 0)
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab gives id %d to both \"%.*s\" and \"%.*s\"", r->path,
+                           (int)id, shown(r->texts[id]), r->texts[id].data, shown(text), text.data);
+        r->texts[id] = text;
+        r->kinds[id] = DS_TOKEN_LETTERS;
+        *slot = (uint32_t)id + 1;
+    }
+    return DSV2_OK;
+}
+
+static dsv2_status read_flags(const reader *r, const char *field, const json_t *token, uint8_t *kind, ds_text text)
 {
     static const char *const refused[] = {"single_word", "lstrip", "rstrip"};
-    const json_t *content = json_object_get(token, "content");
-    size_t id = (size_t)json_integer_value(json_object_get(token, "id"));
-    ds_text text = {json_string_value(content), json_string_length(content)};
-    char field[64];
-    snprintf(field, sizeof field, "added_tokens[%zu]", index);
     dsv2_status status;
-    bool flag;
+    bool flag, special, normalized;
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         if ((status = read_bool(r->path, field, token, refused[i], false, &flag)) != DSV2_OK)
             return status;
@@ -108,99 +191,119 @@ static dsv2_status read_added_token(reader *r, size_t index, const json_t *token
             return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s is true, which is not supported", r->path, field,
                            refused[i]);
     }
-    bool special, normalized;
     if ((status = read_bool(r->path, field, token, "special", false, &special)) != DSV2_OK ||
         (status = read_bool(r->path, field, token, "normalized", !special, &normalized)) != DSV2_OK)
         return status;
-    if (r->kinds[id] != 0 && ((r->kinds[id] & DS_TOKEN_ADDED) != 0 || r->texts[id].size != text.size ||
-                              memcmp(r->texts[id].data, text.data, text.size) != 0))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.id is %zu, which \"%.200s\" has too", r->path, field, id,
-                       r->texts[id].data);
-    const json_t *in_vocab = json_object_getn(json_object_get(r->model, "vocab"), text.data, text.size);
-    if (in_vocab != NULL && (size_t)json_integer_value(in_vocab) != id)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s \"%.200s\" has id %zu, in model.vocab it has %lld", r->path, field,
-                       text.data, id, (long long)json_integer_value(in_vocab));
-    r->texts[id] = text;
-    r->kinds[id] |= DS_TOKEN_ADDED;
+    *kind = DS_TOKEN_ADDED;
     if (special || ds_looks_special(text.data, text.size))
-        r->kinds[id] |= DS_TOKEN_SPECIAL;
+        *kind |= DS_TOKEN_SPECIAL;
     if (!normalized)
-        r->kinds[id] |= DS_TOKEN_EARLY;
+        *kind |= DS_TOKEN_EARLY;
+    return DSV2_OK;
+}
+
+static dsv2_status read_added_token(reader *r, size_t index, ds_text token)
+{
+    char field[64];
+    snprintf(field, sizeof field, "added_tokens[%zu]", index);
+    ds_text text;
+    size_t id;
+    uint8_t kind = 0;
+    json_t *flags = NULL;
+    dsv2_status status = find_added(r, index, token, &text, &id);
+    if (status == DSV2_OK && (status = ds_json_read(&r->json, token, added_fields, &flags)) == DSV2_OK)
+        status = read_flags(r, field, flags, &kind, text);
+    json_decref(flags);
+    if (status != DSV2_OK)
+        return status;
+    if (r->kinds[id] != 0 && ((r->kinds[id] & DS_TOKEN_ADDED) != 0 || !same_text(r->texts[id], text)))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.id is %zu, which \"%.*s\" has too", r->path, field, id,
+                       shown(r->texts[id]), r->texts[id].data);
+    uint32_t in_vocab = *find_slot(r, text);
+    if (in_vocab != 0 && in_vocab - 1 != id)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s \"%.*s\" has id %zu, in model.vocab it has %u", r->path, field,
+                       shown(text), text.data, id, in_vocab - 1);
+    r->texts[id] = text;
+    r->kinds[id] |= kind;
     return DSV2_OK;
 }
 
 static dsv2_status read_tokens(reader *r)
 {
-    const json_t *vocab = json_object_get(r->model, "vocab"), *added = json_object_get(r->root, "added_tokens");
-    if (!json_is_object(vocab))
-        return wrong_type(r->path, "model.vocab", vocab, "an object");
-    if (!ds_json_is_absent(added) && !json_is_array(added))
-        return wrong_type(r->path, "added_tokens", added, "an array");
-    dsv2_status status = count_tokens(r, vocab, added);
+    if (!ds_json_is(r->vocab, '{'))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab is %s, expected an object", r->path,
+                       ds_json_text_kind(r->vocab));
+    if (!ds_json_is_nothing(r->added) && !ds_json_is(r->added, '['))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: added_tokens is %s, expected an array", r->path,
+                       ds_json_text_kind(r->added));
+    size_t n_vocab, size = 16;
+    dsv2_status status = count_tokens(r, &n_vocab);
     if (status != DSV2_OK)
         return status;
+    while (size < 2 * n_vocab)
+        size *= 2;
     r->texts = ds_new(r->n_tokens, sizeof *r->texts);
     r->kinds = ds_new(r->n_tokens, sizeof *r->kinds);
-    if (r->texts == NULL || r->kinds == NULL)
-        return ds_fail_memory("the vocabulary", r->n_tokens * (sizeof *r->texts + 1));
-    const char *key;
-    size_t length, index;
-    json_t *value;
-    json_object_keylen_foreach((json_t *)vocab, key, length, value) {
-        size_t id = (size_t)json_integer_value(value);
-        if (r->kinds[id] != 0)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab gives id %zu to both \"%.200s\" and \"%.200s\"", r->path,
-                           id, r->texts[id].data, key);
-        r->texts[id] = (ds_text){key, length};
-        r->kinds[id] = DS_TOKEN_LETTERS;
-    }
-    json_array_foreach(added, index, value)
-        if ((status = read_added_token(r, index, value)) != DSV2_OK)
-            return status;
-    return DSV2_OK;
+    r->by_text = ds_new(size, sizeof *r->by_text);
+    if (r->texts == NULL || r->kinds == NULL || r->by_text == NULL)
+        return ds_fail_memory("the vocabulary", r->n_tokens * (sizeof *r->texts + 1) + size * sizeof *r->by_text);
+    r->by_text_mask = (uint32_t)(size - 1);
+    status = read_vocab(r);
+    ds_json_walk walk = ds_json_begin(r->added);
+    for (size_t index = 0; status == DSV2_OK && ds_json_next(&walk); index++)
+        status = read_added_token(r, index, walk.value);
+    return status;
 }
 
 /* ---- merges ---- */
 
 /* Reads a merge in either form: "a b" or ["a", "b"]. */
-static dsv2_status read_merge(const reader *r, size_t index, const json_t *merge, ds_text parts[2])
+static dsv2_status read_merge(reader *r, size_t index, ds_text merge, ds_text sides[2])
 {
-    if (json_is_string(merge)) {
-        const char *text = json_string_value(merge);
-        size_t size = json_string_length(merge);
-        const char *space = memchr(text, ' ', size);
-        if (space == NULL || memchr(space + 1, ' ', size - (size_t)(space - text) - 1) != NULL)
+    dsv2_status status;
+    if (ds_json_is(merge, '"')) {
+        ds_text text;
+        if ((status = read_string(r, merge, &text)) != DSV2_OK)
+            return status;
+        const char *space = memchr(text.data, ' ', text.size);
+        if (space == NULL || memchr(space + 1, ' ', text.size - (size_t)(space - text.data) - 1) != NULL)
             return ds_fail(DSV2_ERROR_FORMAT,
-                           "%s: model.merges[%zu] is \"%.200s\", expected two tokens with a space between",
-                           r->path, index, text);
-        parts[0] = (ds_text){text, (size_t)(space - text)};
-        parts[1] = (ds_text){space + 1, size - parts[0].size - 1};
+                           "%s: model.merges[%zu] is \"%.*s\", expected two tokens with a space between",
+                           r->path, index, shown(text), text.data);
+        sides[0] = (ds_text){text.data, (size_t)(space - text.data)};
+        sides[1] = (ds_text){space + 1, text.size - sides[0].size - 1};
         return DSV2_OK;
     }
-    if (!json_is_array(merge) || json_array_size(merge) != 2 || !json_is_string(json_array_get(merge, 0)) ||
-        !json_is_string(json_array_get(merge, 1)))
+    size_t n = 0;
+    bool good = ds_json_is(merge, '[');
+    ds_json_walk walk = ds_json_begin(merge);
+    for (; good && ds_json_next(&walk); n++) {
+        good = n < 2 && ds_json_is(walk.value, '"');
+        if (good && (status = read_string(r, walk.value, &sides[n])) != DSV2_OK)
+            return status;
+    }
+    if (!good || n != 2)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is %s, expected \"a b\" or [\"a\", \"b\"]", r->path,
-                       index, ds_json_kind(merge));
-    for (size_t i = 0; i < 2; i++)
-        parts[i] = (ds_text){json_string_value(json_array_get(merge, i)), json_string_length(json_array_get(merge, i))};
+                       index, ds_json_text_kind(merge));
     return DSV2_OK;
 }
 
 static dsv2_status read_merges(reader *r)
 {
-    const json_t *merges = json_object_get(r->model, "merges");
-    if (!json_is_array(merges))
-        return wrong_type(r->path, "model.merges", merges, "an array");
-    r->merges = ds_new(json_array_size(merges), 2 * sizeof *r->merges);
-    if (r->merges == NULL)
-        return ds_fail_memory("the merges", json_array_size(merges) * 2 * sizeof *r->merges);
-    size_t index;
-    json_t *merge;
-    dsv2_status status;
-    json_array_foreach(merges, index, merge)
-        if ((status = read_merge(r, index, merge, &r->merges[2 * index])) != DSV2_OK)
-            return status;
-    return DSV2_OK;
+    if (!ds_json_is(r->merges, '['))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: model.merges is %s, expected an array", r->path,
+                       ds_json_text_kind(r->merges));
+    ds_json_walk walk = ds_json_begin(r->merges);
+    while (ds_json_next(&walk))
+        r->n_merges++;
+    r->sides = ds_new(r->n_merges, 2 * sizeof *r->sides);
+    if (r->sides == NULL)
+        return ds_fail_memory("the merges", r->n_merges * 2 * sizeof *r->sides);
+    walk = ds_json_begin(r->merges);
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0; status == DSV2_OK && ds_json_next(&walk); i++)
+        status = read_merge(r, i, walk.value, &r->sides[2 * i]);
+    return status;
 }
 
 /* ---- the model's options, normalizer, decoder ---- */
@@ -396,8 +499,8 @@ static dsv2_status build(reader *r, dsv2_tokenizer **tokenizer)
         .n_tokens = r->n_tokens,
         .texts = r->texts,
         .kinds = r->kinds,
-        .n_merges = json_array_size(json_object_get(r->model, "merges")),
-        .merges = r->merges,
+        .n_merges = r->n_merges,
+        .merges = r->sides,
         .ignore_merges = ignore_merges,
         .bos_token_id = -1,
         .eos_token_id = -1,
@@ -414,18 +517,38 @@ static dsv2_status build(reader *r, dsv2_tokenizer **tokenizer)
     return DSV2_OK;
 }
 
+/* Finds the lists, and parses the other fields. */
+static dsv2_status read_fields(reader *r)
+{
+    ds_text parts[2], lists[2];
+    dsv2_status status;
+    if ((status = ds_json_find(&r->json, r->json.text, 2, (const char *const[]){"model", "added_tokens"}, parts)) !=
+            DSV2_OK ||
+        (status = ds_json_find(&r->json, parts[0], 2, (const char *const[]){"vocab", "merges"}, lists)) != DSV2_OK ||
+        (status = ds_json_read(&r->json, r->json.text, root_fields, &r->root)) != DSV2_OK)
+        return status;
+    r->added = parts[1];
+    r->vocab = lists[0];
+    r->merges = lists[1];
+    return parts[0].data == NULL ? DSV2_OK : ds_json_read(&r->json, parts[0], model_fields, &r->model);
+}
+
 dsv2_status ds_tokenizer_from_json(const char *path, const char *json, size_t size, dsv2_tokenizer **tokenizer)
 {
-    json_t *root;
-    dsv2_status status = ds_json_parse(path, json, size, &root);
-    if (status != DSV2_OK)
-        return status;
-    reader r = {.path = path, .root = root, .model = json_object_get(root, "model")};
-    status = build(&r, tokenizer);
-    ds_free(r.merges);
+    reader r = {.path = path};
+    dsv2_status status = ds_json_check(path, json, size, &r.json);
+    if (status == DSV2_OK)
+        status = read_fields(&r);
+    if (status == DSV2_OK)
+        status = build(&r, tokenizer);
+    ds_free(r.sides);
+    ds_free(r.by_text);
     ds_free(r.kinds);
     ds_free(r.texts);
-    json_decref(root);
+    ds_free(r.decoded);
+    ds_free(r.string.bytes);
+    json_decref(r.model);
+    json_decref(r.root);
     return status;
 }
 
@@ -466,7 +589,7 @@ static const json_t *find_template(const json_t *config)
 dsv2_status ds_tokenizer_configure(dsv2_tokenizer *t, const char *path, const char *json, size_t size)
 {
     json_t *config;
-    dsv2_status status = ds_json_parse(path, json, size, &config);
+    dsv2_status status = ds_json_parse(path, json, size, config_fields, &config);
     if (status != DSV2_OK)
         return status;
     int32_t bos = -1, eos = -1;

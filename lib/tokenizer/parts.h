@@ -156,12 +156,4 @@ dsv2_status ds_encode_piece(ds_encoder *encoder, const char *text, size_t size);
 /* Marks each token to which a piece of its own bytes merges: such a piece is encoded without merging. */
 dsv2_status ds_mark_whole_tokens(dsv2_tokenizer *tokenizer);
 
-/* ---- utf8.c ---- */
-
-/* Bytes of the character at `text`, 1 to 4; 0 if no valid character begins there, or only part of one. */
-size_t ds_utf8_length(const char *text, size_t size);
-
-/* How many bytes from the start are valid UTF-8. */
-size_t ds_utf8_valid(const char *text, size_t size);
-
 #endif

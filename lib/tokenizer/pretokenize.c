@@ -64,6 +64,9 @@ static const struct {
  * counts as one that would run for ever. */
 enum { STEPS = 1 << 20, STEPS_A_BYTE = 16, HEAP_KIB = 64 << 10 };
 
+/* A bound on groups in one another. Published expressions have 2 levels. */
+enum { MAX_NESTED = 16 };
+
 static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t size, const char *original,
                            size_t original_size, pcre2_code **code)
 {
@@ -73,7 +76,8 @@ static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t 
         return ds_fail_memory("compiling an expression", 0);
     pcre2_set_newline(context, PCRE2_NEWLINE_LF); /* the default depends on how PCRE2 was built */
     pcre2_set_bsr(context, PCRE2_BSR_UNICODE);
-    pcre2_set_parens_nest_limit(context, 50);
+    /* PCRE2 takes 1 KiB of stack for each level, beside 25 KiB. */
+    pcre2_set_parens_nest_limit(context, MAX_NESTED);
     int error;
     PCRE2_SIZE at;
     /* In Ruby's syntax ^ and $ always match at line ends. */

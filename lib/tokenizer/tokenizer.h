@@ -11,7 +11,6 @@
  *   vocabulary.c   makes the tokenizer: tokens, merges, added and special tokens
  *   pattern.c      translates the pre-tokenizer's expressions for PCRE2
  *   unicode.c      knows the characters that Unicode gained after PCRE2's tables
- *   utf8.c         tells valid UTF-8
  * parts.h is the room's own header: the tokenizer itself, and what these files call of one another. */
 #ifndef DS_LIB_TOKENIZER_H
 #define DS_LIB_TOKENIZER_H

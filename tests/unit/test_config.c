@@ -238,12 +238,15 @@ static const struct {
     {full_changes, "{\"topk_group\":\"-\"}", "topk_group is missing", DSV2_ERROR_FORMAT},
     {NULL, "{\"rope_scaling\":{\"type\":\"-\"}}", "rope_scaling.type is missing", DSV2_ERROR_FORMAT},
     {NULL, "{\"rope_scaling\":{\"factor\":\"-\"}}", "rope_scaling.factor is missing", DSV2_ERROR_FORMAT},
-    {NULL, "{\"quantization_config\":{}}", "quantization_config.quant_method is missing", DSV2_ERROR_FORMAT},
+    {NULL, "{\"quantization_config\":{\"bits\":4}}", "quantization_config.quant_method is missing", DSV2_ERROR_FORMAT},
+    {NULL, "{\"model_type\":\"-\"}", "model_type is missing", DSV2_ERROR_FORMAT},
+    {NULL, "{\"model_type\":\"-\",\"architectures\":[\"LlamaForCausalLM\"]}", "model_type is missing",
+     DSV2_ERROR_FORMAT},
     {NULL, "{\"quantization_config\":{\"quant_method\":\"fp8\"}}", "quantization_config.weight_block_size is missing",
      DSV2_ERROR_FORMAT},
     /* wrong kinds */
     {NULL, "{\"hidden_size\":\"2048\"}", "hidden_size is a string, expected an integer", DSV2_ERROR_FORMAT},
-    {NULL, "{\"hidden_size\":2048.0}", "hidden_size is a number with a fraction", DSV2_ERROR_FORMAT},
+    {NULL, "{\"hidden_size\":2048.5}", "hidden_size is a number with a fraction", DSV2_ERROR_FORMAT},
     {NULL, "{\"hidden_size\":true}", "hidden_size is true, expected an integer", DSV2_ERROR_FORMAT},
     {NULL, "{\"rms_norm_eps\":\"1e-6\"}", "rms_norm_eps is a string, expected a number", DSV2_ERROR_FORMAT},
     {NULL, "{\"attention_bias\":0}", "attention_bias is an integer, expected true or false", DSV2_ERROR_FORMAT},
@@ -317,15 +320,76 @@ START_TEST(what_cannot_be_run_is_refused_by_file_field_and_value)
 }
 END_TEST
 
+/* Fields as transformers takes them, and values that nobody reads, whatever they are. */
+START_TEST(what_transformers_takes_is_read)
+{
+    ds_config c = read_changed("{\"hidden_size\":512.0,\"eos_token_id\":[100001.0]}", NULL);
+    ck_assert_uint_eq(c.hidden_size, 512);
+    ck_assert_int_eq(c.eos_token_id, 100001);
+    c = read_changed("{\"model_type\":\"-\",\"architectures\":[\"DeepseekV2ForCausalLM\"]}", NULL);
+    ck_assert(!c.is_v3);
+    c = read_changed(v3_changes, "{\"model_type\":\"-\",\"architectures\":[\"DeepseekV3ForCausalLM\"],"
+                                 "\"n_group\":\"-\",\"topk_group\":\"-\"}");
+    ck_assert(c.is_v3 && c.n_group == 8 && c.topk_group == 4);
+    static const char *const appended[] = {
+        "\"rope_scaling\":{}", "\"quantization_config\":{}", "\"rope_parameters\":{}",
+        "\"model_max_length\":1000000000000000019884624838656", "\"x\":[NaN,-Infinity,Infinity,1e999,-1e999]",
+        "\"x\":{\"y\":{\"z\":[{},[],null]}},\"x\":\"\\u0000\\ud800\"",
+    };
+    for (size_t i = 0; i < sizeof appended / sizeof *appended; i++) {
+        char *text = changed(lite, "{\"rope_scaling\":\"-\"}", NULL), *all = malloc(strlen(text) + 200);
+        sprintf(all, "%.*s,%s}", (int)strlen(text) - 1, text, appended[i]);
+        ck_assert_msg(read_text(all, &c) == DSV2_OK, "%s: %s", appended[i], dsv2_last_error());
+        ck_assert(!c.yarn.enabled && c.fp8_block_rows == 0);
+        free(all);
+        free(text);
+    }
+}
+END_TEST
+
+/* Numbers and words that jansson cannot hold are refused by the field's name. */
+START_TEST(numbers_beyond_every_type_are_refused_by_name)
+{
+    static const char *const cases[][2] = {
+        {"\"hidden_size\":99999999999999999999", "hidden_size is 1e+20, expected 1 to "},
+        {"\"hidden_size\":-9223372036854775809", "hidden_size is -9.22337203685478e+18, expected"},
+        {"\"hidden_size\":1e999", "hidden_size is 1.79769313486232e+308, expected"},
+        {"\"hidden_size\":NaN", "hidden_size is NaN, expected an integer"},
+        {"\"rope_theta\":Infinity", "rope_theta is Infinity, expected a number"},
+        {"\"rope_theta\":-Infinity", "rope_theta is -Infinity, expected a number"},
+        {"\"rope_theta\":-17976931348623159000000000000000e277", "rope_theta is -1.79769e+308, expected"},
+        {"\"bos_token_id\":100000000000000000000", "bos_token_id is 1e+20, expected 0 to"},
+    };
+    ds_config config;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char name[64], *text, *all;
+        sprintf(name, "{\"%.*s\":\"-\"}", (int)strcspn(cases[i][0] + 1, "\""), cases[i][0] + 1);
+        text = changed(lite, name, NULL);
+        all = malloc(strlen(text) + 200);
+        sprintf(all, "%.*s,%s}", (int)strlen(text) - 1, text, cases[i][0]);
+        ck_assert_int_eq(read_text(all, &config), DSV2_ERROR_FORMAT);
+        ck_assert_msg(strstr(dsv2_last_error(), cases[i][1]) != NULL, "%s lacks %s", dsv2_last_error(), cases[i][1]);
+        free(all);
+        free(text);
+    }
+}
+END_TEST
+
 static const char *const bad_json[][2] = {
     {"", "not valid JSON"},
     {"[1]", "is an array, expected a JSON object"},
-    {"{\"hidden_size\":NaN}", "not valid JSON"},
-    {"{\"rope_theta\":1e999}", "real number overflow"},
-    {"{\"vocab_size\":99999999999999999999}", "too big integer"},
+    {"{\"a\":nan}", "line 1, column 6: not valid JSON: no value"},
+    {"{\"a\":-}", "line 1, column 7: not valid JSON: no value"},
+    {"{\"a\":1.}", "line 1, column 8: not valid JSON: a number that breaks off"},
+    {"{\"a\":[1\n,2,]}", "line 2, column 4: not valid JSON: no value"},
+    {"{\"a\":01}", "line 1, column 7: not valid JSON: neither , nor }"},
+    {"{\"a\":\"\\x\"}", "line 1, column 7: not valid JSON: an escape"},
+    {"{\"a\":\"\n\"}", "line 1, column 7: not valid JSON: a control character"},
+    {"{\"a\":1}}", "line 1, column 8: not valid JSON: there is more"},
+    {"{a:1}", "line 1, column 2: not valid JSON: no member's name"},
     {"{\"vocab_size\":1,\"vocab_size\":2}", "duplicate object key"},
     {"{\"model_type\":\"\xff\"}", "line 1"},
-    {"{\"model_type\":\"deepseek_v2\"", "line 1, column 27"},
+    {"{\"model_type\":\"deepseek_v2\"", "line 1, column 28"},
 };
 
 START_TEST(what_is_no_json_is_refused_by_line_and_column)
@@ -347,7 +411,7 @@ START_TEST(deep_json_is_refused)
     text[5 + DEPTH] = '\0';
     ds_config config;
     ck_assert_int_eq(read_text(text, &config), DSV2_ERROR_FORMAT);
-    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "maximum parsing depth"));
+    ck_assert_ptr_nonnull(strstr(dsv2_last_error(), "more than 128 deep"));
     free(text);
 }
 END_TEST
@@ -364,6 +428,8 @@ int main(void)
     tcase_add_loop_test(tests, what_cannot_be_run_is_refused_by_file_field_and_value, 0, sizeof bad / sizeof *bad);
     tcase_add_loop_test(tests, what_is_no_json_is_refused_by_line_and_column, 0, sizeof bad_json / sizeof *bad_json);
     tcase_add_test(tests, deep_json_is_refused);
+    tcase_add_test(tests, what_transformers_takes_is_read);
+    tcase_add_test(tests, numbers_beyond_every_type_are_refused_by_name);
 
     Suite *suite = suite_create("config");
     suite_add_tcase(suite, tests);

@@ -146,7 +146,7 @@ static const struct {
     {TENSOR("[2]", "[0,8.0]"), 8, "tensor w: data_offsets holds a number with a fraction"},
     {TENSOR("[2]", "null"), 8, "tensor w: data_offsets is null"},
     {TENSOR("[2]", "[9223372036854775800,9223372036854775807]"), 8, "tensor w: data_offsets are 9223372036854775800"},
-    {TENSOR("[2]", "[0,99999999999999999999]"), 8, "not valid JSON: too big integer"},
+    {TENSOR("[2]", "[0,99999999999999999999]"), 8, "data_offsets holds a number with a fraction or exponent"},
     {TENSOR("[4611686018427387904,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
     {TENSOR("[4294967296,4294967296,4]", "[0,0]"), 0, "tensor w: data_offsets give 0 bytes"},
     {TENSOR("[4611686018427387905]", "[0,4]"), 4, "tensor w: data_offsets give 4 bytes"},
@@ -168,7 +168,7 @@ static const struct {
     {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0]}}", 0, "tensor w: data_offsets is missing"},
     {"{\"w\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]},\"w\":{\"dtype\":\"F32\",\"shape\":["
      "0],\"data_offsets\":[0,0]}}",
-     0, "duplicate object key"},
+     0, "tensor w is there twice"},
     {"{\"w\":{\"dtype\":\"F32\",\"dtype\":\"F16\",\"shape\":[0],\"data_offsets\":[0,0]}}", 0, "duplicate object key"},
 };
 
@@ -220,7 +220,7 @@ START_TEST(deep_json_is_refused)
     header[5 + DEPTH] = '\0';
     write_safetensors("deep.safetensors", header, 0);
     free(header);
-    expect_refused("deep.safetensors", DSV2_ERROR_FORMAT, "maximum parsing depth reached");
+    expect_refused("deep.safetensors", DSV2_ERROR_FORMAT, "more than 128 deep");
 }
 END_TEST
 
@@ -312,7 +312,8 @@ static const struct {
      "tensor c should be in 1.safetensors, but is in none", DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}",
      "tensor a should be in 2.safetensors, but is in ", DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"a\":\"1.safetensors\"}}", "duplicate object key", DSV2_ERROR_FORMAT},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"a\":\"2.safetensors\"}}", "tensor a should be in 2.safetensors",
+     DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"again.safetensors\"}}", "tensor a is there twice",
      DSV2_ERROR_FORMAT},
 };

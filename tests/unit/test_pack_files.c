@@ -199,8 +199,8 @@ static const struct {
 } models[] = {
     {"", {{NULL, NULL}}, "the pack has no config.json", DSV2_ERROR_FORMAT},
     {"", {{"config.json", ""}}, "not valid JSON", DSV2_ERROR_FORMAT},
-    {"", {{"config.json", "b:" DEEP}}, "maximum parsing depth", DSV2_ERROR_FORMAT},
-    {"", {{"tokenizer.json", "b:" DEEP}, {"config.json", CONFIG("2", "")}}, "maximum parsing depth", DSV2_ERROR_FORMAT},
+    {"", {{"config.json", "b:" DEEP}}, "more than 128 deep", DSV2_ERROR_FORMAT},
+    {"", {{"tokenizer.json", "b:" DEEP}, {"config.json", CONFIG("2", "")}}, "more than 128 deep", DSV2_ERROR_FORMAT},
     {"",
      {{"config.json", CONFIG("2", "\"bos_token_id\":2,")}},
      "bos_token_id is 2, expected 0 to vocab_size - 1, 1",

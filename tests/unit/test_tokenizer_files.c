@@ -176,7 +176,7 @@ START_TEST(bad_files_are_refused_by_name)
         {{.vocab = ",\"ab\":1048576"}, DSV2_ERROR_FORMAT, "the id of model.vocab \"ab\" is 1048576"},
         {{.vocab = ",\"ab\":1.5"}, DSV2_ERROR_FORMAT, "the id of model.vocab \"ab\" is a number"},
         {{.vocab = ",\"ab\":97"}, DSV2_ERROR_FORMAT, "model.vocab gives id 97 to both \"a\" and \"ab\""},
-        {{.vocab = ",\"a\":300"}, DSV2_ERROR_FORMAT, "line 1, column"},
+        {{.vocab = ",\"a\":300"}, DSV2_ERROR_FORMAT, "model.vocab has \"a\" twice, as 97 and as 300"},
         /* merges */
         {{.merges = "\"a b\""}, DSV2_ERROR_FORMAT, "merges[0]: \"a\" and \"b\" together are not in the vocabulary"},
         {{.vocab = ",\"ab\":256", .merges = "\"a b\",\"ab ac\""},
@@ -285,7 +285,7 @@ START_TEST(files_that_are_something_else_are_refused)
         {"{\"model\":{\"vocab\":{\"a\":0}}}", "model.merges is missing"},
         {"{\"added_tokens\":{},\"model\":{\"vocab\":{\"a\":0}}}", "added_tokens is an object"},
         {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}}", "no token for byte 0x00"},
-        {"{\"model\":{\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]}}", "line 1, column"},
+        {"{\"model\":{\"vocab\":{\"a\":0,\"a\":1},\"merges\":[]}}", "model.vocab has \"a\" twice"},
         {"GGUF", "line 1"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -675,7 +675,7 @@ START_TEST(running_out_of_memory_anywhere_leaves_nothing)
                       dsv2_last_error());
         failures += status == DSV2_ERROR_MEMORY;
     }
-    ck_assert_uint_gt(failures, 300);
+    ck_assert_uint_gt(failures, 150);
     ck_assert_int_eq(use_all(json, path), DSV2_OK);
     folder_remove();
     free(json);

@@ -1,6 +1,7 @@
 /* UTF-8 as RFC 3629 has it: no overlong forms, no surrogates, nothing over U+10FFFF. */
-#include "tokenizer/parts.h"
+#include "base/base.h"
 
+#include <dsv2/tokenizer.h>
 #include <string.h>
 
 /* The length of a character that begins with this byte (0: none does), and the range of its second byte. */

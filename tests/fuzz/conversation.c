@@ -25,9 +25,9 @@ const int32_t *conversation_tokens(void)
     return tokens;
 }
 
-dsv2_session *conversation_session(dsv2_cache_type type, size_t n)
+dsv2_session *conversation_session(dsv2_cache_type type, size_t n, size_t max_length)
 {
-    const dsv2_session_options options = {.struct_size = sizeof options, .cache_type = type, .max_length = 200,
+    const dsv2_session_options options = {.struct_size = sizeof options, .cache_type = type, .max_length = max_length,
                                           .attention = DSV2_ATTENTION_ABSORBED};
     dsv2_session *session;
     MUST(dsv2_session_open(conversation_model(), &options, &session) == DSV2_OK);
@@ -62,7 +62,7 @@ void conversation_snapshot(uint8_t kind, const uint8_t **data, size_t *size, dsv
         char path[] = "/tmp/dsv2-fuzz-snapshot-XXXXXX";
         MUST(mkstemp(path) >= 0 && unlink(path) == 0);
         size_t first = kind & 16 ? *n / 2 : *n;
-        dsv2_session *session = conversation_session(*type, first);
+        dsv2_session *session = conversation_session(*type, first, 200);
         MUST(dsv2_session_save(session, path, &append) == DSV2_OK);
         if (first < *n)
             MUST(dsv2_session_feed(session, conversation_tokens() + first, *n - first) == DSV2_OK &&

@@ -12,7 +12,7 @@ dsv2_model *conversation_model(void);
 const int32_t *conversation_tokens(void); /* [CONVERSATION] */
 
 /* A session with the first n tokens. */
-dsv2_session *conversation_session(dsv2_cache_type type, size_t n);
+dsv2_session *conversation_session(dsv2_cache_type type, size_t n, size_t max_length);
 
 /* A snapshot of the first so many tokens, of the kind that the byte says; *data stays as it is. Its cache type and
  * number of tokens are stored too. */

@@ -85,8 +85,9 @@ def fuzz(target, minutes, commit):
     row = (f"| {target} | {spent / 60:.1f} | {executions.group(1) if executions else '?'} | "
            f"{branches[-1] if branches else '?'} | {commit} | {found} |\n")
     print(row, end="", flush=True)
-    with open(HERE / "RESULTS.md", "a") as results:
-        results.write(row)
+    results = HERE / "RESULTS.md"
+    head, *rest = results.read_text().split("\n## ", 1)  # rows end where the next part begins
+    results.write_text(head.rstrip("\n") + "\n" + row + "".join("\n## " + part for part in rest))
     return interrupted
 
 
@@ -99,7 +100,7 @@ def merge(target):
         own = {path.name for path in least.iterdir()}
         spread(target, merged, own=False)
         folders = [merged, corpus] if corpus.is_dir() else [merged]
-        subprocess.run([program, "-merge=1", *LIMITS, least, *folders], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run([program, "-merge=1", "-use_counters=0", *LIMITS, least, *folders], check=True, stderr=subprocess.DEVNULL)
         lines = sorted((path.read_bytes().hex() for path in least.iterdir() if path.name not in own),
                        key=lambda line: (len(line), line))
     (HERE / "seeds" / target / "merged.hex").write_text("".join(line + "\n" for line in lines))

@@ -55,7 +55,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     uint8_t how = stream_u8(&in);
     conversation_snapshot(stream_u8(&in), &snapshot, &snapshot_size, &type, &n);
     uint8_t *changed = conversation_change(snapshot, snapshot_size, &in, &snapshot_size);
-    dsv2_session *session = conversation_session(type, n), *back = conversation_session(type, 0);
+    dsv2_session *session = conversation_session(type, n, 200), *back = conversation_session(type, 0, 200);
     MUST(dsv2_session_feed(session, conversation_tokens() + n, 1 + how % 8) == DSV2_OK);
     write_file(changed, snapshot_size);
     dsv2_status status = dsv2_session_save(session, path, &append);

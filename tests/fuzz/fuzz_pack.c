@@ -1,7 +1,8 @@
 /* A .dsv2 pack. The input is what checksums protect, since checksums would refuse every change. If the first byte is
  * even, the rest is a whole file as it is. If the first byte is odd, the rest is the index (as many 8-byte units as the
- * second byte says) and the texts, and a file with right checksums is made around them. What opens can be read from end
- * to end, and its tokenizer opens or is refused. */
+ * second byte says) and the texts, and a file with right checksums is made around them; with 2 in the first byte the
+ * input's last two bytes say which byte of the header becomes which. What opens can be read from end to end, and its
+ * tokenizer opens or is refused. */
 #include "formats/pack.h"
 #include "memory_file.h"
 #include "../support/pack_file.h"
@@ -23,7 +24,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (data[0] % 2 == 1) {
         size_t rest = size - 2, index_size = (size_t)data[1] * 8;
         index_size = index_size < rest ? index_size : rest;
-        file = made = pack_file_make(data + 2, index_size, data + 2 + index_size, rest - index_size, &file_size);
+        made = pack_file_make(data + 2, index_size, data + 2 + index_size, rest - index_size, &file_size);
+        if (data[0] & 2) {
+            made[8 + data[size - 2] % 112] = data[size - 1];
+            pack_file_seal(made);
+        }
+        file = made;
     }
     char path[64];
     int fd = memory_file(file, file_size, path);

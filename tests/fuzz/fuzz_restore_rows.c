@@ -8,12 +8,32 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static int read_stream(void *user, void *out, size_t size, size_t *got)
+/* What else the host does. */
+typedef enum oddity { NONE, FAILS, SMALL, STOPS } oddity; /* SMALL: the session has room for few tokens */
+
+typedef struct file {
+    stream rest;
+    size_t size;
+    oddity oddity;
+} file;
+
+static int read_file(void *user, void *out, size_t size, size_t *got)
 {
-    stream *s = user;
-    *got = size < s->size ? size : s->size;
-    stream_bytes(s, out, *got);
+    file *f = user;
+    if (f->oddity == FAILS && f->rest.size < f->size / 2) {
+        *got = size + 1;
+        return f->size & 1; /* an error, or a lie */
+    }
+    *got = size < f->rest.size ? size : f->rest.size;
+    stream_bytes(&f->rest, out, *got);
     return 0;
+}
+
+static int stop(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    (void)user;
+    MUST(phase == DSV2_PHASE_RESTORE && done <= total);
+    return done > 0;
 }
 
 static void same(dsv2_session *session, const float *expected)
@@ -57,21 +77,23 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     conversation_snapshot(stream_u8(&in), &snapshot, &snapshot_size, &type, &n);
     uint8_t *changed = conversation_change(snapshot, snapshot_size, &in, &snapshot_size);
     if (!known) {
-        dsv2_session *alone = conversation_session(DSV2_CACHE_F16, 5);
+        dsv2_session *alone = conversation_session(DSV2_CACHE_F16, 5, 200);
         MUST(dsv2_session_logits(alone, &logits) == DSV2_OK);
         memcpy(expected, logits, sizeof expected);
         dsv2_session_close(alone);
         known = true;
     }
+    file f = {{changed, snapshot_size}, snapshot_size, (oddity)(how / 64)};
     const dsv2_restore_options options = {.struct_size = sizeof options, .convert = how & 1,
                                           .prompt = how & 2 ? conversation_tokens() : NULL, .n_prompt = n / 2 + 1,
-                                          .leave_last = how & 4};
-    stream file = {changed, snapshot_size};
-    dsv2_session *restored = conversation_session(how & 8 ? (dsv2_cache_type)(1 + how / 16 % 4) : type, 2);
-    dsv2_session *bystander = conversation_session(DSV2_CACHE_F16, 2);
-    dsv2_status status = dsv2_session_restore_from(restored, read_stream, &file, &options, &reused);
+                                          .leave_last = how & 4, .progress = f.oddity == STOPS ? stop : NULL};
+    size_t max_length = f.oddity == SMALL ? 10 : 200;
+    dsv2_session *restored =
+        conversation_session(how & 8 ? (dsv2_cache_type)(1 + how / 16 % 4) : type, 2, max_length);
+    dsv2_session *bystander = conversation_session(DSV2_CACHE_F16, 2, 200);
+    dsv2_status status = dsv2_session_restore_from(restored, read_file, &f, &options, &reused);
     MUST(dsv2_session_length(restored, &length) == DSV2_OK && length == (status == DSV2_OK ? reused : 2));
-    if (length <= 197)
+    if (length + 3 <= max_length)
         go_on(restored, bystander, expected);
     dsv2_session_close(restored);
     dsv2_session_close(bystander);

@@ -58,14 +58,18 @@ static json_t *to_json(const ds_config *c)
     return NULL;
 }
 
+/* Into room that was measured before: when the buffer of json_dumps cannot grow, jansson 2.14 may leave out a byte and
+ * go on. */
 dsv2_status ds_config_to_json(const ds_config *config, char **out)
 {
+    const size_t flags = JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(FLOAT_DIGITS);
     json_t *root = to_json(config);
-    char *text = root == NULL
-                     ? NULL
-                     : json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(FLOAT_DIGITS));
+    size_t size = root != NULL ? json_dumpb(root, NULL, 0, flags) : 0; /* 0: no memory */
+    *out = size > 0 ? ds_new(size + 1, 1) : NULL;
+    if (*out != NULL && json_dumpb(root, *out, size, flags) != size) {
+        ds_free(*out);
+        *out = NULL;
+    }
     json_decref(root);
-    *out = text == NULL ? NULL : ds_copy_string(text);
-    free(text); /* jansson allocated it */
-    return *out != NULL ? DSV2_OK : ds_fail_memory("config.json", 4096);
+    return *out != NULL ? DSV2_OK : ds_fail_memory("config.json", size > 0 ? size + 1 : 4096);
 }

@@ -935,71 +935,45 @@ START_TEST(the_cache_memory_limit_holds_and_a_refused_feed_changes_nothing)
 }
 END_TEST
 
-/* Whether a call may end with this status when memory runs out. */
-static bool is_want_of_memory(dsv2_status status)
-{
-    return status == DSV2_ERROR_MEMORY || (status == DSV2_ERROR_IO && strstr(dsv2_last_error(), "memory") != NULL);
-}
-
-/* Calls `work` again and again, each time with a later allocation failing, until none fails. After each failure the
- * status is one that running out of memory may have, and `after` holds. `work` makes no assertions, since they
- * allocate. */
-static void fail_every_allocation(dsv2_status (*work)(void *), void (*after)(void *), void *context, bool all_after)
-{
-    for (size_t nth = 1;; nth++) {
-        oom_arm(nth, all_after);
-        dsv2_status status = work(context);
-        bool failed = oom_disarm();
-        if (!failed) {
-            ck_assert_msg(status == DSV2_OK, "%s", dsv2_last_error());
-            ck_assert_msg(nth > 1, "nothing was allocated");
-            return;
-        }
-        if (status != DSV2_OK) {
-            ck_assert_msg(is_want_of_memory(status), "allocation %zu: %s: %s", nth, dsv2_status_name(status),
-                          dsv2_last_error());
-            after(context);
-        }
-    }
-}
-
 typedef struct oom_case {
     dsv2_model *model;
-    dsv2_session *session, *other;
+    dsv2_session *session, *other; /* of OOM_FED tokens */
+    dsv2_session *made;            /* by the call */
+    int32_t token;                 /* that was drawn */
+    dsv2_token_probability top[5];
+    long live;
 } oom_case;
+
+enum { OOM_FED = 20 };
 
 static dsv2_status oom_open_model(void *context)
 {
-    (void)context;
-    dsv2_model *model = NULL;
-    dsv2_status status = dsv2_model_open(
-        folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 3}, &model);
-    dsv2_model_close(model);
-    return status != DSV2_OK && model != NULL ? DSV2_ERROR_STATE : status;
+    oom_case *c = context;
+    c->model = NULL;
+    return dsv2_model_open(
+        folder, &(dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 3}, &c->model);
 }
 
 static dsv2_status oom_open_session(void *context)
 {
     oom_case *c = context;
-    dsv2_session *session = NULL;
-    dsv2_status status = dsv2_session_open(c->model, NULL, &session);
-    dsv2_session_close(session);
-    return status;
+    c->made = NULL;
+    return dsv2_session_open(c->model, &absorbed, &c->made);
 }
 
-/* The session has 20 tokens; the feed reaches a third page. */
+/* The feed reaches a third page. */
 static dsv2_status oom_feed(void *context)
 {
     oom_case *c = context;
-    return dsv2_session_feed(c->session, tokens + 20, 2 * PAGE);
+    return dsv2_session_feed(c->session, tokens + OOM_FED, 2 * PAGE);
 }
 
 static dsv2_status oom_step(void *context)
 {
     oom_case *c = context;
     dsv2_step_item items[] = {
-        {.struct_size = sizeof *items, .session = c->session, .tokens = tokens + 20, .n_tokens = 5},
-        {.struct_size = sizeof *items, .session = c->other, .tokens = tokens + 20, .n_tokens = 3 * PAGE}};
+        {.struct_size = sizeof *items, .session = c->session, .tokens = tokens + OOM_FED, .n_tokens = 5},
+        {.struct_size = sizeof *items, .session = c->other, .tokens = tokens + OOM_FED, .n_tokens = 3 * PAGE}};
     dsv2_status status = dsv2_step(c->model, items, 2);
     return items[0].status == status && items[1].status == status ? status : DSV2_ERROR_STATE;
 }
@@ -1008,73 +982,152 @@ static dsv2_status oom_step(void *context)
 static dsv2_status oom_write_shared(void *context)
 {
     oom_case *c = context;
-    return dsv2_session_feed(c->session, tokens + 20, 1);
+    return dsv2_session_feed(c->session, tokens + OOM_FED, 1);
 }
 
 static dsv2_status oom_sample(void *context)
 {
     oom_case *c = context;
-    int32_t token;
-    return dsv2_session_sample(c->session, &token);
+    c->token = -1;
+    return dsv2_session_sample(c->session, &c->token);
 }
 
 static dsv2_status oom_top_tokens(void *context)
 {
     oom_case *c = context;
-    dsv2_token_probability top[5];
-    return dsv2_session_top_tokens(c->session, 5, top);
+    memset(c->top, 0, sizeof c->top);
+    return dsv2_session_top_tokens(c->session, 5, c->top);
 }
 
+static const dsv2_sampling greedy = {.struct_size = sizeof greedy, .repetition_penalty = 1, .top_p = 1};
+
+/* Forbids the token that is the likeliest. */
 static dsv2_status oom_set_sampling(void *context)
 {
     oom_case *c = context;
-    dsv2_sampling sampling;
-    dsv2_sampling_defaults(&sampling);
-    sampling.logit_bias = (dsv2_logit_bias[]){{1, 2.0f}, {3, -INFINITY}};
+    dsv2_sampling sampling = {.struct_size = sizeof sampling};
+    dsv2_status status = dsv2_sampling_get_defaults(&sampling);
+    sampling.temperature = 0;
+    sampling.logit_bias = (dsv2_logit_bias[]){{1, 2.0f}, {c->top[0].token, -INFINITY}};
     sampling.n_logit_bias = 2;
-    return dsv2_session_set_sampling(c->session, &sampling);
+    return status == DSV2_OK ? dsv2_session_set_sampling(c->session, &sampling) : status;
 }
 
 static dsv2_status oom_fork(void *context)
 {
     oom_case *c = context;
-    dsv2_session *copy = NULL;
-    dsv2_status status = dsv2_session_fork(c->session, 20, &copy);
-    dsv2_session_close(copy);
-    return status;
+    c->made = NULL;
+    return dsv2_session_fork(c->session, OOM_FED, &c->made);
 }
 
-static void sessions_unchanged(void *context)
+/* What the call did, if it did anything, is right; afterwards it is undone. */
+
+static void opened_or_nothing(void *context, dsv2_status status)
 {
-    const oom_case *c = context;
-    assert_holds(c->session, c->model, tokens, 20);
-    if (c->other != NULL)
-        assert_holds(c->other, c->model, tokens, 20);
+    oom_case *c = context;
+    ck_assert((status == DSV2_OK) == (c->model != NULL));
+    if (c->model != NULL) {
+        dsv2_session *session = open_session(c->model, &absorbed);
+        feed(session, tokens, OOM_FED);
+        assert_holds(session, c->model, tokens, OOM_FED);
+        dsv2_session_close(session);
+    }
+    dsv2_model_close(c->model);
+    ck_assert_int_eq(oom_live(), c->live);
 }
 
-static void nothing_left(void *live) { ck_assert_int_eq(oom_live(), *(long *)live); }
+static void hold_and_undo(oom_case *c, dsv2_session *session, size_t n)
+{
+    assert_holds(session, c->model, tokens, n);
+    if (n == OOM_FED)
+        return;
+    ck_assert(dsv2_session_truncate(session, OOM_FED - 1) == DSV2_OK);
+    feed(session, tokens + OOM_FED - 1, 1);
+}
+
+static void made_or_nothing(void *context, dsv2_status status)
+{
+    oom_case *c = context;
+    ck_assert((status == DSV2_OK) == (c->made != NULL));
+    if (c->made != NULL) {
+        size_t n = length_of(c->made);
+        feed(c->made, tokens + n, 1);
+        assert_holds(c->made, c->model, tokens, n + 1);
+    }
+    dsv2_session_close(c->made);
+    assert_holds(c->session, c->model, tokens, OOM_FED);
+}
+
+static void fed_or_nothing(void *context, dsv2_status status)
+{
+    hold_and_undo(context, ((oom_case *)context)->session, OOM_FED + (status == DSV2_OK ? 2 * PAGE : 0));
+}
+
+static void stepped_or_nothing(void *context, dsv2_status status)
+{
+    oom_case *c = context;
+    hold_and_undo(c, c->session, OOM_FED + (status == DSV2_OK ? 5 : 0));
+    hold_and_undo(c, c->other, OOM_FED + (status == DSV2_OK ? 3 * PAGE : 0));
+}
+
+static void written_or_nothing(void *context, dsv2_status status)
+{
+    oom_case *c = context;
+    assert_holds(c->other, c->model, tokens, OOM_FED);
+    assert_holds(c->session, c->model, tokens, OOM_FED + (status == DSV2_OK));
+    dsv2_session_close(c->session);
+    ck_assert(dsv2_session_fork(c->other, OOM_FED, &c->session) == DSV2_OK);
+}
+
+static void drawn_or_nothing(void *context, dsv2_status status)
+{
+    oom_case *c = context;
+    ck_assert(status == DSV2_OK ? c->token >= 0 && c->token < VOCAB : c->token == -1);
+    assert_holds(c->session, c->model, tokens, OOM_FED);
+}
+
+static void told_or_nothing(void *context, dsv2_status status)
+{
+    oom_case *c = context;
+    dsv2_token_probability top[5];
+    ck_assert(dsv2_session_top_tokens(c->other, 5, top) == DSV2_OK);
+    ck_assert(status != DSV2_OK || memcmp(top, c->top, sizeof top) == 0);
+    assert_holds(c->session, c->model, tokens, OOM_FED);
+}
+
+static void set_or_nothing(void *context, dsv2_status status)
+{
+    oom_case *c = context;
+    ck_assert(dsv2_session_sample(c->session, &c->token) == DSV2_OK);
+    ck_assert((c->token == c->top[0].token) == (status != DSV2_OK)); /* before: greedy, nothing forbidden */
+    ck_assert(dsv2_session_set_sampling(c->session, &greedy) == DSV2_OK);
+}
 
 START_TEST(every_allocation_of_opening_may_fail)
 {
-    dsv2_model_close(open_model(3, 0)); /* the C library has allocated what it keeps for good */
-    long live = oom_live();
-    fail_every_allocation(oom_open_model, nothing_left, &live, _i == 1);
+    dsv2_model *model = open_model(3, 0); /* the C library allocates what it keeps for good */
+    dsv2_session *session = open_session(model, &absorbed);
+    feed(session, tokens, OOM_FED);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+    oom_case c = {.live = oom_live()};
+    oom_fail_each(oom_open_model, opened_or_nothing, &c, _i == 1);
 }
 END_TEST
 
 static const struct {
     const char *name;
     dsv2_status (*work)(void *);
-    bool needs_other;
+    void (*after)(void *, dsv2_status);
 } oom_cases[] = {
-    {"open session", oom_open_session, false},
-    {"feed", oom_feed, false},
-    {"step", oom_step, true},
-    {"write to a shared page", oom_write_shared, true},
-    {"sample", oom_sample, false},
-    {"top tokens", oom_top_tokens, false},
-    {"set sampling", oom_set_sampling, false},
-    {"fork", oom_fork, false},
+    {"open session", oom_open_session, made_or_nothing},
+    {"feed", oom_feed, fed_or_nothing},
+    {"step", oom_step, stepped_or_nothing},
+    {"write to a shared page", oom_write_shared, written_or_nothing},
+    {"sample", oom_sample, drawn_or_nothing},
+    {"top tokens", oom_top_tokens, told_or_nothing},
+    {"set sampling", oom_set_sampling, set_or_nothing},
+    {"fork", oom_fork, made_or_nothing},
 };
 enum { N_OOM_CASES = sizeof oom_cases / sizeof *oom_cases };
 
@@ -1083,15 +1136,18 @@ START_TEST(every_allocation_of_a_session_may_fail)
     dsv2_model_close(open_model(2, 0));
     long live = oom_live();
     oom_case c = {.model = open_model(2, 0)};
-    c.session = open_session(c.model, &absorbed);
-    feed(c.session, tokens, 20);
-    if (oom_cases[_i / 2].needs_other)
-        ck_assert(dsv2_session_fork(c.session, 20, &c.other) == DSV2_OK);
-    fail_every_allocation(oom_cases[_i / 2].work, sessions_unchanged, &c, _i % 2 == 1);
+    c.other = open_session(c.model, &absorbed);
+    feed(c.other, tokens, OOM_FED);
+    ck_assert(dsv2_session_fork(c.other, OOM_FED, &c.session) == DSV2_OK);
+    ck_assert(dsv2_session_top_tokens(c.other, 5, c.top) == DSV2_OK);
+    if (oom_cases[_i / 2].work == oom_set_sampling)
+        ck_assert(dsv2_session_set_sampling(c.session, &greedy) == DSV2_OK);
+    size_t n = oom_fail_each(oom_cases[_i / 2].work, oom_cases[_i / 2].after, &c, _i % 2 == 1);
+    printf("%s: %zu failures\n", oom_cases[_i / 2].name, n);
     dsv2_session_close(c.session);
     dsv2_session_close(c.other);
     dsv2_model_close(c.model);
-    nothing_left(&live);
+    ck_assert_int_eq(oom_live(), live);
 }
 END_TEST
 

@@ -608,33 +608,68 @@ END_TEST
 
 /* ---- no memory ---- */
 
+typedef struct using {
+    const char *json, *path;
+    int32_t ids[1024]; /* all that were encoded */
+    size_t n;
+    char text[1024]; /* what some of them are decoded to */
+    size_t size;
+} using;
+
 /* All that a host does with a tokenizer. Returns the first failure. */
-static dsv2_status use_all(const char *json, const char *path)
+static dsv2_status use_all(void *context)
 {
+    using *u = context;
     static const dsv2_message messages[] = {{"user", "ab 12", 5}, {"assistant", "\xff", 1}, {"user", "x", 1}};
     static char long_text[400]; /* goes by the heap */
     memset(long_text, 'b', sizeof long_text);
     dsv2_tokenizer *t = NULL, *opened = NULL;
-    int32_t ids[1024];
-    char text[1024];
-    size_t n, size;
-    dsv2_status status = ds_tokenizer_from_json("tokenizer.json", json, strlen(json), &t);
+    size_t n = 0;
+    memset(u->ids, 0, sizeof u->ids);
+    u->n = u->size = 0;
+#define REST u->ids + u->n, sizeof u->ids / sizeof *u->ids - u->n, &n
+    dsv2_status status = ds_tokenizer_from_json("tokenizer.json", u->json, strlen(u->json), &t);
     if (status == DSV2_OK)
-        status =
-            dsv2_tokenizer_encode(t, "ab\xc3 12 abab <s>", 15, DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL, ids, 1024, &n);
+        status = dsv2_tokenizer_encode(t, "ab\xc3 12 abab <s>", 15, DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL, REST);
+    u->n += n;
     if (status == DSV2_OK)
-        status = dsv2_tokenizer_decode(t, ids, n, DSV2_DECODE_SPECIAL, text, sizeof text, &size);
+        status = dsv2_tokenizer_decode(t, u->ids, n, DSV2_DECODE_SPECIAL, u->text, sizeof u->text, &u->size);
     if (status == DSV2_OK)
-        status = dsv2_tokenizer_encode(t, long_text, sizeof long_text, 0, ids, 1024, &n);
+        status = dsv2_tokenizer_encode(t, long_text, sizeof long_text, 0, REST);
+    u->n += n;
     if (status == DSV2_OK)
-        status = dsv2_chat_encode(t, messages, 3, 0, ids, 1024, &n);
+        status = dsv2_chat_encode(t, messages, 3, 0, REST);
+    u->n += n;
     if (status == DSV2_OK)
-        status = dsv2_fim_encode(t, "ab", 2, "cd", 2, ids, 1024, &n);
+        status = dsv2_fim_encode(t, "ab", 2, "cd", 2, REST);
+    u->n += n;
     if (status == DSV2_OK)
-        status = dsv2_tokenizer_open(path, &opened);
+        status = dsv2_tokenizer_open(u->path, &opened);
+    if (status == DSV2_OK)
+        status = dsv2_tokenizer_encode(opened, "ab 12", 5, 0, REST);
+    u->n += n;
+#undef REST
     dsv2_tokenizer_close(opened);
     dsv2_tokenizer_close(t);
     return status;
+}
+
+typedef struct used {
+    using now, before;
+    long live;
+} used;
+
+static dsv2_status use_now(void *context) { return use_all(&((used *)context)->now); }
+
+static void the_same_or_nothing(void *context, dsv2_status status)
+{
+    const used *u = context;
+    ck_assert_int_eq(oom_live(), u->live);
+    if (status != DSV2_OK)
+        return;
+    ck_assert_uint_eq(u->now.n, u->before.n);
+    ck_assert_mem_eq(u->now.ids, u->before.ids, u->now.n * sizeof *u->now.ids);
+    ck_assert(u->now.size == u->before.size && memcmp(u->now.text, u->before.text, u->now.size) == 0);
 }
 
 static char *make_json(void)
@@ -660,23 +695,12 @@ START_TEST(running_out_of_memory_anywhere_leaves_nothing)
     folder_write("tokenizer_config.json", "{\"bos_token\":\"<s>\"}", 19);
     char path[256];
     snprintf(path, sizeof path, "%s", _i % 2 == 0 ? folder_path() : folder_file("small.gguf"));
-    ck_assert_msg(use_all(json, path) == DSV2_OK, "%s", dsv2_last_error()); /* libraries set up what they set up once */
-    long before = oom_live();
-    unsigned failures = 0;
-    for (size_t nth = 1;; nth++) {
-        oom_arm(nth, _i >= 2);
-        dsv2_status status = use_all(json, path);
-        bool failed = oom_disarm();
-        ck_assert_msg(oom_live() == before, "allocation %zu: %ld blocks left", nth, oom_live() - before);
-        if (!failed)
-            break;
-        /* PCRE2 goes on without memory that it wants but does not need (a compiled form, a frame on the heap). */
-        ck_assert_msg(status == DSV2_ERROR_MEMORY || status == DSV2_OK, "allocation %zu: status %d: %s", nth, status,
-                      dsv2_last_error());
-        failures += status == DSV2_ERROR_MEMORY;
-    }
-    ck_assert_uint_gt(failures, 150);
-    ck_assert_int_eq(use_all(json, path), DSV2_OK);
+    used u = {.now = {.json = json, .path = path}};
+    ck_assert_msg(use_now(&u) == DSV2_OK, "%s", dsv2_last_error()); /* libraries set up what they set up once */
+    u.before = u.now;
+    u.live = oom_live();
+    /* PCRE2 goes on without memory that it wants but does not need (a compiled form, a frame on the heap). */
+    ck_assert_uint_gt(oom_fail_each(use_now, the_same_or_nothing, &u, _i >= 2), 150);
     folder_remove();
     free(json);
 }

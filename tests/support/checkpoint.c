@@ -72,11 +72,14 @@ static void write_config(const test_checkpoint *c, const char *folder)
     }
     if (c->routed_scaling_factor > 0)
         json_object_set_new(config, "routed_scaling_factor", json_real(c->routed_scaling_factor));
-    if (c->yarn)
+    if (c->yarn || c->published_yarn) {
+        bool own = c->published_yarn;
         json_object_set_new(config, "rope_scaling",
-                            json_pack("{s:s, s:f, s:i, s:f, s:f, s:f, s:f}", "type", "yarn", "factor", 20.0,
-                                      "original_max_position_embeddings", 32, "beta_fast", 16.0, "beta_slow", 1.0,
-                                      "mscale", 0.9, "mscale_all_dim", 0.6));
+                            json_pack("{s:s, s:f, s:i, s:f, s:f, s:f, s:f}", "type", "yarn", "factor",
+                                      own ? 40.0 : 20.0, "original_max_position_embeddings", own ? 4096 : 32,
+                                      "beta_fast", own ? 32.0 : 16.0, "beta_slow", 1.0, "mscale", own ? 0.707 : 0.9,
+                                      "mscale_all_dim", own ? 0.707 : 0.6));
+    }
     if (c->block_rows > 0)
         json_object_set_new(config, "quantization_config",
                             json_pack("{s:s, s:s, s:[i, i]}", "quant_method", "fp8", "fmt", "e4m3", "weight_block_size",

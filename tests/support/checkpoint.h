@@ -18,7 +18,8 @@ typedef struct test_checkpoint {
     const char *topk_method;
     uint32_t n_group, topk_group;
     double routed_scaling_factor;
-    bool norm_topk_prob, attention_bias, tie_word_embeddings, yarn;
+    bool norm_topk_prob, attention_bias, tie_word_embeddings;
+    bool yarn, published_yarn; /* of a short context; V2's and V2-Lite's own */
     uint32_t block_rows, block_cols; /* of FP8 scales */
     uint64_t seed;
 } test_checkpoint;

@@ -216,47 +216,57 @@ static void rotate(const checkpoint *c, double *x, size_t dim, size_t position)
 
 /* ---- attention ---- */
 
-/* Attention of one head over all its keys and values. q, k: [n][nope + rope]; v and out: [n][v_dim], out's rows
- * out_stride apart. */
-static void attend(const double *q, const double *k, const double *v, size_t n, size_t width, size_t v_dim,
-                   double scale, double *out, size_t out_stride)
+/* Attention of one head for the tokens at[n_at] over the keys and values up to each. q: [n_at][nope + rope];
+ * k: [n][nope + rope]; v: [n][v_dim]; out: [n_at][v_dim], rows out_stride apart. */
+static void attend(const double *q, const size_t *at, size_t n_at, const double *k, const double *v, size_t width,
+                   size_t v_dim, double scale, double *out, size_t out_stride)
 {
-    double *p = zeroed(n, sizeof *p);
-    for (size_t t = 0; t < n; t++) {
+    double *p = zeroed(at[n_at - 1] + 1, sizeof *p);
+    for (size_t t = 0; t < n_at; t++) {
         double max = -INFINITY, sum = 0;
-        for (size_t j = 0; j <= t; j++) {
+        for (size_t j = 0; j <= at[t]; j++) {
             p[j] = 0;
             for (size_t i = 0; i < width; i++)
                 p[j] += scale * q[t * width + i] * k[j * width + i];
             max = fmax(max, p[j]);
         }
-        for (size_t j = 0; j <= t; j++)
+        for (size_t j = 0; j <= at[t]; j++)
             sum += p[j] = exp(p[j] - max);
-        for (size_t i = 0; i < v_dim; i++) {
-            out[t * out_stride + i] = 0;
-            for (size_t j = 0; j <= t; j++)
+        memset(out + t * out_stride, 0, v_dim * sizeof *out);
+        for (size_t j = 0; j <= at[t]; j++)
+            for (size_t i = 0; i < v_dim; i++)
                 out[t * out_stride + i] += p[j] / sum * v[j * v_dim + i];
-        }
     }
     free(p);
 }
 
-/* Appendix C, Eqs. 37-47, without absorbing anything. */
-static void attention(const checkpoint *c, const char *prefix, const double *x, size_t n, double *out)
+/* Rows at[n_at] of x, one after the other. */
+static void gather(const double *x, size_t size, const size_t *at, size_t n_at, double *out)
+{
+    for (size_t t = 0; t < n_at; t++)
+        memcpy(out + t * size, x + at[t] * size, size * sizeof *out);
+}
+
+/* Appendix C, Eqs. 37-47, without absorbing anything. x: of all n tokens; out: [n_at][hidden], of the tokens at[n_at],
+ * ascending. */
+static void attention(const checkpoint *c, const char *prefix, const double *x, size_t n, const size_t *at,
+                      size_t n_at, double *out)
 {
     size_t hidden = count(c, "hidden_size"), n_heads = count(c, "num_attention_heads"),
            q_lora = count(c, "q_lora_rank");
     size_t lora = count(c, "kv_lora_rank"), nope = count(c, "qk_nope_head_dim"), rope = count(c, "qk_rope_head_dim");
     size_t v_dim = count(c, "v_head_dim"), width = nope + rope;
     bool biased = flag(c, "attention_bias");
-    double *q = zeroed(n * n_heads * width, sizeof *q), *kv_a = zeroed(n * (lora + rope), sizeof *kv_a);
+    double *q = zeroed(n_at * n_heads * width, sizeof *q), *kv_a = zeroed(n * (lora + rope), sizeof *kv_a);
+    double *x_at = zeroed(n_at * hidden, sizeof *x_at);
+    gather(x, hidden, at, n_at, x_at);
     if (q_lora == 0) {
-        linear(c, test_format("%s.q_proj", prefix), false, x, n, hidden, q, n_heads * width);
+        linear(c, test_format("%s.q_proj", prefix), false, x_at, n_at, hidden, q, n_heads * width);
     } else {
-        double *compressed = zeroed(n * q_lora, sizeof *compressed);
-        linear(c, test_format("%s.q_a_proj", prefix), biased, x, n, hidden, compressed, q_lora);
-        rms_norm(c, test_format("%s.q_a_layernorm.weight", prefix), compressed, n, q_lora, q_lora, compressed);
-        linear(c, test_format("%s.q_b_proj", prefix), false, compressed, n, q_lora, q, n_heads * width);
+        double *compressed = zeroed(n_at * q_lora, sizeof *compressed);
+        linear(c, test_format("%s.q_a_proj", prefix), biased, x_at, n_at, hidden, compressed, q_lora);
+        rms_norm(c, test_format("%s.q_a_layernorm.weight", prefix), compressed, n_at, q_lora, q_lora, compressed);
+        linear(c, test_format("%s.q_b_proj", prefix), false, compressed, n_at, q_lora, q, n_heads * width);
         free(compressed);
     }
     linear(c, test_format("%s.kv_a_proj_with_mqa", prefix), biased, x, n, hidden, kv_a, lora + rope);
@@ -265,28 +275,30 @@ static void attention(const checkpoint *c, const char *prefix, const double *x, 
     for (size_t t = 0; t < n; t++) {
         memcpy(latent + t * lora, kv_a + t * (lora + rope), lora * sizeof *latent);
         rotate(c, kv_a + t * (lora + rope) + lora, rope, t);
-        for (size_t h = 0; h < n_heads; h++)
-            rotate(c, q + (t * n_heads + h) * width + nope, rope, t);
     }
+    for (size_t t = 0; t < n_at; t++)
+        for (size_t h = 0; h < n_heads; h++)
+            rotate(c, q + (t * n_heads + h) * width + nope, rope, at[t]);
     linear(c, test_format("%s.kv_b_proj", prefix), false, latent, n, lora, kv, n_heads * (nope + v_dim));
 
     double scale = 1 / sqrt((double)width);
     if (yarn(c) != NULL && number(yarn(c), "mscale_all_dim", 0) != 0)
         scale *= pow(attention_sharpening(number(yarn(c), "factor", 1), number(yarn(c), "mscale_all_dim", 0)), 2);
-    double *head_q = zeroed(n * width, sizeof *head_q), *head_k = zeroed(n * width, sizeof *head_k);
-    double *head_v = zeroed(n * v_dim, sizeof *head_v), *heads = zeroed(n * n_heads * v_dim, sizeof *heads);
+    double *head_q = zeroed(n_at * width, sizeof *head_q), *head_k = zeroed(n * width, sizeof *head_k);
+    double *head_v = zeroed(n * v_dim, sizeof *head_v), *heads = zeroed(n_at * n_heads * v_dim, sizeof *heads);
     for (size_t h = 0; h < n_heads; h++) {
+        for (size_t t = 0; t < n_at; t++)
+            memcpy(head_q + t * width, q + (t * n_heads + h) * width, width * sizeof *q);
         for (size_t t = 0; t < n; t++) {
             const double *up = kv + (t * n_heads + h) * (nope + v_dim);
-            memcpy(head_q + t * width, q + (t * n_heads + h) * width, width * sizeof *q);
             memcpy(head_k + t * width, up, nope * sizeof *up);
             memcpy(head_k + t * width + nope, kv_a + t * (lora + rope) + lora, rope * sizeof *up);
             memcpy(head_v + t * v_dim, up + nope, v_dim * sizeof *up);
         }
-        attend(head_q, head_k, head_v, n, width, v_dim, scale, heads + h * v_dim, n_heads * v_dim);
+        attend(head_q, at, n_at, head_k, head_v, width, v_dim, scale, heads + h * v_dim, n_heads * v_dim);
     }
-    linear(c, test_format("%s.o_proj", prefix), biased, heads, n, n_heads * v_dim, out, hidden);
-    free(heads), free(head_v), free(head_k), free(head_q), free(kv), free(latent), free(kv_a), free(q);
+    linear(c, test_format("%s.o_proj", prefix), biased, heads, n_at, n_heads * v_dim, out, hidden);
+    free(heads), free(head_v), free(head_k), free(head_q), free(kv), free(latent), free(kv_a), free(x_at), free(q);
 }
 
 /* ---- feed-forward ---- */
@@ -423,19 +435,26 @@ static void feed_forward(const checkpoint *c, size_t layer, const double *x, ref
 
 /* ---- all of it ---- */
 
-static void forward(const checkpoint *c, const int32_t *tokens, reference *r)
+static void forward(const checkpoint *c, const int32_t *tokens, size_t n, const size_t *at, reference *r)
 {
-    size_t n = r->n_tokens, hidden = count(c, "hidden_size");
+    size_t n_at = r->n_tokens, *all = zeroed(n, sizeof *all), hidden = count(c, "hidden_size");
     double *h = zeroed(n * hidden, sizeof *h), *x = zeroed(n * hidden, sizeof *x),
            *out = zeroed(n * hidden, sizeof *out);
     double *embedding = weights(c, "model.embed_tokens.weight", r->vocab_size, hidden);
     for (size_t t = 0; t < n; t++)
-        memcpy(h + t * hidden, embedding + (size_t)tokens[t] * hidden, hidden * sizeof *h);
+        memcpy(h + t * hidden, embedding + (size_t)tokens[t] * hidden, hidden * sizeof *h), all[t] = t;
+    r->n_tokens = n;
     for (size_t l = 0; l < r->n_layers; l++) {
         char attention_prefix[64];
         strcpy(attention_prefix, test_format("model.layers.%zu.self_attn", l));
         rms_norm(c, test_format("model.layers.%zu.input_layernorm.weight", l), h, n, hidden, hidden, x);
-        attention(c, attention_prefix, x, n, out);
+        if (l + 1 == r->n_layers) { /* its other tokens are nobody's keys */
+            attention(c, attention_prefix, x, n, at, n_at, out);
+            gather(h, hidden, at, n_at, h);
+            r->n_tokens = n = n_at;
+        } else {
+            attention(c, attention_prefix, x, n, all, n, out);
+        }
         for (size_t i = 0; i < n * hidden; i++)
             h[i] += out[i];
         rms_norm(c, test_format("model.layers.%zu.post_attention_layernorm.weight", l), h, n, hidden, hidden, x);
@@ -447,15 +466,25 @@ static void forward(const checkpoint *c, const int32_t *tokens, reference *r)
     rms_norm(c, "model.norm.weight", h, n, hidden, hidden, x);
     linear(c, flag(c, "tie_word_embeddings") ? "model.embed_tokens" : "lm_head", false, x, n, hidden, r->logits,
            r->vocab_size);
-    free(embedding), free(out), free(x), free(h);
+    free(embedding), free(out), free(x), free(h), free(all);
 }
 
 reference *reference_run(const char *folder, const int32_t *tokens, size_t n)
 {
+    size_t *all = zeroed(n, sizeof *all);
+    for (size_t t = 0; t < n; t++)
+        all[t] = t;
+    reference *r = reference_run_at(folder, tokens, n, all, n);
+    free(all);
+    return r;
+}
+
+reference *reference_run_at(const char *folder, const int32_t *tokens, size_t n, const size_t *at, size_t n_at)
+{
     checkpoint c = {0};
     load(&c, folder);
     reference *r = zeroed(1, sizeof *r);
-    r->n_tokens = n;
+    r->n_tokens = n_at;
     r->vocab_size = count(&c, "vocab_size");
     r->n_layers = count(&c, "num_hidden_layers");
     r->n_experts = count(&c, "n_routed_experts");
@@ -463,9 +492,9 @@ reference *reference_run(const char *folder, const int32_t *tokens, size_t n)
     bool limited = !is(&c, "topk_method", "greedy");
     r->n_group = limited ? (size_t)number(c.config, "n_group", 1) : 1;
     r->topk_group = limited ? (size_t)number(c.config, "topk_group", 1) : 1;
-    r->logits = zeroed(n * r->vocab_size, sizeof *r->logits);
+    r->logits = zeroed(n_at * r->vocab_size, sizeof *r->logits);
     r->layers = zeroed(r->n_layers, sizeof *r->layers);
-    forward(&c, tokens, r);
+    forward(&c, tokens, n, at, r);
     json_decref(c.config);
     test_tensors_free(&c.tensors);
     return r;

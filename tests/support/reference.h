@@ -26,6 +26,9 @@ typedef struct reference {
 
 /* Runs n tokens through the checkpoint in `folder` (config.json and safetensors files). Any failure ends the test. */
 reference *reference_run(const char *folder, const int32_t *tokens, size_t n);
+
+/* The same for a long prompt: logits, and the last layer's routes, of the tokens at[n_at] alone, ascending. */
+reference *reference_run_at(const char *folder, const int32_t *tokens, size_t n, const size_t *at, size_t n_at);
 void reference_free(reference *r);
 
 #endif

@@ -257,18 +257,28 @@ static void show_warning(void *user, dsv2_log_level level, const char *message)
         fprintf(stderr, "dsv2 %s: %s\n", command_name, message);
 }
 
+int find_model_options(const model_settings *settings, dsv2_model_options *options)
+{
+    *options = (dsv2_model_options){.struct_size = sizeof *options, .n_threads = (uint32_t)settings->threads,
+                                    .kernels = settings->kernels, .lock = settings->lock, .insist = settings->insist};
+    if (settings->loading == NULL || strcmp(settings->loading, "map") == 0)
+        return GO_ON;
+    options->loading = DSV2_LOADING_READ;
+    return strcmp(settings->loading, "read") == 0 ? GO_ON
+                                                  : fail_usage("--loading: '%s' is none of map, read",
+                                                               settings->loading);
+}
+
 dsv2_model *open_model(const char *path, const model_settings *settings)
 {
     progress_bar bar;
+    dsv2_model_options options;
+    if (find_model_options(settings, &options) != GO_ON)
+        return NULL;
     progress_start(&bar, "Opening");
-    dsv2_model_options options = {
-        .struct_size = sizeof options,
-        .n_threads = (uint32_t)settings->threads,
-        .kernels = settings->kernels,
-        .progress = progress_show,
-        .progress_user = &bar,
-        .log = show_warning,
-    };
+    options.progress = progress_show;
+    options.progress_user = &bar;
+    options.log = show_warning;
     dsv2_model *model;
     dsv2_status status = dsv2_model_open(path, &options, &model);
     progress_end(&bar);

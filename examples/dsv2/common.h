@@ -43,14 +43,21 @@ int parse_options(const command *self, int argc, char **argv, const option_spec 
 /* Options of every command that opens a model. */
 typedef struct model_settings {
     uint64_t threads;
-    const char *kernels;
+    const char *kernels, *loading;
+    bool lock, insist;
 } model_settings;
 
 #define MODEL_OPTIONS(settings)                                                                                        \
     {"threads", "N", OPTION_COUNT, &(settings).threads, 0, 1024,                                                       \
      "threads to use; 0, the default: as many as the process may"},                                                    \
     {"kernels", "NAME", OPTION_TEXT, &(settings).kernels, 0, 0,                                                        \
-     "c, avx2 or avx512; auto, the default: the best that runs here"}
+     "c, avx2 or avx512; auto, the default: the best that runs here"},                                                 \
+    {"loading", "HOW", OPTION_TEXT, &(settings).loading, 0, 0,                                                         \
+     "map, the default: use weights where they lie in their files; read:\nread all into memory"},                      \
+    {"lock", NULL, OPTION_FLAG, &(settings).lock, 0, 0,                                                                \
+     "keep the weights in memory, or say why that cannot be"},                                                         \
+    {"insist", NULL, OPTION_FLAG, &(settings).insist, 0, 0,                                                            \
+     "open the model even if its copies do not fit the memory left"}
 
 /* --kv: the element type of a session's cache. */
 #define CACHE_OPTION(name)                                                                                             \
@@ -107,6 +114,9 @@ int fail_library(void);                                    /* the library's last
 int finish_output(void);
 
 /* ---- the library ---- */
+
+/* The library's options of these settings. GO_ON, or the exit status after saying what is wrong. */
+int find_model_options(const model_settings *settings, dsv2_model_options *options);
 
 /* NULL after saying why not. */
 dsv2_model *open_model(const char *path, const model_settings *settings);

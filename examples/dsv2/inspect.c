@@ -35,7 +35,7 @@ static int verify(const char *path)
     return status == DSV2_OK ? GO_ON : fail_library();
 }
 
-static int inspect(dsv2_model *model, const char *path, bool json)
+static int inspect(dsv2_model *model, const char *path, const dsv2_bytes_needed_info *needed, bool json)
 {
     dsv2_model_info info = model_info(model);
     dsv2_tokenizer_info tokens = {.struct_size = sizeof tokens};
@@ -56,6 +56,8 @@ static int inspect(dsv2_model *model, const char *path, bool json)
         {"weight_type", weight_type_name(info.weight_type), 0},
         {"weight_bytes", NULL, (int64_t)info.weight_bytes},
         {"bytes_copied", NULL, (int64_t)info.bytes_copied},
+        {"bytes_mapped", NULL, (int64_t)needed->bytes_mapped},
+        {"cache_bytes_per_token", NULL, (int64_t)needed->cache_bytes_per_token},
         {"max_position_embeddings", NULL, info.max_position_embeddings},
         {"vocab_size", NULL, info.vocab_size},
         {"hidden_size", NULL, info.hidden_size},
@@ -114,6 +116,7 @@ static int run(int argc, char **argv)
     const option_spec options[] = {
         {"json", NULL, OPTION_FLAG, &json, 0, 0, "print a JSON object"},
         {"verify", NULL, OPTION_FLAG, &verified, 0, 0, "first read a .dsv2 pack through and check its checksums"},
+        MODEL_OPTIONS(settings),
     };
     int status = parse_options(&command_inspect, argc, argv, options, sizeof options / sizeof *options, &path, 1);
     if (status == GO_ON && verified)
@@ -123,10 +126,17 @@ static int run(int argc, char **argv)
     dsv2_snapshot_info snapshot = {.struct_size = sizeof snapshot};
     if (dsv2_snapshot_inspect(path, &snapshot) == DSV2_OK)
         return inspect_snapshot(&snapshot, path, json);
+    dsv2_model_options model_options;
+    dsv2_bytes_needed_info needed = {.struct_size = sizeof needed};
+    status = find_model_options(&settings, &model_options);
+    if (status != GO_ON)
+        return status;
+    if (dsv2_model_bytes_needed(path, &model_options, &needed) != DSV2_OK)
+        return fail_library();
     dsv2_model *model = open_model(path, &settings);
     if (model == NULL)
         return EXIT_FAILED;
-    status = inspect(model, path, json);
+    status = inspect(model, path, &needed, json);
     dsv2_model_close(model);
     return status;
 }

@@ -244,6 +244,14 @@ public:
         handle_.reset(opened, dsv2_model_close);
     }
 
+    /* What opening the model at `path` would take. */
+    static dsv2_bytes_needed_info bytes_needed(const std::string &path,
+                                               dsv2_model_options options = make<dsv2_model_options>()) {
+        dsv2_bytes_needed_info info = make<dsv2_bytes_needed_info>();
+        check(dsv2_model_bytes_needed(path.c_str(), &options, &info));
+        return info;
+    }
+
     dsv2_model_info info() const {
         dsv2_model_info info = make<dsv2_model_info>();
         check(dsv2_model_get_info(get(), &info));

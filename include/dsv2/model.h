@@ -69,6 +69,18 @@ typedef enum dsv2_weight_type {
     DSV2_WEIGHTS_MIXED = 10 /* in dsv2_model_info only: tensors of several types */
 } dsv2_weight_type;
 
+/* How weights come into memory. */
+typedef enum dsv2_loading {
+    /* Files are mapped. Weights that the kernels take as they are stay in the files: opening is fast, processes share
+     * them, and they may be larger than memory. Where a file system refuses a shared mapping, a private one is tried,
+     * and then the files are read; both are remarked on. */
+    DSV2_LOADING_MAP = 0,
+    /* Everything is read into memory, large weights straight into place, by all of the model's threads. Nothing is
+     * mapped. Once the model is open its files are closed and may change, and no session ever waits for them. A file
+     * that changes meanwhile makes opening fail with DSV2_ERROR_IO. */
+    DSV2_LOADING_READ = 1
+} dsv2_loading;
+
 /* For the defaults set struct_size to sizeof(dsv2_model_options) and everything else to zero. A larger struct_size than
  * the library knows is accepted if the unknown rest is zero; a smaller one, down to that of version 0.1, leaves the
  * missing fields at their defaults. */
@@ -88,6 +100,13 @@ typedef struct dsv2_model_options {
     void *progress_user;
     dsv2_log_fn log;              /* may be NULL; kept until the model is closed */
     void *log_user;
+    /* Since 0.2: */
+    dsv2_loading loading;         /* DSV2_LOADING_MAP, or DSV2_LOADING_READ */
+    int lock;                     /* non-zero: weights are kept in memory (mlock), mapped ones too, and every expert is
+                                   * made ready by dsv2_model_open. DSV2_ERROR_MEMORY where the system refuses; the
+                                   * message names the bytes wanted and the limit (RLIMIT_MEMLOCK). Pages of sessions
+                                   * and working memory are not locked, nor is anything in a forked child. */
+    int insist;                   /* non-zero: open even if the copies do not fit the memory that is left now */
 } dsv2_model_options;
 
 /* Opens a model.
@@ -96,20 +115,45 @@ typedef struct dsv2_model_options {
  *            GGUF file; a .dsv2 pack.
  *   options  NULL for the defaults. Read during the call only (but see `log`).
  *   model    receives the handle; the caller closes it with dsv2_model_close.
- * Files are mapped, not read, where their layout allows. Files must not be changed while the model is open: a change of
- * size is noticed before each pass and answered with DSV2_ERROR_IO.
- * The kernels read weights in an order of their own, so a GGUF's weights are reordered. dsv2_model_open does that for
- * everything but the routed experts, and also for routed experts that have to be rounded. Other routed experts, which
- * are most of a GGUF's weights, are reordered when a session first chooses them. The memory for that is set aside by
- * dsv2_model_open: feeding takes none for it. The bits are the same, but the first feeds take longer, and longest where
- * several sessions wait for the same new experts. A pack holds its weights in the kernels' order already.
+ * How weights come into memory is the option `loading`. Files that are mapped must not be changed while the model is
+ * open: a change of size is noticed before each pass and answered with DSV2_ERROR_IO, but a file that shrinks during a
+ * pass ends the process (SIGBUS). Files that are read are closed when this call returns.
+ * The kernels read weights in an order of their own, so a GGUF's weights are reordered. dsv2_model_open does that
+ * for everything but the routed experts, and also for routed experts that have to be rounded, read or locked. Other
+ * routed experts, which are most of a GGUF's weights, are reordered when a session first chooses them.
+ * dsv2_model_open reserves the memory for that, and counts it as copied, but the system gives it when an expert is
+ * first written. If other memory has grown meanwhile, a feed can exhaust the machine's or the control group's
+ * memory, and the system then ends a process; with `lock` all of it is taken by dsv2_model_open. The bits are the
+ * same, but the first feeds take longer, and longest where several sessions wait for the same new experts. A pack
+ * holds its weights in the kernels' order already.
  * A weight that is converted has to be finite (else _FORMAT) and has to fit the type that weight_type asks for (else
- * _UNSUPPORTED). Weights that stay in their file as they are, are not read on opening: a feed that meets a NaN or
+ * _UNSUPPORTED). Weights that stay as they are in their file are not looked at on opening: a feed that meets a NaN or
  * infinity of theirs says so.
+ * Weights that are copied (dsv2_model_bytes_needed says how many bytes) must fit the memory that is left, or opening is
+ * refused with DSV2_ERROR_MEMORY and both figures, before anything is copied; see `insist`. Weights that are mapped may
+ * be larger than memory, which is remarked on: parts of them are then read from the disk again and again.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED (the message names the field or
  * tensor and its value) or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
                                                        dsv2_model **model);
+
+/* What opening a model would take. Set struct_size before the call. */
+typedef struct dsv2_bytes_needed_info {
+    size_t struct_size;
+    uint64_t bytes_copied;          /* memory of the process's own for weights: dsv2_model_info.bytes_copied. Opening
+                                     * takes a little more: some rows a thread, one layer's kv_b_proj, the tokenizer */
+    uint64_t bytes_mapped;          /* weights that are used where they lie in mapped files */
+    uint64_t cache_bytes_per_token; /* of a session with default options */
+    uint64_t memory_left;           /* what the process can take now: the least of what the machine has available and
+                                     * what the limits of the process's control groups leave, cached files counted as
+                                     * free; 0: not known */
+} dsv2_bytes_needed_info;
+
+/* Says what dsv2_model_open with the same path and options would take. Reads headers and the configuration alone.
+ * Progress is not reported. Any thread. Returns DSV2_OK, and otherwise what dsv2_model_open would return for the same
+ * file: DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_bytes_needed(const char *path, const dsv2_model_options *options,
+                                                               dsv2_bytes_needed_info *info);
 
 /* Closes a model and frees all that it owns, apart from what open sessions need: that is freed with the last of them.
  * NULL is allowed. Any thread; no other call may use the handle afterwards, but calls on open sessions may go on. */

@@ -18,14 +18,25 @@ static dsv2_status check_type_and_threads(dsv2_weight_type weight_type, uint32_t
     return ds_fail(DSV2_ERROR_ARGUMENT, "weight_type is %d, expected a type to convert to", (int)weight_type);
 }
 
+/* Copies options over `known`, and checks what can be checked before the model is seen. */
+static dsv2_status read_model_options(const dsv2_model_options *options, dsv2_model_options *known)
+{
+    *known = (dsv2_model_options){.struct_size = sizeof *known};
+    dsv2_status status = ds_read_options(DS_SIZED(dsv2_model_options, log_user), options, known);
+    if (status == DSV2_OK)
+        status = check_type_and_threads(known->weight_type, known->n_threads);
+    if (status == DSV2_OK && known->loading != DSV2_LOADING_MAP && known->loading != DSV2_LOADING_READ)
+        status = ds_fail(DSV2_ERROR_ARGUMENT, "loading is %d, expected %d (map) or %d (read)", (int)known->loading,
+                         DSV2_LOADING_MAP, DSV2_LOADING_READ);
+    return status;
+}
+
 dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model)
 {
     if (path == NULL || model == NULL)
         return ds_null_argument(path == NULL ? "path" : "model");
-    dsv2_model_options known = {.struct_size = sizeof known};
-    dsv2_status status = ds_read_options(DS_SIZED(dsv2_model_options, log_user), options, &known);
-    if (status == DSV2_OK)
-        status = check_type_and_threads(known.weight_type, known.n_threads);
+    dsv2_model_options known;
+    dsv2_status status = read_model_options(options, &known);
     if (status != DSV2_OK)
         return status;
     ds_modes modes;
@@ -33,6 +44,18 @@ dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
     status = ds_model_open(path, &known, model);
     ds_modes_end(&modes);
     return status;
+}
+
+dsv2_status dsv2_model_bytes_needed(const char *path, const dsv2_model_options *options, dsv2_bytes_needed_info *info)
+{
+    if (path == NULL || info == NULL)
+        return ds_null_argument(path == NULL ? "path" : "info");
+    dsv2_model_options known;
+    dsv2_bytes_needed_info needed = {0};
+    dsv2_status status = read_model_options(options, &known);
+    if (status == DSV2_OK)
+        status = ds_model_bytes_needed(path, &known, &needed);
+    return status == DSV2_OK ? ds_write_info(DS_SIZED(dsv2_bytes_needed_info, memory_left), info, &needed) : status;
 }
 
 void dsv2_model_close(dsv2_model *model)

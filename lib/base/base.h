@@ -79,11 +79,14 @@ void *ds_new(size_t count, size_t size);
 /* The same, not zeroed, aligned to 64 bytes (a cache line, an AVX-512 register), from 2 MiB on to huge pages. */
 void *ds_new_aligned(size_t count, size_t size);
 
+/* Bytes in pages that hold nothing else, not zeroed: for memory that is locked. */
+void *ds_new_pages(size_t bytes);
+
 /* Grows the array to which *array_pointer points to at least `needed` elements of `size` bytes, doubling *capacity;
  * keeps the elements. False if there is no memory, and nothing has changed. */
 bool ds_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size);
 
-/* Frees memory from ds_new, ds_new_aligned, ds_grow or ds_copy_string. NULL is allowed. */
+/* Frees memory from ds_new, ds_new_aligned, ds_new_pages, ds_grow or ds_copy_string. NULL is allowed. */
 void ds_free(void *memory);
 
 /* NULL without memory. */
@@ -147,26 +150,40 @@ float ds_largest_magnitude(const float *x, size_t n);
 
 /* ---- files (file.c) ---- */
 
-/* A file mapped for reading. */
+/* A file that is read. Its first bytes may be in memory, and all of it may be mapped. */
 typedef struct ds_file {
     char *path;
-    const uint8_t *data; /* NULL if the file is empty */
-    uint64_t size;
-    ds_os_file handle;   /* stays open so that a change of size can be seen */
+    uint64_t size;     /* when it was opened */
+    ds_os_file handle; /* stays open so that a change of size can be seen */
+    uint8_t *head;     /* the first head_size bytes, read; NULL: none */
+    size_t head_size;
+    const uint8_t *data; /* the whole file, mapped; NULL: it is not mapped, or empty */
 } ds_file;
 
 /* Opens a regular file and learns its size. */
 dsv2_status ds_open_regular(const char *path, ds_os_access access, ds_os_file *file, uint64_t *size);
 
-/* Maps a regular file. On failure *file is zeroed, as ds_file_unmap leaves it. */
-dsv2_status ds_file_map(const char *path, ds_file *file);
+/* Opens a regular file, and reads nothing yet. On failure *file is zeroed, as ds_file_close leaves it. */
+dsv2_status ds_file_open(const char *path, ds_file *file);
+void ds_file_close(ds_file *file);
+
+/* Has the file's first `size` bytes in file->head, fewer only where the file is shorter. What was there may move. */
+dsv2_status ds_file_need_head(ds_file *file, uint64_t size);
+void ds_file_drop_head(ds_file *file);
+
+/* Reads `size` bytes, which the file had when it was opened; DSV2_ERROR_IO if it has them no longer. Any number of
+ * threads may read at once. */
+dsv2_status ds_file_read_at(const ds_file *file, uint64_t offset, void *data, size_t size);
+
+/* Maps the file. False if the system refuses: ds_os_failure says why. */
+bool ds_file_map(ds_file *file, ds_os_sharing sharing);
 void ds_file_unmap(ds_file *file);
 
-/* DSV2_ERROR_IO if the file no longer has the size that it was mapped with: touching its pages could kill the
+/* DSV2_ERROR_IO if the file no longer has the size that it was opened with: touching its mapped pages could kill the
  * process. */
 dsv2_status ds_file_check(const ds_file *file);
 
-/* Says that these bytes need not stay in the process's memory. Touching them brings them back. */
+/* Says that these mapped bytes need not stay in the process's memory. Touching them brings them back. */
 void ds_file_forget(const ds_file *file, uint64_t offset, uint64_t size);
 
 /* Reads a whole regular file of at most `limit` bytes to *data, with a NUL after the end. The caller ds_frees *data. */
@@ -292,6 +309,19 @@ bool ds_pool_end_turn(ds_pool *pool); /* false: this thread was in no turn */
 
 /* Callers that wait for their turn beside the one whose region runs; for tests. */
 unsigned ds_pool_waiting(const ds_pool *pool);
+
+/* ---- memory that is left (left.c) ---- */
+
+/* Memory that this process can still take before something of this name is exhausted. */
+typedef struct ds_memory_left {
+    uint64_t bytes;
+    char whose[320]; /* "the machine", or a control group by its folder */
+} ds_memory_left;
+
+/* The least of what the machine has left and of what each of the process's own control groups, and those that they are
+ * in, have left. What the system would give up first (cached files) counts as left. False if nothing is known.
+ * root: "", or a test's folder with files like those of /proc and /sys. */
+bool ds_memory_left_in(const char *root, ds_memory_left *least);
 
 /* ---- processors (cpus.c) ---- */
 

@@ -21,7 +21,7 @@ dsv2_status ds_open_regular(const char *path, ds_os_access access, ds_os_file *f
     return status;
 }
 
-dsv2_status ds_file_map(const char *path, ds_file *file)
+dsv2_status ds_file_open(const char *path, ds_file *file)
 {
     *file = (ds_file){0};
     dsv2_status status = ds_open_regular(path, DS_OS_READ, &file->handle, &file->size);
@@ -29,30 +29,78 @@ dsv2_status ds_file_map(const char *path, ds_file *file)
         return status;
     file->path = ds_copy_string(path);
     if (file->path == NULL) {
-        status = ds_fail_memory("a path", strlen(path) + 1);
-        goto fail;
-    }
-    if (file->size > 0) {
-        file->data = ds_os_map(file->handle, file->size);
-        if (file->data == NULL) {
-            status = ds_fail_io(path, "map");
-            goto fail;
-        }
-        ds_os_wish_large_pages(file->data, (size_t)file->size); /* which file systems with large folios grant */
+        ds_file_close(file);
+        return ds_fail_memory("a path", strlen(path) + 1);
     }
     return DSV2_OK;
-fail:
+}
+
+void ds_file_close(ds_file *file)
+{
     ds_file_unmap(file);
-    return status;
+    ds_file_drop_head(file);
+    ds_os_close(&file->handle);
+    ds_free(file->path);
+    *file = (ds_file){0};
+}
+
+static dsv2_status fail_changed(const ds_file *file, uint64_t size)
+{
+    return ds_fail(DSV2_ERROR_IO,
+                   "%s: was %llu bytes when opened and is %llu now: the file was changed while in use; open the "
+                   "model again", file->path, (unsigned long long)file->size, (unsigned long long)size);
+}
+
+dsv2_status ds_file_read_at(const ds_file *file, uint64_t offset, void *data, size_t size)
+{
+    size_t got;
+    if (!ds_os_read(file->handle, offset, data, size, &got))
+        return ds_fail_io(file->path, "read");
+    return got == size ? DSV2_OK : fail_changed(file, offset + got);
+}
+
+dsv2_status ds_file_need_head(ds_file *file, uint64_t size)
+{
+    size_t needed = (size_t)(size < file->size ? size : file->size);
+    if (needed <= file->head_size)
+        return DSV2_OK;
+    uint8_t *head = ds_new(needed, 1);
+    if (head == NULL)
+        return ds_fail_memory(file->path, needed);
+    dsv2_status status = ds_file_read_at(file, 0, head, needed);
+    if (status != DSV2_OK) {
+        ds_free(head);
+        return status;
+    }
+    ds_free(file->head);
+    file->head = head;
+    file->head_size = needed;
+    return DSV2_OK;
+}
+
+void ds_file_drop_head(ds_file *file)
+{
+    ds_free(file->head);
+    file->head = NULL;
+    file->head_size = 0;
+}
+
+bool ds_file_map(ds_file *file, ds_os_sharing sharing)
+{
+    if (file->size == 0)
+        return true;
+    file->data = ds_os_map(file->handle, file->size, sharing);
+    if (file->data == NULL)
+        return false;
+    ds_os_wish_large_pages(file->data, (size_t)file->size); /* which file systems with large folios grant */
+    return true;
 }
 
 void ds_file_unmap(ds_file *file)
 {
     if (file->data != NULL)
         ds_os_unmap(file->data, file->size);
-    ds_os_close(&file->handle);
-    ds_free(file->path);
-    *file = (ds_file){0};
+    file->data = NULL;
 }
 
 void ds_file_forget(const ds_file *file, uint64_t offset, uint64_t size)
@@ -73,11 +121,7 @@ dsv2_status ds_file_check(const ds_file *file)
     uint64_t size;
     if (!ds_os_kind_and_size(file->handle, &kind, &size))
         return ds_fail_io(file->path, "stat");
-    if (size != file->size)
-        return ds_fail(DSV2_ERROR_IO,
-                       "%s: was %llu bytes when opened and is %llu now: the file was changed while in use; open the "
-                       "model again", file->path, (unsigned long long)file->size, (unsigned long long)size);
-    return DSV2_OK;
+    return size == file->size ? DSV2_OK : fail_changed(file, size);
 }
 
 dsv2_status ds_file_read(const char *path, uint64_t limit, char **data, size_t *size)

@@ -26,6 +26,18 @@ void *ds_new_aligned(size_t count, size_t size)
     return memory;
 }
 
+void *ds_new_pages(size_t bytes)
+{
+    size_t page = ds_os_page_bytes(), alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : page;
+    if (bytes > SIZE_MAX - page)
+        return NULL;
+    size_t whole = (bytes + page - 1) / page * page;
+    void *memory = ds_os_new_aligned(alignment, whole > 0 ? whole : page);
+    if (memory != NULL && alignment == HUGE_PAGE)
+        ds_os_wish_large_pages(memory, whole & ~(size_t)(HUGE_PAGE - 1));
+    return memory;
+}
+
 bool ds_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size)
 {
     if (needed <= *capacity)

@@ -82,6 +82,14 @@ void ds_os_affinity(ds_os_cpus *cpus);
 /* size > 0 bytes that free() frees, aligned to a power of two of at least sizeof(void *); NULL without memory. */
 void *ds_os_new_aligned(size_t alignment, size_t size);
 
+size_t ds_os_page_bytes(void);
+
+/* Keeps the pages around `size` bytes in memory: brings them there at once, or keeps each from its first use on. Then
+ * many threads may be the first to write to new memory. */
+bool ds_os_lock_memory(const void *data, size_t size, bool at_once);
+void ds_os_unlock_memory(const void *data, size_t size);
+uint64_t ds_os_lock_limit(void); /* bytes that this process may lock (RLIMIT_MEMLOCK); UINT64_MAX: any number */
+
 /* Asks for large pages under memory of one's own or a mapped file. Nothing depends on whether the system grants
  * them. */
 void ds_os_wish_large_pages(const void *memory, size_t size);
@@ -167,9 +175,12 @@ bool ds_os_flush_data(ds_os_file file); /* to the disk: content, and what readin
  * writes. */
 bool ds_os_lock(ds_os_file file);
 
+/* How a mapping shares the file's pages. Nobody writes to either; some file systems grant the private one alone. */
+typedef enum ds_os_sharing { DS_OS_SHARED, DS_OS_PRIVATE } ds_os_sharing;
+
 /* The file's first `size` > 0 bytes as memory for reading; NULL on failure. The file may be closed while it is
  * mapped. */
-const void *ds_os_map(ds_os_file file, uint64_t size);
+const void *ds_os_map(ds_os_file file, uint64_t size, ds_os_sharing sharing);
 void ds_os_unmap(const void *data, uint64_t size);
 
 /* Says that bytes of a mapped file need not stay in memory. Touching them brings them back. `data` begins a page. */

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -173,6 +174,49 @@ void *ds_os_new_aligned(size_t alignment, size_t size)
 {
     void *memory;
     return posix_memalign(&memory, alignment, size) == 0 ? memory : NULL;
+}
+
+size_t ds_os_page_bytes(void)
+{
+    long bytes = sysconf(_SC_PAGESIZE);
+    return bytes > 0 ? (size_t)bytes : 4096;
+}
+
+/* Widens a range to whole pages. */
+static void *whole_pages(const void *data, size_t *size)
+{
+    uintptr_t page = ds_os_page_bytes(), begin = (uintptr_t)data / page * page;
+    *size = ((uintptr_t)data + *size - begin + page - 1) / page * page;
+    return (void *)begin;
+}
+
+bool ds_os_lock_memory(const void *data, size_t size, bool at_once)
+{
+    void *pages = whole_pages(data, &size);
+#if defined(MLOCK_ONFAULT)
+    if (!at_once) {
+        if (mlock2(pages, size, MLOCK_ONFAULT) == 0)
+            return true;
+        if (errno != ENOSYS)
+            return false;
+    }
+#endif
+    (void)at_once;
+    return mlock(pages, size) == 0;
+}
+
+void ds_os_unlock_memory(const void *data, size_t size)
+{
+    void *pages = whole_pages(data, &size);
+    (void)munlock(pages, size);
+}
+
+uint64_t ds_os_lock_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+        return UINT64_MAX;
+    return limit.rlim_cur;
 }
 
 void ds_os_wish_large_pages(const void *memory, size_t size)
@@ -483,13 +527,14 @@ bool ds_os_lock(ds_os_file file)
     return result == 0;
 }
 
-const void *ds_os_map(ds_os_file file, uint64_t size)
+const void *ds_os_map(ds_os_file file, uint64_t size, ds_os_sharing sharing)
 {
     if (size > SIZE_MAX) {
         errno = ENOMEM;
         return NULL;
     }
-    const void *data = mmap(NULL, (size_t)size, PROT_READ, MAP_SHARED, fd_of(file), 0);
+    int flags = sharing == DS_OS_SHARED ? MAP_SHARED : MAP_PRIVATE;
+    const void *data = mmap(NULL, (size_t)size, PROT_READ, flags, fd_of(file), 0);
     return data == MAP_FAILED ? NULL : data;
 }
 

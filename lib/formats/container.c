@@ -1,5 +1,6 @@
 #include "formats/container.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,7 +33,7 @@ void ds_container_close(ds_container *container)
         ds_free(container->others[i].type);
     }
     for (size_t i = 0; i < container->n_files; i++)
-        ds_file_unmap(&container->files[i]);
+        ds_file_close(&container->files[i]);
     ds_free(container->texts);
     ds_free(container->tensors);
     ds_free(container->others);
@@ -178,10 +179,19 @@ const char *ds_format_name(ds_format format)
 
 const char *ds_container_path(const ds_container *container) { return container->path; }
 
+void ds_container_close_files(ds_container *container)
+{
+    for (size_t i = 0; i < container->n_files; i++) {
+        assert(container->files[i].data == NULL);
+        ds_os_close(&container->files[i].handle);
+    }
+}
+
 dsv2_status ds_container_check(const ds_container *container)
 {
     for (size_t i = 0; i < container->n_files; i++) {
-        dsv2_status status = ds_file_check(&container->files[i]);
+        bool open = ds_os_is_open(container->files[i].handle);
+        dsv2_status status = open ? ds_file_check(&container->files[i]) : DSV2_OK;
         if (status != DSV2_OK)
             return status;
     }
@@ -210,6 +220,60 @@ bool ds_tensor_bytes(ds_type type, const uint64_t *dims, uint32_t n_dims, uint64
     if (empty)
         *bytes = 0;
     return true;
+}
+
+static void unmap_all(ds_container *container)
+{
+    for (size_t i = 0; i < container->n_files; i++)
+        ds_file_unmap(&container->files[i]);
+}
+
+/* *refused: the first file whose mapping the system refused, or NULL. */
+static void map_all(ds_container *container, ds_os_sharing sharing, const ds_file **refused)
+{
+    *refused = NULL;
+    for (size_t i = 0; i < container->n_files && *refused == NULL; i++)
+        if (!ds_file_map(&container->files[i], sharing))
+            *refused = &container->files[i];
+}
+
+dsv2_status ds_container_map(ds_container *container, const ds_logger *logger, bool *mapped)
+{
+    const ds_file *refused;
+    *mapped = false;
+    map_all(container, DS_OS_SHARED, &refused);
+    for (ds_os_sharing sharing = DS_OS_SHARED; refused != NULL; sharing = DS_OS_PRIVATE) {
+        ds_os_reason reason = ds_os_failure();
+        unmap_all(container);
+        if (reason.no_memory)
+            return ds_fail(DSV2_ERROR_MEMORY, "%s: cannot map: %s", refused->path, reason.text);
+        bool reads = sharing == DS_OS_PRIVATE;
+        ds_log(logger, DSV2_LOG_WARNING, "%s: cannot map: %s: %s", refused->path, reason.text,
+               reads ? "the weights are read into memory" : "trying a private mapping");
+        if (reads)
+            return DSV2_OK;
+        map_all(container, DS_OS_PRIVATE, &refused);
+    }
+    for (size_t i = 0; i < container->n_tensors; i++) {
+        ds_tensor *tensor = &container->tensors[i];
+        tensor->data = container->files[tensor->file].data + tensor->offset;
+    }
+    *mapped = true;
+    return DSV2_OK;
+}
+
+const ds_file *ds_container_file(const ds_container *container, const ds_tensor *tensor)
+{
+    return &container->files[tensor->file];
+}
+
+dsv2_status ds_container_read(const ds_container *container, const ds_tensor *tensor, uint64_t from, void *data,
+                              size_t size)
+{
+    if (tensor->data == NULL)
+        return ds_file_read_at(ds_container_file(container, tensor), tensor->offset + from, data, size);
+    memcpy(data, (const uint8_t *)tensor->data + from, size);
+    return DSV2_OK;
 }
 
 void ds_container_forget(const ds_container *container, const void *data, uint64_t size)

@@ -14,11 +14,11 @@ typedef struct ds_other_tensor {
 
 /* A metadata entry of a GGUF. */
 typedef struct ds_gguf_value {
-    const char *key; /* in the file, key_size bytes */
+    const char *key; /* in the file's head, key_size bytes */
     size_t key_size;
     uint32_t type, element; /* GGUF's numbers; element: of an array */
     uint64_t count;         /* elements of an array, bytes of a string, else 1 */
-    const uint8_t *data;    /* in the file */
+    const uint8_t *data;    /* in the file's head */
     uint64_t size;          /* bytes at data */
 } ds_gguf_value;
 

@@ -1,5 +1,6 @@
 /* formats: where weights come from. Every container gives the same view: tensors by name, each with type and shape,
  * each checked to lie inside its file. Names and shapes are the file's; the weights room knows what they mean.
+ * Opening a container reads headers alone. Then tensors are either mapped (ds_container_map) or read.
  * May include: base, kernels (for element types), tokenizer (to make one from a GGUF's vocabulary). */
 #ifndef DS_LIB_FORMATS_H
 #define DS_LIB_FORMATS_H
@@ -17,8 +18,10 @@ typedef struct ds_tensor {
     ds_type type;
     uint32_t n_dims;
     uint64_t dims[DS_TENSOR_MAX_DIMS]; /* outermost first: a matrix is [rows, cols] */
-    const void *data;      /* n_bytes inside a mapped file; may be unaligned */
-    uint64_t n_bytes;      /* the product of dims, in bytes of type: checked */
+    uint32_t file;         /* of the container's files, from 0 */
+    uint64_t offset;       /* in that file */
+    uint64_t n_bytes;      /* from there: the product of dims, in bytes of type, inside the file: checked */
+    const void *data;      /* the same bytes, may be unaligned; NULL where the files are not mapped */
     const char *path;      /* of the file, for messages */
     uint64_t checksum;     /* of the data, in packs */
 } ds_tensor;
@@ -65,13 +68,13 @@ dsv2_status ds_gguf_u32(const ds_container *container, const char *key, uint32_t
 dsv2_status ds_gguf_f32(const ds_container *container, const char *key, float *value);    /* of either float type */
 dsv2_status ds_gguf_bool(const ds_container *container, const char *key, bool *value);
 
-/* The text lies in the mapped file. */
+/* The text belongs to the container. */
 dsv2_status ds_gguf_string(const ds_container *container, const char *key, ds_text *value);
 
-/* *values is an array that the caller frees with ds_free; its texts lie in the mapped file. */
+/* *values is an array that the caller frees with ds_free; its texts belong to the container. */
 dsv2_status ds_gguf_strings(const ds_container *container, const char *key, ds_text **values, size_t *n);
 
-/* Arrays of fixed-size elements: *values lies in the file, little-endian, at any alignment. */
+/* Arrays of fixed-size elements: *values belongs to the container, little-endian, at any alignment. */
 typedef enum ds_gguf_element { DS_GGUF_U8, DS_GGUF_I32, DS_GGUF_F32 } ds_gguf_element;
 dsv2_status ds_gguf_array(const ds_container *container, const char *key, ds_gguf_element element, const void **values,
                           size_t *n);
@@ -94,11 +97,26 @@ const char *ds_format_name(ds_format format);
 /* The path that was opened, for messages. */
 const char *ds_container_path(const ds_container *container);
 
-/* Tells the system that `size` bytes at `data`, inside one of the container's files, are not needed soon. They stay
- * readable, but no longer count as memory of this process. */
+/* Maps the files, so that every tensor has its data. Where the system refuses a shared mapping, a private one is tried;
+ * where it refuses that too, *mapped is false, no tensor has data, and whoever wants some reads. Both are remarked on.
+ * DSV2_ERROR_MEMORY: the address space is full. */
+dsv2_status ds_container_map(ds_container *container, const ds_logger *logger, bool *mapped);
+
+/* The file that a tensor lies in. */
+const ds_file *ds_container_file(const ds_container *container, const ds_tensor *tensor);
+
+/* Reads `size` bytes of a tensor, from byte `from` of it on, whether mapped or not. */
+dsv2_status ds_container_read(const ds_container *container, const ds_tensor *tensor, uint64_t from, void *data,
+                              size_t size);
+
+/* Tells the system that `size` bytes at `data`, if inside one of the container's mapped files, are not needed soon.
+ * They stay readable, but no longer count as memory of this process. */
 void ds_container_forget(const ds_container *container, const void *data, uint64_t size);
 
-/* DSV2_ERROR_IO if any file's size has changed since it was mapped. */
+/* Closes the files: what is in memory stays, nothing more can be read, and files may change. */
+void ds_container_close_files(ds_container *container);
+
+/* DSV2_ERROR_IO if the size of any open file has changed since it was opened. */
 dsv2_status ds_container_check(const ds_container *container);
 
 #endif

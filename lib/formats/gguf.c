@@ -13,7 +13,9 @@ enum {
     MAX_NAME = 65535,                 /* bytes of a key or a tensor's name: the specification's bound for keys */
     DEFAULT_ALIGNMENT = 32,
     MAX_ALIGNMENT = 1 << 16,
-    MAX_FILES = 4096 /* of a split model; the largest published have some tens */
+    MAX_FILES = 4096, /* of a split model; the largest published have some tens */
+    FIRST_HEAD = 2 << 20, /* bytes read at first; a published vocabulary has less than 8 MiB */
+    MAX_HEAD = 256 << 20  /* of metadata and tensor infos; a file may claim its whole size */
 };
 
 /* The format's numbers for types of metadata. */
@@ -86,7 +88,8 @@ static bool find_type(uint32_t number, const char **name, uint64_t *block, uint6
 
 typedef struct cursor {
     const ds_file *file;
-    uint64_t at; /* never beyond the file's size */
+    uint64_t at;     /* never beyond the file's head */
+    uint64_t needed; /* where the head must reach for reading to succeed; 0: it was long enough */
 } cursor;
 
 /* The next n bytes, or the reason why there are none; `what` is named in the message. Like the readers below it sets
@@ -94,11 +97,15 @@ typedef struct cursor {
 static dsv2_status take(cursor *c, uint64_t n, const char *what, const uint8_t **bytes)
 {
     uint64_t left = c->file->size - c->at;
-    *bytes = c->file->data == NULL ? NULL : c->file->data + c->at; /* an empty file is not mapped */
+    *bytes = c->file->head == NULL ? NULL : c->file->head + c->at; /* an empty file has none */
     if (n > left)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: %s at byte %llu takes %llu bytes, but %llu are left: the file is cut or damaged",
                        c->file->path, what, (unsigned long long)c->at, (unsigned long long)n, (unsigned long long)left);
+    if (c->at + n > c->file->head_size) {
+        c->needed = c->at + n;
+        return DSV2_ERROR_BUFFER; /* for read_file alone, which begins again with more of the file */
+    }
     c->at += n;
     return DSV2_OK;
 }
@@ -156,7 +163,7 @@ static dsv2_status take_array(cursor *c, const char *what, ds_gguf_value *value)
     if (value->element >= T_COUNT || value->element == T_ARRAY)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is an array of type %u, expected a known type that is no array",
                        c->file->path, what, (unsigned)value->element);
-    value->data = c->file->data + c->at;
+    value->data = c->file->head == NULL ? NULL : c->file->head + c->at;
     uint64_t start = c->at;
     if (value->element == T_STRING) {
         /* Each takes its length at least, so a count that the file cannot hold ends within the file's size. */
@@ -467,7 +474,8 @@ static dsv2_status add_tensor(ds_container *container, const ds_file *file, cons
         ds_tensor tensor = {.name = name,
                             .type = type,
                             .n_dims = from->n_dims,
-                            .data = file->data + where->begin,
+                            .file = (uint32_t)(file - container->files),
+                            .offset = where->begin,
                             .n_bytes = bytes,
                             .path = file->path};
         memcpy(tensor.dims, from->dims, sizeof tensor.dims);
@@ -536,21 +544,18 @@ static dsv2_status optional_u32(const ds_container *container, const char *key, 
     return ds_gguf_has(container, key) ? ds_gguf_u32(container, key, value) : DSV2_OK;
 }
 
-/* Maps one file and reads it: tensors go to the container; metadata goes to `view`, which stands for this one file. */
-static dsv2_status read_file(ds_container *container, ds_file *file, const char *path, ds_container *view)
+/* Reads the head of a file as far as it is in memory. */
+static dsv2_status read_head(ds_container *container, cursor *c, ds_container *view)
 {
-    dsv2_status status = ds_file_map(path, file);
-    if (status != DSV2_OK)
-        return status;
-    cursor c = {.file = file};
     uint64_t n_tensors, n_values;
-    status = take_header(&c, &n_tensors, &n_values);
+    dsv2_status status = take_header(c, &n_tensors, &n_values);
     if (status == DSV2_OK)
-        status = take_values(&c, n_values, &view->values);
+        status = take_values(c, n_values, &view->values);
     if (status != DSV2_OK)
         return status;
+    const char *path = c->file->path;
     view->n_values = (size_t)n_values;
-    view->path = file->path;
+    view->path = c->file->path;
     uint32_t alignment;
     status = optional_u32(view, "general.alignment", DEFAULT_ALIGNMENT, &alignment);
     if (status != DSV2_OK)
@@ -558,7 +563,31 @@ static dsv2_status read_file(ds_container *container, ds_file *file, const char 
     if (alignment == 0 || alignment > MAX_ALIGNMENT || (alignment & (alignment - 1)) != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: key general.alignment is %u, expected a power of two of at most %d",
                        path, (unsigned)alignment, MAX_ALIGNMENT);
-    return add_tensors(container, &c, n_tensors, alignment);
+    return add_tensors(container, c, n_tensors, alignment);
+}
+
+/* Opens one file and reads its head: tensors go to the container; metadata goes to `view`, which stands for this one
+ * file. Nothing tells beforehand how long the head is: a longer piece is tried where one was too short. */
+static dsv2_status read_file(ds_container *container, ds_file *file, const char *path, ds_container *view)
+{
+    dsv2_status status = ds_file_open(path, file);
+    for (uint64_t head = FIRST_HEAD; status == DSV2_OK;) {
+        status = ds_file_need_head(file, head);
+        if (status != DSV2_OK)
+            break;
+        cursor c = {.file = file};
+        ds_free(view->values);
+        view->values = NULL;
+        status = read_head(container, &c, view);
+        if (c.needed == 0)
+            break;
+        if (c.needed > MAX_HEAD)
+            return ds_fail(DSV2_ERROR_FORMAT, "%s: metadata and tensor infos take %llu bytes or more, expected at most "
+                           "%d", path, (unsigned long long)c.needed, MAX_HEAD);
+        head = c.needed > 4 * head ? c.needed : 4 * head < MAX_HEAD ? 4 * head : MAX_HEAD;
+        status = DSV2_OK;
+    }
+    return status;
 }
 
 /* The name of file `index` of a split model, from that of the first; NULL without memory. `path` was found to end in

@@ -34,6 +34,21 @@ static block load_block(const uint8_t *bytes)
     return (block){ds_read_u64(bytes), ds_read_u64(bytes + 8), ds_read_u64(bytes + 16), ds_read_u64(bytes + 24)};
 }
 
+static dsv2_status decompress(const ds_file *file, block b, const char *what, const char *stored, char *data)
+{
+    if (XXH3_64bits(stored, (size_t)b.stored) != b.checksum)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: its checksum differs", file->path, what);
+    ZSTD_DCtx *zstd = ZSTD_createDCtx();
+    if (zstd == NULL)
+        return ds_fail(DSV2_ERROR_MEMORY, "%s: no memory to unpack the %s", file->path, what);
+    size_t got = ZSTD_decompressDCtx(zstd, data, (size_t)b.unpacked, stored, (size_t)b.stored);
+    ZSTD_freeDCtx(zstd);
+    if (ZSTD_isError(got) || got != b.unpacked)
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: %s", file->path, what,
+                       ZSTD_isError(got) ? ZSTD_getErrorName(got) : "its size differs");
+    return DSV2_OK;
+}
+
 /* Checks and unpacks one compressed block of the file; a zero byte follows what is unpacked. */
 static dsv2_status unpack_block(const ds_file *file, block b, const char *what, char **out, size_t *size)
 {
@@ -41,22 +56,24 @@ static dsv2_status unpack_block(const ds_file *file, block b, const char *what, 
     if (!ds_add(b.offset, b.stored, &end) || end > file->size)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s lies at %llu to %llu, outside the file of %llu bytes", file->path,
                        what, (unsigned long long)b.offset, (unsigned long long)end, (unsigned long long)file->size);
-    if (XXH3_64bits(file->data + b.offset, (size_t)b.stored) != b.checksum)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: its checksum differs", file->path, what);
     if (b.unpacked > DS_PACK_MAX_TEXT)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s unpacks to %llu bytes, expected at most %d", file->path, what,
                        (unsigned long long)b.unpacked, (int)DS_PACK_MAX_TEXT);
-    char *data = ds_new((size_t)b.unpacked + 1, 1);
-    if (data == NULL)
-        return ds_fail_memory(what, (size_t)b.unpacked + 1);
-    size_t got = ZSTD_decompress(data, (size_t)b.unpacked, file->data + b.offset, (size_t)b.stored);
-    if (ZSTD_isError(got) || got != b.unpacked) {
+    if (b.stored > ZSTD_compressBound(DS_PACK_MAX_TEXT))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s has %llu bytes, expected at most %llu", file->path, what,
+                       (unsigned long long)b.stored, (unsigned long long)ZSTD_compressBound(DS_PACK_MAX_TEXT));
+    char *stored = ds_new((size_t)b.stored, 1), *data = ds_new((size_t)b.unpacked + 1, 1);
+    dsv2_status status = stored == NULL || data == NULL ? ds_fail_memory(what, (size_t)(b.stored + b.unpacked) + 1)
+                                                        : ds_file_read_at(file, b.offset, stored, (size_t)b.stored);
+    if (status == DSV2_OK)
+        status = decompress(file, b, what, stored, data);
+    ds_free(stored);
+    if (status != DSV2_OK) {
         ds_free(data);
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: the %s is damaged: %s", file->path, what,
-                       ZSTD_isError(got) ? ZSTD_getErrorName(got) : "its size differs");
+        return status;
     }
     *out = data;
-    *size = got;
+    *size = (size_t)b.unpacked;
     return DSV2_OK;
 }
 
@@ -97,13 +114,13 @@ static dsv2_status read_entry(ds_container *container, const uint8_t *index, siz
     if (!ds_tensor_bytes(tensor.type, tensor.dims, n_dims, &bytes) || bytes != tensor.n_bytes)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s has %llu bytes, which its shape and type %s do not give",
                        file->path, name, (unsigned long long)tensor.n_bytes, ds_type_name(tensor.type));
-    uint64_t weights_end = load_block(file->data + INDEX_BLOCK).offset;
+    uint64_t weights_end = load_block(file->head + INDEX_BLOCK).offset;
     if (offset % TENSOR_ALIGNMENT != 0 || offset < ALIGNMENT || !ds_add(offset, bytes, &end) || end > weights_end)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: tensor %s lies at %llu, %llu bytes: expected a multiple of %d from %d to %llu, where the "
                        "weights end", file->path, name, (unsigned long long)offset, (unsigned long long)bytes,
                        TENSOR_ALIGNMENT, ALIGNMENT, (unsigned long long)weights_end);
-    tensor.data = file->data + offset;
+    tensor.offset = offset;
     *at += entry_size;
     return ds_container_add(container, &tensor);
 }
@@ -115,8 +132,8 @@ static dsv2_status check_overlap(const ds_container *container)
         return ds_fail_memory("a list of tensors", container->n_tensors * sizeof *extents);
     for (size_t i = 0; i < container->n_tensors; i++) {
         const ds_tensor *tensor = &container->tensors[i];
-        uint64_t begin = (uint64_t)((const uint8_t *)tensor->data - container->files[0].data);
-        extents[i] = (ds_extent){begin, begin + tensor->n_bytes, {tensor->name, strlen(tensor->name)}};
+        extents[i] = (ds_extent){tensor->offset, tensor->offset + tensor->n_bytes,
+                                 {tensor->name, strlen(tensor->name)}};
     }
     dsv2_status status = ds_check_overlap(&container->files[0], extents, container->n_tensors);
     ds_free(extents);
@@ -151,29 +168,31 @@ dsv2_status ds_pack_open(const char *path, ds_container **out)
     char *index = NULL;
     size_t size, at = 0;
     ds_file *file = &container->files[0];
-    dsv2_status status = ds_file_map(path, file);
+    dsv2_status status = ds_file_open(path, file);
+    if (status == DSV2_OK)
+        status = ds_file_need_head(file, HEADER_BYTES);
     if (status != DSV2_OK)
         goto done;
-    if (file->size < HEADER_BYTES || memcmp(file->data, MAGIC, sizeof MAGIC) != 0) {
+    if (file->size < HEADER_BYTES || memcmp(file->head, MAGIC, sizeof MAGIC) != 0) {
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: not a .dsv2 pack, or cut within its header", path);
         goto done;
     }
-    if (XXH3_64bits(file->data, HEADER_BYTES - 8) != ds_read_u64(file->data + HEADER_BYTES - 8)) {
+    if (XXH3_64bits(file->head, HEADER_BYTES - 8) != ds_read_u64(file->head + HEADER_BYTES - 8)) {
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: the header is damaged: its checksum differs", path);
         goto done;
     }
-    uint32_t version = ds_read_u32(file->data + 8);
+    uint32_t version = ds_read_u32(file->head + 8);
     if (version != VERSION) {
         status = ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pack version %u, this library reads %d: pack the model again",
                          path, version, VERSION);
         goto done;
     }
-    if (ds_read_u64(file->data + 16) != file->size) {
+    if (ds_read_u64(file->head + 16) != file->size) {
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: %llu bytes, its header says %llu: the file is cut or has grown", path,
-                         (unsigned long long)file->size, (unsigned long long)ds_read_u64(file->data + 16));
+                         (unsigned long long)file->size, (unsigned long long)ds_read_u64(file->head + 16));
         goto done;
     }
-    status = unpack_block(file, load_block(file->data + INDEX_BLOCK), "index", &index, &size);
+    status = unpack_block(file, load_block(file->head + INDEX_BLOCK), "index", &index, &size);
     while (status == DSV2_OK && at < size)
         status = read_entry(container, (const uint8_t *)index, size, &at);
     if (status == DSV2_OK)
@@ -181,7 +200,7 @@ dsv2_status ds_pack_open(const char *path, ds_container **out)
     if (status == DSV2_OK)
         status = check_overlap(container);
     if (status == DSV2_OK)
-        status = unpack_block(file, load_block(file->data + TEXTS_BLOCK), "block of texts", &container->texts,
+        status = unpack_block(file, load_block(file->head + TEXTS_BLOCK), "block of texts", &container->texts,
                               &container->texts_size);
     if (status == DSV2_OK)
         status = check_texts(container);
@@ -213,20 +232,22 @@ void ds_pack_text(const ds_container *container, const char *name, const char **
 
 dsv2_status ds_pack_verify(const ds_container *container, dsv2_progress_fn progress, void *progress_user)
 {
-    enum { PIECE = 1 << 20 }; /* hashed between two reports */
+    enum { PIECE = 1 << 20 }; /* read and hashed between two reports */
     uint64_t total = 0, done = 0;
     for (size_t i = 0; i < container->n_tensors; i++)
         total += container->tensors[i].n_bytes;
     XXH3_state_t *state = XXH3_createState();
-    if (state == NULL)
-        return ds_fail_memory("a checksum", 576);
-    dsv2_status status = DSV2_OK;
+    uint8_t *piece = ds_new(PIECE, 1);
+    dsv2_status status = state == NULL || piece == NULL ? ds_fail_memory("a checksum", PIECE) : DSV2_OK;
     for (size_t i = 0; i < container->n_tensors && status == DSV2_OK; i++) {
         const ds_tensor *tensor = &container->tensors[i];
         XXH3_64bits_reset(state);
         for (uint64_t at = 0; at < tensor->n_bytes && status == DSV2_OK; at += PIECE) {
             size_t n = tensor->n_bytes - at < PIECE ? (size_t)(tensor->n_bytes - at) : PIECE;
-            XXH3_64bits_update(state, (const uint8_t *)tensor->data + at, n);
+            status = ds_container_read(container, tensor, at, piece, n);
+            if (status != DSV2_OK)
+                break;
+            XXH3_64bits_update(state, piece, n);
             done += n;
             if (!ds_call_progress(progress, progress_user, DSV2_PHASE_VERIFY, done, total))
                 status = ds_fail(DSV2_ERROR_CANCELLED, "verifying was cancelled by the progress callback");
@@ -235,6 +256,7 @@ dsv2_status ds_pack_verify(const ds_container *container, dsv2_progress_fn progr
             status = ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %s is damaged: its checksum differs", tensor->path,
                              tensor->name);
     }
+    ds_free(piece);
     XXH3_freeState(state);
     return status;
 }

@@ -12,8 +12,7 @@ enum { DS_PACK_MAX_TEXT = 256 << 20 };
 /* True if the file begins as a pack does; false also if it cannot be read. */
 bool ds_is_pack(const char *path);
 
-/* Opens a pack: checks header, texts and index with their checksums, and maps the weights, whose checksums
- * ds_pack_verify alone reads. */
+/* Opens a pack: checks header, texts and index with their checksums. ds_pack_verify alone checks the weights'. */
 dsv2_status ds_pack_open(const char *path, ds_container **container);
 
 /* A text kept with the weights ("config.json", "tokenizer.json"): *text belongs to the container; NULL if there is

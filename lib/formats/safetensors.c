@@ -100,7 +100,8 @@ static dsv2_status read_tensor(ds_container *container, const ds_file *file, con
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: tensor %s: data_offsets give %llu bytes, which is not what its shape has in %s", file->path,
                        name, (unsigned long long)(where->end - where->begin), dtypes[i].name);
-    tensor.data = file->data + data_begin + where->begin;
+    tensor.file = (uint32_t)(file - container->files);
+    tensor.offset = data_begin + where->begin;
     return ds_container_add(container, &tensor);
 }
 
@@ -160,26 +161,33 @@ static dsv2_status read_header(ds_container *container, const ds_file *file, con
     return status;
 }
 
-/* Maps a file into an unused ds_file of the container and adds its tensors. */
+/* Opens a file as an unused ds_file of the container and adds its tensors. */
 static dsv2_status open_file(ds_container *container, ds_file *file, const char *path)
 {
-    dsv2_status status = ds_file_map(path, file);
+    dsv2_status status = ds_file_open(path, file);
+    if (status == DSV2_OK)
+        status = ds_file_need_head(file, LENGTH_BYTES);
     if (status != DSV2_OK)
         return status;
     if (file->size < LENGTH_BYTES)
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: header length: the file has %llu bytes, expected at least %d: not a safetensors file", path,
                        (unsigned long long)file->size, LENGTH_BYTES);
-    uint64_t length = ds_read_u64(file->data);
+    uint64_t length = ds_read_u64(file->head);
     if (length > file->size - LENGTH_BYTES || length > HEADER_LIMIT)
         return ds_fail(
             DSV2_ERROR_FORMAT,
             "%s: header length is %llu, expected at most %llu: the file is cut, or not a safetensors file", path,
             (unsigned long long)length,
             (unsigned long long)(file->size - LENGTH_BYTES < HEADER_LIMIT ? file->size - LENGTH_BYTES : HEADER_LIMIT));
-    ds_json header;
-    status = ds_json_check(path, (const char *)file->data + LENGTH_BYTES, (size_t)length, &header);
-    return status == DSV2_OK ? read_header(container, file, &header, LENGTH_BYTES + length) : status;
+    ds_json header; /* points into the head */
+    status = ds_file_need_head(file, LENGTH_BYTES + length);
+    if (status == DSV2_OK)
+        status = ds_json_check(path, (const char *)file->head + LENGTH_BYTES, (size_t)length, &header);
+    if (status == DSV2_OK)
+        status = read_header(container, file, &header, LENGTH_BYTES + length);
+    ds_file_drop_head(file);
+    return status;
 }
 
 /* Names of a model's files inside its folder. */

@@ -1,5 +1,4 @@
 /* The forward pass: tokens to logits. */
-#include "forward/kinds.h"
 #include "forward/norm.h"
 #include "forward/pass.h"
 

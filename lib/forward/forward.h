@@ -23,6 +23,9 @@
 
 typedef struct ds_pass ds_pass;
 
+/* The kind of attention of a model with this configuration (kinds.c). */
+const ds_attention_kind *ds_attention_kind_of(const ds_config *config);
+
 /* What all passes of a model read. Never changes once it is made. */
 typedef struct ds_decoder {
     const ds_config *config;

@@ -1,5 +1,4 @@
-#include "forward/kinds.h"
-
+#include "forward/forward.h"
 #include "forward/mla.h"
 
 #include <assert.h>

@@ -8,12 +8,17 @@
 /* A configuration is a page of text. A far larger file is something else. */
 enum { CONFIG_MAX_BYTES = 16 << 20 };
 
+static dsv2_status cache_shape(const ds_attention_kind *kind, const ds_config *config, dsv2_cache_type type,
+                               ds_cache_shape *shape)
+{
+    uint32_t widths[DS_MAX_PARTS];
+    kind->row_widths(config, widths);
+    return ds_cache_shape_init(shape, kind->row, widths, type, config->num_hidden_layers);
+}
+
 dsv2_status ds_model_cache_shape(const dsv2_model *model, dsv2_cache_type type, ds_cache_shape *shape)
 {
-    const ds_attention_kind *kind = model->fixed.decoder.attention;
-    uint32_t widths[DS_MAX_PARTS];
-    kind->row_widths(&model->fixed.config, widths);
-    return ds_cache_shape_init(shape, kind->row, widths, type, model->fixed.config.num_hidden_layers);
+    return cache_shape(model->fixed.decoder.attention, &model->fixed.config, type, shape);
 }
 
 void ds_model_retain(dsv2_model *model) { atomic_fetch_add_explicit(&model->references, 1, memory_order_relaxed); }
@@ -37,7 +42,7 @@ void ds_model_release(dsv2_model *model)
 }
 
 /* Opens a folder as Hugging Face publishes it. */
-static dsv2_status open_folder(ds_model_fixed *fixed, const char *path)
+static dsv2_status open_folder(ds_model_fixed *fixed, const char *path, bool with_tokenizer)
 {
     char *json = NULL, *tokenizer_path = NULL, *config_path = ds_path_join(path, "config.json");
     size_t size;
@@ -49,7 +54,7 @@ static dsv2_status open_folder(ds_model_fixed *fixed, const char *path)
         status = ds_config_from_json(config_path, json, size, &fixed->logger, &fixed->config);
     if (status == DSV2_OK)
         status = ds_safetensors_open(path, &fixed->logger, &fixed->container);
-    if (status != DSV2_OK)
+    if (status != DSV2_OK || !with_tokenizer)
         goto done;
     tokenizer_path = ds_path_join(path, "tokenizer.json");
     if (tokenizer_path == NULL)
@@ -65,19 +70,20 @@ done:
     return status;
 }
 
-static dsv2_status open_gguf(ds_model_fixed *fixed, const char *path)
+static dsv2_status open_gguf(ds_model_fixed *fixed, const char *path, bool with_tokenizer)
 {
     dsv2_status status = ds_gguf_open(path, &fixed->logger, &fixed->container);
     if (status == DSV2_OK)
         status = ds_config_from_gguf(fixed->container, &fixed->logger, &fixed->config);
-    if (status == DSV2_OK)
-        status = ds_gguf_tokenizer(fixed->container, &fixed->tokenizer);
+    if (status != DSV2_OK || !with_tokenizer)
+        return status;
+    status = ds_gguf_tokenizer(fixed->container, &fixed->tokenizer);
     if (status == DSV2_OK && fixed->tokenizer == NULL)
         ds_log(&fixed->logger, DSV2_LOG_INFO, "%s: has no tokenizer: the model runs on token ids only", path);
     return status;
 }
 
-static dsv2_status open_pack(ds_model_fixed *fixed, const char *path)
+static dsv2_status open_pack(ds_model_fixed *fixed, const char *path, bool with_tokenizer)
 {
     const char *text;
     size_t size;
@@ -88,24 +94,25 @@ static dsv2_status open_pack(ds_model_fixed *fixed, const char *path)
     if (text == NULL)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the pack has no config.json", path);
     status = ds_config_from_json(path, text, size, &fixed->logger, &fixed->config);
-    if (status != DSV2_OK)
+    if (status != DSV2_OK || !with_tokenizer)
         return status;
     return ds_pack_tokenizer(fixed->container, &fixed->tokenizer);
 }
 
-static dsv2_status open_container(ds_model_fixed *fixed, const char *path)
+/* Reads headers, the configuration and, if wanted, the tokenizer. */
+static dsv2_status open_container(ds_model_fixed *fixed, const char *path, bool with_tokenizer)
 {
     if (ds_is_folder(path))
-        return open_folder(fixed, path);
+        return open_folder(fixed, path, with_tokenizer);
     if (ds_is_gguf(path))
-        return open_gguf(fixed, path);
+        return open_gguf(fixed, path, with_tokenizer);
     if (ds_is_pack(path))
-        return open_pack(fixed, path);
+        return open_pack(fixed, path, with_tokenizer);
     ds_file file;
-    dsv2_status status = ds_file_map(path, &file); /* says why the path cannot be read */
+    dsv2_status status = ds_file_open(path, &file); /* says why the path cannot be read */
     if (status != DSV2_OK)
         return status;
-    ds_file_unmap(&file);
+    ds_file_close(&file);
     return ds_fail(DSV2_ERROR_UNSUPPORTED,
                    "%s: neither a folder with config.json and safetensors files, nor a GGUF file, nor a .dsv2 pack",
                    path);
@@ -137,6 +144,15 @@ static dsv2_status start_threads(dsv2_model *model, uint32_t n_threads)
     return ds_pool_create(n_threads > 0 ? n_threads : ds_default_threads(), &model->pool);
 }
 
+/* Where nothing can be mapped, weights are read. */
+static dsv2_status map_files(ds_model_fixed *fixed)
+{
+    bool mapped;
+    dsv2_status status = ds_container_map(fixed->container, &fixed->logger, &mapped);
+    fixed->reads = !mapped;
+    return status;
+}
+
 /* Opens everything but the weights, and what opening weights needs. The caller releases *out whatever is returned. */
 static dsv2_status open_all_but_weights(const char *path, const dsv2_model_options *options, dsv2_model **out)
 {
@@ -154,7 +170,10 @@ static dsv2_status open_all_but_weights(const char *path, const dsv2_model_optio
     if (status == DSV2_OK)
         status = start_threads(model, options->n_threads); /* opening converts weights */
     if (status == DSV2_OK)
-        status = open_container(&model->fixed, path);
+        status = open_container(&model->fixed, path, true);
+    model->fixed.reads = options->loading == DSV2_LOADING_READ;
+    if (status == DSV2_OK && !model->fixed.reads)
+        status = map_files(&model->fixed);
     if (status != DSV2_OK)
         return status;
     ds_model_fixed *fixed = &model->fixed;
@@ -167,7 +186,41 @@ static ds_weights_opening weights_opening(const dsv2_model *model)
 {
     const ds_model_fixed *fixed = &model->fixed;
     return (ds_weights_opening){.config = &fixed->config, .container = fixed->container, .kernels = fixed->kernels,
-                                .pool = model->pool};
+                                .pool = model->pool, .reads = fixed->reads};
+}
+
+/* Counts what opening will copy and what stays mapped, by the walk that opens. */
+static dsv2_status count_weights(ds_weights_opening opening, uint64_t *copied, uint64_t *mapped)
+{
+    ds_weights weights;
+    opening.only_count = true;
+    opening.progress = NULL;
+    dsv2_status status = ds_weights_open(&weights, &opening);
+    *copied = weights.bytes_copied;
+    *mapped = weights.bytes_mapped;
+    ds_weights_close(&weights);
+    return status;
+}
+
+/* Refuses an open whose copies would exhaust the memory that is left: the system would end the process, now or in a
+ * later feed that touches an expert's memory for the first time. */
+static dsv2_status check_memory(const ds_model_fixed *fixed, uint64_t copied, uint64_t mapped, bool insist)
+{
+    const char *path = ds_container_path(fixed->container);
+    ds_memory_left memory;
+    if (!ds_memory_left_in("", &memory))
+        return DSV2_OK;
+    if (copied > memory.bytes && !insist)
+        return ds_fail(DSV2_ERROR_MEMORY,
+                       "%s: opening takes %llu bytes of memory for weights, and %s has %llu left: free some, choose a "
+                       "smaller weight_type, map a pack, or insist", path, (unsigned long long)copied, memory.whose,
+                       (unsigned long long)memory.bytes);
+    if (mapped > 0 && (copied > memory.bytes || mapped > memory.bytes - copied))
+        ds_log(&fixed->logger, DSV2_LOG_WARNING,
+               "%s: %llu bytes of weights are copied and %llu mapped, and %s has %llu left: mapped weights are read "
+               "from the disk again and again", path, (unsigned long long)copied, (unsigned long long)mapped, memory.whose,
+               (unsigned long long)memory.bytes);
+    return DSV2_OK;
 }
 
 /* Opens the weights, and makes what runs them. */
@@ -178,7 +231,16 @@ static dsv2_status open_weights(dsv2_model *model, const dsv2_model_options *opt
     opening.weight_type = options->weight_type;
     opening.progress = options->progress;
     opening.progress_user = options->progress_user;
-    dsv2_status status = ds_weights_open(&fixed->weights, &opening);
+    uint64_t copied, mapped;
+    dsv2_status status = count_weights(opening, &copied, &mapped);
+    if (status == DSV2_OK)
+        status = check_memory(fixed, copied, mapped, options->insist != 0);
+    if (status != DSV2_OK)
+        return status;
+    opening.lock_bytes = options->lock != 0 ? copied + mapped : 0;
+    status = ds_weights_open(&fixed->weights, &opening);
+    if (status == DSV2_OK && fixed->reads)
+        ds_container_close_files(fixed->container);
     fixed->fingerprint.weights = fixed->weights.digest;
     if (status == DSV2_OK)
         status = ds_decoder_init(&fixed->decoder, &fixed->config, &fixed->weights, fixed->kernels, model->pool);
@@ -206,6 +268,30 @@ dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, d
            fixed->config.num_hidden_layers, fixed->kernels->name, ds_pool_threads(model->pool));
     *out = model;
     return DSV2_OK;
+}
+
+dsv2_status ds_model_bytes_needed(const char *path, const dsv2_model_options *options, dsv2_bytes_needed_info *info)
+{
+    ds_model_fixed fixed = {.logger = {options->log, options->log_user},
+                            .reads = options->loading == DSV2_LOADING_READ};
+    ds_cache_shape shape;
+    ds_memory_left memory;
+    dsv2_status status = ds_kernels_select(options->kernels, &fixed.kernels);
+    if (status == DSV2_OK)
+        status = open_container(&fixed, path, false);
+    if (status == DSV2_OK)
+        status = count_weights((ds_weights_opening){.config = &fixed.config, .container = fixed.container,
+                                                    .kernels = fixed.kernels, .weight_type = options->weight_type,
+                                                    .reads = fixed.reads},
+                               &info->bytes_copied, &info->bytes_mapped);
+    if (status == DSV2_OK)
+        status = cache_shape(ds_attention_kind_of(&fixed.config), &fixed.config, DSV2_CACHE_DEFAULT, &shape);
+    if (status == DSV2_OK) {
+        info->cache_bytes_per_token = (uint64_t)shape.row_bytes * shape.n_layers;
+        info->memory_left = ds_memory_left_in("", &memory) ? memory.bytes : 0;
+    }
+    ds_container_close(fixed.container);
+    return status;
 }
 
 dsv2_status ds_model_export(const char *path, const char *output_path, const dsv2_pack_options *options)

@@ -22,6 +22,7 @@ typedef struct ds_model_fixed {
     ds_logger logger;
     const ds_kernels *kernels;
     ds_container *container;
+    bool reads; /* its weights are read, not mapped; once the model is open its files are closed */
     dsv2_tokenizer *tokenizer; /* NULL: none */
     ds_config config;
     ds_weights weights;
@@ -45,6 +46,9 @@ struct dsv2_model {
 
 /* Opens a model. Arguments are checked already; the contract is dsv2_model_open's. */
 dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, dsv2_model **model);
+
+/* What opening would take. The contract is dsv2_model_bytes_needed's. */
+dsv2_status ds_model_bytes_needed(const char *path, const dsv2_model_options *options, dsv2_bytes_needed_info *info);
 
 /* Writes the model at `path` as a pack. The contract is dsv2_model_pack's. */
 dsv2_status ds_model_export(const char *path, const char *output_path, const dsv2_pack_options *options);

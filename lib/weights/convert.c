@@ -8,12 +8,17 @@ bool ds_conversion_is_exact(const ds_conversion *c)
     return ds_type_is_interleaved(c->type) && ds_type_twin(c->from.type) == c->type;
 }
 
-/* Room for DS_PANEL_ROWS rows, as the file has them or as floats. So many rows of any block type have room for a row of
- * floats too. */
+static bool only_reads(const ds_conversion *c) { return c->type == c->from.type; }
+
+/* Room for DS_PANEL_ROWS rows: as the file has them, as floats, or both if floats are made of what was read. So many
+ * rows of any block type have room for a row of floats too. */
 size_t ds_conversion_scratch(const ds_conversion *c)
 {
     enum { LINE = 64 };
-    size_t row = ds_conversion_is_exact(c) ? c->from.row_bytes : c->from.cols * sizeof(float);
+    if (only_reads(c))
+        return 0;
+    size_t row = ds_conversion_is_exact(c) ? c->from.row_bytes
+                                           : c->from.cols * sizeof(float) + (c->file != NULL ? c->from.row_bytes : 0);
     return (DS_PANEL_ROWS * row + LINE - 1) / LINE * LINE;
 }
 
@@ -47,57 +52,104 @@ dsv2_status ds_misfit_fail(ds_weight_label label, ds_type type, const ds_misfit 
                    label.name, misfit->row, misfit->col, (double)misfit->value, ds_type_name(type));
 }
 
-/* The first element of a block type's rows that is not finite. */
-static void find_misfit(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t end, float *row,
-                        ds_misfit *misfit)
+/* Reads rows as the file has them; a panel of an interleaved matrix is whole there. */
+static bool read_rows(const ds_conversion *c, uint32_t first, uint32_t n, void *rows)
 {
-    *misfit = (ds_misfit){first, 0, NAN};
-    for (uint32_t r = first; r < end; r++) {
-        ds_matrix_row(kernels, &c->from, r, row);
-        if (!ds_type_holds(DS_TYPE_F32, row, c->from.cols, r, misfit))
-            return;
-    }
+    size_t row_bytes = c->from.row_bytes, whole = ds_type_is_interleaved(c->from.type) ? DS_PANEL_ROWS : n;
+    return ds_file_read_at(c->file, c->offset + first * row_bytes, rows, whole * row_bytes) == DSV2_OK;
 }
 
-/* The rows are copied to scratch first, in the order that processors foresee: interleaving reads the rows' blocks in
- * turns. */
-static bool interleave_rows(const ds_conversion *c, uint32_t first, uint32_t n, uint8_t *out, uint8_t *scratch)
+/* Row first + r as floats, of rows that were read from `first` on. */
+static void float_row_of_read(const ds_kernels *kernels, const ds_matrix *from, const uint8_t *read, uint32_t first,
+                              uint32_t r, float *row)
+{
+    ds_matrix rows = *from;
+    rows.data = read;
+    rows.rows = DS_PANEL_ROWS;
+    if (rows.scales != NULL) { /* blocks of scales may begin at any row */
+        rows.data = read + r * rows.row_bytes;
+        rows.scales += (size_t)((first + r) / rows.scale_rows) * rows.scale_stride;
+        r = 0;
+    }
+    ds_matrix_row(kernels, &rows, r, row);
+}
+
+/* The first element of a block type's rows that is not finite. */
+static ds_converted find_misfit(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t end,
+                                void *scratch, ds_misfit *misfit)
+{
+    float *row = scratch;
+    uint8_t *read = (uint8_t *)(row + c->from.cols);
+    assert(c->from.cols * sizeof *row + c->from.row_bytes <= ds_conversion_scratch(c));
+    *misfit = (ds_misfit){first, 0, NAN};
+    for (uint32_t r = first; r < end; r++) {
+        if (c->file == NULL)
+            ds_matrix_row(kernels, &c->from, r, row);
+        else if (read_rows(c, r, 1, read))
+            float_row_of_read(kernels, &c->from, read, r, 0, row);
+        else
+            return DS_UNREAD;
+        if (!ds_type_holds(DS_TYPE_F32, row, c->from.cols, r, misfit))
+            break;
+    }
+    return DS_MISFIT;
+}
+
+/* The rows go to scratch first, in the order that processors foresee: interleaving reads the rows' blocks in turns. */
+static ds_converted interleave_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t n,
+                                    uint8_t *out, uint8_t *scratch, ds_misfit *misfit)
 {
     const ds_matrix *from = &c->from;
     const void *rows[DS_PANEL_ROWS];
-    memcpy(scratch, (const uint8_t *)from->data + first * from->row_bytes, n * from->row_bytes);
+    if (c->file == NULL)
+        memcpy(scratch, (const uint8_t *)from->data + first * from->row_bytes, n * from->row_bytes);
+    else if (!read_rows(c, first, n, scratch))
+        return DS_UNREAD;
     for (uint32_t r = 0; r < n; r++)
         rows[r] = scratch + r * from->row_bytes;
-    return ds_panel_from_blocks(from->type, out, rows, n, from->cols);
+    return ds_panel_from_blocks(from->type, out, rows, n, from->cols)
+               ? DS_CONVERTED
+               : find_misfit(kernels, c, first, first + n, scratch, misfit);
 }
 
-bool ds_convert_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t end, void *scratch,
-                     ds_misfit *misfit)
+static ds_converted round_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t n,
+                               uint8_t *out, void *scratch, ds_misfit *misfit)
 {
     const ds_matrix *from = &c->from;
-    uint32_t n = end - first;
-    size_t row_bytes = ds_type_row_bytes(c->type, from->cols);
-    uint8_t *out = c->out + first * row_bytes;
-    assert(first % DS_PANEL_ROWS == 0 && n <= DS_PANEL_ROWS && end <= from->rows);
-    if (ds_conversion_is_exact(c)) {
-        if (interleave_rows(c, first, n, out, scratch))
-            return true;
-        find_misfit(kernels, c, first, end, scratch, misfit);
-        return false;
-    }
     const float *rows[DS_PANEL_ROWS];
+    size_t row_bytes = ds_type_row_bytes(c->type, from->cols);
+    uint8_t *read = (uint8_t *)scratch + DS_PANEL_ROWS * from->cols * sizeof(float);
+    if (c->file != NULL && !read_rows(c, first, n, read))
+        return DS_UNREAD;
     for (uint32_t r = 0; r < n; r++) {
         float *row = (float *)scratch + (size_t)r * from->cols;
-        ds_matrix_row(kernels, from, first + r, row);
+        if (c->file != NULL)
+            float_row_of_read(kernels, from, read, first, r, row);
+        else
+            ds_matrix_row(kernels, from, first + r, row);
         if (!ds_type_holds(c->type, row, from->cols, first + r, misfit))
-            return false;
+            return DS_MISFIT;
         rows[r] = row;
         for (uint32_t i = 0; i < from->cols && !ds_type_is_interleaved(c->type); i++)
             ds_write_element(c->type, out + r * row_bytes, i, row[i]);
     }
     if (ds_type_is_interleaved(c->type))
         ds_panel_from_floats(c->type, out, rows, n, from->cols);
-    return true;
+    return DS_CONVERTED;
+}
+
+ds_converted ds_convert_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t end,
+                             void *scratch, ds_misfit *misfit)
+{
+    uint32_t n = end - first;
+    uint8_t *out = c->out + first * ds_type_row_bytes(c->type, c->from.cols);
+    assert(first % DS_PANEL_ROWS == 0 && n <= DS_PANEL_ROWS && end <= c->from.rows);
+    assert((c->file == NULL) == (c->from.data != NULL));
+    if (only_reads(c))
+        return read_rows(c, first, n, out) ? DS_CONVERTED : DS_UNREAD;
+    if (ds_conversion_is_exact(c))
+        return interleave_rows(kernels, c, first, n, out, scratch, misfit);
+    return round_rows(kernels, c, first, n, out, scratch, misfit);
 }
 
 void ds_write_element(ds_type type, void *data, size_t i, float value)

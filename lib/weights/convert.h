@@ -11,9 +11,11 @@ typedef struct ds_weight_label {
 } ds_weight_label;
 
 typedef struct ds_conversion {
-    ds_matrix from;
-    ds_type type;
-    uint8_t *out; /* the whole matrix as `type` */
+    ds_matrix from;      /* without data if it is read from a file */
+    const ds_file *file; /* the file that it is read from; NULL: its data are in memory or mapped */
+    uint64_t offset;     /* where it lies in that file */
+    ds_type type;        /* from.type: it is read as it is */
+    uint8_t *out;        /* the whole matrix as `type` */
     ds_weight_label label;
 } ds_conversion;
 
@@ -35,10 +37,16 @@ bool ds_conversion_is_exact(const ds_conversion *conversion);
 /* Bytes of scratch that converting rows needs. */
 size_t ds_conversion_scratch(const ds_conversion *conversion);
 
-/* Writes rows `first` to `end` - 1: at most DS_PANEL_ROWS, `first` a multiple of that. False, with *misfit the first
- * element that is at fault, if some element is not finite or `type` cannot hold it. */
-bool ds_convert_rows(const ds_kernels *kernels, const ds_conversion *conversion, uint32_t first, uint32_t end,
-                     void *scratch, ds_misfit *misfit);
+typedef enum ds_converted {
+    DS_CONVERTED,
+    DS_MISFIT, /* some element is not finite, or `type` cannot hold it */
+    DS_UNREAD, /* the file cannot be read: the message is set */
+} ds_converted;
+
+/* Writes rows `first` to `end` - 1: at most DS_PANEL_ROWS, `first` a multiple of that. DS_MISFIT: *misfit is the first
+ * element that is at fault. Rows that are read as they are, are not looked at. */
+ds_converted ds_convert_rows(const ds_kernels *kernels, const ds_conversion *conversion, uint32_t first, uint32_t end,
+                             void *scratch, ds_misfit *misfit);
 
 /* Writes element i of an array of F32, F16 or BF16. */
 void ds_write_element(ds_type type, void *data, size_t i, float value);

@@ -13,7 +13,8 @@ void ds_digest_type(uint64_t *digest, ds_type type)
     add(digest, name, strlen(name));
 }
 
-void ds_digest_tensor(uint64_t *digest, const ds_tensor *tensor, bool has_checksum)
+dsv2_status ds_digest_tensor(uint64_t *digest, const ds_container *container, const ds_tensor *tensor,
+                             bool has_checksum)
 {
     enum { SAMPLE = 1024 };
     add(digest, tensor->name, strlen(tensor->name));
@@ -21,8 +22,12 @@ void ds_digest_tensor(uint64_t *digest, const ds_tensor *tensor, bool has_checks
     add(digest, tensor->dims, tensor->n_dims * sizeof *tensor->dims);
     if (has_checksum) {
         add(digest, &tensor->checksum, sizeof tensor->checksum);
-        return;
+        return DSV2_OK;
     }
     uint64_t size = tensor->n_bytes < SAMPLE ? tensor->n_bytes : SAMPLE, from = (tensor->n_bytes - size) / 2;
-    add(digest, (const uint8_t *)tensor->data + from, (size_t)size);
+    uint8_t sample[SAMPLE];
+    dsv2_status status = ds_container_read(container, tensor, from, sample, (size_t)size);
+    if (status == DSV2_OK)
+        add(digest, sample, (size_t)size);
+    return status;
 }

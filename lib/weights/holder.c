@@ -10,22 +10,33 @@ static bool has_place(ds_holder *holder)
     return ds_grow(&holder->blocks, &holder->capacity, holder->n + 1, sizeof *holder->blocks);
 }
 
-static void *hold(ds_holder *holder, void *memory)
+static void *hold(ds_holder *holder, void *memory, size_t locked)
 {
     assert(holder->n < holder->capacity);
     if (memory != NULL)
-        holder->blocks[holder->n++] = memory;
+        holder->blocks[holder->n++] = (struct ds_held_block){memory, locked};
     return memory;
 }
 
 void *ds_holder_array(ds_holder *holder, size_t count, size_t size)
 {
-    return has_place(holder) ? hold(holder, ds_new(count, size)) : NULL;
+    return has_place(holder) ? hold(holder, ds_new(count, size), 0) : NULL;
 }
 
 static void *own_block(ds_holder *holder, size_t bytes)
 {
-    return has_place(holder) ? hold(holder, ds_new_aligned(bytes, 1)) : NULL;
+    if (!has_place(holder))
+        return NULL;
+    if (!holder->lock)
+        return hold(holder, ds_new_aligned(bytes, 1), 0);
+    void *memory = ds_new_pages(bytes);
+    if (memory != NULL && !ds_os_lock_memory(memory, bytes, false)) {
+        holder->lock_failed = true;
+        holder->reason = ds_os_failure();
+        ds_free(memory);
+        return NULL;
+    }
+    return hold(holder, memory, bytes);
 }
 
 void *ds_holder_bytes(ds_holder *holder, size_t bytes)
@@ -50,8 +61,12 @@ void *ds_holder_bytes(ds_holder *holder, size_t bytes)
 
 void ds_holder_free(ds_holder *holder)
 {
-    for (size_t i = 0; i < holder->n; i++)
-        ds_free(holder->blocks[i]);
+    for (size_t i = 0; i < holder->n; i++) {
+        const struct ds_held_block *block = &holder->blocks[i];
+        if (block->locked > 0)
+            ds_os_unlock_memory(block->memory, block->locked);
+        ds_free(block->memory);
+    }
     ds_free(holder->blocks);
     *holder = (ds_holder){0};
 }

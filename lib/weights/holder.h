@@ -5,12 +5,20 @@
 
 #include "base/base.h"
 
+struct ds_held_block {
+    void *memory;
+    size_t locked; /* bytes; 0: not locked */
+};
+
 typedef struct ds_holder {
-    void **blocks;
+    struct ds_held_block *blocks;
     size_t n, capacity;
     size_t slab_bytes; /* smaller pieces of memory share slabs of this size, large enough for huge pages */
     uint8_t *slab;     /* the rest of the newest slab */
     size_t slab_left;
+    bool lock;        /* bytes are kept in memory */
+    bool lock_failed; /* the last failure was not one of memory, but this: */
+    ds_os_reason reason;
 } ds_holder;
 
 void ds_holder_init(ds_holder *holder, size_t slab_bytes);
@@ -18,7 +26,7 @@ void ds_holder_init(ds_holder *holder, size_t slab_bytes);
 /* An array of zeros; NULL without memory. */
 void *ds_holder_array(ds_holder *holder, size_t count, size_t size);
 
-/* Bytes of any content, aligned to 64; NULL without memory. */
+/* Bytes of any content, aligned to 64; NULL without memory, or if they cannot be locked. */
 void *ds_holder_bytes(ds_holder *holder, size_t bytes);
 
 void ds_holder_free(ds_holder *holder);

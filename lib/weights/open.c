@@ -31,6 +31,9 @@ static dsv2_status report(opener *o, bool new_tensor)
     return DSV2_OK;
 }
 
+/* While the queue works on a large matrix. */
+static dsv2_status report_again(void *context) { return report(context, false); }
+
 static dsv2_status fail_memory(const ds_weight_id *id, size_t bytes)
 {
     char name[DS_NAME_SIZE];
@@ -38,20 +41,43 @@ static dsv2_status fail_memory(const ds_weight_id *id, size_t bytes)
     return ds_fail_memory(name, bytes);
 }
 
-/* Memory for a weight as the model holds it. */
+/* After a failure to lock some of the weights. */
+static dsv2_status fail_lock(const opener *o, const char *reason)
+{
+    const char *path = ds_container_path(o->opening->container);
+    unsigned long long wanted = o->opening->lock_bytes, limit = ds_os_lock_limit();
+    if (limit == UINT64_MAX)
+        return ds_fail(DSV2_ERROR_MEMORY, "%s: cannot lock %llu bytes of weights in memory: %s", path, wanted, reason);
+    return ds_fail(DSV2_ERROR_MEMORY,
+                   "%s: cannot lock %llu bytes of weights in memory: %s: this process may lock %llu bytes "
+                   "(RLIMIT_MEMLOCK): raise the limit, or open the model without lock", path, wanted, reason, limit);
+}
+
+/* Memory for a weight as the model holds it; NULL if it is only counted. */
 static dsv2_status new_held(opener *o, const ds_weight_id *id, size_t bytes, void **out)
 {
-    *out = ds_holder_bytes(&o->weights->holder, bytes);
-    if (*out == NULL)
-        return fail_memory(id, bytes);
+    *out = NULL;
     o->weights->bytes_copied += bytes;
-    return DSV2_OK;
+    if (o->opening->only_count)
+        return DSV2_OK;
+    *out = ds_holder_bytes(&o->weights->holder, bytes);
+    if (*out != NULL)
+        return DSV2_OK;
+    const ds_holder *holder = &o->weights->holder;
+    return holder->lock_failed ? fail_lock(o, holder->reason.text) : fail_memory(id, bytes);
+}
+
+static dsv2_status digest(opener *o, const ds_tensor *tensor)
+{
+    if (o->opening->only_count)
+        return DSV2_OK;
+    return ds_digest_tensor(&o->weights->digest, o->opening->container, tensor, o->has_checksums);
 }
 
 static dsv2_status found_tensor(opener *o, const ds_tensor *tensor, bool new_tensor)
 {
-    ds_digest_tensor(&o->weights->digest, tensor, o->has_checksums);
-    return report(o, new_tensor);
+    dsv2_status status = digest(o, tensor);
+    return status == DSV2_OK ? report(o, new_tensor) : status;
 }
 
 static dsv2_status find(opener *o, const ds_weight_id *id, ds_tensor *tensor)
@@ -69,7 +95,34 @@ static ds_weight_label label_of(const ds_tensor *tensor)
     return (ds_weight_label){tensor->path, tensor->name};
 }
 
+/* Fails unless all of a tensor's floats are finite. */
+static dsv2_status check_finite(const ds_tensor *tensor, const float *values, uint32_t rows, uint32_t cols)
+{
+    ds_misfit misfit;
+    for (uint32_t row = 0; row < rows; row++)
+        if (!ds_type_holds(DS_TYPE_F32, values + (size_t)row * cols, cols, row, &misfit))
+            return ds_misfit_fail(label_of(tensor), DS_TYPE_F32, &misfit);
+    return DSV2_OK;
+}
+
 /* ---- vectors ---- */
+
+/* The n values of a tensor as floats. */
+static dsv2_status read_floats(opener *o, const ds_weight_id *id, const ds_tensor *tensor, uint32_t n, float *values)
+{
+    if (tensor->data != NULL) {
+        o->opening->kernels->to_f32[tensor->type](values, tensor->data, n);
+        return DSV2_OK;
+    }
+    void *read = ds_new((size_t)tensor->n_bytes, 1);
+    if (read == NULL)
+        return fail_memory(id, (size_t)tensor->n_bytes);
+    dsv2_status status = ds_container_read(o->opening->container, tensor, 0, read, (size_t)tensor->n_bytes);
+    if (status == DSV2_OK)
+        o->opening->kernels->to_f32[tensor->type](values, read, n);
+    ds_free(read);
+    return status;
+}
 
 /* A vector as floats: norms, biases. */
 static dsv2_status bind_vector(void *context, const ds_weight_id *id, uint32_t n, const float **slot)
@@ -84,19 +137,45 @@ static dsv2_status bind_vector(void *context, const ds_weight_id *id, uint32_t n
                        tensor.name, ds_type_name(tensor.type));
     void *values;
     status = new_held(o, id, n * sizeof(float), &values);
-    if (status != DSV2_OK)
-        return status;
-    o->opening->kernels->to_f32[tensor.type](values, tensor.data, n);
-    ds_misfit misfit;
-    if (!ds_type_holds(DS_TYPE_F32, values, n, 0, &misfit))
-        return ds_misfit_fail(label_of(&tensor), DS_TYPE_F32, &misfit);
+    if (status == DSV2_OK && values != NULL)
+        status = read_floats(o, id, &tensor, n, values);
+    if (status == DSV2_OK && values != NULL)
+        status = check_finite(&tensor, values, 1, n);
     o->weights->parameters += n;
     o->weights->bytes += n * sizeof(float);
     *slot = values;
-    return DSV2_OK;
+    return status;
 }
 
 /* ---- matrices ---- */
+
+/* A matrix on its way to its slot. */
+typedef struct arrival {
+    ds_matrix matrix;
+    ds_weight_label label; /* of the tensor that it is made of */
+    enum { MADE, MAPPED, UNREAD } where; /* UNREAD: the matrix has no data yet and lies here: */
+    const ds_file *file;
+    uint64_t offset;
+    void *temporary; /* the matrix's own memory, if it is there only to be converted; NULL: none */
+} arrival;
+
+static ds_matrix made_matrix(ds_shape shape, ds_type type, const void *data)
+{
+    return (ds_matrix){.rows = shape.rows, .cols = shape.cols, .type = type, .data = data,
+                       .row_bytes = ds_type_row_bytes(type, shape.cols)};
+}
+
+static ds_labelled_matrix labelled(const arrival *a) { return (ds_labelled_matrix){a->matrix, a->label}; }
+
+/* The memory of a matrix that opening makes. */
+static void *writable(const arrival *made) { return (void *)(uintptr_t)made->matrix.data; }
+
+static arrival arrival_of(const opener *o, const ds_tensor *tensor, ds_shape shape)
+{
+    return (arrival){.matrix = ds_tensor_matrix(tensor, shape), .label = label_of(tensor),
+                     .where = o->opening->reads ? UNREAD : MAPPED,
+                     .file = ds_container_file(o->opening->container, tensor), .offset = tensor->offset};
+}
 
 /* The block scales of an FP8 matrix: a copy, since floats in a file may lie at any address. */
 static dsv2_status bind_scales(opener *o, const ds_weight_id *id, const ds_tensor *tensor, ds_matrix *matrix)
@@ -112,19 +191,15 @@ static dsv2_status bind_scales(opener *o, const ds_weight_id *id, const ds_tenso
                        ds_type_name(scales.type));
     void *copy;
     status = new_held(o, id, (size_t)scales.n_bytes, &copy);
-    if (status != DSV2_OK)
-        return status;
-    memcpy(copy, scales.data, (size_t)scales.n_bytes);
-    ds_misfit misfit;
-    for (uint32_t row = 0; row < scales.dims[0]; row++)
-        if (!ds_type_holds(DS_TYPE_F32, (const float *)copy + row * scales.dims[1], (uint32_t)scales.dims[1], row,
-                           &misfit))
-            return ds_misfit_fail(label_of(&scales), DS_TYPE_F32, &misfit);
+    if (status == DSV2_OK && copy != NULL)
+        status = ds_container_read(o->opening->container, &scales, 0, copy, (size_t)scales.n_bytes);
+    if (status == DSV2_OK && copy != NULL)
+        status = check_finite(&scales, copy, (uint32_t)scales.dims[0], (uint32_t)scales.dims[1]);
     matrix->scales = copy;
     matrix->scale_rows = o->opening->config->fp8_block_rows;
     matrix->scale_cols = o->opening->config->fp8_block_cols;
     matrix->scale_stride = (uint32_t)scales.dims[1];
-    return DSV2_OK;
+    return status;
 }
 
 /* Leaves a routed expert's matrix to the pass that first chooses the expert. */
@@ -142,42 +217,61 @@ static dsv2_status defer(opener *o, const ds_weight_id *id, const ds_conversion 
     return status;
 }
 
-/* Has a matrix converted, at the latest when all weights are bound; deferred experts wait for their first use.
- * Rounding an expert takes too long for a pass: it is done here, with progress for the host to see. */
-static dsv2_status convert(opener *o, const ds_weight_id *id, ds_weight_label label, ds_type held, ds_matrix *matrix)
+/* Only a mapped expert waits for its first use. What is read needs no file afterwards; what is locked is in memory. */
+static bool may_wait(const opener *o, const ds_weight_id *id, const ds_conversion *conversion)
 {
-    void *data;
-    dsv2_status status = new_held(o, id, ds_matrix_bytes(held, matrix->rows, matrix->cols), &data);
-    if (status != DSV2_OK)
-        return status;
-    const ds_conversion conversion = {.from = *matrix, .type = held, .out = data, .label = label};
-    if (ds_role_info_of(id->role)->scope == DS_SCOPE_EXPERT && ds_conversion_is_exact(&conversion)) {
-        status = defer(o, id, &conversion);
-    } else {
-        status = ds_queue_reserve(&o->queue, &conversion);
-        if (status == DSV2_OK)
-            status = ds_queue_add(&o->queue, &conversion);
-    }
-    *matrix = (ds_matrix){.rows = matrix->rows, .cols = matrix->cols, .type = held, .data = data,
-                          .row_bytes = ds_type_row_bytes(held, matrix->cols)};
-    return status;
+    return ds_role_info_of(id->role)->scope == DS_SCOPE_EXPERT && ds_conversion_is_exact(conversion) &&
+           !o->opening->reads && o->opening->lock_bytes == 0;
 }
 
-/* Binds a matrix to its slot in the type that it is to be held in. label: of the tensor that it is made of. */
-static dsv2_status bind(opener *o, const ds_weight_id *id, ds_weight_label label, ds_type held, ds_matrix matrix,
-                        ds_matrix *slot)
+/* Has a matrix converted or read, at the latest when all weights are bound; deferred experts wait for their first use.
+ * Rounding an expert takes too long for a pass: it is done here, with progress for the host to see. The queue
+ * gets the arrival's temporary memory. */
+static dsv2_status convert(opener *o, const ds_weight_id *id, ds_type held, arrival *from, void **data)
+{
+    const ds_matrix *matrix = &from->matrix;
+    dsv2_status status = new_held(o, id, ds_matrix_bytes(held, matrix->rows, matrix->cols), data);
+    if (status != DSV2_OK || o->opening->only_count)
+        return status;
+    const ds_conversion conversion = {.from = *matrix, .file = from->where == UNREAD ? from->file : NULL,
+                                      .offset = from->offset, .type = held, .out = *data, .label = from->label};
+    if (may_wait(o, id, &conversion))
+        return defer(o, id, &conversion);
+    status = ds_queue_reserve(&o->queue, &conversion);
+    if (status != DSV2_OK)
+        return status;
+    ds_queue_own(&o->queue, from->temporary);
+    from->temporary = NULL;
+    return ds_queue_add(&o->queue, &conversion);
+}
+
+/* Binds a matrix to its slot in the type that it is to be held in. */
+static dsv2_status bind(opener *o, const ds_weight_id *id, ds_type held, arrival *from, ds_matrix *slot)
 {
     ds_weights *weights = o->weights;
-    if (held != matrix.type) {
-        dsv2_status status = convert(o, id, label, held, &matrix);
+    ds_matrix matrix = from->matrix;
+    uint64_t bytes = ds_matrix_bytes(held, matrix.rows, matrix.cols);
+    if (held != matrix.type || from->where == UNREAD) {
+        void *data;
+        dsv2_status status = convert(o, id, held, from, &data);
         if (status != DSV2_OK)
             return status;
+        if (held == matrix.type) /* with its scales */
+            matrix.data = data;
+        else
+            matrix = made_matrix((ds_shape){matrix.rows, matrix.cols}, held, data);
+    } else if (from->where == MAPPED) {
+        weights->bytes_mapped += bytes;
+        if (o->opening->lock_bytes > 0 && !o->opening->only_count && !ds_os_lock_memory(matrix.data, bytes, true)) {
+            ds_os_reason reason = ds_os_failure();
+            return fail_lock(o, reason.text);
+        }
     }
     size_t scratch = ds_matmul_scratch(&matrix);
     weights->matmul_scratch = scratch > weights->matmul_scratch ? scratch : weights->matmul_scratch;
     weights->types_seen[held] = true;
     weights->has_interleaved = weights->has_interleaved || ds_type_is_interleaved(held);
-    weights->bytes += ds_matrix_bytes(held, matrix.rows, matrix.cols);
+    weights->bytes += bytes;
     ds_digest_type(&weights->digest, held);
     *slot = matrix;
     return DSV2_OK;
@@ -189,28 +283,43 @@ static ds_type held_type(const opener *o, const ds_weight_id *id, ds_type found)
     return o->opening->as_found ? found : ds_held_type(o->opening->weight_type, id->role, found);
 }
 
-/* Memory for a matrix that opening makes: the holder's if the matrix is held as it is made, else the queue's, which
- * converts it. */
-static dsv2_status new_made(opener *o, const ds_weight_id *id, ds_shape shape, ds_type type, ds_type held, void **data)
+/* Memory for a matrix that opening makes: the model's if the matrix is held as it is made, else temporary. */
+static dsv2_status new_made(opener *o, const ds_weight_id *id, ds_weight_label label, ds_shape shape, ds_type type,
+                            ds_type held, arrival *made)
 {
     size_t bytes = ds_matrix_bytes(type, shape.rows, shape.cols);
-    if (held == type)
-        return new_held(o, id, bytes, data);
-    *data = ds_queue_memory(&o->queue, bytes);
-    return *data != NULL ? DSV2_OK : fail_memory(id, bytes);
+    void *data = NULL;
+    dsv2_status status = DSV2_OK;
+    *made = (arrival){.label = label, .where = MADE};
+    if (held == type) {
+        status = new_held(o, id, bytes, &data);
+    } else if (!o->opening->only_count) {
+        data = made->temporary = ds_new_aligned(bytes, 1);
+        if (data == NULL)
+            status = fail_memory(id, bytes);
+    }
+    made->matrix = made_matrix(shape, type, data);
+    return status;
 }
 
-static ds_matrix made_matrix(ds_shape shape, ds_type type, const void *data)
-{
-    return (ds_matrix){.rows = shape.rows, .cols = shape.cols, .type = type, .data = data,
-                       .row_bytes = ds_type_row_bytes(type, shape.cols)};
-}
+/* ---- kv_b_proj and (W^UK)^T, which are made of each other ---- */
 
-/* ---- kv_b_proj and (W^UK)^T ---- */
-
-static ds_labelled_matrix labelled_matrix(const ds_tensor *tensor, ds_shape shape)
+/* Has a matrix that others are made of in memory, whole, before it is bound. */
+static dsv2_status read_now(opener *o, const ds_weight_id *id, ds_type held, arrival *from)
 {
-    return (ds_labelled_matrix){ds_tensor_matrix(tensor, shape), label_of(tensor)};
+    if (from->where != UNREAD)
+        return DSV2_OK;
+    const ds_matrix unread = from->matrix;
+    const ds_file *file = from->file;
+    uint64_t offset = from->offset;
+    dsv2_status status = new_made(o, id, from->label, (ds_shape){unread.rows, unread.cols}, unread.type, held,
+                                  from);
+    void *data = writable(from);
+    from->matrix = unread; /* with its scales */
+    from->matrix.data = data;
+    if (status == DSV2_OK && data != NULL)
+        status = ds_file_read_at(file, offset, data, ds_matrix_bytes(unread.type, unread.rows, unread.cols));
+    return status;
 }
 
 /* Binds (W^UK)^T made of kv_b_proj, which is as the file has it. */
@@ -223,18 +332,14 @@ static dsv2_status bind_transposed_k_up(opener *o, const ds_weight_id *id, const
      * becomes floats. */
     bool floats = ds_type_is_plain(found) || found == DS_TYPE_F8_E4M3;
     ds_type held = ds_held_type(o->opening->weight_type, id->role, floats ? type : DS_TYPE_P8);
-    void *data;
-    dsv2_status status = new_made(o, id, shape, type, held, &data);
+    arrival made;
+    dsv2_status status = new_made(o, id, kv_b->label, shape, type, held, &made);
+    if (status == DSV2_OK && !o->opening->only_count)
+        status = ds_transpose_k_up(o->opening->kernels, o->opening->config, kv_b, type, held, writable(&made));
     if (status == DSV2_OK)
-        status = ds_transpose_k_up(o->opening->kernels, o->opening->config, kv_b, type, held, data);
-    return status == DSV2_OK ? bind(o, id, kv_b->label, held, made_matrix(shape, type, data), slot) : status;
-}
-
-/* Binds (W^UK)^T as a tensor has it. It is counted as a part of kv_b_proj. */
-static dsv2_status bind_found_k_up(opener *o, const ds_weight_id *id, const ds_tensor *tensor, ds_matrix *slot)
-{
-    ds_shape shape = ds_role_info_of(id->role)->shape(o->opening->config);
-    return bind(o, id, label_of(tensor), held_type(o, id, tensor->type), ds_tensor_matrix(tensor, shape), slot);
+        status = bind(o, id, held, &made, slot);
+    ds_free(made.temporary);
+    return status;
 }
 
 static dsv2_status bind_k_up(opener *o, uint32_t layer, const ds_labelled_matrix *kv_b)
@@ -245,42 +350,58 @@ static dsv2_status bind_k_up(opener *o, uint32_t layer, const ds_labelled_matrix
         return bind_transposed_k_up(o, &id, kv_b, slot);
     ds_tensor tensor;
     dsv2_status status = find(o, &id, &tensor);
-    return status == DSV2_OK ? bind_found_k_up(o, &id, &tensor, slot) : status;
-}
-
-/* Binds kv_b_proj joined of its two halves. */
-static dsv2_status bind_joined_kv_b(opener *o, const ds_weight_id *id, ds_shape shape, const ds_tensor *k_up,
-                                    const ds_tensor *v_up, ds_matrix *slot)
-{
-    const ds_config *config = o->opening->config;
-    const ds_labelled_matrix k = labelled_matrix(k_up, ds_role_info_of(DS_ROLE_K_UP_TRANSPOSED)->shape(config));
-    const ds_labelled_matrix v = labelled_matrix(v_up, ds_role_info_of(DS_ROLE_V_UP)->shape(config));
-    ds_type type = ds_joined_kv_b_type(k.matrix.type, v.matrix.type);
-    /* Rows of attn_k_b are columns here: its blocks cannot be kept, and eight bits lose nothing that matters. */
-    ds_type held = ds_held_type(o->opening->weight_type, id->role, ds_type_is_plain(k.matrix.type) ? type : DS_TYPE_P8);
-    void *data;
-    dsv2_status status = new_made(o, id, shape, type, held, &data);
-    if (status == DSV2_OK)
-        status = ds_join_kv_b(o->opening->kernels, config, &k, &v, type, held, data);
     if (status != DSV2_OK)
         return status;
-    ds_container_forget(o->opening->container, v_up->data, v_up->n_bytes); /* k_up is still to be read */
+    /* It is counted as a part of kv_b_proj. */
+    arrival k_up = arrival_of(o, &tensor, ds_role_info_of(id.role)->shape(o->opening->config));
+    return bind(o, &id, held_type(o, &id, tensor.type), &k_up, slot);
+}
+
+/* Makes kv_b_proj of its two halves. */
+static dsv2_status join_kv_b(opener *o, const ds_weight_id *id, ds_shape shape, const ds_labelled_matrix *k,
+                             const ds_labelled_matrix *v, ds_type *held, arrival *joined)
+{
+    ds_type type = ds_joined_kv_b_type(k->matrix.type, v->matrix.type);
+    /* Rows of attn_k_b are columns here: its blocks cannot be kept, and eight bits lose nothing that matters. */
+    *held = ds_held_type(o->opening->weight_type, id->role, ds_type_is_plain(k->matrix.type) ? type : DS_TYPE_P8);
+    dsv2_status status = new_made(o, id, v->label, shape, type, *held, joined);
+    if (status == DSV2_OK && !o->opening->only_count)
+        status = ds_join_kv_b(o->opening->kernels, o->opening->config, k, v, type, *held, writable(joined));
     o->weights->parameters += (uint64_t)shape.rows * shape.cols;
-    return bind(o, id, label_of(v_up), held, made_matrix(shape, type, data), slot);
+    return status;
 }
 
 static dsv2_status bind_split_kv_b(opener *o, const ds_weight_id *id, ds_shape shape, ds_matrix *slot)
 {
-    const ds_weight_id k_up_id = {DS_ROLE_K_UP_TRANSPOSED, id->layer, 0};
-    const ds_tensor *k_up, *v_up;
-    dsv2_status status = ds_place_find_split(&o->places, id->layer, &k_up, &v_up);
+    const ds_weight_id k_id = {DS_ROLE_K_UP_TRANSPOSED, id->layer, 0};
+    const ds_tensor *k_tensor, *v_tensor;
+    dsv2_status status = ds_place_find_split(&o->places, id->layer, &k_tensor, &v_tensor);
+    if (status == DSV2_OK)
+        status = digest(o, k_tensor);
+    if (status == DSV2_OK)
+        status = found_tensor(o, v_tensor, true);
     if (status != DSV2_OK)
         return status;
-    ds_digest_tensor(&o->weights->digest, k_up, o->has_checksums);
-    status = found_tensor(o, v_up, true);
+    const ds_config *config = o->opening->config;
+    arrival k = arrival_of(o, k_tensor, ds_role_info_of(DS_ROLE_K_UP_TRANSPOSED)->shape(config));
+    arrival v = arrival_of(o, v_tensor, ds_role_info_of(DS_ROLE_V_UP)->shape(config)), joined = {0};
+    ds_type k_held = held_type(o, &k_id, k_tensor->type), held = DS_TYPE_COUNT;
+    status = read_now(o, &k_id, k_held, &k);
     if (status == DSV2_OK)
-        status = bind_found_k_up(o, &k_up_id, k_up, &o->weights->layers[id->layer].mla.k_up_transposed);
-    return status == DSV2_OK ? bind_joined_kv_b(o, id, shape, k_up, v_up, slot) : status;
+        status = read_now(o, id, DS_TYPE_COUNT, &v);
+    const ds_labelled_matrix k_labelled = labelled(&k), v_labelled = labelled(&v);
+    if (status == DSV2_OK)
+        status = join_kv_b(o, id, shape, &k_labelled, &v_labelled, &held, &joined);
+    if (status == DSV2_OK)
+        status = bind(o, &k_id, k_held, &k, &o->weights->layers[id->layer].mla.k_up_transposed);
+    if (status == DSV2_OK && v.where == MAPPED)
+        ds_container_forget(o->opening->container, v_tensor->data, v_tensor->n_bytes);
+    if (status == DSV2_OK)
+        status = bind(o, id, held, &joined, slot);
+    ds_free(k.temporary);
+    ds_free(v.temporary);
+    ds_free(joined.temporary);
+    return status;
 }
 
 /* ---- the whole ---- */
@@ -304,13 +425,18 @@ static dsv2_status bind_matrix(void *context, const ds_weight_id *id, ds_shape s
     if (status != DSV2_OK)
         return status;
     o->weights->parameters += (uint64_t)shape.rows * shape.cols;
-    ds_matrix matrix = ds_tensor_matrix(&tensor, shape);
+    arrival found = arrival_of(o, &tensor, shape);
+    ds_type held = held_type(o, id, tensor.type);
     if (tensor.type == DS_TYPE_F8_E4M3)
-        status = bind_scales(o, id, &tensor, &matrix);
+        status = bind_scales(o, id, &tensor, &found.matrix);
     if (status == DSV2_OK && id->role == DS_ROLE_KV_B_PROJ)
-        status = bind_k_up(o, id->layer, &(ds_labelled_matrix){matrix, label_of(&tensor)});
+        status = read_now(o, id, held, &found);
+    const ds_labelled_matrix kv_b = labelled(&found);
+    if (status == DSV2_OK && id->role == DS_ROLE_KV_B_PROJ)
+        status = bind_k_up(o, id->layer, &kv_b);
     if (status == DSV2_OK)
-        status = bind(o, id, label_of(&tensor), held_type(o, id, tensor.type), matrix, slot);
+        status = bind(o, id, held, &found, slot);
+    ds_free(found.temporary);
     if (status == DSV2_OK && id->role == DS_ROLE_ROUTER)
         status = allocate_experts(o, id->layer);
     return status;
@@ -355,6 +481,8 @@ static dsv2_status finish(opener *o)
 {
     if (o->opening->config->tie_word_embeddings)
         o->weights->lm_head = o->weights->embed_tokens;
+    if (o->opening->only_count)
+        return DSV2_OK;
     dsv2_status status = ds_queue_run(&o->queue);
     o->done = o->total; /* with tensors that the model does not use */
     if (status == DSV2_OK)
@@ -367,10 +495,13 @@ dsv2_status ds_weights_open(ds_weights *weights, const ds_weights_opening *openi
     const ds_container *container = opening->container;
     *weights = (ds_weights){0};
     ds_holder_init(&weights->holder, slab_bytes(container));
+    weights->holder.lock = opening->lock_bytes > 0;
     opener o = {.weights = weights, .opening = opening, .total = ds_container_count(container),
                 .places = ds_places_in(container, opening->config),
                 .has_checksums = ds_container_format(container) == DS_FORMAT_PACK};
     ds_queue_init(&o.queue, opening->kernels, opening->pool, container, opening->queue_limits);
+    o.queue.after_run = report_again;
+    o.queue.after_run_context = &o;
     const ds_weights_visitor visitor = {bind_matrix, bind_vector, &o};
     dsv2_status status = allocate_layers(weights, opening->config);
     if (status == DSV2_OK)

@@ -60,7 +60,10 @@ static dsv2_status find_expert(const ds_places *places, const ds_weight_id *id, 
     *place = (ds_place){.tensor = *tensor, .is_first = id->expert == 0 && part == 0};
     ds_tensor *own = &place->tensor;
     own->n_bytes = tensor->n_bytes / dims[0] / n_parts;
-    own->data = (const uint8_t *)tensor->data + own->n_bytes * ((uint64_t)id->expert * n_parts + part);
+    uint64_t skipped = own->n_bytes * ((uint64_t)id->expert * n_parts + part);
+    own->offset += skipped;
+    if (tensor->data != NULL)
+        own->data = (const uint8_t *)tensor->data + skipped;
     own->n_dims = 2;
     own->dims[0] = shape.rows;
     own->dims[1] = shape.cols;

@@ -1,6 +1,7 @@
 #include "weights/queue.h"
 
 #include <assert.h>
+#include <stdio.h>
 
 static const ds_queue_limits usual = {.bytes_per_thread = 16 << 20, .entries = 1024};
 
@@ -33,11 +34,10 @@ dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like)
     return DSV2_OK;
 }
 
-void *ds_queue_memory(ds_queue *queue, size_t bytes)
+void ds_queue_own(ds_queue *queue, void *memory)
 {
     assert(queue->memory == NULL);
-    queue->memory = ds_new_aligned(bytes, 1);
-    return queue->memory;
+    queue->memory = memory;
 }
 
 /* The next rows of a matrix, as many as the queue still takes; at least DS_PANEL_ROWS, or those that are left. */
@@ -68,8 +68,11 @@ dsv2_status ds_queue_add(ds_queue *queue, const ds_conversion *conversion)
     dsv2_status status = DSV2_OK;
     for (uint32_t first = 0; first < conversion->from.rows && status == DSV2_OK;) {
         append_rows(queue, conversion, most, &first);
-        if (queue->bytes >= most || queue->n == queue->limits.entries)
-            status = ds_queue_run(queue);
+        if (queue->bytes < most && queue->n < queue->limits.entries)
+            continue;
+        status = ds_queue_run(queue);
+        if (status == DSV2_OK && queue->after_run != NULL)
+            status = queue->after_run(queue->after_run_context);
     }
     return status;
 }
@@ -99,16 +102,28 @@ static void keep_first(ds_queue *queue, const ds_queue_entry *entry, const ds_mi
     ds_mutex_unlock(&queue->lock);
 }
 
+/* Keeps the message of a thread that could not read: messages belong to threads. */
+static void keep_message(ds_queue *queue)
+{
+    ds_mutex_lock(&queue->lock);
+    queue->unread = DSV2_ERROR_IO;
+    snprintf(queue->message, sizeof queue->message, "%s", dsv2_last_error());
+    ds_mutex_unlock(&queue->lock);
+}
+
 static void convert_task(void *context, size_t task, unsigned thread)
 {
     ds_queue *queue = context;
     const ds_queue_entry *entry = entry_of(queue, task);
     uint32_t first = entry->first + (uint32_t)(task - entry->first_task) * DS_PANEL_ROWS;
     uint32_t end = entry->end - first < DS_PANEL_ROWS ? entry->end : first + DS_PANEL_ROWS;
+    uint8_t *scratch = queue->scratch_bytes > 0 ? queue->scratch + thread * queue->scratch_bytes : NULL;
     ds_misfit misfit;
-    if (!ds_convert_rows(queue->kernels, &entry->conversion, first, end, queue->scratch + thread * queue->scratch_bytes,
-                         &misfit))
+    ds_converted result = ds_convert_rows(queue->kernels, &entry->conversion, first, end, scratch, &misfit);
+    if (result == DS_MISFIT)
         keep_first(queue, entry, &misfit);
+    else if (result == DS_UNREAD)
+        keep_message(queue);
 }
 
 static void drop_all(ds_queue *queue)
@@ -123,6 +138,7 @@ dsv2_status ds_queue_run(ds_queue *queue)
 {
     size_t n_tasks = 0;
     queue->failed = NULL;
+    queue->unread = DSV2_OK;
     for (size_t i = 0; i < queue->n; i++) {
         ds_queue_entry *entry = &queue->list[i];
         entry->first_task = n_tasks;
@@ -132,11 +148,15 @@ dsv2_status ds_queue_run(ds_queue *queue)
     for (size_t i = 0; i < queue->n; i++) {
         const ds_queue_entry *entry = &queue->list[i];
         const ds_matrix *from = &entry->conversion.from;
+        if (from->data == NULL)
+            continue;
         ds_container_forget(queue->container, (const uint8_t *)from->data + entry->first * from->row_bytes,
                             (uint64_t)(entry->end - entry->first) * from->row_bytes);
     }
     dsv2_status status = DSV2_OK;
-    if (queue->failed != NULL)
+    if (queue->unread != DSV2_OK)
+        status = ds_fail(queue->unread, "%s", queue->message);
+    else if (queue->failed != NULL)
         status = ds_misfit_fail(queue->failed->conversion.label, queue->failed->conversion.type, &queue->misfit);
     drop_all(queue);
     return status;

@@ -31,11 +31,15 @@ typedef struct ds_queue {
     uint64_t bytes;   /* to be read */
     uint8_t *scratch; /* scratch_bytes for each thread */
     size_t scratch_bytes;
-    void *memory; /* of ds_queue_memory, until its conversion is added */
+    void *memory; /* of ds_queue_own, until its conversion is added */
+    dsv2_status (*after_run)(void *context); /* called between two runs of ds_queue_add; NULL: nobody asks */
+    void *after_run_context;
     /* The first entry of a run that cannot be converted as asked, NULL if there is none. */
     ds_mutex lock;
     const ds_queue_entry *failed;
     ds_misfit misfit;
+    dsv2_status unread; /* of a file that cannot be read, with its message; DSV2_OK: none */
+    char message[512];
 } ds_queue;
 
 void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
@@ -44,16 +48,15 @@ void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, co
 /* Makes the memory that conversions like this one need, so that adding and running them cannot lack any. */
 dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like);
 
-/* Memory for a matrix that is only made to be converted; NULL without memory. The queue owns the memory from here on:
- * the next conversion that is added reads it, and its last rows free it. */
-void *ds_queue_memory(ds_queue *queue, size_t bytes);
+/* Gives the queue memory from ds_new_aligned: the next conversion that is added reads it, and its last rows free it. */
+void ds_queue_own(ds_queue *queue, void *memory);
 
 /* Adds a matrix for which memory was reserved, and runs the queue whenever it is full. Until ds_queue_run the
- * matrix's data stay, and nobody reads `out`. Returns what a run returned. */
+ * matrix's data stay, and nobody reads `out`. Returns what a run or after_run returned. */
 dsv2_status ds_queue_add(ds_queue *queue, const ds_conversion *conversion);
 
-/* Converts all that waits, over all threads; parts of the file that were read need not stay in memory. Fails as
- * ds_misfit_fail for the first element that is at fault. Nothing waits afterwards. */
+/* Converts all that waits, over all threads; parts of a mapped file that were read need not stay in memory. Fails
+ * if a file cannot be read, and as ds_misfit_fail for the first element that is at fault. Nothing waits afterwards. */
 dsv2_status ds_queue_run(ds_queue *queue);
 void ds_queue_free(ds_queue *queue);
 

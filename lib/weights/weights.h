@@ -52,7 +52,8 @@ typedef struct ds_weights {
     ds_expert_source *experts; /* where the feed-forward part gets routed experts; NULL in a dense model */
 
     /* What there is, for the host and for the pass's working memory. */
-    uint64_t parameters, bytes, bytes_copied;
+    uint64_t parameters, bytes;
+    uint64_t bytes_copied, bytes_mapped; /* in memory of the model's own; used where they lie in mapped files */
     bool types_seen[DS_TYPE_COUNT];
     bool has_interleaved;  /* some matrix is of an interleaved type: passes need room for rounded rows */
     size_t matmul_scratch; /* floats: the most that ds_matmul asks for with any of the matrices */
@@ -73,6 +74,9 @@ typedef struct ds_weights_opening {
     /* Weights stay in the types that their file has: for a copy that is written rather than run. Matrices that
      * opening has to make (kv_b_proj joined, k_up_transposed) are held as otherwise. */
     bool as_found;
+    bool reads;      /* the container is not mapped: all weights are read into memory */
+    uint64_t lock_bytes; /* of all weights, which are kept in memory, mapped ones too; 0: they are not */
+    bool only_count; /* bytes_copied and bytes_mapped are all that is wanted: nothing is read, made or reported */
     ds_queue_limits queue_limits; /* zeros: the usual ones */
 } ds_weights_opening;
 

@@ -155,7 +155,7 @@ def grow(include, folder):
 
 # The structures that bindings turn into records of their own, field by field.
 RECORDS = [
-    "dsv2_model_info", "dsv2_memory_info", "dsv2_tokenizer_info", "dsv2_sampling", "dsv2_snapshot_info", "dsv2_routing_info",
+    "dsv2_model_info", "dsv2_bytes_needed_info", "dsv2_memory_info", "dsv2_tokenizer_info", "dsv2_sampling", "dsv2_snapshot_info", "dsv2_routing_info",
     "dsv2_expert_load", "dsv2_routing_balance", "dsv2_token_probability", "dsv2_save_options", "dsv2_restore_options",
     "dsv2_session_options", "dsv2_model_options", "dsv2_pack_options",
 ]

@@ -34,7 +34,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     char path[64];
     int fd = memory_file(file, file_size, path);
     ds_container *container;
+    bool mapped;
     if (ds_pack_open(path, &container) == DSV2_OK) {
+        if (ds_container_map(container, NULL, &mapped) != DSV2_OK || !mapped)
+            abort();
         for (size_t i = 0; i < ds_container_count(container); i++) {
             const ds_tensor *tensor = ds_container_tensor(container, i);
             for (uint64_t b = 0; b < tensor->n_bytes; b++)

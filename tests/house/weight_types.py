@@ -83,7 +83,7 @@ def places(root):
         (
             "bindings/rust/dsv2-sys/tests/layout.rs",
             "    assert_eq!(dsv2_log_level::DSV2_LOG_INFO.0, 2);\n",
-            "    assert_eq!(dsv2_encode_flags",
+            "    assert_eq!(dsv2_loading",
             "".join(f"    assert_eq!(dsv2_weight_type::DSV2_WEIGHTS_{name}.0, {value});\n" for value, name, _, _ in types),
         ),
         ("bindings/rust/dsv2/src/model.rs", "    WeightType: dsv2_weight_type {\n", "    }\n", rust_mirror(types)),

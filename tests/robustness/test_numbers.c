@@ -85,7 +85,7 @@ static size_t list_places(const char *path, size_t kind, place *places, size_t c
             continue; /* one expert stands for all */
         ck_assert_uint_lt(n, capacity);
         snprintf(places[n].name, sizeof places[n].name, "%s", tensor->name);
-        places[n].begin = (size_t)((const uint8_t *)tensor->data - container->files[0].data);
+        places[n].begin = (size_t)tensor->offset;
         places[n++].size = (size_t)tensor->n_bytes;
     }
     ds_container_close(container);

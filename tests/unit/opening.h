@@ -9,7 +9,10 @@ typedef dsv2_status (*test_opener)(const char *path, const ds_logger *logger, ds
 /* The last message has this part. */
 void expect_message(const char *part);
 
-/* Opens `name` of the folder. */
+/* Maps the files of a container. */
+void map_all(ds_container *container);
+
+/* Opens `name` of the folder, and maps its files. */
 ds_container *expect_opened(test_opener opener, const char *name);
 
 /* Fails to open `name`: with the expected status and a message that names the folder and has this part. */

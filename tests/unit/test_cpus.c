@@ -1,5 +1,5 @@
-/* The default number of threads, on topologies and cgroups that a folder fakes: B14, quotas of nested groups and masks
- * wider than 1,024. */
+/* The default number of threads and the memory that is left, on topologies and cgroups that a folder fakes: B14, quotas
+ * and limits of nested groups, masks wider than 1,024. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -218,6 +218,64 @@ START_TEST(files_that_say_nothing_limit_nothing)
 }
 END_TEST
 
+/* ---- memory that is left ---- */
+
+static void expect_left(uint64_t bytes, const char *whose)
+{
+    ds_memory_left left;
+    ck_assert(ds_memory_left_in(root, &left));
+    ck_assert_msg(left.bytes == bytes && strcmp(left.whose, whose) == 0, "%llu of %s, expected %llu of %s",
+                  (unsigned long long)left.bytes, left.whose, (unsigned long long)bytes, whose);
+}
+
+START_TEST(the_least_of_machine_and_nested_groups_is_left)
+{
+    ds_memory_left left;
+    ck_assert(!ds_memory_left_in(root, &left)); /* nothing is known */
+    put("/proc/meminfo", "MemTotal:       9000 kB\nMemFree:         100 kB\nMemAvailable:   5000 kB\n");
+    expect_left(5000 * 1024, "the machine");
+    put("/proc/self/cgroup", "0::/a.slice/b.slice/c.scope\n");
+    put("/proc/self/mountinfo", "25 22 0:22 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n");
+    put("/sys/fs/cgroup/a.slice/b.slice/c.scope/memory.max", "max\n");
+    put("/sys/fs/cgroup/a.slice/b.slice/c.scope/memory.current", "4000\n");
+    expect_left(5000 * 1024, "the machine");
+    put("/sys/fs/cgroup/a.slice/b.slice/memory.max", "1000000\n");
+    put("/sys/fs/cgroup/a.slice/b.slice/memory.current", "600000\n");
+    expect_left(400000, "control group /sys/fs/cgroup/a.slice/b.slice");
+    put("/sys/fs/cgroup/a.slice/b.slice/memory.stat", "anon 1\ninactive_anon 7\nfile 9\ninactive_file 50000\n"
+                                                      "active_file 100000\nshmem 5\n"); /* what the system gives up */
+    expect_left(550000, "control group /sys/fs/cgroup/a.slice/b.slice");
+    put("/sys/fs/cgroup/a.slice/memory.max", "700000\n");
+    put("/sys/fs/cgroup/a.slice/memory.current", "650000\n");
+    expect_left(50000, "control group /sys/fs/cgroup/a.slice");
+    put("/sys/fs/cgroup/a.slice/memory.current", "800000\n"); /* above a limit that was lowered */
+    expect_left(0, "control group /sys/fs/cgroup/a.slice");
+    put("/sys/fs/cgroup/other.slice/memory.max", "1\n");
+    put("/sys/fs/cgroup/a.slice/memory.max", "max\n");
+    expect_left(550000, "control group /sys/fs/cgroup/a.slice/b.slice");
+    put("/proc/meminfo", "MemAvailable:   5 kB\n");
+    expect_left(5 * 1024, "the machine");
+}
+END_TEST
+
+/* Version 1; and both versions at once, where the second has no memory controller. */
+START_TEST(memory_of_groups_of_version_1_is_read_too)
+{
+    put("/proc/meminfo", "MemAvailable:   5000 kB\n");
+    put("/proc/self/cgroup", "9:name=systemd:/\n4:memory:/docker/abc\n1:cpu,cpuacct:/\n0::/\n");
+    put("/proc/self/mountinfo", "35 31 0:32 /docker/abc /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+                                "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
+    put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n");
+    put("/sys/fs/cgroup/memory/memory.usage_in_bytes", "1000\n");
+    expect_left(5000 * 1024, "the machine");
+    put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "90000\n");
+    expect_left(89000, "control group /sys/fs/cgroup/memory");
+    put("/sys/fs/cgroup/memory/memory.stat", "cache 900\ninactive_file 1\ntotal_inactive_file 300\n"
+                                             "total_active_file 200\n");
+    expect_left(89500, "control group /sys/fs/cgroup/memory");
+}
+END_TEST
+
 /* ---- a machine with more processors than 1,024 ---- */
 
 static bool is_large;
@@ -271,6 +329,8 @@ int main(void)
     tcase_add_test(tests, a_mount_of_a_part_of_the_groups_is_understood);
     tcase_add_test(tests, groups_of_version_1_are_read_too);
     tcase_add_test(tests, files_that_say_nothing_limit_nothing);
+    tcase_add_test(tests, the_least_of_machine_and_nested_groups_is_left);
+    tcase_add_test(tests, memory_of_groups_of_version_1_is_read_too);
     tcase_add_test(tests, masks_wider_than_1024_are_read);
     suite_add_tcase(suite, tests);
     return test_run(suite);

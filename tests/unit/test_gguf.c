@@ -7,6 +7,7 @@
 #include "formats/formats.h"
 #include "support/model.h"
 #include "support/run.h"
+#include "support/tensors.h"
 
 #include <check.h>
 #include <math.h>
@@ -96,6 +97,53 @@ START_TEST(version_2_is_read_as_version_3)
     ds_container *container = open_good("a.gguf");
     ck_assert(*(const float *)ds_container_find(container, "v")->data == 2.5f);
     ds_container_close(container);
+}
+END_TEST
+
+/* Writes a file of one value, "long", a text of so many bytes, and one tensor, "v". */
+static void write_long(uint64_t length)
+{
+    static const uint8_t start[] = "GGUF\3\0\0\0\1\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0\4\0\0\0\0\0\0\0long\10\0\0";
+    static const uint8_t tensor[] = "\1\0\0\0\0\0\0\0v\1\0\0\0\1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    enum { LENGTH = sizeof start, TEXT = LENGTH + 8 };
+    size_t info = TEXT + (size_t)length, data = (info + sizeof tensor + 31) / 32 * 32;
+    uint8_t *file = calloc(data + sizeof(float), 1);
+    memcpy(file, start, sizeof start);
+    memcpy(file + LENGTH, &length, sizeof length);
+    memset(file + TEXT, 'x', (size_t)length);
+    memcpy(file + info, tensor, sizeof tensor);
+    memcpy(file + data, &(float){2.5f}, sizeof(float));
+    test_write_file(folder_file("a.gguf"), file, data + sizeof(float));
+    free(file);
+}
+
+START_TEST(a_head_of_any_length_is_read)
+{
+    static const uint64_t lengths[] = {0, (2 << 20) - 49, (2 << 20) - 48, (2 << 20) - 20, 3 << 20, 9 << 20, 40 << 20};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        write_long(lengths[i]);
+        ds_container *container = open_good("a.gguf");
+        ds_text text;
+        ck_assert_int_eq(ds_gguf_string(container, "long", &text), DSV2_OK);
+        ck_assert_uint_eq(text.size, lengths[i]);
+        ck_assert(text.size == 0 || (text.data[0] == 'x' && text.data[text.size - 1] == 'x'));
+        ck_assert_uint_eq(ds_container_count(container), 1);
+        ck_assert(*(const float *)ds_container_find(container, "v")->data == 2.5f);
+        ds_container_close(container);
+    }
+}
+END_TEST
+
+/* Nothing of it is read. */
+START_TEST(a_head_of_more_than_256_mib_is_refused)
+{
+    write_long(64);
+    FILE *file = fopen(folder_file("a.gguf"), "r+b");
+    const uint64_t length = 300 << 20;
+    ck_assert(fseek(file, 40, SEEK_SET) == 0 && fwrite(&length, sizeof length, 1, file) == 1);
+    fclose(file);
+    ck_assert(truncate(folder_file("a.gguf"), 400 << 20) == 0);
+    expect_refused("a.gguf", DSV2_ERROR_FORMAT, "expected at most 268435456");
 }
 END_TEST
 
@@ -429,6 +477,7 @@ START_TEST(blocks_become_the_floats_of_the_reference_reader)
 {
     ds_container *container;
     ck_assert_int_eq(ds_safetensors_open(DS_TEST_DATA, NULL, &container), DSV2_OK);
+    map_all(container);
     for (size_t s = 0; s < test_kernel_sets(); s++) {
         const ds_kernels *kernels;
         ck_assert_int_eq(ds_kernels_select(test_kernel_set(s), &kernels), DSV2_OK);
@@ -453,6 +502,7 @@ START_TEST(a_matrix_of_blocks_multiplies_as_its_floats_do)
 {
     ds_container *container;
     ck_assert_int_eq(ds_safetensors_open(DS_TEST_DATA, NULL, &container), DSV2_OK);
+    map_all(container);
     const ds_tensor *blocks, *floats;
     find_blocks(container, block_types[_i], &blocks, &floats);
     uint32_t cols = 256, rows = (uint32_t)(floats->n_bytes / sizeof(float) / cols);
@@ -485,6 +535,8 @@ int main(void)
     tcase_add_test(tests, tensors_are_typed_and_their_dimensions_turned);
     tcase_add_test(tests, an_unread_type_is_an_error_only_when_asked_for);
     tcase_add_test(tests, version_2_is_read_as_version_3);
+    tcase_add_test(tests, a_head_of_any_length_is_read);
+    tcase_add_test(tests, a_head_of_more_than_256_mib_is_refused);
     tcase_add_test(tests, metadata_is_given_by_key_and_type);
     tcase_add_test(tests, a_value_of_another_type_is_refused_by_key_found_and_expected);
     tcase_add_loop_test(tests, a_bad_file_is_refused_by_key_or_tensor_and_value, 0, sizeof bad / sizeof *bad);

@@ -25,7 +25,7 @@ from ._errors import (
     Status,
     UnsupportedError,
 )
-from ._model import Model, pack, verify
+from ._model import Model, bytes_needed, pack, verify
 from ._native import library_version, show_progress
 from ._routing import Routing
 from ._session import Session, Snapshot
@@ -33,7 +33,9 @@ from ._tokenizer import Tokenizer
 from ._types import (
     Attention,
     Balance,
+    BytesNeeded,
     CacheType,
+    Loading,
     MemoryInfo,
     ModelInfo,
     Phase,
@@ -54,6 +56,7 @@ __all__ = [
     "Attention",
     "Balance",
     "BusyError",
+    "BytesNeeded",
     "CacheType",
     "CancelledError",
     "ClosedError",
@@ -61,6 +64,7 @@ __all__ = [
     "FileError",
     "FormatError",
     "FullError",
+    "Loading",
     "MemoryInfo",
     "MismatchError",
     "Model",
@@ -82,6 +86,7 @@ __all__ = [
     "TokenizerInfo",
     "UnsupportedError",
     "WeightType",
+    "bytes_needed",
     "pack",
     "show_progress",
     "verify",

@@ -23,7 +23,19 @@ from ._native import (
 )
 from ._routing import Routing
 from ._tokenizer import Tokenizer
-from ._types import Attention, CacheType, MemoryInfo, ModelInfo, Progress, RoutingTokens, StrPath, TokenIds, WeightType
+from ._types import (
+    Attention,
+    BytesNeeded,
+    CacheType,
+    Loading,
+    MemoryInfo,
+    ModelInfo,
+    Progress,
+    RoutingTokens,
+    StrPath,
+    TokenIds,
+    WeightType,
+)
 
 if TYPE_CHECKING:
     from ._session import Session
@@ -39,6 +51,9 @@ class Model(Handle):
         kernels: "auto", or a set of kernels by name ("c", "avx2", "avx512"), for comparisons
         cache_memory_limit: bytes that the caches of all sessions together may take; 0: no limit
         progress: called while tensors are opened
+        loading: map files, or read all weights into memory, after which the files may change
+        lock: keep the weights in memory; raises OutOfMemoryError with the limit where the system refuses
+        insist: open even if what is copied does not fit the memory that is left
 
     The library's remarks go to the logger named "dsv2".
 
@@ -59,10 +74,14 @@ class Model(Handle):
         kernels: str | None = None,
         cache_memory_limit: int = 0,
         progress: Progress | None = None,
+        loading: Loading = Loading.MAP,
+        lock: bool = False,
+        insist: bool = False,
     ) -> None:
         options = make("dsv2_model_options")
         options.n_threads = threads
         options.weight_type = weight_type
+        options.loading, options.lock, options.insist = loading, lock, insist
         name = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
         options.kernels = name
         options.cache_memory_limit = cache_memory_limit
@@ -161,6 +180,15 @@ class Model(Handle):
     def reset_routing(self) -> None:
         """Set the model's counts (not those of its sessions) to zero."""
         check(lib.dsv2_model_routing_reset(self._open()))
+
+
+def bytes_needed(path: StrPath, *, weight_type: WeightType = WeightType.AS_STORED, loading: Loading = Loading.MAP) -> BytesNeeded:
+    """Say what opening the model at `path` would take. Reads headers and the configuration alone."""
+    options, info = make("dsv2_model_options"), make("dsv2_bytes_needed_info")
+    options.weight_type, options.loading, options.log = weight_type, loading, log_callback
+    with Call() as call:
+        call.check(lib.dsv2_model_bytes_needed(path_bytes(path), options, info))
+    return record(BytesNeeded, info)
 
 
 def pack(

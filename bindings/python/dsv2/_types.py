@@ -42,6 +42,13 @@ class WeightType(IntEnum):
     MIXED = 10
 
 
+class Loading(IntEnum):
+    """How weights come into memory."""
+
+    MAP = 0
+    READ = 1
+
+
 class CacheType(IntEnum):
     """Element type of the latent KV cache."""
 
@@ -156,6 +163,16 @@ class ModelInfo:
     container: str
     kernels: str
     fingerprint: int
+
+
+@dataclass(frozen=True)
+class BytesNeeded:
+    """What opening a model would take, in bytes; memory_left is 0 if it is not known."""
+
+    bytes_copied: int
+    bytes_mapped: int
+    cache_bytes_per_token: int
+    memory_left: int
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ MIRRORS: dict[str, tuple[type[IntEnum], str]] = {
     "dsv2_phase": (dsv2.Phase, "DSV2_PHASE_"),
     "dsv2_log_level": (LogLevel, "DSV2_LOG_"),
     "dsv2_weight_type": (dsv2.WeightType, "DSV2_WEIGHTS_"),
+    "dsv2_loading": (dsv2.Loading, "DSV2_LOADING_"),
     "dsv2_cache_type": (dsv2.CacheType, "DSV2_CACHE_"),
     "dsv2_attention": (dsv2.Attention, "DSV2_ATTENTION_"),
     "dsv2_routing_tokens": (dsv2.RoutingTokens, "DSV2_ROUTING_"),
@@ -69,6 +70,7 @@ def test_pythons_enumerations_are_cs(layout: Any) -> None:
     ("name", "record"),
     [
         ("dsv2_model_info", dsv2.ModelInfo),
+        ("dsv2_bytes_needed_info", dsv2.BytesNeeded),
         ("dsv2_memory_info", dsv2.MemoryInfo),
         ("dsv2_tokenizer_info", dsv2.TokenizerInfo),
         ("dsv2_snapshot_info", dsv2.Snapshot),

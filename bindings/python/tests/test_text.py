@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +191,45 @@ def test_remarks_go_to_logging(model_path: Path, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO, logger="dsv2"), dsv2.Model(model_path):
         pass
     assert any(model_record.name == "dsv2" for model_record in caplog.records)
+
+
+def test_what_opening_takes_is_said_before(model: dsv2.Model, model_path: Path) -> None:
+    mapped = dsv2.bytes_needed(model_path)
+    assert (mapped.bytes_copied, mapped.memory_left > 0) == (model.info.bytes_copied, True)
+    assert mapped.bytes_copied + mapped.bytes_mapped >= model.info.weight_bytes
+    read = dsv2.bytes_needed(model_path, loading=dsv2.Loading.READ)
+    assert (read.bytes_copied, read.bytes_mapped) == (mapped.bytes_copied + mapped.bytes_mapped, 0)
+    with pytest.raises(dsv2.FileError):
+        dsv2.bytes_needed("absent")
+
+
+def test_weights_that_are_read_give_the_logits_of_mapped_ones(model: dsv2.Model, model_path: Path) -> None:
+    with dsv2.Model(model_path, loading=dsv2.Loading.READ, insist=True) as read:
+        assert read.info.bytes_copied > model.info.bytes_copied
+        with read.session() as session, model.session() as other:
+            session.feed([1, 2, 3])
+            other.feed([1, 2, 3])
+            np.testing.assert_array_equal(session.logits(), other.logits())
+
+
+def test_weights_that_cannot_be_locked_say_why(model_path: Path) -> None:
+    code = """
+import ctypes, os, resource, sys, dsv2
+if os.getuid() == 0:  # who may lock whatever the limit
+    os.setgid(65534)
+    os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+try:
+    dsv2.Model(sys.argv[1], lock=True)
+except dsv2.OutOfMemoryError as failure:
+    print(failure)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        for file in model_path.iterdir():
+            shutil.copyfile(file, Path(folder) / file.name)
+        Path(folder).chmod(0o755)
+        output = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert "RLIMIT_MEMLOCK" in output.stdout
 
 
 def test_infos_have_the_published_names(model: dsv2.Model) -> None:

@@ -79,6 +79,13 @@ impl dsv2_weight_type {
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub struct dsv2_weight_type(pub ::std::os::raw::c_uint);
+impl dsv2_loading {
+    pub const DSV2_LOADING_MAP: dsv2_loading = dsv2_loading(0);
+    pub const DSV2_LOADING_READ: dsv2_loading = dsv2_loading(1);
+}
+#[repr(transparent)]
+#[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
+pub struct dsv2_loading(pub ::std::os::raw::c_uint);
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct dsv2_model_options {
@@ -91,12 +98,15 @@ pub struct dsv2_model_options {
     pub progress_user: *mut ::std::os::raw::c_void,
     pub log: dsv2_log_fn,
     pub log_user: *mut ::std::os::raw::c_void,
+    pub loading: dsv2_loading,
+    pub lock: ::std::os::raw::c_int,
+    pub insist: ::std::os::raw::c_int,
 }
 #[test]
 fn bindgen_test_layout_dsv2_model_options() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_model_options> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(::std::mem::size_of::<dsv2_model_options>(), 64usize, "Size of dsv2_model_options");
+    assert_eq!(::std::mem::size_of::<dsv2_model_options>(), 80usize, "Size of dsv2_model_options");
     assert_eq!(::std::mem::align_of::<dsv2_model_options>(), 8usize, "Alignment of dsv2_model_options");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
@@ -143,6 +153,21 @@ fn bindgen_test_layout_dsv2_model_options() {
         56usize,
         "Offset of field: dsv2_model_options::log_user"
     );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).loading) as usize - ptr as usize },
+        64usize,
+        "Offset of field: dsv2_model_options::loading"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).lock) as usize - ptr as usize },
+        68usize,
+        "Offset of field: dsv2_model_options::lock"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).insist) as usize - ptr as usize },
+        72usize,
+        "Offset of field: dsv2_model_options::insist"
+    );
 }
 extern "C" {
     #[must_use]
@@ -150,6 +175,55 @@ extern "C" {
         path: *const ::std::os::raw::c_char,
         options: *const dsv2_model_options,
         model: *mut *mut dsv2_model,
+    ) -> dsv2_status;
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct dsv2_bytes_needed_info {
+    pub struct_size: usize,
+    pub bytes_copied: u64,
+    pub bytes_mapped: u64,
+    pub cache_bytes_per_token: u64,
+    pub memory_left: u64,
+}
+#[test]
+fn bindgen_test_layout_dsv2_bytes_needed_info() {
+    const UNINIT: ::std::mem::MaybeUninit<dsv2_bytes_needed_info> = ::std::mem::MaybeUninit::uninit();
+    let ptr = UNINIT.as_ptr();
+    assert_eq!(::std::mem::size_of::<dsv2_bytes_needed_info>(), 40usize, "Size of dsv2_bytes_needed_info");
+    assert_eq!(::std::mem::align_of::<dsv2_bytes_needed_info>(), 8usize, "Alignment of dsv2_bytes_needed_info");
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
+        0usize,
+        "Offset of field: dsv2_bytes_needed_info::struct_size"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).bytes_copied) as usize - ptr as usize },
+        8usize,
+        "Offset of field: dsv2_bytes_needed_info::bytes_copied"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).bytes_mapped) as usize - ptr as usize },
+        16usize,
+        "Offset of field: dsv2_bytes_needed_info::bytes_mapped"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).cache_bytes_per_token) as usize - ptr as usize },
+        24usize,
+        "Offset of field: dsv2_bytes_needed_info::cache_bytes_per_token"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).memory_left) as usize - ptr as usize },
+        32usize,
+        "Offset of field: dsv2_bytes_needed_info::memory_left"
+    );
+}
+extern "C" {
+    #[must_use]
+    pub fn dsv2_model_bytes_needed(
+        path: *const ::std::os::raw::c_char,
+        options: *const dsv2_model_options,
+        info: *mut dsv2_bytes_needed_info,
     ) -> dsv2_status;
 }
 extern "C" {

@@ -20,7 +20,7 @@ macro_rules! field {
 
 #[test]
 fn structures_are_laid_out_as_in_c() {
-    assert_eq!((size_of::<dsv2_model_options>(), align_of::<dsv2_model_options>()), (64, 8));
+    assert_eq!((size_of::<dsv2_model_options>(), align_of::<dsv2_model_options>()), (80, 8));
     assert_eq!(field!(dsv2_model_options, struct_size), (0, 8));
     assert_eq!(field!(dsv2_model_options, n_threads), (8, 4));
     assert_eq!(field!(dsv2_model_options, weight_type), (12, 4));
@@ -30,6 +30,15 @@ fn structures_are_laid_out_as_in_c() {
     assert_eq!(field!(dsv2_model_options, progress_user), (40, 8));
     assert_eq!(field!(dsv2_model_options, log), (48, 8));
     assert_eq!(field!(dsv2_model_options, log_user), (56, 8));
+    assert_eq!(field!(dsv2_model_options, loading), (64, 4));
+    assert_eq!(field!(dsv2_model_options, lock), (68, 4));
+    assert_eq!(field!(dsv2_model_options, insist), (72, 4));
+    assert_eq!((size_of::<dsv2_bytes_needed_info>(), align_of::<dsv2_bytes_needed_info>()), (40, 8));
+    assert_eq!(field!(dsv2_bytes_needed_info, struct_size), (0, 8));
+    assert_eq!(field!(dsv2_bytes_needed_info, bytes_copied), (8, 8));
+    assert_eq!(field!(dsv2_bytes_needed_info, bytes_mapped), (16, 8));
+    assert_eq!(field!(dsv2_bytes_needed_info, cache_bytes_per_token), (24, 8));
+    assert_eq!(field!(dsv2_bytes_needed_info, memory_left), (32, 8));
     assert_eq!((size_of::<dsv2_model_info>(), align_of::<dsv2_model_info>()), (256, 8));
     assert_eq!(field!(dsv2_model_info, struct_size), (0, 8));
     assert_eq!(field!(dsv2_model_info, parameters), (8, 8));
@@ -213,6 +222,8 @@ fn enumerations_have_the_values_of_c() {
     assert_eq!(dsv2_weight_type::DSV2_WEIGHTS_Q4_K.0, 8);
     assert_eq!(dsv2_weight_type::DSV2_WEIGHTS_Q4_0.0, 9);
     assert_eq!(dsv2_weight_type::DSV2_WEIGHTS_MIXED.0, 10);
+    assert_eq!(dsv2_loading::DSV2_LOADING_MAP.0, 0);
+    assert_eq!(dsv2_loading::DSV2_LOADING_READ.0, 1);
     assert_eq!(dsv2_encode_flags::DSV2_ENCODE_BOS.0, 1);
     assert_eq!(dsv2_encode_flags::DSV2_ENCODE_SPECIAL.0, 2);
     assert_eq!(dsv2_decode_flags::DSV2_DECODE_SPECIAL.0, 1);
@@ -235,6 +246,7 @@ fn every_function_is_declared() {
         dsv2_chat_encode as *const (),
         dsv2_fim_encode as *const (),
         dsv2_last_error as *const (),
+        dsv2_model_bytes_needed as *const (),
         dsv2_model_close as *const (),
         dsv2_model_get_info as *const (),
         dsv2_model_get_memory as *const (),

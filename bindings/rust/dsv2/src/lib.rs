@@ -62,7 +62,7 @@ mod tokenizer;
 
 pub use callback::{LogLevel, Phase, Progress};
 pub use error::{Error, Result, Status};
-pub use model::{pack, verify, MemoryInfo, Model, ModelInfo, ModelOptions, WeightType};
+pub use model::{pack, verify, BytesNeeded, Loading, MemoryInfo, Model, ModelInfo, ModelOptions, WeightType};
 pub use routing::{Balance, ExpertLoad, LayerRouting, Routing, RoutingEvent, RoutingInfo, RoutingTokens};
 pub use sampling::{Sampling, TokenProbability};
 pub use session::{step, Attention, CacheType, Canceller, Session, SessionOptions, StepItem, Text, Tokens};

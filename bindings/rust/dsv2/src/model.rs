@@ -37,6 +37,16 @@ mirror! {
     }
 }
 
+mirror! {
+    /// How weights come into memory.
+    Loading: dsv2_loading {
+        /// Files are mapped; where a file system refuses, they are read.
+        Map = DSV2_LOADING_MAP,
+        /// All weights are read; the files are closed when the model is open, and may change.
+        Read = DSV2_LOADING_READ,
+    }
+}
+
 /// The library's model, closed when its last user is gone.
 pub(crate) struct Handle {
     pub(crate) ptr: NonNull<sys::dsv2_model>,
@@ -77,6 +87,9 @@ pub struct ModelOptions<'a> {
     weight_type: Option<WeightType>,
     kernels: Option<String>,
     cache_memory_limit: u64,
+    loading: Option<Loading>,
+    lock: bool,
+    insist: bool,
     progress: Option<ProgressFn<'a>>,
     log: Option<LogFn>,
 }
@@ -106,6 +119,24 @@ impl<'a> ModelOptions<'a> {
         self
     }
 
+    /// How weights come into memory; by default files are mapped.
+    pub fn loading(mut self, loading: Loading) -> Self {
+        self.loading = Some(loading);
+        self
+    }
+
+    /// Keeps the weights in memory; an error of [`Status::Memory`] with the limit where the system refuses.
+    pub fn lock(mut self, lock: bool) -> Self {
+        self.lock = lock;
+        self
+    }
+
+    /// Opens the model even if what is copied does not fit the memory that is left.
+    pub fn insist(mut self, insist: bool) -> Self {
+        self.insist = insist;
+        self
+    }
+
     /// Called now and then while the model is opened; `ControlFlow::Break` cancels.
     pub fn progress(mut self, call: &'a mut dyn FnMut(Progress) -> ControlFlow<()>) -> Self {
         self.progress = Some(call);
@@ -116,6 +147,26 @@ impl<'a> ModelOptions<'a> {
     pub fn log(mut self, call: impl Fn(LogLevel, &str) + Send + Sync + 'static) -> Self {
         self.log = Some(Box::new(call));
         self
+    }
+
+    /// What opening the model at `path` with these options would take. Reads headers and the configuration alone.
+    pub fn bytes_needed(&self, path: impl AsRef<Path>) -> Result<BytesNeeded> {
+        let path = c_path(path.as_ref())?;
+        // SAFETY: zero is a valid value of every field.
+        let (mut options, mut info): (sys::dsv2_model_options, sys::dsv2_bytes_needed_info) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        options.struct_size = size_of::<sys::dsv2_model_options>();
+        options.weight_type = self.weight_type.unwrap_or(WeightType::AsStored).to_raw();
+        options.loading = self.loading.unwrap_or(Loading::Map).to_raw();
+        info.struct_size = size_of::<sys::dsv2_bytes_needed_info>();
+        // SAFETY: all pointers are valid during the call.
+        check(unsafe { sys::dsv2_model_bytes_needed(path.as_ptr(), &options, &mut info) })?;
+        Ok(BytesNeeded {
+            bytes_copied: info.bytes_copied,
+            bytes_mapped: info.bytes_mapped,
+            cache_bytes_per_token: info.cache_bytes_per_token,
+            memory_left: Some(info.memory_left).filter(|&bytes| bytes > 0),
+        })
     }
 
     /// Opens the model: a folder with config.json and safetensors files, or a file that is a GGUF or a .dsv2 pack.
@@ -133,6 +184,9 @@ impl<'a> ModelOptions<'a> {
             progress_user: null_mut(),
             log: log.as_ref().map(|_| LogRelay::callback as _),
             log_user: log.as_ref().map_or(null_mut(), Fixed::user),
+            loading: self.loading.unwrap_or(Loading::Map).to_raw(),
+            lock: self.lock.into(),
+            insist: self.insist.into(),
         };
         let mut ptr = null_mut();
         with_progress(self.progress, |progress, progress_user| {
@@ -218,6 +272,21 @@ pub struct ModelInfo {
     pub kernels: String,
     /// Equal for equal models.
     pub fingerprint: u64,
+}
+
+/// What opening a model would take, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct BytesNeeded {
+    /// The process's own memory for weights.
+    pub bytes_copied: u64,
+    /// Weights that are used where they lie in mapped files.
+    pub bytes_mapped: u64,
+    /// A token of a session with default options.
+    pub cache_bytes_per_token: u64,
+    /// What the process can take now, if known.
+    pub memory_left: Option<u64>,
 }
 
 /// Memory used by a model's sessions.

@@ -1,0 +1,616 @@
+/* How weights come into memory: mapped, read or locked to the same bits; what opening says that it takes, and when it
+ * refuses. Item by item: a file that shrinks (attack 9), memory of experts that wait for their first use (B14), file
+ * systems that refuse mappings, machines that have too little left. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "model/model.h"
+#include "support/checkpoint.h"
+#include "support/gguf.h"
+#include "support/model.h"
+#include "support/oom.h"
+#include "support/run.h"
+#include "support/tensors.h"
+#include "weights/deferred.h"
+
+#include <check.h>
+#include <errno.h>
+#include <linux/capability.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { N_TOKENS = 12 };
+
+static const test_checkpoint small = {
+    .vocab_size = 72, .hidden_size = 256, .intermediate_size = 256, .num_hidden_layers = 3, .num_attention_heads = 4,
+    .kv_lora_rank = 256, .qk_nope_head_dim = 32, .qk_rope_head_dim = 16, .v_head_dim = 64,
+    .max_position_embeddings = 256, .n_routed_experts = 12, .num_experts_per_tok = 2, .moe_intermediate_size = 64,
+    .n_shared_experts = 1, .first_k_dense_replace = 1, .attention_bias = true, .q_lora_rank = 32, .seed = 41};
+
+/* Widths of V2-Lite: a layer's attention and a few of its experts. */
+static const test_checkpoint lite = {
+    .vocab_size = 400, .hidden_size = 2048, .intermediate_size = 1408, .num_hidden_layers = 1,
+    .num_attention_heads = 16, .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
+    .max_position_embeddings = 4096, .moe_intermediate_size = 1408, .n_routed_experts = 2, .num_experts_per_tok = 2,
+    .n_shared_experts = 1, .first_k_dense_replace = 0, .yarn = true, .seed = 61};
+
+static const struct kind {
+    const char *name, *dtype; /* dtype: of a folder */
+    bool is_gguf, packed;     /* packed: what was made, as a pack */
+    test_gguf gguf;
+    dsv2_weight_type packed_as;
+} kinds[] = {
+    {.name = "a folder of BF16"},
+    {.name = "a folder of FP8, with blocks of scales that begin at any row", .dtype = "F8_E4M3"},
+    {.name = "a pack of BF16", .packed = true},
+    {.name = "a pack of Q4_K", .packed = true, .packed_as = DSV2_WEIGHTS_Q4_K},
+    {.name = "a GGUF of Q4_K", .is_gguf = true, .gguf = {.quantised = true, .type = DS_TYPE_Q4_K}},
+    {.name = "a GGUF of Q6_K, gate and up joined", .is_gguf = true,
+     .gguf = {.quantised = true, .type = DS_TYPE_Q6_K, .joined = true}},
+    {.name = "an old GGUF of Q5_1 in two files", .is_gguf = true,
+     .gguf = {.quantised = true, .type = DS_TYPE_Q5_1, .old = true, .split = true}},
+    {.name = "a GGUF of Q2_K, which no type holds", .is_gguf = true,
+     .gguf = {.quantised = true, .type = DS_TYPE_Q2_K}},
+    {.name = "a GGUF of BF16", .is_gguf = true, .gguf = {.type = DS_TYPE_BF16}},
+};
+enum { N_KINDS = sizeof kinds / sizeof *kinds };
+
+/* ---- models ---- */
+
+static char *folder;              /* holds everything */
+static char path[600];            /* what is opened */
+static char files[2][600];        /* the files of weights */
+static size_t n_files;
+static int32_t tokens[N_TOKENS];
+
+static char *temporary_folder(void)
+{
+    char *name = strdup("/tmp/dsv2-loading-XXXXXX");
+    ck_assert(mkdtemp(name) != NULL);
+    return name;
+}
+
+static void make_shape(const struct kind *kind, test_checkpoint shape)
+{
+    if (kind->dtype != NULL) {
+        shape.dtype = kind->dtype;
+        shape.block_rows = 24;
+        shape.block_cols = 64;
+    }
+    folder = test_checkpoint_write(&shape);
+    n_files = 1;
+    snprintf(path, sizeof path, "%s", folder);
+    snprintf(files[0], sizeof files[0], "%s/model.safetensors", folder);
+    test_random_tokens(3, shape.vocab_size, tokens, N_TOKENS);
+    if (kind->is_gguf) {
+        char *floats = temporary_folder();
+        snprintf(path, sizeof path, "%s/model%s.gguf", folder, kind->gguf.split ? "-00001-of-00002" : "");
+        snprintf(files[0], sizeof files[0], "%s", path);
+        snprintf(files[1], sizeof files[1], "%s/model-00002-of-00002.gguf", folder);
+        n_files = kind->gguf.split ? 2 : 1;
+        test_gguf_write(&kind->gguf, folder, path, floats);
+        test_checkpoint_remove(floats);
+    }
+    if (kind->packed) {
+        char pack[600];
+        snprintf(pack, sizeof pack, "%s/model.dsv2", folder);
+        const dsv2_pack_options options = {.struct_size = sizeof options, .weight_type = kind->packed_as};
+        ck_assert_msg(dsv2_model_pack(path, pack, &options) == DSV2_OK, "%s", dsv2_last_error());
+        memcpy(path, pack, sizeof path);
+        memcpy(files[0], pack, sizeof pack);
+    }
+}
+
+static void make(int kind) { make_shape(&kinds[kind], small); }
+static void drop(void) { test_checkpoint_remove(folder); }
+
+static dsv2_status try_open(dsv2_model_options options, dsv2_model **model)
+{
+    options.struct_size = sizeof options;
+    *model = NULL;
+    return dsv2_model_open(path, &options, model);
+}
+
+static float *logits_of(dsv2_model *model) { return test_logits(model, NULL, tokens, N_TOKENS, 5); }
+
+static void expect_bits(dsv2_model *model, const float *expected, const char *what)
+{
+    float *logits = logits_of(model);
+    size_t size = N_TOKENS * (size_t)test_model_info(model).vocab_size * sizeof *logits;
+    ck_assert_msg(memcmp(logits, expected, size) == 0, "%s: other bits", what);
+    free(logits);
+}
+
+static dsv2_bytes_needed_info needed_by(dsv2_model_options options)
+{
+    dsv2_bytes_needed_info info = {.struct_size = sizeof info};
+    options.struct_size = sizeof options;
+    ck_assert_msg(dsv2_model_bytes_needed(path, &options, &info) == DSV2_OK, "%s", dsv2_last_error());
+    return info;
+}
+
+static void expect_parts(const char *const *parts)
+{
+    for (; *parts != NULL; parts++)
+        ck_assert_msg(strstr(dsv2_last_error(), *parts) != NULL, "\"%s\" is not in: %s", *parts, dsv2_last_error());
+}
+
+static const char *number(uint64_t value) { return test_format("%llu", (unsigned long long)value); }
+
+/* ---- what the system says, faked where a test asks for it ---- */
+
+static uint64_t faked_left; /* 0: not faked */
+static int refusing;        /* mappings of files: 1: shared ones, 2: all */
+static int refusal = ENODEV;
+
+bool __real_ds_memory_left_in(const char *root, ds_memory_left *least);
+bool __wrap_ds_memory_left_in(const char *root, ds_memory_left *least);
+
+bool __wrap_ds_memory_left_in(const char *root, ds_memory_left *least)
+{
+    if (faked_left == 0)
+        return __real_ds_memory_left_in(root, least);
+    *least = (ds_memory_left){faked_left, "the faked machine"};
+    return true;
+}
+
+/* The name that mmap has where offsets of files have 64 bits. */
+void *__real_mmap64(void *address, size_t size, int protection, int flags, int fd, off_t offset);
+void *__wrap_mmap64(void *address, size_t size, int protection, int flags, int fd, off_t offset);
+
+void *__wrap_mmap64(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+{
+    bool is_shared = (flags & MAP_TYPE) == MAP_SHARED;
+    if (fd < 0 || refusing == 0 || (refusing == 1 && !is_shared))
+        return __real_mmap64(address, size, protection, flags, fd, offset);
+    errno = refusal;
+    return MAP_FAILED;
+}
+
+typedef struct remarks {
+    char text[4096];
+} remarks;
+
+static void note(void *user, dsv2_log_level level, const char *message)
+{
+    remarks *r = user;
+    size_t length = strlen(r->text);
+    if (level == DSV2_LOG_WARNING)
+        snprintf(r->text + length, sizeof r->text - length, "%s\n", message);
+}
+
+/* ---- reading ---- */
+
+static const dsv2_weight_type types[] = {DSV2_WEIGHTS_AS_STORED, DSV2_WEIGHTS_Q8_0, DSV2_WEIGHTS_Q4_K,
+                                         DSV2_WEIGHTS_F32, DSV2_WEIGHTS_F16};
+
+/* Opens mapped and read, with every count that bytes_needed gives compared to what was opened. */
+static void compare(dsv2_weight_type type, uint32_t n_threads, const char *what)
+{
+    dsv2_model_options options = {.weight_type = type, .n_threads = n_threads};
+    dsv2_bytes_needed_info by_map = needed_by(options);
+    dsv2_model *mapped = test_model_open(path, &options);
+    options.loading = DSV2_LOADING_READ;
+    dsv2_bytes_needed_info by_read = needed_by(options);
+    dsv2_model *read = test_model_open(path, &options);
+    dsv2_model_info a = test_model_info(mapped), b = test_model_info(read);
+    ck_assert_msg(by_map.bytes_copied == a.bytes_copied, "%s", what);
+    ck_assert_uint_eq(by_map.bytes_mapped, mapped->fixed.weights.bytes_mapped);
+    ck_assert_uint_eq(by_read.bytes_copied, b.bytes_copied);
+    ck_assert_uint_eq(by_read.bytes_mapped, 0);
+    ck_assert_uint_eq(by_read.bytes_copied, by_map.bytes_copied + by_map.bytes_mapped);
+    ck_assert_uint_ge(by_read.bytes_copied, b.weight_bytes);
+    ck_assert(a.fingerprint == b.fingerprint && a.parameters == b.parameters && a.weight_bytes == b.weight_bytes);
+    dsv2_session *session = test_session_open(read, NULL);
+    uint64_t token;
+    ck_assert(dsv2_session_bytes_per_token(session, &token) == DSV2_OK);
+    ck_assert_uint_eq(token, by_map.cache_bytes_per_token);
+    ck_assert_uint_gt(by_map.memory_left, 0);
+    dsv2_session_close(session);
+    float *expected = logits_of(mapped);
+    expect_bits(read, expected, what);
+    free(expected);
+    dsv2_model_close(mapped);
+    dsv2_model_close(read);
+}
+
+START_TEST(reading_gives_the_bits_of_mapping_and_both_take_what_was_said)
+{
+    make(_i);
+    const size_t n_types = sizeof types / sizeof *types;
+    compare(DSV2_WEIGHTS_AS_STORED, 1 + (uint32_t)_i % 3, kinds[_i].name);
+    compare(types[1 + (size_t)_i % (n_types - 1)], 3, kinds[_i].name); /* each type meets two kinds at least */
+    drop();
+}
+END_TEST
+
+START_TEST(real_widths_are_read_to_the_bits_of_mapping)
+{
+    const struct kind plain = {.name = "V2-Lite's widths"};
+    make_shape(&plain, lite);
+    compare(DSV2_WEIGHTS_Q8_0, 3, plain.name);
+    drop();
+}
+END_TEST
+
+/* Nothing of the folder is mapped by this process. */
+static int expect_unmapped(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    (void)user, (void)phase, (void)done, (void)total;
+    size_t size;
+    char *maps = test_read_file("/proc/self/maps", &size);
+    ck_assert_ptr_null(memmem(maps, size, folder, strlen(folder)));
+    free(maps);
+    return 0;
+}
+
+START_TEST(what_is_read_needs_no_mapping_and_after_opening_no_file)
+{
+    make(_i);
+    dsv2_model *mapped = test_model_open(path, NULL);
+    float *expected = logits_of(mapped);
+    dsv2_model_close(mapped);
+    dsv2_model *model = test_model_open(
+        path, &(dsv2_model_options){.loading = DSV2_LOADING_READ, .progress = expect_unmapped, .n_threads = 2});
+    expect_unmapped(NULL, DSV2_PHASE_OPEN, 0, 0);
+    for (size_t i = 0; i < n_files; i++)
+        ck_assert(truncate(files[i], 100) == 0);
+    expect_bits(model, expected, "files cut to 100 bytes");
+    drop();
+    expect_bits(model, expected, "files deleted");
+    dsv2_model_close(model);
+    free(expected);
+}
+END_TEST
+
+/* Cuts a file at the n-th report, or cancels there. */
+typedef struct accident {
+    uint64_t at, reports, last_done, last_total;
+    const char *file; /* NULL: cancels */
+    off_t size;
+} accident;
+
+static int strike(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    accident *a = user;
+    ck_assert(phase == DSV2_PHASE_OPEN && done >= a->last_done && done <= total);
+    a->last_done = done;
+    a->last_total = total;
+    if (++a->reports != a->at)
+        return 0;
+    if (a->file == NULL)
+        return 1;
+    ck_assert(truncate(a->file, a->size) == 0);
+    return 0;
+}
+
+/* Attack 9: mapped, this ends the process by SIGBUS. */
+START_TEST(a_file_that_shrinks_while_it_is_read_is_an_error_of_its_name)
+{
+    make(_i);
+    size_t n_errors = 0;
+    for (size_t f = 0; f < n_files; f++) {
+        size_t size;
+        char *whole = test_read_file(files[f], &size);
+        accident a = {.file = files[f]};
+        for (a.at = 1; a.at <= a.reports + 1; a.at += 1 + a.at / 4) {
+            a.reports = a.last_done = 0;
+            a.size = (off_t)(size / (1 + a.at % 3));
+            a.size -= a.at % 3 == 0 ? 1 : 0;
+            dsv2_model *model;
+            dsv2_status status = try_open(
+                (dsv2_model_options){.loading = DSV2_LOADING_READ, .n_threads = 1 + (uint32_t)a.at % 3,
+                                     .weight_type = a.at % 2 == 0 ? DSV2_WEIGHTS_Q8_0 : DSV2_WEIGHTS_AS_STORED,
+                                     .progress = strike, .progress_user = &a}, &model);
+            ck_assert_msg(status == DSV2_OK || status == DSV2_ERROR_IO, "status %d: %s", (int)status,
+                          dsv2_last_error());
+            if (status == DSV2_ERROR_IO)
+                expect_parts((const char *[]){files[f], number(size), "changed", NULL});
+            n_errors += status != DSV2_OK;
+            dsv2_model_close(model);
+            test_write_file(files[f], whole, size);
+        }
+        free(whole);
+    }
+    ck_assert_uint_gt(n_errors, 5);
+    drop();
+}
+END_TEST
+
+START_TEST(reading_can_be_cancelled_at_every_report)
+{
+    make(_i);
+    accident a = {0};
+    dsv2_model *model;
+    dsv2_model_options options = {.loading = DSV2_LOADING_READ, .n_threads = 2, .progress = strike,
+                                  .progress_user = &a};
+    ck_assert(try_open(options, &model) == DSV2_OK);
+    dsv2_model_close(model);
+    ck_assert(a.last_done == a.last_total);
+    for (uint64_t reports = a.reports, at = 1; at <= reports; at += 1 + at / 4) {
+        a = (accident){.at = at};
+        ck_assert_int_eq(try_open(options, &model), DSV2_ERROR_CANCELLED);
+        ck_assert(model == NULL && a.reports == at);
+    }
+    drop();
+}
+END_TEST
+
+/* A tensor of 40 MB is several queues long: somebody may cancel between them. */
+START_TEST(a_large_tensor_is_reported_on_while_it_is_read)
+{
+    test_checkpoint wide = small;
+    wide.hidden_size = 2048;
+    wide.vocab_size = 10000;
+    const struct kind plain = {.name = "a large embedding"};
+    make_shape(&plain, wide);
+    accident a = {0};
+    dsv2_model *model;
+    ck_assert(try_open((dsv2_model_options){.loading = DSV2_LOADING_READ, .n_threads = 1, .progress = strike,
+                                            .progress_user = &a}, &model) == DSV2_OK);
+    ck_assert_msg(a.reports > a.last_total + 3, "%llu reports", (unsigned long long)a.reports);
+    dsv2_model_close(model);
+    drop();
+}
+END_TEST
+
+START_TEST(every_allocation_of_reading_may_fail)
+{
+    make(_i);
+    dsv2_model_options options = {.loading = DSV2_LOADING_READ, .n_threads = 1,
+                                  .weight_type = _i % 2 == 0 ? DSV2_WEIGHTS_AS_STORED : DSV2_WEIGHTS_Q8_0};
+    dsv2_model *model;
+    ck_assert(try_open(options, &model) == DSV2_OK);
+    dsv2_model_close(model);
+    long live = oom_live();
+    bool failed = true;
+    size_t n_errors = 0;
+    for (size_t nth = 1; failed; nth += 1 + nth / 8) {
+        oom_arm(nth, false);
+        dsv2_status status = try_open(options, &model);
+        dsv2_model_close(model);
+        failed = oom_disarm();
+        /* The C library's qsort does without memory. */
+        ck_assert_msg(status == DSV2_OK || (failed && status == DSV2_ERROR_MEMORY), "allocation %zu: status %d: %s",
+                      nth, (int)status, dsv2_last_error());
+        n_errors += status != DSV2_OK;
+        ck_assert_int_eq(oom_live(), live);
+    }
+    ck_assert_uint_gt(n_errors, 20);
+    drop();
+}
+END_TEST
+
+/* ---- file systems that refuse ---- */
+
+START_TEST(a_file_system_without_shared_mappings_is_mapped_privately_or_read)
+{
+    make(_i);
+    remarks r = {""};
+    const dsv2_model_options options = {.log = note, .log_user = &r};
+    dsv2_model *mapped = test_model_open(path, &options);
+    float *expected = logits_of(mapped);
+    ck_assert_str_eq(r.text, "");
+    for (refusing = 1; refusing <= 2; refusing++) {
+        r.text[0] = '\0';
+        dsv2_model *model = test_model_open(path, &options);
+        ck_assert_msg(strstr(r.text, files[0]) != NULL && strstr(r.text, "No such device") != NULL, "%s", r.text);
+        ck_assert(strstr(r.text, "private mapping") != NULL);
+        ck_assert_int_eq(strstr(r.text, "read into memory") != NULL, refusing == 2);
+        ck_assert_int_eq(model->fixed.reads, refusing == 2);
+        ck_assert_uint_eq(test_model_info(model).fingerprint, test_model_info(mapped).fingerprint);
+        expect_bits(model, expected, "after a refusal");
+        dsv2_model_close(model);
+    }
+    free(expected);
+    dsv2_model_close(mapped);
+    drop();
+}
+END_TEST
+
+START_TEST(a_full_address_space_is_an_error_not_a_reason_to_read)
+{
+    make(0);
+    dsv2_model *model;
+    refusing = 2;
+    refusal = ENOMEM;
+    ck_assert_int_eq(try_open((dsv2_model_options){0}, &model), DSV2_ERROR_MEMORY);
+    expect_parts((const char *[]){files[0], "cannot map", NULL});
+    drop();
+}
+END_TEST
+
+START_TEST(packing_reads_what_cannot_be_mapped)
+{
+    make(_i);
+    char *packs[2];
+    size_t sizes[2];
+    for (int i = 0; i < 2; i++) {
+        char pack[700];
+        snprintf(pack, sizeof pack, "%s/packed-%d.dsv2", folder, i);
+        refusing = 2 * i;
+        ck_assert_msg(dsv2_model_pack(path, pack, NULL) == DSV2_OK, "%s", dsv2_last_error());
+        packs[i] = test_read_file(pack, &sizes[i]);
+    }
+    ck_assert(sizes[0] == sizes[1] && memcmp(packs[0], packs[1], sizes[0]) == 0);
+    free(packs[0]);
+    free(packs[1]);
+    drop();
+}
+END_TEST
+
+/* ---- locking ---- */
+
+static uint64_t locked_bytes(void)
+{
+    FILE *status = fopen("/proc/self/status", "r");
+    char line[256];
+    unsigned long long kibibytes = 0;
+    while (fgets(line, sizeof line, status) != NULL)
+        if (sscanf(line, "VmLck: %llu", &kibibytes) == 1)
+            break;
+    fclose(status);
+    return kibibytes * 1024;
+}
+
+/* Root may lock what it likes: this process gives up the right, and tests of others begin without. */
+static void limit_locking(rlim_t bytes)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[2];
+    ck_assert(syscall(SYS_capget, &header, sets) == 0);
+    sets[0].effective &= ~(1u << CAP_IPC_LOCK);
+    ck_assert(syscall(SYS_capset, &header, sets) == 0);
+    struct rlimit limit;
+    ck_assert(getrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+    limit.rlim_cur = bytes < limit.rlim_max ? bytes : limit.rlim_max;
+    ck_assert(setrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+}
+
+START_TEST(locked_weights_are_in_memory_until_the_model_is_closed)
+{
+    make(_i);
+    for (int loading = DSV2_LOADING_MAP; loading <= DSV2_LOADING_READ; loading++) {
+        dsv2_model *plain = test_model_open(path, NULL);
+        float *expected = logits_of(plain);
+        dsv2_model_close(plain);
+        ck_assert_uint_eq(locked_bytes(), 0);
+        dsv2_model *model = test_model_open(path, &(dsv2_model_options){.lock = 1, .loading = (dsv2_loading)loading});
+        dsv2_model *second = test_model_open(path, &(dsv2_model_options){.lock = 1});
+        ck_assert_uint_ge(locked_bytes(), 2 * test_model_info(model).weight_bytes);
+        ck_assert_str_eq(model->fixed.weights.experts->name, "resident"); /* no expert waits for its first use */
+        dsv2_model_close(second);
+        ck_assert_uint_ge(locked_bytes(), test_model_info(model).weight_bytes);
+        expect_bits(model, expected, kinds[_i].name);
+        dsv2_model_close(model);
+        ck_assert_uint_eq(locked_bytes(), 0);
+        free(expected);
+    }
+    drop();
+}
+END_TEST
+
+START_TEST(what_cannot_be_locked_is_an_error_with_the_bytes_and_the_limit)
+{
+    make(_i);
+    dsv2_bytes_needed_info info = needed_by((dsv2_model_options){0});
+    const rlim_t limits[] = {64 << 10, 0};
+    for (size_t l = 0; l < 2; l++) {
+        limit_locking(limits[l]);
+        for (int loading = DSV2_LOADING_MAP; loading <= DSV2_LOADING_READ; loading++) {
+            dsv2_model *model;
+            ck_assert_int_eq(try_open((dsv2_model_options){.lock = 1, .loading = (dsv2_loading)loading}, &model),
+                             DSV2_ERROR_MEMORY);
+            expect_parts((const char *[]){path, "lock", number(info.bytes_copied + info.bytes_mapped),
+                                          number(limits[l]), "RLIMIT_MEMLOCK", NULL});
+            ck_assert_uint_eq(locked_bytes(), 0);
+            ck_assert(try_open((dsv2_model_options){.loading = (dsv2_loading)loading}, &model) == DSV2_OK);
+            dsv2_model_close(model);
+        }
+    }
+    drop();
+}
+END_TEST
+
+/* ---- memory that is left ---- */
+
+/* B14: experts that wait for their first use are counted, although nobody has touched their memory. */
+START_TEST(copies_that_do_not_fit_are_refused_with_both_figures_unless_the_host_insists)
+{
+    make(_i);
+    remarks r = {""};
+    dsv2_model_options options = {.log = note, .log_user = &r, .loading = _i % 2 == 0 ? DSV2_LOADING_MAP
+                                                                                     : DSV2_LOADING_READ};
+    dsv2_bytes_needed_info info = needed_by(options);
+    dsv2_model *model;
+    ck_assert_uint_gt(info.bytes_copied, 1);
+    faked_left = info.bytes_copied - 1;
+    ck_assert_uint_eq(needed_by(options).memory_left, faked_left);
+    ck_assert_int_eq(try_open(options, &model), DSV2_ERROR_MEMORY);
+    expect_parts((const char *[]){path, number(info.bytes_copied), number(faked_left), "the faked machine", "insist",
+                                  NULL});
+    options.insist = 1;
+    ck_assert(try_open(options, &model) == DSV2_OK);
+    dsv2_model_close(model);
+    options.insist = 0;
+    faked_left = info.bytes_copied;
+    r.text[0] = '\0';
+    ck_assert(try_open(options, &model) == DSV2_OK);
+    ck_assert_int_eq(strstr(r.text, "again and again") != NULL, info.bytes_mapped > 0);
+    dsv2_model_close(model);
+    faked_left = info.bytes_copied + info.bytes_mapped;
+    r.text[0] = '\0';
+    ck_assert(try_open(options, &model) == DSV2_OK);
+    ck_assert_str_eq(r.text, "");
+    dsv2_model_close(model);
+    drop();
+}
+END_TEST
+
+/* ---- arguments ---- */
+
+START_TEST(bytes_needed_fails_as_opening_does)
+{
+    make(4);
+    dsv2_bytes_needed_info info = {.struct_size = sizeof info};
+    dsv2_model *model;
+    const dsv2_model_options bad[] = {
+        {.struct_size = sizeof *bad, .loading = (dsv2_loading)2},
+        {.struct_size = sizeof *bad, .weight_type = DSV2_WEIGHTS_MIXED}, {.struct_size = 3}};
+    const char *const names[] = {"loading is 2", "weight_type is 10", "struct_size"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        ck_assert_int_eq(dsv2_model_bytes_needed(path, &bad[i], &info), DSV2_ERROR_ARGUMENT);
+        expect_parts((const char *[]){names[i], NULL});
+        ck_assert_int_eq(dsv2_model_open(path, &bad[i], &model), DSV2_ERROR_ARGUMENT);
+        expect_parts((const char *[]){names[i], NULL});
+    }
+    ck_assert_int_eq(dsv2_model_bytes_needed(NULL, NULL, &info), DSV2_ERROR_ARGUMENT);
+    ck_assert_int_eq(dsv2_model_bytes_needed(path, NULL, NULL), DSV2_ERROR_ARGUMENT);
+    info.struct_size = 8;
+    ck_assert_int_eq(dsv2_model_bytes_needed(path, NULL, &info), DSV2_ERROR_ARGUMENT);
+    info.struct_size = sizeof info;
+    ck_assert_int_eq(dsv2_model_bytes_needed("/tmp/absent", NULL, &info), DSV2_ERROR_IO);
+    size_t size;
+    char *whole = test_read_file(path, &size);
+    for (size_t cut = 0; cut < size; cut += size / 7) {
+        test_write_file(path, whole, cut);
+        dsv2_status opened = dsv2_model_open(path, NULL, &model);
+        ck_assert_int_ne(opened, DSV2_OK);
+        ck_assert_int_eq(dsv2_model_bytes_needed(path, NULL, &info), opened);
+    }
+    free(whole);
+    drop();
+}
+END_TEST
+
+int main(void)
+{
+    TCase *tests = tcase_create("loading");
+    tcase_set_timeout(tests, 300);
+    tcase_add_loop_test(tests, reading_gives_the_bits_of_mapping_and_both_take_what_was_said, 0, N_KINDS);
+    tcase_add_test(tests, real_widths_are_read_to_the_bits_of_mapping);
+    tcase_add_loop_test(tests, what_is_read_needs_no_mapping_and_after_opening_no_file, 0, N_KINDS);
+    tcase_add_loop_test(tests, a_file_that_shrinks_while_it_is_read_is_an_error_of_its_name, 0, N_KINDS);
+    tcase_add_loop_test(tests, reading_can_be_cancelled_at_every_report, 0, N_KINDS);
+    tcase_add_test(tests, a_large_tensor_is_reported_on_while_it_is_read);
+    if (oom_available())
+        tcase_add_loop_test(tests, every_allocation_of_reading_may_fail, 0, N_KINDS);
+    tcase_add_loop_test(tests, a_file_system_without_shared_mappings_is_mapped_privately_or_read, 0, N_KINDS);
+    tcase_add_test(tests, a_full_address_space_is_an_error_not_a_reason_to_read);
+    tcase_add_loop_test(tests, packing_reads_what_cannot_be_mapped, 0, N_KINDS);
+    tcase_add_loop_test(tests, locked_weights_are_in_memory_until_the_model_is_closed, 0, N_KINDS);
+    tcase_add_loop_test(tests, what_cannot_be_locked_is_an_error_with_the_bytes_and_the_limit, 0, N_KINDS);
+    tcase_add_loop_test(tests, copies_that_do_not_fit_are_refused_with_both_figures_unless_the_host_insists, 0,
+                        N_KINDS);
+    tcase_add_test(tests, bytes_needed_fails_as_opening_does);
+
+    Suite *suite = suite_create("loading");
+    suite_add_tcase(suite, tests);
+    return test_run(suite);
+}

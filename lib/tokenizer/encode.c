@@ -51,17 +51,30 @@ static dsv2_status push_added(ds_encoder *e, int32_t id)
     return ds_push(e->out, id);
 }
 
+/* Places of a text that are looked at in one go. */
+enum { BLOCK = 16 << 10 };
+
 static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, size_t size)
 {
+    const dsv2_tokenizer *t = e->tokenizer;
     if (round == 2)
         return encode_bytes(e, text, size);
-    const dsv2_tokenizer *t = e->tokenizer;
     const ds_added *added = round == 0 ? &t->early : &t->late;
+    if (added->n == 0)
+        return cut_added(e, round + 1, text, size);
+    size_t block = e->size < BLOCK ? e->size : BLOCK;
+    if (e->added[round] == NULL && (e->added[round] = ds_new(block, sizeof(int32_t))) == NULL)
+        return ds_fail_memory("finding added tokens", block * sizeof(int32_t));
     bool special = (e->flags & DSV2_ENCODE_SPECIAL) != 0;
-    size_t done = 0;
+    size_t done = 0, begin = 0, end = 0; /* e->added[round] tells of the places from begin to end - 1 */
     dsv2_status status = DSV2_OK;
-    for (size_t i = 0; i < size && added->n > 0 && status == DSV2_OK;) {
-        int32_t id = ds_match_added(t, added, special, text + i, size - i);
+    for (size_t i = 0; i < size && status == DSV2_OK;) {
+        if (i >= end) {
+            begin = i;
+            end = size - i < block ? size : i + block;
+            e->steps += ds_added_match(added, special, text + i, size - i, end - i, e->added[round]);
+        }
+        int32_t id = e->added[round][i - begin];
         if (id < 0) {
             i++;
             continue;
@@ -78,7 +91,7 @@ static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, si
     return status;
 }
 
-dsv2_status ds_encode(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags, ds_ids *out)
+dsv2_status ds_encode_text(ds_encoder *e, const char *text, size_t size)
 {
     /* PCRE2's compiled matchers read up to a vector past the end, which a host's memory checker would report. */
     enum { BEHIND = 64 };
@@ -89,14 +102,21 @@ dsv2_status ds_encode(const dsv2_tokenizer *t, const char *text, size_t size, ui
         return ds_fail_memory("a text", size + BEHIND);
     if (size > 0)
         memcpy(copy, text, size);
-    ds_encoder e = {.tokenizer = t, .out = out, .flags = flags};
+    e->size = size;
     dsv2_status status = DSV2_OK;
-    if ((flags & DSV2_ENCODE_BOS) != 0 && t->bos >= 0)
-        status = ds_push(out, t->bos);
+    if ((e->flags & DSV2_ENCODE_BOS) != 0 && e->tokenizer->bos >= 0)
+        status = ds_push(e->out, e->tokenizer->bos);
     if (status == DSV2_OK)
-        status = cut_added(&e, 0, copy, size);
-    ds_encoder_free(&e);
+        status = cut_added(e, 0, copy, size);
     ds_free(copy);
+    return status;
+}
+
+dsv2_status ds_encode(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags, ds_ids *out)
+{
+    ds_encoder e = {.tokenizer = t, .out = out, .flags = flags};
+    dsv2_status status = ds_encode_text(&e, text, size);
+    ds_encoder_free(&e);
     return status;
 }
 

@@ -12,9 +12,9 @@
 enum { DS_MAX_STAGES = 16 };
 /* A bound on the bytes of an expression. */
 enum { DS_MAX_PATTERN = 64 << 10 };
-/* A bound on the bytes of an added token. Added tokens are looked for at every byte of a text: with one of a megabyte
- * the time would be quadratic. */
-enum { DS_MAX_ADDED_SIZE = 1024 };
+/* Bounds on the bytes of an added token, and of all together, each of which takes at most 17 bytes of memory. Published
+ * files have 30 KB. */
+enum { DS_MAX_ADDED_SIZE = 1024, DS_MAX_ADDED_TOTAL = 8 << 20 };
 
 enum {
     DS_TOKEN_LITERAL = 16, /* a token of the model, but not spelled in its alphabet, so that no text merges to it */
@@ -32,11 +32,15 @@ typedef struct ds_merge {
     uint32_t id;   /* of the merged token */
 } ds_merge;
 
-/* Added tokens in order of their bytes, so that tokens with a common beginning lie together. */
+/* Added tokens as an automaton: see added.c. Node 0 is the root; arrays are NULL without tokens. */
 typedef struct ds_added {
-    uint32_t *ids;
-    uint32_t n;
-    uint32_t first[257]; /* tokens that begin with byte b: ids[first[b]] to ids[first[b + 1] - 1] */
+    uint32_t n, n_nodes;
+    uint32_t longest;     /* bytes of the longest token */
+    uint32_t *first;      /* [n_nodes + 1]: the children of node v are first[v] to first[v + 1] - 1, by their byte */
+    uint32_t *fail;       /* [n_nodes]: where to go on if no child has the byte */
+    uint8_t *bytes;       /* [n_nodes]: the byte by which a node is reached */
+    int32_t *any, *plain; /* [n_nodes]: the longest token that begins here, or that is not special; -1: none */
+    uint32_t root[256];   /* the root's children by byte; 0: none */
 } ds_added;
 
 struct dsv2_tokenizer {
@@ -80,10 +84,6 @@ void ds_use_chat_template(dsv2_tokenizer *tokenizer, const char *text, size_t si
 /* The token of the model that has these bytes; -1: none. */
 int32_t ds_find_model_token(const dsv2_tokenizer *tokenizer, const char *text, size_t size);
 
-/* The longest token of a list of added tokens that `text` begins with; -1: none. Special tokens count if `special`. */
-int32_t ds_match_added(const dsv2_tokenizer *tokenizer, const ds_added *added, bool special, const char *text,
-                       size_t size);
-
 static inline const ds_merge *ds_find_merge(const dsv2_tokenizer *t, uint32_t left, uint32_t right)
 {
     uint64_t pair = (uint64_t)left << 32 | right;
@@ -96,6 +96,19 @@ static inline const ds_merge *ds_find_merge(const dsv2_tokenizer *t, uint32_t le
             return merge;
     }
 }
+
+/* ---- added.c ---- */
+
+/* Makes the automaton of the added tokens that are matched early, or late; counts the special ones. */
+dsv2_status ds_added_make(dsv2_tokenizer *tokenizer, ds_added *added, bool early);
+void ds_added_free(ds_added *added);
+
+/* The added token spelled exactly so; -1: none. */
+int32_t ds_added_find(const dsv2_tokenizer *tokenizer, const ds_added *added, const char *text, size_t size);
+
+/* Sets ids[i], for the first n (1 to size) places of a text, to the longest token that begins there; -1: none. Special
+ * tokens count if `special`. There must be tokens. Returns the steps that were taken, at most two a byte. */
+uint64_t ds_added_match(const ds_added *added, bool special, const char *text, size_t size, size_t n, int32_t *ids);
 
 /* ---- pattern.c ---- */
 
@@ -136,14 +149,19 @@ typedef struct ds_encoder {
     const dsv2_tokenizer *tokenizer;
     ds_ids *out;
     uint32_t flags;
+    size_t size; /* of the text */
     pcre2_match_data *match_data; /* NULL until the first match */
     pcre2_match_context *match_context;
     ds_symbol *symbols; /* of long pieces */
     size_t symbols_capacity;
     uint64_t *heap;
     size_t heap_capacity;
+    int32_t *added[2]; /* of each round: the tokens that begin at the next places; NULL until they are needed */
+    uint64_t steps;    /* taken so far to find added tokens */
 } ds_encoder;
 
+/* Encodes a text with an encoder of {tokenizer, out, flags}; the caller frees the encoder. */
+dsv2_status ds_encode_text(ds_encoder *encoder, const char *text, size_t size);
 void ds_encoder_free(ds_encoder *encoder);
 dsv2_status ds_push(ds_ids *out, int32_t id);
 

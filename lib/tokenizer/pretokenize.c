@@ -153,6 +153,8 @@ void ds_encoder_free(ds_encoder *e)
 {
     pcre2_match_context_free(e->match_context);
     pcre2_match_data_free(e->match_data);
+    ds_free(e->added[1]);
+    ds_free(e->added[0]);
     ds_free(e->heap);
     ds_free(e->symbols);
 }

@@ -3,6 +3,7 @@
  *
  * The way of a text, file by file:
  *   encode.c       cuts out added tokens, and hands on the text between them; also decodes ids
+ *   added.c        finds the added tokens in a text
  *   pretokenize.c  splits that text into pieces by the pre-tokenizer's expressions
  *   bpe.c          merges the bytes of a piece into tokens
  *   chat.c         writes prompts for chat and for filling in the middle, and encodes them

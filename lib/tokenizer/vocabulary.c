@@ -5,7 +5,6 @@
  * tokenizer keeps a token as the bytes that it stands for. */
 #include "tokenizer/parts.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -80,58 +79,11 @@ int32_t ds_find_model_token(const dsv2_tokenizer *t, const char *text, size_t si
     return (int32_t)*find_slot(t, text, size) - 1;
 }
 
-/* Narrows *lo and *hi, bounds in a list of added tokens, to those that have `byte` at `depth`, which lie together. */
-static void narrow(const dsv2_tokenizer *t, const ds_added *added, size_t depth, uint8_t byte, uint32_t *lo,
-                   uint32_t *hi)
-{
-    uint32_t bounds[2];
-    for (unsigned which = 0; which < 2; which++) {
-        uint32_t a = *lo, b = *hi;
-        while (a < b) {
-            uint32_t middle = a + (b - a) / 2;
-            const ds_token *token = &t->tokens[added->ids[middle]];
-            unsigned at = token->size > depth ? (uint8_t)t->texts[token->offset + depth] + 1u : 0;
-            if (at < byte + 1u + which)
-                a = middle + 1;
-            else
-                b = middle;
-        }
-        bounds[which] = a;
-    }
-    *lo = bounds[0];
-    *hi = bounds[1];
-}
-
-int32_t ds_match_added(const dsv2_tokenizer *t, const ds_added *added, bool special, const char *text, size_t size)
-{
-    if (size == 0)
-        return -1;
-    uint8_t byte = (uint8_t)text[0];
-    uint32_t lo = added->first[byte], hi = added->first[byte + 1];
-    int32_t longest = -1;
-    for (size_t depth = 1; lo < hi; depth++) {
-        /* Of the tokens that agree so far, one that ends here comes first. */
-        uint32_t id = added->ids[lo];
-        if (t->tokens[id].size == depth && (special || (t->tokens[id].kind & DS_TOKEN_SPECIAL) == 0))
-            longest = (int32_t)id;
-        if (depth == size)
-            break;
-        narrow(t, added, depth, (uint8_t)text[depth], &lo, &hi);
-    }
-    return longest;
-}
-
-static int32_t find_added(const dsv2_tokenizer *t, const ds_added *added, const char *text, size_t size)
-{
-    int32_t id = ds_match_added(t, added, true, text, size);
-    return id >= 0 && t->tokens[id].size == size ? id : -1;
-}
-
 int32_t ds_find_token(const dsv2_tokenizer *t, const char *text, size_t size)
 {
-    int32_t id = find_added(t, &t->early, text, size);
+    int32_t id = ds_added_find(t, &t->early, text, size);
     if (id < 0)
-        id = find_added(t, &t->late, text, size);
+        id = ds_added_find(t, &t->late, text, size);
     return id >= 0 ? id : ds_find_model_token(t, text, size);
 }
 
@@ -199,60 +151,6 @@ static dsv2_status index_tokens(dsv2_tokenizer *t)
             else if (pass == 0)
                 return ds_fail(DSV2_ERROR_FORMAT, "%s: tokens %u and %u are spelled alike", t->path, *slot - 1, id);
         }
-    return DSV2_OK;
-}
-
-/* What added tokens are sorted by. */
-typedef struct added_key {
-    const char *text;
-    uint32_t size, id;
-} added_key;
-
-static int compare_texts(const added_key *a, const added_key *b)
-{
-    int order = memcmp(a->text, b->text, a->size < b->size ? a->size : b->size);
-    return order != 0 ? order : (a->size > b->size) - (a->size < b->size);
-}
-
-static int compare_added(const void *a, const void *b)
-{
-    const added_key *x = a, *y = b;
-    int order = compare_texts(x, y);
-    return order != 0 ? order : (x->id > y->id) - (x->id < y->id);
-}
-
-static dsv2_status sort_added(dsv2_tokenizer *t, ds_added *added, bool early)
-{
-    uint32_t n = 0;
-    for (uint32_t id = 0; id < t->n_tokens; id++)
-        n += (t->tokens[id].kind & DS_TOKEN_ADDED) != 0 && ((t->tokens[id].kind & DS_TOKEN_EARLY) != 0) == early;
-    added->ids = ds_new(n, sizeof *added->ids);
-    added_key *keys = ds_new(n, sizeof *keys);
-    if (added->ids == NULL || keys == NULL) {
-        ds_free(keys);
-        return ds_fail_memory("the added tokens", n * (sizeof *added->ids + sizeof *keys));
-    }
-    n = 0;
-    for (uint32_t id = 0; id < t->n_tokens; id++)
-        if ((t->tokens[id].kind & DS_TOKEN_ADDED) != 0 && ((t->tokens[id].kind & DS_TOKEN_EARLY) != 0) == early) {
-            keys[n++] = (added_key){.text = t->texts + t->tokens[id].offset, .size = t->tokens[id].size, .id = id};
-            t->n_special += (t->tokens[id].kind & DS_TOKEN_SPECIAL) != 0;
-        }
-    qsort(keys, n, sizeof *keys, compare_added);
-    dsv2_status status = DSV2_OK;
-    for (uint32_t i = 0; i < n && status == DSV2_OK; i++) {
-        if (i > 0 && compare_texts(&keys[i - 1], &keys[i]) == 0)
-            status = ds_fail(DSV2_ERROR_FORMAT, "%s: added tokens %u and %u are spelled alike", t->path, keys[i - 1].id,
-                             keys[i].id);
-        added->ids[i] = keys[i].id;
-        added->first[(uint8_t)keys[i].text[0] + 1]++;
-    }
-    added->n = n;
-    ds_free(keys);
-    if (status != DSV2_OK)
-        return status;
-    for (unsigned byte = 0; byte < 256; byte++)
-        added->first[byte + 1] += added->first[byte];
     return DSV2_OK;
 }
 
@@ -450,8 +348,8 @@ dsv2_status ds_tokenizer_create(const ds_vocabulary *v, dsv2_tokenizer **tokeniz
     }
     if ((status = copy_tokens(t, v, alphabet)) != DSV2_OK ||
         (status = index_tokens(t)) != DSV2_OK ||
-        (status = sort_added(t, &t->early, true)) != DSV2_OK ||
-        (status = sort_added(t, &t->late, false)) != DSV2_OK ||
+        (status = ds_added_make(t, &t->early, true)) != DSV2_OK ||
+        (status = ds_added_make(t, &t->late, false)) != DSV2_OK ||
         (status = bind_bytes(t, alphabet)) != DSV2_OK ||
         (status = index_merges(t, v, alphabet)) != DSV2_OK ||
         (status = ds_mark_whole_tokens(t)) != DSV2_OK)
@@ -487,8 +385,8 @@ void ds_tokenizer_destroy(dsv2_tokenizer *t)
         return;
     for (uint32_t i = 0; i < t->n_stages; i++)
         pcre2_code_free(t->stages[i]);
-    ds_free(t->late.ids);
-    ds_free(t->early.ids);
+    ds_added_free(&t->late);
+    ds_added_free(&t->early);
     ds_free(t->merges);
     ds_free(t->by_text);
     ds_free(t->texts);

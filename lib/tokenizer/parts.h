@@ -157,7 +157,8 @@ typedef struct ds_encoder {
     uint64_t *heap;
     size_t heap_capacity;
     int32_t *added[2]; /* of each round: the tokens that begin at the next places; NULL until they are needed */
-    uint64_t steps;    /* taken so far to find added tokens */
+    uint64_t steps;     /* taken so far to find added tokens */
+    uint64_t work_left; /* that expressions may still do */
 } ds_encoder;
 
 /* Encodes a text with an encoder of {tokenizer, out, flags}; the caller frees the encoder. */

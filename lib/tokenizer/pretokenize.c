@@ -60,17 +60,26 @@ static const struct {
     {"gpt-2", gpt2},
 };
 
-/* Bounds on matching one piece: steps, steps more for each byte, and KiB of memory. An expression that needs more steps
- * counts as one that would run for ever. */
-enum { STEPS = 1 << 20, STEPS_A_BYTE = 16, HEAP_KIB = 64 << 10 };
+/* A bound on the memory of matching. */
+enum { HEAP_KIB = 64 << 10 };
+
+/* The work that expressions may do on one text, in bytes that are looked at and in PCRE2's own steps. Published
+ * expressions need some 10 a byte and stage. */
+enum { WORK = 1 << 22, WORK_A_BYTE = 24, WORK_A_MATCH = 4 };
+
+/* How many bytes are looked at in one go: see search. */
+enum { WINDOW = 1024 };
+
+/* PCRE2's steps that are allowed at first, which are not counted. */
+enum { STEPS = 1024, STEPS_A_BYTE = 4 };
 
 /* A bound on groups in one another. Published expressions have 2 levels. */
 enum { MAX_NESTED = 16 };
 
-static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t size, const char *original,
-                           size_t original_size, pcre2_code **code)
+static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t size, ds_text original,
+                           pcre2_code **code)
 {
-    int shown = (int)(original_size < 200 ? original_size : 200);
+    int shown = (int)(original.size < 200 ? original.size : 200);
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
     if (context == NULL)
         return ds_fail_memory("compiling an expression", 0);
@@ -87,15 +96,15 @@ static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t 
     pcre2_compile_context_free(context);
     if (*code != NULL) {
         /* If this fails, e.g. where no memory can be made executable, matching is interpreted. */
-        (void)pcre2_jit_compile(*code, PCRE2_JIT_COMPLETE);
+        (void)pcre2_jit_compile(*code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);
         return DSV2_OK;
     }
     if (error == PCRE2_ERROR_NOMEMORY || error == PCRE2_ERROR_HEAP_FAILED)
         return ds_fail_memory("compiling an expression", size);
     char words[128] = "";
     pcre2_get_error_message(error, (PCRE2_UCHAR *)words, sizeof words);
-    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s", t->path, shown, original,
-                   words);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s", t->path, shown,
+                   original.data, words);
 }
 
 dsv2_status ds_add_split(dsv2_tokenizer *t, const char *pattern, size_t size)
@@ -103,12 +112,16 @@ dsv2_status ds_add_split(dsv2_tokenizer *t, const char *pattern, size_t size)
     if (t->n_stages == DS_MAX_STAGES)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer has more than %d expressions", t->path,
                        DS_MAX_STAGES);
+    /* DeepSeek's \s+$ would look from each of a million spaces to the last. Its matches begin at the first. */
+    static const char trailing[] = "\\s+$", from_begin[] = "(?<!\\s)\\s+$";
+    bool is_trailing = size == sizeof trailing - 1 && memcmp(pattern, trailing, size) == 0;
+    ds_text original = {pattern, size}, used = is_trailing ? (ds_text){from_begin, sizeof from_begin - 1} : original;
     char *translated;
     size_t translated_size;
-    dsv2_status status = ds_translate_pattern(t->path, pattern, size, &translated, &translated_size);
+    dsv2_status status = ds_translate_pattern(t->path, used.data, used.size, &translated, &translated_size);
     if (status != DSV2_OK)
         return status;
-    status = compile(t, translated, translated_size, pattern, size, &t->stages[t->n_stages]);
+    status = compile(t, translated, translated_size, original, &t->stages[t->n_stages]);
     ds_free(translated);
     if (status == DSV2_OK) {
         t->n_stages++;
@@ -139,13 +152,14 @@ dsv2_status ds_add_named_stages(dsv2_tokenizer *t, ds_text name)
 
 static dsv2_status prepare(ds_encoder *e)
 {
-    if (e->match_data == NULL)
-        e->match_data = pcre2_match_data_create(1, NULL);
-    if (e->match_context == NULL)
-        e->match_context = pcre2_match_context_create(NULL);
+    if (e->match_data != NULL && e->match_context != NULL)
+        return DSV2_OK;
+    e->match_data = pcre2_match_data_create(1, NULL);
+    e->match_context = pcre2_match_context_create(NULL);
     if (e->match_data == NULL || e->match_context == NULL)
         return ds_fail_memory("splitting a text", 0);
     pcre2_set_heap_limit(e->match_context, HEAP_KIB);
+    e->work_left = WORK + WORK_A_BYTE * (uint64_t)e->size * e->tokenizer->n_stages;
     return DSV2_OK;
 }
 
@@ -159,31 +173,125 @@ void ds_encoder_free(ds_encoder *e)
     ds_free(e->symbols);
 }
 
-/* The first match at or after `at`; *found false if there is none. */
-static dsv2_status search(ds_encoder *e, size_t stage, const char *text, size_t size, size_t at, bool *found,
-                          size_t *begin, size_t *end)
+static dsv2_status fail_matching(const ds_encoder *e, size_t stage, size_t size, const char *why)
+{
+    return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                   "%s: pre_tokenizer: expression %zu cannot be matched in a text of %zu bytes: %s",
+                   e->tokenizer->path, stage, size, why);
+}
+
+/* Takes work from the text's budget. */
+static dsv2_status spend(ds_encoder *e, size_t stage, uint64_t work)
+{
+    if (work > e->work_left)
+        return fail_matching(e, stage, e->size, "it takes too many steps");
+    e->work_left -= work;
+    return DSV2_OK;
+}
+
+/* Matches in text[at..end], of which the rest of the text is kept secret: *rc is PCRE2_ERROR_PARTIAL if the rest may
+ * decide. `whole`: there is no rest. `options`: 0, or PCRE2_ANCHORED, for which PCRE2 has no compiled form. */
+static dsv2_status match(ds_encoder *e, size_t stage, uint32_t options, const char *text, size_t at, size_t end,
+                         bool whole, int *rc)
 {
     const pcre2_code *code = e->tokenizer->stages[stage];
     /* Valid UTF-8 was checked before: another check would read the whole piece again for every match. */
-    int rc = pcre2_match(code, (PCRE2_SPTR)text, size, at, PCRE2_NO_UTF_CHECK, e->match_data, e->match_context);
-    if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-        rc = pcre2_match(code, (PCRE2_SPTR)text, size, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, e->match_data,
-                         e->match_context);
-    *found = rc >= 0;
-    if (rc >= 0) {
-        const PCRE2_SIZE *offsets = pcre2_get_ovector_pointer(e->match_data);
-        *begin = offsets[0];
-        *end = offsets[1];
+    options |= PCRE2_NO_UTF_CHECK | (whole ? 0 : PCRE2_PARTIAL_HARD);
+    dsv2_status status = DSV2_OK;
+    for (uint64_t steps = STEPS + STEPS_A_BYTE * (uint64_t)(end - at); status == DSV2_OK; steps *= 8) {
+        pcre2_set_match_limit(e->match_context, steps < UINT32_MAX ? (uint32_t)steps : UINT32_MAX);
+        *rc = pcre2_match(code, (PCRE2_SPTR)text, end, at, options, e->match_data, e->match_context);
+        if (*rc == PCRE2_ERROR_JIT_STACKLIMIT)
+            *rc = pcre2_match(code, (PCRE2_SPTR)text, end, at, options | PCRE2_NO_JIT, e->match_data,
+                              e->match_context);
+        if (*rc != PCRE2_ERROR_MATCHLIMIT)
+            break;
+        status = spend(e, stage, steps);
     }
-    if (rc >= 0 || rc == PCRE2_ERROR_NOMATCH)
-        return DSV2_OK;
-    if (rc == PCRE2_ERROR_NOMEMORY)
+    if (status != DSV2_OK || *rc >= 0 || *rc == PCRE2_ERROR_NOMATCH || *rc == PCRE2_ERROR_PARTIAL)
+        return status;
+    if (*rc == PCRE2_ERROR_NOMEMORY)
         return ds_fail_memory("matching an expression", 0);
     char words[128] = "";
-    pcre2_get_error_message(rc, (PCRE2_UCHAR *)words, sizeof words);
-    return ds_fail(DSV2_ERROR_UNSUPPORTED,
-                   "%s: pre_tokenizer: expression %zu cannot be matched in a text of %zu bytes: %s",
-                   e->tokenizer->path, stage, size, words);
+    pcre2_get_error_message(*rc, (PCRE2_UCHAR *)words, sizeof words);
+    return fail_matching(e, stage, end, words);
+}
+
+/* A place at most `room` bytes on, between characters. */
+static size_t window_end(const char *text, size_t size, size_t at, size_t room)
+{
+    if (size - at <= room)
+        return size;
+    size_t end = at + room;
+    while (((uint8_t)text[end] & 0xc0) == 0x80)
+        end--;
+    return end;
+}
+
+/* Whether a match does not depend on what is behind the window. */
+static bool is_certain(const ds_encoder *e, int rc, size_t end, bool whole)
+{
+    return rc >= 0 && (whole || pcre2_get_ovector_pointer(e->match_data)[1] < end);
+}
+
+/* Looks for a match that begins at this very place, in windows that grow. */
+static dsv2_status match_here(ds_encoder *e, size_t stage, const char *text, size_t size, size_t at, bool *found)
+{
+    *found = false;
+    for (size_t room = 4 * WINDOW;; room *= 4) {
+        size_t end = window_end(text, size, at, room);
+        int rc;
+        dsv2_status status = spend(e, stage, end - at);
+        if (status == DSV2_OK)
+            status = match(e, stage, PCRE2_ANCHORED, text, at, end, end == size, &rc);
+        if (status != DSV2_OK || rc == PCRE2_ERROR_NOMATCH)
+            return status;
+        if (is_certain(e, rc, end, end == size)) {
+            *found = true;
+            return DSV2_OK;
+        }
+    }
+}
+
+/* The first match at or after `at`; *found false if there is none.
+ *
+ * A file's expression may look at all of a text for every match, so that the time is quadratic, and PCRE2 does not tell
+ * how far it looked. So PCRE2 is given a window of the text, and says if the text behind may decide: then a larger
+ * window is tried for the place where it may, and the window's bytes are taken from the text's budget. */
+static dsv2_status search(ds_encoder *e, size_t stage, const char *text, size_t size, size_t at, bool *found,
+                          size_t *begin, size_t *end)
+{
+    const PCRE2_SIZE *offsets = pcre2_get_ovector_pointer(e->match_data);
+    *found = false;
+    for (;;) {
+        size_t limit = window_end(text, size, at, WINDOW);
+        bool whole = limit == size;
+        int rc;
+        dsv2_status status = match(e, stage, 0, text, at, limit, whole, &rc);
+        if (status != DSV2_OK)
+            return status;
+        *found = is_certain(e, rc, limit, whole);
+        size_t looked = (rc == PCRE2_ERROR_NOMATCH ? limit : *found ? offsets[1] : offsets[0]) - at;
+        if ((status = spend(e, stage, WORK_A_MATCH + looked)) != DSV2_OK)
+            return status;
+        if (rc == PCRE2_ERROR_NOMATCH) {
+            if (whole)
+                return DSV2_OK;
+            at = limit;
+            continue;
+        }
+        at = offsets[0];
+        if (!*found && (status = match_here(e, stage, text, size, at, found)) != DSV2_OK)
+            return status;
+        if (*found) {
+            *begin = offsets[0];
+            *end = offsets[1];
+            return DSV2_OK;
+        }
+        if (at == size)
+            return DSV2_OK;
+        at += ds_utf8_length(text + at, size - at);
+    }
 }
 
 /* Splits text by a stage and hands the pieces to the next stage, those of the last stage to merging. */
@@ -195,9 +303,7 @@ static dsv2_status split(ds_encoder *e, size_t stage, const char *text, size_t s
     dsv2_status status = DSV2_OK;
     while (at <= size && status == DSV2_OK) {
         bool found;
-        size_t begin, end;
-        uint64_t steps = STEPS + (uint64_t)STEPS_A_BYTE * size;
-        pcre2_set_match_limit(e->match_context, steps < UINT32_MAX ? (uint32_t)steps : UINT32_MAX);
+        size_t begin = 0, end = 0;
         status = search(e, stage, text, size, at, &found, &begin, &end);
         if (status != DSV2_OK || !found)
             break;

@@ -106,7 +106,7 @@ static int make_tokens(added_token *tokens, char *json)
 START_TEST(the_leftmost_and_longest_added_tokens_are_cut_out)
 {
     random_state = 4711 + (unsigned)_i;
-    for (int round = 0; round < 60; round++) {
+    for (int round = 0; round < 20; round++) {
         added_token tokens[MOST];
         char *json = malloc(MOST * 120), text[400];
         int n = make_tokens(tokens, json);
@@ -192,6 +192,161 @@ START_TEST(added_tokens_of_too_many_bytes_are_refused)
 }
 END_TEST
 
+/* ---- expressions ---- */
+
+#define STAGE(regex)                                                                                                   \
+    "{\"type\":\"Sequence\",\"pretokenizers\":["                                                                       \
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},\"behavior\":\"Isolated\"},"                            \
+    "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}]}"
+
+/* Runs of letters, up to 3,000 bytes long: several windows. */
+static size_t make_runs(char *text, size_t room)
+{
+    static const char *const letters[] = {"a", "b", " ", "c", "\n", "中", "y", "\r\n"};
+    size_t size = 0;
+    for (;;) {
+        const char *letter = letters[random_below(8)];
+        for (uint32_t n = 1 + random_below(random_below(4) == 0 ? 1500 : 6); n > 0; n--) {
+            if (size + strlen(letter) > room)
+                return size;
+            memcpy(text + size, letter, strlen(letter));
+            size += strlen(letter);
+        }
+    }
+}
+
+/* Isolates the matches of an expression, each looked for in the whole text. */
+static void split_all(const dsv2_tokenizer *t, const char *pattern, const char *text, size_t size, ds_ids *out)
+{
+    char *translated;
+    size_t translated_size, done = 0, at = 0, last_end = SIZE_MAX;
+    ck_assert_int_eq(ds_translate_pattern("x", pattern, strlen(pattern), &translated, &translated_size), DSV2_OK);
+    int error;
+    PCRE2_SIZE where;
+    pcre2_code *code = pcre2_compile((PCRE2_SPTR)translated, translated_size,
+                                     PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE, &error, &where,
+                                     NULL);
+    pcre2_match_data *data = pcre2_match_data_create(1, NULL);
+    ds_encoder e = {.tokenizer = t, .out = out};
+    while (at <= size && pcre2_match(code, (PCRE2_SPTR)text, size, at, 0, data, NULL) >= 0) {
+        size_t begin = pcre2_get_ovector_pointer(data)[0], end = pcre2_get_ovector_pointer(data)[1];
+        if (begin == end && end == last_end) {
+            at = last_end + (last_end < size ? ds_utf8_length(text + last_end, size - last_end) : 1);
+            continue;
+        }
+        if (begin > done)
+            ck_assert_int_eq(ds_encode_piece(&e, text + done, begin - done), DSV2_OK);
+        if (end > begin)
+            ck_assert_int_eq(ds_encode_piece(&e, text + begin, end - begin), DSV2_OK);
+        done = at = last_end = end;
+    }
+    if (done < size)
+        ck_assert_int_eq(ds_encode_piece(&e, text + done, size - done), DSV2_OK);
+    ds_encoder_free(&e);
+    pcre2_match_data_free(data);
+    pcre2_code_free(code);
+    ds_free(translated);
+}
+
+static const struct {
+    const char *json, *pattern;
+} expressions[] = {
+#define EXPRESSION(regex) {STAGE(regex), regex}
+    {STAGE("\\\\s+$"), "\\s+$"},
+    {STAGE("\\\\s+(?!\\\\S)|\\\\s+"), "\\s+(?!\\S)|\\s+"},
+    {STAGE("\\\\s?\\\\p{L}+"), "\\s?\\p{L}+"},
+    {STAGE("\\\\s*[\\r\\n]+| ?[^\\\\s\\\\p{L}]+"), "\\s*[\r\n]+| ?[^\\s\\p{L}]+"},
+    EXPRESSION("[a-c]+(?=y)|b"),
+    EXPRESSION("(?<=a)b+"),
+    EXPRESSION("(?<!a)b"),
+    EXPRESSION("(?:ab|a)+c|a"),
+    EXPRESSION("a*"),
+    EXPRESSION("^."),
+    EXPRESSION("a+$|b+"),
+    EXPRESSION("[ab]+ |b"),
+};
+enum { N_EXPRESSIONS = sizeof expressions / sizeof *expressions };
+
+START_TEST(windows_change_no_piece)
+{
+    random_state = 31 + (unsigned)_i;
+    /* Merges show where pieces end. */
+    dsv2_tokenizer *t = open_parts(&(small_parts){
+        .pre_tokenizer = expressions[_i].json,
+        .vocab = ",\"aa\":256,\"aaaa\":257,\"bb\":258,\"ab\":259,\"ĠĠ\":260,\"ĊĊ\":261,\"Ġa\":262,\"aab\":263",
+        .merges = "\"a a\",\"aa aa\",\"Ġ Ġ\",\"Ċ Ċ\",\"b b\",\"a b\",\"Ġ a\",\"aa b\""});
+    for (int round = 0; round < 8; round++) {
+        enum { SIZE = 6000 };
+        char text[SIZE + 64] = {0};
+        size_t size = make_runs(text, round == 0 ? 0 : SIZE);
+        ds_ids ids = {0}, expected = {0};
+        split_all(t, expressions[_i].pattern, text, size, &expected);
+        ck_assert_msg(ds_encode(t, text, size, 0, &ids) == DSV2_OK, "%s", dsv2_last_error());
+        ck_assert_uint_eq(ids.n, expected.n);
+        ck_assert(ids.n == 0 || memcmp(ids.ids, expected.ids, ids.n * sizeof *ids.ids) == 0);
+        ds_free(expected.ids);
+        ds_free(ids.ids);
+    }
+    ds_tokenizer_destroy(t);
+}
+END_TEST
+
+/* Each looks from every place as far as the text goes, or tries many ways from there. */
+START_TEST(expressions_that_look_too_far_are_given_up)
+{
+    static const char *const slow[] = {
+        STAGE("(?:(?:a|b)*(?:c|d))*e|a"), STAGE("[^y]+y|x"), STAGE("a[^z]*y|a"), STAGE("(?:a|aa)+b|a"),
+        STAGE("(?=[^z]*y)a|a"),           STAGE("a*b"),
+    };
+    enum { SIZE = 100000 };
+    char *text = malloc(SIZE);
+    memset(text, 'a', SIZE);
+    text[SIZE - 1] = 'z';
+    dsv2_tokenizer *t = open_parts(&(small_parts){.pre_tokenizer = slow[_i]});
+    ds_ids ids = {0};
+    ck_assert_int_eq(ds_encode(t, text, SIZE, 0, &ids), DSV2_ERROR_UNSUPPORTED);
+    /* Too many steps, or too much memory. */
+    static const char given_up[] = "tokenizer.json: pre_tokenizer: expression 0 cannot be matched in a text of ";
+    ck_assert_msg(strstr(dsv2_last_error(), given_up) != NULL, "%s", dsv2_last_error());
+    ids.n = 0;
+    ck_assert_int_eq(ds_encode(t, text, 20, 0, &ids), DSV2_OK);
+    ck_assert_uint_eq(ids.n, 20);
+    ds_free(ids.ids);
+    ds_tokenizer_destroy(t);
+    free(text);
+}
+END_TEST
+
+/* What published files have takes work in proportion to the text, whatever the text is. */
+START_TEST(published_expressions_stay_within_a_texts_budget)
+{
+    static const char *const names[] = {"deepseek-llm", "deepseek-coder", "deepseek-v3", "gpt-2"};
+    static const char *const units[] = {" ", "\n", "a", "中", "1", "!", "\t \n", " \r", "é", "'s ", "𝒳", "a中1!"};
+    static const char *const ends[] = {"", "5", "x", "\n", "中"};
+    enum { SIZE = 20000, ROOM = 64 };
+    char *text = malloc(SIZE + ROOM);
+    dsv2_tokenizer *t = open_parts(&(small_parts){0});
+    ck_assert_int_eq(ds_add_named_stages(t, (ds_text){names[_i], strlen(names[_i])}), DSV2_OK);
+    for (size_t u = 0; u < sizeof units / sizeof *units; u++)
+        for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+            size_t size = 0;
+            while (size < SIZE)
+                size += (size_t)sprintf(text + size, "%s", units[u]);
+            size += (size_t)sprintf(text + size, "%s", ends[i]);
+            ds_ids ids = {0};
+            ds_encoder e = {.tokenizer = t, .out = &ids};
+            ck_assert_msg(ds_encode_text(&e, text, size) == DSV2_OK, "%s: %s", units[u], dsv2_last_error());
+            /* Not a byte was taken from what every text may do, however short. */
+            ck_assert_uint_ge(e.work_left, 1 << 22);
+            ck_assert_uint_ge(ids.n, size);
+            ds_encoder_free(&e);
+            ds_free(ids.ids);
+        }
+    ds_tokenizer_destroy(t);
+    free(text);
+}
+END_TEST
+
 int main(void)
 {
     TCase *tests = tcase_create("long texts");
@@ -199,6 +354,9 @@ int main(void)
     tcase_add_loop_test(tests, the_leftmost_and_longest_added_tokens_are_cut_out, 0, 4);
     tcase_add_loop_test(tests, a_text_takes_few_steps_a_byte_however_many_added_tokens_there_are, 0, 8);
     tcase_add_test(tests, added_tokens_of_too_many_bytes_are_refused);
+    tcase_add_loop_test(tests, windows_change_no_piece, 0, N_EXPRESSIONS);
+    tcase_add_loop_test(tests, expressions_that_look_too_far_are_given_up, 0, 6);
+    tcase_add_loop_test(tests, published_expressions_stay_within_a_texts_budget, 0, 4);
     Suite *suite = suite_create("long texts");
     suite_add_tcase(suite, tests);
     return test_run(suite);

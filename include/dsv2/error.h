@@ -37,8 +37,9 @@ typedef enum dsv2_status {
 DSV2_API const char *dsv2_status_name(dsv2_status status);
 
 /* The message of this thread's last failed call; "" if none has failed. A successful call leaves the message as it was.
- * UTF-8, one line, no full stop at the end. The thread owns the string, which is valid until the thread's next failing
- * call or its end. */
+ * Valid UTF-8 in one line of at most 1023 bytes, no full stop at the end. Bytes of paths, names and texts that are no
+ * UTF-8 stand in the message as \xff, control characters and line ends as spaces. The thread owns the string, which is
+ * valid until the thread's next failing call or its end. */
 DSV2_API const char *dsv2_last_error(void);
 
 DSV2_END_DECLS

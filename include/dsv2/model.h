@@ -50,7 +50,8 @@ typedef int (*dsv2_progress_fn)(void *user, dsv2_phase phase, uint64_t done, uin
 typedef enum dsv2_log_level { DSV2_LOG_WARNING = 1, DSV2_LOG_INFO = 2 } dsv2_log_level;
 
 /* A log callback gets remarks that are no errors (a field of the configuration that is ignored, the kernels that were
- * chosen), from the thread that made the call. `message` is UTF-8, one line, valid during the callback. */
+ * chosen), from the thread that made the call. `message` has the form of dsv2_last_error's, and is valid during the
+ * callback. */
 typedef void (*dsv2_log_fn)(void *user, dsv2_log_level level, const char *message);
 
 /* Element type of weights, as stored or as asked for. Values are part of the binary interface. (The list is written by

@@ -83,15 +83,15 @@ static ds_sized sized_item(void) { return DS_SIZED(dsv2_step_item, status); }
 static dsv2_status enter_item(dsv2_model *model, const dsv2_step_item *item, size_t stride)
 {
     if (item->struct_size != stride)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "struct_size of an item is %zu, of the first %zu", item->struct_size,
+        return ds_fail(DSV2_ERROR_ARGUMENT, "struct_size is %zu, of the first item %zu", item->struct_size,
                        stride);
     dsv2_status status = ds_check_unknown(sized_item(), item, stride);
     if (status != DSV2_OK)
         return status;
     if (item->session == NULL)
-        return ds_null_argument("an item's session");
+        return ds_null_argument("session");
     if (item->session->model != model)
-        return ds_fail(DSV2_ERROR_MISMATCH, "an item's session belongs to another model");
+        return ds_fail(DSV2_ERROR_MISMATCH, "the session belongs to another model");
     status = ds_session_enter(item->session);
     if (status != DSV2_OK)
         return status;
@@ -117,6 +117,8 @@ dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items)
     size_t n_entered = 0;
     while (n_entered < n_items && (status = enter_item(model, ds_step_item_at(items, n_entered), stride)) == DSV2_OK)
         n_entered++;
+    if (status != DSV2_OK)
+        status = ds_fail_item(status, n_entered, n_items);
     ds_modes modes;
     ds_modes_begin(&modes);
     if (status == DSV2_OK)

@@ -9,6 +9,7 @@
 #include <dsv2/model.h>
 
 #include <fenv.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -21,6 +22,14 @@
  * The message says what, where (file, field, value) and, if that helps, what to do. The function that knows the facts
  * calls ds_fail once; its callers pass the status on untouched. */
 dsv2_status ds_fail(dsv2_status status, const char *format, ...) DSV2_PRINTF(2, 3);
+
+/* Bytes of a message, the zero at its end included: long enough for two paths and a sentence. */
+enum { DS_MESSAGE_SIZE = 1024 };
+
+/* Formats what the host gets: valid UTF-8 in one line, whatever bytes files and arguments have. A byte that is no UTF-8
+ * becomes \xff, a control character or line end a space. What is too long is cut between two characters. `message`
+ * itself may be among the arguments. */
+void ds_message(char message[DS_MESSAGE_SIZE], const char *format, va_list arguments);
 
 /* DSV2_ERROR_STATE for a call of a child of the host on what was at work at the fork. */
 dsv2_status ds_fail_forked(void);
@@ -105,6 +114,13 @@ size_t ds_utf8_length(const char *text, size_t size);
 
 /* How many bytes from the start are valid UTF-8. */
 size_t ds_utf8_valid(const char *text, size_t size);
+
+/* How many bytes of a text a message quotes: at most 200, of whole characters. */
+int ds_quoted(const char *text, size_t size);
+
+/* The two arguments of %.*s that quote a ds_text, or a string. */
+#define DS_QUOTED(text) ds_quoted((text).data, (text).size), (text).data
+#define DS_QUOTED_STRING(string) ds_quoted((string), strlen(string)), (string)
 
 /* ---- checked arithmetic (inline: one instruction and a branch) ---- */
 

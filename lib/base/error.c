@@ -1,26 +1,50 @@
 #include "base/base.h"
 
+#include <dsv2/tokenizer.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Long enough for two paths and a sentence; what is longer is cut. */
-enum { MESSAGE_SIZE = 1024 };
+static _Thread_local char last_error[DS_MESSAGE_SIZE];
 
-static _Thread_local char last_error[MESSAGE_SIZE];
+/* Whether a valid character is a control character, Latin-1's included, or Unicode's end of a line or paragraph. */
+static bool breaks_line(const char *at, size_t length)
+{
+    const unsigned char *c = (const unsigned char *)at;
+    if (length == 1)
+        return c[0] < 0x20 || c[0] == 0x7f;
+    return (length == 2 && c[0] == 0xc2 && c[1] < 0xa0) ||
+           (length == 3 && c[0] == 0xe2 && c[1] == 0x80 && (c[2] == 0xa8 || c[2] == 0xa9));
+}
+
+void ds_message(char message[DS_MESSAGE_SIZE], const char *format, va_list arguments)
+{
+    char raw[DS_MESSAGE_SIZE] = "";
+    int wanted = vsnprintf(raw, sizeof raw, format, arguments);
+    size_t size = strlen(raw), end = 0;
+    if (wanted >= DS_MESSAGE_SIZE)
+        size = dsv2_utf8_complete(raw, size);
+    for (size_t i = 0; i < size;) {
+        size_t length = ds_utf8_length(raw + i, size - i);
+        char escape[sizeof "\\xff"];
+        snprintf(escape, sizeof escape, "\\x%02x", (unsigned)(unsigned char)raw[i]);
+        const char *from = length == 0 ? escape : breaks_line(raw + i, length) ? " " : raw + i;
+        size_t n = length == 0 ? sizeof escape - 1 : from == raw + i ? length : 1;
+        if (n >= DS_MESSAGE_SIZE - end)
+            break;
+        memcpy(message + end, from, n);
+        end += n;
+        i += length == 0 ? 1 : length;
+    }
+    message[end] = '\0';
+}
 
 dsv2_status ds_fail(dsv2_status status, const char *format, ...)
 {
-    char message[MESSAGE_SIZE]; /* not last_error itself, which may be among the arguments */
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(message, sizeof message, format, arguments);
+    ds_message(last_error, format, arguments);
     va_end(arguments);
-    /* Names out of files may hold anything: a message stays one line. */
-    for (char *c = message; *c != '\0'; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
-            *c = ' ';
-    memcpy(last_error, message, sizeof last_error);
     return status;
 }
 

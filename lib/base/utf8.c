@@ -83,3 +83,9 @@ size_t dsv2_utf8_complete(const char *text, size_t size)
     }
     return size;
 }
+
+int ds_quoted(const char *text, size_t size)
+{
+    enum { MOST = 200 };
+    return (int)(size <= MOST ? size : dsv2_utf8_complete(text, MOST));
+}

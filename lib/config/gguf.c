@@ -62,7 +62,7 @@ static bool is(ds_text text, const char *word)
 static dsv2_status fail_text(const ds_container *gguf, const char *key, ds_text text, const char *supported)
 {
     return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: key %s is \"%.*s\", this library runs %s", ds_container_path(gguf), key,
-                   text.size > 100 ? 100 : (int)text.size, text.data, supported);
+                   DS_QUOTED(text), supported);
 }
 
 static dsv2_status read_shapes(const ds_container *gguf, ds_config *config)

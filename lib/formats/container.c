@@ -119,14 +119,12 @@ void ds_sort_extents(ds_extent *extents, size_t n) { qsort(extents, n, sizeof *e
 
 dsv2_status ds_check_overlap(const ds_file *file, ds_extent *extents, size_t n)
 {
-    enum { SHOWN = 200 }; /* bytes of a name */
     ds_sort_extents(extents, n);
     for (size_t i = 1; i < n; i++) {
         ds_text name = extents[i].name, other = extents[i - 1].name;
         if (extents[i].begin < extents[i - 1].end)
             return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s begins inside tensor %.*s", file->path,
-                           name.size > SHOWN ? SHOWN : (int)name.size, name.data,
-                           other.size > SHOWN ? SHOWN : (int)other.size, other.data);
+                           DS_QUOTED(name), DS_QUOTED(other));
     }
     return DSV2_OK;
 }

@@ -148,9 +148,6 @@ static dsv2_status take_name(cursor *c, const char *what, ds_text *name)
     return status;
 }
 
-/* How much of a name goes into a message. */
-static int shown(size_t size) { return size > 200 ? 200 : (int)size; }
-
 /* ---- metadata ---- */
 
 static dsv2_status take_array(cursor *c, const char *what, ds_gguf_value *value)
@@ -190,7 +187,7 @@ static dsv2_status take_value(cursor *c, ds_gguf_value *value)
     value->key = key.data;
     value->key_size = key.size;
     char what[224];
-    snprintf(what, sizeof what, "value of %.*s", shown(key.size), key.data);
+    snprintf(what, sizeof what, "value of %.*s", DS_QUOTED(key));
     status = take_u32(c, what, &value->type);
     if (status != DSV2_OK)
         return status;
@@ -240,8 +237,8 @@ static dsv2_status take_values(cursor *c, uint64_t count, ds_gguf_value **out)
         qsort(values, (size_t)count, sizeof *values, compare_keys);
     for (uint64_t i = 1; i < count && status == DSV2_OK; i++)
         if (compare_keys(&values[i - 1], &values[i]) == 0)
-            status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %.*s is there twice", c->file->path, shown(values[i].key_size),
-                             values[i].key);
+            status = ds_fail(DSV2_ERROR_FORMAT, "%s: key %.*s is there twice", c->file->path,
+                             ds_quoted(values[i].key, values[i].key_size), values[i].key);
     if (status != DSV2_OK) {
         ds_free(values);
         return status;
@@ -403,7 +400,7 @@ static dsv2_status take_info(cursor *c, info *tensor)
     if (status != DSV2_OK)
         return status;
     char what[224];
-    snprintf(what, sizeof what, "tensor %.*s", shown(tensor->name.size), tensor->name.data);
+    snprintf(what, sizeof what, "tensor %.*s", DS_QUOTED(tensor->name));
     status = take_u32(c, what, &tensor->n_dims);
     if (status != DSV2_OK)
         return status;
@@ -432,13 +429,13 @@ static dsv2_status info_bytes(const ds_file *file, const info *tensor, uint64_t 
         return ds_fail(DSV2_ERROR_FORMAT,
                        "%s: tensor %.*s has rows of %llu elements, expected a multiple of %u, the block size of %s",
                        file->path,
-                       shown(tensor->name.size), tensor->name.data, (unsigned long long)cols, (unsigned)block, name);
+                       DS_QUOTED(tensor->name), (unsigned long long)cols, (unsigned)block, name);
     bool fits = true;
     for (uint32_t i = 0; i + 1 < tensor->n_dims; i++)
         fits = fits && ds_mul(elements, tensor->dims[i], &elements);
     if (!fits || !ds_mul(elements, block_bytes, bytes))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s has dimensions whose product is beyond 64 bits", file->path,
-                       shown(tensor->name.size), tensor->name.data);
+                       DS_QUOTED(tensor->name));
     return DSV2_OK;
 }
 
@@ -452,7 +449,7 @@ static dsv2_status add_tensor(ds_container *container, const ds_file *file, cons
         return status;
     if (from->offset % alignment != 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: tensor %.*s has offset %llu, expected a multiple of the alignment, %llu",
-                       file->path, shown(from->name.size), from->name.data, (unsigned long long)from->offset,
+                       file->path, DS_QUOTED(from->name), (unsigned long long)from->offset,
                        (unsigned long long)alignment);
     uint64_t end;
     if (!ds_add(data_begin, from->offset, &where->begin) || !ds_add(where->begin, bytes, &end) || end > file->size)
@@ -460,7 +457,7 @@ static dsv2_status add_tensor(ds_container *container, const ds_file *file, cons
                        "%s: tensor %.*s has offset %llu and %llu bytes, which is beyond the file's end: the file is "
                         "cut "
                        "or damaged",
-                       file->path, shown(from->name.size), from->name.data, (unsigned long long)from->offset,
+                       file->path, DS_QUOTED(from->name), (unsigned long long)from->offset,
                        (unsigned long long)bytes);
     where->end = end;
     where->name = from->name;

@@ -15,8 +15,6 @@ static bool is_text(ds_text text, const char *string)
     return text.size == strlen(string) && memcmp(text.data, string, text.size) == 0;
 }
 
-static int shown(ds_text text) { return text.size > 200 ? 200 : (int)text.size; }
-
 /* True for "[PAD100015]" with id 100015: the converter adds such tokens up to the embedding's rows. */
 static bool is_padding(ds_text text, size_t id)
 {
@@ -68,7 +66,7 @@ static dsv2_status split_merges(const ds_container *container, const ds_text *me
         if (space == NULL)
             return ds_fail(DSV2_ERROR_FORMAT,
                            "%s: tokenizer.ggml.merges[%zu] is \"%.*s\", expected two tokens with a space between",
-                           container->path, i, shown(merge), merge.data);
+                           container->path, i, DS_QUOTED(merge));
         parts[2 * i] = (ds_text){merge.data, (size_t)(space - merge.data)};
         parts[2 * i + 1] = (ds_text){space + 1, merge.size - parts[2 * i].size - 1};
     }
@@ -104,7 +102,7 @@ dsv2_status ds_gguf_vocabulary(const ds_container *container, ds_vocabulary_fn u
         return DSV2_OK;
     if (!is_text(model, "gpt2"))
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: tokenizer.ggml.model is \"%.*s\", expected gpt2 (byte-level BPE)",
-                       container->path, shown(model), model.data);
+                       container->path, DS_QUOTED(model));
     if ((status = ds_gguf_strings(container, "tokenizer.ggml.tokens", &texts, &v.n_tokens)) != DSV2_OK ||
         (status = ds_gguf_strings(container, "tokenizer.ggml.merges", &merges, &v.n_merges)) != DSV2_OK ||
         (status = ds_gguf_string(container, "tokenizer.ggml.pre", &v.pre)) != DSV2_OK ||

@@ -114,7 +114,7 @@ static dsv2_status check_extents(const ds_file *file, ds_extent *extents, size_t
         if (extents[i].begin != end)
             return ds_fail(DSV2_ERROR_FORMAT,
                            "%s: tensor %.*s: data_offsets begin at %llu where the tensor before ends at %llu: it %s",
-                           file->path, (int)extents[i].name.size, extents[i].name.data,
+                           file->path, DS_QUOTED(extents[i].name),
                            (unsigned long long)extents[i].begin, (unsigned long long)end,
                            extents[i].begin < end ? "overlaps another" : "leaves a hole");
         end = extents[i].end;

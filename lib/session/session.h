@@ -81,4 +81,7 @@ static inline dsv2_step_item *ds_step_item_at(dsv2_step_item *items, size_t i)
 /* step.c: the work of dsv2_step and dsv2_session_feed. The items' arguments are checked and their sessions taken. */
 dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_items);
 
+/* Puts the item's index in front of the message of a failure that is one item's, if there are several. */
+dsv2_status ds_fail_item(dsv2_status status, size_t index, size_t n_items);
+
 #endif

@@ -4,7 +4,6 @@
  * chunk of as many items as fit. So the chunks of an item, and with them its bits, do not depend on the other items. */
 #include "session/session.h"
 
-#include <stdio.h>
 #include <string.h>
 
 /* One item's progress through a step. */
@@ -115,15 +114,17 @@ static uint32_t next_chunk(const progress *p)
 
 static bool is_open(const progress *p) { return !p->stopped && p->done < p->item->n_tokens; }
 
-/* Why an item was stopped: sets the message, which names the item if there are several. */
-static dsv2_status fail_stopped(const progress *p, size_t index, size_t n_items)
+dsv2_status ds_fail_item(dsv2_status status, size_t index, size_t n_items)
 {
-    char prefix[32] = "";
-    if (n_items > 1)
-        snprintf(prefix, sizeof prefix, "items[%zu]: ", index);
+    return n_items > 1 ? ds_fail(status, "items[%zu]: %s", index, dsv2_last_error()) : status;
+}
+
+/* Why an item was stopped. */
+static dsv2_status fail_stopped(const progress *p)
+{
     if (p->fault.kind != DS_FAULT_NONE)
-        return ds_fault_fail(&p->fault, &p->item->session->cache.shape, prefix);
-    return ds_fail(DSV2_ERROR_CANCELLED, "%scancelled after %zu of %zu tokens", prefix, p->done, p->item->n_tokens);
+        return ds_fault_fail(&p->fault, &p->item->session->cache.shape);
+    return ds_fail(DSV2_ERROR_CANCELLED, "cancelled after %zu of %zu tokens", p->done, p->item->n_tokens);
 }
 
 /* Fills `sequences` with the next chunks, in order of items, as many as a pass takes. Returns how many. */
@@ -194,7 +195,10 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
         longest = length > longest ? length : longest;
         n_rows += n_rows < DS_PASS_ROWS ? item->n_tokens < DS_PASS_ROWS ? item->n_tokens : DS_PASS_ROWS : 0;
         status = prepare(item);
-        n_prepared += status == DSV2_OK;
+        if (status == DSV2_OK)
+            n_prepared++;
+        else
+            status = ds_fail_item(status, i, n_items);
     }
     if (status == DSV2_OK)
         status = ds_container_check(model->fixed.container);
@@ -214,7 +218,7 @@ dsv2_status ds_session_step(dsv2_model *model, dsv2_step_item *items, size_t n_i
         dsv2_step_item *item = ds_step_item_at(items, i);
         item->status = status;
         if (status == DSV2_OK && progress_of[i].stopped)
-            first = item->status = fail_stopped(&progress_of[i], i, n_items);
+            first = item->status = ds_fail_item(fail_stopped(&progress_of[i]), i, n_items);
     }
     for (size_t i = 0; i < n_items; i++) {
         dsv2_step_item *item = ds_step_item_at(items, i);

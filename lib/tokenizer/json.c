@@ -86,18 +86,15 @@ static dsv2_status read_string(reader *r, ds_text value, ds_text *text)
     return DSV2_OK;
 }
 
-/* How much of a text a message quotes. */
-static int shown(ds_text text) { return text.size < 200 ? (int)text.size : 200; }
-
 static dsv2_status check_id(const reader *r, const char *field, ds_text name, ds_text value, size_t *id)
 {
     int64_t number;
     if (!ds_json_is_integer(value, &number))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.*s\" is %s, expected an integer", r->path, field,
-                       shown(name), name.data, ds_json_text_kind(value));
+                       DS_QUOTED(name), ds_json_text_kind(value));
     if (number < 0 || number >= DS_MAX_TOKENS)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: the id of %s \"%.*s\" is %lld, expected 0 to %d", r->path, field,
-                       shown(name), name.data, (long long)number, DS_MAX_TOKENS - 1);
+                       DS_QUOTED(name), (long long)number, DS_MAX_TOKENS - 1);
     *id = (size_t)number;
     return DSV2_OK;
 }
@@ -168,10 +165,10 @@ static dsv2_status read_vocab(reader *r)
         uint32_t *slot = find_slot(r, text);
         if (*slot != 0)
             return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab has \"%.*s\" twice, as %u and as %d", r->path,
-                           shown(text), text.data, *slot - 1, (int)id);
+                           DS_QUOTED(text), *slot - 1, (int)id);
         if (r->kinds[id] != 0)
             return ds_fail(DSV2_ERROR_FORMAT, "%s: model.vocab gives id %d to both \"%.*s\" and \"%.*s\"", r->path,
-                           (int)id, shown(r->texts[id]), r->texts[id].data, shown(text), text.data);
+                           (int)id, DS_QUOTED(r->texts[id]), DS_QUOTED(text));
         r->texts[id] = text;
         r->kinds[id] = DS_TOKEN_LETTERS;
         *slot = (uint32_t)id + 1;
@@ -218,11 +215,11 @@ static dsv2_status read_added_token(reader *r, size_t index, ds_text token)
         return status;
     if (r->kinds[id] != 0 && ((r->kinds[id] & DS_TOKEN_ADDED) != 0 || !same_text(r->texts[id], text)))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.id is %zu, which \"%.*s\" has too", r->path, field, id,
-                       shown(r->texts[id]), r->texts[id].data);
+                       DS_QUOTED(r->texts[id]));
     uint32_t in_vocab = *find_slot(r, text);
     if (in_vocab != 0 && in_vocab - 1 != id)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: %s \"%.*s\" has id %zu, in model.vocab it has %u", r->path, field,
-                       shown(text), text.data, id, in_vocab - 1);
+                       DS_QUOTED(text), id, in_vocab - 1);
     r->texts[id] = text;
     r->kinds[id] |= kind;
     return DSV2_OK;
@@ -269,7 +266,7 @@ static dsv2_status read_merge(reader *r, size_t index, ds_text merge, ds_text si
         if (space == NULL || memchr(space + 1, ' ', text.size - (size_t)(space - text.data) - 1) != NULL)
             return ds_fail(DSV2_ERROR_FORMAT,
                            "%s: model.merges[%zu] is \"%.*s\", expected two tokens with a space between",
-                           r->path, index, shown(text), text.data);
+                           r->path, index, DS_QUOTED(text));
         sides[0] = (ds_text){text.data, (size_t)(space - text.data)};
         sides[1] = (ds_text){space + 1, text.size - sides[0].size - 1};
         return DSV2_OK;
@@ -316,8 +313,8 @@ static dsv2_status check_model(const reader *r)
     if (type != NULL && !json_is_string(type))
         return wrong_type(r->path, "model.type", type, "a string");
     if (type != NULL && strcmp(json_string_value(type), "BPE") != 0)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.type is \"%.100s\", expected BPE", r->path,
-                       json_string_value(type));
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.type is \"%.*s\", expected BPE", r->path,
+                       DS_QUOTED_STRING(json_string_value(type)));
     const json_t *dropout = json_object_get(r->model, "dropout");
     if (!ds_json_is_absent(dropout) && !json_is_number(dropout))
         return wrong_type(r->path, "model.dropout", dropout, "a number or null");
@@ -329,8 +326,8 @@ static dsv2_status check_model(const reader *r)
         const json_t *affix = json_object_get(r->model, affixes[i]);
         if (ds_json_is_absent(affix) || (json_is_string(affix) && json_string_length(affix) == 0))
             continue;
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.%s is %s \"%.100s\", expected null", r->path, affixes[i],
-                       ds_json_kind(affix), json_is_string(affix) ? json_string_value(affix) : "");
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: model.%s is %s \"%.*s\", expected null", r->path, affixes[i],
+                       ds_json_kind(affix), DS_QUOTED_STRING(json_is_string(affix) ? json_string_value(affix) : ""));
     }
     return DSV2_OK;
 }
@@ -349,7 +346,8 @@ static dsv2_status check_step(const reader *r, const char *field, const char *li
     if (strcmp(type, allowed) == 0)
         return DSV2_OK;
     if (strcmp(type, "Sequence") != 0)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" is not supported", path, field, type);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.*s\" is not supported", path, field,
+                       DS_QUOTED_STRING(type));
     const json_t *members = json_object_get(step, list);
     if (!json_is_array(members))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.%s is %s, expected an array", path, field, list,
@@ -360,8 +358,8 @@ static dsv2_status check_step(const reader *r, const char *field, const char *li
         if ((type = read_type(path, field, member)) == NULL)
             return DSV2_ERROR_FORMAT;
         if (strcmp(type, allowed) != 0)
-            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s[%zu] of type \"%.100s\" is not supported", path, field,
-                           list, index, type);
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s[%zu] of type \"%.*s\" is not supported", path, field,
+                           list, index, DS_QUOTED_STRING(type));
     }
     return DSV2_OK;
 }
@@ -393,8 +391,8 @@ static dsv2_status add_split(dsv2_tokenizer *t, const char *field, const json_t 
         return ds_fail(DSV2_ERROR_FORMAT, "%s: %s.behavior is %s, expected a string", t->path, field,
                        ds_json_kind(behavior));
     if (strcmp(json_string_value(behavior), "Isolated") != 0)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.behavior is \"%.100s\", expected Isolated", t->path, field,
-                       json_string_value(behavior));
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.behavior is \"%.*s\", expected Isolated", t->path, field,
+                       DS_QUOTED_STRING(json_string_value(behavior)));
     /* "invert" swaps matches and gaps, which makes no difference: both are pieces of their own. */
     if (json_is_string(regex))
         return ds_add_split(t, json_string_value(regex), json_string_length(regex));
@@ -411,7 +409,8 @@ static dsv2_status add_pre_tokenizer(dsv2_tokenizer *t, const char *field, const
     if (type == NULL)
         return DSV2_ERROR_FORMAT;
     if (*bytes)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" comes after ByteLevel", t->path, field, type);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.*s\" comes after ByteLevel", t->path, field,
+                       DS_QUOTED_STRING(type));
     if (strcmp(type, "Split") == 0)
         return add_split(t, field, step);
     dsv2_status status;
@@ -422,7 +421,8 @@ static dsv2_status add_pre_tokenizer(dsv2_tokenizer *t, const char *field, const
         return individual ? ds_add_split(t, "\\p{N}", 5) : ds_add_split(t, "\\p{N}+", 6);
     }
     if (strcmp(type, "ByteLevel") != 0)
-        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.100s\" is not supported", t->path, field, type);
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.*s\" is not supported", t->path, field,
+                       DS_QUOTED_STRING(type));
     bool prefix, regex;
     if ((status = read_bool(t->path, field, step, "add_prefix_space", true, &prefix)) != DSV2_OK ||
         (status = read_bool(t->path, field, step, "use_regex", true, &regex)) != DSV2_OK)
@@ -567,8 +567,8 @@ static dsv2_status read_special(const char *path, const json_t *config, const ch
         return wrong_type(path, name, value, "a string or {\"content\": ...}");
     *id = ds_find_token(t, json_string_value(value), json_string_length(value));
     if (*id < 0)
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is \"%.200s\", which is not in the vocabulary", path, name,
-                       json_string_value(value));
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is \"%.*s\", which is not in the vocabulary", path, name,
+                       DS_QUOTED_STRING(json_string_value(value)));
     return DSV2_OK;
 }
 

@@ -308,7 +308,7 @@ dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t s
         ds_free(s.out);
         return ds_fail(DSV2_ERROR_UNSUPPORTED,
                        "%s: pre_tokenizer: expression \"%.*s\": %s, at byte %zu, is not supported", path,
-                       (int)(size < 200 ? size : 200), pattern, s.refused, s.at);
+                       ds_quoted(pattern, size), pattern, s.refused, s.at);
     }
     *translated = s.out;
     *translated_size = s.used;

@@ -79,7 +79,6 @@ enum { MAX_NESTED = 16 };
 static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t size, ds_text original,
                            pcre2_code **code)
 {
-    int shown = (int)(original.size < 200 ? original.size : 200);
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
     if (context == NULL)
         return ds_fail_memory("compiling an expression", 0);
@@ -103,8 +102,8 @@ static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t 
         return ds_fail_memory("compiling an expression", size);
     char words[128] = "";
     pcre2_get_error_message(error, (PCRE2_UCHAR *)words, sizeof words);
-    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s", t->path, shown,
-                   original.data, words);
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: expression \"%.*s\": %s", t->path,
+                   ds_quoted(original.data, original.size), original.data, words);
 }
 
 dsv2_status ds_add_split(dsv2_tokenizer *t, const char *pattern, size_t size)
@@ -147,7 +146,7 @@ dsv2_status ds_add_named_stages(dsv2_tokenizer *t, ds_text name)
             return add_all(t, known[i].expressions);
     return ds_fail(DSV2_ERROR_UNSUPPORTED,
                    "%s: pre-tokenizer \"%.*s\" is not known, expected deepseek-llm, deepseek-coder, deepseek-v3 or "
-                   "gpt-2", t->path, (int)(name.size < 200 ? name.size : 200), name.size > 0 ? name.data : "");
+                   "gpt-2", t->path, ds_quoted(name.data, name.size), name.size > 0 ? name.data : "");
 }
 
 static dsv2_status prepare(ds_encoder *e)

@@ -10,9 +10,6 @@
 
 enum { LETTERS = 324 }; /* one more than the last code point of the alphabet */
 
-/* How much of a text a message quotes. */
-static int shown(ds_text text) { return text.size < 200 ? (int)text.size : 200; }
-
 static bool stands_for_itself(unsigned byte)
 {
     return (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
@@ -202,7 +199,7 @@ static dsv2_status find_side(dsv2_tokenizer *t, const int16_t alphabet[LETTERS],
     *id = ds_find_model_token(t, bytes, *size);
     if (*id < 0 || ((t->tokens[*id].kind & DS_TOKEN_LETTERS) != 0) != letters)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: merges[%zu]: \"%.*s\" is not in the vocabulary", t->path, merge,
-                       shown(side), side.data);
+                       DS_QUOTED(side));
     return DSV2_OK;
 }
 
@@ -238,7 +235,7 @@ static dsv2_status index_merges(dsv2_tokenizer *t, const ds_vocabulary *v, const
         if (merged < 0 || (t->tokens[merged].kind & DS_TOKEN_LETTERS) == 0) {
             status = ds_fail(DSV2_ERROR_FORMAT,
                              "%s: merges[%zu]: \"%.*s\" and \"%.*s\" together are not in the vocabulary", t->path, i,
-                             shown(sides[0]), sides[0].data, shown(sides[1]), sides[1].data);
+                             DS_QUOTED(sides[0]), DS_QUOTED(sides[1]));
             goto done;
         }
         /* A pair that is named twice keeps its last rank, as in Hugging Face's map. */

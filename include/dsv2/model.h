@@ -128,7 +128,8 @@ typedef struct dsv2_model_options {
  * same, but the first feeds take longer, and longest where several sessions wait for the same new experts. A pack
  * holds its weights in the kernels' order already.
  * A weight that is converted has to be finite (else _FORMAT) and has to fit the type that weight_type asks for (else
- * _UNSUPPORTED). Weights that stay as they are in their file are not looked at on opening: a feed that meets a NaN or
+ * _UNSUPPORTED): none of its numbers may be too large, nor all of them so small (below 2^-15 or so for F16) that more
+ * than the type's error would be lost. Weights that stay as they are in their file are not looked at on opening: a feed that meets a NaN or
  * infinity of theirs says so.
  * Weights that are copied (dsv2_model_bytes_needed says how many bytes) must fit the memory that is left, or opening is
  * refused with DSV2_ERROR_MEMORY and both figures, before anything is copied; see `insist`. Weights that are mapped may

@@ -52,6 +52,37 @@ dsv2_status ds_misfit_fail(ds_weight_label label, ds_type type, const ds_misfit 
                    label.name, misfit->row, misfit->col, (double)misfit->value, ds_type_name(type));
 }
 
+/* Half precision's error: relative for numbers from 2^-14 on, for smaller ones half of 2^-24. */
+#define HALF_ERROR 0x1p-11
+#define HALF_STEP 0x1p-24
+
+/* Other types than F16 have a float's exponents, or a factor for each row. */
+static void add_losses(ds_type type, const float *x, uint32_t n, ds_losses *losses)
+{
+    if (type != DS_TYPE_F16)
+        return;
+    double largest = (double)ds_largest_magnitude(x, n);
+    if (largest * HALF_ERROR >= sqrt(n) * HALF_STEP / 2) { /* all steps together are within the type's error */
+        losses->squares += largest * largest;
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        double exact = (double)x[i], lost = exact - (double)ds_f16_to_f32(ds_f32_to_f16(x[i]));
+        losses->squares += exact * exact;
+        losses->lost += lost * lost;
+    }
+}
+
+dsv2_status ds_losses_check(ds_weight_label label, ds_type type, const ds_losses *losses)
+{
+    if (losses->lost <= losses->squares * (HALF_ERROR * HALF_ERROR))
+        return DSV2_OK;
+    return ds_fail(DSV2_ERROR_UNSUPPORTED,
+                   "%s%stensor %s: its numbers are too small for %s, which would lose %.2g of their size; ask for "
+                   "another weight_type", label.path != NULL ? label.path : "", label.path != NULL ? ": " : "",
+                   label.name, ds_type_name(type), sqrt(losses->lost / losses->squares));
+}
+
 /* Reads rows as the file has them; a panel of an interleaved matrix is whole there. */
 static bool read_rows(const ds_conversion *c, uint32_t first, uint32_t n, void *rows)
 {
@@ -113,7 +144,7 @@ static ds_converted interleave_rows(const ds_kernels *kernels, const ds_conversi
 }
 
 static ds_converted round_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t n,
-                               uint8_t *out, void *scratch, ds_misfit *misfit)
+                               uint8_t *out, void *scratch, ds_losses *losses, ds_misfit *misfit)
 {
     const ds_matrix *from = &c->from;
     const float *rows[DS_PANEL_ROWS];
@@ -129,6 +160,7 @@ static ds_converted round_rows(const ds_kernels *kernels, const ds_conversion *c
             ds_matrix_row(kernels, from, first + r, row);
         if (!ds_type_holds(c->type, row, from->cols, first + r, misfit))
             return DS_MISFIT;
+        add_losses(c->type, row, from->cols, losses);
         rows[r] = row;
         for (uint32_t i = 0; i < from->cols && !ds_type_is_interleaved(c->type); i++)
             ds_write_element(c->type, out + r * row_bytes, i, row[i]);
@@ -139,7 +171,7 @@ static ds_converted round_rows(const ds_kernels *kernels, const ds_conversion *c
 }
 
 ds_converted ds_convert_rows(const ds_kernels *kernels, const ds_conversion *c, uint32_t first, uint32_t end,
-                             void *scratch, ds_misfit *misfit)
+                             void *scratch, ds_losses *losses, ds_misfit *misfit)
 {
     uint32_t n = end - first;
     uint8_t *out = c->out + first * ds_type_row_bytes(c->type, c->from.cols);
@@ -149,7 +181,7 @@ ds_converted ds_convert_rows(const ds_kernels *kernels, const ds_conversion *c, 
         return read_rows(c, first, n, out) ? DS_CONVERTED : DS_UNREAD;
     if (ds_conversion_is_exact(c))
         return interleave_rows(kernels, c, first, n, out, scratch, misfit);
-    return round_rows(kernels, c, first, n, out, scratch, misfit);
+    return round_rows(kernels, c, first, n, out, scratch, losses, misfit);
 }
 
 void ds_write_element(ds_type type, void *data, size_t i, float value)

@@ -25,11 +25,21 @@ typedef struct ds_misfit {
     float value;
 } ds_misfit;
 
+/* How much of a matrix's numbers was lost because they are small for the type: sums of squares, of the numbers (at
+ * least) and of what they lost. The type's own error, in rows of ordinary size, does not count. */
+typedef struct ds_losses {
+    double squares, lost;
+} ds_losses;
+
 /* Whether `type` holds n floats of row number `row`; sets *misfit to the first that it does not hold. */
 bool ds_type_holds(ds_type type, const float *x, uint32_t n, uint32_t row, ds_misfit *misfit);
 
 /* DSV2_ERROR_FORMAT for an element that is not finite, else DSV2_ERROR_UNSUPPORTED. */
 dsv2_status ds_misfit_fail(ds_weight_label label, ds_type type, const ds_misfit *misfit);
+
+/* DSV2_ERROR_UNSUPPORTED if a whole matrix lost more than the type's error. A row that is small beside the others, such
+ * as the embedding of a token that no text has, is no reason: nothing notices that it is gone. */
+dsv2_status ds_losses_check(ds_weight_label label, ds_type type, const ds_losses *losses);
 
 /* Whether the conversion only puts a block type's numbers in another order: fast, and nothing is rounded. */
 bool ds_conversion_is_exact(const ds_conversion *conversion);
@@ -44,9 +54,9 @@ typedef enum ds_converted {
 } ds_converted;
 
 /* Writes rows `first` to `end` - 1: at most DS_PANEL_ROWS, `first` a multiple of that. DS_MISFIT: *misfit is the first
- * element that is at fault. Rows that are read as they are, are not looked at. */
+ * element that is at fault. Adds to *losses what the rows lost. Rows that are read as they are, are not looked at. */
 ds_converted ds_convert_rows(const ds_kernels *kernels, const ds_conversion *conversion, uint32_t first, uint32_t end,
-                             void *scratch, ds_misfit *misfit);
+                             void *scratch, ds_losses *losses, ds_misfit *misfit);
 
 /* Writes element i of an array of F32, F16 or BF16. */
 void ds_write_element(ds_type type, void *data, size_t i, float value);

@@ -78,7 +78,7 @@ dsv2_status ds_queue_add(ds_queue *queue, const ds_conversion *conversion)
 }
 
 /* The entry that a task belongs to: the last whose first task is not after this one. */
-static const ds_queue_entry *entry_of(const ds_queue *queue, size_t task)
+static ds_queue_entry *entry_of(const ds_queue *queue, size_t task)
 {
     size_t low = 0, high = queue->n;
     while (high - low > 1) {
@@ -102,6 +102,14 @@ static void keep_first(ds_queue *queue, const ds_queue_entry *entry, const ds_mi
     ds_mutex_unlock(&queue->lock);
 }
 
+static void add_losses(ds_queue *queue, ds_losses *to, const ds_losses *losses)
+{
+    ds_mutex_lock(&queue->lock);
+    to->squares += losses->squares;
+    to->lost += losses->lost;
+    ds_mutex_unlock(&queue->lock);
+}
+
 /* Keeps the message of a thread that could not read: messages belong to threads. */
 static void keep_message(ds_queue *queue)
 {
@@ -114,16 +122,34 @@ static void keep_message(ds_queue *queue)
 static void convert_task(void *context, size_t task, unsigned thread)
 {
     ds_queue *queue = context;
-    const ds_queue_entry *entry = entry_of(queue, task);
+    ds_queue_entry *entry = entry_of(queue, task);
     uint32_t first = entry->first + (uint32_t)(task - entry->first_task) * DS_PANEL_ROWS;
     uint32_t end = entry->end - first < DS_PANEL_ROWS ? entry->end : first + DS_PANEL_ROWS;
     uint8_t *scratch = queue->scratch_bytes > 0 ? queue->scratch + thread * queue->scratch_bytes : NULL;
     ds_misfit misfit;
-    ds_converted result = ds_convert_rows(queue->kernels, &entry->conversion, first, end, scratch, &misfit);
+    ds_losses losses = {0, 0};
+    ds_converted result = ds_convert_rows(queue->kernels, &entry->conversion, first, end, scratch, &losses, &misfit);
+    if (losses.squares > 0)
+        add_losses(queue, &entry->losses, &losses);
     if (result == DS_MISFIT)
         keep_first(queue, entry, &misfit);
     else if (result == DS_UNREAD)
         keep_message(queue);
+}
+
+/* Adds up the matrices of this run, and checks those whose last rows are in it. */
+static dsv2_status check_losses(ds_queue *queue)
+{
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0; i < queue->n && status == DSV2_OK; i++) {
+        const ds_queue_entry *entry = &queue->list[i];
+        if (entry->first == 0)
+            queue->losses = (ds_losses){0, 0};
+        add_losses(queue, &queue->losses, &entry->losses);
+        if (entry->end == entry->conversion.from.rows)
+            status = ds_losses_check(entry->conversion.label, entry->conversion.type, &queue->losses);
+    }
+    return status;
 }
 
 static void drop_all(ds_queue *queue)
@@ -158,6 +184,8 @@ dsv2_status ds_queue_run(ds_queue *queue)
         status = ds_fail(queue->unread, "%s", queue->message);
     else if (queue->failed != NULL)
         status = ds_misfit_fail(queue->failed->conversion.label, queue->failed->conversion.type, &queue->misfit);
+    else
+        status = check_losses(queue);
     drop_all(queue);
     return status;
 }

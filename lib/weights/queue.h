@@ -19,6 +19,7 @@ typedef struct ds_queue_entry {
     uint32_t first, end;
     size_t first_task;
     void *memory; /* freed when these rows are written, or NULL */
+    ds_losses losses; /* of these rows */
 } ds_queue_entry;
 
 typedef struct ds_queue {
@@ -38,6 +39,7 @@ typedef struct ds_queue {
     ds_mutex lock;
     const ds_queue_entry *failed;
     ds_misfit misfit;
+    ds_losses losses; /* of the matrix of the last entry so far: its rows may be in several runs */
     dsv2_status unread; /* of a file that cannot be read, with its message; DSV2_OK: none */
     char message[512];
 } ds_queue;
@@ -56,7 +58,8 @@ void ds_queue_own(ds_queue *queue, void *memory);
 dsv2_status ds_queue_add(ds_queue *queue, const ds_conversion *conversion);
 
 /* Converts all that waits, over all threads; parts of a mapped file that were read need not stay in memory. Fails
- * if a file cannot be read, and as ds_misfit_fail for the first element that is at fault. Nothing waits afterwards. */
+ * if a file cannot be read, as ds_misfit_fail for the first element that is at fault, and as ds_losses_check for a
+ * matrix whose last rows these are. Nothing waits afterwards. */
 dsv2_status ds_queue_run(ds_queue *queue);
 void ds_queue_free(ds_queue *queue);
 

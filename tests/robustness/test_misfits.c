@@ -502,6 +502,102 @@ START_TEST(weights_that_do_not_fit_are_named_on_opening_and_on_packing)
 }
 END_TEST
 
+/* ---- weights that are too small ---- */
+
+static const struct {
+    const char *tensor;
+    int power; /* of 2: rows `first` to `end` - 1 of each `period` are scaled by that */
+    size_t first, end, period;
+    bool refused; /* as F16 */
+} small_weights[] = {
+    {LAYER0 "mlp.down_proj.weight", -20, 0, 1, 1, true},
+    {LAYER0 "mlp.down_proj.weight", -40, 0, 1, 1, true}, /* all would be zero */
+    {LAYER0 "mlp.down_proj.weight", -8, 0, 1, 1, false},
+    {LAYER0 "mlp.down_proj.weight", -100, 0, 1, 1, true},
+    {LAYER0 "mlp.down_proj.weight", -400, 0, 1, 1, false}, /* zeros in the file: nothing is lost */
+    {LAYER0 "mlp.down_proj.weight", -40, 0, 63, 64, false}, /* small beside the one row that is left */
+    {"model.embed_tokens.weight", -40, 30, 60, 60, false},
+    {"model.embed_tokens.weight", -16, 0, 1, 1, true},
+    {LAYER0 "self_attn.kv_b_proj.weight", -18, 0, 1, 1, true},
+    {"model.layers.2.mlp.experts.7.up_proj.weight", -18, 0, 1, 1, true},
+    {"model.layers.2.mlp.experts.7.up_proj.weight", -9, 0, 1, 1, false},
+};
+enum { N_SMALL_WEIGHTS = sizeof small_weights / sizeof *small_weights };
+
+static void make_small(const test_tensors *tensors, int which)
+{
+    scale_rows(tensors, small_weights[which].tensor, small_weights[which].first, small_weights[which].end,
+               small_weights[which].period, small_weights[which].power);
+}
+
+/* Numbers below 2^-24 became zero in halves without a word, and those below 2^-14 lost bits. */
+START_TEST(a_weight_whose_numbers_are_all_too_small_is_named_on_opening_and_on_packing)
+{
+    char *folder = write_changed(&small, make_small, _i), *pack = strdup(test_format("%s/copy.dsv2", folder));
+    static const dsv2_weight_type types[] = {DSV2_WEIGHTS_AS_STORED, DSV2_WEIGHTS_F32,  DSV2_WEIGHTS_F16,
+                                             DSV2_WEIGHTS_BF16,      DSV2_WEIGHTS_Q8_0, DSV2_WEIGHTS_Q4_K};
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++)
+        for (uint32_t n_threads = 1; n_threads <= 3; n_threads += 2) {
+            const dsv2_model_options options = {
+                .struct_size = sizeof options, .weight_type = types[t], .n_threads = n_threads};
+            const dsv2_pack_options packing = {
+                .struct_size = sizeof packing, .weight_type = types[t], .n_threads = n_threads};
+            dsv2_model *model = NULL;
+            bool refused = small_weights[_i].refused && types[t] == DSV2_WEIGHTS_F16;
+            dsv2_status opened = dsv2_model_open(folder, &options, &model);
+            ck_assert_msg((opened != DSV2_OK) == refused, "weight %d, type %d: %s", _i, types[t], dsv2_last_error());
+            if (refused) {
+                fails_with(DSV2_ERROR_UNSUPPORTED, opened, test_format("tensor %s: its numbers are too small for F16",
+                                                                       small_weights[_i].tensor));
+                fails_with(DSV2_ERROR_UNSUPPORTED, dsv2_model_pack(folder, pack, &packing), "are too small for F16");
+                ck_assert(remove(pack) != 0); /* there is none */
+            } else {
+                ck_assert_msg(dsv2_model_pack(folder, pack, &packing) == DSV2_OK, "%s", dsv2_last_error());
+                ck_assert(remove(pack) == 0);
+            }
+            dsv2_model_close(model);
+        }
+    free(pack);
+    test_checkpoint_remove(folder);
+}
+END_TEST
+
+static void scale_lite(const test_tensors *tensors, int power)
+{
+    scale_rows(tensors, LAYER0 "mlp.down_proj.weight", 0, 1, 1, power);
+    scale_rows(tensors, LAYER0 "mlp.up_proj.weight", 0, 1, 1, -power);
+}
+
+/* At V2-Lite's width. */
+START_TEST(halves_of_a_small_weight_are_within_the_types_error_until_they_are_refused)
+{
+    const double halves_error = 0x1p-11;
+    for (int power = 0; power >= -20; power -= 4) {
+        char *folder = write_changed(&lite, scale_lite, power);
+        dsv2_model *exact = test_model_open(folder, &(dsv2_model_options){.n_threads = 2}), *halves = NULL;
+        const dsv2_model_options options = {
+            .struct_size = sizeof options, .weight_type = DSV2_WEIGHTS_F16, .n_threads = 2};
+        dsv2_status status = dsv2_model_open(folder, &options, &halves);
+        if (status == DSV2_OK) {
+            float *a = fed(exact, DSV2_CACHE_F32, DSV2_ATTENTION_ABSORBED, ""),
+                  *b = fed(halves, DSV2_CACHE_F32, DSV2_ATTENTION_ABSORBED, "");
+            double error = distance(a, b), size = 0;
+            for (uint32_t i = 0; i < lite.vocab_size; i++)
+                size = fmax(size, fabs((double)a[i]));
+            ck_assert_msg(error <= halves_error * size, "2^%d: off by %g of %g", power, error, size);
+            free(a);
+            free(b);
+        } else {
+            fails_with(DSV2_ERROR_UNSUPPORTED, status, LAYER0 "mlp.down_proj.weight: its numbers are too small");
+        }
+        ck_assert_msg((status == DSV2_OK) == (power >= -8), "2^%d: %s", power, dsv2_last_error());
+        dsv2_model_close(halves);
+        dsv2_model_close(exact);
+        test_checkpoint_remove(folder);
+    }
+}
+END_TEST
+
 /* The first of several is named, whichever thread comes first. */
 START_TEST(of_several_weights_that_do_not_fit_the_first_is_named)
 {
@@ -708,6 +804,9 @@ int main(void)
     tcase_set_timeout(weights, 300);
     tcase_add_loop_test(weights, weights_that_do_not_fit_are_named_on_opening_and_on_packing, 0,
                         sizeof spoilt_weights / sizeof *spoilt_weights);
+    tcase_add_loop_test(weights, a_weight_whose_numbers_are_all_too_small_is_named_on_opening_and_on_packing, 0,
+                        N_SMALL_WEIGHTS);
+    tcase_add_test(weights, halves_of_a_small_weight_are_within_the_types_error_until_they_are_refused);
     tcase_add_test(weights, of_several_weights_that_do_not_fit_the_first_is_named);
     tcase_add_test(weights, a_gguf_expert_with_an_infinite_scale_is_named_by_each_pass_that_wants_it);
 

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -26,6 +27,17 @@ static bool is_allocation(fault_call call)
 {
     return call == FAULT_malloc || call == FAULT_calloc || call == FAULT_realloc || call == FAULT_posix_memalign;
 }
+
+/* Files in which the system tells of itself: their descriptors. */
+enum { MAX_DESCRIPTORS = 1024 };
+static bool is_system[MAX_DESCRIPTORS];
+
+static bool is_system_path(const char *path)
+{
+    return strncmp(path, "/proc/", 6) == 0 || strncmp(path, "/sys/", 5) == 0;
+}
+
+static bool is_system_file(int fd) { return fd >= 0 && fd < MAX_DESCRIPTORS && is_system[fd]; }
 
 /* What is to become of this call. */
 typedef enum verdict { GOES_THROUGH, HAS_EFFECT, ENDS_PROCESS_AFTER } verdict;
@@ -145,6 +157,7 @@ int __wrap_fsync(int fd)
         verdict v = judge(FAULT_open);                                                                                 \
         if (v == HAS_EFFECT) {                                                                                         \
             report.on_folder = (flags & O_DIRECTORY) != 0;                                                             \
+            report.on_system = is_system_path(path);                                                                   \
             return -1;                                                                                                 \
         }                                                                                                              \
         if ((flags & O_CREAT) != 0) {                                                                                  \
@@ -154,6 +167,8 @@ int __wrap_fsync(int fd)
             va_end(more);                                                                                              \
         }                                                                                                              \
         int fd = __real_##symbol(path, flags, mode);                                                                   \
+        if (fd >= 0 && fd < MAX_DESCRIPTORS)                                                                           \
+            is_system[fd] = is_system_path(path);                                                                      \
         end_after(v);                                                                                                  \
         return fd;                                                                                                     \
     }
@@ -177,6 +192,7 @@ static bool ends_here(verdict v, int fd, off_t offset)
     ssize_t __wrap_##symbol(int fd, memory data, size_t size, off_t offset)                                            \
     {                                                                                                                  \
         verdict v = judge(FAULT_##name);                                                                               \
+        report.on_system = v == HAS_EFFECT ? is_system_file(fd) : report.on_system;                                    \
         if (v == HAS_EFFECT && plan.effect == FAULT_FAILS)                                                             \
             return -1;                                                                                                 \
         ssize_t done = ends_here(v, fd, offset) ? 0 : __real_##symbol(fd, data, shortened(size, v), offset);         \

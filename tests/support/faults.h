@@ -43,7 +43,8 @@ typedef struct fault_report {
     size_t seen[FAULT_N_CALLS]; /* since faults_arm */
     size_t all;                 /* the sum, without allocations */
     size_t hits;                /* how many had the plan's effect */
-    bool on_folder;             /* the last of them was on a folder */
+    bool on_folder;             /* the last of them was on a folder, */
+    bool on_system;             /* or on a file below /proc or /sys */
 } fault_report;
 
 /* Counts from now on, and follows the plan if it is not NULL. */

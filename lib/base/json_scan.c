@@ -288,9 +288,9 @@ ds_json_walk ds_json_begin(ds_text value)
 
 bool ds_json_next(ds_json_walk *walk)
 {
-    ds_scanner s = {.at = walk->rest.data, .end = walk->rest.data + walk->rest.size};
-    if (walk->rest.size == 0)
+    if (walk->rest.size == 0) /* also of a walk through what has no members, whose data is NULL */
         return false;
+    ds_scanner s = {.at = walk->rest.data, .end = walk->rest.data + walk->rest.size};
     ds_skip_space(&s);
     if (*s.at == ',')
         s.at++;

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build-fuzz"
 TICKS = os.sysconf("SC_CLK_TCK")
-LIMITS = ["-rss_limit_mb=3000", "-timeout=600"]  # the machine may be busy with other things
+LIMITS = ["-rss_limit_mb=3000", "-timeout=600", "-report_slow_units=600"]  # the machine may be busy with other things
 
 
 def build():
@@ -100,7 +100,8 @@ def merge(target):
         own = {path.name for path in least.iterdir()}
         spread(target, merged, own=False)
         folders = [merged, corpus] if corpus.is_dir() else [merged]
-        subprocess.run([program, "-merge=1", "-use_counters=0", *LIMITS, least, *folders], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run([program, "-merge=1", "-use_counters=0", *LIMITS, least, *folders], check=True,
+                       stderr=subprocess.DEVNULL)
         lines = sorted((path.read_bytes().hex() for path in least.iterdir() if path.name not in own),
                        key=lambda line: (len(line), line))
     (HERE / "seeds" / target / "merged.hex").write_text("".join(line + "\n" for line in lines))
@@ -111,6 +112,8 @@ def merge(target):
 def main():
     if len(sys.argv) < 3:
         sys.exit(__doc__)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where the shell has them ignored
+        signal.signal(number, signal.default_int_handler)
     build()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, check=True, capture_output=True,
                             text=True).stdout.strip()

@@ -572,7 +572,7 @@ static void scale_lite(const test_tensors *tensors, int power)
 START_TEST(halves_of_a_small_weight_are_within_the_types_error_until_they_are_refused)
 {
     const double halves_error = 0x1p-11;
-    for (int power = 0; power >= -20; power -= 4) {
+    for (int power = 0; power >= -16; power -= 8) {
         char *folder = write_changed(&lite, scale_lite, power);
         dsv2_model *exact = test_model_open(folder, &(dsv2_model_options){.n_threads = 2}), *halves = NULL;
         const dsv2_model_options options = {

@@ -38,7 +38,8 @@ typedef enum dsv2_phase {
     DSV2_PHASE_PACK = 3,   /* writing a pack; done and total count bytes of weights */
     DSV2_PHASE_VERIFY = 4, /* checking checksums; done and total count bytes */
     DSV2_PHASE_SAVE = 5,   /* writing a snapshot; done and total count tokens */
-    DSV2_PHASE_RESTORE = 6 /* reading a snapshot; done and total count tokens */
+    DSV2_PHASE_RESTORE = 6, /* reading a snapshot; done and total count tokens */
+    DSV2_PHASE_ENCODE = 7   /* encoding a text; done and total count bytes */
 } dsv2_phase;
 
 /* A progress callback is called now and then, only from the thread that made the call, with done <= total, done never

@@ -17,11 +17,10 @@
 #ifndef DSV2_TOKENIZER_H
 #define DSV2_TOKENIZER_H
 
-#include <dsv2/error.h>
+#include <dsv2/model.h>
 
 DSV2_BEGIN_DECLS
 
-typedef struct dsv2_model dsv2_model;
 typedef struct dsv2_tokenizer dsv2_tokenizer;
 
 /* Opens a tokenizer alone, without weights. `path` (UTF-8) is a tokenizer.json, a folder that holds one, a GGUF or a
@@ -53,6 +52,16 @@ typedef enum dsv2_encode_flags {
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text,
                                                              size_t size, uint32_t flags, int32_t *tokens,
                                                              size_t capacity, size_t *n_tokens);
+
+/* dsv2_tokenizer_encode for long texts, with a progress callback (<dsv2/model.h>; DSV2_PHASE_ENCODE), which may cancel.
+ * A host whose other thread is to cancel lets the callback look at a flag of its own. A text takes time in proportion
+ * to its size; the callback is called every few ten thousand bytes.
+ * Any thread. Returns as dsv2_tokenizer_encode, or DSV2_ERROR_CANCELLED, and then has written nothing. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_encode_watched(const dsv2_tokenizer *tokenizer, const char *text,
+                                                                     size_t size, uint32_t flags,
+                                                                     dsv2_progress_fn progress, void *progress_user,
+                                                                     int32_t *tokens, size_t capacity,
+                                                                     size_t *n_tokens);
 
 typedef enum dsv2_decode_flags {
     DSV2_DECODE_SPECIAL = 1 /* special tokens give their spelling; without this flag they give no bytes */

@@ -69,19 +69,43 @@ static dsv2_status check_buffer(const char *function, const dsv2_tokenizer *toke
     return DSV2_OK;
 }
 
+static dsv2_status check_text(const char *function, const char *text, size_t size, uint32_t flags)
+{
+    if (text == NULL && size > 0)
+        return null_argument(function, "text");
+    if ((flags & ~(uint32_t)(DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL)) != 0)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_ENCODE_BOS and DSV2_ENCODE_SPECIAL alone",
+                       function, flags);
+    return DSV2_OK;
+}
+
 dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags,
                                   int32_t *tokens, size_t capacity, size_t *n_tokens)
 {
     dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
+    if (status == DSV2_OK)
+        status = check_text(__func__, text, size, flags);
     if (status != DSV2_OK)
         return status;
-    if (text == NULL && size > 0)
-        return null_argument(__func__, "text");
-    if ((flags & ~(uint32_t)(DSV2_ENCODE_BOS | DSV2_ENCODE_SPECIAL)) != 0)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_ENCODE_BOS and DSV2_ENCODE_SPECIAL alone",
-                       __func__, flags);
     ds_ids ids = {0};
     return return_ids(&ids, ds_encode(tokenizer, text, size, flags, &ids), tokens, capacity, n_tokens);
+}
+
+dsv2_status dsv2_tokenizer_encode_watched(const dsv2_tokenizer *tokenizer, const char *text, size_t size,
+                                          uint32_t flags, dsv2_progress_fn progress, void *progress_user,
+                                          int32_t *tokens, size_t capacity, size_t *n_tokens)
+{
+    dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
+    if (status == DSV2_OK)
+        status = check_text(__func__, text, size, flags);
+    if (status != DSV2_OK)
+        return status;
+    ds_ids ids = {0};
+    ds_modes modes; /* which the callback is lent */
+    ds_modes_begin(&modes);
+    status = ds_encode_watched(tokenizer, text, size, flags, progress, progress_user, &ids);
+    ds_modes_end(&modes);
+    return return_ids(&ids, status, tokens, capacity, n_tokens);
 }
 
 dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens,

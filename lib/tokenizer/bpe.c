@@ -101,7 +101,8 @@ static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
     }
     for (size_t i = n / 2; i-- > 0;)
         heap_down(heap, n, i);
-    while (n > 0) {
+    dsv2_status status = DSV2_OK;
+    while (n > 0 && (status = ds_count_work(e, 1)) == DSV2_OK) {
         uint64_t top = heap[0];
         heap[0] = heap[--n];
         if (n > 0)
@@ -127,7 +128,6 @@ static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
             }
         }
     }
-    dsv2_status status = DSV2_OK;
     for (int32_t at = 0; at >= 0 && status == DSV2_OK; at = symbols[at].next)
         status = ds_push(e->out, (int32_t)symbols[at].id);
     return status;
@@ -152,9 +152,11 @@ dsv2_status ds_encode_piece(ds_encoder *e, const char *text, size_t size)
 {
     const dsv2_tokenizer *t = e->tokenizer;
     int32_t id = ds_find_model_token(t, text, size);
-    if (id >= 0 && (t->tokens[id].kind & DS_TOKEN_WHOLE) != 0)
-        return ds_push(e->out, id);
     dsv2_status status = DSV2_OK;
+    if (id >= 0 && (t->tokens[id].kind & DS_TOKEN_WHOLE) != 0) {
+        e->done += size;
+        return ds_push(e->out, id);
+    }
     for (size_t i = 0, begin = 0; i <= size && status == DSV2_OK; i++) {
         if (i < size && t->letter[(uint8_t)text[i]] >= 0)
             continue;
@@ -164,6 +166,7 @@ dsv2_status ds_encode_piece(ds_encoder *e, const char *text, size_t size)
         if (i < size && status == DSV2_OK && (status = ds_push(e->out, t->escape)) == DSV2_OK)
             status = ds_push(e->out, t->substitute[(uint8_t)text[i]]);
     }
+    e->done += size;
     return status;
 }
 

@@ -12,6 +12,7 @@
  * stray first byte is written by its own bytes. */
 #include "tokenizer/parts.h"
 
+#include <assert.h>
 #include <string.h>
 
 /* The byte whose substitute an added token is; -1: none. */
@@ -48,6 +49,7 @@ static dsv2_status push_added(ds_encoder *e, int32_t id)
     const ds_ids *out = e->out;
     if (t->n_substitutes > 0 && out->n > 0 && out->ids[out->n - 1] == t->escape && substituted_byte(t, id) >= 0)
         return ds_encode_piece(e, t->texts + t->tokens[id].offset, t->tokens[id].size);
+    e->done += t->tokens[id].size;
     return ds_push(e->out, id);
 }
 
@@ -73,6 +75,8 @@ static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, si
             begin = i;
             end = size - i < block ? size : i + block;
             e->steps += ds_added_match(added, special, text + i, size - i, end - i, e->added[round]);
+            if ((status = ds_count_work(e, end - i)) != DSV2_OK)
+                break;
         }
         int32_t id = e->added[round][i - begin];
         if (id < 0) {
@@ -89,6 +93,22 @@ static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, si
     if (status == DSV2_OK && done < size)
         status = cut_added(e, round + 1, text + done, size - done);
     return status;
+}
+
+static dsv2_status report(ds_encoder *e)
+{
+    e->unreported = 0;
+    return ds_call_progress(e->progress, e->progress_user, DSV2_PHASE_ENCODE, e->done, e->size)
+               ? DSV2_OK
+               : ds_fail(DSV2_ERROR_CANCELLED, "the progress callback cancelled encoding");
+}
+
+dsv2_status ds_count_work(ds_encoder *e, uint64_t work)
+{
+    enum { REPORT = 64 << 10 };
+    e->unreported += work;
+    /* The end is reported once, when all is done. */
+    return e->unreported < REPORT || e->done == e->size ? DSV2_OK : report(e);
 }
 
 dsv2_status ds_encode_text(ds_encoder *e, const char *text, size_t size)
@@ -108,13 +128,23 @@ dsv2_status ds_encode_text(ds_encoder *e, const char *text, size_t size)
         status = ds_push(e->out, e->tokenizer->bos);
     if (status == DSV2_OK)
         status = cut_added(e, 0, copy, size);
+    assert(status != DSV2_OK || e->done == size);
+    if (status == DSV2_OK)
+        status = report(e);
     ds_free(copy);
     return status;
 }
 
 dsv2_status ds_encode(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags, ds_ids *out)
 {
-    ds_encoder e = {.tokenizer = t, .out = out, .flags = flags};
+    return ds_encode_watched(t, text, size, flags, NULL, NULL, out);
+}
+
+dsv2_status ds_encode_watched(const dsv2_tokenizer *t, const char *text, size_t size, uint32_t flags,
+                              dsv2_progress_fn progress, void *progress_user, ds_ids *out)
+{
+    ds_encoder e = {
+        .tokenizer = t, .out = out, .flags = flags, .progress = progress, .progress_user = progress_user};
     dsv2_status status = ds_encode_text(&e, text, size);
     ds_encoder_free(&e);
     return status;

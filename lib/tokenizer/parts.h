@@ -149,7 +149,10 @@ typedef struct ds_encoder {
     const dsv2_tokenizer *tokenizer;
     ds_ids *out;
     uint32_t flags;
-    size_t size; /* of the text */
+    dsv2_progress_fn progress; /* NULL: nobody watches */
+    void *progress_user;
+    size_t size, done;   /* bytes of the text, and those that are tokens already */
+    uint64_t unreported; /* work since the last report */
     pcre2_match_data *match_data; /* NULL until the first match */
     pcre2_match_context *match_context;
     ds_symbol *symbols; /* of long pieces */
@@ -164,6 +167,9 @@ typedef struct ds_encoder {
 /* Encodes a text with an encoder of {tokenizer, out, flags}; the caller frees the encoder. */
 dsv2_status ds_encode_text(ds_encoder *encoder, const char *text, size_t size);
 void ds_encoder_free(ds_encoder *encoder);
+
+/* Counts work, in bytes that were looked at, and reports now and then. DSV2_ERROR_CANCELLED if the callback says so. */
+dsv2_status ds_count_work(ds_encoder *encoder, uint64_t work);
 dsv2_status ds_push(ds_ids *out, int32_t id);
 
 /* Splits valid UTF-8 by all stages and merges each piece. */

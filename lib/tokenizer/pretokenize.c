@@ -185,7 +185,7 @@ static dsv2_status spend(ds_encoder *e, size_t stage, uint64_t work)
     if (work > e->work_left)
         return fail_matching(e, stage, e->size, "it takes too many steps");
     e->work_left -= work;
-    return DSV2_OK;
+    return ds_count_work(e, work);
 }
 
 /* Matches in text[at..end], of which the rest of the text is kept secret: *rc is PCRE2_ERROR_PARTIAL if the rest may

@@ -76,6 +76,8 @@ typedef struct ds_ids {
 
 /* The bodies of public functions, with arguments checked. Those with `out` append to it. */
 dsv2_status ds_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags, ds_ids *out);
+dsv2_status ds_encode_watched(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags,
+                              dsv2_progress_fn progress, void *progress_user, ds_ids *out);
 dsv2_status ds_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags,
                       char *text, size_t capacity, size_t *size);
 dsv2_status ds_chat(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n, size_t first, ds_ids *out);

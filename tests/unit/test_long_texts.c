@@ -347,6 +347,64 @@ START_TEST(published_expressions_stay_within_a_texts_budget)
 }
 END_TEST
 
+/* ---- cancel ---- */
+
+typedef struct watch {
+    uint64_t reports, done, total, cancel_at; /* 0: never */
+} watch;
+
+static int look(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    watch *w = user;
+    ck_assert_int_eq(phase, DSV2_PHASE_ENCODE);
+    ck_assert(done >= w->done && done <= total && (w->reports == 0 || total == w->total));
+    *w = (watch){w->reports + 1, done, total, w->cancel_at};
+    return w->reports == w->cancel_at;
+}
+
+/* Words, one piece of a megabyte, many added tokens, an expression that gives up. */
+START_TEST(encoding_is_reported_and_cancelled_at_any_report)
+{
+    static const char *const stages[] = {STAGE("\\\\s?\\\\p{L}+"), NULL, NULL, STAGE("a[^z]*y|a")};
+    enum { SIZE = 1 << 20 };
+    char *text = malloc(SIZE);
+    for (size_t i = 0; i < SIZE; i++)
+        text[i] = _i == 0 && i % 5 == 4 ? ' ' : _i == 2 && i % 2 == 1 ? 'b' : 'a';
+    dsv2_tokenizer *t = open_parts(&(small_parts){.added = "{\"id\":300,\"content\":\"ab\"}",
+                                                  .pre_tokenizer = stages[_i],
+                                                  .vocab = ",\"aa\":256,\"aaaa\":257",
+                                                  .merges = "\"a a\",\"aa aa\""});
+    int32_t *tokens = malloc((2 * SIZE + 1) * sizeof *tokens), *plain = malloc((2 * SIZE + 1) * sizeof *plain);
+    size_t n = 0, n_plain = 0;
+    watch w = {0};
+    dsv2_status status = dsv2_tokenizer_encode_watched(t, text, SIZE, 0, look, &w, tokens, 2 * SIZE + 1, &n);
+    ck_assert_int_eq(status, dsv2_tokenizer_encode(t, text, SIZE, 0, plain, 2 * SIZE + 1, &n_plain));
+    ck_assert_int_eq(status, _i == 3 ? DSV2_ERROR_UNSUPPORTED : DSV2_OK);
+    ck_assert(status != DSV2_OK || (w.done == SIZE && n == n_plain && memcmp(tokens, plain, n * sizeof *tokens) == 0));
+    ck_assert_uint_ge(w.reports, 8);
+    uint64_t all = w.reports;
+    for (uint64_t at = 1; at <= all; at += 1 + all / 8) {
+        w = (watch){.cancel_at = at};
+        tokens[0] = -7;
+        n = 12345;
+        ck_assert_int_eq(dsv2_tokenizer_encode_watched(t, text, SIZE, 0, look, &w, tokens, 2 * SIZE + 1, &n),
+                         DSV2_ERROR_CANCELLED);
+        ck_assert(w.reports == at && tokens[0] == -7 && n == 12345);
+    }
+    ck_assert_int_eq(dsv2_tokenizer_encode_watched(t, text, SIZE, 4, look, &w, tokens, 1, &n), DSV2_ERROR_ARGUMENT);
+    ck_assert_int_eq(dsv2_tokenizer_encode_watched(t, NULL, 1, 0, look, &w, tokens, 1, &n), DSV2_ERROR_ARGUMENT);
+    ck_assert_int_eq(dsv2_tokenizer_encode_watched(NULL, text, 1, 0, look, &w, tokens, 1, &n), DSV2_ERROR_ARGUMENT);
+    ck_assert_int_eq(dsv2_tokenizer_encode_watched(t, "xyz", 3, 0, NULL, NULL, tokens, 2, &n), DSV2_ERROR_BUFFER);
+    w = (watch){0};
+    ck_assert_int_eq(dsv2_tokenizer_encode_watched(t, NULL, 0, 0, look, &w, NULL, 0, &n), DSV2_OK);
+    ck_assert(n == 0 && w.reports == 1 && w.total == 0);
+    free(plain);
+    free(tokens);
+    dsv2_tokenizer_close(t);
+    free(text);
+}
+END_TEST
+
 int main(void)
 {
     TCase *tests = tcase_create("long texts");
@@ -357,6 +415,7 @@ int main(void)
     tcase_add_loop_test(tests, windows_change_no_piece, 0, N_EXPRESSIONS);
     tcase_add_loop_test(tests, expressions_that_look_too_far_are_given_up, 0, 6);
     tcase_add_loop_test(tests, published_expressions_stay_within_a_texts_budget, 0, 4);
+    tcase_add_loop_test(tests, encoding_is_reported_and_cancelled_at_any_report, 0, 4);
     Suite *suite = suite_create("long texts");
     suite_add_tcase(suite, tests);
     return test_run(suite);

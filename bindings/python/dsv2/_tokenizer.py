@@ -8,8 +8,19 @@ from typing import Any
 from ._errors import ArgumentError, Status, UnsupportedError
 from ._ffi import ffi
 from ._handle import Handle
-from ._native import ask, check, keep_alive, lib, make, path_bytes, record, token_array
-from ._types import StrPath, TokenIds, TokenizerInfo
+from ._native import (
+    Call,
+    ask,
+    check,
+    keep_alive,
+    lib,
+    make,
+    path_bytes,
+    progress_callback,
+    record,
+    token_array,
+)
+from ._types import Progress, StrPath, TokenIds, TokenizerInfo
 
 
 def _bytes(text: str | bytes) -> bytes:
@@ -72,17 +83,33 @@ class Tokenizer(Handle):
         """The token that ends a sequence."""
         return self._info.eos_token_id if self._info.eos_token_id >= 0 else None
 
-    def encode(self, text: str | bytes, *, bos: bool = False, special: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str | bytes,
+        *,
+        bos: bool = False,
+        special: bool = False,
+        progress: Progress | None = None,
+    ) -> list[int]:
         """Encode text.
 
         Args:
             text: any text or bytes
             bos: begin with the beginning-of-sequence token
             special: text that spells a special token becomes that token: only for text that you wrote yourself
+            progress: called while a long text is encoded; an exception from it cancels the call, which raises it again
 
         """
         ptr, data = self._open(), _bytes(text)
         flags = (lib.DSV2_ENCODE_BOS if bos else 0) | (lib.DSV2_ENCODE_SPECIAL if special else 0)
+        if progress is not None:
+            room, n = 2 * len(data) + 1, ffi.new("size_t *")
+            tokens = ffi.new("int32_t[]", room)
+            with Call(progress) as call:
+                call.check(
+                    lib.dsv2_tokenizer_encode_watched(ptr, data, len(data), flags, progress_callback, ffi.NULL, tokens, room, n)
+                )
+            return list(tokens[0 : n[0]])
         return list(
             ask(
                 lambda buffer, room, n: lib.dsv2_tokenizer_encode(ptr, data, len(data), flags, buffer, room, n),

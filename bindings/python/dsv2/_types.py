@@ -23,6 +23,7 @@ class Phase(IntEnum):
     VERIFY = 4
     SAVE = 5
     RESTORE = 6
+    ENCODE = 7
 
 
 class WeightType(IntEnum):

@@ -25,6 +25,20 @@ def test_decoding_gives_back_any_bytes(model: dsv2.Model) -> None:
     assert tokenizer.decode_bytes(tokenizer.encode(every_byte)) == every_byte
 
 
+def test_encoding_is_watched_and_cancelled(model: dsv2.Model) -> None:
+    tokenizer, text, reports = model.tokenizer, "Once upon a time. " * 20000, []
+    tokens = tokenizer.encode(text, bos=True, progress=lambda *report: reports.append(report))
+    assert tokens == tokenizer.encode(text, bos=True)
+    assert reports[-1] == (dsv2.Phase.ENCODE, len(text), len(text))
+    assert len(reports) > 3
+
+    def stop(_phase: dsv2.Phase, _done: int, _total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tokenizer.encode(text, progress=stop)
+
+
 def test_special_tokens_come_only_where_asked_for(model: dsv2.Model) -> None:
     tokenizer = model.tokenizer
     assert tokenizer.encode("x", bos=True) == [tokenizer.bos, *tokenizer.encode("x")]

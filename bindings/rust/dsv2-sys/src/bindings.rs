@@ -46,6 +46,7 @@ impl dsv2_phase {
     pub const DSV2_PHASE_VERIFY: dsv2_phase = dsv2_phase(4);
     pub const DSV2_PHASE_SAVE: dsv2_phase = dsv2_phase(5);
     pub const DSV2_PHASE_RESTORE: dsv2_phase = dsv2_phase(6);
+    pub const DSV2_PHASE_ENCODE: dsv2_phase = dsv2_phase(7);
 }
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
@@ -579,6 +580,20 @@ extern "C" {
         text: *const ::std::os::raw::c_char,
         size: usize,
         flags: u32,
+        tokens: *mut i32,
+        capacity: usize,
+        n_tokens: *mut usize,
+    ) -> dsv2_status;
+}
+extern "C" {
+    #[must_use]
+    pub fn dsv2_tokenizer_encode_watched(
+        tokenizer: *const dsv2_tokenizer,
+        text: *const ::std::os::raw::c_char,
+        size: usize,
+        flags: u32,
+        progress: dsv2_progress_fn,
+        progress_user: *mut ::std::os::raw::c_void,
         tokens: *mut i32,
         capacity: usize,
         n_tokens: *mut usize,

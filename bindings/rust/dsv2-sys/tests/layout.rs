@@ -209,6 +209,7 @@ fn enumerations_have_the_values_of_c() {
     assert_eq!(dsv2_phase::DSV2_PHASE_VERIFY.0, 4);
     assert_eq!(dsv2_phase::DSV2_PHASE_SAVE.0, 5);
     assert_eq!(dsv2_phase::DSV2_PHASE_RESTORE.0, 6);
+    assert_eq!(dsv2_phase::DSV2_PHASE_ENCODE.0, 7);
     assert_eq!(dsv2_log_level::DSV2_LOG_WARNING.0, 1);
     assert_eq!(dsv2_log_level::DSV2_LOG_INFO.0, 2);
     assert_eq!(dsv2_weight_type::DSV2_WEIGHTS_AS_STORED.0, 0);
@@ -293,6 +294,7 @@ fn every_function_is_declared() {
         dsv2_tokenizer_close as *const (),
         dsv2_tokenizer_decode as *const (),
         dsv2_tokenizer_encode as *const (),
+        dsv2_tokenizer_encode_watched as *const (),
         dsv2_tokenizer_find as *const (),
         dsv2_tokenizer_get_info as *const (),
         dsv2_tokenizer_open as *const (),

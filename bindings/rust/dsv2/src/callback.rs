@@ -27,6 +27,8 @@ mirror! {
         Save = DSV2_PHASE_SAVE,
         /// Reading a snapshot; tokens are counted.
         Restore = DSV2_PHASE_RESTORE,
+        /// Encoding a text; bytes are counted.
+        Encode = DSV2_PHASE_ENCODE,
     }
 }
 

@@ -1,7 +1,9 @@
+use crate::callback::Progress;
 use crate::error::{c_path, c_string, check, fill, text, Result};
-use crate::model::{token_id, Handle as ModelHandle};
+use crate::model::{token_id, with_progress, Handle as ModelHandle};
 use crate::sys;
 use std::mem::size_of;
+use std::ops::ControlFlow;
 use std::os::raw::c_char;
 use std::path::Path;
 use std::ptr::{null_mut, NonNull};
@@ -106,6 +108,41 @@ impl Tokenizer {
     /// Encodes text in which spelled special tokens become those tokens: only for text that you wrote yourself.
     pub fn encode_special(&self, text: impl AsRef<[u8]>) -> Result<Vec<i32>> {
         self.encode_with(text.as_ref(), sys::dsv2_encode_flags::DSV2_ENCODE_SPECIAL.0)
+    }
+
+    /// Encodes a long text, after the beginning-of-sequence token if `first`, with spelled special tokens if `special`.
+    /// `progress` is called now and then; `Break` cancels, which gives [`crate::Status::Cancelled`].
+    pub fn encode_watched(
+        &self,
+        text: impl AsRef<[u8]>,
+        first: bool,
+        special: bool,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<i32>> {
+        let text = text.as_ref();
+        let flags = if first { sys::dsv2_encode_flags::DSV2_ENCODE_BOS.0 } else { 0 }
+            | if special { sys::dsv2_encode_flags::DSV2_ENCODE_SPECIAL.0 } else { 0 };
+        let mut tokens = vec![0; 2 * text.len() + 1];
+        let mut n = 0;
+        with_progress(Some(progress), |callback, user| {
+            let (data, buffer) = (text.as_ptr() as *const c_char, tokens.as_mut_ptr());
+            // SAFETY: all pointers are valid during the call, and the buffer has the capacity that it is said to have.
+            unsafe {
+                sys::dsv2_tokenizer_encode_watched(
+                    self.ptr(),
+                    data,
+                    text.len(),
+                    flags,
+                    callback,
+                    user,
+                    buffer,
+                    tokens.len(),
+                    &mut n,
+                )
+            }
+        })?;
+        tokens.truncate(n);
+        Ok(tokens)
     }
 
     fn encode_with(&self, text: &[u8], flags: u32) -> Result<Vec<i32>> {

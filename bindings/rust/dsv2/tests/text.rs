@@ -1,7 +1,8 @@
 mod common;
 
 use common::{model, model_path, sampling};
-use dsv2::{step, Message, Sampling, Session, Status, StepItem, Tokenizer};
+use dsv2::{step, Message, Phase, Progress, Sampling, Session, Status, StepItem, Tokenizer};
+use std::ops::ControlFlow;
 
 #[test]
 fn decoding_gives_back_any_bytes() {
@@ -11,6 +12,22 @@ fn decoding_gives_back_any_bytes() {
     }
     let every_byte: Vec<u8> = (0..=255).collect();
     assert_eq!(tokenizer.decode_bytes(&tokenizer.encode(&every_byte).unwrap()).unwrap(), every_byte);
+}
+
+#[test]
+fn encoding_is_watched_and_cancelled() {
+    let tokenizer = model().tokenizer().unwrap();
+    let text = "Once upon a time. ".repeat(20000);
+    let (mut reports, mut last) = (0, 0);
+    let mut watch = |report: Progress| {
+        assert!(report.phase == Phase::Encode && report.total == text.len() as u64 && report.done >= last);
+        (reports, last) = (reports + 1, report.done);
+        ControlFlow::Continue(())
+    };
+    assert_eq!(tokenizer.encode_watched(&text, true, false, &mut watch).unwrap(), tokenizer.encode_first(&text).unwrap());
+    assert!(reports > 3 && last == text.len() as u64);
+    let stopped = tokenizer.encode_watched(&text, false, true, &mut |_| ControlFlow::Break(()));
+    assert_eq!(stopped.unwrap_err().status(), Status::Cancelled);
 }
 
 #[test]

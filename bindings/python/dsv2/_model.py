@@ -13,6 +13,7 @@ from ._handle import Handle
 from ._native import (
     Call,
     check,
+    fill,
     lib,
     log_callback,
     make,
@@ -79,12 +80,10 @@ class Model(Handle):
         insist: bool = False,
     ) -> None:
         options = make("dsv2_model_options")
-        options.n_threads = threads
-        options.weight_type = weight_type
+        fill(options, n_threads=threads, weight_type=weight_type, cache_memory_limit=cache_memory_limit)
         options.loading, options.lock, options.insist = loading, lock, insist
         name = ffi.NULL if kernels is None else ffi.new("char[]", kernels.encode())
         options.kernels = name
-        options.cache_memory_limit = cache_memory_limit
         options.progress = progress_callback
         options.log = log_callback
         opened = ffi.new("dsv2_model **")
@@ -201,8 +200,7 @@ def pack(
 ) -> None:
     """Write the model at `path` as one .dsv2 file with weights in the kernels' own layout."""
     options = make("dsv2_pack_options")
-    options.weight_type = weight_type
-    options.n_threads = threads
+    fill(options, n_threads=threads, weight_type=weight_type)
     options.progress = progress_callback
     with Call(progress) as call:
         call.check(lib.dsv2_model_pack(path_bytes(path), path_bytes(output_path), options))

@@ -81,6 +81,23 @@ def make(kind: str) -> Any:
     return structure
 
 
+def number(kind: str, name: str, value: int) -> int:
+    """Return a number that C's `kind` holds. Otherwise the error names the argument."""
+    try:
+        return int(ffi.new(f"{kind} *", operator.index(value))[0])
+    except OverflowError:
+        raise ArgumentError(Status.ARGUMENT, f"{name} is {value}, which {kind} does not hold") from None
+
+
+def fill(structure: Any, **values: Any) -> None:
+    """Set fields of a structure. The error for a number that does not fit names the field."""
+    for name, value in values.items():
+        try:
+            setattr(structure, name, value)
+        except OverflowError:
+            raise ArgumentError(Status.ARGUMENT, f"{name} is {value}, which its type does not hold") from None
+
+
 @functools.cache
 def _field_types(cls: Hashable) -> dict[str, Any]:
     return get_type_hints(cls)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,9 +19,11 @@ from ._native import (
     Call,
     ask,
     check,
+    fill,
     keep_alive,
     lib,
     make,
+    number,
     path_bytes,
     progress_callback,
     read_callback,
@@ -67,9 +70,7 @@ class Session(Handle):
         attention: Attention = Attention.AUTO,
     ) -> None:
         options = make("dsv2_session_options")
-        options.max_length = max_length
-        options.cache_type = cache_type
-        options.attention = attention
+        fill(options, max_length=max_length, cache_type=cache_type, attention=attention)
         opened = ffi.new("dsv2_session **")
         model_ptr = model._open()
         check(lib.dsv2_session_open(model_ptr, options, opened))
@@ -164,28 +165,22 @@ class Session(Handle):
         """
         plain = make("dsv2_sampling")
         check(lib.dsv2_sampling_get_defaults(plain))
-        biases = ffi.new("dsv2_logit_bias[]", list(sampling.logit_bias.items()))
+        tokens = [(number("int32_t", "a token of logit_bias", token), bias) for token, bias in sampling.logit_bias.items()]
+        biases = ffi.new("dsv2_logit_bias[]", tokens)
         plain.logit_bias, plain.n_logit_bias = biases, len(biases)
-        plain.repetition_penalty = sampling.repetition_penalty
-        plain.presence_penalty = sampling.presence_penalty
-        plain.frequency_penalty = sampling.frequency_penalty
-        plain.penalty_window = sampling.penalty_window
-        plain.temperature = sampling.temperature
-        plain.top_k = sampling.top_k
-        plain.top_p = sampling.top_p
-        plain.min_p = sampling.min_p
-        plain.seed = sampling.seed
+        names = [field.name for field in fields(sampling) if field.name != "logit_bias"]
+        fill(plain, **{name: getattr(sampling, name) for name in names})
         check(lib.dsv2_session_set_sampling(self._open(), plain))
 
     def seed(self, seed: int) -> None:
         """Start the session's random numbers anew. So forks are seeded apart, and a text is drawn again as it was."""
-        check(lib.dsv2_session_seed(self._open(), seed))
+        check(lib.dsv2_session_seed(self._open(), number("uint64_t", "seed", seed)))
 
     def generate_tokens(
         self,
         prompt: str | TokenIds | None = None,
         *,
-        max_tokens: int = 256,
+        max_tokens: int | None = 256,
         sampling: Sampling | None = None,
         progress: Progress | None = None,
     ) -> Iterator[int]:
@@ -197,7 +192,7 @@ class Session(Handle):
         Args:
             prompt: text (after the beginning-of-sequence token if the session is empty) or ids; None or "" goes on where the
                 session stands
-            max_tokens: how many at most
+            max_tokens: how many at most; None: until the end-of-sequence token comes, or FullError
             sampling: how to draw, as for `set_sampling`; None: as set before
             progress: called while the prompt is fed
 
@@ -211,7 +206,7 @@ class Session(Handle):
         if prompt is not None and len(prompt) > 0:
             self.feed(prompt, progress=progress)
         token = ffi.new("int32_t *")
-        for _ in range(max_tokens):
+        for _ in itertools.count() if max_tokens is None else range(max_tokens):
             check(lib.dsv2_session_sample(self._open(), token))
             if token[0] == eos:
                 return
@@ -222,7 +217,7 @@ class Session(Handle):
         self,
         prompt: str | TokenIds | None = None,
         *,
-        max_tokens: int = 256,
+        max_tokens: int | None = 256,
         sampling: Sampling | None = None,
         progress: Progress | None = None,
     ) -> Iterator[str]:
@@ -244,7 +239,7 @@ class Session(Handle):
         message: str,
         *,
         system: str | None = None,
-        max_tokens: int = 1024,
+        max_tokens: int | None = 1024,
         sampling: Sampling | None = None,
         progress: Progress | None = None,
     ) -> Iterator[str]:
@@ -300,12 +295,12 @@ class Session(Handle):
     def log_probability(self, token: int) -> float:
         """Return the log probability of one token as the next."""
         value = ffi.new("float *")
-        check(lib.dsv2_session_log_probability(self._open(), token, value))
+        check(lib.dsv2_session_log_probability(self._open(), number("int32_t", "token", token), value))
         return float(value[0])
 
     def truncate(self, n: int) -> None:
         """Rewind to the first n tokens. If n is less than the length, there are no logits until the next feed."""
-        check(lib.dsv2_session_truncate(self._open(), n))
+        check(lib.dsv2_session_truncate(self._open(), number("size_t", "n", n)))
 
     def fork(self, n: int | None = None) -> Session:
         """Return a new session with the first n tokens of this one (None: all), its sampler and random state.
@@ -313,7 +308,7 @@ class Session(Handle):
         Memory is shared until one of the two changes it.
         """
         copy = ffi.new("dsv2_session **")
-        check(lib.dsv2_session_fork(self._open(), len(self) if n is None else n, copy))
+        check(lib.dsv2_session_fork(self._open(), len(self) if n is None else number("size_t", "n", n), copy))
         forked = Session.__new__(Session)
         forked._start(copy[0], self._info, self._tokenizer)
         return forked
@@ -341,7 +336,7 @@ class Session(Handle):
         """
         options = make("dsv2_save_options")
         options.append = append
-        options.compression_level = compression_level
+        fill(options, compression_level=compression_level)
         options.progress = progress_callback
         if hasattr(file, "write"):
             with Call(progress, file) as call:

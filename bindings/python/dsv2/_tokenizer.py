@@ -24,7 +24,13 @@ from ._types import Progress, StrPath, TokenIds, TokenizerInfo
 
 
 def _bytes(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+    """Encode text. Bytes that os.fsdecode and the like escaped are themselves again; other halves of pairs are U+FFFD."""
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 class Tokenizer(Handle):

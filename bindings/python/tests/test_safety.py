@@ -26,6 +26,47 @@ import dsv2
 LONG = [0, *range(2, 382)] * 6  # takes many reports of progress
 
 
+def test_numbers_that_do_not_fit_are_named(model_path: Path) -> None:
+    with dsv2.Model(model_path, threads=1) as model, model.session() as session:
+        session.feed([0, 1])
+        calls: list[tuple[str, Callable[[], object]]] = [
+            ("seed is -1", lambda: session.set_sampling(dsv2.Sampling(seed=-1))),
+            ("top_k is -1", lambda: session.set_sampling(dsv2.Sampling(top_k=-1))),
+            ("penalty_window is 4294967296", lambda: session.set_sampling(dsv2.Sampling(penalty_window=1 << 32))),
+            ("logit_bias is -2147483649", lambda: session.set_sampling(dsv2.Sampling(logit_bias={-(1 << 31) - 1: 0}))),
+            ("top_p is 0", lambda: session.set_sampling(dsv2.Sampling(top_p=0))),
+            ("n is -1", lambda: session.truncate(-1)),
+            ("n is -1", lambda: session.fork(-1)),
+            ("seed is -1", lambda: session.seed(-1)),
+            ("token is 4294967296", lambda: session.log_probability(1 << 32)),
+            ("max_length is -1", lambda: model.session(max_length=-1)),
+            ("compression_level is 2147483648", lambda: session.save("x", compression_level=1 << 31)),
+            ("n_threads is -1", lambda: dsv2.Model(model_path, threads=-1)),
+            ("cache_memory_limit is -1", lambda: dsv2.Model(model_path, cache_memory_limit=-1)),
+            ("n_threads is -1", lambda: dsv2.pack(model_path, "x", threads=-1)),
+        ]
+        for words, call in calls:
+            with pytest.raises(dsv2.ArgumentError, match=words):
+                call()
+        assert session.tokens == [0, 1]
+
+
+def test_halves_of_surrogate_pairs_are_replaced(model_path: Path) -> None:
+    with dsv2.Model(model_path, threads=1) as model:
+        encode = model.tokenizer.encode
+        assert encode("a\ud83d") == encode("a\ufffd")
+        assert encode("\ud83d\ude00\ud83d") == encode("\U0001f600\ufffd")
+        assert encode("caf\udce9") == encode(b"caf\xe9")
+
+
+def test_without_max_tokens_a_session_is_filled(model_path: Path) -> None:
+    with dsv2.Model(model_path, threads=1) as model, model.session(max_length=12) as session:
+        forbidden = {model.tokenizer.eos or 1: -float("inf")}
+        with pytest.raises(dsv2.FullError):
+            list(session.generate_tokens([0, 2], max_tokens=None, sampling=dsv2.Sampling(logit_bias=forbidden)))
+        assert len(session) == 12
+
+
 def test_closed_objects_raise(model_path: Path) -> None:
     model = dsv2.Model(model_path)
     tokenizer, session = model.tokenizer, model.session()

@@ -58,8 +58,8 @@ static dsv2_status check_messages(const dsv2_message *messages, size_t n, size_t
             continue;
         const char *expected = turn++ % 2 == 0 ? "user" : "assistant";
         if (!is_role(&messages[i], expected))
-            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is \"%.100s\", expected \"%s\"", i,
-                           messages[i].role, expected);
+            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is \"%.*s\", expected \"%s\"", i,
+                           DS_QUOTED_STRING(messages[i].role), expected);
     }
     if (n == 0 || is_role(&messages[n - 1], "system"))
         return ds_fail(DSV2_ERROR_ARGUMENT, "the conversation has no user's message");

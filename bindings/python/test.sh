@@ -56,3 +56,8 @@ echo "== the same from C and Python"
 "$tests/same.sh" "$same" "$bin/python" "$tests/same.py"
 "$bin/python" "$tests/overhead.py" "$overhead" "$work/model"
 "$bin/python" "$tests/interrupt.py" "$work/model"
+
+echo "== the package of version 0.1.0, with this library"
+installed=$(cd "$work" && "$bin/python" -c 'import dsv2, pathlib; print(pathlib.Path(dsv2.__file__).parent)')
+# shellcheck disable=SC2086 # a compiler and its options are words
+"$bin/python" ../../tests/abi/test_release.py python "$installed" ${CC:-cc}

@@ -52,6 +52,9 @@ echo "== the same from C and Rust"
 cargo build -q --locked --example same
 "$root/tests/bindings/same.sh" "$same" "$CARGO_TARGET_DIR/debug/examples/same"
 
+echo "== the crates of version 0.1.0, with this library"
+python3 "$root/tests/abi/test_release.py" rust
+
 echo "== a new crate, as the README says"
 "$root/tests/bindings/model.sh" "$work/model"
 (

@@ -136,11 +136,13 @@ static void check_kind(checker *c)
     for (size_t i = 0; i < N_PARTS; i++)
         c->expected[i] =
             i > 0 && parts[i].options.attention == DSV2_ATTENTION_ABSORBED ? c->expected[0] : run_alone(c, model, i);
-    check_together(c, model, 1);
+    if (!test_is_abridged())
+        check_together(c, model, 1);
     dsv2_model_close(model);
-    for (uint32_t n_threads = 2; n_threads <= 3; n_threads++) {
+    bool best = c->set + 1 == test_kernel_sets(); /* the others are slow, and the C code is cut in the same way */
+    for (uint32_t n_threads = best && !test_is_abridged() ? 2 : 3; n_threads <= 3; n_threads++) {
         model = open_with(c, n_threads);
-        for (size_t i = 0; i < N_ALONE; i++) {
+        for (size_t i = 0; i < N_ALONE && !test_is_abridged(); i++) {
             float *logits = run_alone(c, model, i);
             expect(c, i, logits, n_threads, "alone");
             free(logits);

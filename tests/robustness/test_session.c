@@ -893,11 +893,15 @@ START_TEST(a_model_closed_first_lives_as_long_as_its_sessions)
     dsv2_model *model = open_model(2, 0);
     dsv2_session *session = open_session(model, &absorbed), *copy;
     dsv2_model_close(model);
+    model = open_model(1, 0);
     feed(session, tokens, 20);
+    assert_holds(session, model, tokens, 20);
     ck_assert(dsv2_session_fork(session, 20, &copy) == DSV2_OK);
     dsv2_session_close(session);
-    feed(copy, tokens, 3);
+    feed(copy, tokens + 20, 3);
+    assert_holds(copy, model, tokens, 23);
     dsv2_session_close(copy);
+    dsv2_model_close(model);
 }
 END_TEST
 
@@ -1300,6 +1304,7 @@ typedef struct growing {
     dsv2_session *session, *companion;
     const float *logits;    /* after each of tokens 0 to GROWN - 1 */
     _Atomic size_t at_most; /* tokens that the session has and keeps until this says less */
+    _Atomic uint64_t seed;  /* of the next thread */
     _Atomic bool done;
 } growing;
 
@@ -1335,7 +1340,7 @@ static void *growing_thread(void *argument)
 static void *forking_thread(void *argument)
 {
     growing *g = argument;
-    uint64_t seed = (uintptr_t)&seed; /* another one for each thread */
+    uint64_t seed = atomic_fetch_add(&g->seed, 1);
     do {
         size_t most = atomic_load(&g->at_most), n = 1 + (size_t)(test_random(&seed) * (double)most);
         n = n < most ? n : most;

@@ -1249,14 +1249,29 @@ START_TEST(a_thousand_forks_share_their_prefix)
     };
     char *long_folder = test_checkpoint_write(&long_shape);
     int32_t *prefix = malloc((PREFIX + OWN) * sizeof *prefix);
+    float(*expected)[VOCAB] = malloc(VOCAB * sizeof *expected); /* of a continuation that begins with each token */
     test_random_tokens(9, VOCAB, prefix, PREFIX + OWN);
     dsv2_model *model;
+    const float *logits;
     OK(dsv2_model_open(long_folder, NULL, &model));
     dsv2_session *document = open_session(model, DSV2_CACHE_Q6), **forks = calloc(FORKS, sizeof *forks);
     OK(dsv2_session_feed(document, prefix, PREFIX));
+    for (int first = 0; first < VOCAB; first++) {
+        prefix[PREFIX] = first;
+        OK(dsv2_session_feed(document, prefix + PREFIX, OWN));
+        OK(dsv2_session_logits(document, &logits));
+        memcpy(expected[first], logits, sizeof *expected);
+        OK(dsv2_session_truncate(document, PREFIX));
+    }
     for (int i = 0; i < FORKS; i++) {
+        prefix[PREFIX] = i % VOCAB;
         OK(dsv2_session_fork(document, PREFIX, &forks[i]));
-        OK(dsv2_session_feed(forks[i], prefix + PREFIX, OWN));
+        OK(dsv2_session_feed(forks[i], prefix + PREFIX, OWN - 1));
+    }
+    for (int i = 0; i < FORKS; i++) { /* over what all have written */
+        OK(dsv2_session_feed(forks[i], prefix + PREFIX + OWN - 1, 1));
+        OK(dsv2_session_logits(forks[i], &logits));
+        ck_assert_mem_eq(logits, expected[i % VOCAB], sizeof *expected);
     }
     dsv2_memory_info memory = {.struct_size = sizeof memory};
     uint64_t per_token;
@@ -1269,6 +1284,7 @@ START_TEST(a_thousand_forks_share_their_prefix)
     dsv2_session_close(document);
     dsv2_model_close(model);
     free(forks);
+    free(expected);
     free(prefix);
     test_checkpoint_remove(long_folder);
 }

@@ -15,8 +15,8 @@ static atomic_bool forever, fired;
 static atomic_long live;
 static _Thread_local bool begun; /* the thread runs what it was made for, not what a sanitizer does before */
 
-/* The address sanitizer has a malloc of its own, which the functions below call by its other name. The thread sanitizer's
- * must not be called before the sanitizer is ready: under that one nothing fails. */
+/* The address sanitizer has a malloc of its own, which the functions below call by its other name. The thread
+ * sanitizer's must not be called before the sanitizer is ready: under that one nothing fails. */
 #if defined(__has_feature)
 #define HAS_FEATURE(x) __has_feature(x)
 #else

@@ -8,8 +8,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* False where another allocator is in the way (valgrind, the thread sanitizer). Then nothing below has an effect, and the
- * program does not register the tests that need it. */
+/* False where another allocator is in the way (valgrind, the thread sanitizer). Then nothing below has an effect, and
+ * the program does not register the tests that need it. */
 bool oom_available(void);
 
 /* Lets the `nth` allocation from now on fail (1: the next), of any thread; if all_after, all later ones too. */

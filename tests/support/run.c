@@ -10,3 +10,12 @@ int test_run(Suite *suite)
     srunner_free(runner);
     return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
+
+bool test_is_abridged(void)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    return getenv("DSV2_TEST_ALL") == NULL;
+#else
+    return false;
+#endif
+}

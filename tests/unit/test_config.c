@@ -338,6 +338,7 @@ START_TEST(what_transformers_takes_is_read)
     };
     for (size_t i = 0; i < sizeof appended / sizeof *appended; i++) {
         char *text = changed(lite, "{\"rope_scaling\":\"-\"}", NULL), *all = malloc(strlen(text) + 200);
+        ck_assert(all != NULL);
         sprintf(all, "%.*s,%s}", (int)strlen(text) - 1, text, appended[i]);
         ck_assert_msg(read_text(all, &c) == DSV2_OK, "%s: %s", appended[i], dsv2_last_error());
         ck_assert(!c.yarn.enabled && c.fp8_block_rows == 0);
@@ -366,6 +367,7 @@ START_TEST(numbers_beyond_every_type_are_refused_by_name)
         sprintf(name, "{\"%.*s\":\"-\"}", (int)strcspn(cases[i][0] + 1, "\""), cases[i][0] + 1);
         text = changed(lite, name, NULL);
         all = malloc(strlen(text) + 200);
+        ck_assert(all != NULL);
         sprintf(all, "%.*s,%s}", (int)strlen(text) - 1, text, cases[i][0]);
         ck_assert_int_eq(read_text(all, &config), DSV2_ERROR_FORMAT);
         ck_assert_msg(strstr(dsv2_last_error(), cases[i][1]) != NULL, "%s lacks %s", dsv2_last_error(), cases[i][1]);

@@ -12,4 +12,8 @@ int test_run(Suite *suite);
  * repeats the same reads and writes for the sake of results alone may be left to the plain build. */
 bool test_is_abridged(void);
 
+/* Whether a child may allocate though another thread was allocating when the process forked. glibc opens its locks in
+ * the child; those of the sanitizers stay as the other thread left them. */
+bool test_may_allocate_after_fork(void);
+
 #endif

@@ -53,8 +53,12 @@ dsv2_status dsv2_model_bytes_needed(const char *path, const dsv2_model_options *
     dsv2_model_options known;
     dsv2_bytes_needed_info needed = {0};
     dsv2_status status = read_model_options(options, &known);
-    if (status == DSV2_OK)
-        status = ds_model_bytes_needed(path, &known, &needed);
+    if (status != DSV2_OK)
+        return status;
+    ds_modes modes;
+    ds_modes_begin(&modes);
+    status = ds_model_bytes_needed(path, &known, &needed);
+    ds_modes_end(&modes);
     return status == DSV2_OK ? ds_write_info(DS_SIZED(dsv2_bytes_needed_info, memory_left), info, &needed) : status;
 }
 

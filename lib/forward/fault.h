@@ -20,8 +20,8 @@ typedef struct ds_fault {
     size_t position; /* of the row in its session */
 } ds_fault;
 
-/* Sets the message and returns the status: DSV2_ERROR_UNSUPPORTED for a finite row that
- * another cache type would hold, else DSV2_ERROR_FORMAT. */
+/* Sets the message and returns the status: DSV2_ERROR_UNSUPPORTED for a finite row that another cache type would hold,
+ * else DSV2_ERROR_FORMAT. */
 dsv2_status ds_fault_fail(const ds_fault *fault, const ds_cache_shape *shape);
 
 #endif

@@ -197,6 +197,7 @@ static uint64_t all_results(const char *folder, size_t i, uint32_t n_threads, ds
     dsv2_expert_load experts[6];
     dsv2_token_probability top[5];
     dsv2_sampling sampling = {.struct_size = sizeof sampling};
+    dsv2_bytes_needed_info needed = {.struct_size = sizeof needed};
     const float *logits;
     float probability, all_logits[2 * VOCAB];
     int32_t token;
@@ -205,6 +206,8 @@ static uint64_t all_results(const char *folder, size_t i, uint32_t n_threads, ds
     CALL(i, dsv2_model_pack(folder, pack, &pack_options));
     hash = digest_file(hash, pack);
     CALL(i, dsv2_model_verify(pack, NULL, NULL));
+    CALL(i, dsv2_model_bytes_needed(folder, &options, &needed));
+    ck_assert(needed.bytes_copied + needed.bytes_mapped > 0);
     CALL(i, dsv2_model_open(folder, &options, &model));
     CALL(i, dsv2_session_open(model, NULL, &session));
     CALL(i, dsv2_session_feed(session, tokens, FED));

@@ -183,6 +183,29 @@ static uint64_t digest_file(uint64_t hash, const char *path)
     return hash;
 }
 
+/* What the calls on a tokenizer alone give, as one number. */
+static uint64_t tokenizer_results(size_t i)
+{
+    static const char text[] = "Größe 1.5, 你好\n";
+    const dsv2_message message = {"user", text, sizeof text - 1};
+    dsv2_tokenizer *t;
+    int32_t ids[100];
+    char decoded[100];
+    size_t n, size;
+    uint64_t hash = 1469598103934665603u;
+    CALL(i, dsv2_tokenizer_open(TEST_DATA "/bytes", &t));
+    CALL(i, dsv2_tokenizer_encode(t, text, sizeof text - 1, 0, ids, 100, &n));
+    hash = digest(hash, ids, n * sizeof *ids);
+    CALL(i, dsv2_tokenizer_encode_watched(t, text, sizeof text - 1, 0, NULL, NULL, ids, 100, &n));
+    hash = digest(hash, ids, n * sizeof *ids);
+    CALL(i, dsv2_tokenizer_decode(t, ids, n, 0, decoded, sizeof decoded, &size));
+    hash = digest(hash, decoded, size);
+    CALL(i, dsv2_chat_encode(t, &message, 1, 0, ids, 100, &n));
+    hash = digest(hash, ids, n * sizeof *ids);
+    dsv2_tokenizer_close(t);
+    return hash;
+}
+
 /* What every call of a conversation gives, as one number. */
 static uint64_t all_results(const char *folder, size_t i, uint32_t n_threads, dsv2_weight_type type)
 {
@@ -277,6 +300,14 @@ START_TEST(no_mode_of_the_host_changes_a_bit_at_real_widths)
 }
 END_TEST
 
+START_TEST(no_mode_of_the_host_changes_a_token)
+{
+    uint64_t usual = tokenizer_results(0);
+    for (size_t i = 0; i < SETTINGS; i++)
+        ck_assert_msg(tokenizer_results(i) == usual, "%s", settings[i].name);
+}
+END_TEST
+
 /* ---- callbacks ---- */
 
 typedef struct host {
@@ -366,6 +397,7 @@ int main(void)
     tcase_add_unchecked_fixture(tests, make, drop);
     tcase_add_loop_test(tests, no_mode_of_the_host_changes_a_bit, 0, 3);
     tcase_add_test(tests, no_mode_of_the_host_changes_a_bit_at_real_widths);
+    tcase_add_test(tests, no_mode_of_the_host_changes_a_token);
     tcase_add_test(tests, a_callback_has_the_modes_of_its_thread);
     suite_add_tcase(suite, tests);
     return test_run(suite);

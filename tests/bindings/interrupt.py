@@ -27,8 +27,8 @@ def main(path: str) -> None:
                 sent.append(time.perf_counter())
                 os.kill(os.getpid(), signal.SIGINT)
 
-            threading.Timer(0.005 * (run + 1), interrupt).start()
             try:
+                threading.Timer(0.005 * (run + 1), interrupt).start()  # a busy machine may not be back from this in time
                 while True:
                     session.feed(prompt)
                     session.truncate(0)

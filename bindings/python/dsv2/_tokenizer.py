@@ -15,6 +15,7 @@ from ._native import (
     keep_alive,
     lib,
     make,
+    number,
     path_bytes,
     progress_callback,
     record,
@@ -31,6 +32,18 @@ def _bytes(text: str | bytes) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _message_bytes(message: Mapping[str, str | bytes | None], field: str, i: int) -> bytes:
+    """Return a field of a message. A content of None is empty."""
+    if field not in message:
+        raise ArgumentError(Status.ARGUMENT, f"messages[{i}].{field} is missing")
+    value = message[field]
+    if value is None and field == "content":
+        return b""
+    if not isinstance(value, (str, bytes)):
+        raise ArgumentError(Status.ARGUMENT, f"messages[{i}].{field} is {type(value).__name__}, expected str or bytes")
+    return _bytes(value)
 
 
 class Tokenizer(Handle):
@@ -161,25 +174,24 @@ class Tokenizer(Handle):
         check(lib.dsv2_tokenizer_find(self._open(), data, len(data), token))
         return token[0] if token[0] >= 0 else None
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, first: int = 0) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, str | bytes | None]], *, first: int = 0) -> list[int]:
         """Make the prompt after which a model writes the next assistant message.
 
         Args:
             messages: ``{"role": ..., "content": ...}``, oldest first; roles are an optional "system", then "user" and
-                "assistant" in turn
+                "assistant" in turn; a content of None is empty
             first: messages before this index are taken as already fed
 
         """
         ptr = self._open()
         plain, alive = ffi.new("dsv2_message[]", len(messages)), []
-        for target, message in zip(plain, messages):
-            role, content = (
-                ffi.new("char[]", _bytes(message["role"])),
-                ffi.from_buffer(_bytes(message["content"])),
-            )
-            alive += [role, content]
-            target.role, target.content, target.content_size = role, content, len(content)
-        n_messages = len(messages)
+        for i, (target, message) in enumerate(zip(plain, messages)):
+            role, content = _message_bytes(message, "role", i), _message_bytes(message, "content", i)
+            if b"\0" in role:
+                raise ArgumentError(Status.ARGUMENT, f"messages[{i}].role contains a NUL character")
+            alive += [ffi.new("char[]", role), ffi.from_buffer(content)]
+            target.role, target.content, target.content_size = alive[-2], alive[-1], len(content)
+        n_messages, first = len(messages), number("size_t", "first", first)
         return list(
             ask(
                 lambda buffer, room, n: lib.dsv2_chat_encode(ptr, plain, n_messages, first, buffer, room, n),

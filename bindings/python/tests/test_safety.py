@@ -174,6 +174,24 @@ def test_arguments_of_wrong_kinds_raise(model: dsv2.Model, session: dsv2.Session
     assert len(session) == 0
 
 
+def test_messages_that_are_no_texts_are_named(model: dsv2.Model) -> None:
+    tokenizer = model.tokenizer
+    user = {"role": "user", "content": ""}
+    assert tokenizer.encode_chat([{"role": "user", "content": None}]) == tokenizer.encode_chat([user])
+    cases: list[tuple[list[dict[str, Any]], str]] = [
+        ([user, {"role": "assistant"}], r"^messages\[1\]\.content is missing"),
+        ([{"content": "x"}], r"^messages\[0\]\.role is missing"),
+        ([{"role": None, "content": "x"}], r"^messages\[0\]\.role is NoneType, expected str or bytes"),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], r"^messages\[0\]\.content is list, expected str"),
+        ([{"role": "user\0x", "content": "x"}], r"^messages\[0\]\.role contains a NUL"),
+    ]
+    for messages, words in cases:
+        with pytest.raises(dsv2.ArgumentError, match=words):
+            tokenizer.encode_chat(messages)
+    with pytest.raises(dsv2.ArgumentError, match="first is -1"):
+        tokenizer.encode_chat([user], first=-1)
+
+
 def test_a_session_whose_numbers_go_wrong_fails_alone_in_a_step(model_path: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(model_path, tmp_path / "spoilt")
     data = bytearray((folder / "model.safetensors").read_bytes())

@@ -26,7 +26,7 @@ case $#${1-} in
 *) usage ;;
 esac
 case $part in
-[1-7]) ;;
+[1-$parts]) ;;
 *) usage ;;
 esac
 cd "$(dirname "$0")/.."
@@ -131,7 +131,7 @@ build build-clang all $sanitized=address,undefined -Dfuzz=true || true
 
 # Build by build, so that all is in one place.
 # shellcheck disable=SC2086 # folders are words
-python3 tests/report.py $tested
+python3 tests/report.py $tested || fail "the report"
 echo
 awk '{ part[$1] = part[$1] sprintf(", %s %.1f", $2, $3 / 60); sum += $3 }
     !seen[$1]++ { order[++n] = $1 }

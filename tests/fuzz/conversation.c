@@ -1,6 +1,6 @@
 #include "conversation.h"
 
-#include "must.h"
+#include "../support/must.h"
 #include "../support/snapshot_file.h"
 
 #include <stdbool.h>

@@ -1,6 +1,6 @@
 #include "fixed_tokenizer.h"
 
-#include "must.h"
+#include "../support/must.h"
 
 #include <string.h>
 

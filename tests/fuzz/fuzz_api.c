@@ -3,7 +3,7 @@
  * with those of a fresh session on another model, which has another number of threads: fed all tokens at once in the
  * absorbed form, and as the session was fed in the other forms. */
 #include "model_files.h"
-#include "must.h"
+#include "../support/must.h"
 
 #include <dsv2/dsv2.h>
 

@@ -3,7 +3,7 @@
  * the checksums of what is stored and of the rows, and does not decompress. Under right checksums bytes may stand from
  * which no such rows come; restoring refuses these. */
 #include "conversation.h"
-#include "must.h"
+#include "../support/must.h"
 
 #include <stdbool.h>
 #include <unistd.h>

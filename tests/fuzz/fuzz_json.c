@@ -2,7 +2,7 @@
  * promised. Text that the library accepts is what jansson accepts, apart from the numbers and words that jansson cannot
  * hold. Walking finds what parsing finds. */
 #include "base/json.h"
-#include "must.h"
+#include "../support/must.h"
 
 #include <string.h>
 

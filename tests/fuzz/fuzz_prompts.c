@@ -1,7 +1,7 @@
 /* Prompts for chat and for filling in the middle, of any messages: refused as the header says, or they are the text
  * that the header spells out, with the form's special tokens and no others. */
 #include "fixed_tokenizer.h"
-#include "must.h"
+#include "../support/must.h"
 #include "stream.h"
 
 #include <stdbool.h>

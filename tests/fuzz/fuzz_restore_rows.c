@@ -1,7 +1,7 @@
 /* A snapshot whose rows were changed inside their compressed frames, and all the rest too, under right checksums. It is
  * restored and the session goes on, or the session is as it was. Whatever the rows are, no other session notices. */
 #include "conversation.h"
-#include "must.h"
+#include "../support/must.h"
 
 #include <math.h>
 #include <stdbool.h>

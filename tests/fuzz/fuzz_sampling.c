@@ -1,6 +1,6 @@
 /* Any sampling options over any logits: refused as the header says, or the token drawn is one that a plain account of
  * the options allows. The account is in doubles: what lies within ROUNDING of a boundary may be on either side. */
-#include "must.h"
+#include "../support/must.h"
 #include "stream.h"
 
 #include "sampling/sampling.h"

@@ -1,6 +1,6 @@
 #include "model_files.h"
 
-#include "must.h"
+#include "../support/must.h"
 
 #include "../support/checkpoint.h"
 #include "../support/gguf.h"

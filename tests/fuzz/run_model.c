@@ -1,7 +1,7 @@
 #include "run_model.h"
 
 #include "model_files.h"
-#include "must.h"
+#include "../support/must.h"
 
 #include <dsv2/dsv2.h>
 

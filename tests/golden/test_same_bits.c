@@ -4,6 +4,7 @@
 #include "support/gguf.h"
 #include "support/model.h"
 #include "support/run.h"
+#include "support/sanitizers.h"
 #include "support/tensors.h"
 
 #include <check.h>
@@ -131,18 +132,19 @@ static void check_kind(checker *c)
     dsv2_model *model = open_with(c, 1);
     if (model == NULL)
         return;
+    const bool repeats = test_repeats();
     c->vocab_size = test_model_info(model).vocab_size;
     test_random_tokens(3, (uint32_t)c->vocab_size, c->tokens, LONG);
     for (size_t i = 0; i < N_PARTS; i++)
         c->expected[i] =
             i > 0 && parts[i].options.attention == DSV2_ATTENTION_ABSORBED ? c->expected[0] : run_alone(c, model, i);
-    if (!test_is_abridged())
+    if (repeats)
         check_together(c, model, 1);
     dsv2_model_close(model);
     bool best = c->set + 1 == test_kernel_sets(); /* the others are slow, and the C code is cut in the same way */
-    for (uint32_t n_threads = best && !test_is_abridged() ? 2 : 3; n_threads <= 3; n_threads++) {
+    for (uint32_t n_threads = best && repeats ? 2 : 3; n_threads <= 3; n_threads++) {
         model = open_with(c, n_threads);
-        for (size_t i = 0; i < N_ALONE && !test_is_abridged(); i++) {
+        for (size_t i = 0; i < N_ALONE && repeats; i++) {
             float *logits = run_alone(c, model, i);
             expect(c, i, logits, n_threads, "alone");
             free(logits);

@@ -6,7 +6,9 @@
 
 #include "support/checkpoint.h"
 #include "support/model.h"
+#include "support/must.h"
 #include "support/run.h"
+#include "support/sanitizers.h"
 
 #include <check.h>
 #include <pthread.h>
@@ -20,15 +22,6 @@
 #include <unistd.h>
 
 enum { N_TEXTS = 4, N_TYPES = 4, LENGTH = 150, VOCAB = 61, N_SLOTS = 20, MAX_THREADS = 64, MAX_SAVED = 1 << 20 };
-
-/* Check's own assertions are for one thread. */
-#define MUST(condition)                                                                                                \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s (%s)\n", __FILE__, __LINE__, #condition, dsv2_last_error());                    \
-            abort();                                                                                                   \
-        }                                                                                                              \
-    } while (0)
 
 static const test_checkpoint shape = {
     .vocab_size = VOCAB, .hidden_size = 32, .intermediate_size = 32, .num_hidden_layers = 2, .num_attention_heads = 2,
@@ -67,6 +60,7 @@ static int32_t texts[N_TEXTS][LENGTH];
 static float (*expected)[N_TYPES][LENGTH][VOCAB]; /* of each text, in each type, after each token */
 static slot slots[N_SLOTS];
 static atomic_bool over;
+static bool children_open; /* a child of a fork opens the model anew */
 
 static size_t pick(worker *w, size_t n) { return (size_t)(test_random(&w->seed) * (double)n); }
 
@@ -282,7 +276,7 @@ static void fork_process(worker *w, slot *s)
         if (status == DSV2_OK)
             check(s->session, s->text, s->type);
         dsv2_session_close(s->session);
-        if (test_may_allocate_after_fork())
+        if (children_open)
             open_model_anew(s->text, s->type, 1);
         dsv2_model_close(model);
         _exit(status == DSV2_OK ? 0 : 2);
@@ -407,6 +401,7 @@ static void compute_expected(void)
 
 static void make(void)
 {
+    children_open = test_may_allocate_after_fork();
     folder = test_checkpoint_write(&shape);
     model = test_model_open(folder, &(dsv2_model_options){.n_threads = 2});
     MUST(dsv2_tokenizer_open(TEST_DATA "/bytes/tokenizer.json", &tokenizer) == DSV2_OK);

@@ -7,6 +7,7 @@
 #include "formats/formats.h"
 #include "support/oom.h"
 #include "support/run.h"
+#include "support/sanitizers.h"
 #include "tokenizer/tokenizer.h"
 #include "unit/folder.h"
 #include "unit/small_json.h"
@@ -236,13 +237,7 @@ END_TEST
 
 /* ---- a small stack ---- */
 
-#if defined(__has_feature)
-#define HAS_FEATURE(x) __has_feature(x)
-#else
-#define HAS_FEATURE(x) 0
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || HAS_FEATURE(address_sanitizer) ||                 \
-    HAS_FEATURE(thread_sanitizer) || !defined(__OPTIMIZE__)
+#if TEST_SANITIZED || !defined(__OPTIMIZE__)
 enum { STACK = 256 << 10 }; /* frames are larger */
 #else
 enum { STACK = 64 << 10 };

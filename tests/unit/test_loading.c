@@ -10,6 +10,7 @@
 #include "support/model.h"
 #include "support/oom.h"
 #include "support/run.h"
+#include "support/sanitizers.h"
 #include "support/tensors.h"
 #include "weights/deferred.h"
 
@@ -473,16 +474,6 @@ static void limit_locking(rlim_t bytes)
     ck_assert(setrlimit(RLIMIT_MEMLOCK, &limit) == 0);
 }
 
-/* The sanitizers make munlock do nothing. */
-static bool sees_locks(void)
-{
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    return false;
-#else
-    return true;
-#endif
-}
-
 START_TEST(locked_weights_are_in_memory_until_the_model_is_closed)
 {
     make(_i);
@@ -614,7 +605,7 @@ int main(void)
     tcase_add_loop_test(tests, a_file_system_without_shared_mappings_is_mapped_privately_or_read, 0, N_KINDS);
     tcase_add_test(tests, a_full_address_space_is_an_error_not_a_reason_to_read);
     tcase_add_loop_test(tests, packing_reads_what_cannot_be_mapped, 0, N_KINDS);
-    if (sees_locks())
+    if (test_sees_locks())
         tcase_add_loop_test(tests, locked_weights_are_in_memory_until_the_model_is_closed, 0, N_KINDS);
     tcase_add_loop_test(tests, what_cannot_be_locked_is_an_error_with_the_bytes_and_the_limit, 0, N_KINDS);
     tcase_add_loop_test(tests, copies_that_do_not_fit_are_refused_with_both_figures_unless_the_host_insists, 0,

@@ -1,4 +1,4 @@
-/* A claim that ends the program if it does not hold. */
+/* A claim that ends the program if it does not hold. For fuzz targets, and for threads, which Check does not serve. */
 #ifndef DS_TESTS_MUST_H
 #define DS_TESTS_MUST_H
 

@@ -201,10 +201,14 @@ static int cancel_later(void *user, dsv2_phase phase, uint64_t done, uint64_t to
 
 static dsv2_status expected_of_feed(const account *a, const int32_t *tokens, size_t n)
 {
+    if (n == 0)
+        return DSV2_ERROR_ARGUMENT;
+    if (n > a->past.options.max_length - a->past.n)
+        return DSV2_ERROR_FULL; /* also where a token is none of the vocabulary's */
     for (size_t i = 0; i < n; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab_size)
             return DSV2_ERROR_ARGUMENT;
-    return n == 0 ? DSV2_ERROR_ARGUMENT : n > a->past.options.max_length - a->past.n ? DSV2_ERROR_FULL : DSV2_OK;
+    return DSV2_OK;
 }
 
 /* A callback sees each token in each of the MoE layers. */

@@ -1,8 +1,8 @@
 #include "base/json.h"
 
 #include <float.h>
-#include <locale.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +19,10 @@ enum {
     ELEMENT_COST = 24
 };
 
+/* The first object of a process makes other threads wait until jansson's seed is there. A child of a fork at that
+ * moment would wait for ever. So the seed is made when the library is loaded. */
+__attribute__((constructor)) static void seed_objects(void) { json_object_seed(0); }
+
 /* ---- strings and numbers ---- */
 
 static dsv2_status fail_at(const ds_json *json, const char *at, const char *wrong)
@@ -26,50 +30,6 @@ static dsv2_status fail_at(const ds_json *json, const char *at, const char *wron
     int line, column;
     ds_json_place(json, at, &line, &column);
     return ds_fail(DSV2_ERROR_FORMAT, "%s: line %d, column %d: not valid JSON: %s", json->path, line, column, wrong);
-}
-
-/* The four hexadecimal digits of an escape. */
-static uint32_t read_hex(const char *digits)
-{
-    uint32_t value = 0;
-    for (size_t i = 0; i < 4; i++) {
-        uint32_t c = (uint8_t)digits[i];
-        value = value << 4 | (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
-    }
-    return value;
-}
-
-static char *put_utf8(char *at, uint32_t c)
-{
-    if (c < 0x80) {
-        *at++ = (char)c;
-        return at;
-    }
-    unsigned more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
-    *at++ = (char)((0xff00u >> (more + 1) & 0xffu) | c >> 6 * more);
-    while (more-- > 0)
-        *at++ = (char)(0x80 | (c >> 6 * more & 0x3f));
-    return at;
-}
-
-/* The bytes that the escape at *from means, which are fewer than its own. NULL: none. */
-static char *decode_escape(const char **from, char *at)
-{
-    static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
-    const char *escape = *from;
-    if (escape[1] != 'u') {
-        *from += 2;
-        *at = meanings[strchr(letters, escape[1]) - letters];
-        return at + 1;
-    }
-    uint32_t c = read_hex(escape + 2);
-    *from += 6;
-    if (c >= 0xd800 && c < 0xdc00 && escape[6] == '\\' && escape[7] == 'u') {
-        uint32_t low = read_hex(escape + 8);
-        *from += 6;
-        c = low >= 0xdc00 && low < 0xe000 ? 0x10000 + ((c - 0xd800) << 10 | (low - 0xdc00)) : 0;
-    }
-    return c == 0 || (c >= 0xd800 && c < 0xe000) ? NULL : put_utf8(at, c);
 }
 
 dsv2_status ds_json_decode(const ds_json *json, ds_text value, ds_json_string *string)
@@ -84,7 +44,7 @@ dsv2_status ds_json_decode(const ds_json *json, ds_text value, ds_json_string *s
         memcpy(at, from, plain);
         at += plain;
         from += plain;
-        if (escape != NULL && (at = decode_escape(&from, at)) == NULL)
+        if (escape != NULL && (at = ds_decode_escape(&from, at)) == NULL)
             return fail_at(json, escape, "U+0000, or half of a surrogate pair");
     }
     *at = '\0';
@@ -92,23 +52,40 @@ dsv2_status ds_json_decode(const ds_json *json, ds_text value, ds_json_string *s
     return DSV2_OK;
 }
 
-/* The double nearest to a number, whatever the host's locale has for a point. */
+/* The digits behind the e of a number. Beyond a limit it makes no difference how large they are. */
+static int64_t read_exponent(const char *at, const char *end)
+{
+    const int64_t limit = INT64_C(1) << 40;
+    int64_t sum = 0;
+    bool negative = *at == '-';
+    for (at += negative || *at == '+'; at < end; at++)
+        if (sum < limit)
+            sum = 10 * sum + (*at - '0');
+    return negative ? -sum : sum;
+}
+
+/* The double nearest to a number. strtod takes the locale's point, which other threads may change. So it gets none:
+ * "125e-2" for "12.5e-1". */
 static dsv2_status read_real(ds_text number, ds_json_string *buffer, double *value)
 {
-    const char *point = localeconv()->decimal_point;
-    size_t size = number.size + strlen(point) + 1;
-    if (!ds_grow(&buffer->bytes, &buffer->capacity, size, 1))
-        return ds_fail_memory("a number", size);
+    enum { EXPONENT = 32 };
+    if (!ds_grow(&buffer->bytes, &buffer->capacity, number.size + EXPONENT, 1))
+        return ds_fail_memory("a number", number.size + EXPONENT);
+    const char *from = number.data, *end = from + number.size;
     char *at = buffer->bytes;
-    for (size_t i = 0; i < number.size; i++) {
-        if (number.data[i] == '.') {
-            memcpy(at, point, strlen(point));
-            at += strlen(point);
+    int64_t exponent = 0;
+    bool fraction = false;
+    for (; from < end && *from != 'e' && *from != 'E'; from++) {
+        if (*from == '.') {
+            fraction = true;
         } else {
-            *at++ = number.data[i];
+            *at++ = *from;
+            exponent -= fraction;
         }
     }
-    *at = '\0';
+    if (from < end)
+        exponent += read_exponent(from + 1, end);
+    snprintf(at, EXPONENT, "e%lld", (long long)exponent);
     *value = strtod(buffer->bytes, NULL);
     if (isinf(*value))
         *value = copysign(DBL_MAX, *value);
@@ -166,14 +143,14 @@ static dsv2_status build_array(builder *b, json_t *array)
     return DSV2_OK;
 }
 
-static bool is_wanted(const char *name, const char *const *names)
+static bool is_wanted(ds_text name, const char *const *names)
 {
-    while (*names != NULL && strcmp(*names, name) != 0)
+    while (*names != NULL && !ds_json_is_name(name, *names))
         names++;
     return *names != NULL;
 }
 
-/* Parses the member whose name begins here, and adds it to the object if it is wanted. */
+/* Parses the member whose name begins here, and adds it to the object if `names` (NULL: all) has its name. */
 static dsv2_status build_member(builder *b, json_t *object, const char *const *names)
 {
     ds_scanner *s = &b->scanner;
@@ -185,13 +162,9 @@ static dsv2_status build_member(builder *b, json_t *object, const char *const *n
     ds_skip_space(s);
     s->at++; /* the colon */
     ds_skip_space(s);
-    if (names != NULL) {
-        if ((status = ds_json_decode(b->json, name, &b->string)) != DSV2_OK)
-            return status;
-        if (!is_wanted(b->string.bytes, names)) {
-            (void)ds_skip_value(s);
-            return DSV2_OK;
-        }
+    if (names != NULL && !is_wanted(name, names)) {
+        (void)ds_skip_value(s);
+        return DSV2_OK;
     }
     if ((status = pay(b, MEMBER_COST + 3 * (uint64_t)name.size)) != DSV2_OK || (status = build(b, &value)) != DSV2_OK)
         return status;

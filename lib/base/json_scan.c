@@ -271,9 +271,68 @@ bool ds_json_is_plain(ds_text string, ds_text *text)
     return true;
 }
 
+/* The four hexadecimal digits of an escape. */
+static uint32_t read_hex(const char *digits)
+{
+    uint32_t value = 0;
+    for (size_t i = 0; i < 4; i++) {
+        uint32_t c = (uint8_t)digits[i];
+        value = value << 4 | (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
+    }
+    return value;
+}
+
+static char *put_utf8(char *at, uint32_t c)
+{
+    if (c < 0x80) {
+        *at++ = (char)c;
+        return at;
+    }
+    unsigned more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+    *at++ = (char)((0xff00u >> (more + 1) & 0xffu) | c >> 6 * more);
+    while (more-- > 0)
+        *at++ = (char)(0x80 | (c >> 6 * more & 0x3f));
+    return at;
+}
+
+char *ds_decode_escape(const char **from, char *at)
+{
+    static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
+    const char *escape = *from;
+    if (escape[1] != 'u') {
+        *from += 2;
+        *at = meanings[strchr(letters, escape[1]) - letters];
+        return at + 1;
+    }
+    uint32_t c = read_hex(escape + 2);
+    *from += 6;
+    if (c >= 0xd800 && c < 0xdc00 && escape[6] == '\\' && escape[7] == 'u') {
+        uint32_t low = read_hex(escape + 8);
+        *from += 6;
+        c = low >= 0xdc00 && low < 0xe000 ? 0x10000 + ((c - 0xd800) << 10 | (low - 0xdc00)) : 0;
+    }
+    return c == 0 || (c >= 0xd800 && c < 0xe000) ? NULL : put_utf8(at, c);
+}
+
 bool ds_json_is_name(ds_text spelled, const char *name)
 {
-    return spelled.size == strlen(name) + 2 && memcmp(spelled.data + 1, name, spelled.size - 2) == 0;
+    const char *from = spelled.data + 1, *end = spelled.data + spelled.size - 1;
+    while (from < end) {
+        char bytes[4] = {*from};
+        size_t n = 1;
+        if (*from == '\\') {
+            char *behind = ds_decode_escape(&from, bytes);
+            if (behind == NULL)
+                return false;
+            n = (size_t)(behind - bytes);
+        } else {
+            from++;
+        }
+        if (strncmp(name, bytes, n) != 0)
+            return false;
+        name += n;
+    }
+    return *name == '\0';
 }
 
 /* ---- walking ---- */

@@ -44,7 +44,7 @@ typedef struct ds_json_walk {
 ds_json_walk ds_json_begin(ds_text value);
 bool ds_json_next(ds_json_walk *walk);
 
-/* Whether a member's name is this one. Names of fields have no characters that JSON must escape. */
+/* Whether a member's name, which may be spelled with escapes, is this one. */
 bool ds_json_is_name(ds_text spelled, const char *name);
 
 /* Finds members of an object by name: values[i] is that of names[i], without data if the object has none.
@@ -70,5 +70,9 @@ void ds_skip_space(ds_scanner *s);
 bool ds_skip_string(ds_scanner *s);
 bool ds_skip_scalar(ds_scanner *s); /* a string, number or word */
 bool ds_skip_value(ds_scanner *s);  /* with all that is in it */
+
+/* Writes the bytes, at most 4, that the escape at *from means, and steps behind the escape. Returns where the bytes
+ * end. NULL: the escape means U+0000, or half of a surrogate pair. */
+char *ds_decode_escape(const char **from, char *at);
 
 #endif

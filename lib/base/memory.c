@@ -11,7 +11,7 @@ enum {
 void *ds_new(size_t count, size_t size)
 {
     /* calloc checks the product; an empty array still gets an address of its own, so that NULL always means failure. */
-    return calloc(count > 0 ? count : 1, size);
+    return calloc(count > 0 ? count : 1, size > 0 ? size : 1);
 }
 
 void *ds_new_aligned(size_t count, size_t size)

@@ -2,10 +2,14 @@
 #include "config/config.h"
 
 #include "base/json.h"
+#include "support/random.h"
 #include "support/run.h"
+#include "support/tensors.h"
 #include "unit/lite.h"
 
 #include <check.h>
+#include <locale.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -334,7 +338,7 @@ START_TEST(what_transformers_takes_is_read)
     static const char *const appended[] = {
         "\"rope_scaling\":{}", "\"quantization_config\":{}", "\"rope_parameters\":{}",
         "\"model_max_length\":1000000000000000019884624838656", "\"x\":[NaN,-Infinity,Infinity,1e999,-1e999]",
-        "\"x\":{\"y\":{\"z\":[{},[],null]}},\"x\":\"\\u0000\\ud800\"",
+        "\"x\":{\"y\":{\"z\":[{},[],null]}},\"x\":\"\\u0000\\ud800\"", "\"\\ud800\":1",
     };
     for (size_t i = 0; i < sizeof appended / sizeof *appended; i++) {
         char *text = changed(lite, "{\"rope_scaling\":\"-\"}", NULL), *all = malloc(strlen(text) + 200);
@@ -403,6 +407,66 @@ START_TEST(what_is_no_json_is_refused_by_line_and_column)
 }
 END_TEST
 
+/* What another thread's locale may have left in the structure that localeconv gives to all threads. */
+static char point[] = ".";
+
+struct lconv *localeconv(void)
+{
+    static struct lconv left;
+    left.decimal_point = point;
+    return &left;
+}
+
+/* 9 digits bring every float back. */
+START_TEST(what_is_written_is_read_back_whatever_another_threads_locale_is)
+{
+    static const char *const changes[][2] = {
+        {NULL, NULL}, {full_changes, NULL}, {v3_changes, NULL}, {v3_changes, "{\"rope_interleave\":false}"},
+        {"{\"rope_scaling\":\"-\",\"bos_token_id\":\"-\"}", NULL},
+        {"{\"n_routed_experts\":null,\"attention_bias\":true,\"tie_word_embeddings\":true}", NULL},
+        {"{\"rms_norm_eps\":1.23456789e-05,\"rope_theta\":12345678901.0}", "{\"routed_scaling_factor\":0.1}"},
+    };
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        point[0] = '.';
+        ds_config config = read_changed(changes[i][0], changes[i][1]), back;
+        char *json, *again;
+        point[0] = ',';
+        ck_assert_int_eq(ds_config_to_json(&config, &json), DSV2_OK);
+        ck_assert_msg(read_text(json, &back) == DSV2_OK, "%s: %s", dsv2_last_error(), json);
+        ck_assert_int_eq(ds_config_to_json(&back, &again), DSV2_OK);
+        ck_assert_str_eq(again, json);
+        ck_assert(back.rms_norm_eps == config.rms_norm_eps && back.rope_theta == config.rope_theta);
+        ck_assert(back.yarn.enabled == config.yarn.enabled && back.yarn.mscale == config.yarn.mscale);
+        ck_assert(back.routed_scaling_factor == config.routed_scaling_factor);
+        ck_assert(i > 0 || strstr(json, "\"mscale\": 0.707000017,") != NULL);
+        ck_assert(i > 0 || strstr(json, "\"rms_norm_eps\": 9.99999997e-7,\n  \"rope_theta\": 10000.0,\n") != NULL);
+        ds_free(again);
+        ds_free(json);
+    }
+    point[0] = '.';
+}
+END_TEST
+
+/* As jansson writes them, which wrote the packs that are there: the same bytes. */
+START_TEST(numbers_are_written_as_ever)
+{
+    ds_config config = read_changed(NULL, NULL);
+    random_begin(9);
+    for (int i = 0; i < 3000; i++) {
+        config.rope_theta = (float)(random_bits() >> 40) * (float)pow(10, (double)random_below(40) - 25);
+        char *json, number[64] = {0};
+        json_t *real = json_real((double)config.rope_theta);
+        ck_assert(json_dumpb(real, number, sizeof number - 1, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)) < 40);
+        const char *expected = test_format("\"rope_theta\": %s,\n", number);
+        ck_assert_int_eq(ds_config_to_json(&config, &json), DSV2_OK);
+        ck_assert_msg(strstr(json, expected) != NULL, "%s not in %s", expected, json);
+        ck_assert(strtof(number, NULL) == config.rope_theta);
+        ds_free(json);
+        json_decref(real);
+    }
+}
+END_TEST
+
 START_TEST(deep_json_is_refused)
 {
     enum { DEPTH = 200000 };
@@ -430,6 +494,8 @@ int main(void)
     tcase_add_loop_test(tests, what_cannot_be_run_is_refused_by_file_field_and_value, 0, sizeof bad / sizeof *bad);
     tcase_add_loop_test(tests, what_is_no_json_is_refused_by_line_and_column, 0, sizeof bad_json / sizeof *bad_json);
     tcase_add_test(tests, deep_json_is_refused);
+    tcase_add_test(tests, what_is_written_is_read_back_whatever_another_threads_locale_is);
+    tcase_add_test(tests, numbers_are_written_as_ever);
     tcase_add_test(tests, what_transformers_takes_is_read);
     tcase_add_test(tests, numbers_beyond_every_type_are_refused_by_name);
 

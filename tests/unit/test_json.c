@@ -6,6 +6,7 @@
 #include "config/config.h"
 #include "formats/formats.h"
 #include "support/oom.h"
+#include "support/random.h"
 #include "support/run.h"
 #include "support/sanitizers.h"
 #include "tokenizer/tokenizer.h"
@@ -13,11 +14,24 @@
 #include "unit/small_json.h"
 
 #include <check.h>
+#include <float.h>
+#include <locale.h>
 #include <malloc.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* What another thread's locale may have left in the structure that localeconv gives to all threads. */
+static char point[] = ".";
+
+struct lconv *localeconv(void)
+{
+    static struct lconv left;
+    left.decimal_point = point;
+    return &left;
+}
 
 /* ---- memory ---- */
 
@@ -110,16 +124,6 @@ END_TEST
 
 /* ---- meaning ---- */
 
-static uint64_t random_state;
-
-static uint32_t random_below(uint32_t bound)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32) % bound;
-}
-
 static json_t *random_value(unsigned depth)
 {
     static const char *const strings[] = {"", "a", "\"\\\n\x7f", "ü中🚀", "a longer string", "NaN", "1e999"};
@@ -130,7 +134,7 @@ static json_t *random_value(unsigned depth)
     case 0:
         return json_string(strings[random_below(7)]);
     case 1:
-        return json_integer((json_int_t)(random_state >> random_below(64)) * (random_below(2) == 0 ? 1 : -1));
+        return json_integer((json_int_t)(random_bits() >> random_below(64)) * (random_below(2) == 0 ? 1 : -1));
     case 2:
         return json_real(reals[random_below(5)]);
     case 3:
@@ -173,7 +177,7 @@ static void check_walk(const ds_json *json, json_t *expected)
 
 START_TEST(values_are_those_that_jansson_reads)
 {
-    random_state = 77 + (unsigned)_i;
+    random_begin(77 + (unsigned)_i);
     for (unsigned round = 0; round < 400; round++) {
         json_t *object = json_object(), *read = NULL;
         for (uint32_t n = random_below(5); n > 0; n--)
@@ -206,6 +210,86 @@ START_TEST(a_name_in_escapes_is_a_name)
     ck_assert_msg(strstr(dsv2_last_error(), "line 3, column 10: not valid JSON: duplicate object key") != NULL, "%s",
                   dsv2_last_error());
     ck_assert_int_eq(parse("{\"abc\":\"\\u0000\"}", names, &parsed), DSV2_ERROR_FORMAT);
+    static const char *const escaped[] = {"ü\"🚀", NULL};
+    ck_assert_int_eq(parse("{\"\\u00fc\\\"\\ud83d\\ude80\":1}", escaped, &parsed), DSV2_OK);
+    ck_assert_uint_eq(json_object_size(parsed), 1);
+    json_decref(parsed);
+    static const char text[] = "{\"\\u0061bc\":[1],\"ab\":2,\"abc\\u0064\":3}";
+    ds_json json;
+    ds_text value;
+    ck_assert_int_eq(ds_json_check("x.json", text, strlen(text), &json), DSV2_OK);
+    ck_assert_int_eq(ds_json_find(&json, json.text, 1, names, &value), DSV2_OK);
+    ck_assert(value.size == 3 && memcmp(value.data, "[1]", 3) == 0);
+}
+END_TEST
+
+START_TEST(a_name_that_is_no_text_stops_nothing)
+{
+    static const char *const names[] = {"abc", NULL};
+    static const char *const others[] = {"\\ud800", "\\udc00\\ud800", "\\u0000", "abc\\u0000", "a\\ud800bc"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        char text[100];
+        json_t *parsed;
+        sprintf(text, "{\"%s\":1,\"abc\":2,\"%s\":3}", others[i], others[i]);
+        ck_assert_msg(parse(text, names, &parsed) == DSV2_OK, "%s: %s", text, dsv2_last_error());
+        ck_assert(json_object_size(parsed) == 1 && json_integer_value(json_object_get(parsed, "abc")) == 2);
+        json_decref(parsed);
+        ck_assert_int_eq(parse(text, NULL, &parsed), DSV2_ERROR_FORMAT);
+    }
+}
+END_TEST
+
+START_TEST(numbers_are_read_whatever_another_threads_locale_is)
+{
+    json_t *parsed;
+    point[0] = ',';
+    ck_assert_int_eq(parse("{\"a\":0.707,\"b\":-12.5e-1}", NULL, &parsed), DSV2_OK);
+    ck_assert(json_real_value(json_object_get(parsed, "a")) == 0.707);
+    ck_assert(json_real_value(json_object_get(parsed, "b")) == -1.25);
+    json_decref(parsed);
+    point[0] = '.';
+}
+END_TEST
+
+/* All doubles, in all forms: "0.000125", "1250000.0", "1.25e-4". */
+START_TEST(every_number_comes_back_exactly)
+{
+    static const char *const formats[] = {"{\"a\":%.17g,\"b\":1}", "{\"a\":%.16e}", "{\"a\":%.16E,\"b\":1}",
+                                          "{\"a\":%.20f,\"b\":1}"};
+    static const struct {
+        const char *text;
+        double value;
+    } others[] = {
+        {"{\"a\":1e999}", DBL_MAX},
+        {"{\"a\":-1e99999999999999999999}", -DBL_MAX},
+        {"{\"a\":-1e-99999999999999999999}", 0},
+        {"{\"a\":0.0e99999999999999999999}", 0},
+        {"{\"a\":1E+2}", 100},
+        {"{\"a\":100.00e-2}", 1},
+        {"{\"a\":2.4703282292062328e-324}", 0x1p-1074},
+        {"{\"a\":0.30000000000000004}", 0.1 + 0.2},
+    };
+    json_t *parsed;
+    random_begin(5);
+    for (int i = 0; i < 20000; i++) {
+        uint64_t bits = random_bits();
+        double value;
+        char text[800];
+        memcpy(&value, &bits, sizeof value);
+        if (!isfinite(value))
+            continue;
+        if (i % 4 == 3)
+            value = (double)(int32_t)random_bits() / 0x1p20; /* few digits in front of the point, all behind it */
+        sprintf(text, formats[i % 4], value);
+        ck_assert_msg(parse(text, NULL, &parsed) == DSV2_OK, "%s: %s", text, dsv2_last_error());
+        ck_assert_msg(json_number_value(json_object_get(parsed, "a")) == value, "%s", text);
+        json_decref(parsed);
+    }
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        ck_assert_int_eq(parse(others[i].text, NULL, &parsed), DSV2_OK);
+        ck_assert_msg(json_real_value(json_object_get(parsed, "a")) == others[i].value, "%s", others[i].text);
+        json_decref(parsed);
+    }
 }
 END_TEST
 
@@ -345,6 +429,9 @@ int main(void)
     tcase_add_test(tests, parsed_values_take_at_most_eight_times_the_file);
     tcase_add_loop_test(tests, values_are_those_that_jansson_reads, 0, 4);
     tcase_add_test(tests, a_name_in_escapes_is_a_name);
+    tcase_add_test(tests, a_name_that_is_no_text_stops_nothing);
+    tcase_add_test(tests, numbers_are_read_whatever_another_threads_locale_is);
+    tcase_add_test(tests, every_number_comes_back_exactly);
     tcase_add_test(tests, every_reader_fits_a_small_stack);
     if (oom_available())
         tcase_add_test(tests, running_out_of_memory_in_a_string_of_any_length_is_a_status);

@@ -10,6 +10,9 @@
  * 13 bytes that UTF-8 never uses: each of these bytes takes two tokens, which give the byte only if they are decoded in
  * one call.
  *
+ * An added token has the id that the file gives it. Hugging Face's library numbers the added tokens anew, in the file's
+ * order behind the vocabulary, where the file's ids have holes or another order: ids of such a file differ.
+ *
  * Functions that return a sequence take a buffer and its capacity, and store the whole length. Capacity 0 asks for the
  * length alone: the buffer may be NULL, and the status is DSV2_OK. Any other capacity that is too small gives
  * DSV2_ERROR_BUFFER, and nothing is written to the buffer.
@@ -40,7 +43,8 @@ DSV2_API const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model);
 typedef enum dsv2_encode_flags {
     DSV2_ENCODE_BOS = 1,     /* begin with the beginning-of-sequence token, if the tokenizer has one */
     DSV2_ENCODE_SPECIAL = 2  /* text that spells a special token becomes that token; only for text that the host wrote.
-                              * Without this flag such text is encoded as the plain characters that it is made of. */
+                              * Without this flag such text is encoded as the plain characters that it is made of,
+                              * and an added token that is spelled within it is not looked for. */
 } dsv2_encode_flags;
 
 /* Encodes `size` bytes at `text` (NULL only if size is 0; no terminator needed, NUL bytes are text).

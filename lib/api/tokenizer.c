@@ -79,25 +79,13 @@ static dsv2_status check_text(const char *function, const char *text, size_t siz
     return DSV2_OK;
 }
 
-dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags,
-                                  int32_t *tokens, size_t capacity, size_t *n_tokens)
+static dsv2_status encode(const char *function, const dsv2_tokenizer *tokenizer, const char *text, size_t size,
+                          uint32_t flags, dsv2_progress_fn progress, void *progress_user, int32_t *tokens,
+                          size_t capacity, size_t *n_tokens)
 {
-    dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
+    dsv2_status status = check_buffer(function, tokenizer, tokens, capacity, n_tokens);
     if (status == DSV2_OK)
-        status = check_text(__func__, text, size, flags);
-    if (status != DSV2_OK)
-        return status;
-    ds_ids ids = {0};
-    return return_ids(&ids, ds_encode(tokenizer, text, size, flags, &ids), tokens, capacity, n_tokens);
-}
-
-dsv2_status dsv2_tokenizer_encode_watched(const dsv2_tokenizer *tokenizer, const char *text, size_t size,
-                                          uint32_t flags, dsv2_progress_fn progress, void *progress_user,
-                                          int32_t *tokens, size_t capacity, size_t *n_tokens)
-{
-    dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
-    if (status == DSV2_OK)
-        status = check_text(__func__, text, size, flags);
+        status = check_text(function, text, size, flags);
     if (status != DSV2_OK)
         return status;
     ds_ids ids = {0};
@@ -106,6 +94,19 @@ dsv2_status dsv2_tokenizer_encode_watched(const dsv2_tokenizer *tokenizer, const
     status = ds_encode_watched(tokenizer, text, size, flags, progress, progress_user, &ids);
     ds_modes_end(&modes);
     return return_ids(&ids, status, tokens, capacity, n_tokens);
+}
+
+dsv2_status dsv2_tokenizer_encode(const dsv2_tokenizer *tokenizer, const char *text, size_t size, uint32_t flags,
+                                  int32_t *tokens, size_t capacity, size_t *n_tokens)
+{
+    return encode(__func__, tokenizer, text, size, flags, NULL, NULL, tokens, capacity, n_tokens);
+}
+
+dsv2_status dsv2_tokenizer_encode_watched(const dsv2_tokenizer *tokenizer, const char *text, size_t size,
+                                          uint32_t flags, dsv2_progress_fn progress, void *progress_user,
+                                          int32_t *tokens, size_t capacity, size_t *n_tokens)
+{
+    return encode(__func__, tokenizer, text, size, flags, progress, progress_user, tokens, capacity, n_tokens);
 }
 
 dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens,

@@ -286,8 +286,12 @@ typedef struct ds_calls {
 dsv2_status ds_calls_init(ds_calls *calls);
 void ds_calls_free(ds_calls *calls);
 
+/* The initializer of a static ds_calls, for what a whole process shares: `static_word` is an _Atomic uint64_t. */
+#define DS_CALLS_OF_PROCESS(static_word) {.state = {.word = &(static_word)}}
+
 /* DSV2_ERROR_STATE if all is lost: then there is no ds_calls_end. */
 dsv2_status ds_calls_begin(ds_calls *calls);
+bool ds_calls_try(ds_calls *calls); /* false, with no message, where ds_calls_begin fails */
 void ds_calls_end(ds_calls *calls);
 
 /* After every callback of a call at work: DSV2_ERROR_STATE if the callback forked and this is the child. */

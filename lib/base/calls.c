@@ -32,13 +32,15 @@ dsv2_status ds_calls_check(ds_calls *calls)
     return state_of(calls) == OURS ? DSV2_OK : ds_fail_forked();
 }
 
-dsv2_status ds_calls_begin(ds_calls *calls)
+bool ds_calls_try(ds_calls *calls)
 {
-    dsv2_status status = ds_calls_check(calls);
-    if (status == DSV2_OK)
+    bool ours = state_of(calls) == OURS;
+    if (ours)
         atomic_fetch_add(&calls->at_work, 1);
-    return status;
+    return ours;
 }
+
+dsv2_status ds_calls_begin(ds_calls *calls) { return ds_calls_try(calls) ? DSV2_OK : ds_fail_forked(); }
 
 void ds_calls_end(ds_calls *calls)
 {

@@ -3,8 +3,8 @@
  * The tokens are a trie by their bytes from the last to the first, with the links of Aho and Corasick: from a node to
  * the longest shorter beginning of a spelling backwards that ends the same. A text is read backwards. At each place the
  * automaton is at the node for the longest piece of text from there that a spelling could go on with, and the node
- * knows the longest token that begins there. So a text takes at most two steps a byte, however many tokens there are and
- * however they overlap. */
+ * knows the longest token that begins there. So a text takes at most two steps a byte, however many tokens there are
+ * and however they overlap. */
 #include "tokenizer/parts.h"
 
 #include <assert.h>
@@ -107,7 +107,7 @@ static dsv2_status collect(dsv2_tokenizer *t, bool early, key **keys, ds_added *
 
 /* Makes the trie level by level: the children of a node lie together, those of the next node behind them. keys[lo[v]]
  * to keys[hi[v] - 1] have the bytes of node v at their end. */
-static void make_nodes(const dsv2_tokenizer *t, ds_added *added, const key *keys, uint32_t *lo, uint32_t *hi)
+static void make_nodes(ds_added *added, const key *keys, uint32_t *lo, uint32_t *hi)
 {
     uint64_t steps = 0;
     uint32_t n = 1;
@@ -119,15 +119,10 @@ static void make_nodes(const dsv2_tokenizer *t, ds_added *added, const key *keys
             level_end = n;
         }
         uint32_t i = lo[node], fail = added->fail[node];
-        added->any[node] = node == 0 ? -1 : added->any[fail];
-        added->plain[node] = node == 0 ? -1 : added->plain[fail];
+        added->token[node] = node == 0 ? -1 : added->token[fail];
         added->first[node] = n;
-        if (i < hi[node] && keys[i].size == depth) {
-            added->any[node] = (int32_t)keys[i].id;
-            if ((t->tokens[keys[i].id].kind & DS_TOKEN_SPECIAL) == 0)
-                added->plain[node] = (int32_t)keys[i].id;
-            i++;
-        }
+        if (i < hi[node] && keys[i].size == depth)
+            added->token[node] = (int32_t)keys[i++].id;
         for (uint32_t child; i < hi[node]; i = hi[child]) {
             child = n++;
             lo[child] = i;
@@ -155,16 +150,15 @@ dsv2_status ds_added_make(dsv2_tokenizer *t, ds_added *added, bool early)
     size_t n = added->n_nodes;
     added->first = ds_new(n + 1, sizeof *added->first);
     added->fail = ds_new(n, sizeof *added->fail);
-    added->any = ds_new(n, sizeof *added->any);
-    added->plain = ds_new(n, sizeof *added->plain);
+    added->token = ds_new(n, sizeof *added->token);
     added->bytes = ds_new(n, 1);
     lo = ds_new(n, sizeof *lo);
     hi = ds_new(n, sizeof *hi);
-    if (added->first == NULL || added->fail == NULL || added->any == NULL || added->plain == NULL ||
-        added->bytes == NULL || lo == NULL || hi == NULL)
-        status = ds_fail_memory("the added tokens", n * (6 * sizeof *lo + 1));
+    if (added->first == NULL || added->fail == NULL || added->token == NULL || added->bytes == NULL ||
+        lo == NULL || hi == NULL)
+        status = ds_fail_memory("the added tokens", n * (5 * sizeof *lo + 1));
     else
-        make_nodes(t, added, keys, lo, hi);
+        make_nodes(added, keys, lo, hi);
 done:
     ds_free(hi);
     ds_free(lo);
@@ -175,8 +169,7 @@ done:
 void ds_added_free(ds_added *added)
 {
     ds_free(added->bytes);
-    ds_free(added->plain);
-    ds_free(added->any);
+    ds_free(added->token);
     ds_free(added->fail);
     ds_free(added->first);
 }
@@ -189,20 +182,19 @@ int32_t ds_added_find(const dsv2_tokenizer *t, const ds_added *added, const char
     for (size_t i = size; i-- > 0;)
         if ((node = find_child(added, node, (uint8_t)text[i])) == 0)
             return -1;
-    int32_t id = added->any[node];
+    int32_t id = added->token[node];
     return id >= 0 && t->tokens[id].size == size ? id : -1;
 }
 
-uint64_t ds_added_match(const ds_added *added, bool special, const char *text, size_t size, size_t n, int32_t *ids)
+uint64_t ds_added_match(const ds_added *added, const char *text, size_t size, size_t n, int32_t *ids)
 {
-    const int32_t *longest = special ? added->any : added->plain;
     uint64_t steps = 0;
     uint32_t node = 0;
     size_t end = n - 1 + added->longest; /* behind the last byte of a token that begins at the last place */
     for (size_t i = end < size ? end : size; i-- > 0;) {
         node = step(added, node, (uint8_t)text[i], &steps);
         if (i < n)
-            ids[i] = longest[node];
+            ids[i] = added->token[node];
     }
     return steps;
 }

@@ -78,6 +78,13 @@ static void find_next_merge(const dsv2_tokenizer *t, ds_symbol *symbols, int32_t
 static uint64_t candidate(const ds_symbol *symbols,
                           int32_t at) { return (uint64_t)symbols[at].rank << 32 | (uint32_t)at; }
 
+/* Counts step i of many. */
+static inline dsv2_status count_step(ds_encoder *e, size_t i)
+{
+    enum { STEPS = 1024 };
+    return i % STEPS == STEPS - 1 ? ds_count_work(e, STEPS) : DSV2_OK;
+}
+
 static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
 {
     const dsv2_tokenizer *t = e->tokenizer;
@@ -89,20 +96,20 @@ static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
     ds_symbol *symbols = e->symbols;
     uint64_t *heap = e->heap;
     size_t n = 0;
-    for (size_t i = 0; i < size; i++) {
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0; i < size && (status = count_step(e, i)) == DSV2_OK; i++) {
         symbols[i].id = (uint32_t)t->letter[(uint8_t)text[i]];
         symbols[i].previous = (int32_t)i - 1;
         symbols[i].next = i + 1 < size ? (int32_t)i + 1 : -1;
     }
-    for (size_t i = 0; i < size; i++) {
+    for (size_t i = 0; i < size && status == DSV2_OK && (status = count_step(e, i)) == DSV2_OK; i++) {
         find_next_merge(t, symbols, (int32_t)i);
         if (symbols[i].rank != UINT32_MAX)
             heap[n++] = candidate(symbols, (int32_t)i);
     }
-    for (size_t i = n / 2; i-- > 0;)
+    for (size_t i = n / 2; i-- > 0 && status == DSV2_OK && (status = count_step(e, i)) == DSV2_OK;)
         heap_down(heap, n, i);
-    dsv2_status status = DSV2_OK;
-    while (n > 0 && (status = ds_count_work(e, 1)) == DSV2_OK) {
+    while (n > 0 && status == DSV2_OK && (status = ds_count_work(e, 1)) == DSV2_OK) {
         uint64_t top = heap[0];
         heap[0] = heap[--n];
         if (n > 0)
@@ -128,8 +135,9 @@ static dsv2_status merge_long(ds_encoder *e, const char *text, size_t size)
             }
         }
     }
-    for (int32_t at = 0; at >= 0 && status == DSV2_OK; at = symbols[at].next)
-        status = ds_push(e->out, (int32_t)symbols[at].id);
+    for (int32_t at = 0, i = 0; at >= 0 && status == DSV2_OK; at = symbols[at].next, i++)
+        if ((status = count_step(e, (size_t)i)) == DSV2_OK)
+            status = ds_push(e->out, (int32_t)symbols[at].id);
     return status;
 }
 
@@ -152,7 +160,9 @@ dsv2_status ds_encode_piece(ds_encoder *e, const char *text, size_t size)
 {
     const dsv2_tokenizer *t = e->tokenizer;
     int32_t id = ds_find_model_token(t, text, size);
-    dsv2_status status = DSV2_OK;
+    dsv2_status status = ds_count_work(e, 1);
+    if (status != DSV2_OK)
+        return status;
     if (id >= 0 && (t->tokens[id].kind & DS_TOKEN_WHOLE) != 0) {
         e->done += size;
         return ds_push(e->out, id);
@@ -163,7 +173,8 @@ dsv2_status ds_encode_piece(ds_encoder *e, const char *text, size_t size)
         if (i > begin)
             status = encode_letters(e, text + begin, i - begin);
         begin = i + 1;
-        if (i < size && status == DSV2_OK && (status = ds_push(e->out, t->escape)) == DSV2_OK)
+        if (i < size && status == DSV2_OK && (status = ds_count_work(e, 1)) == DSV2_OK &&
+            (status = ds_push(e->out, t->escape)) == DSV2_OK)
             status = ds_push(e->out, t->substitute[(uint8_t)text[i]]);
     }
     e->done += size;

@@ -74,13 +74,17 @@ static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, si
         if (i >= end) {
             begin = i;
             end = size - i < block ? size : i + block;
-            e->steps += ds_added_match(added, special, text + i, size - i, end - i, e->added[round]);
+            e->steps += ds_added_match(added, text + i, size - i, end - i, e->added[round]);
             if ((status = ds_count_work(e, end - i)) != DSV2_OK)
                 break;
         }
         int32_t id = e->added[round][i - begin];
         if (id < 0) {
             i++;
+            continue;
+        }
+        if (!special && (t->tokens[id].kind & DS_TOKEN_SPECIAL) != 0) {
+            i += t->tokens[id].size; /* no token of this round begins inside, as in Hugging Face's library */
             continue;
         }
         if (i > done)

@@ -254,14 +254,19 @@ static dsv2_status read_tokens(reader *r)
 
 /* ---- merges ---- */
 
-/* Reads a merge in either form: "a b" or ["a", "b"]. */
-static dsv2_status read_merge(reader *r, size_t index, ds_text merge, ds_text sides[2])
+/* Reads a merge in either form, "a b" or ["a", "b"], and appends its sides. A line of the file merges.txt, from which
+ * the first form comes, may be "#version: 0.2". */
+static dsv2_status read_merge(reader *r, size_t index, ds_text merge)
 {
+    static const char version[] = "#version";
+    ds_text *sides = &r->sides[2 * r->n_merges];
     dsv2_status status;
     if (ds_json_is(merge, '"')) {
         ds_text text;
         if ((status = read_string(r, merge, &text)) != DSV2_OK)
             return status;
+        if (text.size >= sizeof version - 1 && memcmp(text.data, version, sizeof version - 1) == 0)
+            return DSV2_OK;
         const char *space = memchr(text.data, ' ', text.size);
         if (space == NULL || memchr(space + 1, ' ', text.size - (size_t)(space - text.data) - 1) != NULL)
             return ds_fail(DSV2_ERROR_FORMAT,
@@ -269,6 +274,7 @@ static dsv2_status read_merge(reader *r, size_t index, ds_text merge, ds_text si
                            r->path, index, DS_QUOTED(text));
         sides[0] = (ds_text){text.data, (size_t)(space - text.data)};
         sides[1] = (ds_text){space + 1, text.size - sides[0].size - 1};
+        r->n_merges++;
         return DSV2_OK;
     }
     size_t n = 0;
@@ -282,6 +288,7 @@ static dsv2_status read_merge(reader *r, size_t index, ds_text merge, ds_text si
     if (!good || n != 2)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: model.merges[%zu] is %s, expected \"a b\" or [\"a\", \"b\"]", r->path,
                        index, ds_json_text_kind(merge));
+    r->n_merges++;
     return DSV2_OK;
 }
 
@@ -290,16 +297,17 @@ static dsv2_status read_merges(reader *r)
     if (!ds_json_is(r->merges, '['))
         return ds_fail(DSV2_ERROR_FORMAT, "%s: model.merges is %s, expected an array", r->path,
                        ds_json_text_kind(r->merges));
+    size_t n = 0;
     ds_json_walk walk = ds_json_begin(r->merges);
     while (ds_json_next(&walk))
-        r->n_merges++;
-    r->sides = ds_new(r->n_merges, 2 * sizeof *r->sides);
+        n++;
+    r->sides = ds_new(n, 2 * sizeof *r->sides);
     if (r->sides == NULL)
-        return ds_fail_memory("the merges", r->n_merges * 2 * sizeof *r->sides);
+        return ds_fail_memory("the merges", n * 2 * sizeof *r->sides);
     walk = ds_json_begin(r->merges);
     dsv2_status status = DSV2_OK;
     for (size_t i = 0; status == DSV2_OK && ds_json_next(&walk); i++)
-        status = read_merge(r, i, walk.value, &r->sides[2 * i]);
+        status = read_merge(r, i, walk.value);
     return status;
 }
 
@@ -333,7 +341,7 @@ static dsv2_status check_model(const reader *r)
 }
 
 /* Checks the normalizer, which must change nothing, or the decoder, which must be ByteLevel: `field` is absent, of type
- * `allowed`, or a Sequence of these in its member `list`. */
+ * `allowed` (NULL: there is no such type), or a Sequence of these in its member `list`. */
 static dsv2_status check_step(const reader *r, const char *field, const char *list, const char *allowed)
 {
     const char *path = r->path;
@@ -343,7 +351,7 @@ static dsv2_status check_step(const reader *r, const char *field, const char *li
     const char *type = read_type(path, field, step);
     if (type == NULL)
         return DSV2_ERROR_FORMAT;
-    if (strcmp(type, allowed) == 0)
+    if (allowed != NULL && strcmp(type, allowed) == 0)
         return DSV2_OK;
     if (strcmp(type, "Sequence") != 0)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s of type \"%.*s\" is not supported", path, field,
@@ -357,7 +365,7 @@ static dsv2_status check_step(const reader *r, const char *field, const char *li
     json_array_foreach(members, index, member) {
         if ((type = read_type(path, field, member)) == NULL)
             return DSV2_ERROR_FORMAT;
-        if (strcmp(type, allowed) != 0)
+        if (allowed == NULL || strcmp(type, allowed) != 0)
             return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: %s.%s[%zu] of type \"%.*s\" is not supported", path, field,
                            list, index, DS_QUOTED_STRING(type));
     }
@@ -489,7 +497,7 @@ static dsv2_status build(reader *r, dsv2_tokenizer **tokenizer)
     bool ignore_merges;
     if ((status = check_model(r)) != DSV2_OK ||
         (status = read_bool(r->path, "model", r->model, "ignore_merges", false, &ignore_merges)) != DSV2_OK ||
-        (status = check_step(r, "normalizer", "normalizers", "")) != DSV2_OK ||
+        (status = check_step(r, "normalizer", "normalizers", NULL)) != DSV2_OK ||
         (status = check_step(r, "decoder", "decoders", "ByteLevel")) != DSV2_OK ||
         (status = read_tokens(r)) != DSV2_OK ||
         (status = read_merges(r)) != DSV2_OK)

@@ -12,7 +12,7 @@
 enum { DS_MAX_STAGES = 16 };
 /* A bound on the bytes of an expression. */
 enum { DS_MAX_PATTERN = 64 << 10 };
-/* Bounds on the bytes of an added token, and of all together, each of which takes at most 17 bytes of memory. Published
+/* Bounds on the bytes of an added token, and of all together, each of which takes at most 13 bytes of memory. Published
  * files have 30 KB. */
 enum { DS_MAX_ADDED_SIZE = 1024, DS_MAX_ADDED_TOTAL = 8 << 20 };
 
@@ -39,7 +39,7 @@ typedef struct ds_added {
     uint32_t *first;      /* [n_nodes + 1]: the children of node v are first[v] to first[v + 1] - 1, by their byte */
     uint32_t *fail;       /* [n_nodes]: where to go on if no child has the byte */
     uint8_t *bytes;       /* [n_nodes]: the byte by which a node is reached */
-    int32_t *any, *plain; /* [n_nodes]: the longest token that begins here, or that is not special; -1: none */
+    int32_t *token;       /* [n_nodes]: the longest token that begins here; -1: none */
     uint32_t root[256];   /* the root's children by byte; 0: none */
 } ds_added;
 
@@ -66,6 +66,7 @@ struct dsv2_tokenizer {
     uint32_t n_special;
 
     pcre2_code *stages[DS_MAX_STAGES];
+    uint32_t weights[DS_MAX_STAGES]; /* of a counted step; 0: steps are not counted */
     uint32_t n_stages;
     uint64_t stages_digest; /* of their expressions */
 
@@ -106,17 +107,20 @@ void ds_added_free(ds_added *added);
 /* The added token spelled exactly so; -1: none. */
 int32_t ds_added_find(const dsv2_tokenizer *tokenizer, const ds_added *added, const char *text, size_t size);
 
-/* Sets ids[i], for the first n (1 to size) places of a text, to the longest token that begins there; -1: none. Special
- * tokens count if `special`. There must be tokens. Returns the steps that were taken, at most two a byte. */
-uint64_t ds_added_match(const ds_added *added, bool special, const char *text, size_t size, size_t n, int32_t *ids);
+/* Sets ids[i], for the first n (1 to size) places of a text, to the longest token that begins there; -1: none. There
+ * must be tokens. Returns the steps that were taken, at most two a byte. */
+uint64_t ds_added_match(const ds_added *added, const char *text, size_t size, size_t n, int32_t *ids);
 
 /* ---- pattern.c ---- */
 
 /* Translates an expression from Oniguruma's syntax (Ruby's), which tokenizer.json files use, to PCRE2's, so that it
  * means the same under PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE. What has no translation is refused. The caller frees
- * *translated. */
+ * *translated.
+ *
+ * *weight is 0 for a light expression. Any other may take millions of steps for one byte of a text: then each item that
+ * PCRE2 tries, and each byte that the item matches, is to be counted as so much. */
 dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t size, char **translated,
-                                 size_t *translated_size);
+                                 size_t *translated_size, uint32_t *weight);
 
 /* ---- unicode.c ---- */
 
@@ -134,6 +138,8 @@ dsv2_status ds_add_named_stages(dsv2_tokenizer *tokenizer, ds_text name);
 
 /* Adds a stage with GPT-2's own expression, which ByteLevel uses with use_regex. */
 dsv2_status ds_add_gpt2_stage(dsv2_tokenizer *tokenizer);
+
+void ds_free_stages(dsv2_tokenizer *tokenizer);
 
 /* ---- one encoding ---- */
 
@@ -162,6 +168,9 @@ typedef struct ds_encoder {
     int32_t *added[2]; /* of each round: the tokens that begin at the next places; NULL until they are needed */
     uint64_t steps;     /* taken so far to find added tokens */
     uint64_t work_left; /* that expressions may still do */
+    size_t matched_stage, matched_to; /* where a match that is counted is */
+    uint64_t counted;                 /* steps that are not yet taken from work_left */
+    dsv2_status counted_status;
 } ds_encoder;
 
 /* Encodes a text with an encoder of {tokenizer, out, flags}; the caller frees the encoder. */

@@ -5,6 +5,9 @@
  * be written out, or is too rare to be worth it, is refused by name: nested sets, POSIX classes, options, references,
  * conditions, callouts, script names, anchors other than ^ and $.
  *
+ * ^ is written out too. It matches behind a line feed if a character follows, and PCRE2's own ^ does not say that a
+ * window's end hides that character (see search in pretokenize.c).
+ *
  * One thing is added. A search for a+$ in a long run of a's that $ does not follow would try every a in turn and run to
  * the end from each: quadratic. But an alternative that begins with a repeated character cannot match where it could
  * not match one character before in the same run. So such an alternative is tried only where a search begins (\G) or
@@ -21,12 +24,24 @@
     "\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}"
 #define WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
 
+/* What a light expression has at most. For one byte of a text, such an expression takes some thousand steps at worst.
+ * Published ones are light. */
+enum { LIGHT_RUNS = 4, LIGHT_RUN_BYTES = 64, LIGHT_CHOICES = 10, LIGHT_TIMES = 16, LIGHT_SIZE = 4096 };
+
 typedef struct scanner {
     const char *pattern;
     size_t size, at;
     char *out;
     size_t used, capacity;
     const char *refused; /* what was met that is not supported; NULL: nothing */
+    size_t depth;        /* of groups */
+    size_t item;         /* where what was scanned last begins; SIZE_MAX: it is a group */
+    size_t run;          /* where the alternative's first run that something follows begins; SIZE_MAX: nowhere */
+    uint32_t runs;       /* alternatives with such a run: a repetition of a character, without an end */
+    size_t run_bytes;    /* of these alternatives, from the run on */
+    uint32_t choices;    /* other repetitions, and alternatives in groups */
+    uint64_t most_times; /* the largest number in braces */
+    bool heavy;          /* runs are in groups, or groups are repeated, or runs follow one another */
     bool no_memory;
 } scanner;
 
@@ -195,23 +210,73 @@ static void translate_set(scanner *s)
         copy(s, 1);
 }
 
+/* Counts a repetition of what was scanned last, behind whose sign s->at is. */
+static void count_repetition(scanner *s, bool run, uint64_t most_times)
+{
+    bool group = s->item == SIZE_MAX;
+    if (peek(s, 0) == '+' || peek(s, 0) == '?')
+        copy(s, 1);
+    bool last = s->depth == 0 && (s->at == s->size || peek(s, 0) == '|');
+    if (most_times > s->most_times)
+        s->most_times = most_times;
+    if (group ? run || most_times > 1 : run && s->depth > 0) {
+        s->heavy = true;
+    } else if (!run) {
+        s->choices++;
+    } else if (!last) {
+        s->heavy = s->heavy || s->run != SIZE_MAX;
+        s->run = s->item;
+        s->runs++;
+    }
+    s->item = SIZE_MAX; /* a second repetition, of the first, counts as that of a group */
+}
+
+static void end_alternative(scanner *s)
+{
+    s->run_bytes += s->run == SIZE_MAX ? 0 : s->at - s->run;
+    s->run = SIZE_MAX;
+}
+
+/* How much one counted step may be at worst: see ds_translate_pattern. */
+static uint32_t weight_of(const scanner *s)
+{
+    bool light = !s->heavy && s->runs <= LIGHT_RUNS && s->run_bytes <= LIGHT_RUN_BYTES &&
+                 s->choices <= LIGHT_CHOICES && s->most_times <= LIGHT_TIMES && s->size <= LIGHT_SIZE;
+    return light ? 0 : (uint32_t)(1 + s->size / 1024 + s->most_times / 16);
+}
+
 /* Translates {n}, {n,} or {n,m} behind an atom. A sign behind the braces means other things in Ruby's syntax. */
 static void translate_interval(scanner *s)
 {
     size_t n = 1;
-    while (is_digit(peek(s, n)))
-        n++;
+    uint64_t times = 0, most = 0; /* of fewer than 12 digits if `good` */
+    for (; is_digit(peek(s, n)); n++)
+        times = 10 * times + (uint64_t)(peek(s, n) - '0');
     bool good = n > 1, fixed = peek(s, n) != ',';
     if (!fixed)
-        for (n++; is_digit(peek(s, n));)
-            n++;
+        for (n++; is_digit(peek(s, n)); n++)
+            most = 10 * most + (uint64_t)(peek(s, n) - '0');
     good = good && peek(s, n) == '}' && n < 12;
     if (good && (peek(s, n + 1) == '+' || (fixed && peek(s, n + 1) == '?')))
         good = false;
-    if (good)
-        copy(s, n + 1);
-    else
+    if (!good) {
         s->refused = "braces of this form";
+        return;
+    }
+    bool run = !fixed && peek(s, n - 1) == ',';
+    copy(s, n + 1);
+    count_repetition(s, run, most > times ? most : times);
+}
+
+static void translate_line_begin(scanner *s)
+{
+    char next = peek(s, 1);
+    if (next == '*' || next == '+' || next == '?' || next == '{') {
+        s->refused = "a repetition of ^";
+        return;
+    }
+    s->at++;
+    put_string(s, "(?:\\A|(?<=\\n)(?=(?s:.)))");
 }
 
 static void translate_group(scanner *s)
@@ -258,18 +323,18 @@ static void guard(scanner *s, size_t begin)
 
 static void scan(scanner *s)
 {
-    size_t depth = 0;
     bool alternative = true; /* an alternative of the whole expression begins here */
     while (s->at < s->size && s->refused == NULL && !s->no_memory) {
         char c = s->pattern[s->at];
-        size_t begin = s->used;
+        size_t begin = s->used, place = s->at;
         bool atom = false;
         if (c == '(') {
             translate_group(s);
-            depth++;
+            s->depth++;
         } else if (c == ')') {
             copy(s, 1);
-            depth -= depth > 0;
+            s->depth -= s->depth > 0;
+            s->item = SIZE_MAX;
         } else if (c == '[') {
             translate_set(s);
             atom = true;
@@ -278,28 +343,42 @@ static void scan(scanner *s)
             atom = true;
         } else if (c == '{') {
             translate_interval(s);
-        } else if (strchr("|*+?^$", c) != NULL && c != '\0') {
+        } else if (c == '^') {
+            translate_line_begin(s);
+        } else if (c == '*' || c == '+' || c == '?') {
+            copy(s, 1);
+            count_repetition(s, c != '?', 1);
+        } else if (c == '|') {
+            if (s->depth > 0)
+                s->choices++;
+            else
+                end_alternative(s);
+            copy(s, 1);
+        } else if (c == '$') {
             copy(s, 1);
         } else {
             size_t length = ds_utf8_length(s->pattern + s->at, s->size - s->at);
             copy(s, length > 0 ? length : 1);
             atom = true;
         }
+        if (atom)
+            s->item = place;
         if (alternative && atom && s->refused == NULL && !s->no_memory)
             guard(s, begin);
-        alternative = c == '|' && depth == 0;
+        alternative = c == '|' && s->depth == 0;
     }
 }
 
 dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t size, char **translated,
-                                 size_t *translated_size)
+                                 size_t *translated_size, uint32_t *weight)
 {
     if (size > DS_MAX_PATTERN)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: an expression of %zu bytes, expected at most %d",
                        path, size, DS_MAX_PATTERN);
-    scanner s = {.pattern = pattern, .size = size};
+    scanner s = {.pattern = pattern, .size = size, .run = SIZE_MAX};
     s.no_memory = !ds_grow(&s.out, &s.capacity, 1, 1); /* an empty expression has memory too */
     scan(&s);
+    end_alternative(&s);
     if (s.no_memory) {
         ds_free(s.out);
         return ds_fail_memory("an expression", s.used);
@@ -312,5 +391,6 @@ dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t s
     }
     *translated = s.out;
     *translated_size = s.used;
+    *weight = weight_of(&s);
     return DSV2_OK;
 }

@@ -67,6 +67,9 @@ enum { HEAP_KIB = 64 << 10 };
  * expressions need some 10 a byte and stage. */
 enum { WORK = 1 << 22, WORK_A_BYTE = 24, WORK_A_MATCH = 4 };
 
+/* How many of a heavy expression's counted steps are one of these. */
+enum { STEPS_A_WORK = 4 };
+
 /* How many bytes are looked at in one go: see search. */
 enum { WINDOW = 1024 };
 
@@ -76,7 +79,35 @@ enum { STEPS = 1024, STEPS_A_BYTE = 4 };
 /* A bound on groups in one another. Published expressions have 2 levels. */
 enum { MAX_NESTED = 16 };
 
-static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t size, ds_text original,
+/* Calls that take the lock of PCRE2's memory for compiled matchers. A thread may have held the lock when the host
+ * forked: then the child interprets its expressions, and leaves the matchers that it got. */
+static _Atomic uint64_t matchers_word;
+static ds_calls matchers = DS_CALLS_OF_PROCESS(matchers_word);
+
+/* Compiles a matcher for an expression. Without one, e.g. where no memory can be made executable, matching is
+ * interpreted. */
+static void add_matcher(pcre2_code *code)
+{
+    if (!ds_calls_try(&matchers))
+        return;
+    (void)pcre2_jit_compile(code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);
+    ds_calls_end(&matchers);
+}
+
+void ds_free_stages(dsv2_tokenizer *t)
+{
+    bool locks = ds_calls_try(&matchers);
+    for (uint32_t i = 0; i < t->n_stages; i++) {
+        size_t matcher = 0; /* bytes */
+        (void)pcre2_pattern_info(t->stages[i], PCRE2_INFO_JITSIZE, &matcher);
+        if (locks || matcher == 0)
+            pcre2_code_free(t->stages[i]);
+    }
+    if (locks)
+        ds_calls_end(&matchers);
+}
+
+static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t size, ds_text original, bool counted,
                            pcre2_code **code)
 {
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
@@ -90,12 +121,12 @@ static dsv2_status compile(const dsv2_tokenizer *t, const char *pattern, size_t 
     PCRE2_SIZE at;
     /* In Ruby's syntax ^ and $ always match at line ends. */
     *code = pcre2_compile((PCRE2_SPTR)pattern, size,
-                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE | PCRE2_NEVER_BACKSLASH_C,
+                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_AUTO_CAPTURE | PCRE2_NEVER_BACKSLASH_C |
+                              (counted ? PCRE2_AUTO_CALLOUT : 0),
                           &error, &at, context);
     pcre2_compile_context_free(context);
     if (*code != NULL) {
-        /* If this fails, e.g. where no memory can be made executable, matching is interpreted. */
-        (void)pcre2_jit_compile(*code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);
+        add_matcher(*code);
         return DSV2_OK;
     }
     if (error == PCRE2_ERROR_NOMEMORY || error == PCRE2_ERROR_HEAP_FAILED)
@@ -117,10 +148,11 @@ dsv2_status ds_add_split(dsv2_tokenizer *t, const char *pattern, size_t size)
     ds_text original = {pattern, size}, used = is_trailing ? (ds_text){from_begin, sizeof from_begin - 1} : original;
     char *translated;
     size_t translated_size;
-    dsv2_status status = ds_translate_pattern(t->path, used.data, used.size, &translated, &translated_size);
+    uint32_t *weight = &t->weights[t->n_stages];
+    dsv2_status status = ds_translate_pattern(t->path, used.data, used.size, &translated, &translated_size, weight);
     if (status != DSV2_OK)
         return status;
-    status = compile(t, translated, translated_size, original, &t->stages[t->n_stages]);
+    status = compile(t, translated, translated_size, original, *weight > 0, &t->stages[t->n_stages]);
     ds_free(translated);
     if (status == DSV2_OK) {
         t->n_stages++;
@@ -149,29 +181,6 @@ dsv2_status ds_add_named_stages(dsv2_tokenizer *t, ds_text name)
                    "gpt-2", t->path, ds_quoted(name.data, name.size), name.size > 0 ? name.data : "");
 }
 
-static dsv2_status prepare(ds_encoder *e)
-{
-    if (e->match_data != NULL && e->match_context != NULL)
-        return DSV2_OK;
-    e->match_data = pcre2_match_data_create(1, NULL);
-    e->match_context = pcre2_match_context_create(NULL);
-    if (e->match_data == NULL || e->match_context == NULL)
-        return ds_fail_memory("splitting a text", 0);
-    pcre2_set_heap_limit(e->match_context, HEAP_KIB);
-    e->work_left = WORK + WORK_A_BYTE * (uint64_t)e->size * e->tokenizer->n_stages;
-    return DSV2_OK;
-}
-
-void ds_encoder_free(ds_encoder *e)
-{
-    pcre2_match_context_free(e->match_context);
-    pcre2_match_data_free(e->match_data);
-    ds_free(e->added[1]);
-    ds_free(e->added[0]);
-    ds_free(e->heap);
-    ds_free(e->symbols);
-}
-
 static dsv2_status fail_matching(const ds_encoder *e, size_t stage, size_t size, const char *why)
 {
     return ds_fail(DSV2_ERROR_UNSUPPORTED,
@@ -188,6 +197,45 @@ static dsv2_status spend(ds_encoder *e, size_t stage, uint64_t work)
     return ds_count_work(e, work);
 }
 
+/* Counts for a heavy expression. PCRE2 calls this before each item that it tries. */
+static int count(pcre2_callout_block *block, void *encoder)
+{
+    enum { OFTEN = 1024 };
+    ds_encoder *e = encoder;
+    size_t at = block->current_position, from = e->matched_to;
+    e->matched_to = at;
+    e->counted += (at > from ? at - from + 1 : 1) * e->tokenizer->weights[e->matched_stage];
+    if (e->counted < OFTEN)
+        return 0;
+    e->counted_status = spend(e, e->matched_stage, e->counted / STEPS_A_WORK);
+    e->counted = 0;
+    return e->counted_status == DSV2_OK ? 0 : PCRE2_ERROR_CALLOUT;
+}
+
+static dsv2_status prepare(ds_encoder *e)
+{
+    if (e->match_data != NULL && e->match_context != NULL)
+        return DSV2_OK;
+    e->match_data = pcre2_match_data_create(1, NULL);
+    e->match_context = pcre2_match_context_create(NULL);
+    if (e->match_data == NULL || e->match_context == NULL)
+        return ds_fail_memory("splitting a text", 0);
+    pcre2_set_heap_limit(e->match_context, HEAP_KIB);
+    pcre2_set_callout(e->match_context, count, e);
+    e->work_left = WORK + WORK_A_BYTE * (uint64_t)e->size * e->tokenizer->n_stages;
+    return DSV2_OK;
+}
+
+void ds_encoder_free(ds_encoder *e)
+{
+    pcre2_match_context_free(e->match_context);
+    pcre2_match_data_free(e->match_data);
+    ds_free(e->added[1]);
+    ds_free(e->added[0]);
+    ds_free(e->heap);
+    ds_free(e->symbols);
+}
+
 /* Matches in text[at..end], of which the rest of the text is kept secret: *rc is PCRE2_ERROR_PARTIAL if the rest may
  * decide. `whole`: there is no rest. `options`: 0, or PCRE2_ANCHORED, for which PCRE2 has no compiled form. */
 static dsv2_status match(ds_encoder *e, size_t stage, uint32_t options, const char *text, size_t at, size_t end,
@@ -197,6 +245,8 @@ static dsv2_status match(ds_encoder *e, size_t stage, uint32_t options, const ch
     /* Valid UTF-8 was checked before: another check would read the whole piece again for every match. */
     options |= PCRE2_NO_UTF_CHECK | (whole ? 0 : PCRE2_PARTIAL_HARD);
     dsv2_status status = DSV2_OK;
+    e->matched_stage = stage;
+    e->matched_to = at;
     for (uint64_t steps = STEPS + STEPS_A_BYTE * (uint64_t)(end - at); status == DSV2_OK; steps *= 8) {
         pcre2_set_match_limit(e->match_context, steps < UINT32_MAX ? (uint32_t)steps : UINT32_MAX);
         *rc = pcre2_match(code, (PCRE2_SPTR)text, end, at, options, e->match_data, e->match_context);
@@ -207,6 +257,8 @@ static dsv2_status match(ds_encoder *e, size_t stage, uint32_t options, const ch
             break;
         status = spend(e, stage, steps);
     }
+    if (*rc == PCRE2_ERROR_CALLOUT)
+        return e->counted_status;
     if (status != DSV2_OK || *rc >= 0 || *rc == PCRE2_ERROR_NOMATCH || *rc == PCRE2_ERROR_PARTIAL)
         return status;
     if (*rc == PCRE2_ERROR_NOMEMORY)

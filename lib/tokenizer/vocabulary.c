@@ -380,8 +380,7 @@ void ds_tokenizer_destroy(dsv2_tokenizer *t)
 {
     if (t == NULL)
         return;
-    for (uint32_t i = 0; i < t->n_stages; i++)
-        pcre2_code_free(t->stages[i]);
+    ds_free_stages(t);
     ds_added_free(&t->late);
     ds_added_free(&t->early);
     ds_free(t->merges);

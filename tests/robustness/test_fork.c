@@ -1,12 +1,14 @@
 /* B4: after the host forks, a child's call works or gives a status that says what to do. No call hangs, closing
- * included: neither after an idle fork, nor after one beside a feed, nor after one out of a callback. */
+ * included: neither after an idle fork, nor after one beside a feed or an opening, nor after one out of a callback. */
 #include <dsv2/dsv2.h>
 
+#include "base/json.h"
 #include "support/checkpoint.h"
 #include "support/model.h"
 #include "support/run.h"
 #include "support/sanitizers.h"
 #include "support/tensors.h"
+#include "unit/small_json.h"
 
 #include <check.h>
 #include <pthread.h>
@@ -315,6 +317,122 @@ START_TEST(a_fork_at_any_moment_of_feeds_leaves_no_child_hanging)
 }
 END_TEST
 
+/* A thread of the parent's that opens and closes tokenizers. */
+typedef struct opener {
+    const char *path;
+    _Atomic bool stop;
+    _Atomic unsigned opened;
+} opener;
+
+static void *open_on(void *argument)
+{
+    opener *o = argument;
+    while (!atomic_load(&o->stop)) {
+        dsv2_tokenizer *t;
+        ck_assert_msg(dsv2_tokenizer_open(o->path, &t) == DSV2_OK, "%s", dsv2_last_error());
+        dsv2_tokenizer_close(t);
+        atomic_fetch_add(&o->opened, 1);
+    }
+    return NULL;
+}
+
+static void need_ids(const dsv2_tokenizer *t)
+{
+    static const int32_t expected[] = {256, ' ', 256, 'x'}; /* pieces: "ab", " ", "ab", "x" */
+    int32_t ids[8];
+    size_t n;
+    NEED(dsv2_tokenizer_encode(t, "ab abx", 6, 0, ids, 8, &n) == DSV2_OK && n == 4);
+    NEED(memcmp(ids, expected, sizeof expected) == 0);
+}
+
+/* PCRE2 has a lock around the memory of compiled matchers, which another thread may hold at the fork. Child and
+ * grandchild open tokenizers nevertheless, and use and close what they got. */
+START_TEST(a_fork_at_any_moment_of_openings_leaves_no_child_hanging)
+{
+    enum { OPENERS = 2, FORKS = 600 };
+    if (!test_may_allocate_after_fork())
+        return;
+    char *json = small_json(&(small_parts){
+        .pre_tokenizer = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"behavior\":\"Isolated\","
+                         "\"pattern\":{\"Regex\":\"ab|[a-z]+|(?:c|d*)e\"}},"
+                         "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true}]}",
+        .vocab = ",\"ab\":256", .merges = "\"a b\""});
+    opener o = {.path = test_format("%s/small.json", folder)};
+    test_write_file(o.path, json, strlen(json));
+    dsv2_tokenizer *got, *own;
+    ck_assert_msg(dsv2_tokenizer_open(o.path, &got) == DSV2_OK, "%s", dsv2_last_error());
+    pthread_t threads[OPENERS];
+    for (int i = 0; i < OPENERS; i++)
+        ck_assert(pthread_create(&threads[i], NULL, open_on, &o) == 0);
+    while (atomic_load(&o.opened) < OPENERS)
+        usleep(100);
+    for (int i = 0; i < FORKS; i++) {
+        pid_t child = begin_child();
+        if (child == 0) {
+            pid_t grandchild = i % 8 == 0 ? begin_child() : -1;
+            NEED(dsv2_tokenizer_open(o.path, &own) == DSV2_OK);
+            need_ids(own);
+            need_ids(got);
+            dsv2_tokenizer_close(own);
+            dsv2_tokenizer_close(got);
+            int how = 0;
+            NEED(grandchild <= 0 || (waitpid(grandchild, &how, 0) == grandchild && how == 0));
+            _exit(0);
+        }
+        expect_end(child);
+    }
+    atomic_store(&o.stop, true);
+    for (int i = 0; i < OPENERS; i++)
+        pthread_join(threads[i], NULL);
+    dsv2_tokenizer_close(got);
+    remove(o.path);
+    free(json);
+}
+END_TEST
+
+/* ---- the first JSON of a process ---- */
+
+static _Atomic bool begun;
+
+static void *read_json(void *argument)
+{
+    static const char text[] = "{\"a\":1}";
+    json_t *object;
+    atomic_store(&begun, true);
+    if (ds_json_parse("a.json", text, sizeof text - 1, NULL, &object) != DSV2_OK)
+        return argument;
+    json_decref(object);
+    return NULL;
+}
+
+/* jansson's first object makes a seed, for which other threads wait. A process that has read no JSON yet forks while a
+ * thread reads its first. */
+START_TEST(a_fork_at_any_moment_of_the_first_reading_leaves_no_child_hanging)
+{
+    enum { RUNS = 2000 };
+    if (!test_may_allocate_after_fork())
+        return;
+    for (int i = 0; i < RUNS; i++) {
+        pid_t child = begin_child();
+        if (child == 0) {
+            pthread_t thread;
+            int how;
+            NEED(pthread_create(&thread, NULL, read_json, NULL) == 0);
+            while (!atomic_load(&begun))
+                continue;
+            for (volatile int wait = i * 7919 % 20000; wait > 0; wait--)
+                continue;
+            pid_t grandchild = begin_child();
+            if (grandchild == 0)
+                _exit(read_json(&begun) != NULL);
+            NEED(grandchild > 0 && waitpid(grandchild, &how, 0) == grandchild && how == 0);
+            _exit(0);
+        }
+        expect_end(child);
+    }
+}
+END_TEST
+
 /* ---- forks out of callbacks ---- */
 
 static pid_t forked; /* 0 in the child */
@@ -543,12 +661,16 @@ END_TEST
 int main(void)
 {
     Suite *suite = suite_create("fork");
-    TCase *tests = tcase_create("fork");
+    TCase *first = tcase_create("first"), *tests = tcase_create("fork");
+    tcase_set_timeout(first, 300);
+    tcase_add_test(first, a_fork_at_any_moment_of_the_first_reading_leaves_no_child_hanging);
+    suite_add_tcase(suite, first); /* before anything here reads JSON */
     tcase_set_timeout(tests, 300);
     tcase_add_unchecked_fixture(tests, make, drop);
     tcase_add_loop_test(tests, what_was_idle_works_in_children_and_theirs, 1, THREADS + 1);
     tcase_add_test(tests, a_model_at_work_is_lost_to_the_child_and_says_so);
     tcase_add_test(tests, a_fork_at_any_moment_of_feeds_leaves_no_child_hanging);
+    tcase_add_test(tests, a_fork_at_any_moment_of_openings_leaves_no_child_hanging);
     tcase_add_loop_test(tests, a_call_whose_callback_forks_ends_in_the_child_and_succeeds_in_the_parent, 0, CALLBACKS);
     tcase_add_loop_test(tests, a_model_that_is_opened_when_its_callback_forks_works_in_both, 0, 3);
     tcase_add_loop_test(tests, a_pack_is_the_parents_when_its_callback_forks, 0, 2);

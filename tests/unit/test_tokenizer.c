@@ -1,6 +1,7 @@
 /* The tokenizer: ids are Hugging Face's for the same file, any bytes come back, prompts are DeepSeek's to the byte.
  * Files that are damaged, or ask for what the library does not do, are refused by name. */
 #include "support/data.h"
+#include "support/random.h"
 #include "support/run.h"
 #include "tokenizer/tokenizer.h"
 #include "unit/folder.h"
@@ -114,17 +115,6 @@ static void check_round_trip(const dsv2_tokenizer *t, const char *what, const ch
     free(ids);
 }
 
-/* xorshift64: the same numbers everywhere. */
-static uint64_t random_state;
-
-static uint32_t random_below(uint32_t bound)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return (uint32_t)(random_state >> 32) % bound;
-}
-
 /* ---- ids ---- */
 
 /* llama.cpp's own test cases for these vocabularies. */
@@ -228,7 +218,7 @@ START_TEST(any_bytes_come_back)
 {
     static const char *const words[] = {"ü", "\xf4", "\xc3", "\xff", " the", "  \n", "12", "中", "<|EOT|>", "<｜User｜>",
                                         "<｜end▁of▁sentence｜>", "õ", "\xf0\x9f", "\xe4\xb8", "<pad>", "\r\n"};
-    random_state = 0x2545f4914f6cdd1du + (unsigned)_i;
+    random_begin(0x2545f4914f6cdd1du + (unsigned)_i);
     for (unsigned round = 0; round < 2000; round++) {
         char text[300];
         size_t size = 0, wanted = random_below(200);
@@ -266,7 +256,7 @@ START_TEST(a_megabyte_without_a_space)
         text[cases[c].size - 1] = 'x'; /* so that white space does not end the text */
         check_round_trip(tokenizers[_i], cases[c].unit, text, cases[c].size);
     }
-    random_state = 99;
+    random_begin(99);
     for (size_t i = 0; i < 1 << 20; i++)
         text[i] = (char)('a' + random_below(26));
     check_round_trip(tokenizers[_i], "random letters", text, 1 << 20);
@@ -316,7 +306,7 @@ static size_t toy_encode(const toy *t, const char *text, size_t size, size_t *id
 
 START_TEST(merging_follows_the_definition)
 {
-    random_state = 1000 + (unsigned)_i;
+    random_begin(1000 + (unsigned)_i);
     toy t = {.spelled = {"a", "b", "c", "d"}, .n = 4};
     for (size_t i = 0; i < 30; i++) {
         size_t left = random_below((uint32_t)t.n), right = random_below((uint32_t)t.n), m = 0;

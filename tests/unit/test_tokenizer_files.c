@@ -53,6 +53,7 @@ START_TEST(equal_files_give_equal_ids)
         {{.vocab = AB, .merges = AB_MERGES}, "abab aaa", "257 258 260"},
         {{.vocab = AB, .merges = "[\"a\",\"b\"],[\"ab\",\"ab\"],[\"Ġ\",\"a\"]"}, "abab aaa", "257 258 97 97"},
         {{.vocab = AB, .merges = "\"a b\",\"a a\",\"a b\""}, "aab", "260 98"}, /* the last rank counts */
+        {{.vocab = AB, .merges = "\"#version: 0.2\",\"a b\",\"#version\",\"ab ab\""}, "abab", "257"},
         {{.vocab = AB, .model = ",\"ignore_merges\":true"}, "abab", "257"},
         {{.vocab = AB, .model = ",\"ignore_merges\":true"}, "ababab", "97 98 97 98 97 98"},
         {{.model =
@@ -222,6 +223,7 @@ START_TEST(bad_files_are_refused_by_name)
          DSV2_ERROR_UNSUPPORTED,
          "normalizer.normalizers[0] of type \"Lowercase\""},
         {{.normalizer = "{\"type\":\"Sequence\"}"}, DSV2_ERROR_FORMAT, "normalizer.normalizers is missing"},
+        {{.normalizer = "{\"type\":\"\"}"}, DSV2_ERROR_UNSUPPORTED, "normalizer of type \"\""},
         {{.normalizer = "[]"}, DSV2_ERROR_FORMAT, "normalizer is an array"},
         {{.decoder = "{\"type\":\"Metaspace\"}"}, DSV2_ERROR_UNSUPPORTED, "decoder of type \"Metaspace\""},
         {{.decoder = "{}"}, DSV2_ERROR_FORMAT, "decoder.type is missing"},
@@ -356,6 +358,8 @@ START_TEST(expressions_that_would_mean_something_else_are_refused)
         {"a)", "unmatched"},
         {"+", "quantifier"},
         {"a{9999999}", "too"},
+        {"^*a", "a repetition of ^"},
+        {"a|^{2}", "a repetition of ^"},
         {"\\\\p{Lx}", "property"},
         {"(?<=a*)b", "lookbehind"},
         {"[z-a]", "range"},
@@ -368,6 +372,7 @@ START_TEST(expressions_that_would_mean_something_else_are_refused)
         {"\\\\x41\\\\u00fc\\\\x{1f600}", NULL},
         {"\\\\p{L}\\\\P{Lu}[\\\\p{N}\\\\P{Zs}]", NULL},
         {"^a$|.|", NULL},
+        {"(?:(?=a*b)x){64}", NULL},
         {"[-a][a-]", NULL},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

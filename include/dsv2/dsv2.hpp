@@ -165,6 +165,20 @@ public:
             return dsv2_chat_encode(get(), plain.data(), plain.size(), first, tokens, capacity, n);
         });
     }
+    /* A conversation with tools, parts, an open reply or variables of the template. */
+    std::vector<int32_t> encode_chat(dsv2_chat chat) const {
+        chat.struct_size = sizeof chat;
+        return detail::fill<std::vector<int32_t>>([&](int32_t *tokens, size_t capacity, size_t *n) {
+            return dsv2_chat_prompt(get(), &chat, tokens, capacity, n);
+        });
+    }
+    /* The text of the checkpoint's chat template; empty: it has none. */
+    std::string chat_template() const {
+        const char *text;
+        size_t size;
+        check(dsv2_chat_template(get(), &text, &size));
+        return std::string(text, size);
+    }
     std::vector<int32_t> encode_fim(const std::string &prefix, const std::string &suffix) const {
         return detail::fill<std::vector<int32_t>>([&](int32_t *tokens, size_t capacity, size_t *n) {
             return dsv2_fim_encode(get(), prefix.data(), prefix.size(), suffix.data(), suffix.size(), tokens, capacity,

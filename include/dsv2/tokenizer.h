@@ -102,7 +102,8 @@ typedef struct dsv2_tokenizer_info {
     int32_t fim_begin_id;  /* fill in the middle */
     int32_t fim_hole_id;
     int32_t fim_end_id;
-    char chat_form[16];    /* "v2" (User: and Assistant: as text), "v2.5" (as tokens) or "" (none known) */
+    char chat_form[16];    /* "v2" (User: and Assistant: as text), "v2.5" (as tokens), "template" (another template) or
+                            * "" (none known, or a template that cannot be used: dsv2_chat_encode says why) */
 } dsv2_tokenizer_info;
 
 /* Fills *info. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
@@ -116,27 +117,63 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_find(const dsv2_tokenizer 
 
 /* One message of a conversation. */
 typedef struct dsv2_message {
-    const char *role;    /* "system" (only first), "user" or "assistant" */
+    const char *role;    /* "system", "user", "assistant", or another that the chat template knows */
     const char *content; /* UTF-8 bytes; never becomes a special token, whatever it spells */
     size_t content_size; /* bytes */
 } dsv2_message;
 
-/* The prompt that makes the model write the next assistant message. BOS stands exactly once, at the beginning.
- * V2's form is "User: {u}\n\nAssistant: {a}<EOS>...Assistant:", with system text followed by "\n\n". V2.5 and later use
- * the User and Assistant tokens. A tokenizer of neither kind uses V2's form.
- *   messages, n       the conversation, oldest first: an optional system message, then user and assistant in turns. The
- *                     prompt ends with the Assistant mark if the last message is a user's, with EOS if it is an
+typedef enum dsv2_chat_flags {
+    DSV2_CHAT_OPEN = 1 /* the last message is an assistant's that goes on: the prompt ends with its text */
+} dsv2_chat_flags;
+
+/* A conversation to be written as a prompt. Set struct_size; zeros are the defaults. */
+typedef struct dsv2_chat {
+    size_t struct_size;
+    const dsv2_message *messages; /* [n], oldest first */
+    size_t n;
+    size_t first;                 /* messages before this index count as fed already; see dsv2_chat_encode */
+    uint32_t flags;               /* dsv2_chat_flags or-ed */
+    const char *messages_json;    /* instead of `messages` (then NULL, and n is 0): a list of messages as JSON, in the
+                                   * form of OpenAI's interface, for what dsv2_message cannot say: tool calls and their
+                                   * results, texts in parts, reasoning */
+    const char *tools;            /* NULL, or a list of tools as JSON, in the same form */
+    const char *variables;        /* NULL, or an object of JSON with further variables of the template, for example
+                                   * {"thinking": true}; add_generation_prompt, if it is there, goes before the rule of
+                                   * dsv2_chat_encode */
+    int64_t now;                  /* for templates that write the date: seconds since 1970 as UTC; 0: the clock */
+} dsv2_chat;
+
+/* The prompt that makes the model write the next message, in the words of the checkpoint's own chat template:
+ * chat_template.jinja, else chat_template.json, else tokenizer_config.json, else a GGUF's. Templates are written in
+ * Jinja. The library knows the part of Jinja that chat templates use, has bounds on steps and memory, and refuses what
+ * it does not know instead of writing a nearly right prompt. A checkpoint without a template gets its family's form,
+ * which knows "system", "user" and "assistant": V2's "User: {u}\n\nAssistant: {a}<EOS>...Assistant:", or V2.5's if the
+ * vocabulary has the User and Assistant tokens.
+ *   messages, n       the conversation, oldest first. Which roles may follow one another is the template's affair. The
+ *                     prompt ends with the mark after which the model replies, unless the last message is an
  *                     assistant's.
- *   first             messages before this index count as fed already, a user's with the Assistant mark behind it, an
- *                     assistant's with its EOS. Only the ids after them are returned (0: all, BOS included), so that a
- *                     conversation goes on without encoding its past again.
+ *   first             messages before this index count as fed already, with that mark behind them or, behind an
+ *                     assistant's, with its EOS. Only the ids after them are returned (0: all), so that a conversation
+ *                     goes on without encoding its past again.
  *   tokens, capacity  the caller's buffer, in tokens
  *   n_tokens          receives the number of tokens, with DSV2_OK and DSV2_ERROR_BUFFER
- * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _BUFFER or _UNSUPPORTED (as dsv2_tokenizer_encode; also
- * for an assistant's message if no end-of-sequence token is known). */
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (also if the template refuses these messages; the message says the
+ * template's reason), _MEMORY, _BUFFER or _UNSUPPORTED (as dsv2_tokenizer_encode; the template is outside the known part
+ * of Jinja; the template writes the messages before `first` otherwise once others follow; no end-of-sequence token is
+ * known, which a family's form needs for an assistant's message). */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message *messages,
                                                         size_t n, size_t first, int32_t *tokens, size_t capacity,
                                                         size_t *n_tokens);
+
+/* As dsv2_chat_encode, for conversations with tools, parts, open replies and variables of the template. The structure
+ * and what it points to are borrowed for the call. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_chat_prompt(const dsv2_tokenizer *tokenizer, const dsv2_chat *chat,
+                                                        int32_t *tokens, size_t capacity, size_t *n_tokens);
+
+/* The text of the checkpoint's chat template: *text (owned by the tokenizer, not terminated) and *size; size 0: it has
+ * none. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_chat_template(const dsv2_tokenizer *tokenizer, const char **text,
+                                                          size_t *size);
 
 /* The prompt for filling in between a prefix and a suffix: BOS <fim begin> prefix <fim hole> suffix <fim end>. Sizes
  * are in bytes; tokens, capacity and n_tokens are as in dsv2_chat_encode.

@@ -159,10 +159,48 @@ dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message
     dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
     if (status != DSV2_OK)
         return status;
-    if (messages == NULL && n > 0)
-        return null_argument(__func__, "messages");
+    dsv2_chat chat = {.struct_size = sizeof chat, .messages = messages, .n = n, .first = first};
+    return dsv2_chat_prompt(tokenizer, &chat, tokens, capacity, n_tokens);
+}
+
+static dsv2_status check_chat(const char *function, const dsv2_chat *chat)
+{
+    if (chat->messages == NULL && chat->n > 0)
+        return null_argument(function, "messages");
+    if (chat->messages_json != NULL && (chat->messages != NULL || chat->n > 0))
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: both messages and messages_json are given", function);
+    if ((chat->flags & ~(uint32_t)DSV2_CHAT_OPEN) != 0)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_CHAT_OPEN alone", function, chat->flags);
+    return DSV2_OK;
+}
+
+dsv2_status dsv2_chat_prompt(const dsv2_tokenizer *tokenizer, const dsv2_chat *chat, int32_t *tokens, size_t capacity,
+                             size_t *n_tokens)
+{
+    dsv2_status status = check_buffer(__func__, tokenizer, tokens, capacity, n_tokens);
+    dsv2_chat known;
+    if (status == DSV2_OK)
+        status = ds_read_options(DS_SIZED(dsv2_chat, now), chat, &known);
+    if (status == DSV2_OK)
+        status = check_chat(__func__, &known);
+    if (status != DSV2_OK)
+        return status;
     ds_ids ids = {0};
-    return return_ids(&ids, ds_chat(tokenizer, messages, n, first, &ids), tokens, capacity, n_tokens);
+    ds_modes modes; /* templates count, and print numbers */
+    ds_modes_begin(&modes);
+    status = ds_chat(tokenizer, &known, &ids);
+    ds_modes_end(&modes);
+    return return_ids(&ids, status, tokens, capacity, n_tokens);
+}
+
+dsv2_status dsv2_chat_template(const dsv2_tokenizer *tokenizer, const char **text, size_t *size)
+{
+    if (tokenizer == NULL || text == NULL || size == NULL)
+        return null_argument(__func__, tokenizer == NULL ? "tokenizer" : text == NULL ? "text" : "size");
+    ds_text template = ds_chat_template(tokenizer);
+    *text = template.data;
+    *size = template.size;
+    return DSV2_OK;
 }
 
 dsv2_status dsv2_fim_encode(const dsv2_tokenizer *tokenizer, const char *prefix, size_t prefix_size, const char *suffix,

@@ -343,6 +343,10 @@ typedef struct ds_memory_left {
  * root: "", or a test's folder with files like those of /proc and /sys. */
 bool ds_memory_left_in(const char *root, ds_memory_left *least);
 
+/* ---- the clock (os_posix.c) ---- */
+
+int64_t ds_seconds(void); /* since 1970, UTC */
+
 /* ---- processors (cpus.c) ---- */
 
 /* The fast physical cores that this process may run on, but no more than its cgroups' quota; at least 1. */

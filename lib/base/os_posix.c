@@ -331,6 +331,13 @@ void ds_os_close(ds_os_file *file)
     *file = (ds_os_file){0};
 }
 
+int64_t ds_seconds(void)
+{
+    struct timespec now = {0};
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    return now.tv_sec;
+}
+
 /* Letters and digits that differ from call to call. O_EXCL makes sure that the name is new: chance only makes that
  * likely. */
 static void fill_marks(char *marks, unsigned attempt)

@@ -1,4 +1,4 @@
-/* The tokenizer of a pack: tokenizer.json and tokenizer_config.json as they were published, or a GGUF's vocabulary in
+/* The tokenizer of a pack: tokenizer.json and the files beside it as they were published, or a GGUF's vocabulary in
  * the form that README.md describes. */
 #include "formats/pack.h"
 
@@ -89,15 +89,16 @@ dsv2_status ds_pack_writer_tokenizer(ds_pack_writer *writer, const ds_container 
         return ds_gguf_vocabulary(from, write_vocabulary, writer);
     dsv2_status status;
     if (format == DS_FORMAT_PACK) {
-        if ((status = copy_text(writer, from, "tokenizer.json")) == DSV2_OK &&
-            (status = copy_text(writer, from, "tokenizer_config.json")) == DSV2_OK)
-            status = copy_text(writer, from, "vocabulary");
-        return status;
+        status = copy_text(writer, from, "tokenizer.json");
+        for (int file = 0; file < DS_TOKENIZER_FILES && status == DSV2_OK; file++)
+            status = copy_text(writer, from, ds_tokenizer_files[file]);
+        return status == DSV2_OK ? copy_text(writer, from, "vocabulary") : status;
     }
-    bool found;
+    bool found, beside;
     status = copy_file(writer, ds_container_path(from), "tokenizer.json", &found);
-    return status == DSV2_OK && found ? copy_file(writer, ds_container_path(from), "tokenizer_config.json", &found)
-                                      : status;
+    for (int file = 0; found && file < DS_TOKENIZER_FILES && status == DSV2_OK; file++)
+        status = copy_file(writer, ds_container_path(from), ds_tokenizer_files[file], &beside);
+    return status;
 }
 
 /* ---- reading ---- */
@@ -174,20 +175,23 @@ static dsv2_status read_vocabulary(const char *path, const char *text, size_t si
     return status;
 }
 
-/* Reads a pack's tokenizer.json, and its tokenizer_config.json if there is one. */
+/* Reads a pack's tokenizer.json, and what was beside that. */
 static dsv2_status read_json(const ds_container *container, const char *json, size_t size, dsv2_tokenizer **tokenizer)
 {
-    const char *path = ds_container_path(container), *config;
-    size_t config_size;
+    const char *path = ds_container_path(container), *text;
     dsv2_tokenizer *t;
     dsv2_status status = ds_tokenizer_from_json(path, json, size, &t);
     if (status != DSV2_OK)
         return status;
-    ds_pack_text(container, "tokenizer_config.json", &config, &config_size);
-    if (config != NULL && (status = ds_tokenizer_configure(t, path, config, config_size)) != DSV2_OK)
-        ds_tokenizer_destroy(t);
-    else
+    for (int file = 0; file < DS_TOKENIZER_FILES && status == DSV2_OK; file++) {
+        ds_pack_text(container, ds_tokenizer_files[file], &text, &size);
+        if (text != NULL)
+            status = ds_tokenizer_configure(t, file, path, text, size);
+    }
+    if (status == DSV2_OK)
         *tokenizer = t;
+    else
+        ds_tokenizer_destroy(t);
     return status;
 }
 

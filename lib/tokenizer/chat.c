@@ -1,131 +1,338 @@
 /* Prompts for chat and for filling in the middle.
  *
- * All text between two special tokens is encoded as one text, since the pre-tokenizer may see no boundary where a
- * message ends. Text never becomes a special token: it is encoded without DSV2_ENCODE_SPECIAL. */
+ * A conversation is rendered by the checkpoint's template, or by one of those below, and the text is encoded as a
+ * whole. Of special tokens only those that the template wrote become tokens: a byte of a message never is part of
+ * one. */
 #include "tokenizer/parts.h"
+
+#include "base/json.h"
 
 #include <string.h>
 
-typedef struct prompt {
-    const dsv2_tokenizer *tokenizer;
-    ds_ids *out;
-    char *text; /* since the last special token */
-    size_t size, capacity;
-    dsv2_status status; /* of the first failure, after which nothing more is done */
-} prompt;
+/* ---- the forms of families whose checkpoints have no template ---- */
 
-static void add_bytes(prompt *p, const char *text, size_t size)
+/* DeepSeek-V2, DeepSeek LLM and DeepSeek-Coder-V2: the speakers' names are text. */
+static const char form_v2[] =
+    "{{ bos_token }}"
+    "{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ m.content + '\\n\\n' }}"
+    "{% elif m.role == 'user' %}{{ 'User: ' + m.content + '\\n\\n' }}"
+    "{% elif m.role == 'assistant' %}{{ 'Assistant: ' + m.content + eos_token }}"
+    "{% else %}{{ raise_exception('role \"' + m.role + '\" is none of system, user, assistant') }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}";
+
+/* DeepSeek-V2.5, V3 and R1: the speakers are tokens, and all system texts stand at the beginning. R1 begins its reply
+ * by thinking. */
+static const char form_v25[] =
+    "{{ bos_token }}"
+    "{% for m in messages if m.role == 'system' %}"
+    "{{ m.content }}{% if not loop.last %}{{ '\\n\\n' }}{% endif %}"
+    "{% endfor %}"
+    "{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}"
+    "{% elif m.role == 'assistant' %}{{ '<｜Assistant｜>' + m.content + eos_token }}"
+    "{% elif m.role != 'system' %}{{ raise_exception('role \"' + m.role + '\" is none of system, user, assistant') }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<｜Assistant｜>{% if thinking %}{{ '<think>\\n' }}{% endif %}{% endif %}";
+
+static dsv2_status refused_template(const dsv2_tokenizer *t)
 {
-    if (p->status != DSV2_OK || size == 0)
-        return;
-    if (!ds_grow(&p->text, &p->capacity, p->size + size, 1)) {
-        p->status = ds_fail_memory("a prompt", p->size + size);
-        return;
-    }
-    memcpy(p->text + p->size, text, size);
-    p->size += size;
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "the checkpoint's chat template cannot be used: %s", t->template_refusal);
 }
 
-static void add_string(prompt *p, const char *text) { add_bytes(p, text, strlen(text)); }
+/* ---- variables ---- */
 
-/* Encodes the text so far. */
-static void flush(prompt *p)
+static dsv2_status check_message(const dsv2_message *message, size_t i)
 {
-    if (p->status == DSV2_OK && p->size > 0)
-        p->status = ds_encode(p->tokenizer, p->text, p->size, 0, p->out);
-    p->size = 0;
-}
-
-static void add_token(prompt *p, int32_t token)
-{
-    flush(p);
-    if (p->status == DSV2_OK)
-        p->status = ds_push(p->out, token);
-}
-
-static bool is_role(const dsv2_message *message, const char *role) { return strcmp(message->role, role) == 0; }
-
-static dsv2_status check_messages(const dsv2_message *messages, size_t n, size_t first)
-{
-    if (first > n)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "first is %zu, expected at most n, which is %zu", first, n);
-    for (size_t i = 0, turn = 0; i < n; i++) {
-        if (messages[i].role == NULL)
-            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is NULL", i);
-        if (messages[i].content == NULL && messages[i].content_size > 0)
-            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].content is NULL", i);
-        if (i == 0 && is_role(&messages[i], "system"))
-            continue;
-        const char *expected = turn++ % 2 == 0 ? "user" : "assistant";
-        if (!is_role(&messages[i], expected))
-            return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is \"%.*s\", expected \"%s\"", i,
-                           DS_QUOTED_STRING(messages[i].role), expected);
-    }
-    if (n == 0 || is_role(&messages[n - 1], "system"))
-        return ds_fail(DSV2_ERROR_ARGUMENT, "the conversation has no user's message");
+    if (message->role == NULL)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].role is NULL", i);
+    if (message->content == NULL && message->content_size > 0)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].content is NULL", i);
     return DSV2_OK;
 }
 
-/* One message. The Assistant mark belongs to the user's message before it, so that a prompt ends with it. */
-static void add_message(prompt *p, const dsv2_message *message)
+/* Any bytes are a text. */
+static json_t *as_json(const char *text, size_t size) { return json_stringn_nocheck(size > 0 ? text : "", size); }
+
+static dsv2_status add_messages(const dsv2_message *messages, size_t n, json_t *list)
 {
-    const dsv2_tokenizer *t = p->tokenizer;
-    if (is_role(message, "system")) {
-        add_bytes(p, message->content, message->content_size);
-        if (!t->chat_v25)
-            add_string(p, "\n\n");
-    } else if (is_role(message, "user")) {
-        if (t->chat_v25)
-            add_token(p, t->user);
-        else
-            add_string(p, "User: ");
-        add_bytes(p, message->content, message->content_size);
-        if (t->chat_v25)
-            add_token(p, t->assistant);
-        else
-            add_string(p, "\n\nAssistant:");
-    } else {
-        if (!t->chat_v25)
-            add_string(p, " ");
-        add_bytes(p, message->content, message->content_size);
-        add_token(p, t->eos);
+    for (size_t i = 0; i < n; i++) {
+        dsv2_status status = check_message(&messages[i], i);
+        if (status != DSV2_OK)
+            return status;
+        json_t *message = json_object();
+        bool made = message != NULL
+                    && json_object_set_new(message, "role", as_json(messages[i].role, strlen(messages[i].role))) == 0
+                    && json_object_set_new(message, "content",
+                                           as_json(messages[i].content, messages[i].content_size)) == 0;
+        if (!made)
+            json_decref(message);
+        if (!made || json_array_append_new(list, message) != 0)
+            return ds_fail_memory("a conversation", messages[i].content_size);
     }
+    return DSV2_OK;
 }
 
-dsv2_status ds_chat(const dsv2_tokenizer *t, const dsv2_message *messages, size_t n, size_t first, ds_ids *out)
+/* Parses `text`, the host's JSON, of which errors say `name`. */
+static dsv2_status parse(const char *name, const char *text, bool is_list, json_t **parsed)
 {
-    dsv2_status status = check_messages(messages, n, first);
+    /* The readers of JSON want an object. */
+    static const char before[] = "{\"value\":";
+    size_t size = strlen(text), begin = sizeof before - 1;
+    char *object = ds_new(begin + size + 1, 1);
+    json_t *root;
+    if (object == NULL)
+        return ds_fail_memory("a conversation", size);
+    memcpy(object, before, begin);
+    memcpy(object + begin, text, size);
+    object[begin + size] = '}';
+    dsv2_status status = ds_json_parse(name, object, begin + size + 1, NULL, &root);
+    ds_free(object);
+    if (status == DSV2_ERROR_FORMAT)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s is not valid JSON", name);
     if (status != DSV2_OK)
         return status;
-    prompt p = {.tokenizer = t, .out = out};
-    if (first == 0 && t->bos >= 0)
-        add_token(&p, t->bos);
-    for (size_t i = first; i < n; i++) {
-        if (is_role(&messages[i], "assistant") && t->eos < 0) {
-            p.status = ds_fail(DSV2_ERROR_UNSUPPORTED,
-                               "%s: no end-of-sequence token is known, which ends an assistant's message", t->path);
-            break;
-        }
-        add_message(&p, &messages[i]);
-    }
-    flush(&p);
-    ds_free(p.text);
-    return p.status;
+    json_t *value = json_object_get(root, "value");
+    if (json_object_size(root) != 1 || !(is_list ? json_is_array(value) : json_is_object(value)))
+        status = ds_fail(DSV2_ERROR_ARGUMENT, "%s is %s, expected %s", name, ds_json_kind(value),
+                         is_list ? "a list" : "an object");
+    else
+        *parsed = json_incref(value);
+    json_decref(root);
+    return status;
 }
+
+/* Adds the host's list to the variables. */
+static dsv2_status add_list(json_t *variables, const char *name, const char *text)
+{
+    json_t *list;
+    dsv2_status status = parse(name, text, true, &list);
+    if (status == DSV2_OK && json_object_set_new(variables, name, list) != 0)
+        status = ds_fail_memory("a conversation", strlen(text));
+    return status;
+}
+
+static dsv2_status set_messages(const dsv2_chat *chat, json_t *variables)
+{
+    if (chat->messages_json != NULL)
+        return add_list(variables, "messages", chat->messages_json);
+    json_t *list = json_array();
+    if (list == NULL || json_object_set_new(variables, "messages", list) != 0)
+        return ds_fail_memory("a conversation", 0);
+    return add_messages(chat->messages, chat->n, list);
+}
+
+/* The host's own variables, and over them tools and messages. */
+static dsv2_status make_variables(const dsv2_chat *chat, json_t **variables)
+{
+    json_t *made = NULL;
+    dsv2_status status = parse("variables", chat->variables != NULL ? chat->variables : "{}", false, &made);
+    if (status == DSV2_OK && chat->tools != NULL)
+        status = add_list(made, "tools", chat->tools);
+    if (status == DSV2_OK)
+        status = set_messages(chat, made);
+    if (status == DSV2_OK)
+        *variables = made;
+    else
+        json_decref(made);
+    return status;
+}
+
+static bool has_role(const json_t *message, const char *role)
+{
+    const char *text = json_string_value(json_object_get(message, "role"));
+    return text != NULL && strcmp(text, role) == 0;
+}
+
+/* ---- rendering ---- */
+
+typedef struct writer {
+    const dsv2_tokenizer *tokenizer;
+    const ds_template *template;
+    json_t *variables;
+    bool may_ask; /* the host left add_generation_prompt to the library */
+    int64_t now;
+} writer;
+
+/* The prompt of these messages. It asks for a reply unless an assistant spoke last. */
+static dsv2_status write_prompt(const writer *w, json_t *messages, bool open, ds_rendered *rendered)
+{
+    const dsv2_tokenizer *t = w->tokenizer;
+    ds_template_word words[2];
+    size_t n_words = 0, n = json_array_size(messages);
+    if (t->bos >= 0)
+        words[n_words++] = (ds_template_word){"bos_token", ds_get_token(t, t->bos)};
+    if (t->eos >= 0)
+        words[n_words++] = (ds_template_word){"eos_token", ds_get_token(t, t->eos)};
+    bool asks = !open && !has_role(json_array_get(messages, n - 1), "assistant");
+    if (json_object_set(w->variables, "messages", messages) != 0 ||
+        (w->may_ask && json_object_set_new(w->variables, "add_generation_prompt", json_boolean(asks)) != 0))
+        return ds_fail_memory("a conversation", n);
+    return ds_template_render(w->template, w->variables, words, n_words, w->now, rendered);
+}
+
+/* Where the text of the last message ends in a prompt; the message has some. */
+static size_t end_of_data(const ds_rendered *rendered)
+{
+    size_t end = rendered->size;
+    while (end > 0 && rendered->origins[end - 1] == 0)
+        end--;
+    return end;
+}
+
+static bool is_blank(const char *text)
+{
+    return text == NULL || text[strspn(text, " \t\r\n")] == '\0';
+}
+
+/* A prompt that ends with the text of its last message, an assistant's. What the template writes behind that text is
+ * cut off. A text of nothing leaves no trace in the prompt, so a letter is put there, and cut off as well. */
+static dsv2_status write_open(const writer *w, json_t *messages, ds_rendered *rendered)
+{
+    size_t n = json_array_size(messages);
+    json_t *last = json_array_get(messages, n - 1);
+    const char *text = json_string_value(json_object_get(last, "content"));
+    if (!has_role(last, "assistant") || text == NULL)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "DSV2_CHAT_OPEN: the last message is not an assistant's text");
+    bool blank = is_blank(text);
+    if (blank && json_object_set_new(last, "content", json_string("x")) != 0)
+        return ds_fail_memory("a conversation", n);
+    dsv2_status status = write_prompt(w, messages, true, rendered);
+    if (status != DSV2_OK)
+        return status;
+    size_t end = end_of_data(rendered);
+    rendered->size = end - (blank && end > 0);
+    return DSV2_OK;
+}
+
+/* Where the EOS behind the last message's text ends. What a template writes behind that, a model never says: the EOS
+ * ended its reply. */
+static size_t end_of_reply(const writer *w, const ds_rendered *rendered)
+{
+    ds_text eos = w->tokenizer->eos >= 0 ? ds_get_token(w->tokenizer, w->tokenizer->eos) : (ds_text){0};
+    size_t begin = end_of_data(rendered);
+    for (size_t i = rendered->size; eos.size > 0 && i >= begin + eos.size; i--)
+        if (memcmp(rendered->text + i - eos.size, eos.data, eos.size) == 0)
+            return i;
+    return rendered->size;
+}
+
+/* How many bytes of a prompt the messages before `first` take, which the host has fed. */
+static dsv2_status measure_fed(const writer *w, json_t *messages, size_t first, const ds_rendered *whole, size_t *fed)
+{
+    json_t *before = json_array();
+    dsv2_status status = before == NULL ? ds_fail_memory("a conversation", first) : DSV2_OK;
+    for (size_t i = 0; i < first && status == DSV2_OK; i++)
+        if (json_array_append(before, json_array_get(messages, i)) != 0)
+            status = ds_fail_memory("a conversation", first);
+    ds_rendered part;
+    if (status == DSV2_OK)
+        status = write_prompt(w, before, false, &part);
+    json_decref(before);
+    if (status != DSV2_OK)
+        return status;
+    *fed = has_role(json_array_get(messages, first - 1), "assistant") ? end_of_reply(w, &part) : part.size;
+    if (*fed > whole->size || memcmp(part.text, whole->text, *fed) != 0 ||
+        memcmp(part.origins, whole->origins, *fed) != 0)
+        status = ds_fail(DSV2_ERROR_UNSUPPORTED, "first is %zu, but the chat template writes the messages before that "
+                         "one otherwise once more follow: begin anew with first 0", first);
+    ds_rendered_free(&part);
+    return status;
+}
+
+static dsv2_status check_text(json_t *message, size_t i, const char *field)
+{
+    const json_t *value = json_object_get(message, field);
+    if (json_is_string(value))
+        return DSV2_OK;
+    return ds_fail(DSV2_ERROR_ARGUMENT, "messages[%zu].%s is %s, expected a string (there is no chat template that "
+                   "could take more)", i, field, ds_json_kind(value));
+}
+
+/* Families' forms take texts alone, and need the token that ends an assistant's message. */
+static dsv2_status check_for_family(const dsv2_tokenizer *t, const json_t *messages)
+{
+    size_t i;
+    json_t *message;
+    json_array_foreach(messages, i, message) {
+        dsv2_status status = check_text(message, i, "role");
+        if (status == DSV2_OK)
+            status = check_text(message, i, "content");
+        if (status != DSV2_OK)
+            return status;
+        if (t->eos < 0 && has_role(message, "assistant"))
+            return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: no end-of-sequence token is known, which ends an assistant's "
+                           "message", t->path);
+    }
+    return DSV2_OK;
+}
+
+static dsv2_status chat_with(writer *w, const dsv2_chat *chat, ds_ids *out)
+{
+    json_t *messages = json_object_get(w->variables, "messages");
+    size_t n = json_array_size(messages), fed = 0;
+    if (n == 0)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "the conversation has no message");
+    if (chat->first > n)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "first is %zu, expected at most n, which is %zu", chat->first, n);
+    dsv2_status status = w->template == w->tokenizer->template ? DSV2_OK : check_for_family(w->tokenizer, messages);
+    if (status != DSV2_OK)
+        return status;
+    json_incref(messages); /* the variables get others in turn */
+    ds_rendered whole;
+    bool open = (chat->flags & DSV2_CHAT_OPEN) != 0;
+    status = open ? write_open(w, messages, &whole) : write_prompt(w, messages, false, &whole);
+    if (status == DSV2_OK) {
+        if (chat->first > 0)
+            status = measure_fed(w, messages, chat->first, &whole, &fed);
+        if (status == DSV2_OK)
+            status = ds_encode_prompt(w->tokenizer, whole.text + fed, whole.origins + fed, whole.size - fed, out);
+        ds_rendered_free(&whole);
+    }
+    json_decref(messages);
+    return status;
+}
+
+dsv2_status ds_chat(const dsv2_tokenizer *t, const dsv2_chat *chat, ds_ids *out)
+{
+    if (t->template_refusal != NULL)
+        return refused_template(t);
+    ds_template *family = NULL;
+    writer w = {.tokenizer = t, .template = t->template, .now = chat->now != 0 ? chat->now : ds_seconds()};
+    dsv2_status status = DSV2_OK;
+    if (t->template == NULL) {
+        const char *form = t->chat_v25 ? form_v25 : form_v2;
+        status = ds_template_parse(t->path, form, strlen(form), &family);
+        w.template = family;
+    }
+    if (status == DSV2_OK)
+        status = make_variables(chat, &w.variables);
+    if (status == DSV2_OK) {
+        w.may_ask = json_object_get(w.variables, "add_generation_prompt") == NULL;
+        status = chat_with(&w, chat, out);
+        json_decref(w.variables);
+    }
+    ds_template_destroy(family);
+    return status;
+}
+
+/* ---- filling in the middle ---- */
 
 dsv2_status ds_fim(const dsv2_tokenizer *t, ds_text prefix, ds_text suffix, ds_ids *out)
 {
+    const struct {
+        int32_t token;
+        ds_text text; /* behind the token */
+    } parts[] = {{t->fim_begin, prefix}, {t->fim_hole, suffix}, {t->fim_end, {0}}};
     if (t->fim_begin < 0 || t->fim_hole < 0 || t->fim_end < 0)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: the vocabulary has no tokens for filling in the middle "
                        "(<｜fim▁begin｜>, <｜fim▁hole｜>, <｜fim▁end｜>)", t->path);
-    prompt p = {.tokenizer = t, .out = out};
-    if (t->bos >= 0)
-        add_token(&p, t->bos);
-    add_token(&p, t->fim_begin);
-    add_bytes(&p, prefix.data, prefix.size);
-    add_token(&p, t->fim_hole);
-    add_bytes(&p, suffix.data, suffix.size);
-    add_token(&p, t->fim_end);
-    ds_free(p.text);
-    return p.status;
+    dsv2_status status = t->bos >= 0 ? ds_push(out, t->bos) : DSV2_OK;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts && status == DSV2_OK; i++) {
+        status = ds_push(out, parts[i].token);
+        if (status == DSV2_OK && parts[i].text.size > 0)
+            status = ds_encode(t, parts[i].text.data, parts[i].text.size, 0, out);
+    }
+    return status;
 }

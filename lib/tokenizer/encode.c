@@ -56,6 +56,38 @@ static dsv2_status push_added(ds_encoder *e, int32_t id)
 /* Places of a text that are looked at in one go. */
 enum { BLOCK = 16 << 10 };
 
+static bool is_special(const dsv2_tokenizer *t, int32_t id) { return (t->tokens[id].kind & DS_TOKEN_SPECIAL) != 0; }
+
+/* How many bytes from `at` on are the host's, who may write special tokens; or are not. */
+static size_t run_of_bytes(const ds_encoder *e, const char *at, size_t size, bool hosts)
+{
+    const uint8_t *origins = e->origins + (at - e->text);
+    size_t n = 0;
+    while (n < size && (origins[n] == 0) == hosts)
+        n++;
+    return n;
+}
+
+static bool may_be_special(const ds_encoder *e, const char *text, size_t size)
+{
+    return e->origins != NULL ? run_of_bytes(e, text, size, true) == size : (e->flags & DSV2_ENCODE_SPECIAL) != 0;
+}
+
+/* What is there in place of a special token that is spelled in `size` bytes, and may not be one: a shorter token of the
+ * host's bytes, or -1 and *n bytes in which no token of this round begins, as in Hugging Face's library. */
+static int32_t match_instead(ds_encoder *e, const ds_added *added, const char *text, size_t size, size_t *n)
+{
+    int32_t id = -1;
+    *n = size;
+    if (e->origins == NULL)
+        return -1;
+    size_t hosts = run_of_bytes(e, text, size, true);
+    if (hosts > 0)
+        e->steps += ds_added_match(added, text, hosts, 1, &id);
+    *n = hosts > 0 ? 1 : run_of_bytes(e, text, size, false);
+    return id;
+}
+
 static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, size_t size)
 {
     const dsv2_tokenizer *t = e->tokenizer;
@@ -67,7 +99,6 @@ static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, si
     size_t block = e->size < BLOCK ? e->size : BLOCK;
     if (e->added[round] == NULL && (e->added[round] = ds_new(block, sizeof(int32_t))) == NULL)
         return ds_fail_memory("finding added tokens", block * sizeof(int32_t));
-    bool special = (e->flags & DSV2_ENCODE_SPECIAL) != 0;
     size_t done = 0, begin = 0, end = 0; /* e->added[round] tells of the places from begin to end - 1 */
     dsv2_status status = DSV2_OK;
     for (size_t i = 0; i < size && status == DSV2_OK;) {
@@ -79,12 +110,11 @@ static dsv2_status cut_added(ds_encoder *e, unsigned round, const char *text, si
                 break;
         }
         int32_t id = e->added[round][i - begin];
+        size_t n = 1;
+        if (id >= 0 && is_special(t, id) && !may_be_special(e, text + i, t->tokens[id].size))
+            id = match_instead(e, added, text + i, t->tokens[id].size, &n);
         if (id < 0) {
-            i++;
-            continue;
-        }
-        if (!special && (t->tokens[id].kind & DS_TOKEN_SPECIAL) != 0) {
-            i += t->tokens[id].size; /* no token of this round begins inside, as in Hugging Face's library */
+            i += n;
             continue;
         }
         if (i > done)
@@ -126,6 +156,7 @@ dsv2_status ds_encode_text(ds_encoder *e, const char *text, size_t size)
         return ds_fail_memory("a text", size + BEHIND);
     if (size > 0)
         memcpy(copy, text, size);
+    e->text = copy;
     e->size = size;
     dsv2_status status = DSV2_OK;
     if ((e->flags & DSV2_ENCODE_BOS) != 0 && e->tokenizer->bos >= 0)
@@ -149,6 +180,15 @@ dsv2_status ds_encode_watched(const dsv2_tokenizer *t, const char *text, size_t 
 {
     ds_encoder e = {
         .tokenizer = t, .out = out, .flags = flags, .progress = progress, .progress_user = progress_user};
+    dsv2_status status = ds_encode_text(&e, text, size);
+    ds_encoder_free(&e);
+    return status;
+}
+
+dsv2_status ds_encode_prompt(const dsv2_tokenizer *t, const char *text, const uint8_t *origins, size_t size,
+                             ds_ids *out)
+{
+    ds_encoder e = {.tokenizer = t, .out = out, .origins = origins};
     dsv2_status status = ds_encode_text(&e, text, size);
     ds_encoder_free(&e);
     return status;

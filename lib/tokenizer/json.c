@@ -594,7 +594,8 @@ static const json_t *find_template(const json_t *config)
     return template;
 }
 
-dsv2_status ds_tokenizer_configure(dsv2_tokenizer *t, const char *path, const char *json, size_t size)
+/* tokenizer_config.json, or chat_template.json, which has a template alone. */
+static dsv2_status configure_by_json(dsv2_tokenizer *t, const char *path, const char *json, size_t size)
 {
     json_t *config;
     dsv2_status status = ds_json_parse(path, json, size, config_fields, &config);
@@ -606,54 +607,74 @@ dsv2_status ds_tokenizer_configure(dsv2_tokenizer *t, const char *path, const ch
         ds_tokenizer_set_special(t, bos, eos);
         const json_t *template = find_template(config);
         if (json_is_string(template))
-            ds_use_chat_template(t, json_string_value(template), json_string_length(template));
+            status = ds_use_chat_template(t, path, json_string_value(template), json_string_length(template));
     }
     json_decref(config);
     return status;
 }
 
-/* The path of the tokenizer_config.json in the folder `path`, or beside the file `path`; NULL without memory. */
-static char *config_path(const char *path, bool folder)
+enum { CHAT_TEMPLATE_JINJA = DS_TOKENIZER_FILES - 1 };
+
+const char *const ds_tokenizer_files[DS_TOKENIZER_FILES] = {"tokenizer_config.json", "chat_template.json",
+                                                            [CHAT_TEMPLATE_JINJA] = "chat_template.jinja"};
+
+dsv2_status ds_tokenizer_configure(dsv2_tokenizer *t, int file, const char *path, const char *text, size_t size)
+{
+    return file == CHAT_TEMPLATE_JINJA ? ds_use_chat_template(t, path, text, size)
+                                       : configure_by_json(t, path, text, size);
+}
+
+/* ---- folders ---- */
+
+/* The path of a file in the folder `path`, or beside the file `path`; NULL without memory. */
+static char *path_beside(const char *path, bool folder, const char *name)
 {
     const char *slash = strrchr(path, '/');
     if (folder)
-        return ds_path_join(path, "tokenizer_config.json");
+        return ds_path_join(path, name);
     if (slash == NULL)
-        return ds_copy_string("tokenizer_config.json");
+        return ds_copy_string(name);
     char *parent = ds_copy_string(path);
     if (parent == NULL)
         return NULL;
     parent[slash - path + 1] = '\0';
-    char *joined = ds_path_join(parent, "tokenizer_config.json");
+    char *joined = ds_path_join(parent, name);
     ds_free(parent);
     return joined;
+}
+
+static dsv2_status read_beside(dsv2_tokenizer *t, int file, const char *path, bool folder)
+{
+    char *beside = path_beside(path, folder, ds_tokenizer_files[file]), *text = NULL;
+    size_t size;
+    if (beside == NULL)
+        return ds_fail_memory("a path", strlen(path));
+    dsv2_status status = DSV2_OK;
+    if (ds_exists(beside) && (status = ds_file_read(beside, MAX_FILE, &text, &size)) == DSV2_OK)
+        status = ds_tokenizer_configure(t, file, beside, text, size);
+    ds_free(text);
+    ds_free(beside);
+    return status;
 }
 
 dsv2_status ds_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer)
 {
     bool folder = ds_is_folder(path);
-    char *json_path = folder ? ds_path_join(path, "tokenizer.json") : ds_copy_string(path);
-    char *beside = config_path(path, folder), *text = NULL, *config = NULL;
-    size_t size, config_size;
+    char *json_path = folder ? ds_path_join(path, "tokenizer.json") : ds_copy_string(path), *text = NULL;
+    size_t size;
     dsv2_tokenizer *t = NULL;
-    dsv2_status status;
-    if (json_path == NULL || beside == NULL) {
-        status = ds_fail_memory("a path", strlen(path) + sizeof "tokenizer_config.json");
-        goto done;
-    }
-    if ((status = ds_file_read(json_path, MAX_FILE, &text, &size)) != DSV2_OK ||
-        (status = ds_tokenizer_from_json(json_path, text, size, &t)) != DSV2_OK)
-        goto done;
-    if (ds_exists(beside) && ((status = ds_file_read(beside, MAX_FILE, &config, &config_size)) != DSV2_OK ||
-                               (status = ds_tokenizer_configure(t, beside, config, config_size)) != DSV2_OK))
-        goto done;
-    *tokenizer = t;
-    t = NULL;
-done:
-    ds_tokenizer_destroy(t);
-    ds_free(config);
+    dsv2_status status = json_path == NULL ? ds_fail_memory("a path", strlen(path)) : DSV2_OK;
+    if (status == DSV2_OK)
+        status = ds_file_read(json_path, MAX_FILE, &text, &size);
+    if (status == DSV2_OK)
+        status = ds_tokenizer_from_json(json_path, text, size, &t);
+    for (int file = 0; file < DS_TOKENIZER_FILES && status == DSV2_OK; file++)
+        status = read_beside(t, file, path, folder);
+    if (status == DSV2_OK)
+        *tokenizer = t;
+    else
+        ds_tokenizer_destroy(t);
     ds_free(text);
-    ds_free(beside);
     ds_free(json_path);
     return status;
 }

@@ -3,6 +3,7 @@
 #ifndef DS_LIB_TOKENIZER_PARTS_H
 #define DS_LIB_TOKENIZER_PARTS_H
 
+#include "template/template.h"
 #include "tokenizer/tokenizer.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -71,7 +72,13 @@ struct dsv2_tokenizer {
     uint64_t stages_digest; /* of their expressions */
 
     int32_t bos, eos, fim_begin, fim_hole, fim_end, user, assistant;
-    bool chat_v2, chat_v25;
+
+    /* The checkpoint's chat template. At most one of template and refusal is not NULL. */
+    char *template_text;
+    size_t template_size;
+    ds_template *template;
+    char *template_refusal; /* why there is none to render, though the checkpoint has one */
+    bool chat_v2, chat_v25; /* which form the template shows, or without one the family */
 };
 
 /* ---- vocabulary.c ---- */
@@ -79,8 +86,9 @@ struct dsv2_tokenizer {
 /* A tokenizer without stages: it has the vocabulary's tokens and merges, and special ids found by name. */
 dsv2_status ds_tokenizer_create(const ds_vocabulary *vocabulary, dsv2_tokenizer **tokenizer);
 
-/* Sets the chat form that a template's text shows. The template is not run. */
-void ds_use_chat_template(dsv2_tokenizer *tokenizer, const char *text, size_t size);
+/* Takes a chat template in place of the one before. One that cannot be used is kept with the reason, which
+ * ds_chat gives: only DSV2_ERROR_MEMORY fails. */
+dsv2_status ds_use_chat_template(dsv2_tokenizer *tokenizer, const char *path, const char *text, size_t size);
 
 /* The token of the model that has these bytes; -1: none. */
 int32_t ds_find_model_token(const dsv2_tokenizer *tokenizer, const char *text, size_t size);
@@ -155,6 +163,8 @@ typedef struct ds_encoder {
     const dsv2_tokenizer *tokenizer;
     ds_ids *out;
     uint32_t flags;
+    const char *text;
+    const uint8_t *origins; /* of the text's bytes, 0 for the host's; NULL: the flags say who wrote the text */
     dsv2_progress_fn progress; /* NULL: nobody watches */
     void *progress_user;
     size_t size, done;   /* bytes of the text, and those that are tokens already */
@@ -180,6 +190,10 @@ void ds_encoder_free(ds_encoder *encoder);
 /* Counts work, in bytes that were looked at, and reports now and then. DSV2_ERROR_CANCELLED if the callback says so. */
 dsv2_status ds_count_work(ds_encoder *encoder, uint64_t work);
 dsv2_status ds_push(ds_ids *out, int32_t id);
+
+/* Encodes a prompt of which only the bytes with origin 0 may be special tokens. Appends to `out`. */
+dsv2_status ds_encode_prompt(const dsv2_tokenizer *tokenizer, const char *text, const uint8_t *origins, size_t size,
+                             ds_ids *out);
 
 /* Splits valid UTF-8 by all stages and merges each piece. */
 dsv2_status ds_encode_valid(ds_encoder *encoder, const char *text, size_t size);

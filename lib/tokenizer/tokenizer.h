@@ -1,5 +1,5 @@
 /* tokenizer: byte-level BPE, pre-tokenizers, chat and fill-in-the-middle prompts. The public functions of
- * <dsv2/tokenizer.h> are in api/tokenizer.c: they check arguments and call these. May include: base.
+ * <dsv2/tokenizer.h> are in api/tokenizer.c: they check arguments and call these. May include: base, template.
  *
  * The way of a text, file by file:
  *   encode.c       cuts out added tokens, and hands on the text between them; also decodes ids
@@ -8,7 +8,7 @@
  *   bpe.c          merges the bytes of a piece into tokens
  *   chat.c         writes prompts for chat and for filling in the middle, and encodes them
  * The way of a tokenizer:
- *   json.c         reads tokenizer.json and tokenizer_config.json; the formats room reads GGUFs and packs
+ *   json.c         reads tokenizer.json and the files beside it; the formats room reads GGUFs and packs
  *   vocabulary.c   makes the tokenizer: tokens, merges, added and special tokens
  *   pattern.c      translates the pre-tokenizer's expressions for PCRE2
  *   unicode.c      knows the characters that Unicode gained after PCRE2's tables
@@ -53,13 +53,19 @@ dsv2_status ds_tokenizer_from_vocabulary(const ds_vocabulary *vocabulary, dsv2_t
 /* A tokenizer from the text of a tokenizer.json; `path` is for messages. */
 dsv2_status ds_tokenizer_from_json(const char *path, const char *json, size_t size, dsv2_tokenizer **tokenizer);
 
-/* A tokenizer from a tokenizer.json, or a folder that has one, and from the tokenizer_config.json beside it, if any. */
+/* A tokenizer from a tokenizer.json, or a folder that has one, and from the files beside it. */
 dsv2_status ds_tokenizer_open(const char *path, dsv2_tokenizer **tokenizer);
 
 void ds_tokenizer_destroy(dsv2_tokenizer *tokenizer);
 
-/* Takes the special tokens and the chat form from the text of a tokenizer_config.json. */
-dsv2_status ds_tokenizer_configure(dsv2_tokenizer *tokenizer, const char *path, const char *json, size_t size);
+/* Files that may lie beside a tokenizer.json, in the order in which they are taken: the chat template of a later one
+ * goes before that of an earlier one. */
+enum { DS_TOKENIZER_FILES = 3 };
+extern const char *const ds_tokenizer_files[DS_TOKENIZER_FILES];
+
+/* Takes special tokens and the chat template from the text of ds_tokenizer_files[file]. */
+dsv2_status ds_tokenizer_configure(dsv2_tokenizer *tokenizer, int file, const char *path, const char *text,
+                                   size_t size);
 
 /* Sets the ids that config.json has. -1, or an id outside the vocabulary, leaves the tokenizer's own. */
 void ds_tokenizer_set_special(dsv2_tokenizer *tokenizer, int32_t bos_token_id, int32_t eos_token_id);
@@ -80,9 +86,10 @@ dsv2_status ds_encode_watched(const dsv2_tokenizer *tokenizer, const char *text,
                               dsv2_progress_fn progress, void *progress_user, ds_ids *out);
 dsv2_status ds_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens, size_t n_tokens, uint32_t flags,
                       char *text, size_t capacity, size_t *size);
-dsv2_status ds_chat(const dsv2_tokenizer *tokenizer, const dsv2_message *messages, size_t n, size_t first, ds_ids *out);
+dsv2_status ds_chat(const dsv2_tokenizer *tokenizer, const dsv2_chat *chat, ds_ids *out);
 dsv2_status ds_fim(const dsv2_tokenizer *tokenizer, ds_text prefix, ds_text suffix, ds_ids *out);
 int32_t ds_find_token(const dsv2_tokenizer *tokenizer, const char *text, size_t size);
+ds_text ds_chat_template(const dsv2_tokenizer *tokenizer); /* size 0: the checkpoint has none */
 ds_text ds_get_token(const dsv2_tokenizer *tokenizer, int32_t token);
 void ds_describe_tokenizer(const dsv2_tokenizer *tokenizer, dsv2_tokenizer_info *info);
 

@@ -305,16 +305,39 @@ static bool contains(const char *text, size_t size, const char *words)
     return false;
 }
 
-void ds_use_chat_template(dsv2_tokenizer *t, const char *text, size_t size)
+static void forget_template(dsv2_tokenizer *t)
 {
-    if (t->user >= 0 && t->assistant >= 0 && contains(text, size, "<｜User｜>")) {
-        t->chat_v25 = true;
-        t->chat_v2 = false;
-    } else if (contains(text, size, "User: ")) {
-        t->chat_v25 = false; /* DeepSeek-Coder-V2 has the User and Assistant tokens and does not use them */
-        t->chat_v2 = true;
-    }
+    ds_template_destroy(t->template);
+    ds_free(t->template_refusal);
+    ds_free(t->template_text);
+    t->template = NULL;
+    t->template_refusal = t->template_text = NULL;
+    t->template_size = 0;
 }
+
+dsv2_status ds_use_chat_template(dsv2_tokenizer *t, const char *path, const char *text, size_t size)
+{
+    forget_template(t);
+    t->template_text = ds_new(size + 1, 1);
+    if (t->template_text == NULL)
+        return ds_fail_memory("a chat template", size);
+    memcpy(t->template_text, text, size);
+    t->template_size = size;
+    dsv2_status status = ds_template_parse(path, text, size, &t->template);
+    if (status == DSV2_ERROR_MEMORY)
+        return status;
+    if (status != DSV2_OK) {
+        t->template_refusal = ds_copy_string(dsv2_last_error());
+        if (t->template_refusal == NULL)
+            return ds_fail_memory("a chat template", size);
+    }
+    /* DeepSeek-Coder-V2 has the User and Assistant tokens and does not use them. */
+    t->chat_v25 = status == DSV2_OK && t->user >= 0 && t->assistant >= 0 && contains(text, size, "<｜User｜>");
+    t->chat_v2 = status == DSV2_OK && !t->chat_v25 && contains(text, size, "User: ");
+    return DSV2_OK;
+}
+
+ds_text ds_chat_template(const dsv2_tokenizer *t) { return (ds_text){t->template_text, t->template_size}; }
 
 bool ds_looks_special(const char *text, size_t size)
 {
@@ -352,8 +375,9 @@ dsv2_status ds_tokenizer_create(const ds_vocabulary *v, dsv2_tokenizer **tokeniz
         (status = ds_mark_whole_tokens(t)) != DSV2_OK)
         goto fail;
     find_special(t, v->bos_token_id, v->eos_token_id);
-    if (v->chat_template.size > 0)
-        ds_use_chat_template(t, v->chat_template.data, v->chat_template.size);
+    if (v->chat_template.size > 0 &&
+        (status = ds_use_chat_template(t, v->path, v->chat_template.data, v->chat_template.size)) != DSV2_OK)
+        goto fail;
     *tokenizer = t;
     return DSV2_OK;
 fail:
@@ -381,6 +405,7 @@ void ds_tokenizer_destroy(dsv2_tokenizer *t)
     if (t == NULL)
         return;
     ds_free_stages(t);
+    forget_template(t);
     ds_added_free(&t->late);
     ds_added_free(&t->early);
     ds_free(t->merges);
@@ -415,5 +440,5 @@ void ds_describe_tokenizer(const dsv2_tokenizer *t, dsv2_tokenizer_info *info)
         .fim_hole_id = t->fim_hole,
         .fim_end_id = t->fim_end,
     };
-    strcpy(info->chat_form, t->chat_v25 ? "v2.5" : t->chat_v2 ? "v2" : "");
+    strcpy(info->chat_form, t->chat_v25 ? "v2.5" : t->chat_v2 ? "v2" : t->template != NULL ? "template" : "");
 }

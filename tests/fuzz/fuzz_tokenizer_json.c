@@ -61,7 +61,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     round_trip(t, text, sizeof text - 1, 0);
     round_trip(t, text, sizeof text - 1, DSV2_ENCODE_SPECIAL);
     round_trip(t, (const char *)data, size < 200 ? size : 200, DSV2_ENCODE_SPECIAL);
-    (void)ds_tokenizer_configure(t, "tokenizer_config.json", (const char *)data, size);
+    for (int file = 0; file < DS_TOKENIZER_FILES; file++)
+        (void)ds_tokenizer_configure(t, file, ds_tokenizer_files[file], (const char *)data, size);
     ds_tokenizer_destroy(t);
     return 0;
 }

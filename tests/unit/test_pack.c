@@ -216,6 +216,12 @@ static void expect_same_tokenizer(const dsv2_tokenizer *a, const dsv2_tokenizer 
     ck_assert(dsv2_tokenizer_get_info(a, &x) == DSV2_OK && dsv2_tokenizer_get_info(b, &y) == DSV2_OK);
     ck_assert_str_eq(x.chat_form, y.chat_form);
     ck_assert_mem_eq(&x, &y, sizeof x);
+    const char *text_a, *text_b;
+    size_t size_a, size_b;
+    ck_assert(dsv2_chat_template(a, &text_a, &size_a) == DSV2_OK && dsv2_chat_template(b, &text_b, &size_b) == DSV2_OK);
+    ck_assert_uint_gt(size_a, 70); /* chat_template.jinja's */
+    ck_assert_uint_eq(size_a, size_b);
+    ck_assert_mem_eq(text_a, text_b, size_a);
     ck_assert(dsv2_chat_encode(a, messages, 3, 0, p, 64, &n_p) == DSV2_OK);
     ck_assert(dsv2_chat_encode(b, messages, 3, 0, q, 64, &n_q) == DSV2_OK);
     ck_assert_uint_eq(n_p, n_q);
@@ -226,7 +232,9 @@ START_TEST(a_pack_has_the_tokenizer_and_chat_form_of_its_folder)
 {
     /* The tokens are DeepSeek-V2.5's, the chat form V2's: so says the template alone. */
     static const char config[] = "{\"bos_token\":\"</s>\",\"eos_token\":\"<s>\","
-                                 "\"chat_template\":\"{{'User: ' + x}}\"}";
+                                 "\"chat_template\":\"{{'User: ' + messages[0].role}}\"}";
+    /* So does chat_template.jinja, which goes before tokenizer_config.json. */
+    static const char jinja[] = "{% for m in messages %}{{ 'User: ' + m.content + m.role + eos_token }}{% endfor %}";
     test_checkpoint shape = tiny;
     shape.vocab_size = 304;
     char *checkpoint = test_checkpoint_write(&shape), again[600];
@@ -235,6 +243,7 @@ START_TEST(a_pack_has_the_tokenizer_and_chat_form_of_its_folder)
                  "{\"id\":302,\"content\":\"<｜User｜>\"},{\"id\":303,\"content\":\"<｜Assistant｜>\"}"});
     test_write_file(test_format("%s/tokenizer.json", checkpoint), json, strlen(json));
     test_write_file(test_format("%s/tokenizer_config.json", checkpoint), config, strlen(config));
+    test_write_file(test_format("%s/chat_template.jinja", checkpoint), jinja, strlen(jinja));
     free(json);
     snprintf(again, sizeof again, "%s/again.dsv2", folder);
     ck_assert_msg(pack(checkpoint, DSV2_WEIGHTS_Q8_0) == DSV2_OK, "%s", dsv2_last_error());

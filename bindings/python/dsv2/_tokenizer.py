@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,10 @@ from ._native import (
     Call,
     ask,
     check,
+    fill,
     keep_alive,
     lib,
     make,
-    number,
     path_bytes,
     progress_callback,
     record,
@@ -34,16 +35,24 @@ def _bytes(text: str | bytes) -> bytes:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def _message_bytes(message: Mapping[str, str | bytes | None], field: str, i: int) -> bytes:
-    """Return a field of a message. A content of None is empty."""
-    if field not in message:
-        raise ArgumentError(Status.ARGUMENT, f"messages[{i}].{field} is missing")
-    value = message[field]
-    if value is None and field == "content":
-        return b""
-    if not isinstance(value, (str, bytes)):
-        raise ArgumentError(Status.ARGUMENT, f"messages[{i}].{field} is {type(value).__name__}, expected str or bytes")
-    return _bytes(value)
+def _c_string(text: str | bytes, name: str) -> Any:
+    data = _bytes(text)
+    if b"\0" in data:
+        raise ArgumentError(Status.ARGUMENT, f"{name} contains a NUL character")
+    return ffi.new("char[]", data)
+
+
+def _json(value: Any, name: str) -> Any:
+    try:
+        return _c_string(json.dumps(value, ensure_ascii=False), name)
+    except (TypeError, ValueError) as failure:
+        raise ArgumentError(Status.ARGUMENT, f"{name} cannot be written as JSON: {failure}") from None
+
+
+def _is_plain(message: Mapping[str, Any]) -> bool:
+    """Tell whether a message has a role and a text alone."""
+    content = message.get("content", "")
+    return message.keys() <= {"role", "content"} and (content is None or isinstance(content, (str, bytes)))
 
 
 class Tokenizer(Handle):
@@ -174,30 +183,60 @@ class Tokenizer(Handle):
         check(lib.dsv2_tokenizer_find(self._open(), data, len(data), token))
         return token[0] if token[0] >= 0 else None
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str | bytes | None]], *, first: int = 0) -> list[int]:
-        """Make the prompt after which a model writes the next assistant message.
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        first: int = 0,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        open: bool = False,
+    ) -> list[int]:
+        """Make the prompt after which a model writes the next message, in the words of the checkpoint's chat template.
 
         Args:
-            messages: ``{"role": ..., "content": ...}``, oldest first; roles are an optional "system", then "user" and
-                "assistant" in turn; a content of None is empty
+            messages: ``{"role": ..., "content": ...}``, oldest first, with whatever else the template reads: tool calls,
+                parts, reasoning
             first: messages before this index are taken as already fed
+            tools: what the model may call, in the form of OpenAI's interface
+            variables: of the template, for example ``{"thinking": True}``
+            open: the last message, an assistant's, goes on: the prompt ends with its text
 
         """
-        ptr = self._open()
+        ptr, chat = self._open(), ffi.new("dsv2_chat *")
+        chat.struct_size, chat.flags = ffi.sizeof("dsv2_chat"), lib.DSV2_CHAT_OPEN if open else 0
+        fill(chat, first=first)
         plain, alive = ffi.new("dsv2_message[]", len(messages)), []
-        for i, (target, message) in enumerate(zip(plain, messages)):
-            role, content = _message_bytes(message, "role", i), _message_bytes(message, "content", i)
-            if b"\0" in role:
-                raise ArgumentError(Status.ARGUMENT, f"messages[{i}].role contains a NUL character")
-            alive += [ffi.new("char[]", role), ffi.from_buffer(content)]
-            target.role, target.content, target.content_size = alive[-2], alive[-1], len(content)
-        n_messages, first = len(messages), number("size_t", "first", first)
-        return list(
-            ask(
-                lambda buffer, room, n: lib.dsv2_chat_encode(ptr, plain, n_messages, first, buffer, room, n),
-                "int32_t",
-            )
-        )
+        if all(map(_is_plain, messages)):
+            for i, (target, message) in enumerate(zip(plain, messages)):
+                for field in "role", "content":
+                    if field not in message:
+                        raise ArgumentError(Status.ARGUMENT, f"messages[{i}].{field} is missing")
+                if not isinstance(message["role"], (str, bytes)):
+                    kind = type(message["role"]).__name__
+                    raise ArgumentError(Status.ARGUMENT, f"messages[{i}].role is {kind}, expected str or bytes")
+                role = _c_string(message["role"], f"messages[{i}].role")
+                content = ffi.from_buffer(_bytes(message["content"] or ""))
+                alive += [role, content]
+                target.role, target.content, target.content_size = role, content, len(content)
+            chat.messages, chat.n = plain, len(messages)
+        else:
+            alive.append(_json(list(map(dict, messages)), "messages"))
+            chat.messages_json = alive[-1]
+        if tools is not None:
+            alive.append(_json(list(tools), "tools"))
+            chat.tools = alive[-1]
+        if variables is not None:
+            alive.append(_json(dict(variables), "variables"))
+            chat.variables = alive[-1]
+        return list(ask(lambda buffer, room, n: lib.dsv2_chat_prompt(ptr, chat, buffer, room, n), "int32_t"))
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the checkpoint's chat template."""
+        text, size = ffi.new("const char **"), ffi.new("size_t *")
+        check(lib.dsv2_chat_template(self._open(), text, size))
+        return bytes(ffi.buffer(text[0], size[0])).decode() if size[0] > 0 else None
 
     def encode_fim(self, prefix: str | bytes, suffix: str | bytes) -> list[int]:
         """Make the prompt for filling in what is between a prefix and a suffix."""

@@ -59,7 +59,7 @@ MIRRORS: dict[str, tuple[type[IntEnum], str]] = {
 
 
 def test_pythons_enumerations_are_cs(layout: Any) -> None:
-    flags = {"dsv2_encode_flags", "dsv2_decode_flags"}  # arguments by name in Python
+    flags = {"dsv2_encode_flags", "dsv2_decode_flags", "dsv2_chat_flags"}  # arguments by name in Python
     assert set(layout["enums"]) == set(MIRRORS) | flags
     for name, (mirror, prefix) in MIRRORS.items():
         expected = {item[len(prefix) :].replace("ERROR_", ""): value for item, value in layout["enums"][name].items()}

@@ -182,7 +182,7 @@ def test_messages_that_are_no_texts_are_named(model: dsv2.Model) -> None:
         ([user, {"role": "assistant"}], r"^messages\[1\]\.content is missing"),
         ([{"content": "x"}], r"^messages\[0\]\.role is missing"),
         ([{"role": None, "content": "x"}], r"^messages\[0\]\.role is NoneType, expected str or bytes"),
-        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], r"^messages\[0\]\.content is list, expected str"),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], r"^messages\[0\]\.content is an array, expected a string"),
         ([{"role": "user\0x", "content": "x"}], r"^messages\[0\]\.role contains a NUL"),
     ]
     for messages, words in cases:

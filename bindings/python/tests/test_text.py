@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +127,51 @@ def test_logit_bias_forbids_a_token(session: dsv2.Session) -> None:
     best = session.top_tokens(2)
     session.set_sampling(dsv2.Sampling(temperature=0, logit_bias={best[0].token: -math.inf}))
     assert session.sample() == best[1].token
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content if m.content is string else m.content[0].text }}"
+    "{% for call in m.tool_calls %}[{{ call.function.name }}{{ call.function.arguments | tojson }}]{% endfor %}{% endfor %}"
+    "{% if tools %}({{ tools | length }}){% endif %}{% if add_generation_prompt %}<reply{{ mood }}>{% endif %}"
+)
+
+
+@pytest.fixture
+def templated(model_path: Path, tmp_path: Path) -> dsv2.Tokenizer:
+    shutil.copytree(model_path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return dsv2.Tokenizer(tmp_path)
+
+
+def test_a_chat_prompt_is_what_the_template_writes(templated: dsv2.Tokenizer, model: dsv2.Model) -> None:
+    user: dict[str, Any] = {"role": "user", "content": "Größe\ud83d"}
+    add = {"function": {"name": "add", "arguments": {"a": 1}}}
+    call: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [add]}
+    parts: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "part"}]}
+
+    def text(*messages: dict[str, Any], **more: Any) -> str:
+        return templated.decode(templated.encode_chat(messages, **more))
+
+    assert templated.chat_template == TEMPLATE
+    assert model.tokenizer.chat_template is None
+    assert templated.info.chat_form == "template"
+    assert text(user) == "<user>Größe\ufffd<reply>"
+    assert text({"role": "user", "content": None}) == "<user><reply>"
+    assert text(user, call, {"role": "tool", "content": "7"}) == '<user>Größe\ufffd<assistant>[add{"a": 1}]<tool>7<reply>'
+    assert text(parts, tools=[{"type": "function"}] * 2, variables={"mood": "!"}) == "<user>part(2)<reply!>"
+    assert text(user, {"role": "assistant", "content": "So"}, open=True) == "<user>Größe\ufffd<assistant>So"
+    refused: list[tuple[list[dict[str, Any]], str]] = [
+        ([{"role": "user"}], r"messages\[0\].content is missing"),
+        ([{"content": "x"}], r"messages\[0\].role is missing"),
+        ([{"role": "us\0er", "content": "x"}], r"messages\[0\].role contains a NUL"),
+        ([{"role": "user", "content": {1, 2}}], "messages cannot be written as JSON"),
+        ([], "no message"),
+    ]
+    for messages, words in refused:
+        with pytest.raises(dsv2.ArgumentError, match=words):
+            templated.encode_chat(messages)
+    with pytest.raises(dsv2.ArgumentError, match="DSV2_CHAT_OPEN"):
+        templated.encode_chat([user], open=True)
 
 
 def test_a_chat_goes_on_where_the_session_stands(session: dsv2.Session) -> None:

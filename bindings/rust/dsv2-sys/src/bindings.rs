@@ -738,6 +738,57 @@ fn bindgen_test_layout_dsv2_message() {
         "Offset of field: dsv2_message::content_size"
     );
 }
+impl dsv2_chat_flags {
+    pub const DSV2_CHAT_OPEN: dsv2_chat_flags = dsv2_chat_flags(1);
+}
+#[repr(transparent)]
+#[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
+pub struct dsv2_chat_flags(pub ::std::os::raw::c_uint);
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct dsv2_chat {
+    pub struct_size: usize,
+    pub messages: *const dsv2_message,
+    pub n: usize,
+    pub first: usize,
+    pub flags: u32,
+    pub messages_json: *const ::std::os::raw::c_char,
+    pub tools: *const ::std::os::raw::c_char,
+    pub variables: *const ::std::os::raw::c_char,
+    pub now: i64,
+}
+#[test]
+fn bindgen_test_layout_dsv2_chat() {
+    const UNINIT: ::std::mem::MaybeUninit<dsv2_chat> = ::std::mem::MaybeUninit::uninit();
+    let ptr = UNINIT.as_ptr();
+    assert_eq!(::std::mem::size_of::<dsv2_chat>(), 72usize, "Size of dsv2_chat");
+    assert_eq!(::std::mem::align_of::<dsv2_chat>(), 8usize, "Alignment of dsv2_chat");
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
+        0usize,
+        "Offset of field: dsv2_chat::struct_size"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).messages) as usize - ptr as usize },
+        8usize,
+        "Offset of field: dsv2_chat::messages"
+    );
+    assert_eq!(unsafe { ::std::ptr::addr_of!((*ptr).n) as usize - ptr as usize }, 16usize, "Offset of field: dsv2_chat::n");
+    assert_eq!(unsafe { ::std::ptr::addr_of!((*ptr).first) as usize - ptr as usize }, 24usize, "Offset of field: dsv2_chat::first");
+    assert_eq!(unsafe { ::std::ptr::addr_of!((*ptr).flags) as usize - ptr as usize }, 32usize, "Offset of field: dsv2_chat::flags");
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).messages_json) as usize - ptr as usize },
+        40usize,
+        "Offset of field: dsv2_chat::messages_json"
+    );
+    assert_eq!(unsafe { ::std::ptr::addr_of!((*ptr).tools) as usize - ptr as usize }, 48usize, "Offset of field: dsv2_chat::tools");
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).variables) as usize - ptr as usize },
+        56usize,
+        "Offset of field: dsv2_chat::variables"
+    );
+    assert_eq!(unsafe { ::std::ptr::addr_of!((*ptr).now) as usize - ptr as usize }, 64usize, "Offset of field: dsv2_chat::now");
+}
 extern "C" {
     #[must_use]
     pub fn dsv2_chat_encode(
@@ -748,6 +799,24 @@ extern "C" {
         tokens: *mut i32,
         capacity: usize,
         n_tokens: *mut usize,
+    ) -> dsv2_status;
+}
+extern "C" {
+    #[must_use]
+    pub fn dsv2_chat_prompt(
+        tokenizer: *const dsv2_tokenizer,
+        chat: *const dsv2_chat,
+        tokens: *mut i32,
+        capacity: usize,
+        n_tokens: *mut usize,
+    ) -> dsv2_status;
+}
+extern "C" {
+    #[must_use]
+    pub fn dsv2_chat_template(
+        tokenizer: *const dsv2_tokenizer,
+        text: *mut *const ::std::os::raw::c_char,
+        size: *mut usize,
     ) -> dsv2_status;
 }
 extern "C" {

@@ -101,6 +101,16 @@ fn structures_are_laid_out_as_in_c() {
     assert_eq!(field!(dsv2_message, role), (0, 8));
     assert_eq!(field!(dsv2_message, content), (8, 8));
     assert_eq!(field!(dsv2_message, content_size), (16, 8));
+    assert_eq!((size_of::<dsv2_chat>(), align_of::<dsv2_chat>()), (72, 8));
+    assert_eq!(field!(dsv2_chat, struct_size), (0, 8));
+    assert_eq!(field!(dsv2_chat, messages), (8, 8));
+    assert_eq!(field!(dsv2_chat, n), (16, 8));
+    assert_eq!(field!(dsv2_chat, first), (24, 8));
+    assert_eq!(field!(dsv2_chat, flags), (32, 4));
+    assert_eq!(field!(dsv2_chat, messages_json), (40, 8));
+    assert_eq!(field!(dsv2_chat, tools), (48, 8));
+    assert_eq!(field!(dsv2_chat, variables), (56, 8));
+    assert_eq!(field!(dsv2_chat, now), (64, 8));
     assert_eq!((size_of::<dsv2_logit_bias>(), align_of::<dsv2_logit_bias>()), (8, 4));
     assert_eq!(field!(dsv2_logit_bias, token), (0, 4));
     assert_eq!(field!(dsv2_logit_bias, bias), (4, 4));
@@ -228,6 +238,7 @@ fn enumerations_have_the_values_of_c() {
     assert_eq!(dsv2_encode_flags::DSV2_ENCODE_BOS.0, 1);
     assert_eq!(dsv2_encode_flags::DSV2_ENCODE_SPECIAL.0, 2);
     assert_eq!(dsv2_decode_flags::DSV2_DECODE_SPECIAL.0, 1);
+    assert_eq!(dsv2_chat_flags::DSV2_CHAT_OPEN.0, 1);
     assert_eq!(dsv2_cache_type::DSV2_CACHE_DEFAULT.0, 0);
     assert_eq!(dsv2_cache_type::DSV2_CACHE_F32.0, 1);
     assert_eq!(dsv2_cache_type::DSV2_CACHE_F16.0, 2);
@@ -245,6 +256,8 @@ fn enumerations_have_the_values_of_c() {
 fn every_function_is_declared() {
     let functions: &[*const ()] = &[
         dsv2_chat_encode as *const (),
+        dsv2_chat_prompt as *const (),
+        dsv2_chat_template as *const (),
         dsv2_fim_encode as *const (),
         dsv2_last_error as *const (),
         dsv2_model_bytes_needed as *const (),

@@ -67,7 +67,7 @@ pub use routing::{Balance, ExpertLoad, LayerRouting, Routing, RoutingEvent, Rout
 pub use sampling::{Sampling, TokenProbability};
 pub use session::{step, Attention, CacheType, Canceller, Session, SessionOptions, StepItem, Text, Tokens};
 pub use snapshot::{RestoreOptions, SaveOptions, SnapshotInfo};
-pub use tokenizer::{Message, Tokenizer, TokenizerInfo};
+pub use tokenizer::{Chat, Message, Tokenizer, TokenizerInfo};
 
 use dsv2_sys as sys;
 use std::ffi::CStr;

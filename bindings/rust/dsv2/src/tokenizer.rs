@@ -2,11 +2,12 @@ use crate::callback::Progress;
 use crate::error::{c_path, c_string, check, fill, text, Result};
 use crate::model::{token_id, with_progress, Handle as ModelHandle};
 use crate::sys;
+use std::ffi::CString;
 use std::mem::size_of;
 use std::ops::ControlFlow;
 use std::os::raw::c_char;
 use std::path::Path;
-use std::ptr::{null_mut, NonNull};
+use std::ptr::{null, null_mut, NonNull};
 use std::sync::Arc;
 
 struct Handle {
@@ -45,10 +46,27 @@ pub struct Tokenizer {
 /// One message of a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message<'a> {
-    /// "system" (only first), "user" or "assistant".
+    /// "system", "user", "assistant", or another that the chat template knows.
     pub role: &'a str,
     /// Never becomes a special token, whatever it spells.
     pub content: &'a str,
+}
+
+/// A conversation to be written as a prompt; the default has nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Chat<'a> {
+    /// Oldest first.
+    pub messages: &'a [Message<'a>],
+    /// Messages before this index count as already fed.
+    pub first: usize,
+    /// Instead of `messages`: a list as JSON, in the form of OpenAI's interface.
+    pub messages_json: Option<&'a str>,
+    /// What the model may call: a list as JSON, in the same form.
+    pub tools: Option<&'a str>,
+    /// Further variables of the template, as an object of JSON.
+    pub variables: Option<&'a str>,
+    /// The last message, an assistant's, goes on: the prompt ends with its text.
+    pub open: bool,
 }
 
 /// The facts about a tokenizer.
@@ -196,10 +214,17 @@ impl Tokenizer {
         Ok(token_id(token))
     }
 
-    /// The prompt after which a model writes the next assistant message. Messages before index `first` count as already fed.
+    /// The prompt after which a model writes the next message, in the words of the checkpoint's chat template. Messages before
+    /// index `first` count as already fed.
     pub fn encode_chat(&self, messages: &[Message<'_>], first: usize) -> Result<Vec<i32>> {
-        let roles = messages.iter().map(|m| c_string(m.role, "a role")).collect::<Result<Vec<_>>>()?;
-        let plain: Vec<_> = messages
+        self.encode_prompt(&Chat { messages, first, ..Chat::default() })
+    }
+
+    /// As `encode_chat`, for conversations with tools, parts, open replies and variables of the template.
+    pub fn encode_prompt(&self, chat: &Chat<'_>) -> Result<Vec<i32>> {
+        let roles = chat.messages.iter().map(|m| c_string(m.role, "a role")).collect::<Result<Vec<_>>>()?;
+        let plain: Vec<_> = chat
+            .messages
             .iter()
             .zip(&roles)
             .map(|(message, role)| sys::dsv2_message {
@@ -208,10 +233,38 @@ impl Tokenizer {
                 content_size: message.content.len(),
             })
             .collect();
+        let json = |text: Option<&str>, what| text.map(|text| c_string(text, what)).transpose();
+        let (messages_json, tools) = (json(chat.messages_json, "messages_json")?, json(chat.tools, "tools")?);
+        let variables = json(chat.variables, "variables")?;
+        let of = |text: &Option<CString>| text.as_ref().map_or(null(), |text| text.as_ptr());
+        let raw = sys::dsv2_chat {
+            struct_size: size_of::<sys::dsv2_chat>(),
+            messages: if plain.is_empty() { null() } else { plain.as_ptr() },
+            n: plain.len(),
+            first: chat.first,
+            flags: if chat.open { sys::dsv2_chat_flags::DSV2_CHAT_OPEN.0 } else { 0 },
+            messages_json: of(&messages_json),
+            tools: of(&tools),
+            variables: of(&variables),
+            now: 0,
+        };
         fill(|tokens, capacity, n| {
-            // SAFETY: the messages live during the call; the buffer has the capacity that it is said to have.
-            unsafe { sys::dsv2_chat_encode(self.ptr(), plain.as_ptr(), plain.len(), first, tokens, capacity, n) }
+            // SAFETY: all that the structure points to lives during the call; the buffer has the capacity that it is said to have.
+            unsafe { sys::dsv2_chat_prompt(self.ptr(), &raw, tokens, capacity, n) }
         })
+    }
+
+    /// The text of the checkpoint's chat template; `None`: it has none, or one that is no UTF-8.
+    pub fn chat_template(&self) -> Option<&str> {
+        let (mut bytes, mut size) = (null(), 0);
+        // SAFETY: the text is the tokenizer's, which lives as long as the reference to it.
+        let text = unsafe {
+            if sys::dsv2_chat_template(self.ptr(), &mut bytes, &mut size) != sys::dsv2_status::DSV2_OK || size == 0 {
+                return None;
+            }
+            std::slice::from_raw_parts(bytes as *const u8, size)
+        };
+        std::str::from_utf8(text).ok()
     }
 
     /// The prompt for filling in what is between a prefix and a suffix.

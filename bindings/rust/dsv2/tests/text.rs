@@ -1,7 +1,7 @@
 mod common;
 
 use common::{model, model_path, sampling};
-use dsv2::{step, Message, Phase, Progress, Sampling, Session, Status, StepItem, Tokenizer};
+use dsv2::{step, Chat, Message, Phase, Progress, Sampling, Session, Status, StepItem, Tokenizer};
 use std::ops::ControlFlow;
 
 #[test]
@@ -99,6 +99,27 @@ fn a_loop_left_early_leaves_exactly_what_was_given() {
     assert_eq!(session.tokens().unwrap()[3..], given);
     given.extend(session.generate_tokens(3).map(Result::unwrap));
     assert_eq!(whole.generate_tokens(10).map(Result::unwrap).collect::<Vec<_>>(), given);
+}
+
+#[test]
+fn a_chat_prompt_is_what_the_template_writes() {
+    let folder = std::env::temp_dir().join(format!("dsv2-chat-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(model_path().join("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+    let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ tools | length }}{{ mood }}";
+    std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    let tokenizer = Tokenizer::open(&folder).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let text = |chat: &Chat| tokenizer.decode(&tokenizer.encode_prompt(chat).unwrap()).unwrap();
+    let messages = [Message { role: "user", content: "Hi" }, Message { role: "assistant", content: "So" }];
+    assert_eq!(tokenizer.chat_template(), Some(template));
+    assert_eq!(text(&Chat { messages: &messages, tools: Some("[{}]"), ..Chat::default() }), "<user>Hi<assistant>So1");
+    assert_eq!(text(&Chat { messages: &messages, open: true, ..Chat::default() }), "<user>Hi<assistant>So");
+    let json = Some("[{\"role\": \"tool\", \"content\": 7}]");
+    assert_eq!(text(&Chat { messages_json: json, variables: Some("{\"mood\": \"!\"}"), ..Chat::default() }), "<tool>70!");
+    let empty = tokenizer.encode_prompt(&Chat::default()).unwrap_err();
+    assert!(empty.status() == Status::Argument && empty.to_string().contains("no message"));
+    assert_eq!(tokenizer.encode_prompt(&Chat { tools: Some("\0"), ..Chat::default() }).unwrap_err().status(), Status::Argument);
 }
 
 #[test]

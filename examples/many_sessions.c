@@ -38,7 +38,7 @@ static int begin(dsv2_model *model, const char *prompt, story *s)
 }
 
 /* Draws one token for every story that has not ended. */
-static int step(dsv2_model *model, story *stories, size_t n, int32_t end)
+static int step(dsv2_model *model, story *stories, size_t n)
 {
     dsv2_step_item items[MAX_TEXTS];
     size_t n_items = 0;
@@ -47,7 +47,7 @@ static int step(dsv2_model *model, story *stories, size_t n, int32_t end)
             continue;
         if (dsv2_session_sample(s->session, &s->next) != DSV2_OK)
             return -1;
-        s->ended = s->next == end;
+        s->ended = dsv2_model_is_end(model, s->next) != 0;
         if (s->ended)
             continue;
         if (add_token(dsv2_model_tokenizer(model), s) != 0)
@@ -61,20 +61,19 @@ int main(int argc, char **argv)
 {
     static story stories[MAX_TEXTS];
     dsv2_model *model = NULL;
-    dsv2_model_info info = {.struct_size = sizeof info};
     int status = 1;
     size_t n = (size_t)argc - 2;
     if (argc < 3 || n > MAX_TEXTS) {
         fprintf(stderr, "Usage: many_sessions MODEL TEXT... (%d texts at most)\n", MAX_TEXTS);
         return 2;
     }
-    if (dsv2_model_open(argv[1], NULL, &model) != DSV2_OK || dsv2_model_get_info(model, &info) != DSV2_OK)
+    if (dsv2_model_open(argv[1], NULL, &model) != DSV2_OK)
         goto done;
     for (size_t i = 0; i < n; i++)
         if (begin(model, argv[2 + i], &stories[i]) != 0)
             goto done;
     for (int t = 0; t < LENGTH; t++)
-        if (step(model, stories, n, info.eos_token_id) != 0)
+        if (step(model, stories, n) != 0)
             goto done;
     for (size_t i = 0; i < n; i++)
         printf("%.*s\n\n", (int)stories[i].size, stories[i].text);

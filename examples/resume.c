@@ -28,18 +28,19 @@ static dsv2_status say(dsv2_session *session, const dsv2_tokenizer *tokenizer, s
 }
 
 /* All that was said is fed, the end mark too: the next run goes on after it. */
-static dsv2_status reply(dsv2_session *session, const dsv2_tokenizer *tokenizer, int32_t end)
+static dsv2_status reply(const dsv2_model *model, dsv2_session *session, int32_t end)
 {
+    const dsv2_tokenizer *tokenizer = dsv2_model_tokenizer(model);
     dsv2_status status = DSV2_OK;
     int32_t token = -1;
-    for (int i = 0; i < MAX_REPLY && token != end && status == DSV2_OK; i++) {
+    for (int i = 0; i < MAX_REPLY && !dsv2_model_is_end(model, token) && status == DSV2_OK; i++) {
         status = dsv2_session_sample(session, &token);
         if (status == DSV2_OK)
             status = print_token(tokenizer, token);
         if (status == DSV2_OK)
             status = dsv2_session_feed(session, &token, 1);
     }
-    if (status == DSV2_OK && token != end && end >= 0)
+    if (status == DSV2_OK && !dsv2_model_is_end(model, token) && end >= 0)
         status = dsv2_session_feed(session, &end, 1);
     putchar('\n');
     return status;
@@ -57,7 +58,7 @@ static dsv2_status turn(dsv2_model *model, dsv2_session *session, const char *fi
     if (status == DSV2_OK)
         status = say(session, tokenizer, length, message);
     if (status == DSV2_OK)
-        status = reply(session, tokenizer, info.eos_token_id);
+        status = reply(model, session, info.eos_token_id);
     return status == DSV2_OK ? dsv2_session_save(session, file, &append) : status;
 }
 

@@ -22,6 +22,7 @@ static void on_interrupt(int signal_number)
 typedef struct conversation {
     dsv2_session *session;
     const dsv2_tokenizer *tokenizer;
+    const dsv2_model *model;
     dsv2_model_info info;
     const char *system;  /* NULL: none */
     const char *save;    /* file to keep the conversation in; NULL: none */
@@ -82,7 +83,7 @@ static int reply(conversation *c)
             status = fail_library();
             break;
         }
-        if (token == c->info.eos_token_id)
+        if (dsv2_model_is_end(c->model, token))
             break;
         status = stream_token(&stream, token);
         if (status != EXIT_OK)
@@ -217,6 +218,7 @@ static int chat(dsv2_model *model, const char *path, const storage_settings *sto
 {
     size_t length;
     c->tokenizer = need_tokenizer(model, path);
+    c->model = model;
     c->info = model_info(model);
     c->save = storage->save;
     c->terminal = isatty(STDIN_FILENO);

@@ -7,10 +7,10 @@
 
 /* Draws and shows tokens until the model ends the text, max_tokens are out or the context is full. feed_last: all that
  * was shown is in the session afterwards. Otherwise the last token is not, which saves a pass. */
-static int continue_text(dsv2_session *session, const dsv2_tokenizer *tokenizer, const dsv2_model_info *info,
+static int continue_text(dsv2_session *session, const dsv2_model *model, const dsv2_model_info *info,
                          uint64_t max_tokens, bool feed_last)
 {
-    text_stream stream = {.tokenizer = tokenizer};
+    text_stream stream = {.tokenizer = dsv2_model_tokenizer(model)};
     int status = EXIT_OK;
     for (uint64_t i = 0; i < max_tokens && status == EXIT_OK; i++) {
         int32_t token;
@@ -19,7 +19,7 @@ static int continue_text(dsv2_session *session, const dsv2_tokenizer *tokenizer,
             status = fail_library();
             break;
         }
-        if (token == info->eos_token_id || (feed_last && length == info->max_position_embeddings))
+        if (dsv2_model_is_end(model, token) || (feed_last && length == info->max_position_embeddings))
             break;
         status = stream_token(&stream, token);
         if (status != EXIT_OK || length == info->max_position_embeddings || (i + 1 == max_tokens && !feed_last))
@@ -66,7 +66,7 @@ static int generate(dsv2_model *model, const char *path, const storage_settings 
         return status;
     status = feed_prompt(session, tokenizer, prompt);
     if (status == EXIT_OK)
-        status = continue_text(session, tokenizer, &info, max_tokens, storage->save != NULL);
+        status = continue_text(session, model, &info, max_tokens, storage->save != NULL);
     if (status == EXIT_OK && storage->save != NULL)
         status = save_session(session, storage->save);
     dsv2_session_close(session);

@@ -276,6 +276,14 @@ public:
         check(dsv2_model_get_memory(get(), &info));
         return info;
     }
+    /* The tokens that end a text. */
+    std::vector<int32_t> end_tokens() const {
+        const int32_t *tokens;
+        size_t n;
+        check(dsv2_model_end_tokens(get(), &tokens, &n));
+        return std::vector<int32_t>(tokens, tokens + n);
+    }
+    bool is_end(int32_t token) const noexcept { return dsv2_model_is_end(get(), token) != 0; }
     /* The checkpoint's own tokenizer; throws if it has none. */
     dsv2::tokenizer tokenizer() const {
         const dsv2_tokenizer *own = dsv2_model_tokenizer(get());

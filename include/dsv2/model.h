@@ -14,8 +14,8 @@
  *   - A model on which no call was at work at the fork, and its sessions, work as before and give the same bits. They
  *     have the calling threads alone, since threads are not forked: dsv2_model_info.n_threads is 1.
  *   - A model on which some thread's call was at work (on it or on any of its sessions) is lost to the child. Every call
- *     returns DSV2_ERROR_STATE but those that tell what never changes: dsv2_model_get_info, dsv2_model_tokenizer,
- *     dsv2_session_bytes_per_token. Closing returns at once and leaves the memory. The child opens the model again.
+ *     returns DSV2_ERROR_STATE but those that tell what never changes: dsv2_model_get_info, dsv2_model_end_tokens,
+ *     dsv2_model_is_end, dsv2_model_tokenizer, dsv2_session_bytes_per_token. Closing returns at once and leaves the memory. The child opens the model again.
  *   - In the child of a callback that forks, the running call returns DSV2_ERROR_STATE, and its model is lost as above.
  *     No callback is called again there. A file that the call was writing is the parent's alone. dsv2_model_open and
  *     dsv2_model_verify go on in both processes; the model that such an open gives the child has one thread.
@@ -191,8 +191,8 @@ typedef struct dsv2_model_info {
     uint32_t v_head_dim;
     uint32_t max_position_embeddings; /* context length, tokens */
     uint32_t n_threads;             /* threads the model uses; 1 in a child that a fork gave the model, or its opening */
-    int32_t bos_token_id;           /* -1: none */
-    int32_t eos_token_id;           /* -1: none */
+    int32_t bos_token_id;           /* the tokenizer's, else the configuration's; -1: none */
+    int32_t eos_token_id;           /* the first of dsv2_model_end_tokens; -1: none */
     char architecture[32];          /* "deepseek_v2" or "deepseek_v3" */
     char topk_method[32];           /* "greedy", "group_limited_greedy", "noaux_tc", or "" for a dense model */
     char scoring_func[16];          /* "softmax" or "sigmoid" */
@@ -204,6 +204,16 @@ typedef struct dsv2_model_info {
 
 /* Fills *info. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info);
+
+/* The tokens that end a text: *tokens, [*n], which the model owns. A host stops when it has drawn any of them; such a
+ * token has no text. They are eos_token_id of config.json (an id or a list) and of generation_config.json, the end of
+ * text, turn and message of a GGUF, and the tokenizer's eos_token. *n is 0 where none of these names one.
+ * Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
+DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_end_tokens(const dsv2_model *model, const int32_t **tokens,
+                                                             size_t *n);
+
+/* 1 if the token is one of dsv2_model_end_tokens; 0 if it is none, and for NULL. Any thread. */
+DSV2_API int dsv2_model_is_end(const dsv2_model *model, int32_t token);
 
 /* Memory that the model's sessions use. Set struct_size before the call. */
 typedef struct dsv2_memory_info {

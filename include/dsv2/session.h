@@ -6,7 +6,7 @@
  *     for (int i = 0; i < 100; i++) {
  *         int32_t token;
  *         dsv2_session_sample(session, &token);
- *         if (token == eos) break;
+ *         if (dsv2_model_is_end(model, token)) break;
  *         ... show it ...
  *         dsv2_session_feed(session, &token, 1);
  *     }

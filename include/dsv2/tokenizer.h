@@ -72,17 +72,19 @@ typedef enum dsv2_decode_flags {
 } dsv2_decode_flags;
 
 /* Decodes tokens to bytes, without a terminator. A token's bytes may be part of a UTF-8 character: see
- * dsv2_utf8_complete for streaming.
+ * dsv2_utf8_complete for streaming. An id behind the tokenizer's vocabulary gives no bytes: models have more rows than
+ * their tokenizers have tokens, and may draw one.
  *   flags           0, or dsv2_decode_flags or-ed
  *   text, capacity  the caller's buffer, in bytes
  *   size            receives the number of bytes, with DSV2_OK and DSV2_ERROR_BUFFER
- * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (also for an id outside the vocabulary) or _BUFFER. */
+ * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (also for an id below 0 or of 2^20 and more) or _BUFFER. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_decode(const dsv2_tokenizer *tokenizer, const int32_t *tokens,
                                                              size_t n_tokens, uint32_t flags, char *text,
                                                              size_t capacity, size_t *size);
 
 /* The bytes of one token: *text (owned by the tokenizer, not terminated) and *size. Special tokens give their spelling;
- * an id that the vocabulary leaves empty gives size 0. Any thread. Returns DSV2_OK or DSV2_ERROR_ARGUMENT. */
+ * an id that the vocabulary leaves empty, or that lies behind it, gives size 0. Any thread. Returns DSV2_OK or
+ * DSV2_ERROR_ARGUMENT. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token,
                                                        const char **text, size_t *size);
 
@@ -123,7 +125,9 @@ typedef struct dsv2_message {
 } dsv2_message;
 
 typedef enum dsv2_chat_flags {
-    DSV2_CHAT_OPEN = 1 /* the last message is an assistant's that goes on: the prompt ends with its text */
+    DSV2_CHAT_OPEN = 1,    /* the last message is an assistant's that goes on: the prompt ends with its text */
+    DSV2_CHAT_UNCLOSED = 2 /* message first - 1 is an assistant's that was fed without the token that ended it: the ids
+                            * begin with what the template writes behind its text */
 } dsv2_chat_flags;
 
 /* A conversation to be written as a prompt. Set struct_size; zeros are the defaults. */

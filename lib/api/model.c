@@ -130,8 +130,8 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
         .v_head_dim = config->v_head_dim,
         .max_position_embeddings = config->max_position_embeddings,
         .n_threads = ds_pool_threads(model->pool),
-        .bos_token_id = config->bos_token_id,
-        .eos_token_id = config->eos_token_id,
+        .bos_token_id = model->fixed.bos_token_id,
+        .eos_token_id = model->fixed.ends.n > 0 ? model->fixed.ends.ids[0] : -1,
         .fingerprint = ds_fingerprint_digest(&model->fixed.fingerprint),
     };
     set_name(known.architecture, sizeof known.architecture, config->is_v3 ? "deepseek_v3" : "deepseek_v2");
@@ -141,6 +141,23 @@ dsv2_status dsv2_model_get_info(const dsv2_model *model, dsv2_model_info *info)
     set_name(known.container, sizeof known.container, ds_format_name(ds_container_format(model->fixed.container)));
     set_name(known.kernels, sizeof known.kernels, model->fixed.kernels->name);
     return ds_write_info(DS_SIZED(dsv2_model_info, fingerprint), info, &known);
+}
+
+dsv2_status dsv2_model_end_tokens(const dsv2_model *model, const int32_t **tokens, size_t *n)
+{
+    if (model == NULL || tokens == NULL || n == NULL)
+        return ds_null_argument(model == NULL ? "model" : tokens == NULL ? "tokens" : "n");
+    *tokens = model->fixed.ends.ids;
+    *n = model->fixed.ends.n;
+    return DSV2_OK;
+}
+
+int dsv2_model_is_end(const dsv2_model *model, int32_t token)
+{
+    for (uint32_t i = 0; model != NULL && i < model->fixed.ends.n; i++)
+        if (model->fixed.ends.ids[i] == token)
+            return 1;
+    return 0;
 }
 
 dsv2_status dsv2_model_get_memory(const dsv2_model *model, dsv2_memory_info *info)

@@ -126,10 +126,8 @@ dsv2_status dsv2_token_text(const dsv2_tokenizer *tokenizer, int32_t token, cons
 {
     if (tokenizer == NULL || text == NULL || size == NULL)
         return null_argument(__func__, tokenizer == NULL ? "tokenizer" : text == NULL ? "text" : "size");
-    dsv2_tokenizer_info info;
-    ds_describe_tokenizer(tokenizer, &info);
-    if (token < 0 || (uint32_t)token >= info.vocab_size)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: token is %d, expected 0 to %u", __func__, token, info.vocab_size - 1);
+    if (token < 0 || token >= DS_MAX_TOKENS)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: token is %d, expected 0 to %d", __func__, token, DS_MAX_TOKENS - 1);
     ds_text bytes = ds_get_token(tokenizer, token);
     *text = bytes.data;
     *size = bytes.size;
@@ -169,8 +167,9 @@ static dsv2_status check_chat(const char *function, const dsv2_chat *chat)
         return null_argument(function, "messages");
     if (chat->messages_json != NULL && (chat->messages != NULL || chat->n > 0))
         return ds_fail(DSV2_ERROR_ARGUMENT, "%s: both messages and messages_json are given", function);
-    if ((chat->flags & ~(uint32_t)DSV2_CHAT_OPEN) != 0)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_CHAT_OPEN alone", function, chat->flags);
+    if ((chat->flags & ~(uint32_t)(DSV2_CHAT_OPEN | DSV2_CHAT_UNCLOSED)) != 0)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: flags is 0x%x, expected DSV2_CHAT_OPEN and DSV2_CHAT_UNCLOSED or-ed",
+                       function, chat->flags);
     return DSV2_OK;
 }
 

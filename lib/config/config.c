@@ -466,30 +466,85 @@ static dsv2_status read_quantization(const reader *r, ds_config *config)
     return DSV2_OK;
 }
 
-/* The field is an id, null, or a list of ids, whose first is taken. */
-static dsv2_status read_token_id(const reader *r, const char *name, const ds_logger *logger, const ds_config *config,
-                                 int32_t *out)
+bool ds_ends_add(ds_ends *ends, int32_t token)
 {
+    for (uint32_t i = 0; i < ends->n; i++)
+        if (ends->ids[i] == token)
+            return true;
+    if (ends->n == DS_MAX_ENDS)
+        return false;
+    ends->ids[ends->n++] = token;
+    return true;
+}
+
+/* Whether a value is an id, of any vocabulary. */
+static dsv2_status check_token_id(const reader *r, const char *name, const json_t *value)
+{
+    return is_whole(value) ? DSV2_OK : fail_kind(r, name, value, "an integer, a list of integers or null");
+}
+
+static bool is_in_vocabulary(const json_t *id, const ds_config *config)
+{
+    return json_number_value(id) >= 0 && json_number_value(id) < config->vocab_size;
+}
+
+static dsv2_status fail_vocabulary(const reader *r, const char *name, const json_t *id, const ds_config *config)
+{
+    return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %s, expected 0 to vocab_size - 1, %u", r->path, name, show(id).text,
+                   (unsigned)config->vocab_size - 1);
+}
+
+static dsv2_status read_bos(const reader *r, ds_config *config)
+{
+    static const char name[] = "bos_token_id";
     const json_t *value = get(r, name);
-    *out = -1;
-    if (json_is_array(value)) {
-        if (json_array_size(value) > 1)
-            ds_log(logger, DSV2_LOG_WARNING, "%s: %s lists %zu ids, the first is used", r->path, name,
-                   json_array_size(value));
-        if (json_array_size(value) == 0)
-            return DSV2_OK;
+    config->bos_token_id = -1;
+    if (json_is_array(value))
         value = json_array_get(value, 0);
-    }
     if (value == NULL)
         return DSV2_OK;
-    if (!is_whole(value))
-        return fail_kind(r, name, value, "an integer, a list of integers or null");
-    double id = json_number_value(value);
-    if (!(id >= 0 && id < config->vocab_size))
-        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s is %s, expected 0 to vocab_size - 1, %u", r->path, name,
-                       show(value).text, (unsigned)config->vocab_size - 1);
-    *out = (int32_t)id;
+    dsv2_status status = check_token_id(r, name, value);
+    if (status == DSV2_OK && !is_in_vocabulary(value, config))
+        status = fail_vocabulary(r, name, value, config);
+    if (status == DSV2_OK)
+        config->bos_token_id = (int32_t)json_number_value(value);
+    return status;
+}
+
+static dsv2_status add_end(const reader *r, const json_t *value, const ds_logger *logger, ds_config *config)
+{
+    static const char name[] = "eos_token_id";
+    dsv2_status status = check_token_id(r, name, value);
+    if (status != DSV2_OK)
+        return status;
+    if (!is_in_vocabulary(value, config)) {
+        if (logger == NULL)
+            return fail_vocabulary(r, name, value, config);
+        ds_log(logger, DSV2_LOG_WARNING, "%s: %s is %s, which the model does not have", r->path, name,
+               show(value).text);
+        return DSV2_OK;
+    }
+    if (!ds_ends_add(&config->ends, (int32_t)json_number_value(value)))
+        return ds_fail(DSV2_ERROR_FORMAT, "%s: %s and the ids of other files are more than %d", r->path, name,
+                       DS_MAX_ENDS);
     return DSV2_OK;
+}
+
+/* The field is an id, null, or a list of ids. An id that the model does not have is an error, or if there is a logger,
+ * a remark. */
+static dsv2_status read_ends(const reader *r, const ds_logger *logger, ds_config *config)
+{
+    const json_t *value = get(r, "eos_token_id"), *id;
+    dsv2_status status = DSV2_OK;
+    size_t i;
+    if (value == NULL)
+        return DSV2_OK;
+    if (!json_is_array(value))
+        return add_end(r, value, logger, config);
+    json_array_foreach(value, i, id)
+        if (status == DSV2_OK)
+            status = add_end(r, id, logger, config);
+    return status;
 }
 
 static dsv2_status read_all(const reader *r, const ds_logger *logger, ds_config *config)
@@ -508,9 +563,9 @@ static dsv2_status read_all(const reader *r, const ds_logger *logger, ds_config 
     if (status == DSV2_OK)
         status = read_quantization(r, config);
     if (status == DSV2_OK)
-        status = read_token_id(r, "bos_token_id", logger, config, &config->bos_token_id);
+        status = read_bos(r, config);
     if (status == DSV2_OK)
-        status = read_token_id(r, "eos_token_id", logger, config, &config->eos_token_id);
+        status = read_ends(r, NULL, config);
     return status;
 }
 
@@ -526,6 +581,18 @@ dsv2_status ds_config_from_json(const char *path, const char *json, size_t size,
     json_decref(r.root);
     if (status == DSV2_OK)
         *config = read;
+    return status;
+}
+
+dsv2_status ds_config_add_generation(const char *path, const char *json, size_t size, const ds_logger *logger,
+                                     ds_config *config)
+{
+    static const char *const fields[] = {"eos_token_id", NULL};
+    reader r = {.path = path, .scope = ""};
+    dsv2_status status = ds_json_parse(path, json, size, fields, &r.root);
+    if (status == DSV2_OK)
+        status = read_ends(&r, logger, config);
+    json_decref(r.root);
     return status;
 }
 

@@ -46,6 +46,13 @@ typedef struct ds_yarn {
     float mscale, mscale_all_dim;
 } ds_yarn;
 
+/* The tokens that end a text, in the order in which the checkpoint names them. */
+enum { DS_MAX_ENDS = 32 };
+typedef struct ds_ends {
+    int32_t ids[DS_MAX_ENDS];
+    uint32_t n;
+} ds_ends;
+
 typedef struct ds_config {
     bool is_v3; /* model_type deepseek_v3 */
     uint32_t vocab_size, hidden_size, intermediate_size, moe_intermediate_size;
@@ -70,8 +77,12 @@ typedef struct ds_config {
     bool tie_word_embeddings;
     bool rope_pairs_split; /* RoPE rows of q and kv_a: halves (i, i + d/2), not pairs (2i, 2i + 1) */
     uint32_t fp8_block_rows, fp8_block_cols; /* F8_E4M3: a scale for each such block; 0: no such weights */
-    int32_t bos_token_id, eos_token_id; /* -1: none; the first where the file has a list */
+    int32_t bos_token_id; /* -1: none; the first where the file has a list */
+    ds_ends ends;
 } ds_config;
+
+/* Adds a token that may be there already. False: there are DS_MAX_ENDS others. */
+bool ds_ends_add(ds_ends *ends, int32_t token);
 
 /* Reads the text of a config.json. `path` is for messages, which name field and value. Fields that cannot change the
  * result are ignored. A field that can, with a value that this library does not run, gives DSV2_ERROR_UNSUPPORTED. */
@@ -84,6 +95,10 @@ dsv2_status ds_config_from_gguf(const ds_container *container, const ds_logger *
 /* The last step of both readers: checks that groups, experts and experts per token fit together, and turns the file's
  * norm_topk_prob and routed_scaling_factor into what ds_config describes. */
 dsv2_status ds_config_settle_experts(const char *path, ds_config *config);
+
+/* Adds the ends of text of a generation_config.json; those behind the vocabulary are left out with a remark. */
+dsv2_status ds_config_add_generation(const char *path, const char *json, size_t size, const ds_logger *logger,
+                                     ds_config *config);
 
 /* Writes a config.json from which ds_config_from_json reads the same configuration. *json is terminated, for ds_free.
  * Element types are not in it. */

@@ -287,6 +287,21 @@ static dsv2_status read_token_id(const ds_container *gguf, const char *key, cons
     return status;
 }
 
+/* The ends of a text, of a turn and of a message. */
+static dsv2_status read_ends(const ds_container *gguf, ds_config *config)
+{
+    static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                       "tokenizer.ggml.eom_token_id"};
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0; i < sizeof keys / sizeof *keys && status == DSV2_OK; i++) {
+        int32_t id;
+        status = read_token_id(gguf, keys[i], config, &id);
+        if (status == DSV2_OK && id >= 0)
+            ds_ends_add(&config->ends, id);
+    }
+    return status;
+}
+
 static dsv2_status read_all(const ds_container *gguf, const ds_logger *logger, ds_config *config)
 {
     ds_text architecture;
@@ -311,7 +326,7 @@ static dsv2_status read_all(const ds_container *gguf, const ds_logger *logger, d
     if (status == DSV2_OK)
         status = read_token_id(gguf, "tokenizer.ggml.bos_token_id", config, &config->bos_token_id);
     if (status == DSV2_OK)
-        status = read_token_id(gguf, "tokenizer.ggml.eos_token_id", config, &config->eos_token_id);
+        status = read_ends(gguf, config);
     return status;
 }
 

@@ -101,6 +101,23 @@ static void put_token(writer *w, const char *name, int32_t id)
         put_integer(w, name, id);
 }
 
+/* Null, an id, or a list of several. */
+static void put_ends(writer *w, const ds_ends *ends)
+{
+    static const char name[] = "eos_token_id";
+    if (ends->n < 2) {
+        put_token(w, name, ends->n > 0 ? ends->ids[0] : -1);
+        return;
+    }
+    put_word(w, name, "[");
+    for (uint32_t i = 0; i < ends->n; i++) {
+        char id[32];
+        snprintf(id, sizeof id, "%s%d", i > 0 ? ", " : "", (int)ends->ids[i]);
+        put_string(w, id);
+    }
+    put_string(w, "]");
+}
+
 /* Writes "0.707", "1e-6" or "40.0". 9 digits tell any two floats apart. What stands between the digits is the point of
  * the calling thread's locale. */
 static void put_real(writer *w, const char *name, float value)
@@ -194,7 +211,7 @@ dsv2_status ds_config_to_json(const ds_config *c, char **json)
     put_bool(&w, "tie_word_embeddings", c->tie_word_embeddings);
     put_text(&w, "hidden_act", "silu");
     put_token(&w, "bos_token_id", c->bos_token_id);
-    put_token(&w, "eos_token_id", c->eos_token_id);
+    put_ends(&w, &c->ends);
     put_experts(&w, c);
     close_object(&w);
     *json = w.no_memory ? NULL : w.text;

@@ -41,6 +41,20 @@ void ds_model_release(dsv2_model *model)
     ds_free(model);
 }
 
+static dsv2_status read_generation_config(ds_model_fixed *fixed, const char *folder)
+{
+    char *json = NULL, *path = ds_path_join(folder, "generation_config.json");
+    size_t size;
+    dsv2_status status = DSV2_OK;
+    if (path == NULL)
+        return ds_fail_memory("a path", strlen(folder));
+    if (ds_exists(path) && (status = ds_file_read(path, CONFIG_MAX_BYTES, &json, &size)) == DSV2_OK)
+        status = ds_config_add_generation(path, json, size, &fixed->logger, &fixed->config);
+    ds_free(json);
+    ds_free(path);
+    return status;
+}
+
 /* Opens a folder as Hugging Face publishes it. */
 static dsv2_status open_folder(ds_model_fixed *fixed, const char *path, bool with_tokenizer)
 {
@@ -52,6 +66,8 @@ static dsv2_status open_folder(ds_model_fixed *fixed, const char *path, bool wit
     status = ds_file_read(config_path, CONFIG_MAX_BYTES, &json, &size);
     if (status == DSV2_OK)
         status = ds_config_from_json(config_path, json, size, &fixed->logger, &fixed->config);
+    if (status == DSV2_OK)
+        status = read_generation_config(fixed, path);
     if (status == DSV2_OK)
         status = ds_safetensors_open(path, &fixed->logger, &fixed->container);
     if (status != DSV2_OK || !with_tokenizer)
@@ -251,6 +267,29 @@ static dsv2_status open_weights(dsv2_model *model, const dsv2_model_options *opt
     return status;
 }
 
+/* Which tokens begin and end a text. The tokenizer's own word for the beginning counts, as in transformers. */
+static void settle_special(ds_model_fixed *fixed, const char *path)
+{
+    const ds_config *config = &fixed->config;
+    fixed->bos_token_id = config->bos_token_id;
+    fixed->ends = config->ends;
+    if (fixed->tokenizer == NULL)
+        return;
+    dsv2_tokenizer_info info;
+    ds_tokenizer_complete(fixed->tokenizer, config->bos_token_id, config->ends.n > 0 ? config->ends.ids[0] : -1);
+    ds_describe_tokenizer(fixed->tokenizer, &info);
+    if (info.bos_token_id >= 0 && info.bos_token_id != config->bos_token_id) {
+        if (config->bos_token_id >= 0)
+            ds_log(&fixed->logger, DSV2_LOG_WARNING,
+                   "%s: bos_token_id is %d in the configuration and %d in the tokenizer, which counts", path,
+                   (int)config->bos_token_id, (int)info.bos_token_id);
+        fixed->bos_token_id = info.bos_token_id;
+    }
+    if (info.eos_token_id >= 0 && !ds_ends_add(&fixed->ends, info.eos_token_id))
+        ds_log(&fixed->logger, DSV2_LOG_WARNING, "%s: the tokenizer's end of text, %d, is one more than %d", path,
+               (int)info.eos_token_id, DS_MAX_ENDS);
+}
+
 dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, dsv2_model **out)
 {
     dsv2_model *model;
@@ -262,8 +301,7 @@ dsv2_status ds_model_open(const char *path, const dsv2_model_options *options, d
         return status;
     }
     ds_model_fixed *fixed = &model->fixed;
-    if (fixed->tokenizer != NULL)
-        ds_tokenizer_set_special(fixed->tokenizer, fixed->config.bos_token_id, fixed->config.eos_token_id);
+    settle_special(fixed, path);
     ds_log(&fixed->logger, DSV2_LOG_INFO, "%s: %u layers, kernels %s, %u threads", path,
            fixed->config.num_hidden_layers, fixed->kernels->name, ds_pool_threads(model->pool));
     *out = model;

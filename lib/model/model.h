@@ -25,6 +25,8 @@ typedef struct ds_model_fixed {
     bool reads; /* its weights are read, not mapped; once the model is open its files are closed */
     dsv2_tokenizer *tokenizer; /* NULL: none */
     ds_config config;
+    int32_t bos_token_id; /* the tokenizer's, else the configuration's; -1: none */
+    ds_ends ends;         /* the configuration's, and the tokenizer's */
     ds_weights weights;
     ds_decoder decoder;
     ds_fingerprint fingerprint;

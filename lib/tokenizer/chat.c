@@ -186,19 +186,27 @@ static bool is_blank(const char *text)
     return text == NULL || text[strspn(text, " \t\r\n")] == '\0';
 }
 
+/* The text of a message that must be an assistant's. Where a text of nothing leaves no trace in the prompt, a letter is
+ * put in its place, and *blank is set. */
+static dsv2_status mark_reply(json_t *message, const char *flag, bool *blank)
+{
+    const char *text = json_string_value(json_object_get(message, "content"));
+    if (!has_role(message, "assistant") || text == NULL)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: the message is not an assistant's text", flag);
+    *blank = is_blank(text);
+    if (*blank && json_object_set_new(message, "content", json_string("x")) != 0)
+        return ds_fail_memory("a conversation", 1);
+    return DSV2_OK;
+}
+
 /* A prompt that ends with the text of its last message, an assistant's. What the template writes behind that text is
- * cut off. A text of nothing leaves no trace in the prompt, so a letter is put there, and cut off as well. */
+ * cut off, and so is the letter of a blank text. */
 static dsv2_status write_open(const writer *w, json_t *messages, ds_rendered *rendered)
 {
-    size_t n = json_array_size(messages);
-    json_t *last = json_array_get(messages, n - 1);
-    const char *text = json_string_value(json_object_get(last, "content"));
-    if (!has_role(last, "assistant") || text == NULL)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "DSV2_CHAT_OPEN: the last message is not an assistant's text");
-    bool blank = is_blank(text);
-    if (blank && json_object_set_new(last, "content", json_string("x")) != 0)
-        return ds_fail_memory("a conversation", n);
-    dsv2_status status = write_prompt(w, messages, true, rendered);
+    bool blank;
+    dsv2_status status = mark_reply(json_array_get(messages, json_array_size(messages) - 1), "DSV2_CHAT_OPEN", &blank);
+    if (status == DSV2_OK)
+        status = write_prompt(w, messages, true, rendered);
     if (status != DSV2_OK)
         return status;
     size_t end = end_of_data(rendered);
@@ -219,7 +227,8 @@ static size_t end_of_reply(const writer *w, const ds_rendered *rendered)
 }
 
 /* How many bytes of a prompt the messages before `first` take, which the host has fed. */
-static dsv2_status measure_fed(const writer *w, json_t *messages, size_t first, const ds_rendered *whole, size_t *fed)
+static dsv2_status measure_fed(const writer *w, json_t *messages, size_t first, bool unclosed, const ds_rendered *whole,
+                               size_t *fed)
 {
     json_t *before = json_array();
     dsv2_status status = before == NULL ? ds_fail_memory("a conversation", first) : DSV2_OK;
@@ -232,7 +241,9 @@ static dsv2_status measure_fed(const writer *w, json_t *messages, size_t first, 
     json_decref(before);
     if (status != DSV2_OK)
         return status;
-    *fed = has_role(json_array_get(messages, first - 1), "assistant") ? end_of_reply(w, &part) : part.size;
+    *fed = unclosed ? end_of_data(&part)
+           : has_role(json_array_get(messages, first - 1), "assistant") ? end_of_reply(w, &part)
+                                                                        : part.size;
     if (*fed > whole->size || memcmp(part.text, whole->text, *fed) != 0 ||
         memcmp(part.origins, whole->origins, *fed) != 0)
         status = ds_fail(DSV2_ERROR_UNSUPPORTED, "first is %zu, but the chat template writes the messages before that "
@@ -279,13 +290,18 @@ static dsv2_status chat_with(writer *w, const dsv2_chat *chat, ds_ids *out)
     dsv2_status status = w->template == w->tokenizer->template ? DSV2_OK : check_for_family(w->tokenizer, messages);
     if (status != DSV2_OK)
         return status;
+    bool open = (chat->flags & DSV2_CHAT_OPEN) != 0, unclosed = (chat->flags & DSV2_CHAT_UNCLOSED) != 0, blank;
+    if (unclosed) /* without `first` there is no message that could be a reply */
+        status = mark_reply(chat->first > 0 ? json_array_get(messages, chat->first - 1) : NULL, "DSV2_CHAT_UNCLOSED",
+                            &blank);
+    if (status != DSV2_OK)
+        return status;
     json_incref(messages); /* the variables get others in turn */
     ds_rendered whole;
-    bool open = (chat->flags & DSV2_CHAT_OPEN) != 0;
     status = open ? write_open(w, messages, &whole) : write_prompt(w, messages, false, &whole);
     if (status == DSV2_OK) {
         if (chat->first > 0)
-            status = measure_fed(w, messages, chat->first, &whole, &fed);
+            status = measure_fed(w, messages, chat->first, unclosed, &whole, &fed);
         if (status == DSV2_OK)
             status = ds_encode_prompt(w->tokenizer, whole.text + fed, whole.origins + fed, whole.size - fed, out);
         ds_rendered_free(&whole);

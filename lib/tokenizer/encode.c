@@ -198,12 +198,14 @@ dsv2_status ds_decode(const dsv2_tokenizer *t, const int32_t *tokens, size_t n_t
                       size_t capacity, size_t *size)
 {
     for (size_t i = 0; i < n_tokens; i++)
-        if (tokens[i] < 0 || (uint32_t)tokens[i] >= t->n_tokens)
-            return ds_fail(DSV2_ERROR_ARGUMENT, "tokens[%zu] is %d, expected 0 to %u", i, tokens[i], t->n_tokens - 1);
+        if (tokens[i] < 0 || tokens[i] >= DS_MAX_TOKENS)
+            return ds_fail(DSV2_ERROR_ARGUMENT, "tokens[%zu] is %d, expected 0 to %d", i, tokens[i], DS_MAX_TOKENS - 1);
     /* The first time finds the length, since nothing may be written to a buffer that is too small. */
     for (unsigned writing = 0; writing < 2; writing++) {
         uint64_t total = 0;
         for (size_t i = 0; i < n_tokens; i++) {
+            if ((uint32_t)tokens[i] >= t->n_tokens)
+                continue; /* a row of the embedding that the tokenizer has no text for */
             const ds_token *token = &t->tokens[tokens[i]];
             int byte = tokens[i] == t->escape && i + 1 < n_tokens ? substituted_byte(t, tokens[i + 1]) : -1;
             bool hidden = (token->kind & DS_TOKEN_SPECIAL) != 0 && (flags & DSV2_DECODE_SPECIAL) == 0;

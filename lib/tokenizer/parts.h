@@ -72,6 +72,7 @@ struct dsv2_tokenizer {
     uint64_t stages_digest; /* of their expressions */
 
     int32_t bos, eos, fim_begin, fim_hole, fim_end, user, assistant;
+    bool names_bos, names_eos; /* a file of the tokenizer names the token */
 
     /* The checkpoint's chat template. At most one of template and refusal is not NULL. */
     char *template_text;

@@ -67,8 +67,11 @@ extern const char *const ds_tokenizer_files[DS_TOKENIZER_FILES];
 dsv2_status ds_tokenizer_configure(dsv2_tokenizer *tokenizer, int file, const char *path, const char *text,
                                    size_t size);
 
-/* Sets the ids that config.json has. -1, or an id outside the vocabulary, leaves the tokenizer's own. */
+/* Sets the ids that a file of the tokenizer names. -1, or an id outside the vocabulary, names none. */
 void ds_tokenizer_set_special(dsv2_tokenizer *tokenizer, int32_t bos_token_id, int32_t eos_token_id);
+
+/* Sets those ids that no file of the tokenizer names: the model's go before what is found by well-known names. */
+void ds_tokenizer_complete(dsv2_tokenizer *tokenizer, int32_t bos_token_id, int32_t eos_token_id);
 
 /* Whether an added token of this spelling counts as special whatever its file says: <|...|> and <｜...｜>. DeepSeek's
  * files leave <｜User｜> and <｜fim▁hole｜> unmarked, and text that spells such a token must not become it. */

@@ -86,6 +86,8 @@ int32_t ds_find_token(const dsv2_tokenizer *t, const char *text, size_t size)
 
 ds_text ds_get_token(const dsv2_tokenizer *t, int32_t token)
 {
+    if ((uint32_t)token >= t->n_tokens)
+        return (ds_text){"", 0};
     return (ds_text){t->texts + t->tokens[token].offset, t->tokens[token].size};
 }
 
@@ -290,10 +292,19 @@ static void find_special(dsv2_tokenizer *t, int32_t bos, int32_t eos)
 
 void ds_tokenizer_set_special(dsv2_tokenizer *t, int32_t bos, int32_t eos)
 {
-    if (bos >= 0 && (uint32_t)bos < t->n_tokens)
+    if (bos >= 0 && (uint32_t)bos < t->n_tokens) {
         t->bos = bos;
-    if (eos >= 0 && (uint32_t)eos < t->n_tokens)
+        t->names_bos = true;
+    }
+    if (eos >= 0 && (uint32_t)eos < t->n_tokens) {
         t->eos = eos;
+        t->names_eos = true;
+    }
+}
+
+void ds_tokenizer_complete(dsv2_tokenizer *t, int32_t bos, int32_t eos)
+{
+    ds_tokenizer_set_special(t, t->names_bos ? -1 : bos, t->names_eos ? -1 : eos);
 }
 
 static bool contains(const char *text, size_t size, const char *words)

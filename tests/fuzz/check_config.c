@@ -21,7 +21,9 @@ void check_config(const ds_config *c)
     check(c->yarn.factor >= 1 && c->yarn.beta_fast > 0 && c->yarn.beta_slow > 0 &&
           c->yarn.original_max_position_embeddings >= 1);
     check(c->bos_token_id >= -1 && c->bos_token_id < (int64_t)c->vocab_size);
-    check(c->eos_token_id >= -1 && c->eos_token_id < (int64_t)c->vocab_size);
+    check(c->ends.n <= DS_MAX_ENDS);
+    for (uint32_t i = 0; i < c->ends.n; i++)
+        check(c->ends.ids[i] >= 0 && (uint32_t)c->ends.ids[i] < c->vocab_size);
     check(c->moe_layer_freq >= 1 && c->n_group >= 1 && c->topk_group >= 1 && c->topk_group <= c->n_group &&
           c->n_group <= DS_MAX_GROUPS);
     if (c->n_routed_experts > 0) {

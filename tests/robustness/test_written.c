@@ -154,7 +154,7 @@ static const struct {
     {"max_position_embeddings", {"1", "67108864"}},
     {"original_max_position_embeddings", {"1", "67108864"}},
     {"bos_token_id", {"0", "19"}},
-    {"eos_token_id", {"0", "19"}},
+    {"eos_token_id", {"0", "[19, 0, 7]"}},
 };
 enum { N_BOUNDS = sizeof bounds / sizeof *bounds };
 
@@ -189,7 +189,8 @@ START_TEST(fields_at_their_bounds_are_the_same_in_a_pack)
     ck_assert_uint_eq(from->fixed.fingerprint.config, packed->fixed.fingerprint.config);
     ck_assert_uint_eq(a->max_position_embeddings, b->max_position_embeddings);
     ck_assert_int_eq(a->bos_token_id, b->bos_token_id);
-    ck_assert_int_eq(a->eos_token_id, b->eos_token_id);
+    ck_assert_uint_eq(a->ends.n, b->ends.n);
+    ck_assert_mem_eq(a->ends.ids, b->ends.ids, a->ends.n * sizeof *a->ends.ids);
     dsv2_model_close(from);
     dsv2_model_close(packed);
     test_checkpoint_remove(checkpoint);

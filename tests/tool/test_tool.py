@@ -211,12 +211,22 @@ class Tokens(ToolTest):
         self.assertEqual(self.run_well("tokenize", path, text=b"a\n"), b"99 12\n")
 
     def test_ids_that_are_none_are_refused(self):
-        cases = ((b"1 x", "'x'"), (b"1 384", "384"), (b"-1", "-1"), (b"99999999999", "99999999999"), (b"1\x002", "token"))
+        cases = (
+            (b"1 x", "'x'"),
+            (b"1 1048576", "1048576"),
+            (b"-1", "-1"),
+            (b"99999999999", "99999999999"),
+            (b"1\x002", "token"),
+        )
         for ids, reason in cases:
             with self.subTest(ids):
                 result = dsv2("detokenize", self.model, text=ids)
                 self.assertEqual(result.status, 1)
                 self.assertIn(reason, result.err)
+
+    def test_an_id_behind_the_vocabulary_has_no_text(self):
+        some = dsv2("detokenize", self.model, text=b"40 50")
+        self.assertEqual(dsv2("detokenize", self.model, text=b"40 384 50 1048575").out, some.out)
 
 
 class Logits(ToolTest):

@@ -230,6 +230,35 @@ START_TEST(a_conversation_goes_on_without_its_past)
 }
 END_TEST
 
+START_TEST(an_unclosed_reply_is_closed_as_the_template_closes_it)
+{
+    const dsv2_message blank = {"assistant", " ", 1};
+    const dsv2_message talk[] = {user_a, assistant_c, user_b}, of_nothing[] = {user_a, blank, user_b};
+    static const struct {
+        const char *end, *expected; /* what the template writes behind a reply; what is fed next */
+    } cases[] = {
+        {"{{ eos_token }}\n", "<|eos|>\n<|user|>B<|assistant|>"},
+        {"<|end|>", "<|end|><|user|>B<|assistant|>"}, /* another token than the tokenizer's EOS */
+        {"", "<|user|>B<|assistant|>"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char template[512];
+        snprintf(template, sizeof template,
+                 "{%% for m in messages %%}<|{{ m.role }}|>{{ m.content | trim }}{%% if m.role == 'assistant' %%}%s{%% endif %%}"
+                 "{%% endfor %%}{%% if add_generation_prompt %%}<|assistant|>{%% endif %%}", cases[i].end);
+        dsv2_tokenizer *t = open_template(template);
+        const uint32_t flags = DSV2_CHAT_UNCLOSED;
+        expect_text(t, (dsv2_chat){.messages = talk, .n = 3, .first = 2, .flags = flags}, cases[i].expected);
+        expect_text(t, (dsv2_chat){.messages = of_nothing, .n = 3, .first = 2, .flags = flags}, cases[i].expected);
+        expect_failure(t, (dsv2_chat){.messages = talk, .n = 3, .first = 1, .flags = flags}, DSV2_ERROR_ARGUMENT,
+                       "DSV2_CHAT_UNCLOSED");
+        expect_failure(t, (dsv2_chat){.messages = talk, .n = 3, .flags = flags}, DSV2_ERROR_ARGUMENT,
+                       "DSV2_CHAT_UNCLOSED");
+        dsv2_tokenizer_close(t);
+    }
+}
+END_TEST
+
 START_TEST(an_open_reply_ends_with_its_own_text)
 {
     dsv2_tokenizer *t = open_template(in_turns);
@@ -342,7 +371,7 @@ START_TEST(wrong_arguments_are_named)
     expect_failure(t, (dsv2_chat){.struct_size = 8}, DSV2_ERROR_ARGUMENT, "struct_size");
     expect_failure(t, (dsv2_chat){.n = 1}, DSV2_ERROR_ARGUMENT, "messages is NULL");
     expect_failure(t, (dsv2_chat){.messages = &no_content, .n = 1}, DSV2_ERROR_ARGUMENT, "messages[0].content is NULL");
-    expect_failure(t, (dsv2_chat){.messages = &user_a, .n = 1, .flags = 2}, DSV2_ERROR_ARGUMENT, "flags is 0x2");
+    expect_failure(t, (dsv2_chat){.messages = &user_a, .n = 1, .flags = 4}, DSV2_ERROR_ARGUMENT, "flags is 0x4");
     expect_failure(t, (dsv2_chat){.messages = &user_a, .n = 1, .messages_json = "[]"}, DSV2_ERROR_ARGUMENT, "both");
     expect_failure(t, (dsv2_chat){0}, DSV2_ERROR_ARGUMENT, "no message");
     int32_t ids[4];
@@ -364,6 +393,7 @@ int main(void)
     tcase_add_test(tests, a_template_outside_the_subset_is_named_and_never_nearly_right);
     tcase_add_test(tests, a_template_that_refuses_says_why);
     tcase_add_test(tests, a_conversation_goes_on_without_its_past);
+    tcase_add_test(tests, an_unclosed_reply_is_closed_as_the_template_closes_it);
     tcase_add_test(tests, an_open_reply_ends_with_its_own_text);
     tcase_add_test(tests, families_have_their_forms_without_a_template);
     tcase_add_test(tests, families_forms_take_texts_alone);

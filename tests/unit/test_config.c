@@ -93,7 +93,7 @@ START_TEST(published_models_are_read)
     ck_assert_uint_eq(c.vocab_size, 102400);
     ck_assert(c.yarn.mscale == 0.707f && c.yarn.mscale_all_dim == 0.707f);
     ck_assert_int_eq(c.bos_token_id, 100000);
-    ck_assert_int_eq(c.eos_token_id, 100001);
+    ck_assert_int_eq(c.ends.ids[0], 100001);
     ck_assert_uint_eq(c.fp8_block_rows, 0);
 
     c = read_changed(full_changes, NULL);
@@ -186,8 +186,12 @@ START_TEST(special_tokens_are_an_id_a_list_or_none)
 {
     ck_assert_int_eq(read_changed("{\"bos_token_id\":null}", NULL).bos_token_id, -1);
     ck_assert_int_eq(read_changed("{\"bos_token_id\":\"-\"}", NULL).bos_token_id, -1);
-    ck_assert_int_eq(read_changed("{\"eos_token_id\":[7,8]}", NULL).eos_token_id, 7);
-    ck_assert_int_eq(read_changed("{\"eos_token_id\":[]}", NULL).eos_token_id, -1);
+    ds_config c = read_changed("{\"eos_token_id\":[7,8,7,9.0]}", NULL);
+    ck_assert_uint_eq(c.ends.n, 3);
+    ck_assert(c.ends.ids[0] == 7 && c.ends.ids[1] == 8 && c.ends.ids[2] == 9);
+    ck_assert_uint_eq(read_changed("{\"eos_token_id\":[]}", NULL).ends.n, 0);
+    ck_assert_uint_eq(read_changed("{\"eos_token_id\":null}", NULL).ends.n, 0);
+    ck_assert_uint_eq(read_changed("{\"eos_token_id\":\"-\"}", NULL).ends.n, 0);
 }
 END_TEST
 
@@ -329,7 +333,7 @@ START_TEST(what_transformers_takes_is_read)
 {
     ds_config c = read_changed("{\"hidden_size\":512.0,\"eos_token_id\":[100001.0]}", NULL);
     ck_assert_uint_eq(c.hidden_size, 512);
-    ck_assert_int_eq(c.eos_token_id, 100001);
+    ck_assert_int_eq(c.ends.ids[0], 100001);
     c = read_changed("{\"model_type\":\"-\",\"architectures\":[\"DeepseekV2ForCausalLM\"]}", NULL);
     ck_assert(!c.is_v3);
     c = read_changed(v3_changes, "{\"model_type\":\"-\",\"architectures\":[\"DeepseekV3ForCausalLM\"],"

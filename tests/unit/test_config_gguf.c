@@ -134,7 +134,7 @@ START_TEST(a_converted_lite_is_read)
     ck_assert_float_eq_tol(c.yarn.mscale_all_dim, 0.707f, 1e-6f);
     ck_assert(c.yarn.mscale == c.yarn.mscale_all_dim);
     ck_assert_int_eq(c.bos_token_id, 5);
-    ck_assert_int_eq(c.eos_token_id, 6);
+    ck_assert_int_eq(c.ends.ids[0], 6);
 }
 END_TEST
 
@@ -170,6 +170,11 @@ START_TEST(older_and_other_files_are_read)
     ck_assert_uint_eq(READ("", {"expert_count", NULL}).n_routed_experts, 0);
     ck_assert(READ("", {"expert_weights_scale", NULL}).routed_scaling_factor == 1);
     ck_assert_int_eq(READ("", {"tokenizer.ggml.bos_token_id", NULL}).bos_token_id, -1);
+    /* ends of a text, of a turn and of a message */
+    c = READ("", {"tokenizer.ggml.eot_token_id", U32(3)}, {"tokenizer.ggml.eom_token_id", U32(6)});
+    ck_assert(c.ends.n == 2 && c.ends.ids[0] == 6 && c.ends.ids[1] == 3);
+    c = READ("", {"tokenizer.ggml.eos_token_id", U32(4294967295)}, {"tokenizer.ggml.eom_token_id", U32(2)});
+    ck_assert(c.ends.n == 1 && c.ends.ids[0] == 2);
     ck_assert_int_eq(READ("", {"tokenizer.ggml.bos_token_id", U32(4294967295)}).bos_token_id, -1);
     /* integers of any width */
     ck_assert_uint_eq(READ("", {"block_count", "4:10 8:3"}).num_hidden_layers, 3);

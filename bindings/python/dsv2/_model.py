@@ -122,6 +122,13 @@ class Model(Handle):
         return self._tokenizer
 
     @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a text; the first is ``info.eos_token_id``."""
+        tokens, n = ffi.new("const int32_t **"), ffi.new("size_t *")
+        check(lib.dsv2_model_end_tokens(self._open(), tokens, n))
+        return tuple(tokens[0][0 : n[0]])
+
+    @property
     def memory(self) -> MemoryInfo:
         """Memory used by the model's sessions at this moment."""
         info = make("dsv2_memory_info")

@@ -78,11 +78,12 @@ class Session(Handle):
             tokenizer: Tokenizer | None = model.tokenizer
         except UnsupportedError:
             tokenizer = None
-        self._start(opened[0], model.info, tokenizer)
+        self._start(opened[0], model.info, model.end_tokens, tokenizer)
 
-    def _start(self, ptr: Any, info: ModelInfo, tokenizer: Tokenizer | None) -> None:
+    def _start(self, ptr: Any, info: ModelInfo, ends: tuple[int, ...], tokenizer: Tokenizer | None) -> None:
         self._ptr = ffi.gc(ptr, lib.dsv2_session_close)
         self._info = info
+        self._ends = ends
         self._tokenizer = tokenizer
         self._has_callback = False
 
@@ -192,12 +193,11 @@ class Session(Handle):
         Args:
             prompt: text (after the beginning-of-sequence token if the session is empty) or ids; None or "" goes on where the
                 session stands
-            max_tokens: how many at most; None: until the end-of-sequence token comes, or FullError
+            max_tokens: how many at most; None: until a token comes that ends the text, or FullError
             sampling: how to draw, as for `set_sampling`; None: as set before
             progress: called while the prompt is fed
 
         """
-        eos = self._info.eos_token_id
         if isinstance(prompt, str):
             first = len(self) == 0
             prompt = self.tokenizer.encode(prompt, bos=first) if prompt or first else None
@@ -208,7 +208,7 @@ class Session(Handle):
         token = ffi.new("int32_t *")
         for _ in itertools.count() if max_tokens is None else range(max_tokens):
             check(lib.dsv2_session_sample(self._open(), token))
-            if token[0] == eos:
+            if token[0] in self._ends:
                 return
             check(lib.dsv2_session_feed(self._watched(False), token, 1))
             yield token[0]
@@ -266,10 +266,7 @@ class Session(Handle):
                 raise ValueError("a system text can only begin a conversation")
             # The session has the past, whatever it was: any two messages stand for it.
             past = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
-            prompt = tokenizer.encode_chat([*past, turn], first=2)
-            eos = self._info.eos_token_id
-            if eos >= 0 and said[-1] != eos:
-                prompt.insert(0, eos)
+            prompt = tokenizer.encode_chat([*past, turn], first=2, unclosed=said[-1] not in self._ends)
         return self.generate(prompt, max_tokens=max_tokens, sampling=sampling, progress=progress)
 
     def logits(self) -> npt.NDArray[np.float32]:
@@ -310,7 +307,7 @@ class Session(Handle):
         copy = ffi.new("dsv2_session **")
         check(lib.dsv2_session_fork(self._open(), len(self) if n is None else number("size_t", "n", n), copy))
         forked = Session.__new__(Session)
-        forked._start(copy[0], self._info, self._tokenizer)
+        forked._start(copy[0], self._info, self._ends, self._tokenizer)
         return forked
 
     def cancel(self) -> None:

@@ -51,8 +51,14 @@ def _json(value: Any, name: str) -> Any:
 
 def _is_plain(message: Mapping[str, Any]) -> bool:
     """Tell whether a message has a role and a text alone."""
-    content = message.get("content", "")
-    return message.keys() <= {"role", "content"} and (content is None or isinstance(content, (str, bytes)))
+    return message.keys() <= {"role", "content"} and isinstance(message.get("content", ""), (str, bytes))
+
+
+def _with_content(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Make a content of None empty, but beside tool calls, where templates know it."""
+    if message.get("content", "") is None and not message.get("tool_calls"):
+        return {**message, "content": ""}
+    return message
 
 
 class Tokenizer(Handle):
@@ -191,22 +197,30 @@ class Tokenizer(Handle):
         tools: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
         open: bool = False,
+        unclosed: bool = False,
     ) -> list[int]:
         """Make the prompt after which a model writes the next message, in the words of the checkpoint's chat template.
 
         Args:
             messages: ``{"role": ..., "content": ...}``, oldest first, with whatever else the template reads: tool calls,
-                parts, reasoning
+                parts, reasoning; a content of None is empty, and none to the template beside tool calls
             first: messages before this index are taken as already fed
             tools: what the model may call, in the form of OpenAI's interface
             variables: of the template, for example ``{"thinking": True}``
             open: the last message, an assistant's, goes on: the prompt ends with its text
+            unclosed: the reply before `first` was fed without the token that ended it: the prompt begins with what the template
+                writes behind its text
 
         """
         ptr, chat = self._open(), ffi.new("dsv2_chat *")
-        chat.struct_size, chat.flags = ffi.sizeof("dsv2_chat"), lib.DSV2_CHAT_OPEN if open else 0
+        chat.struct_size, chat.flags = ffi.sizeof("dsv2_chat"), 0
+        if open:
+            chat.flags |= lib.DSV2_CHAT_OPEN
+        if unclosed:
+            chat.flags |= lib.DSV2_CHAT_UNCLOSED
         fill(chat, first=first)
         plain, alive = ffi.new("dsv2_message[]", len(messages)), []
+        messages = list(map(_with_content, messages))
         if all(map(_is_plain, messages)):
             for i, (target, message) in enumerate(zip(plain, messages)):
                 for field in "role", "content":
@@ -216,7 +230,7 @@ class Tokenizer(Handle):
                     kind = type(message["role"]).__name__
                     raise ArgumentError(Status.ARGUMENT, f"messages[{i}].role is {kind}, expected str or bytes")
                 role = _c_string(message["role"], f"messages[{i}].role")
-                content = ffi.from_buffer(_bytes(message["content"] or ""))
+                content = ffi.from_buffer(_bytes(message["content"]))
                 alive += [role, content]
                 target.role, target.content, target.content_size = role, content, len(content)
             chat.messages, chat.n = plain, len(messages)

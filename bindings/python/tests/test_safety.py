@@ -162,7 +162,7 @@ def test_arguments_of_wrong_kinds_raise(model: dsv2.Model, session: dsv2.Session
         lambda: model.session(cache_type=99),  # type: ignore[arg-type]
         lambda: model.step([(session, [1]), (session, [1])]),
         lambda: model.step([(session, [])]),
-        lambda: model.tokenizer.decode([10**6]),
+        lambda: model.tokenizer.decode([2**20]),
         lambda: model.tokenizer.token_bytes(2**40),
         lambda: model.tokenizer.encode_chat([{"role": "nobody", "content": "x"}]),
         lambda: dsv2.Model("a\0b"),

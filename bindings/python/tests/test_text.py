@@ -157,6 +157,7 @@ def test_a_chat_prompt_is_what_the_template_writes(templated: dsv2.Tokenizer, mo
     assert templated.info.chat_form == "template"
     assert text(user) == "<user>Größe\ufffd<reply>"
     assert text({"role": "user", "content": None}) == "<user><reply>"
+    assert text({"role": "user", "content": None}, call, user) == '<user><assistant>[add{"a": 1}]<user>Größe\ufffd<reply>'
     assert text(user, call, {"role": "tool", "content": "7"}) == '<user>Größe\ufffd<assistant>[add{"a": 1}]<tool>7<reply>'
     assert text(parts, tools=[{"type": "function"}] * 2, variables={"mood": "!"}) == "<user>part(2)<reply!>"
     assert text(user, {"role": "assistant", "content": "So"}, open=True) == "<user>Größe\ufffd<assistant>So"
@@ -172,6 +173,16 @@ def test_a_chat_prompt_is_what_the_template_writes(templated: dsv2.Tokenizer, mo
             templated.encode_chat(messages)
     with pytest.raises(dsv2.ArgumentError, match="DSV2_CHAT_OPEN"):
         templated.encode_chat([user], open=True)
+
+
+def test_any_token_that_ends_a_text_ends_generation(model_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_path, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [103, 7]}')
+    with dsv2.Model(tmp_path) as model, model.session() as session:
+        assert model.end_tokens == (model.info.eos_token_id, 103, 7)
+        for token, expected in [(103, []), (7, []), (8, [8, 8])]:
+            sampling = dsv2.Sampling(temperature=0, logit_bias={token: 1e9})
+            assert list(session.generate_tokens([1], max_tokens=2, sampling=sampling)) == expected
 
 
 def test_a_chat_goes_on_where_the_session_stands(session: dsv2.Session) -> None:

@@ -492,6 +492,13 @@ fn bindgen_test_layout_dsv2_memory_info() {
 }
 extern "C" {
     #[must_use]
+    pub fn dsv2_model_end_tokens(model: *const dsv2_model, tokens: *mut *const i32, n: *mut usize) -> dsv2_status;
+}
+extern "C" {
+    pub fn dsv2_model_is_end(model: *const dsv2_model, token: i32) -> ::std::os::raw::c_int;
+}
+extern "C" {
+    #[must_use]
     pub fn dsv2_model_get_memory(model: *const dsv2_model, info: *mut dsv2_memory_info) -> dsv2_status;
 }
 #[repr(C)]
@@ -740,6 +747,9 @@ fn bindgen_test_layout_dsv2_message() {
 }
 impl dsv2_chat_flags {
     pub const DSV2_CHAT_OPEN: dsv2_chat_flags = dsv2_chat_flags(1);
+}
+impl dsv2_chat_flags {
+    pub const DSV2_CHAT_UNCLOSED: dsv2_chat_flags = dsv2_chat_flags(2);
 }
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]

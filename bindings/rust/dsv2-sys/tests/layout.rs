@@ -239,6 +239,7 @@ fn enumerations_have_the_values_of_c() {
     assert_eq!(dsv2_encode_flags::DSV2_ENCODE_SPECIAL.0, 2);
     assert_eq!(dsv2_decode_flags::DSV2_DECODE_SPECIAL.0, 1);
     assert_eq!(dsv2_chat_flags::DSV2_CHAT_OPEN.0, 1);
+    assert_eq!(dsv2_chat_flags::DSV2_CHAT_UNCLOSED.0, 2);
     assert_eq!(dsv2_cache_type::DSV2_CACHE_DEFAULT.0, 0);
     assert_eq!(dsv2_cache_type::DSV2_CACHE_F32.0, 1);
     assert_eq!(dsv2_cache_type::DSV2_CACHE_F16.0, 2);
@@ -262,8 +263,10 @@ fn every_function_is_declared() {
         dsv2_last_error as *const (),
         dsv2_model_bytes_needed as *const (),
         dsv2_model_close as *const (),
+        dsv2_model_end_tokens as *const (),
         dsv2_model_get_info as *const (),
         dsv2_model_get_memory as *const (),
+        dsv2_model_is_end as *const (),
         dsv2_model_open as *const (),
         dsv2_model_pack as *const (),
         dsv2_model_routing as *const (),

@@ -393,6 +393,17 @@ impl Model {
         })
     }
 
+    /// The tokens that end a text; the first is [`ModelInfo::eos_token_id`].
+    pub fn end_tokens(&self) -> &[i32] {
+        let (mut tokens, mut n) = (null(), 0);
+        // SAFETY: the model is open, and owns the tokens as long as it is.
+        unsafe {
+            let status = sys::dsv2_model_end_tokens(self.handle.ptr.as_ptr(), &mut tokens, &mut n);
+            assert_eq!(status, sys::dsv2_status::DSV2_OK, "the model is open");
+            std::slice::from_raw_parts(tokens, n)
+        }
+    }
+
     /// The model's own tokenizer; an error of [`Status::Unsupported`] if the checkpoint has none.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         // SAFETY: the model is open.

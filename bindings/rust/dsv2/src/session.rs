@@ -1,7 +1,7 @@
 use crate::callback::{Failure, Fixed, ProgressRelay, TraceRelay};
 use crate::error::{check, fill, Error, Result, Status};
 use crate::model::Handle as ModelHandle;
-use crate::{sys, Message, Model, Progress, Routing, RoutingEvent, RoutingTokens, Sampling, TokenProbability, Tokenizer};
+use crate::{sys, Chat, Message, Model, Progress, Routing, RoutingEvent, RoutingTokens, Sampling, TokenProbability, Tokenizer};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::size_of;
@@ -265,12 +265,11 @@ impl Session {
         Ok(Session::own(copy, self.model.clone()))
     }
 
-    /// Draws tokens and feeds them until `max_tokens` or the end-of-sequence token, which is neither yielded nor fed.
+    /// Draws tokens and feeds them until `max_tokens` or a token that ends the text, which is neither yielded nor fed.
     ///
     /// A yielded token is in the session already, so the loop may be left at any time.
     pub fn generate_tokens(&mut self, max_tokens: usize) -> Tokens<'_> {
-        let eos = self.model.info().eos_token_id;
-        Tokens { session: self, left: max_tokens, eos }
+        Tokens { session: self, left: max_tokens }
     }
 
     /// Feeds a prompt (after the beginning-of-sequence token if the session is empty; "" goes on where the session stands)
@@ -301,9 +300,9 @@ impl Session {
             (Some(last), None) => {
                 // The session has the past, whatever it was: any two messages stand for it.
                 let [user, assistant] = ["user", "assistant"].map(|role| Message { role, content: "" });
-                let mut prompt: Vec<_> = self.model.info().eos_token_id.filter(|eos| eos != last).into_iter().collect();
-                prompt.extend(tokenizer.encode_chat(&[user, assistant, turn], 2)?);
-                prompt
+                let unclosed = !self.model.end_tokens().contains(last);
+                let messages = &[user, assistant, turn];
+                tokenizer.encode_prompt(&Chat { messages, first: 2, unclosed, ..Chat::default() })?
             }
         };
         self.text(tokenizer, &prompt, max_tokens)
@@ -359,7 +358,6 @@ impl std::fmt::Debug for Session {
 pub struct Tokens<'a> {
     session: &'a mut Session,
     left: usize,
-    eos: Option<i32>,
 }
 
 impl Iterator for Tokens<'_> {
@@ -371,7 +369,7 @@ impl Iterator for Tokens<'_> {
         }
         self.left -= 1;
         let token = match self.session.sample() {
-            Ok(token) if Some(token) == self.eos => {
+            Ok(token) if self.session.model.end_tokens().contains(&token) => {
                 self.left = 0;
                 return None;
             }

@@ -67,6 +67,9 @@ pub struct Chat<'a> {
     pub variables: Option<&'a str>,
     /// The last message, an assistant's, goes on: the prompt ends with its text.
     pub open: bool,
+    /// The reply before `first` was fed without the token that ended it: the prompt begins with what the template writes behind
+    /// its text.
+    pub unclosed: bool,
 }
 
 /// The facts about a tokenizer.
@@ -237,12 +240,15 @@ impl Tokenizer {
         let (messages_json, tools) = (json(chat.messages_json, "messages_json")?, json(chat.tools, "tools")?);
         let variables = json(chat.variables, "variables")?;
         let of = |text: &Option<CString>| text.as_ref().map_or(null(), |text| text.as_ptr());
+        let flag = |is_set, flag: sys::dsv2_chat_flags| if is_set { flag.0 } else { 0 };
+        let flags =
+            flag(chat.open, sys::dsv2_chat_flags::DSV2_CHAT_OPEN) | flag(chat.unclosed, sys::dsv2_chat_flags::DSV2_CHAT_UNCLOSED);
         let raw = sys::dsv2_chat {
             struct_size: size_of::<sys::dsv2_chat>(),
             messages: if plain.is_empty() { null() } else { plain.as_ptr() },
             n: plain.len(),
             first: chat.first,
-            flags: if chat.open { sys::dsv2_chat_flags::DSV2_CHAT_OPEN.0 } else { 0 },
+            flags,
             messages_json: of(&messages_json),
             tools: of(&tools),
             variables: of(&variables),

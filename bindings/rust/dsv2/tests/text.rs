@@ -127,6 +127,7 @@ fn a_chat_goes_on_where_the_session_stands() {
     let model = model();
     let tokenizer = model.tokenizer().unwrap();
     let eos = tokenizer.info().eos_token_id.unwrap();
+    assert_eq!(model.end_tokens(), [eos]);
     let mut session = model.session().unwrap();
     let hello = [Message { role: "system", content: "Be brief." }, Message { role: "user", content: "Hello" }];
     session.chat("Hello", Some("Be brief."), 5).unwrap().for_each(|text| drop(text.unwrap()));

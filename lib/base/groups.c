@@ -3,7 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-enum { PATH_SIZE = 1024, TEXT_SIZE = DS_SYSTEM_TEXT };
+enum { PATH_SIZE = 4096 + 64, TEXT_SIZE = DS_SYSTEM_TEXT }; /* Linux takes paths of less than 4096 bytes */
 
 bool ds_system_text(char *text, const char *root, const char *format, ...)
 {
@@ -23,38 +23,41 @@ bool ds_system_text(char *text, const char *root, const char *format, ...)
     return is_read && got > 0;
 }
 
-/* A file of lines. A line that is longer than the buffer is passed over: no line that matters here is. */
-typedef struct lines {
-    ds_os_file file;
-    uint64_t offset;
-    size_t n;
-    char buffer[TEXT_SIZE];
-} lines;
-
-static bool open_lines(lines *l, const char *root, const char *path)
+/* The whole file at `root` and `path`, which is the caller's to free; NULL if there is none. Such files do not say how
+ * long they are, and take longest to read where reading begins in the middle: so each is read once, from end to end. */
+static char *read_all(const char *root, const char *path)
 {
-    char full[PATH_SIZE];
-    int n = snprintf(full, sizeof full, "%s%s", root, path);
-    l->offset = l->n = 0;
-    return n > 0 && n < PATH_SIZE && ds_os_open(full, DS_OS_READ, &l->file);
+    enum { MOST = 64 << 20 };
+    char full[PATH_SIZE], *text = NULL;
+    ds_os_file file;
+    size_t capacity = 0, n = 0, got = 0;
+    int length = snprintf(full, sizeof full, "%s%s", root, path);
+    if (length < 0 || length >= PATH_SIZE || !ds_os_open(full, DS_OS_READ, &file))
+        return NULL;
+    do {
+        n += got;
+        if (n > MOST || !ds_grow(&text, &capacity, n + TEXT_SIZE, 1) ||
+            !ds_os_read(file, n, text + n, capacity - n - 1, &got)) {
+            ds_free(text);
+            text = NULL;
+        }
+    } while (text != NULL && got > 0);
+    ds_os_close(&file);
+    if (text != NULL)
+        text[n] = '\0';
+    return text;
 }
 
-/* The next line, without its end; valid until the next call. NULL after the last. */
-static char *next_line(lines *l)
+/* Takes the next line from *rest, without its end. NULL after the last. */
+static char *next_line(char **rest)
 {
-    for (bool too_long = false;;) {
-        size_t got = 0;
-        if (!ds_os_read(l->file, l->offset, l->buffer, sizeof l->buffer - 1, &got) || got == 0)
-            return NULL;
-        l->buffer[got] = '\0';
-        size_t length = strcspn(l->buffer, "\n");
-        bool ends = length < got || got < sizeof l->buffer - 1;
-        l->buffer[length] = '\0';
-        l->offset += length < got ? length + 1 : got;
-        if (ends && !too_long)
-            return l->buffer;
-        too_long = !ends;
-    }
+    char *line = *rest, *end = strchr(line, '\n');
+    if (*line == '\0')
+        return NULL;
+    *rest = end == NULL ? line + strlen(line) : end + 1;
+    if (end != NULL)
+        *end = '\0';
+    return line;
 }
 
 /* Ends the text at the next separator. Returns what follows; NULL if there is no separator. */
@@ -91,9 +94,9 @@ static void unescape(char *text)
     *out = '\0';
 }
 
-/* Where a hierarchy of groups is mounted. */
+/* Where a hierarchy of groups is mounted: strings of the text that was parsed. */
 typedef struct mounted {
-    char point[PATH_SIZE], group[PATH_SIZE]; /* group: the one that is at the point */
+    const char *point, *group; /* group: the one that is at the point */
 } mounted;
 
 /* One line of mountinfo: "36 35 98:0 GROUP POINT options optional... - TYPE source OPTIONS". */
@@ -111,59 +114,73 @@ static bool parse_mount(char *line, const char *controller, bool version_2, moun
         return false;
     unescape(group);
     unescape(point);
-    int n = snprintf(m->point, sizeof m->point, "%s", point), k = snprintf(m->group, sizeof m->group, "%s", group);
-    return n < PATH_SIZE && k < PATH_SIZE;
+    *m = (mounted){point, strcmp(group, "/") == 0 ? "" : group};
+    return true;
 }
 
-static bool find_mount(const char *root, const char *controller, bool version_2, mounted *m)
+/* Whether `group` is what is mounted or inside. What is outside ("/../x" in a namespace of groups) cannot be seen. */
+static bool is_inside(const mounted *m, const char *group)
 {
-    lines l;
-    bool found = false;
-    if (!open_lines(&l, root, "/proc/self/mountinfo"))
-        return false;
-    for (char *line; !found && (line = next_line(&l)) != NULL;)
-        found = parse_mount(line, controller, version_2, m);
-    ds_os_close(&l.file);
-    return found;
+    size_t length = strlen(m->group);
+    return strncmp(group, m->group, length) == 0 && (group[length] == '/' || group[length] == '\0') &&
+           strstr(group, "/..") == NULL;
 }
 
-/* Visits the group and those that it is in, up to the one at the mount's point. */
-static void visit_along(const char *root, const mounted *m, const char *group, bool version_2, ds_group_fn visit,
+/* Visits the group `below` the mount's point and those that it is in, up to the one at the point. */
+static void visit_along(const char *root, const mounted *m, const char *below, bool version_2, ds_group_fn visit,
                         void *context)
 {
-    char folder[2 * PATH_SIZE];
-    size_t point = strlen(m->point), above = strcmp(m->group, "/") == 0 ? 0 : strlen(m->group);
-    /* A group outside of what is mounted ("/../x" in a namespace of groups) cannot be looked at. */
-    bool is_inside = strncmp(group, m->group, above) == 0 && (group[above] == '/' || group[above] == '\0') &&
-                     strstr(group, "/..") == NULL;
-    if (snprintf(folder, sizeof folder, "%s%s", m->point, is_inside ? group + above : "") >= (int)sizeof folder)
+    if (strcmp(below, "/") == 0)
+        below = "";
+    size_t point = strlen(m->point), size = point + strlen(below) + 1;
+    char *folder = ds_new(size, 1);
+    if (folder == NULL)
         return;
-    for (;;) {
+    snprintf(folder, size, "%s%s", m->point, below);
+    for (char *slash = folder; slash != NULL;) {
         visit(context, root, folder, version_2);
-        char *slash = strrchr(folder + point, '/');
-        if (slash == NULL)
-            return;
-        *slash = '\0';
+        slash = strrchr(folder + point, '/');
+        if (slash != NULL)
+            *slash = '\0';
     }
+    ds_free(folder);
+}
+
+/* The hierarchy of a line of /proc/self/cgroup, if that has the controller. */
+static void visit_hierarchy(const char *root, char *line, const char *controller, ds_group_fn visit, void *context)
+{
+    char *controllers = cut(line, ':'), *group = cut(controllers, ':'); /* "4:cpu,cpuacct:/GROUP", "0::/GROUP" */
+    bool version_2 = group != NULL && controllers[0] == '\0';
+    if (group == NULL || (!version_2 && !lists(controllers, controller)))
+        return;
+    mounted m, first = {NULL, NULL};
+    bool is_shown = false;
+    char *mounts = read_all(root, "/proc/self/mountinfo"), *rest = mounts;
+    for (char *mount; rest != NULL && (mount = next_line(&rest)) != NULL;) {
+        if (!parse_mount(mount, controller, version_2, &m))
+            continue;
+        if (first.point == NULL)
+            first = m;
+        if (!is_inside(&m, group)) /* a bind mount may show another part of the groups */
+            continue;
+        visit_along(root, &m, group + strlen(m.group), version_2, visit, context);
+        is_shown = true;
+    }
+    if (!is_shown && first.point != NULL)
+        visit_along(root, &first, "", version_2, visit, context);
+    ds_free(mounts);
 }
 
 void ds_groups_visit(const char *root, const char *controller, ds_group_fn visit, void *context)
 {
-    lines l;
-    mounted m;
-    if (!open_lines(&l, root, "/proc/self/cgroup")) {
-        snprintf(m.point, sizeof m.point, "/sys/fs/cgroup/%s", controller);
+    char version_1[64], *text = read_all(root, "/proc/self/cgroup"), *rest = text;
+    if (text == NULL) {
+        snprintf(version_1, sizeof version_1, "/sys/fs/cgroup/%s", controller);
         visit(context, root, "/sys/fs/cgroup", true);
-        visit(context, root, m.point, false);
+        visit(context, root, version_1, false);
         return;
     }
-    for (char *line; (line = next_line(&l)) != NULL;) {
-        char *controllers = cut(line, ':'), *group = cut(controllers, ':'); /* "4:cpu,cpuacct:/GROUP", "0::/GROUP" */
-        if (group == NULL)
-            continue;
-        bool version_2 = controllers[0] == '\0';
-        if ((version_2 || lists(controllers, controller)) && find_mount(root, controller, version_2, &m))
-            visit_along(root, &m, group, version_2, visit, context);
-    }
-    ds_os_close(&l.file);
+    for (char *line; (line = next_line(&rest)) != NULL;)
+        visit_hierarchy(root, line, controller, visit, context);
+    ds_free(text);
 }

@@ -15,7 +15,8 @@ bool ds_system_text(char *text, const char *root, const char *format, ...) DSV2_
 typedef void (*ds_group_fn)(void *context, const char *root, const char *folder, bool version_2);
 
 /* Visits every group of the process that may limit what the controller ("cpu", "memory") counts: in each version the
- * process's own and those that it is in, up to the topmost that can be seen. */
+ * process's own and those that it is in, up to the topmost that each mount shows. Where no mount shows the process's
+ * own, the group at the first mount's point is taken for one that the process is in. A group may be visited twice. */
 void ds_groups_visit(const char *root, const char *controller, ds_group_fn visit, void *context);
 
 #endif

@@ -35,11 +35,24 @@ static uint64_t cached_files(const char *root, const char *folder, bool version_
                      : number_of(text, "total_inactive_file ", 0) + number_of(text, "total_active_file ", 0);
 }
 
+/* The least of the group's limits; none from 2^62 on, which is what the system writes for none. `high` ends no process,
+ * but holds up every allocation beyond. */
+static uint64_t limit_of(const char *root, const char *folder, bool version_2)
+{
+    const uint64_t none = UINT64_C(1) << 62;
+    uint64_t limit, high;
+    if (!read_number(root, folder, version_2 ? "memory.max" : "memory.limit_in_bytes", &limit))
+        limit = UINT64_MAX;
+    if (version_2 && read_number(root, folder, "memory.high", &high) && high < limit)
+        limit = high;
+    return limit < none ? limit : UINT64_MAX;
+}
+
 static void visit_group(void *context, const char *root, const char *folder, bool version_2)
 {
     ds_memory_left *least = context;
-    uint64_t limit, used;
-    if (!read_number(root, folder, version_2 ? "memory.max" : "memory.limit_in_bytes", &limit) ||
+    uint64_t limit = limit_of(root, folder, version_2), used;
+    if (limit == UINT64_MAX ||
         !read_number(root, folder, version_2 ? "memory.current" : "memory.usage_in_bytes", &used))
         return;
     uint64_t cached = cached_files(root, folder, version_2);

@@ -33,7 +33,7 @@ static void drop(void)
 /* Writes a file of the faked system, and the folders that it is in. */
 static void put(const char *path, const char *text)
 {
-    char full[1024];
+    char full[4096];
     snprintf(full, sizeof full, "%s%s", root, path);
     for (char *slash = full + strlen(root) + 1; (slash = strchr(slash, '/')) != NULL; slash++) {
         *slash = '\0';
@@ -182,6 +182,46 @@ START_TEST(a_mount_of_a_part_of_the_groups_is_understood)
 }
 END_TEST
 
+/* Bind mounts show parts of the groups, before and after those that show the process's own and what that is in. */
+START_TEST(all_mounts_count_that_show_the_group)
+{
+    put("/proc/self/mountinfo", "25 22 0:22 /other /mnt/other rw - cgroup2 cgroup rw\n"
+                                "26 22 0:22 /a /mnt/a rw - cgroup2 cgroup rw\n"
+                                "27 22 0:22 / /gone rw - cgroup2 cgroup rw\n"
+                                "28 22 0:22 /a/b/other /mnt/c rw - cgroup2 cgroup rw\n");
+    put("/proc/self/cgroup", "0::/a/b\n");
+    put("/mnt/other/cpu.max", "100000 100000\n");
+    put("/mnt/c/cpu.max", "100000 100000\n");
+    put("/mnt/a/b/cpu.max", "700000 100000\n");
+    ck_assert_uint_eq(ds_cpu_quota(root), 7);
+    put("/mnt/a/cpu.max", "500000 100000\n");
+    ck_assert_uint_eq(ds_cpu_quota(root), 5);
+    put("/gone/a/cpu.max", "400000 100000\n");
+    ck_assert_uint_eq(ds_cpu_quota(root), 4);
+    put("/gone/cpu.max", "300000 100000\n");
+    ck_assert_uint_eq(ds_cpu_quota(root), 3);
+}
+END_TEST
+
+/* A group far down: all of its line, its mount's line and its files are found. */
+START_TEST(long_paths_are_followed)
+{
+    char group[3600] = "", text[4096], name[4096];
+    for (size_t i = 0; strlen(group) < 3300; i++)
+        snprintf(group + strlen(group), sizeof group - strlen(group), "/%0*d", 200, (int)i);
+    snprintf(text, sizeof text, "25 22 0:22 %s/in /m rw - cgroup2 cgroup rw\n", group);
+    put("/proc/self/mountinfo", text);
+    snprintf(text, sizeof text, "0::%s/in/group\n", group);
+    put("/proc/self/cgroup", text);
+    put("/m/group/cpu.max", "300000 100000\n");
+    ck_assert_uint_eq(ds_cpu_quota(root), 3);
+    put("/proc/self/mountinfo", "25 22 0:22 / /m rw - cgroup2 cgroup rw\n");
+    snprintf(name, sizeof name, "/m%s/cpu.max", group);
+    put(name, "200000 100000\n");
+    ck_assert_uint_eq(ds_cpu_quota(root), 2);
+}
+END_TEST
+
 /* Both versions at once: the first has the controller of processors. */
 START_TEST(groups_of_version_1_are_read_too)
 {
@@ -258,6 +298,42 @@ START_TEST(the_least_of_machine_and_nested_groups_is_left)
 }
 END_TEST
 
+/* Beyond `high` the system lets a group take memory, but so slowly that the host stands still. */
+START_TEST(memory_high_is_a_limit_and_a_number_near_two_to_the_63_is_none)
+{
+    ds_memory_left left;
+    put("/proc/self/cgroup", "0::/a\n");
+    put("/proc/self/mountinfo", v2_mount);
+    put("/sys/fs/cgroup/a/memory.max", "1000000\n");
+    put("/sys/fs/cgroup/a/memory.current", "1000\n");
+    expect_left(999000, "control group /sys/fs/cgroup/a");
+    put("/sys/fs/cgroup/a/memory.high", "500000\n");
+    expect_left(499000, "control group /sys/fs/cgroup/a");
+    put("/sys/fs/cgroup/a/memory.max", "max\n");
+    expect_left(499000, "control group /sys/fs/cgroup/a");
+    put("/sys/fs/cgroup/a/memory.high", "4611686018427387904\n");
+    ck_assert(!ds_memory_left_in(root, &left));
+}
+END_TEST
+
+/* A mount of another group comes first: that group's limit is not ours, as long as a mount shows ours. */
+START_TEST(a_group_is_looked_for_among_all_mounts)
+{
+    put("/proc/meminfo", "MemAvailable:   5000 kB\n");
+    put("/proc/self/cgroup", "0::/mine\n");
+    put("/proc/self/mountinfo", "25 22 0:22 /other /mnt/other rw - cgroup2 cgroup rw\n");
+    put("/mnt/other/memory.max", "1000\n");
+    put("/mnt/other/memory.current", "1000\n");
+    expect_left(0, "control group /mnt/other"); /* which may be what ours is in */
+    put("/proc/self/mountinfo", "25 22 0:22 /other /mnt/other rw - cgroup2 cgroup rw\n"
+                                "26 22 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n");
+    expect_left(5000 * 1024, "the machine");
+    put("/sys/fs/cgroup/mine/memory.max", "3000\n");
+    put("/sys/fs/cgroup/mine/memory.current", "1000\n");
+    expect_left(2000, "control group /sys/fs/cgroup/mine");
+}
+END_TEST
+
 /* Version 1; and both versions at once, where the second has no memory controller. */
 START_TEST(memory_of_groups_of_version_1_is_read_too)
 {
@@ -327,9 +403,13 @@ int main(void)
     tcase_add_test(tests, a_processor_without_a_number_leaves_all_of_them_in);
     tcase_add_test(tests, the_least_quota_of_nested_groups_holds);
     tcase_add_test(tests, a_mount_of_a_part_of_the_groups_is_understood);
+    tcase_add_test(tests, all_mounts_count_that_show_the_group);
+    tcase_add_test(tests, long_paths_are_followed);
     tcase_add_test(tests, groups_of_version_1_are_read_too);
     tcase_add_test(tests, files_that_say_nothing_limit_nothing);
     tcase_add_test(tests, the_least_of_machine_and_nested_groups_is_left);
+    tcase_add_test(tests, memory_high_is_a_limit_and_a_number_near_two_to_the_63_is_none);
+    tcase_add_test(tests, a_group_is_looked_for_among_all_mounts);
     tcase_add_test(tests, memory_of_groups_of_version_1_is_read_too);
     tcase_add_test(tests, masks_wider_than_1024_are_read);
     suite_add_tcase(suite, tests);

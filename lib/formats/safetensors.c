@@ -239,12 +239,26 @@ static void free_index(weight_index *index)
 
 static dsv2_status read_entry(weight_index *index, const ds_json_walk *walk)
 {
+    bool is_string = ds_json_is(walk->value, '"');
     dsv2_status status = ds_json_decode(&index->json, walk->name, &index->tensor);
-    if (status == DSV2_OK && !ds_json_is(walk->value, '"'))
-        return ds_fail(DSV2_ERROR_FORMAT,
-                       "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder",
-                       index->json.path, index->tensor.bytes, ds_json_text_kind(walk->value));
-    return status == DSV2_OK ? ds_json_decode(&index->json, walk->value, &index->file) : status;
+    if (status == DSV2_OK && is_string)
+        status = ds_json_decode(&index->json, walk->value, &index->file);
+    if (status != DSV2_OK || (is_string && is_plain_name(index->file.bytes)))
+        return status;
+    return ds_fail(DSV2_ERROR_FORMAT,
+                   "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder",
+                   index->json.path, index->tensor.bytes,
+                   is_string ? index->file.bytes : ds_json_text_kind(walk->value));
+}
+
+/* Goes to the next entry. False after the last, or if *status says that the entry cannot be read. */
+static bool next_entry(weight_index *index, ds_json_walk *walk, dsv2_status *status)
+{
+    *status = DSV2_OK;
+    if (!ds_json_next(walk))
+        return false;
+    *status = read_entry(index, walk);
+    return *status == DSV2_OK;
 }
 
 /* Lists the files that an index's weight_map names, each once, in order. */
@@ -255,23 +269,19 @@ static dsv2_status list_index(weight_index *index, file_list *list)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map is %s, expected an object", path,
                        ds_json_text_kind(index->map));
     ds_json_walk walk = ds_json_begin(index->map);
-    while (ds_json_next(&walk)) {
-        dsv2_status status = read_entry(index, &walk);
-        if (status != DSV2_OK)
-            return status;
+    dsv2_status status;
+    while (next_entry(index, &walk, &status)) {
         const char *file = index->file.bytes;
-        if (!is_plain_name(file))
-            return ds_fail(DSV2_ERROR_FORMAT,
-                           "%s: weight_map: tensor %s is in %s, expected the name of a file in the same folder", path,
-                           index->tensor.bytes, file);
         /* Neighbours mostly share a file: skipping repeats here keeps the list short. Other repeats go after
          * sorting. */
         if (list->n > 0 && strcmp(list->names[list->n - 1], file) == 0)
             continue;
         status = add_name(list, file);
         if (status != DSV2_OK)
-            return status;
+            break;
     }
+    if (status != DSV2_OK)
+        return status;
     if (list->n == 0)
         return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map is empty", path);
     qsort(list->names, list->n, sizeof *list->names, compare_names);
@@ -318,10 +328,8 @@ static dsv2_status list_folder(const char *folder, file_list *list)
 static dsv2_status check_index(const ds_container *container, weight_index *index)
 {
     ds_json_walk walk = ds_json_begin(index->map);
-    while (ds_json_next(&walk)) {
-        dsv2_status status = read_entry(index, &walk);
-        if (status != DSV2_OK)
-            return status;
+    dsv2_status status;
+    while (next_entry(index, &walk, &status)) {
         const char *name = index->tensor.bytes;
         const ds_tensor *tensor = ds_container_find(container, name);
         const ds_other_tensor *other = ds_container_find_other(container, name);
@@ -331,7 +339,7 @@ static dsv2_status check_index(const ds_container *container, weight_index *inde
                            index->json.path, name, index->file.bytes,
                            found == NULL ? "in none of the files" : "in ", found == NULL ? "" : found);
     }
-    return DSV2_OK;
+    return status;
 }
 
 static dsv2_status read_index(const char *path, weight_index *index)

@@ -79,7 +79,8 @@ typedef enum dsv2_loading {
     DSV2_LOADING_MAP = 0,
     /* Everything is read into memory, large weights straight into place, by all of the model's threads. Nothing is
      * mapped. Once the model is open its files are closed and may change, and no session ever waits for them. A file
-     * that changes meanwhile makes opening fail with DSV2_ERROR_IO. */
+     * that changes meanwhile makes opening fail with DSV2_ERROR_IO: opening compares its size and the times of change
+     * that the system keeps, so a new name, a deleted name or new permissions count as changes too. */
     DSV2_LOADING_READ = 1
 } dsv2_loading;
 
@@ -108,7 +109,7 @@ typedef struct dsv2_model_options {
                                    * made ready by dsv2_model_open. DSV2_ERROR_MEMORY where the system refuses; the
                                    * message names the bytes wanted and the limit (RLIMIT_MEMLOCK). Pages of sessions
                                    * and working memory are not locked, nor is anything in a forked child. */
-    int insist;                   /* non-zero: open even if the copies do not fit the memory that is left now */
+    int insist;                   /* non-zero: open even if weights do not fit the memory that is left now */
 } dsv2_model_options;
 
 /* Opens a model.
@@ -119,7 +120,8 @@ typedef struct dsv2_model_options {
  *   model    receives the handle; the caller closes it with dsv2_model_close.
  * How weights come into memory is the option `loading`. Files that are mapped must not be changed while the model is
  * open: a change of size is noticed before each pass and answered with DSV2_ERROR_IO, but a file that shrinks during a
- * pass ends the process (SIGBUS). Files that are read are closed when this call returns.
+ * pass or during this call ends the process (SIGBUS). Files that are read are closed when this call returns. A lease of
+ * another process on a file is waited for, up to a minute.
  * The kernels read weights in an order of their own, so a GGUF's weights are reordered. dsv2_model_open does that
  * for everything but the routed experts, and also for routed experts that have to be rounded, read or locked. Other
  * routed experts, which are most of a GGUF's weights, are reordered when a session first chooses them.
@@ -130,11 +132,12 @@ typedef struct dsv2_model_options {
  * holds its weights in the kernels' order already.
  * A weight that is converted has to be finite (else _FORMAT) and has to fit the type that weight_type asks for (else
  * _UNSUPPORTED): none of its numbers may be too large, nor all of them so small (below 2^-15 or so for F16) that more
- * than the type's error would be lost. Weights that stay as they are in their file are not looked at on opening: a feed that meets a NaN or
- * infinity of theirs says so.
- * Weights that are copied (dsv2_model_bytes_needed says how many bytes) must fit the memory that is left, or opening is
- * refused with DSV2_ERROR_MEMORY and both figures, before anything is copied; see `insist`. Weights that are mapped may
- * be larger than memory, which is remarked on: parts of them are then read from the disk again and again.
+ * than the type's error would be lost. Weights that stay as they are in their file are not looked at on opening: a feed
+ * that meets a NaN or infinity of theirs says so.
+ * Weights that are copied (dsv2_model_bytes_needed says how many bytes), and what opening takes beside them, must fit
+ * the memory that is left; with `lock` the mapped weights too. Else opening is refused with DSV2_ERROR_MEMORY and all
+ * figures, before anything is copied; see `insist`. Without `lock`, weights that are mapped may be larger than memory,
+ * which is remarked on: parts of them are then read from the disk again and again.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED (the message names the field or
  * tensor and its value) or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_open(const char *path, const dsv2_model_options *options,
@@ -144,15 +147,20 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_open(const char *path, const d
 typedef struct dsv2_bytes_needed_info {
     size_t struct_size;
     uint64_t bytes_copied;          /* memory of the process's own for weights: dsv2_model_info.bytes_copied. Opening
-                                     * takes a little more: some rows a thread, one layer's kv_b_proj, the tokenizer */
-    uint64_t bytes_mapped;          /* weights that are used where they lie in mapped files */
+                                     * takes more beside that, which dsv2_model_open counts before it begins: 16 MiB;
+                                     * for each thread 16 rows, as floats and as in the file; one layer's kv_b_proj in
+                                     * two or three forms, and up to 64 MiB of those of other layers; up to 1 KiB
+                                     * for each expert; and a 512th of all weights for page tables */
+    uint64_t bytes_mapped;          /* weights that are used where they lie in mapped files; with `lock` they take
+                                     * memory as copies do */
     uint64_t cache_bytes_per_token; /* of a session with default options */
     uint64_t memory_left;           /* what the process can take now: the least of what the machine has available and
                                      * what the limits of the process's control groups leave, cached files counted as
                                      * free; 0: not known */
 } dsv2_bytes_needed_info;
 
-/* Says what dsv2_model_open with the same path and options would take. Reads headers and the configuration alone.
+/* Says what dsv2_model_open with the same path and options would take. Reads headers and the configuration alone, and
+ * maps the files for a moment: what cannot be mapped would be copied.
  * Progress is not reported. Any thread. Returns DSV2_OK, and otherwise what dsv2_model_open would return for the same
  * file: DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_bytes_needed(const char *path, const dsv2_model_options *options,
@@ -190,7 +198,7 @@ typedef struct dsv2_model_info {
     uint32_t qk_rope_head_dim;
     uint32_t v_head_dim;
     uint32_t max_position_embeddings; /* context length, tokens */
-    uint32_t n_threads;             /* threads the model uses; 1 in a child that a fork gave the model, or its opening */
+    uint32_t n_threads;             /* threads the model uses; 1 in a child that a fork gave the model or its opening */
     int32_t bos_token_id;           /* the tokenizer's, else the configuration's; -1: none */
     int32_t eos_token_id;           /* the first of dsv2_model_end_tokens; -1: none */
     char architecture[32];          /* "deepseek_v2" or "deepseek_v3" */
@@ -240,7 +248,9 @@ typedef struct dsv2_pack_options {
 /* Writes the model at `path` (as dsv2_model_open takes it) as one .dsv2 file, `output_path`, with weights in the
  * kernels' own layout. The file appears under its name only when it is whole. Permissions, links, what is refused and
  * what a killed process leaves: as dsv2_session_save (snapshot.h). A converted weight has to be finite and to fit, as
- * in dsv2_model_open. options: NULL for the defaults.
+ * in dsv2_model_open. Where files cannot be mapped, all weights are read into memory first, and packing is refused with
+ * DSV2_ERROR_MEMORY if they do not fit what is left. A file that changes meanwhile makes packing fail with
+ * DSV2_ERROR_IO, as it makes DSV2_LOADING_READ fail. options: NULL for the defaults.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const char *output_path,
                                                        const dsv2_pack_options *options);

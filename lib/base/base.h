@@ -170,6 +170,7 @@ float ds_largest_magnitude(const float *x, size_t n);
 typedef struct ds_file {
     char *path;
     uint64_t size;     /* when it was opened */
+    ds_os_stamp stamp; /* then */
     ds_os_file handle; /* stays open so that a change of size can be seen */
     uint8_t *head;     /* the first head_size bytes, read; NULL: none */
     size_t head_size;
@@ -198,6 +199,10 @@ void ds_file_unmap(ds_file *file);
 /* DSV2_ERROR_IO if the file no longer has the size that it was opened with: touching its mapped pages could kill the
  * process. */
 dsv2_status ds_file_check(const ds_file *file);
+
+/* DSV2_ERROR_IO if the file may have other bytes than when it was opened: what was read may be of two versions. A new
+ * name, a removed name or new permissions count as a change too. */
+dsv2_status ds_file_check_same(const ds_file *file);
 
 /* Says that these mapped bytes need not stay in the process's memory. Touching them brings them back. */
 void ds_file_forget(const ds_file *file, uint64_t offset, uint64_t size);
@@ -322,8 +327,9 @@ bool ds_pool_is_inherited(const ds_pool *pool);
 void ds_pool_run(ds_pool *pool, ds_task_fn fn, void *context, size_t n_tasks);
 
 /* The regions between these calls, all of this thread, count as one in the order of callers: handing the threads over
- * costs more than a short region. A turn lasts no longer than a layer; nobody waits for a disk or a lock in one, and no
- * callback of the host's runs in one. */
+ * costs more than a short region. A turn lasts no longer than a layer, and no callback of the host's runs in one. In a
+ * turn nobody reads a file or waits for a lock. But a page of mapped weights that is not in memory comes from the disk
+ * while a region runs, and all callers wait: also in regions that interleave deferred experts, which are in no turn. */
 void ds_pool_begin_turn(ds_pool *pool);
 bool ds_pool_end_turn(ds_pool *pool); /* false: this thread was in no turn */
 

@@ -28,11 +28,15 @@ dsv2_status ds_file_open(const char *path, ds_file *file)
     if (status != DSV2_OK)
         return status;
     file->path = ds_copy_string(path);
-    if (file->path == NULL) {
+    if (file->path == NULL)
+        status = ds_fail_memory("a path", strlen(path) + 1);
+    else if (!ds_os_stamp_of(file->handle, &file->stamp))
+        status = ds_fail_io(path, "stat");
+    else
+        file->size = file->stamp.size;
+    if (status != DSV2_OK)
         ds_file_close(file);
-        return ds_fail_memory("a path", strlen(path) + 1);
-    }
-    return DSV2_OK;
+    return status;
 }
 
 void ds_file_close(ds_file *file)
@@ -42,6 +46,12 @@ void ds_file_close(ds_file *file)
     ds_os_close(&file->handle);
     ds_free(file->path);
     *file = (ds_file){0};
+}
+
+static bool is_same(const ds_os_stamp *a, const ds_os_stamp *b)
+{
+    return a->size == b->size && memcmp(a->content, b->content, sizeof a->content) == 0 &&
+           memcmp(a->state, b->state, sizeof a->state) == 0;
 }
 
 static dsv2_status fail_changed(const ds_file *file, uint64_t size)
@@ -56,7 +66,10 @@ dsv2_status ds_file_read_at(const ds_file *file, uint64_t offset, void *data, si
     size_t got;
     if (!ds_os_read(file->handle, offset, data, size, &got))
         return ds_fail_io(file->path, "read");
-    return got == size ? DSV2_OK : fail_changed(file, offset + got);
+    if (got == size)
+        return DSV2_OK;
+    dsv2_status status = ds_file_check(file);
+    return status != DSV2_OK ? status : fail_changed(file, offset + got); /* it has grown again since */
 }
 
 dsv2_status ds_file_need_head(ds_file *file, uint64_t size)
@@ -122,6 +135,17 @@ dsv2_status ds_file_check(const ds_file *file)
     if (!ds_os_kind_and_size(file->handle, &kind, &size))
         return ds_fail_io(file->path, "stat");
     return size == file->size ? DSV2_OK : fail_changed(file, size);
+}
+
+dsv2_status ds_file_check_same(const ds_file *file)
+{
+    ds_os_stamp now;
+    if (!ds_os_stamp_of(file->handle, &now))
+        return ds_fail_io(file->path, "stat");
+    if (now.size != file->size)
+        return fail_changed(file, now.size);
+    return is_same(&now, &file->stamp) ? DSV2_OK
+                                       : ds_fail(DSV2_ERROR_IO, "%s: was changed while it was read", file->path);
 }
 
 dsv2_status ds_file_read(const char *path, uint64_t limit, char **data, size_t *size)

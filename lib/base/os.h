@@ -138,13 +138,13 @@ typedef struct ds_os_file {
 
 typedef enum ds_os_access { DS_OS_READ, DS_OS_UPDATE } ds_os_access;
 
-/* Opens what is at `path`, of any kind, without waiting for a FIFO's other end. The host's children do not inherit the
- * file. On failure *file is none. */
+/* Opens what is at `path`, of any kind, without waiting for a FIFO's other end. Waits up to a minute for a lease that
+ * another process has on a regular file. The host's children do not inherit the file. On failure *file is none. */
 bool ds_os_open(const char *path, ds_os_access access, ds_os_file *file);
 
 /* Creates and locks a file of a new name beside `path`. The six characters at `marks` within `name` are replaced so
- * that the name is new. The file gets the permissions of the file at `path`, as far as the file system has such; without a
- * file there, those that the process's umask leaves. */
+ * that the name is new. The file gets the permissions of the file at `path`, as far as the file system has such;
+ * without a file there, those that the process's umask leaves. */
 bool ds_os_create_temporary(char *name, char *marks, const char *path, ds_os_file *file);
 
 /* Whether the open file is what is at `path`. */
@@ -160,6 +160,15 @@ static inline bool ds_os_is_open(ds_os_file file) { return file.id != 0; }
 
 /* What kind of thing is open, and its present size in bytes. */
 bool ds_os_kind_and_size(ds_os_file file, ds_os_kind *kind, uint64_t *size);
+
+/* What tells whether an open file has been changed: its size, and when its content and its state changed last, in
+ * seconds and nanoseconds. The system sets the time of the state: a writer cannot set that back. */
+typedef struct ds_os_stamp {
+    uint64_t size;
+    int64_t content[2], state[2];
+} ds_os_stamp;
+
+bool ds_os_stamp_of(ds_os_file file, ds_os_stamp *stamp);
 
 /* Reads `size` bytes from `offset` on; *got is less if the file ends before. */
 bool ds_os_read(ds_os_file file, uint64_t offset, void *data, size_t size, size_t *got);

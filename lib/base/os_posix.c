@@ -197,8 +197,12 @@ bool ds_os_lock_memory(const void *data, size_t size, bool at_once)
     if (!at_once) {
         if (mlock2(pages, size, MLOCK_ONFAULT) == 0)
             return true;
-        if (errno != ENOSYS)
+        /* Old systems do not have mlock2, and a filter of calls may not know it: EPERM, as where the limit is 0. */
+        int reason = errno;
+        if (reason != ENOSYS && (reason != EPERM || ds_os_lock_limit() == 0)) {
+            errno = reason;
             return false;
+        }
     }
 #endif
     (void)at_once;
@@ -313,13 +317,30 @@ static bool set_file(int fd, ds_os_file *file)
     return fd >= 0;
 }
 
+/* Another process may hold a lease on a file. An open that does not wait fails then, but makes the system ask for the
+ * lease, and take it after lease-break-time, which is 45 s. An open that waits could hang the host: a FIFO may take the
+ * file's place meanwhile. */
+static int open_unleased(const char *path, int mode)
+{
+    enum { STEP_MS = 10, MOST_MS = 60 * 1000 };
+    const struct timespec step = {0, STEP_MS * 1000000};
+    int fd;
+    UNINTERRUPTED(fd, open(path, mode | O_NONBLOCK));
+    for (int waited = 0; fd < 0 && errno == EAGAIN && waited < MOST_MS; waited += STEP_MS) {
+        bool is_file = ds_os_kind_of(path) == DS_OS_FILE;
+        errno = EAGAIN;
+        if (!is_file)
+            break;
+        (void)nanosleep(&step, NULL);
+        UNINTERRUPTED(fd, open(path, mode | O_NONBLOCK));
+    }
+    return fd;
+}
+
 bool ds_os_open(const char *path, ds_os_access access, ds_os_file *file)
 {
     int mode = access == DS_OS_UPDATE ? O_RDWR : O_RDONLY;
-    mode |= O_CLOEXEC | O_NOCTTY | O_NONBLOCK; /* O_NONBLOCK: a FIFO must not hang the host */
-    int fd;
-    UNINTERRUPTED(fd, open(path, mode));
-    return set_file(fd, file);
+    return set_file(open_unleased(path, mode | O_CLOEXEC | O_NOCTTY), file);
 }
 
 void ds_os_close(ds_os_file *file)
@@ -439,6 +460,17 @@ bool ds_os_kind_and_size(ds_os_file file, ds_os_kind *kind, uint64_t *size)
         return false;
     *kind = kind_of(&status);
     *size = (uint64_t)status.st_size;
+    return true;
+}
+
+bool ds_os_stamp_of(ds_os_file file, ds_os_stamp *stamp)
+{
+    struct stat status;
+    if (fstat(fd_of(file), &status) != 0)
+        return false;
+    *stamp = (ds_os_stamp){.size = (uint64_t)status.st_size,
+                           .content = {status.st_mtim.tv_sec, status.st_mtim.tv_nsec},
+                           .state = {status.st_ctim.tv_sec, status.st_ctim.tv_nsec}};
     return true;
 }
 

@@ -229,7 +229,8 @@ static dsv2_status read_gates(const ds_container *gguf, ds_config *config)
                        ds_container_path(gguf), (unsigned)gating);
     config->is_v3 = gating == GATING_SIGMOID;
     config->scoring_func = config->is_v3 ? DS_SCORING_SIGMOID : DS_SCORING_SOFTMAX;
-    status = read_optional_f32(gguf, "expert_weights_scale", DS_RANGE_ROUTED_SCALING, 1, &config->routed_scaling_factor);
+    status = read_optional_f32(gguf, "expert_weights_scale", DS_RANGE_ROUTED_SCALING, 1,
+                               &config->routed_scaling_factor);
     if (status == DSV2_OK && has(gguf, "expert_weights_norm"))
         status = ds_gguf_bool(gguf, full_key("expert_weights_norm", key), &config->norm_topk_prob);
     return status;

@@ -177,6 +177,14 @@ const char *ds_format_name(ds_format format)
 
 const char *ds_container_path(const ds_container *container) { return container->path; }
 
+dsv2_status ds_container_check_same(const ds_container *container)
+{
+    dsv2_status status = DSV2_OK;
+    for (size_t i = 0; i < container->n_files && status == DSV2_OK; i++)
+        status = ds_file_check_same(&container->files[i]);
+    return status;
+}
+
 void ds_container_close_files(ds_container *container)
 {
     for (size_t i = 0; i < container->n_files; i++) {

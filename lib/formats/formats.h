@@ -113,8 +113,11 @@ dsv2_status ds_container_read(const ds_container *container, const ds_tensor *te
  * They stay readable, but no longer count as memory of this process. */
 void ds_container_forget(const ds_container *container, const void *data, uint64_t size);
 
-/* Closes the files: what is in memory stays, nothing more can be read, and files may change. */
+/* Closes the files, none of which is mapped: what is in memory stays, nothing more can be read, files may change. */
 void ds_container_close_files(ds_container *container);
+
+/* DSV2_ERROR_IO if any open file may have changed since it was opened: what was read may be of two versions. */
+dsv2_status ds_container_check_same(const ds_container *container);
 
 /* DSV2_ERROR_IO if the size of any open file has changed since it was opened. */
 dsv2_status ds_container_check(const ds_container *container);

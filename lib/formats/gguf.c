@@ -615,6 +615,7 @@ static dsv2_status read_split(ds_container *container, const char *path, uint32_
         status = ds_fail(DSV2_ERROR_FORMAT, "%s: keys split.no and split.count are %u and %u, expected %u and %u", path,
                          (unsigned)number, (unsigned)n_files, (unsigned)index, (unsigned)count);
     ds_free(view.values);
+    ds_file_drop_head(&container->files[index]); /* names are copied, and the first file's metadata counts */
     return status;
 }
 

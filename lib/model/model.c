@@ -2,6 +2,7 @@
 
 #include "formats/pack.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -205,37 +206,68 @@ static ds_weights_opening weights_opening(const dsv2_model *model)
                                 .pool = model->pool, .reads = fixed->reads};
 }
 
-/* Counts what opening will copy and what stays mapped, by the walk that opens. */
-static dsv2_status count_weights(ds_weights_opening opening, uint64_t *copied, uint64_t *mapped)
+/* Bytes that opening takes. */
+typedef struct needed {
+    uint64_t copied, mapped; /* weights */
+    uint64_t beside;         /* memory beside the copies */
+    bool lock;               /* mapped weights take memory too, and nothing can push them out */
+} needed;
+
+/* Counts what opening will take, by the walk that opens. The counted weights are for the caller to close. */
+static dsv2_status count_weights(ds_weights_opening opening, ds_weights *weights, needed *n)
 {
-    ds_weights weights;
     opening.only_count = true;
     opening.progress = NULL;
-    dsv2_status status = ds_weights_open(&weights, &opening);
-    *copied = weights.bytes_copied;
-    *mapped = weights.bytes_mapped;
+    dsv2_status status = ds_weights_open(weights, &opening);
+    *n = (needed){.copied = weights->bytes_copied, .mapped = weights->bytes_mapped, .beside = weights->bytes_beside};
+    return status;
+}
+
+static dsv2_status count_and_close(ds_weights_opening opening, needed *n)
+{
+    ds_weights weights;
+    dsv2_status status = count_weights(opening, &weights, n);
     ds_weights_close(&weights);
     return status;
 }
 
-/* Refuses an open whose copies would exhaust the memory that is left: the system would end the process, now or in a
- * later feed that touches an expert's memory for the first time. */
-static dsv2_status check_memory(const ds_model_fixed *fixed, uint64_t copied, uint64_t mapped, bool insist)
+static dsv2_status fail_full(const char *path, const needed *n, const ds_memory_left *memory, const char *advice)
+{
+    char locked[96] = "";
+    if (n->lock)
+        snprintf(locked, sizeof locked, ", keeps %llu bytes of mapped ones in memory (lock)",
+                 (unsigned long long)n->mapped);
+    return ds_fail(DSV2_ERROR_MEMORY,
+                   "%s: this takes %llu bytes of memory for weights%s and up to %llu beside them, and %s has %llu "
+                   "left: %s", path, (unsigned long long)n->copied, locked, (unsigned long long)n->beside,
+                   memory->whose, (unsigned long long)memory->bytes, advice);
+}
+
+/* Whether all parts together are at most `most`. */
+static bool fits(const uint64_t *parts, size_t count, uint64_t most)
+{
+    for (size_t i = 0; i < count; most -= parts[i++])
+        if (parts[i] > most)
+            return false;
+    return true;
+}
+
+/* Refuses what would exhaust the memory that is left: the system would end the process, now or in a later feed that
+ * touches an expert's memory for the first time. insist: nothing is refused. */
+static dsv2_status check_memory(const ds_model_fixed *fixed, const needed *n, bool insist, const char *advice)
 {
     const char *path = ds_container_path(fixed->container);
     ds_memory_left memory;
     if (!ds_memory_left_in("", &memory))
         return DSV2_OK;
-    if (copied > memory.bytes && !insist)
-        return ds_fail(DSV2_ERROR_MEMORY,
-                       "%s: opening takes %llu bytes of memory for weights, and %s has %llu left: free some, choose a "
-                       "smaller weight_type, map a pack, or insist", path, (unsigned long long)copied, memory.whose,
-                       (unsigned long long)memory.bytes);
-    if (mapped > 0 && (copied > memory.bytes || mapped > memory.bytes - copied))
+    const uint64_t parts[] = {n->copied, n->beside, n->mapped};
+    if (!insist && !fits(parts, n->lock ? 3 : 2, memory.bytes))
+        return fail_full(path, n, &memory, advice);
+    if (!n->lock && n->mapped > 0 && !fits(parts, 3, memory.bytes))
         ds_log(&fixed->logger, DSV2_LOG_WARNING,
                "%s: %llu bytes of weights are copied and %llu mapped, and %s has %llu left: mapped weights are read "
-               "from the disk again and again", path, (unsigned long long)copied, (unsigned long long)mapped, memory.whose,
-               (unsigned long long)memory.bytes);
+               "from the disk again and again", path, (unsigned long long)n->copied, (unsigned long long)n->mapped,
+               memory.whose, (unsigned long long)memory.bytes);
     return DSV2_OK;
 }
 
@@ -247,14 +279,18 @@ static dsv2_status open_weights(dsv2_model *model, const dsv2_model_options *opt
     opening.weight_type = options->weight_type;
     opening.progress = options->progress;
     opening.progress_user = options->progress_user;
-    uint64_t copied, mapped;
-    dsv2_status status = count_weights(opening, &copied, &mapped);
+    needed n;
+    dsv2_status status = count_and_close(opening, &n);
+    n.lock = options->lock != 0;
     if (status == DSV2_OK)
-        status = check_memory(fixed, copied, mapped, options->insist != 0);
+        status = check_memory(fixed, &n, options->insist != 0,
+                              "free some, choose a smaller weight_type, map a pack, or insist");
     if (status != DSV2_OK)
         return status;
-    opening.lock_bytes = options->lock != 0 ? copied + mapped : 0;
+    opening.lock_bytes = n.lock ? n.copied + n.mapped : 0;
     status = ds_weights_open(&fixed->weights, &opening);
+    if (status == DSV2_OK && fixed->reads)
+        status = ds_container_check_same(fixed->container);
     if (status == DSV2_OK && fixed->reads)
         ds_container_close_files(fixed->container);
     fixed->fingerprint.weights = fixed->weights.digest;
@@ -314,14 +350,18 @@ dsv2_status ds_model_bytes_needed(const char *path, const dsv2_model_options *op
                             .reads = options->loading == DSV2_LOADING_READ};
     ds_cache_shape shape;
     ds_memory_left memory;
+    needed n = {0};
     dsv2_status status = ds_kernels_select(options->kernels, &fixed.kernels);
     if (status == DSV2_OK)
         status = open_container(&fixed, path, false);
+    if (status == DSV2_OK && !fixed.reads) /* what cannot be mapped is copied */
+        status = map_files(&fixed);
     if (status == DSV2_OK)
-        status = count_weights((ds_weights_opening){.config = &fixed.config, .container = fixed.container,
-                                                    .kernels = fixed.kernels, .weight_type = options->weight_type,
-                                                    .reads = fixed.reads},
-                               &info->bytes_copied, &info->bytes_mapped);
+        status = count_and_close((ds_weights_opening){.config = &fixed.config, .container = fixed.container,
+                                                      .kernels = fixed.kernels, .weight_type = options->weight_type,
+                                                      .reads = fixed.reads}, &n);
+    info->bytes_copied = n.copied;
+    info->bytes_mapped = n.mapped;
     if (status == DSV2_OK)
         status = cache_shape(ds_attention_kind_of(&fixed.config), &fixed.config, DSV2_CACHE_DEFAULT, &shape);
     if (status == DSV2_OK) {
@@ -332,6 +372,19 @@ dsv2_status ds_model_bytes_needed(const char *path, const dsv2_model_options *op
     return status;
 }
 
+/* Packing takes what opening takes for weights as they are, and room to convert one of them. */
+static dsv2_status check_export(const dsv2_model *model, ds_weights_opening opening, const dsv2_pack_options *options)
+{
+    ds_weights counted;
+    needed n;
+    dsv2_status status = count_weights(opening, &counted, &n);
+    if (status == DSV2_OK)
+        n.beside += ds_weights_export_bytes(&counted, &opening, options);
+    ds_weights_close(&counted);
+    n.mapped = 0; /* read once, one after another */
+    return status == DSV2_OK ? check_memory(&model->fixed, &n, false, "free some") : status;
+}
+
 dsv2_status ds_model_export(const char *path, const char *output_path, const dsv2_pack_options *options)
 {
     const dsv2_model_options open_options = {.struct_size = sizeof open_options, .n_threads = options->n_threads};
@@ -340,7 +393,9 @@ dsv2_status ds_model_export(const char *path, const char *output_path, const dsv
     if (status == DSV2_OK) {
         ds_weights_opening opening = weights_opening(model);
         opening.as_found = true;
-        status = ds_weights_open(&model->fixed.weights, &opening);
+        status = check_export(model, opening, options);
+        if (status == DSV2_OK)
+            status = ds_weights_open(&model->fixed.weights, &opening);
         if (status == DSV2_OK)
             status = ds_weights_export(&model->fixed.weights, &opening, output_path, options);
     }

@@ -84,10 +84,11 @@ dsv2_status ds_losses_check(ds_weight_label label, ds_type type, const ds_losses
 }
 
 /* Reads rows as the file has them; a panel of an interleaved matrix is whole there. */
-static bool read_rows(const ds_conversion *c, uint32_t first, uint32_t n, void *rows)
+static ds_converted read_rows(const ds_conversion *c, uint32_t first, uint32_t n, void *rows)
 {
     size_t row_bytes = c->from.row_bytes, whole = ds_type_is_interleaved(c->from.type) ? DS_PANEL_ROWS : n;
-    return ds_file_read_at(c->file, c->offset + first * row_bytes, rows, whole * row_bytes) == DSV2_OK;
+    dsv2_status status = ds_file_read_at(c->file, c->offset + first * row_bytes, rows, whole * row_bytes);
+    return status == DSV2_OK ? DS_CONVERTED : status == DSV2_ERROR_MEMORY ? DS_UNREAD_FOR_MEMORY : DS_UNREAD;
 }
 
 /* Row first + r as floats, of rows that were read from `first` on. */
@@ -114,12 +115,13 @@ static ds_converted find_misfit(const ds_kernels *kernels, const ds_conversion *
     assert(c->from.cols * sizeof *row + c->from.row_bytes <= ds_conversion_scratch(c));
     *misfit = (ds_misfit){first, 0, NAN};
     for (uint32_t r = first; r < end; r++) {
+        ds_converted result = c->file == NULL ? DS_CONVERTED : read_rows(c, r, 1, read);
+        if (result != DS_CONVERTED)
+            return result;
         if (c->file == NULL)
             ds_matrix_row(kernels, &c->from, r, row);
-        else if (read_rows(c, r, 1, read))
-            float_row_of_read(kernels, &c->from, read, r, 0, row);
         else
-            return DS_UNREAD;
+            float_row_of_read(kernels, &c->from, read, r, 0, row);
         if (!ds_type_holds(DS_TYPE_F32, row, c->from.cols, r, misfit))
             break;
     }
@@ -132,10 +134,11 @@ static ds_converted interleave_rows(const ds_kernels *kernels, const ds_conversi
 {
     const ds_matrix *from = &c->from;
     const void *rows[DS_PANEL_ROWS];
+    ds_converted result = c->file == NULL ? DS_CONVERTED : read_rows(c, first, n, scratch);
+    if (result != DS_CONVERTED)
+        return result;
     if (c->file == NULL)
         memcpy(scratch, (const uint8_t *)from->data + first * from->row_bytes, n * from->row_bytes);
-    else if (!read_rows(c, first, n, scratch))
-        return DS_UNREAD;
     for (uint32_t r = 0; r < n; r++)
         rows[r] = scratch + r * from->row_bytes;
     return ds_panel_from_blocks(from->type, out, rows, n, from->cols)
@@ -150,8 +153,9 @@ static ds_converted round_rows(const ds_kernels *kernels, const ds_conversion *c
     const float *rows[DS_PANEL_ROWS];
     size_t row_bytes = ds_type_row_bytes(c->type, from->cols);
     uint8_t *read = (uint8_t *)scratch + DS_PANEL_ROWS * from->cols * sizeof(float);
-    if (c->file != NULL && !read_rows(c, first, n, read))
-        return DS_UNREAD;
+    ds_converted result = c->file == NULL ? DS_CONVERTED : read_rows(c, first, n, read);
+    if (result != DS_CONVERTED)
+        return result;
     for (uint32_t r = 0; r < n; r++) {
         float *row = (float *)scratch + (size_t)r * from->cols;
         if (c->file != NULL)
@@ -178,7 +182,7 @@ ds_converted ds_convert_rows(const ds_kernels *kernels, const ds_conversion *c, 
     assert(first % DS_PANEL_ROWS == 0 && n <= DS_PANEL_ROWS && end <= c->from.rows);
     assert((c->file == NULL) == (c->from.data != NULL));
     if (only_reads(c))
-        return read_rows(c, first, n, out) ? DS_CONVERTED : DS_UNREAD;
+        return read_rows(c, first, n, out);
     if (ds_conversion_is_exact(c))
         return interleave_rows(kernels, c, first, n, out, scratch, misfit);
     return round_rows(kernels, c, first, n, out, scratch, losses, misfit);

@@ -51,6 +51,7 @@ typedef enum ds_converted {
     DS_CONVERTED,
     DS_MISFIT, /* some element is not finite, or `type` cannot hold it */
     DS_UNREAD, /* the file cannot be read: the message is set */
+    DS_UNREAD_FOR_MEMORY, /* the same, because memory is lacking */
 } ds_converted;
 
 /* Writes rows `first` to `end` - 1: at most DS_PANEL_ROWS, `first` a multiple of that. DS_MISFIT: *misfit is the first

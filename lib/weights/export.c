@@ -52,12 +52,17 @@ static dsv2_status convert(exporter *e, const ds_weight_id *id, const ds_matrix 
     return status == DSV2_OK ? ds_queue_run(&e->queue) : status;
 }
 
+/* The type that the pack holds a matrix in. */
+static ds_type packed_type(const exporter *e, const ds_weight_id *id, const ds_matrix *matrix)
+{
+    ds_type type = ds_held_type(e->options->weight_type, id->role, matrix->type);
+    return type == DS_TYPE_F8_E4M3 ? DS_TYPE_P8 : type; /* block scales have no place in a pack */
+}
+
 static dsv2_status export_matrix(void *context, const ds_weight_id *id, ds_shape shape, ds_matrix *matrix)
 {
     exporter *e = context;
-    ds_type type = ds_held_type(e->options->weight_type, id->role, matrix->type);
-    if (type == DS_TYPE_F8_E4M3)
-        type = DS_TYPE_P8; /* block scales have no place in a pack */
+    ds_type type = packed_type(e, id, matrix);
     size_t size = ds_matrix_bytes(type, shape.rows, shape.cols);
     size_t found = ds_matrix_bytes(matrix->type, shape.rows, shape.cols);
     dsv2_status status = type != matrix->type ? convert(e, id, matrix, type) : DSV2_OK;
@@ -96,6 +101,33 @@ static dsv2_status export_texts(exporter *e)
     return status == DSV2_OK ? ds_pack_writer_tokenizer(e->writer, e->opening->container) : status;
 }
 
+/* Counts the buffer that a matrix needs, and the rows of the threads. */
+static dsv2_status count_matrix(void *context, const ds_weight_id *id, ds_shape shape, ds_matrix *matrix)
+{
+    exporter *e = context;
+    const ds_conversion conversion = {.from = *matrix, .type = packed_type(e, id, matrix)};
+    if (conversion.type == matrix->type)
+        return DSV2_OK;
+    e->capacity = (size_t)ds_max(e->capacity, ds_matrix_bytes(conversion.type, shape.rows, shape.cols));
+    e->queue.scratch_bytes = (size_t)ds_max(e->queue.scratch_bytes, ds_conversion_scratch(&conversion));
+    return DSV2_OK;
+}
+
+static dsv2_status count_vector(void *context, const ds_weight_id *id, uint32_t n, const float **vector)
+{
+    (void)context, (void)id, (void)n, (void)vector;
+    return DSV2_OK;
+}
+
+uint64_t ds_weights_export_bytes(ds_weights *weights, const ds_weights_opening *opening,
+                                 const dsv2_pack_options *options)
+{
+    exporter e = {.weights = weights, .opening = opening, .options = options};
+    const ds_weights_visitor visitor = {count_matrix, count_vector, &e};
+    (void)ds_weights_walk(weights, opening->config, &visitor); /* nothing of it fails */
+    return e.capacity + ds_queue_bytes(opening->queue_limits, ds_pool_threads(opening->pool), e.queue.scratch_bytes);
+}
+
 dsv2_status ds_weights_export(ds_weights *weights, const ds_weights_opening *opening, const char *output_path,
                               const dsv2_pack_options *options)
 {
@@ -112,6 +144,8 @@ dsv2_status ds_weights_export(ds_weights *weights, const ds_weights_opening *ope
         status = export_k_up(&e);
     if (status == DSV2_OK)
         status = report(&e, e.total - e.done);
+    if (status == DSV2_OK)
+        status = ds_container_check_same(opening->container);
     if (status == DSV2_OK)
         status = ds_pack_writer_commit(e.writer);
     if (is_ours(&e))

@@ -10,33 +10,41 @@ static bool has_place(ds_holder *holder)
     return ds_grow(&holder->blocks, &holder->capacity, holder->n + 1, sizeof *holder->blocks);
 }
 
-static void *hold(ds_holder *holder, void *memory, size_t locked)
+static void *hold(ds_holder *holder, void *memory)
 {
     assert(holder->n < holder->capacity);
     if (memory != NULL)
-        holder->blocks[holder->n++] = (struct ds_held_block){memory, locked};
+        holder->blocks[holder->n++] = (struct ds_held_block){memory, 0};
     return memory;
 }
 
 void *ds_holder_array(ds_holder *holder, size_t count, size_t size)
 {
-    return has_place(holder) ? hold(holder, ds_new(count, size), 0) : NULL;
+    return has_place(holder) ? hold(holder, ds_new(count, size)) : NULL;
+}
+
+static bool lock_block(ds_holder *holder, struct ds_held_block *block, size_t bytes)
+{
+    if (!ds_os_lock_memory(block->memory, bytes, false)) {
+        holder->lock_failed = true;
+        holder->reason = ds_os_failure();
+        return false;
+    }
+    block->locked = bytes;
+    return true;
 }
 
 static void *own_block(ds_holder *holder, size_t bytes)
 {
     if (!has_place(holder))
         return NULL;
-    if (!holder->lock)
-        return hold(holder, ds_new_aligned(bytes, 1), 0);
-    void *memory = ds_new_pages(bytes);
-    if (memory != NULL && !ds_os_lock_memory(memory, bytes, false)) {
-        holder->lock_failed = true;
-        holder->reason = ds_os_failure();
-        ds_free(memory);
-        return NULL;
-    }
-    return hold(holder, memory, bytes);
+    return hold(holder, holder->lock ? ds_new_pages(bytes) : ds_new_aligned(bytes, 1));
+}
+
+bool ds_holder_lock_rest(ds_holder *holder)
+{
+    size_t used = holder->slab != NULL ? holder->slab_bytes - holder->slab_left : 0;
+    return !holder->lock || used == 0 || lock_block(holder, &holder->blocks[holder->slab_block], used);
 }
 
 void *ds_holder_bytes(ds_holder *holder, size_t bytes)
@@ -45,13 +53,19 @@ void *ds_holder_bytes(ds_holder *holder, size_t bytes)
     if (bytes > SIZE_MAX - LINE)
         return NULL;
     size_t rounded = (bytes + LINE - 1) / LINE * LINE;
-    if (rounded >= holder->slab_bytes / 8)
-        return own_block(holder, rounded);
+    if (rounded >= holder->slab_bytes / 8) {
+        void *block = own_block(holder, rounded);
+        bool locked = block == NULL || !holder->lock || lock_block(holder, &holder->blocks[holder->n - 1], rounded);
+        return locked ? block : NULL; /* the holder keeps what cannot be locked until its end */
+    }
     if (rounded > holder->slab_left) {
+        if (!ds_holder_lock_rest(holder))
+            return NULL;
         holder->slab = own_block(holder, holder->slab_bytes);
         holder->slab_left = holder->slab != NULL ? holder->slab_bytes : 0;
         if (holder->slab == NULL)
             return NULL;
+        holder->slab_block = holder->n - 1;
     }
     void *piece = holder->slab;
     holder->slab += rounded;

@@ -14,8 +14,8 @@ typedef struct ds_holder {
     struct ds_held_block *blocks;
     size_t n, capacity;
     size_t slab_bytes; /* smaller pieces of memory share slabs of this size, large enough for huge pages */
-    uint8_t *slab;     /* the rest of the newest slab */
-    size_t slab_left;
+    uint8_t *slab;     /* the rest of the newest slab, which is the block slab_block */
+    size_t slab_left, slab_block;
     bool lock;        /* bytes are kept in memory */
     bool lock_failed; /* the last failure was not one of memory, but this: */
     ds_os_reason reason;
@@ -26,8 +26,11 @@ void ds_holder_init(ds_holder *holder, size_t slab_bytes);
 /* An array of zeros; NULL without memory. */
 void *ds_holder_array(ds_holder *holder, size_t count, size_t size);
 
-/* Bytes of any content, aligned to 64; NULL without memory, or if they cannot be locked. */
+/* Bytes of any content, aligned to 64; NULL without memory, or if bytes cannot be locked. */
 void *ds_holder_bytes(ds_holder *holder, size_t bytes);
+
+/* Locks what is used of the newest slab: slabs are locked when the next is begun. False if it cannot be locked. */
+bool ds_holder_lock_rest(ds_holder *holder);
 
 void ds_holder_free(ds_holder *holder);
 

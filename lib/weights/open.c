@@ -17,6 +17,10 @@ typedef struct opener {
     uint64_t done, total;         /* tensors, for progress */
     ds_queue queue;               /* what is converted on opening */
     ds_deferred_source *deferred; /* experts that wait for their first use, or NULL */
+
+    /* What opening takes for a while. */
+    uint64_t temporary, most_temporary; /* bytes made only to be converted: of all weights; of one and its like */
+    size_t scratch, deferred_scratch;   /* bytes that a thread needs for the queue; for deferred experts */
 } opener;
 
 /* Tells the host how many tensors are done, and lets the host cancel. A weight that is only a part of a tensor reports
@@ -49,8 +53,9 @@ static dsv2_status fail_lock(const opener *o, const char *reason)
     if (limit == UINT64_MAX)
         return ds_fail(DSV2_ERROR_MEMORY, "%s: cannot lock %llu bytes of weights in memory: %s", path, wanted, reason);
     return ds_fail(DSV2_ERROR_MEMORY,
-                   "%s: cannot lock %llu bytes of weights in memory: %s: this process may lock %llu bytes "
-                   "(RLIMIT_MEMLOCK): raise the limit, or open the model without lock", path, wanted, reason, limit);
+                   "%s: cannot lock %llu bytes of weights in memory: %s: this process may lock %llu bytes in "
+                   "all (RLIMIT_MEMLOCK): raise the limit, or open the model without lock",
+                   path, wanted, reason, limit);
 }
 
 /* Memory for a weight as the model holds it; NULL if it is only counted. */
@@ -157,6 +162,7 @@ typedef struct arrival {
     const ds_file *file;
     uint64_t offset;
     void *temporary; /* the matrix's own memory, if it is there only to be converted; NULL: none */
+    size_t temporary_bytes;
 } arrival;
 
 static ds_matrix made_matrix(ds_shape shape, ds_type type, const void *data)
@@ -224,6 +230,13 @@ static bool may_wait(const opener *o, const ds_weight_id *id, const ds_conversio
            !o->opening->reads && o->opening->lock_bytes == 0;
 }
 
+/* What converting will take beside the matrix that it makes. */
+static void count_conversion(opener *o, const ds_weight_id *id, const ds_conversion *conversion)
+{
+    size_t *most = may_wait(o, id, conversion) ? &o->deferred_scratch : &o->scratch;
+    *most = (size_t)ds_max(*most, ds_conversion_scratch(conversion));
+}
+
 /* Has a matrix converted or read, at the latest when all weights are bound; deferred experts wait for their first use.
  * Rounding an expert takes too long for a pass: it is done here, with progress for the host to see. The queue
  * gets the arrival's temporary memory. */
@@ -231,16 +244,20 @@ static dsv2_status convert(opener *o, const ds_weight_id *id, ds_type held, arri
 {
     const ds_matrix *matrix = &from->matrix;
     dsv2_status status = new_held(o, id, ds_matrix_bytes(held, matrix->rows, matrix->cols), data);
-    if (status != DSV2_OK || o->opening->only_count)
+    if (status != DSV2_OK)
         return status;
     const ds_conversion conversion = {.from = *matrix, .file = from->where == UNREAD ? from->file : NULL,
                                       .offset = from->offset, .type = held, .out = *data, .label = from->label};
+    if (o->opening->only_count) {
+        count_conversion(o, id, &conversion);
+        return DSV2_OK;
+    }
     if (may_wait(o, id, &conversion))
         return defer(o, id, &conversion);
     status = ds_queue_reserve(&o->queue, &conversion);
     if (status != DSV2_OK)
         return status;
-    ds_queue_own(&o->queue, from->temporary);
+    ds_queue_own(&o->queue, from->temporary, from->temporary_bytes);
     from->temporary = NULL;
     return ds_queue_add(&o->queue, &conversion);
 }
@@ -293,10 +310,14 @@ static dsv2_status new_made(opener *o, const ds_weight_id *id, ds_weight_label l
     *made = (arrival){.label = label, .where = MADE};
     if (held == type) {
         status = new_held(o, id, bytes, &data);
-    } else if (!o->opening->only_count) {
-        data = made->temporary = ds_new_aligned(bytes, 1);
-        if (data == NULL)
-            status = fail_memory(id, bytes);
+    } else {
+        made->temporary_bytes = bytes;
+        o->temporary += bytes;
+        if (!o->opening->only_count) {
+            data = made->temporary = ds_new_aligned(bytes, 1);
+            if (data == NULL)
+                status = fail_memory(id, bytes);
+        }
     }
     made->matrix = made_matrix(shape, type, data);
     return status;
@@ -415,9 +436,8 @@ static dsv2_status allocate_experts(opener *o, uint32_t layer)
     return moe->experts != NULL ? DSV2_OK : ds_fail_memory("the experts", n * sizeof *moe->experts);
 }
 
-static dsv2_status bind_matrix(void *context, const ds_weight_id *id, ds_shape shape, ds_matrix *slot)
+static dsv2_status find_and_bind(opener *o, const ds_weight_id *id, ds_shape shape, ds_matrix *slot)
 {
-    opener *o = context;
     if (id->role == DS_ROLE_KV_B_PROJ && ds_place_is_split(&o->places, id->layer))
         return bind_split_kv_b(o, id, shape, slot);
     ds_tensor tensor;
@@ -439,6 +459,15 @@ static dsv2_status bind_matrix(void *context, const ds_weight_id *id, ds_shape s
     ds_free(found.temporary);
     if (status == DSV2_OK && id->role == DS_ROLE_ROUTER)
         status = allocate_experts(o, id->layer);
+    return status;
+}
+
+static dsv2_status bind_matrix(void *context, const ds_weight_id *id, ds_shape shape, ds_matrix *slot)
+{
+    opener *o = context;
+    uint64_t before = o->temporary;
+    dsv2_status status = find_and_bind(o, id, shape, slot);
+    o->most_temporary = ds_max(o->most_temporary, o->temporary - before);
     return status;
 }
 
@@ -476,14 +505,36 @@ static dsv2_status choose_source(opener *o)
     return DSV2_OK;
 }
 
+/* What opening takes beside the copies. The room of a queue is counted for every thread; the lists of weights, page
+ * tables, and what is too small to be counted one by one. */
+static uint64_t count_beside(const opener *o)
+{
+    enum { PAGE_SHARE = 512, SMALL_THINGS = 16 << 20 }; /* a page of 4 KiB has 8 bytes in a page table */
+    const ds_weights_opening *opening = o->opening;
+    const ds_config *config = opening->config;
+    unsigned n_threads = opening->pool != NULL ? ds_pool_threads(opening->pool) : 1;
+    uint64_t experts = (uint64_t)config->num_hidden_layers * config->n_routed_experts;
+    uint64_t bytes = SMALL_THINGS + experts * sizeof(ds_ffn_weights);
+    bytes += ds_queue_bytes(opening->queue_limits, n_threads, o->scratch);
+    bytes += o->most_temporary + (o->temporary < DS_QUEUE_OWN_BYTES ? o->temporary : DS_QUEUE_OWN_BYTES);
+    if (o->deferred_scratch > 0)
+        bytes += ds_queue_bytes(opening->queue_limits, n_threads, o->deferred_scratch) +
+                 experts * sizeof(ds_deferred_expert);
+    return bytes + (o->weights->bytes_copied + o->weights->bytes_mapped) / PAGE_SHARE;
+}
+
 /* After the walk: what waits is converted, and the whole is there. */
 static dsv2_status finish(opener *o)
 {
     if (o->opening->config->tie_word_embeddings)
         o->weights->lm_head = o->weights->embed_tokens;
-    if (o->opening->only_count)
+    if (o->opening->only_count) {
+        o->weights->bytes_beside = count_beside(o);
         return DSV2_OK;
+    }
     dsv2_status status = ds_queue_run(&o->queue);
+    if (status == DSV2_OK && !ds_holder_lock_rest(&o->weights->holder))
+        status = fail_lock(o, o->weights->holder.reason.text);
     o->done = o->total; /* with tensors that the model does not use */
     if (status == DSV2_OK)
         status = report(o, false);

@@ -5,15 +5,25 @@
 
 static const ds_queue_limits usual = {.bytes_per_thread = 16 << 20, .entries = 1024};
 
+static ds_queue_limits or_usual(ds_queue_limits limits)
+{
+    if (limits.bytes_per_thread == 0)
+        limits.bytes_per_thread = usual.bytes_per_thread;
+    if (limits.entries == 0)
+        limits.entries = usual.entries;
+    return limits;
+}
+
 void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
                    ds_queue_limits limits)
 {
-    *queue = (ds_queue){.kernels = kernels, .pool = pool, .container = container, .limits = limits};
+    *queue = (ds_queue){.kernels = kernels, .pool = pool, .container = container, .limits = or_usual(limits)};
     ds_mutex_init(&queue->lock);
-    if (limits.bytes_per_thread == 0)
-        queue->limits.bytes_per_thread = usual.bytes_per_thread;
-    if (limits.entries == 0)
-        queue->limits.entries = usual.entries;
+}
+
+uint64_t ds_queue_bytes(ds_queue_limits limits, unsigned n_threads, size_t scratch)
+{
+    return or_usual(limits).entries * sizeof(ds_queue_entry) + (uint64_t)n_threads * scratch;
 }
 
 dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like)
@@ -25,19 +35,18 @@ dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like)
     size_t bytes = ds_conversion_scratch(like);
     if (bytes <= queue->scratch_bytes)
         return DSV2_OK;
-    uint8_t *scratch = ds_new_aligned(ds_pool_threads(queue->pool), bytes);
-    if (scratch == NULL)
-        return ds_fail_memory("rows to convert", ds_pool_threads(queue->pool) * bytes);
-    ds_free(queue->scratch);
-    queue->scratch = scratch;
-    queue->scratch_bytes = bytes;
-    return DSV2_OK;
+    ds_free(queue->scratch); /* never the old and the new at once */
+    queue->scratch = ds_new_aligned(ds_pool_threads(queue->pool), bytes);
+    queue->scratch_bytes = queue->scratch != NULL ? bytes : 0;
+    return queue->scratch != NULL ? DSV2_OK
+                                  : ds_fail_memory("rows to convert", ds_pool_threads(queue->pool) * bytes);
 }
 
-void ds_queue_own(ds_queue *queue, void *memory)
+void ds_queue_own(ds_queue *queue, void *memory, size_t bytes)
 {
     assert(queue->memory == NULL);
     queue->memory = memory;
+    queue->memory_bytes = memory != NULL ? bytes : 0;
 }
 
 /* The next rows of a matrix, as many as the queue still takes; at least DS_PANEL_ROWS, or those that are left. */
@@ -54,7 +63,9 @@ static void append_rows(ds_queue *queue, const ds_conversion *conversion, uint64
         entry->end = *first + (uint32_t)rows;
     } else {
         entry->memory = queue->memory;
+        queue->own_bytes += queue->memory_bytes;
         queue->memory = NULL;
+        queue->memory_bytes = 0;
     }
     queue->bytes += (uint64_t)(entry->end - entry->first) * from->row_bytes;
     *first = entry->end;
@@ -68,7 +79,7 @@ dsv2_status ds_queue_add(ds_queue *queue, const ds_conversion *conversion)
     dsv2_status status = DSV2_OK;
     for (uint32_t first = 0; first < conversion->from.rows && status == DSV2_OK;) {
         append_rows(queue, conversion, most, &first);
-        if (queue->bytes < most && queue->n < queue->limits.entries)
+        if (queue->bytes < most && queue->n < queue->limits.entries && queue->own_bytes < DS_QUEUE_OWN_BYTES)
             continue;
         status = ds_queue_run(queue);
         if (status == DSV2_OK && queue->after_run != NULL)
@@ -111,10 +122,10 @@ static void add_losses(ds_queue *queue, ds_losses *to, const ds_losses *losses)
 }
 
 /* Keeps the message of a thread that could not read: messages belong to threads. */
-static void keep_message(ds_queue *queue)
+static void keep_message(ds_queue *queue, dsv2_status status)
 {
     ds_mutex_lock(&queue->lock);
-    queue->unread = DSV2_ERROR_IO;
+    queue->unread = status;
     snprintf(queue->message, sizeof queue->message, "%s", dsv2_last_error());
     ds_mutex_unlock(&queue->lock);
 }
@@ -133,8 +144,8 @@ static void convert_task(void *context, size_t task, unsigned thread)
         add_losses(queue, &entry->losses, &losses);
     if (result == DS_MISFIT)
         keep_first(queue, entry, &misfit);
-    else if (result == DS_UNREAD)
-        keep_message(queue);
+    else if (result != DS_CONVERTED)
+        keep_message(queue, result == DS_UNREAD_FOR_MEMORY ? DSV2_ERROR_MEMORY : DSV2_ERROR_IO);
 }
 
 /* Adds up the matrices of this run, and checks those whose last rows are in it. */
@@ -157,7 +168,7 @@ static void drop_all(ds_queue *queue)
     for (size_t i = 0; i < queue->n; i++)
         ds_free(queue->list[i].memory);
     queue->n = 0;
-    queue->bytes = 0;
+    queue->bytes = queue->own_bytes = 0;
 }
 
 dsv2_status ds_queue_run(ds_queue *queue)

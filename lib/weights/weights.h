@@ -54,6 +54,7 @@ typedef struct ds_weights {
     /* What there is, for the host and for the pass's working memory. */
     uint64_t parameters, bytes;
     uint64_t bytes_copied, bytes_mapped; /* in memory of the model's own; used where they lie in mapped files */
+    uint64_t bytes_beside; /* the most that opening takes beside bytes_copied, where weights are only counted */
     bool types_seen[DS_TYPE_COUNT];
     bool has_interleaved;  /* some matrix is of an interleaved type: passes need room for rounded rows */
     size_t matmul_scratch; /* floats: the most that ds_matmul asks for with any of the matrices */
@@ -76,7 +77,7 @@ typedef struct ds_weights_opening {
     bool as_found;
     bool reads;      /* the container is not mapped: all weights are read into memory */
     uint64_t lock_bytes; /* of all weights, which are kept in memory, mapped ones too; 0: they are not */
-    bool only_count; /* bytes_copied and bytes_mapped are all that is wanted: nothing is read, made or reported */
+    bool only_count; /* bytes_copied, _mapped and _beside are all that is wanted: nothing is read, made or reported */
     ds_queue_limits queue_limits; /* zeros: the usual ones */
 } ds_weights_opening;
 
@@ -93,5 +94,9 @@ uint64_t ds_weights_activated(const ds_weights *weights, const ds_config *config
  * dsv2_model_pack's. */
 dsv2_status ds_weights_export(ds_weights *weights, const ds_weights_opening *opening, const char *output_path,
                               const dsv2_pack_options *options);
+
+/* Memory that writing the pack takes beside the weights. They may be weights that were only counted. */
+uint64_t ds_weights_export_bytes(ds_weights *weights, const ds_weights_opening *opening,
+                                 const dsv2_pack_options *options);
 
 #endif

@@ -32,5 +32,3 @@ bool test_may_allocate_after_fork(void)
 }
 
 bool test_may_thread_after_fork(void) { return unless(TEST_THREAD_SANITIZER, "threads of a child of a fork"); }
-
-bool test_sees_locks(void) { return unless(TEST_SANITIZED, "the count of locked bytes"); }

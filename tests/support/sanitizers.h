@@ -39,9 +39,6 @@ bool test_may_allocate_after_fork(void);
 /* The thread sanitizer: a child of a process with threads may start none. */
 bool test_may_thread_after_fork(void);
 
-/* Both sanitizers make munlock do nothing. */
-bool test_sees_locks(void);
-
 /* The thread sanitizer's malloc must not be called before the sanitizer is ready: oom_available (oom.h). The address
  * sanitizer reports what is lost itself: oom_live. */
 

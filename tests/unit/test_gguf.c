@@ -4,7 +4,7 @@
 #include "opening.h"
 #include "script.h"
 
-#include "formats/formats.h"
+#include "formats/container.h"
 #include "support/model.h"
 #include "support/run.h"
 #include "support/tensors.h"
@@ -408,6 +408,8 @@ START_TEST(the_first_file_of_a_split_model_opens_all)
     ck_assert(*(const float *)ds_container_find(container, "b")->data == 2);
     ck_assert_str_eq(ds_container_find(container, "b")->path, folder_file("m-00002-of-00002.gguf"));
     ck_assert(ds_gguf_has(container, "name"));
+    ck_assert_ptr_nonnull(container->files[0].head);
+    ck_assert_ptr_null(container->files[1].head); /* of some thousand files each would keep 2 MiB */
     ck_assert_int_eq(ds_container_check(container), DSV2_OK);
     ck_assert_int_eq(truncate(folder_file("m-00002-of-00002.gguf"), 50), 0);
     ck_assert_int_eq(ds_container_check(container), DSV2_ERROR_IO);

@@ -10,13 +10,15 @@
 #include "support/model.h"
 #include "support/oom.h"
 #include "support/run.h"
-#include "support/sanitizers.h"
 #include "support/tensors.h"
 #include "weights/deferred.h"
 
 #include <check.h>
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/capability.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,11 +36,11 @@ static const test_checkpoint small = {
     .max_position_embeddings = 256, .n_routed_experts = 12, .num_experts_per_tok = 2, .moe_intermediate_size = 64,
     .n_shared_experts = 1, .first_k_dense_replace = 1, .attention_bias = true, .q_lora_rank = 32, .seed = 41};
 
-/* Widths of V2-Lite: a layer's attention and a few of its experts. */
+/* Widths of V2-Lite: a layer's attention, an expert and the shared one. */
 static const test_checkpoint lite = {
-    .vocab_size = 400, .hidden_size = 2048, .intermediate_size = 1408, .num_hidden_layers = 1,
+    .vocab_size = 16, .hidden_size = 2048, .intermediate_size = 1408, .num_hidden_layers = 1,
     .num_attention_heads = 16, .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64, .v_head_dim = 128,
-    .max_position_embeddings = 4096, .moe_intermediate_size = 1408, .n_routed_experts = 2, .num_experts_per_tok = 2,
+    .max_position_embeddings = 4096, .moe_intermediate_size = 1408, .n_routed_experts = 1, .num_experts_per_tok = 1,
     .n_shared_experts = 1, .first_k_dense_replace = 0, .yarn = true, .seed = 61};
 
 static const struct kind {
@@ -77,6 +79,7 @@ static char *temporary_folder(void)
     return name;
 }
 
+/* Makes `folder`, and in it what is to be opened. */
 static void make_shape(const struct kind *kind, test_checkpoint shape)
 {
     if (kind->dtype != NULL) {
@@ -108,8 +111,56 @@ static void make_shape(const struct kind *kind, test_checkpoint shape)
     }
 }
 
-static void make(int kind) { make_shape(&kinds[kind], small); }
 static void drop(void) { test_checkpoint_remove(folder); }
+
+/* What make_shape makes of each kind, made once. */
+static struct original {
+    char *folder;
+    char path[sizeof path], files[2][sizeof path]; /* within the folder */
+    size_t n_files;
+} originals[N_KINDS];
+
+static void make_originals(void)
+{
+    for (size_t k = 0; k < N_KINDS; k++) {
+        struct original *original = &originals[k];
+        make_shape(&kinds[k], small);
+        *original = (struct original){.folder = folder, .n_files = n_files};
+        size_t length = strlen(folder);
+        memcpy(original->path, path + length, sizeof path - length);
+        for (size_t f = 0; f < n_files; f++)
+            memcpy(original->files[f], files[f] + length, sizeof path - length);
+    }
+}
+
+static void drop_originals(void)
+{
+    for (size_t k = 0; k < N_KINDS; k++)
+        test_checkpoint_remove(originals[k].folder);
+}
+
+/* Makes `folder` as a copy, which the test may change. */
+static void make(int kind)
+{
+    const struct original *original = &originals[kind];
+    folder = temporary_folder();
+    DIR *directory = opendir(original->folder);
+    ck_assert(directory != NULL);
+    for (struct dirent *entry; (entry = readdir(directory)) != NULL;) {
+        if (entry->d_name[0] == '.')
+            continue;
+        size_t size;
+        char *whole = test_read_file(test_format("%s/%s", original->folder, entry->d_name), &size);
+        test_write_file(test_format("%s/%s", folder, entry->d_name), whole, size);
+        free(whole);
+    }
+    closedir(directory);
+    snprintf(path, sizeof path, "%s%s", folder, original->path);
+    n_files = original->n_files;
+    for (size_t f = 0; f < n_files; f++)
+        snprintf(files[f], sizeof files[f], "%s%s", folder, original->files[f]);
+    test_random_tokens(3, small.vocab_size, tokens, N_TOKENS);
+}
 
 static dsv2_status try_open(dsv2_model_options options, dsv2_model **model)
 {
@@ -172,6 +223,45 @@ void *__wrap_mmap64(void *address, size_t size, int protection, int flags, int f
         return __real_mmap64(address, size, protection, flags, fd, offset);
     errno = refusal;
     return MAP_FAILED;
+}
+
+static bool unknown_call; /* mlock2, to a filter of system calls */
+
+int __real_mlock2(const void *address, size_t size, unsigned flags);
+int __wrap_mlock2(const void *address, size_t size, unsigned flags);
+
+int __wrap_mlock2(const void *address, size_t size, unsigned flags)
+{
+    if (!unknown_call)
+        return __real_mlock2(address, size, flags);
+    errno = EPERM;
+    return -1;
+}
+
+/* The sanitizers' do nothing. */
+int __wrap_mlock(const void *address, size_t size);
+int __wrap_munlock(const void *address, size_t size);
+
+int __wrap_mlock(const void *address, size_t size) { return (int)syscall(SYS_mlock, address, size); }
+int __wrap_munlock(const void *address, size_t size) { return (int)syscall(SYS_munlock, address, size); }
+
+static unsigned leased; /* so many opens in `folder` fail until another process has given back its lease */
+
+int __real_open64(const char *name, int flags, ...);
+int __wrap_open64(const char *name, int flags, ...);
+
+int __wrap_open64(const char *name, int flags, ...)
+{
+    va_list arguments;
+    va_start(arguments, flags);
+    mode_t mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;
+    va_end(arguments);
+    if (leased == 0 || strncmp(name, folder, strlen(folder)) != 0)
+        return __real_open64(name, flags, mode);
+    ck_assert((flags & O_NONBLOCK) != 0); /* an open that waits could wait for a FIFO */
+    leased--;
+    errno = EAGAIN;
+    return -1;
 }
 
 typedef struct remarks {
@@ -307,7 +397,7 @@ START_TEST(a_file_that_shrinks_while_it_is_read_is_an_error_of_its_name)
             dsv2_model *model;
             dsv2_status status = try_open(
                 (dsv2_model_options){.loading = DSV2_LOADING_READ, .n_threads = 1 + (uint32_t)a.at % 3,
-                                     .weight_type = a.at % 2 == 0 ? DSV2_WEIGHTS_Q8_0 : DSV2_WEIGHTS_AS_STORED,
+                                     .weight_type = a.at % 4 == 0 ? DSV2_WEIGHTS_Q8_0 : DSV2_WEIGHTS_AS_STORED,
                                      .progress = strike, .progress_user = &a}, &model);
             ck_assert_msg(status == DSV2_OK || status == DSV2_ERROR_IO, "status %d: %s", (int)status,
                           dsv2_last_error());
@@ -320,6 +410,49 @@ START_TEST(a_file_that_shrinks_while_it_is_read_is_an_error_of_its_name)
         free(whole);
     }
     ck_assert_uint_gt(n_errors, 5);
+    drop();
+}
+END_TEST
+
+/* Writes other bytes over the end of the file, and gives the file its old time of change back. */
+static int overwrite(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    (void)phase, (void)done, (void)total;
+    accident *a = user;
+    struct stat old;
+    if (++a->reports != 2)
+        return 0;
+    int fd = open(a->file, O_WRONLY);
+    ck_assert(fd >= 0 && fstat(fd, &old) == 0 && pwrite(fd, "other", 5, old.st_size - 5) == 5);
+    const struct timespec times[2] = {old.st_atim, old.st_mtim};
+    ck_assert(futimens(fd, times) == 0 && close(fd) == 0);
+    return 0;
+}
+
+/* Half of the model, or of the pack, would be of the old file, and half of the new. */
+START_TEST(a_file_that_is_written_to_while_it_is_read_is_an_error_of_its_name)
+{
+    const useconds_t step = 20000; /* file systems keep times in steps of some milliseconds */
+    make(_i);
+    usleep(step);
+    for (size_t f = 0; f < n_files; f++) {
+        size_t size;
+        char *whole = test_read_file(files[f], &size);
+        accident a = {.file = files[f]};
+        const dsv2_pack_options packing = {.struct_size = sizeof packing, .progress = overwrite, .progress_user = &a};
+        const char *pack = test_format("%s/packed.dsv2", folder);
+        ck_assert_int_eq(dsv2_model_pack(path, pack, &packing), DSV2_ERROR_IO);
+        expect_parts((const char *[]){files[f], "changed while it was read", NULL});
+        ck_assert_int_ne(access(pack, F_OK), 0);
+        test_write_file(files[f], whole, size);
+        free(whole);
+        usleep(step);
+        dsv2_model *model;
+        a.reports = 0;
+        ck_assert_int_eq(try_open((dsv2_model_options){.loading = DSV2_LOADING_READ, .progress = overwrite,
+                                                       .progress_user = &a}, &model), DSV2_ERROR_IO);
+        expect_parts((const char *[]){files[f], "changed while it was read", NULL});
+    }
     drop();
 }
 END_TEST
@@ -405,6 +538,9 @@ START_TEST(a_file_system_without_shared_mappings_is_mapped_privately_or_read)
         ck_assert(strstr(r.text, "private mapping") != NULL);
         ck_assert_int_eq(strstr(r.text, "read into memory") != NULL, refusing == 2);
         ck_assert_int_eq(model->fixed.reads, refusing == 2);
+        dsv2_bytes_needed_info info = needed_by((dsv2_model_options){0});
+        ck_assert_uint_eq(info.bytes_copied, test_model_info(model).bytes_copied);
+        ck_assert_uint_eq(info.bytes_mapped, model->fixed.weights.bytes_mapped);
         ck_assert_uint_eq(test_model_info(model).fingerprint, test_model_info(mapped).fingerprint);
         expect_bits(model, expected, "after a refusal");
         dsv2_model_close(model);
@@ -439,6 +575,12 @@ START_TEST(packing_reads_what_cannot_be_mapped)
         ck_assert_msg(dsv2_model_pack(path, pack, NULL) == DSV2_OK, "%s", dsv2_last_error());
         packs[i] = test_read_file(pack, &sizes[i]);
     }
+    faked_left = 1;
+    ck_assert_int_eq(dsv2_model_pack(path, test_format("%s/third.dsv2", folder), NULL), DSV2_ERROR_MEMORY);
+    if (_i == 0) /* whose weights a pack holds as the file does */
+        expect_parts((const char *[]){number(needed_by((dsv2_model_options){0}).bytes_copied), NULL});
+    expect_parts((const char *[]){path, "the faked machine has 1 left", NULL});
+    ck_assert_int_ne(access(test_format("%s/third.dsv2", folder), F_OK), 0);
     ck_assert(sizes[0] == sizes[1] && memcmp(packs[0], packs[1], sizes[0]) == 0);
     free(packs[0]);
     free(packs[1]);
@@ -482,12 +624,16 @@ START_TEST(locked_weights_are_in_memory_until_the_model_is_closed)
         float *expected = logits_of(plain);
         dsv2_model_close(plain);
         ck_assert_uint_eq(locked_bytes(), 0);
+        unknown_call = _i % 2 == 0; /* mlock does what mlock2 may not */
         dsv2_model *model = test_model_open(path, &(dsv2_model_options){.lock = 1, .loading = (dsv2_loading)loading});
         dsv2_model *second = test_model_open(path, &(dsv2_model_options){.lock = 1});
         ck_assert_uint_ge(locked_bytes(), 2 * test_model_info(model).weight_bytes);
         ck_assert_str_eq(model->fixed.weights.experts->name, "resident"); /* no expert waits for its first use */
         dsv2_model_close(second);
-        ck_assert_uint_ge(locked_bytes(), test_model_info(model).weight_bytes);
+        const ds_weights *weights = &model->fixed.weights;
+        const uint64_t bytes = weights->bytes_copied + weights->bytes_mapped, rounding = 128 << 10;
+        ck_assert_uint_ge(locked_bytes(), bytes);
+        ck_assert_uint_le(locked_bytes(), bytes + rounding); /* of slabs, what is used */
         expect_bits(model, expected, kinds[_i].name);
         dsv2_model_close(model);
         ck_assert_uint_eq(locked_bytes(), 0);
@@ -521,35 +667,91 @@ END_TEST
 
 /* ---- memory that is left ---- */
 
-/* B14: experts that wait for their first use are counted, although nobody has touched their memory. */
-START_TEST(copies_that_do_not_fit_are_refused_with_both_figures_unless_the_host_insists)
+/* What opening takes beside the copies, as its refusal says. */
+static uint64_t beside(dsv2_model_options options)
 {
-    make(_i);
-    remarks r = {""};
-    dsv2_model_options options = {.log = note, .log_user = &r, .loading = _i % 2 == 0 ? DSV2_LOADING_MAP
-                                                                                     : DSV2_LOADING_READ};
-    dsv2_bytes_needed_info info = needed_by(options);
     dsv2_model *model;
-    ck_assert_uint_gt(info.bytes_copied, 1);
-    faked_left = info.bytes_copied - 1;
+    unsigned long long bytes = 0;
+    faked_left = 1;
+    ck_assert_int_eq(try_open(options, &model), DSV2_ERROR_MEMORY);
+    const char *text = strstr(dsv2_last_error(), "and up to ");
+    ck_assert_msg(text != NULL && sscanf(text, "and up to %llu beside", &bytes) == 1, "%s", dsv2_last_error());
+    ck_assert_uint_ge(bytes, 16 << 20);
+    return bytes;
+}
+
+/* Opening by these options is refused one byte below `bytes`, and goes on from there. */
+static void expect_limit(dsv2_model_options options, uint64_t bytes)
+{
+    dsv2_model *model;
+    dsv2_bytes_needed_info info = needed_by(options);
+    faked_left = bytes - 1;
     ck_assert_uint_eq(needed_by(options).memory_left, faked_left);
     ck_assert_int_eq(try_open(options, &model), DSV2_ERROR_MEMORY);
     expect_parts((const char *[]){path, number(info.bytes_copied), number(faked_left), "the faked machine", "insist",
+                                  options.lock ? "(lock)" : path, options.lock ? number(info.bytes_mapped) : path,
                                   NULL});
     options.insist = 1;
     ck_assert(try_open(options, &model) == DSV2_OK);
     dsv2_model_close(model);
     options.insist = 0;
-    faked_left = info.bytes_copied;
-    r.text[0] = '\0';
-    ck_assert(try_open(options, &model) == DSV2_OK);
+    faked_left = bytes;
+    ck_assert_msg(try_open(options, &model) == DSV2_OK, "%s", dsv2_last_error());
+    dsv2_model_close(model);
+}
+
+/* B14: experts that wait for their first use are counted, although nobody has touched their memory. */
+START_TEST(copies_that_do_not_fit_are_refused_with_both_figures_unless_the_host_insists)
+{
+    make(_i);
+    remarks r = {""};
+    dsv2_model_options options = {.log = note, .log_user = &r, .n_threads = 2,
+                                  .loading = _i % 2 == 0 ? DSV2_LOADING_MAP : DSV2_LOADING_READ};
+    dsv2_bytes_needed_info info = needed_by(options);
+    uint64_t copies = info.bytes_copied + beside(options);
+    expect_limit(options, copies);
     ck_assert_int_eq(strstr(r.text, "again and again") != NULL, info.bytes_mapped > 0);
-    dsv2_model_close(model);
-    faked_left = info.bytes_copied + info.bytes_mapped;
+    dsv2_model *model;
+    faked_left = copies + info.bytes_mapped;
     r.text[0] = '\0';
     ck_assert(try_open(options, &model) == DSV2_OK);
-    ck_assert_str_eq(r.text, "");
     dsv2_model_close(model);
+    /* Locked, mapped weights take memory that nobody gets back. */
+    options.lock = 1;
+    expect_limit(options, copies + info.bytes_mapped);
+    ck_assert_str_eq(r.text, "");
+    drop();
+}
+END_TEST
+
+/* Each thread has rows of its own, and half precision has to be made of kv_b_proj before that is rounded. */
+START_TEST(what_opening_takes_beside_grows_with_the_threads)
+{
+    const struct kind plain = {.name = "V2-Lite's widths"};
+    make_shape(&plain, lite);
+    dsv2_model_options options = {.weight_type = DSV2_WEIGHTS_Q8_0, .n_threads = 1};
+    uint64_t one = beside(options), row = lite.hidden_size * sizeof(float);
+    options.n_threads = 9;
+    ck_assert_uint_eq(beside(options), one + 8 * 16 * row);
+    uint64_t kv_b = 2 * (uint64_t)lite.num_attention_heads * lite.qk_nope_head_dim * lite.kv_lora_rank;
+    ck_assert_uint_ge(one, (16 << 20) + kv_b);
+    drop();
+}
+END_TEST
+
+START_TEST(a_file_that_another_process_has_a_lease_on_is_waited_for)
+{
+    make(2);
+    dsv2_model *model;
+    leased = 3;
+    ck_assert_msg(try_open((dsv2_model_options){0}, &model) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert_uint_eq(leased, 0);
+    dsv2_model_close(model);
+    ck_assert(mkfifo(test_format("%s/fifo", folder), 0600) == 0);
+    snprintf(path, sizeof path, "%s/fifo", folder);
+    leased = 1000;
+    ck_assert_int_eq(try_open((dsv2_model_options){0}, &model), DSV2_ERROR_IO);
+    ck_assert_uint_gt(leased, 900); /* what is no file has no lease to wait for */
     drop();
 }
 END_TEST
@@ -594,10 +796,12 @@ int main(void)
 {
     TCase *tests = tcase_create("loading");
     tcase_set_timeout(tests, 300);
+    tcase_add_unchecked_fixture(tests, make_originals, drop_originals);
     tcase_add_loop_test(tests, reading_gives_the_bits_of_mapping_and_both_take_what_was_said, 0, N_KINDS);
     tcase_add_test(tests, real_widths_are_read_to_the_bits_of_mapping);
     tcase_add_loop_test(tests, what_is_read_needs_no_mapping_and_after_opening_no_file, 0, N_KINDS);
     tcase_add_loop_test(tests, a_file_that_shrinks_while_it_is_read_is_an_error_of_its_name, 0, N_KINDS);
+    tcase_add_loop_test(tests, a_file_that_is_written_to_while_it_is_read_is_an_error_of_its_name, 0, N_KINDS);
     tcase_add_loop_test(tests, reading_can_be_cancelled_at_every_report, 0, N_KINDS);
     tcase_add_test(tests, a_large_tensor_is_reported_on_while_it_is_read);
     if (oom_available())
@@ -605,11 +809,12 @@ int main(void)
     tcase_add_loop_test(tests, a_file_system_without_shared_mappings_is_mapped_privately_or_read, 0, N_KINDS);
     tcase_add_test(tests, a_full_address_space_is_an_error_not_a_reason_to_read);
     tcase_add_loop_test(tests, packing_reads_what_cannot_be_mapped, 0, N_KINDS);
-    if (test_sees_locks())
-        tcase_add_loop_test(tests, locked_weights_are_in_memory_until_the_model_is_closed, 0, N_KINDS);
+    tcase_add_loop_test(tests, locked_weights_are_in_memory_until_the_model_is_closed, 0, N_KINDS);
     tcase_add_loop_test(tests, what_cannot_be_locked_is_an_error_with_the_bytes_and_the_limit, 0, N_KINDS);
     tcase_add_loop_test(tests, copies_that_do_not_fit_are_refused_with_both_figures_unless_the_host_insists, 0,
                         N_KINDS);
+    tcase_add_test(tests, what_opening_takes_beside_grows_with_the_threads);
+    tcase_add_test(tests, a_file_that_another_process_has_a_lease_on_is_waited_for);
     tcase_add_test(tests, bytes_needed_fails_as_opening_does);
 
     Suite *suite = suite_create("loading");

@@ -189,6 +189,45 @@ static const test_checkpoint deep = {.name = "deep", .vocab_size = 16, .hidden_s
                                          .n_routed_experts = 2,
                                      .num_experts_per_tok = 1, .moe_intermediate_size = 8, .seed = 62};
 
+/* What a queue owns stays in memory until the queue runs: a layer's kv_b_proj, a joined one and (W^UK)^T have 100 MB
+ * together in a large model. */
+START_TEST(a_queue_of_many_threads_owns_no_more_than_one_of_few)
+{
+    enum { ROWS = 256, COLS = 4096, N = 40 };
+    const size_t bytes = (size_t)ROWS * COLS * sizeof(float), out_bytes = ds_matrix_bytes(DS_TYPE_P8, ROWS, COLS);
+    const ds_kernels *kernels;
+    ds_pool *pool;
+    ds_queue queue;
+    uint8_t *out = ds_new_aligned(1, out_bytes);
+    char *folder = test_checkpoint_write(&deep);
+    dsv2_model *model = test_model_open(folder, &(dsv2_model_options){.n_threads = 1});
+    ck_assert(ds_kernels_select(NULL, &kernels) == DSV2_OK && ds_pool_create(16, &pool) == DSV2_OK);
+    ds_queue_init(&queue, kernels, pool, model->fixed.container, (ds_queue_limits){0});
+    size_t runs = 0;
+    for (size_t i = 0; i < N; i++) {
+        float *values = ds_new_aligned(1, bytes);
+        memset(values, 0, bytes);
+        const ds_conversion conversion = {
+            .from = {.rows = ROWS, .cols = COLS, .type = DS_TYPE_F32, .data = values,
+                     .row_bytes = COLS * sizeof(float)},
+            .type = DS_TYPE_P8, .out = out, .label = {.name = "zeros"}};
+        ck_assert(ds_queue_reserve(&queue, &conversion) == DSV2_OK);
+        ds_queue_own(&queue, values, bytes);
+        ck_assert_msg(ds_queue_add(&queue, &conversion) == DSV2_OK, "%s", dsv2_last_error());
+        ck_assert_uint_eq(queue.own_bytes, queue.n * bytes);
+        ck_assert_uint_lt(queue.own_bytes, DS_QUEUE_OWN_BYTES);
+        runs += queue.n == 0;
+    }
+    ck_assert_uint_eq(runs, N * bytes / DS_QUEUE_OWN_BYTES);
+    ck_assert(ds_queue_run(&queue) == DSV2_OK);
+    ds_queue_free(&queue);
+    ds_pool_destroy(pool);
+    dsv2_model_close(model);
+    test_checkpoint_remove(folder);
+    ds_free(out);
+}
+END_TEST
+
 /* The container is open: what fails is the weights' own. */
 START_TEST(every_allocation_of_binding_many_blocks_may_fail)
 {
@@ -246,6 +285,7 @@ int main(void)
     tcase_add_loop_test(tests, a_queue_that_fills_at_any_moment_converts_the_same_bytes, 0, 2);
     if (oom_available())
         tcase_add_loop_test(tests, every_allocation_of_binding_many_blocks_may_fail, 0, 2);
+    tcase_add_test(tests, a_queue_of_many_threads_owns_no_more_than_one_of_few);
     tcase_add_test(tests, what_a_holder_made_is_aligned_apart_and_freed_once);
 
     Suite *suite = suite_create("weights");

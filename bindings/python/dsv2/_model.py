@@ -54,7 +54,7 @@ class Model(Handle):
         progress: called while tensors are opened
         loading: map files, or read all weights into memory, after which the files may change
         lock: keep the weights in memory; raises OutOfMemoryError with the limit where the system refuses
-        insist: open even if what is copied does not fit the memory that is left
+        insist: open even if what is copied (or, with lock, also mapped) does not fit the memory that is left
 
     The library's remarks go to the logger named "dsv2".
 

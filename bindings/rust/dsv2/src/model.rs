@@ -131,7 +131,7 @@ impl<'a> ModelOptions<'a> {
         self
     }
 
-    /// Opens the model even if what is copied does not fit the memory that is left.
+    /// Opens the model even if what is copied (or, with `lock`, also mapped) does not fit the memory that is left.
     pub fn insist(mut self, insist: bool) -> Self {
         self.insist = insist;
         self

@@ -13,12 +13,14 @@
  * nothing. The rule for the child:
  *   - A model on which no call was at work at the fork, and its sessions, work as before and give the same bits. They
  *     have the calling threads alone, since threads are not forked: dsv2_model_info.n_threads is 1.
- *   - A model on which some thread's call was at work (on it or on any of its sessions) is lost to the child. Every call
- *     returns DSV2_ERROR_STATE but those that tell what never changes: dsv2_model_get_info, dsv2_model_end_tokens,
- *     dsv2_model_is_end, dsv2_model_tokenizer, dsv2_session_bytes_per_token. Closing returns at once and leaves the memory. The child opens the model again.
+ *   - A model on which some thread's call was at work (on it or on any of its sessions) is lost to the child. Every
+ *     call returns DSV2_ERROR_STATE but those that tell what never changes: dsv2_model_get_info, dsv2_model_end_tokens,
+ *     dsv2_model_is_end, dsv2_model_tokenizer, dsv2_session_bytes_per_token. Closing returns at once and leaves the
+ *     memory. The child opens the model again.
  *   - In the child of a callback that forks, the running call returns DSV2_ERROR_STATE, and its model is lost as above.
- *     No callback is called again there. A file that the call was writing is the parent's alone. dsv2_model_open and
- *     dsv2_model_verify go on in both processes; the model that such an open gives the child has one thread.
+ *     No callback is called again there; dsv2_allocator's functions are. A file that the call was writing is the
+ *     parent's alone. dsv2_model_open and dsv2_model_verify go on in both processes; the model that such an open gives
+ *     the child has one thread.
  *   - A model that the child opens has all its threads.
  * No call hangs in the child, dsv2_model_close and dsv2_session_close included.
  */
@@ -84,6 +86,24 @@ typedef enum dsv2_loading {
     DSV2_LOADING_READ = 1
 } dsv2_loading;
 
+/* Where a model and its sessions get memory, for hosts that account for memory or have their own. Both functions, or
+ * neither for the C library's. Through them goes what grows with the model, the cache or the number of rows: copied
+ * weights and what converts them, cache pages, working memory, logits, buffers of saving and restoring. Not through
+ * them go mapped files, the threads' stacks, zstd's own memory, a session's list of tokens, and what is small or the
+ * same for all models of a size: names, other lists, the configuration, the tokenizer.
+ * The functions stand in for malloc and free. Threads that call the library call them, several at once, in any call
+ * that has the model or one of its sessions, but never the model's own threads. Like malloc they are called in the
+ * child of a fork too, and must work there. They must not call the library, fork, or be left by longjmp or an
+ * exception. The last call is in dsv2_model_close, or in the dsv2_session_close that comes after. What a fork has lost
+ * to a child (see above) is not released there. */
+typedef void *(*dsv2_allocate_fn)(void *user, size_t size);
+typedef void (*dsv2_release_fn)(void *user, void *memory);
+typedef struct dsv2_allocator {
+    dsv2_allocate_fn allocate; /* as malloc: aligned for any type; NULL becomes DSV2_ERROR_MEMORY */
+    dsv2_release_fn release;   /* as free, of what `allocate` returned; never of NULL */
+    void *user;
+} dsv2_allocator;
+
 /* For the defaults set struct_size to sizeof(dsv2_model_options) and everything else to zero. A larger struct_size than
  * the library knows is accepted if the unknown rest is zero; a smaller one, down to that of version 0.1, leaves the
  * missing fields at their defaults. */
@@ -110,6 +130,7 @@ typedef struct dsv2_model_options {
                                    * message names the bytes wanted and the limit (RLIMIT_MEMLOCK). Pages of sessions
                                    * and working memory are not locked, nor is anything in a forked child. */
     int insist;                   /* non-zero: open even if weights do not fit the memory that is left now */
+    dsv2_allocator allocator;     /* copied; zeros: the C library's */
 } dsv2_model_options;
 
 /* Opens a model.

@@ -28,6 +28,9 @@ static dsv2_status read_model_options(const dsv2_model_options *options, dsv2_mo
     if (status == DSV2_OK && known->loading != DSV2_LOADING_MAP && known->loading != DSV2_LOADING_READ)
         status = ds_fail(DSV2_ERROR_ARGUMENT, "loading is %d, expected %d (map) or %d (read)", (int)known->loading,
                          DSV2_LOADING_MAP, DSV2_LOADING_READ);
+    if (status == DSV2_OK && (known->allocator.allocate == NULL) != (known->allocator.release == NULL))
+        status = ds_fail(DSV2_ERROR_ARGUMENT, "allocator has no %s, expected both functions or neither",
+                         known->allocator.allocate == NULL ? "allocate" : "release");
     return status;
 }
 

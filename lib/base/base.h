@@ -88,15 +88,23 @@ void *ds_new(size_t count, size_t size);
 /* The same, not zeroed, aligned to 64 bytes (a cache line, an AVX-512 register), from 2 MiB on to huge pages. */
 void *ds_new_aligned(size_t count, size_t size);
 
-/* Bytes in pages that hold nothing else, not zeroed: for memory that is locked. */
-void *ds_new_pages(size_t bytes);
-
 /* Grows the array to which *array_pointer points to at least `needed` elements of `size` bytes, doubling *capacity;
  * keeps the elements. False if there is no memory, and nothing has changed. */
 bool ds_grow(void *array_pointer, size_t *capacity, size_t needed, size_t size);
 
-/* Frees memory from ds_new, ds_new_aligned, ds_new_pages, ds_grow or ds_copy_string. NULL is allowed. */
+/* Frees memory from ds_new, ds_new_aligned, ds_grow or ds_copy_string. NULL is allowed. */
 void ds_free(void *memory);
+
+/* As ds_new_aligned, for memory whose size follows the model, the cache or the batch: from the host's allocator if
+ * there is one, and then not aligned to huge pages. An allocator that is NULL or has no functions stands for the C
+ * library. The caller holds no lock that others need: the host's functions may take their time. */
+void *ds_allocate(const dsv2_allocator *allocator, size_t count, size_t size);
+
+/* Bytes in pages that hold nothing else: for memory that is locked. */
+void *ds_allocate_pages(const dsv2_allocator *allocator, size_t bytes);
+
+/* Frees memory of ds_allocate or ds_allocate_pages from the same allocator. NULL is allowed. */
+void ds_release(const dsv2_allocator *allocator, void *memory);
 
 /* NULL without memory. */
 char *ds_copy_string(const char *string);

@@ -4,9 +4,9 @@
 #include <assert.h>
 #include <string.h>
 
-void ds_page_pool_init(ds_page_pool *pool, uint64_t bytes_limit)
+void ds_page_pool_init(ds_page_pool *pool, const dsv2_allocator *allocator, uint64_t bytes_limit)
 {
-    *pool = (ds_page_pool){.bytes_limit = bytes_limit};
+    *pool = (ds_page_pool){.allocator = allocator, .bytes_limit = bytes_limit};
     ds_mutex_init(&pool->lock);
 }
 
@@ -24,13 +24,13 @@ typedef struct ds_slab {
 
 enum { SLAB_PAGES = 8, SLAB_LEAST = 256 << 10, SLAB_MOST = 2 << 20 };
 
-static ds_slab *slab_new(size_t page_bytes)
+static ds_slab *slab_new(const dsv2_allocator *allocator, size_t page_bytes)
 {
     uint32_t n = page_bytes >= SLAB_LEAST && page_bytes < SLAB_MOST ? SLAB_PAGES : 1;
     ds_slab *slab = ds_new(1, sizeof *slab + n * sizeof *slab->pages);
     if (slab == NULL)
         return NULL;
-    slab->data = ds_new_aligned(n, page_bytes);
+    slab->data = ds_allocate(allocator, n, page_bytes);
     if (slab->data == NULL) {
         ds_free(slab);
         return NULL;
@@ -44,9 +44,9 @@ static ds_slab *slab_new(size_t page_bytes)
     return slab;
 }
 
-static void slab_free(ds_slab *slab)
+static void slab_free(const dsv2_allocator *allocator, ds_slab *slab)
 {
-    ds_free(slab->data);
+    ds_release(allocator, slab->data);
     ds_free(slab);
 }
 
@@ -85,24 +85,48 @@ static ds_page *take_page(ds_page_pool *pool, size_t bytes)
     return page;
 }
 
+/* A page of a new slab, or NULL. The pool is not locked meanwhile: the host's allocator may take its time. */
+static ds_page *page_of_new_slab(ds_page_pool *pool, size_t bytes)
+{
+    ds_slab *slab = slab_new(pool->allocator, bytes);
+    if (slab == NULL)
+        return NULL;
+    ds_mutex_lock(&pool->lock);
+    list_slab(pool, slab);
+    ds_page *page = take_page(pool, bytes);
+    ds_mutex_unlock(&pool->lock);
+    return page;
+}
+
+static void count_page(ds_page_pool *pool, size_t bytes)
+{
+    pool->bytes_in_use += bytes;
+    pool->pages_in_use++;
+}
+
+static void uncount_page(ds_page_pool *pool, size_t bytes)
+{
+    pool->bytes_in_use -= bytes;
+    pool->pages_in_use--;
+}
+
 static dsv2_status page_new(ds_page_pool *pool, size_t bytes, ds_page **out)
 {
     ds_mutex_lock(&pool->lock);
     uint64_t in_use = pool->bytes_in_use;
     bool fits = pool->bytes_limit == 0 || (in_use <= pool->bytes_limit && bytes <= pool->bytes_limit - in_use);
     ds_page *page = fits ? take_page(pool, bytes) : NULL;
+    if (fits)
+        count_page(pool, bytes);
+    ds_mutex_unlock(&pool->lock);
     if (fits && page == NULL) {
-        ds_slab *slab = slab_new(bytes);
-        if (slab != NULL) {
-            list_slab(pool, slab);
-            page = take_page(pool, bytes);
+        page = page_of_new_slab(pool, bytes);
+        if (page == NULL) {
+            ds_mutex_lock(&pool->lock);
+            uncount_page(pool, bytes);
+            ds_mutex_unlock(&pool->lock);
         }
     }
-    if (page != NULL) {
-        pool->bytes_in_use += bytes;
-        pool->pages_in_use++;
-    }
-    ds_mutex_unlock(&pool->lock);
     if (!fits)
         return ds_fail(DSV2_ERROR_MEMORY,
                        "KV pages take %llu bytes and one more takes %zu: over cache_memory_limit, %llu",
@@ -128,11 +152,10 @@ static void page_release(ds_page_pool *pool, ds_page *page)
     bool empty = slab->free == slab->all;
     if (empty)
         unlist_slab(pool, slab);
-    pool->bytes_in_use -= slab->page_bytes;
-    pool->pages_in_use--;
+    uncount_page(pool, slab->page_bytes);
     ds_mutex_unlock(&pool->lock);
     if (empty)
-        slab_free(slab);
+        slab_free(pool->allocator, slab);
 }
 
 void ds_cache_init(ds_cache *cache, ds_page_pool *pool, const ds_cache_shape *shape)

@@ -135,13 +135,14 @@ void ds_cache_rotate_row(const ds_cache_shape *shape, const ds_kernels *kernels,
 
 /* Where the pages of all sessions of a model come from, and what they take. */
 typedef struct ds_page_pool {
+    const dsv2_allocator *allocator; /* of pages; NULL: the C library */
     ds_mutex lock;
     uint64_t bytes_limit; /* 0: none */
     uint64_t bytes_in_use, pages_in_use;
     struct ds_slab *slabs; /* those with free pages */
 } ds_page_pool;
 
-void ds_page_pool_init(ds_page_pool *pool, uint64_t bytes_limit);
+void ds_page_pool_init(ds_page_pool *pool, const dsv2_allocator *allocator, uint64_t bytes_limit);
 void ds_page_pool_destroy(ds_page_pool *pool);
 
 typedef struct ds_page {

@@ -45,13 +45,14 @@ void ds_decoder_free(ds_decoder *decoder); /* does nothing for a decoder of zero
 /* Passes of one decoder that nobody uses: their working memory is kept between calls. A pass that the latest calls did
  * not need, or not nearly of its size, is freed: one long prompt does not hold its memory for ever. */
 typedef struct ds_pass_store {
+    const dsv2_allocator *allocator; /* of working memory */
     ds_mutex lock;
     ds_pass *idle;
     uint64_t clock;         /* passes acquired so far */
     _Atomic uint64_t bytes; /* working memory of idle passes and of those at work */
 } ds_pass_store;
 
-void ds_pass_store_init(ds_pass_store *store);
+void ds_pass_store_init(ds_pass_store *store, const dsv2_allocator *allocator);
 void ds_pass_store_free(ds_pass_store *store); /* before the decoder */
 
 /* Takes a pass for up to n_rows rows out of the store, or makes one. The caller gives the pass back with

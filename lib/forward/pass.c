@@ -30,7 +30,7 @@ static void lay_out(ds_pass *pass, ds_layout *layout)
 static void pass_free(ds_pass *pass)
 {
     atomic_fetch_sub(&pass->store->bytes, pass->memory_bytes);
-    ds_free(pass->memory);
+    ds_release(pass->store->allocator, pass->memory);
     ds_free(pass->attention);
     ds_free(pass);
 }
@@ -66,7 +66,8 @@ static dsv2_status pass_new(ds_pass_store *store, const ds_decoder *decoder, uin
                         .n_threads = ds_pool_threads(decoder->pool), .rounds = decoder->weights->has_interleaved,
                         .matmul_scratch = decoder->weights->matmul_scratch, .fits = true};
     lay_out(pass, &layout);
-    layout.memory = layout.fits && layout.used <= PTRDIFF_MAX ? ds_new_aligned((size_t)layout.used, 1) : NULL;
+    if (layout.fits && layout.used <= PTRDIFF_MAX)
+        layout.memory = ds_allocate(store->allocator, (size_t)layout.used, 1);
     if (layout.memory == NULL) {
         ds_free(pass->attention);
         ds_free(pass);
@@ -203,9 +204,9 @@ void ds_pass_release(ds_pass *pass)
     free_all(old);
 }
 
-void ds_pass_store_init(ds_pass_store *store)
+void ds_pass_store_init(ds_pass_store *store, const dsv2_allocator *allocator)
 {
-    *store = (ds_pass_store){.idle = NULL};
+    *store = (ds_pass_store){.allocator = allocator};
     ds_mutex_init(&store->lock);
 }
 

@@ -178,8 +178,9 @@ static dsv2_status open_all_but_weights(const char *path, const dsv2_model_optio
         return ds_fail_memory("a model", sizeof *model);
     atomic_init(&model->references, 1);
     ds_mutex_init(&model->usage_lock);
-    ds_pass_store_init(&model->passes);
-    ds_page_pool_init(&model->pages, options->cache_memory_limit);
+    model->fixed.allocator = options->allocator;
+    ds_pass_store_init(&model->passes, &model->fixed.allocator);
+    ds_page_pool_init(&model->pages, &model->fixed.allocator, options->cache_memory_limit);
     model->fixed.logger = (ds_logger){options->log, options->log_user};
     dsv2_status status = ds_calls_init(&model->calls);
     if (status == DSV2_OK)
@@ -203,7 +204,7 @@ static ds_weights_opening weights_opening(const dsv2_model *model)
 {
     const ds_model_fixed *fixed = &model->fixed;
     return (ds_weights_opening){.config = &fixed->config, .container = fixed->container, .kernels = fixed->kernels,
-                                .pool = model->pool, .reads = fixed->reads};
+                                .pool = model->pool, .allocator = &fixed->allocator, .reads = fixed->reads};
 }
 
 /* Bytes that opening takes. */
@@ -287,6 +288,7 @@ static dsv2_status open_weights(dsv2_model *model, const dsv2_model_options *opt
                               "free some, choose a smaller weight_type, map a pack, or insist");
     if (status != DSV2_OK)
         return status;
+    opening.copied = n.copied;
     opening.lock_bytes = n.lock ? n.copied + n.mapped : 0;
     status = ds_weights_open(&fixed->weights, &opening);
     if (status == DSV2_OK && fixed->reads)

@@ -20,6 +20,7 @@ uint64_t ds_fingerprint_digest(const ds_fingerprint *fingerprint);
 /* What never changes once a model is open, but for experts that a source makes ready. */
 typedef struct ds_model_fixed {
     ds_logger logger;
+    dsv2_allocator allocator;
     const ds_kernels *kernels;
     ds_container *container;
     bool reads; /* its weights are read, not mapped; once the model is open its files are closed */

@@ -13,11 +13,12 @@ dsv2_status ds_session_create(dsv2_model *model, const dsv2_session_options *opt
         return ds_fail(DSV2_ERROR_ARGUMENT, "max_length is %u, the model's context length is %u", options->max_length,
                        config->max_position_embeddings);
     dsv2_session *session = ds_new(1, sizeof *session);
-    float *logits = ds_new(config->vocab_size, sizeof *logits);
-    float *next_logits = ds_new(config->vocab_size, sizeof *next_logits);
+    const dsv2_allocator *allocator = &model->fixed.allocator;
+    float *logits = ds_allocate(allocator, config->vocab_size, sizeof *logits);
+    float *next_logits = ds_allocate(allocator, config->vocab_size, sizeof *next_logits);
     if (session == NULL || logits == NULL || next_logits == NULL) {
-        ds_free(next_logits);
-        ds_free(logits);
+        ds_release(allocator, next_logits);
+        ds_release(allocator, logits);
         ds_free(session);
         return ds_fail_memory("a session", sizeof *session + 2 * config->vocab_size * sizeof *logits);
     }
@@ -47,14 +48,15 @@ void ds_session_destroy(dsv2_session *session)
 {
     if (session == NULL)
         return;
+    const dsv2_allocator *allocator = &session->model->fixed.allocator;
     ds_usage_free(&session->pending);
     for (int kind = 0; kind < DS_USAGE_KINDS; kind++)
         ds_usage_free(&session->usage[kind]);
     ds_sampler_free(&session->sampler);
     ds_cache_destroy(&session->cache);
-    ds_free(session->candidates);
-    ds_free(session->next_logits);
-    ds_free(session->logits);
+    ds_release(allocator, session->candidates);
+    ds_release(allocator, session->next_logits);
+    ds_release(allocator, session->logits);
     ds_free(session->tokens);
     ds_mutex_destroy(&session->committed);
     ds_model_release(session->model);
@@ -178,6 +180,6 @@ dsv2_status ds_session_need_candidates(dsv2_session *session)
 {
     size_t vocab_size = session->model->fixed.config.vocab_size;
     if (session->candidates == NULL)
-        session->candidates = ds_new(vocab_size, sizeof *session->candidates);
+        session->candidates = ds_allocate(&session->model->fixed.allocator, vocab_size, sizeof *session->candidates);
     return session->candidates != NULL ? DSV2_OK : ds_fail_memory("sampling", vocab_size * sizeof *session->candidates);
 }

@@ -269,7 +269,7 @@ dsv2_status ds_frame_batch_init(frame_batch *batch, frame_batch_use use, ds_pool
     size_t bytes = batch->capacity * page_bytes + batch->n_workers * (per_worker + tile_floats * sizeof(float));
     batch->frames = ds_new(batch->capacity, sizeof *batch->frames);
     batch->workers = ds_new(batch->n_workers, sizeof *batch->workers);
-    batch->memory = ds_new_aligned(bytes, 1);
+    batch->memory = ds_allocate(cache->pool->allocator, bytes, 1);
     if (batch->frames == NULL || batch->workers == NULL || batch->memory == NULL)
         return ds_fail_memory("frames of a snapshot", bytes);
     uint8_t *at = batch->memory;
@@ -294,7 +294,8 @@ void ds_frame_batch_free(frame_batch *batch)
         else
             ZSTD_freeCCtx(batch->workers[i].zstd);
     }
-    ds_free(batch->memory);
+    if (batch->memory != NULL)
+        ds_release(batch->cache->pool->allocator, batch->memory);
     ds_free(batch->workers);
     ds_free(batch->frames);
     *batch = (frame_batch){0};

@@ -19,7 +19,7 @@ void ds_snapshot_content_free(ds_snapshot_content *content)
 {
     ds_sampler_free(&content->sampler);
     ds_cache_destroy(&content->cache);
-    ds_free(content->logits);
+    ds_release(content->allocator, content->logits);
     ds_free(content->tokens);
     content->logits = NULL;
     content->tokens = NULL;
@@ -166,7 +166,8 @@ static dsv2_status restore_reader(const ds_snapshot_target *target, snapshot_rea
     *content = (ds_snapshot_content){0};
     ds_sampler_init(&content->sampler);
     ds_cache_init(&content->cache, target->pages, &target->shape);
-    content->logits = ds_new(target->model->fixed.config.vocab_size, sizeof *content->logits);
+    content->allocator = &target->model->fixed.allocator;
+    content->logits = ds_allocate(content->allocator, target->model->fixed.config.vocab_size, sizeof *content->logits);
     if (content->logits == NULL)
         return ds_fail_memory("logits", target->model->fixed.config.vocab_size * sizeof *content->logits);
     restorer r = {.target = target, .options = options, .reader = reader, .content = content};

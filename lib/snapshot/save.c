@@ -287,7 +287,8 @@ static dsv2_status examine(const ds_snapshot_source *source, const char *path, d
     if (status != DSV2_OK)
         return status;
     ds_sampler_init(&c.content.sampler);
-    c.content.logits = ds_new(model->fixed.config.vocab_size, sizeof *c.content.logits);
+    c.content.allocator = &model->fixed.allocator;
+    c.content.logits = ds_allocate(c.content.allocator, model->fixed.config.vocab_size, sizeof *c.content.logits);
     if (c.content.logits == NULL)
         status = ds_fail_memory("logits", model->fixed.config.vocab_size * sizeof *c.content.logits);
     if (status == DSV2_OK)

@@ -38,6 +38,7 @@ typedef struct ds_snapshot_target {
 
 /* What came out of a snapshot. Freed with ds_snapshot_content_free, whatever restoring returned. */
 typedef struct ds_snapshot_content {
+    const dsv2_allocator *allocator; /* of logits */
     ds_cache cache; /* of the target's pool and shape */
     int32_t *tokens;
     size_t n_tokens, tokens_capacity;

@@ -75,7 +75,8 @@ dsv2_status ds_deferred_source_new(const ds_weights_opening *opening, ds_deferre
         .n_experts = opening->config->n_routed_experts,
         .deferred = deferred,
     };
-    ds_queue_init(&source->queue, opening->kernels, opening->pool, opening->container, opening->queue_limits);
+    ds_queue_init(&source->queue, opening->kernels, opening->pool, opening->allocator, opening->container,
+                  opening->queue_limits);
     ds_mutex_init(&source->lock);
     *out = source;
     return DSV2_OK;

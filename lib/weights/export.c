@@ -132,7 +132,8 @@ dsv2_status ds_weights_export(ds_weights *weights, const ds_weights_opening *ope
                               const dsv2_pack_options *options)
 {
     exporter e = {.weights = weights, .opening = opening, .options = options, .total = weights->bytes};
-    ds_queue_init(&e.queue, opening->kernels, opening->pool, opening->container, opening->queue_limits);
+    ds_queue_init(&e.queue, opening->kernels, opening->pool, opening->allocator, opening->container,
+                  opening->queue_limits);
     dsv2_status status = ds_pack_writer_open(output_path, &e.writer);
     if (status == DSV2_OK) /* kept until the end; before the weights, since texts may be refused */
         status = export_texts(&e);

@@ -2,7 +2,10 @@
 
 #include <assert.h>
 
-void ds_holder_init(ds_holder *holder, size_t slab_bytes) { *holder = (ds_holder){.slab_bytes = slab_bytes}; }
+void ds_holder_init(ds_holder *holder, const dsv2_allocator *allocator, size_t slab_bytes)
+{
+    *holder = (ds_holder){.allocator = allocator, .slab_bytes = slab_bytes};
+}
 
 /* Makes the list longer before memory is allocated, so that what was allocated can always be held. */
 static bool has_place(ds_holder *holder)
@@ -10,17 +13,19 @@ static bool has_place(ds_holder *holder)
     return ds_grow(&holder->blocks, &holder->capacity, holder->n + 1, sizeof *holder->blocks);
 }
 
-static void *hold(ds_holder *holder, void *memory)
+static void *hold(ds_holder *holder, struct ds_held_block block)
 {
     assert(holder->n < holder->capacity);
-    if (memory != NULL)
-        holder->blocks[holder->n++] = (struct ds_held_block){memory, 0};
-    return memory;
+    if (block.memory != NULL)
+        holder->blocks[holder->n++] = block;
+    return block.memory;
 }
 
 void *ds_holder_array(ds_holder *holder, size_t count, size_t size)
 {
-    return has_place(holder) ? hold(holder, ds_new(count, size)) : NULL;
+    if (!has_place(holder))
+        return NULL;
+    return hold(holder, (struct ds_held_block){.memory = ds_new(count, size), .is_array = true});
 }
 
 static bool lock_block(ds_holder *holder, struct ds_held_block *block, size_t bytes)
@@ -38,7 +43,8 @@ static void *own_block(ds_holder *holder, size_t bytes)
 {
     if (!has_place(holder))
         return NULL;
-    return hold(holder, holder->lock ? ds_new_pages(bytes) : ds_new_aligned(bytes, 1));
+    return hold(holder, (struct ds_held_block){.memory = holder->lock ? ds_allocate_pages(holder->allocator, bytes)
+                                                                     : ds_allocate(holder->allocator, bytes, 1)});
 }
 
 bool ds_holder_lock_rest(ds_holder *holder)
@@ -79,7 +85,10 @@ void ds_holder_free(ds_holder *holder)
         const struct ds_held_block *block = &holder->blocks[i];
         if (block->locked > 0)
             ds_os_unlock_memory(block->memory, block->locked);
-        ds_free(block->memory);
+        if (block->is_array)
+            ds_free(block->memory);
+        else
+            ds_release(holder->allocator, block->memory);
     }
     ds_free(holder->blocks);
     *holder = (ds_holder){0};

@@ -7,10 +7,12 @@
 
 struct ds_held_block {
     void *memory;
+    bool is_array; /* of ds_new; else of the allocator */
     size_t locked; /* bytes; 0: not locked */
 };
 
 typedef struct ds_holder {
+    const dsv2_allocator *allocator; /* of bytes, not of arrays; NULL: the C library */
     struct ds_held_block *blocks;
     size_t n, capacity;
     size_t slab_bytes; /* smaller pieces of memory share slabs of this size, large enough for huge pages */
@@ -21,7 +23,7 @@ typedef struct ds_holder {
     ds_os_reason reason;
 } ds_holder;
 
-void ds_holder_init(ds_holder *holder, size_t slab_bytes);
+void ds_holder_init(ds_holder *holder, const dsv2_allocator *allocator, size_t slab_bytes);
 
 /* An array of zeros; NULL without memory. */
 void *ds_holder_array(ds_holder *holder, size_t count, size_t size);

@@ -314,7 +314,7 @@ static dsv2_status new_made(opener *o, const ds_weight_id *id, ds_weight_label l
         made->temporary_bytes = bytes;
         o->temporary += bytes;
         if (!o->opening->only_count) {
-            data = made->temporary = ds_new_aligned(bytes, 1);
+            data = made->temporary = ds_allocate(o->opening->allocator, bytes, 1);
             if (data == NULL)
                 status = fail_memory(id, bytes);
         }
@@ -359,7 +359,7 @@ static dsv2_status bind_transposed_k_up(opener *o, const ds_weight_id *id, const
         status = ds_transpose_k_up(o->opening->kernels, o->opening->config, kv_b, type, held, writable(&made));
     if (status == DSV2_OK)
         status = bind(o, id, held, &made, slot);
-    ds_free(made.temporary);
+    ds_release(o->opening->allocator, made.temporary);
     return status;
 }
 
@@ -419,9 +419,9 @@ static dsv2_status bind_split_kv_b(opener *o, const ds_weight_id *id, ds_shape s
         ds_container_forget(o->opening->container, v_tensor->data, v_tensor->n_bytes);
     if (status == DSV2_OK)
         status = bind(o, id, held, &joined, slot);
-    ds_free(k.temporary);
-    ds_free(v.temporary);
-    ds_free(joined.temporary);
+    ds_release(o->opening->allocator, k.temporary);
+    ds_release(o->opening->allocator, v.temporary);
+    ds_release(o->opening->allocator, joined.temporary);
     return status;
 }
 
@@ -456,7 +456,7 @@ static dsv2_status find_and_bind(opener *o, const ds_weight_id *id, ds_shape sha
         status = bind_k_up(o, id->layer, &kv_b);
     if (status == DSV2_OK)
         status = bind(o, id, held, &found, slot);
-    ds_free(found.temporary);
+    ds_release(o->opening->allocator, found.temporary);
     if (status == DSV2_OK && id->role == DS_ROLE_ROUTER)
         status = allocate_experts(o, id->layer);
     return status;
@@ -482,11 +482,14 @@ static dsv2_status allocate_layers(ds_weights *weights, const ds_config *config)
     return DSV2_OK;
 }
 
-/* Slabs of 64 MiB, less for a model that is smaller itself. */
-static size_t slab_bytes(const ds_container *container)
+/* Slabs of 64 MiB; less for a model that is smaller itself, or of which little is copied. */
+static size_t slab_bytes(const ds_weights_opening *opening)
 {
-    const uint64_t most = 64 << 20;
-    uint64_t bytes = 0;
+    enum { LEAST = 1 << 20, SHARE = 8 };
+    const ds_container *container = opening->container;
+    uint64_t most = 64 << 20, bytes = 0;
+    if (opening->copied > 0 && opening->copied / SHARE < most)
+        most = ds_max(opening->copied / SHARE, LEAST);
     for (size_t i = 0; i < ds_container_count(container) && bytes < most; i++)
         bytes += ds_container_tensor(container, i)->n_bytes;
     return (size_t)(bytes < most ? bytes : most);
@@ -545,12 +548,12 @@ dsv2_status ds_weights_open(ds_weights *weights, const ds_weights_opening *openi
 {
     const ds_container *container = opening->container;
     *weights = (ds_weights){0};
-    ds_holder_init(&weights->holder, slab_bytes(container));
+    ds_holder_init(&weights->holder, opening->allocator, slab_bytes(opening));
     weights->holder.lock = opening->lock_bytes > 0;
     opener o = {.weights = weights, .opening = opening, .total = ds_container_count(container),
                 .places = ds_places_in(container, opening->config),
                 .has_checksums = ds_container_format(container) == DS_FORMAT_PACK};
-    ds_queue_init(&o.queue, opening->kernels, opening->pool, container, opening->queue_limits);
+    ds_queue_init(&o.queue, opening->kernels, opening->pool, opening->allocator, container, opening->queue_limits);
     o.queue.after_run = report_again;
     o.queue.after_run_context = &o;
     const ds_weights_visitor visitor = {bind_matrix, bind_vector, &o};

@@ -14,10 +14,11 @@ static ds_queue_limits or_usual(ds_queue_limits limits)
     return limits;
 }
 
-void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
-                   ds_queue_limits limits)
+void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const dsv2_allocator *allocator,
+                   const ds_container *container, ds_queue_limits limits)
 {
-    *queue = (ds_queue){.kernels = kernels, .pool = pool, .container = container, .limits = or_usual(limits)};
+    *queue = (ds_queue){.kernels = kernels, .pool = pool, .allocator = allocator, .container = container,
+                        .limits = or_usual(limits)};
     ds_mutex_init(&queue->lock);
 }
 
@@ -35,8 +36,8 @@ dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like)
     size_t bytes = ds_conversion_scratch(like);
     if (bytes <= queue->scratch_bytes)
         return DSV2_OK;
-    ds_free(queue->scratch); /* never the old and the new at once */
-    queue->scratch = ds_new_aligned(ds_pool_threads(queue->pool), bytes);
+    ds_release(queue->allocator, queue->scratch); /* never the old and the new at once */
+    queue->scratch = ds_allocate(queue->allocator, ds_pool_threads(queue->pool), bytes);
     queue->scratch_bytes = queue->scratch != NULL ? bytes : 0;
     return queue->scratch != NULL ? DSV2_OK
                                   : ds_fail_memory("rows to convert", ds_pool_threads(queue->pool) * bytes);
@@ -166,7 +167,7 @@ static dsv2_status check_losses(ds_queue *queue)
 static void drop_all(ds_queue *queue)
 {
     for (size_t i = 0; i < queue->n; i++)
-        ds_free(queue->list[i].memory);
+        ds_release(queue->allocator, queue->list[i].memory);
     queue->n = 0;
     queue->bytes = queue->own_bytes = 0;
 }
@@ -205,8 +206,8 @@ void ds_queue_free(ds_queue *queue)
 {
     drop_all(queue);
     ds_mutex_destroy(&queue->lock);
-    ds_free(queue->memory);
+    ds_release(queue->allocator, queue->memory);
     ds_free(queue->list);
-    ds_free(queue->scratch);
+    ds_release(queue->allocator, queue->scratch);
     *queue = (ds_queue){0};
 }

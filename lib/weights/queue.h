@@ -28,6 +28,7 @@ typedef struct ds_queue_entry {
 typedef struct ds_queue {
     const ds_kernels *kernels;
     ds_pool *pool;
+    const dsv2_allocator *allocator;
     const ds_container *container; /* in whose files matrices lie */
     ds_queue_limits limits;
     ds_queue_entry *list; /* [limits.entries] */
@@ -49,8 +50,9 @@ typedef struct ds_queue {
     char message[DS_MESSAGE_SIZE];
 } ds_queue;
 
-void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const ds_container *container,
-                   ds_queue_limits limits);
+/* allocator: of scratch, and of what ds_queue_own is given. */
+void ds_queue_init(ds_queue *queue, const ds_kernels *kernels, ds_pool *pool, const dsv2_allocator *allocator,
+                   const ds_container *container, ds_queue_limits limits);
 
 /* Makes the memory that conversions like this one need, so that adding and running them cannot lack any. After a
  * failure the queue can only be freed. */
@@ -59,8 +61,8 @@ dsv2_status ds_queue_reserve(ds_queue *queue, const ds_conversion *like);
 /* The most that a queue of so many threads ever allocates for conversions that need `scratch` bytes each. */
 uint64_t ds_queue_bytes(ds_queue_limits limits, unsigned n_threads, size_t scratch);
 
-/* Gives the queue memory of ds_new_aligned, or NULL: the next conversion that is added reads the memory, and the run
- * that writes the last rows frees it. */
+/* Gives the queue memory of ds_allocate, or NULL: the next conversion that is added reads the memory, and the run that
+ * writes the last rows frees it. */
 void ds_queue_own(ds_queue *queue, void *memory, size_t bytes);
 
 /* Adds a matrix for which memory was reserved, and runs the queue whenever it is full. Until ds_queue_run the

@@ -78,6 +78,8 @@ typedef struct ds_weights_opening {
     bool reads;      /* the container is not mapped: all weights are read into memory */
     uint64_t lock_bytes; /* of all weights, which are kept in memory, mapped ones too; 0: they are not */
     bool only_count; /* bytes_copied, _mapped and _beside are all that is wanted: nothing is read, made or reported */
+    const dsv2_allocator *allocator; /* of what is copied; NULL: the C library. Lives as long as the weights */
+    uint64_t copied; /* what a count found that will be copied; 0: nobody counted */
     ds_queue_limits queue_limits; /* zeros: the usual ones */
 } ds_weights_opening;
 

@@ -370,7 +370,7 @@ START_TEST(forks_share_pages_until_one_writes)
             ds_page_pool pool;
             ds_cache_shape shape = shape_of(types[t], shapes[1]);
             ds_cache a, b;
-            ds_page_pool_init(&pool, 0);
+            ds_page_pool_init(&pool, NULL, 0);
             ds_cache_init(&a, &pool, &shape);
             ds_cache_init(&b, &pool, &shape);
             ck_assert(ds_cache_reserve(&a, 0, n) == DSV2_OK);
@@ -402,7 +402,7 @@ START_TEST(the_limit_refuses_a_page_and_keeps_what_is_there)
     ds_page_pool pool;
     ds_cache_shape shape = shape_of(DSV2_CACHE_Q6, shapes[0]);
     ds_cache cache;
-    ds_page_pool_init(&pool, 2 * shape.page_bytes + 1);
+    ds_page_pool_init(&pool, NULL, 2 * shape.page_bytes + 1);
     ds_cache_init(&cache, &pool, &shape);
     ck_assert(ds_cache_reserve(&cache, 0, 100) == DSV2_OK);
     fill(&cache, 0, 100, 7);
@@ -422,7 +422,7 @@ START_TEST(pages_of_all_sizes_are_used_again_and_given_back)
     enum { CACHES = 5, STEPS = 150, MOST_PAGES = 12 };
     static const uint32_t layers[CACHES] = {27, 27, 27, 3, 60};
     ds_page_pool pool;
-    ds_page_pool_init(&pool, 0);
+    ds_page_pool_init(&pool, NULL, 0);
     ds_cache caches[CACHES];
     for (int c = 0; c < CACHES; c++) {
         ds_cache_shape shape;
@@ -631,7 +631,7 @@ START_TEST(rows_of_another_kind_are_shared_and_go_through_frames)
             ds_page_pool pool;
             ds_cache_shape shape = other_shape(types[t]), other = other_shape(types[u]);
             ds_cache a, fork, restored;
-            ds_page_pool_init(&pool, 0);
+            ds_page_pool_init(&pool, NULL, 0);
             ds_cache_init(&a, &pool, &shape);
             ds_cache_init(&fork, &pool, &shape);
             ds_cache_init(&restored, &pool, &other);
@@ -671,7 +671,7 @@ START_TEST(many_threads_take_no_more_memory_than_there_are_frames)
     ds_cache from, to;
     frame_batch batch;
     ck_assert(ds_pool_create(THREADS, &threads) == DSV2_OK);
-    ds_page_pool_init(&pool, 0);
+    ds_page_pool_init(&pool, NULL, 0);
     ds_cache_init(&from, &pool, &shape);
     ds_cache_init(&to, &pool, &shape);
     fill_with_rows(&from, N);

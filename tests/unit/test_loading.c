@@ -17,7 +17,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fenv.h>
 #include <linux/capability.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +28,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { N_TOKENS = 12 };
@@ -756,6 +759,239 @@ START_TEST(a_file_that_another_process_has_a_lease_on_is_waited_for)
 }
 END_TEST
 
+/* ---- the host's allocator ---- */
+
+/* What a host accounts for. */
+typedef struct account {
+    size_t live, most, blocks, calls, fails_at; /* fails_at: the call that gets nothing; 0: none */
+    int rounding;                               /* the host's mode; 0: as a program begins */
+    void *(*meanwhile)(void *);                 /* runs in another thread during each call, if there is one */
+    void *argument;
+} account;
+
+static pthread_t last_caller;
+
+static void enter(account *a)
+{
+    ck_assert_int_eq(fegetround(), a->rounding != 0 ? a->rounding : FE_TONEAREST);
+    last_caller = pthread_self();
+    void *(*work)(void *) = a->meanwhile;
+    pthread_t other;
+    a->meanwhile = NULL; /* whose calls come here too */
+    if (work == NULL)
+        return;
+    ck_assert(pthread_create(&other, NULL, work, a->argument) == 0 && pthread_join(other, NULL) == 0);
+    a->meanwhile = work;
+}
+
+/* Aligned as malloc's, but never to cache lines. */
+enum { FRONT = 16 };
+
+static void *give(void *user, size_t size)
+{
+    account *a = user;
+    enter(a);
+    if (++a->calls == a->fails_at)
+        return NULL;
+    char *memory = aligned_alloc(64, (size + FRONT + 63) / 64 * 64);
+    ck_assert_ptr_nonnull(memory);
+    memcpy(memory, &size, sizeof size);
+    a->live += size;
+    a->most = a->live > a->most ? a->live : a->most;
+    a->blocks++;
+    return memory + FRONT;
+}
+
+static void take_back(void *user, void *memory)
+{
+    account *a = user;
+    size_t size;
+    enter(a);
+    ck_assert_ptr_nonnull(memory);
+    memcpy(&size, (char *)memory - FRONT, sizeof size);
+    ck_assert(a->blocks > 0 && a->live >= size);
+    a->blocks--;
+    a->live -= size;
+    free((char *)memory - FRONT);
+}
+
+static dsv2_model_options counted(account *a, dsv2_loading loading)
+{
+    return (dsv2_model_options){.struct_size = sizeof(dsv2_model_options), .n_threads = 1, .loading = loading,
+                                .allocator = {give, take_back, a}};
+}
+
+/* Slabs may be an eighth empty at the end, the last one wholly, and each block has a line of its own; one thread
+ * converts 16 rows at a time, of a matrix that may be made beside its source. */
+START_TEST(opening_takes_from_the_host_what_was_said)
+{
+    make(_i);
+    for (int loading = DSV2_LOADING_MAP; loading <= DSV2_LOADING_READ; loading++) {
+        account a = {0};
+        dsv2_model_options options = counted(&a, (dsv2_loading)loading);
+        uint64_t copied = needed_by(options).bytes_copied;
+        ck_assert_uint_eq(a.calls, 0);
+        dsv2_model *model = test_model_open(path, &options);
+        ck_assert_msg(a.live >= copied && a.live <= copied + copied / 4 + (1 << 20),
+                      "%zu bytes live of %llu that were said", a.live, (unsigned long long)copied);
+        ck_assert_msg(a.most <= a.live + (2 << 20), "%zu bytes at most, %zu at the end", a.most, a.live);
+        dsv2_model_close(model);
+        ck_assert_uint_eq(a.blocks, 0);
+    }
+    drop();
+}
+END_TEST
+
+static int put_bytes(void *user, const void *data, size_t size)
+{
+    (void)user, (void)data, (void)size;
+    return 0;
+}
+
+/* Everything that a host does with a session; false if memory was lacking, and then nothing has changed. */
+static bool live_with(dsv2_model *model, account *a)
+{
+    dsv2_session *session = NULL, *copy = NULL;
+    char saved[700];
+    int32_t token;
+    snprintf(saved, sizeof saved, "%s/saved", folder);
+    dsv2_status status = dsv2_session_open(model, NULL, &session);
+    if (status == DSV2_OK)
+        status = dsv2_session_feed(session, tokens, N_TOKENS);
+    if (status == DSV2_OK) {
+        dsv2_memory_info memory = {.struct_size = sizeof memory};
+        ck_assert(dsv2_model_get_memory(model, &memory) == DSV2_OK && memory.page_bytes_in_use > 0);
+        ck_assert_uint_ge(a->live, memory.page_bytes_in_use + memory.scratch_bytes);
+        status = dsv2_session_fork(session, 3, &copy);
+    }
+    if (status == DSV2_OK)
+        status = dsv2_session_feed(copy, tokens, 2);
+    if (status == DSV2_OK)
+        status = dsv2_session_sample(copy, &token);
+    if (status == DSV2_OK)
+        status = dsv2_session_save_to(session, put_bytes, NULL, NULL);
+    if (status == DSV2_OK)
+        status = dsv2_session_save(session, saved, NULL);
+    if (status == DSV2_OK)
+        status = dsv2_session_save(session, saved, &(dsv2_save_options){.struct_size = sizeof(dsv2_save_options),
+                                                                        .append = 1});
+    if (status == DSV2_OK)
+        status = dsv2_session_restore(copy, saved, NULL, NULL);
+    ck_assert_msg(status == DSV2_OK || status == DSV2_ERROR_MEMORY, "status %d: %s", (int)status, dsv2_last_error());
+    dsv2_session_close(copy);
+    dsv2_session_close(session);
+    return status == DSV2_OK;
+}
+
+START_TEST(what_sessions_take_comes_from_the_host_and_goes_back)
+{
+    make(_i);
+    account a = {0};
+    dsv2_model_options options = counted(&a, DSV2_LOADING_MAP);
+    options.lock = 1;
+    dsv2_model *plain = test_model_open(path, NULL), *model = test_model_open(path, &options);
+    float *expected = logits_of(plain);
+    a.rounding = FE_UPWARD;
+    ck_assert(fesetround(a.rounding) == 0);
+    expect_bits(model, expected, "in the host's memory");
+    ck_assert(live_with(model, &a));
+    ck_assert(pthread_equal(last_caller, pthread_self()));
+    dsv2_session *session;
+    ck_assert(dsv2_session_open(model, NULL, &session) == DSV2_OK);
+    pid_t child = fork();
+    if (child == 0) { /* whose copy of the account goes down to nothing too */
+        bool fed = dsv2_session_feed(session, tokens, N_TOKENS) == DSV2_OK;
+        dsv2_session_close(session);
+        dsv2_model_close(model);
+        _exit(fed && a.blocks == 0 && a.live == 0 ? 0 : 1);
+    }
+    int status;
+    ck_assert(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    dsv2_model_close(model);
+    ck_assert_uint_gt(a.blocks, 0);
+    dsv2_session_close(session); /* the last of the model */
+    ck_assert(a.blocks == 0 && a.live == 0);
+    free(expected);
+    dsv2_model_close(plain);
+    drop();
+}
+END_TEST
+
+static void *feed_and_close(void *session)
+{
+    ck_assert_msg(dsv2_session_feed(session, tokens, N_TOKENS) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert(dsv2_session_truncate(session, 0) == DSV2_OK);
+    return NULL;
+}
+
+/* While the host's functions take their time, other sessions go on: no lock that they need is held. */
+START_TEST(other_sessions_feed_while_the_host_allocates)
+{
+    make(_i);
+    account a = {0};
+    dsv2_model_options options = counted(&a, DSV2_LOADING_MAP);
+    dsv2_model *model = test_model_open(path, &options);
+    dsv2_session *one = test_session_open(model, NULL), *other = test_session_open(model, NULL);
+    a.meanwhile = feed_and_close;
+    a.argument = other;
+    size_t before = a.calls;
+    ck_assert_msg(dsv2_session_feed(one, tokens, N_TOKENS) == DSV2_OK, "%s", dsv2_last_error());
+    dsv2_session *copy;
+    ck_assert(dsv2_session_fork(one, 3, &copy) == DSV2_OK);
+    ck_assert_msg(dsv2_session_feed(copy, tokens, 2) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert(dsv2_session_save_to(copy, put_bytes, NULL, NULL) == DSV2_OK);
+    dsv2_session_close(copy);
+    dsv2_session_close(one);
+    ck_assert_uint_gt(a.calls, before + 5);
+    a.meanwhile = NULL;
+    dsv2_session_close(other);
+    dsv2_model_close(model);
+    ck_assert_uint_eq(a.blocks, 0);
+    drop();
+}
+END_TEST
+
+START_TEST(every_allocation_of_the_hosts_may_fail)
+{
+    make(_i);
+    size_t n_errors = 0;
+    bool done = false;
+    for (size_t nth = 1; !done; nth++) {
+        account a = {.fails_at = nth};
+        dsv2_model_options options = counted(&a, DSV2_LOADING_READ);
+        dsv2_model *model;
+        dsv2_status status = try_open(options, &model);
+        ck_assert_msg(status == DSV2_OK || status == DSV2_ERROR_MEMORY, "status %d: %s", (int)status,
+                      dsv2_last_error());
+        bool lived = status == DSV2_OK && live_with(model, &a);
+        done = a.calls < nth;
+        ck_assert(lived || !done);
+        n_errors += !lived;
+        dsv2_model_close(model);
+        ck_assert(a.blocks == 0 && a.live == 0);
+    }
+    ck_assert_uint_gt(n_errors, 10);
+    drop();
+}
+END_TEST
+
+START_TEST(half_an_allocator_is_refused)
+{
+    make(0);
+    account a = {0};
+    dsv2_model *model;
+    dsv2_model_options options = counted(&a, DSV2_LOADING_MAP);
+    options.allocator.release = NULL;
+    ck_assert_int_eq(try_open(options, &model), DSV2_ERROR_ARGUMENT);
+    expect_parts((const char *[]){"allocator", "release", NULL});
+    options = counted(&a, DSV2_LOADING_MAP);
+    options.allocator.allocate = NULL;
+    ck_assert_int_eq(try_open(options, &model), DSV2_ERROR_ARGUMENT);
+    expect_parts((const char *[]){"allocator", "allocate", NULL});
+    drop();
+}
+END_TEST
+
 /* ---- arguments ---- */
 
 START_TEST(bytes_needed_fails_as_opening_does)
@@ -815,6 +1051,11 @@ int main(void)
                         N_KINDS);
     tcase_add_test(tests, what_opening_takes_beside_grows_with_the_threads);
     tcase_add_test(tests, a_file_that_another_process_has_a_lease_on_is_waited_for);
+    tcase_add_loop_test(tests, opening_takes_from_the_host_what_was_said, 0, N_KINDS);
+    tcase_add_loop_test(tests, what_sessions_take_comes_from_the_host_and_goes_back, 0, N_KINDS);
+    tcase_add_loop_test(tests, other_sessions_feed_while_the_host_allocates, 0, N_KINDS);
+    tcase_add_loop_test(tests, every_allocation_of_the_hosts_may_fail, 0, 5);
+    tcase_add_test(tests, half_an_allocator_is_refused);
     tcase_add_test(tests, bytes_needed_fails_as_opening_does);
 
     Suite *suite = suite_create("loading");

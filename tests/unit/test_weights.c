@@ -202,7 +202,7 @@ START_TEST(a_queue_of_many_threads_owns_no_more_than_one_of_few)
     char *folder = test_checkpoint_write(&deep);
     dsv2_model *model = test_model_open(folder, &(dsv2_model_options){.n_threads = 1});
     ck_assert(ds_kernels_select(NULL, &kernels) == DSV2_OK && ds_pool_create(16, &pool) == DSV2_OK);
-    ds_queue_init(&queue, kernels, pool, model->fixed.container, (ds_queue_limits){0});
+    ds_queue_init(&queue, kernels, pool, NULL, model->fixed.container, (ds_queue_limits){0});
     size_t runs = 0;
     for (size_t i = 0; i < N; i++) {
         float *values = ds_new_aligned(1, bytes);
@@ -259,7 +259,7 @@ END_TEST
 START_TEST(what_a_holder_made_is_aligned_apart_and_freed_once)
 {
     ds_holder holder;
-    ds_holder_init(&holder, 4096);
+    ds_holder_init(&holder, NULL, 4096);
     uint8_t *last = NULL;
     for (size_t i = 0; i < 200; i++) {
         size_t bytes = i * 37 % 1000;

@@ -87,6 +87,40 @@ impl dsv2_loading {
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub struct dsv2_loading(pub ::std::os::raw::c_uint);
+pub type dsv2_allocate_fn = ::std::option::Option<
+    unsafe extern "C" fn(user: *mut ::std::os::raw::c_void, size: usize) -> *mut ::std::os::raw::c_void,
+>;
+pub type dsv2_release_fn =
+    ::std::option::Option<unsafe extern "C" fn(user: *mut ::std::os::raw::c_void, memory: *mut ::std::os::raw::c_void)>;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct dsv2_allocator {
+    pub allocate: dsv2_allocate_fn,
+    pub release: dsv2_release_fn,
+    pub user: *mut ::std::os::raw::c_void,
+}
+#[test]
+fn bindgen_test_layout_dsv2_allocator() {
+    const UNINIT: ::std::mem::MaybeUninit<dsv2_allocator> = ::std::mem::MaybeUninit::uninit();
+    let ptr = UNINIT.as_ptr();
+    assert_eq!(::std::mem::size_of::<dsv2_allocator>(), 24usize, "Size of dsv2_allocator");
+    assert_eq!(::std::mem::align_of::<dsv2_allocator>(), 8usize, "Alignment of dsv2_allocator");
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).allocate) as usize - ptr as usize },
+        0usize,
+        "Offset of field: dsv2_allocator::allocate"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).release) as usize - ptr as usize },
+        8usize,
+        "Offset of field: dsv2_allocator::release"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).user) as usize - ptr as usize },
+        16usize,
+        "Offset of field: dsv2_allocator::user"
+    );
+}
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct dsv2_model_options {
@@ -102,12 +136,13 @@ pub struct dsv2_model_options {
     pub loading: dsv2_loading,
     pub lock: ::std::os::raw::c_int,
     pub insist: ::std::os::raw::c_int,
+    pub allocator: dsv2_allocator,
 }
 #[test]
 fn bindgen_test_layout_dsv2_model_options() {
     const UNINIT: ::std::mem::MaybeUninit<dsv2_model_options> = ::std::mem::MaybeUninit::uninit();
     let ptr = UNINIT.as_ptr();
-    assert_eq!(::std::mem::size_of::<dsv2_model_options>(), 80usize, "Size of dsv2_model_options");
+    assert_eq!(::std::mem::size_of::<dsv2_model_options>(), 104usize, "Size of dsv2_model_options");
     assert_eq!(::std::mem::align_of::<dsv2_model_options>(), 8usize, "Alignment of dsv2_model_options");
     assert_eq!(
         unsafe { ::std::ptr::addr_of!((*ptr).struct_size) as usize - ptr as usize },
@@ -168,6 +203,11 @@ fn bindgen_test_layout_dsv2_model_options() {
         unsafe { ::std::ptr::addr_of!((*ptr).insist) as usize - ptr as usize },
         72usize,
         "Offset of field: dsv2_model_options::insist"
+    );
+    assert_eq!(
+        unsafe { ::std::ptr::addr_of!((*ptr).allocator) as usize - ptr as usize },
+        80usize,
+        "Offset of field: dsv2_model_options::allocator"
     );
 }
 extern "C" {

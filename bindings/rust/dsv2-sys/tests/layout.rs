@@ -20,7 +20,11 @@ macro_rules! field {
 
 #[test]
 fn structures_are_laid_out_as_in_c() {
-    assert_eq!((size_of::<dsv2_model_options>(), align_of::<dsv2_model_options>()), (80, 8));
+    assert_eq!((size_of::<dsv2_allocator>(), align_of::<dsv2_allocator>()), (24, 8));
+    assert_eq!(field!(dsv2_allocator, allocate), (0, 8));
+    assert_eq!(field!(dsv2_allocator, release), (8, 8));
+    assert_eq!(field!(dsv2_allocator, user), (16, 8));
+    assert_eq!((size_of::<dsv2_model_options>(), align_of::<dsv2_model_options>()), (104, 8));
     assert_eq!(field!(dsv2_model_options, struct_size), (0, 8));
     assert_eq!(field!(dsv2_model_options, n_threads), (8, 4));
     assert_eq!(field!(dsv2_model_options, weight_type), (12, 4));
@@ -33,6 +37,7 @@ fn structures_are_laid_out_as_in_c() {
     assert_eq!(field!(dsv2_model_options, loading), (64, 4));
     assert_eq!(field!(dsv2_model_options, lock), (68, 4));
     assert_eq!(field!(dsv2_model_options, insist), (72, 4));
+    assert_eq!(field!(dsv2_model_options, allocator), (80, 24));
     assert_eq!((size_of::<dsv2_bytes_needed_info>(), align_of::<dsv2_bytes_needed_info>()), (40, 8));
     assert_eq!(field!(dsv2_bytes_needed_info, struct_size), (0, 8));
     assert_eq!(field!(dsv2_bytes_needed_info, bytes_copied), (8, 8));

@@ -187,6 +187,7 @@ impl<'a> ModelOptions<'a> {
             loading: self.loading.unwrap_or(Loading::Map).to_raw(),
             lock: self.lock.into(),
             insist: self.insist.into(),
+            allocator: sys::dsv2_allocator { allocate: None, release: None, user: null_mut() },
         };
         let mut ptr = null_mut();
         with_progress(self.progress, |progress, progress_user| {

@@ -313,7 +313,7 @@ const dsv2_tokenizer *need_tokenizer(const dsv2_model *model, const char *path)
 {
     const dsv2_tokenizer *tokenizer = dsv2_model_tokenizer(model);
     if (tokenizer == NULL)
-        fail("%s: has no tokenizer (no tokenizer.json)", path);
+        fail("%s: %s", path, dsv2_last_error());
     return tokenizer;
 }
 

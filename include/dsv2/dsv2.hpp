@@ -284,11 +284,11 @@ public:
         return std::vector<int32_t>(tokens, tokens + n);
     }
     bool is_end(int32_t token) const noexcept { return dsv2_model_is_end(get(), token) != 0; }
-    /* The checkpoint's own tokenizer; throws if it has none. */
+    /* The checkpoint's own tokenizer; throws, with the reason, if it has none or none that can be used. */
     dsv2::tokenizer tokenizer() const {
         const dsv2_tokenizer *own = dsv2_model_tokenizer(get());
         if (!own)
-            throw error(DSV2_ERROR_UNSUPPORTED, "the checkpoint has no tokenizer");
+            throw error(DSV2_ERROR_UNSUPPORTED, dsv2_last_error());
         return dsv2::tokenizer(std::shared_ptr<const dsv2_tokenizer>(handle_, own));
     }
     dsv2::routing routing(dsv2_routing_tokens which = DSV2_ROUTING_ALL) const {

@@ -37,7 +37,8 @@ DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_tokenizer_open(const char *path, dsv
 DSV2_API void dsv2_tokenizer_close(dsv2_tokenizer *tokenizer);
 
 /* The model's own tokenizer. The model owns the handle, which is valid as long as the model is. NULL if the checkpoint
- * has no tokenizer, or if model is NULL. Any thread. */
+ * has no tokenizer or one that this library cannot use (a remark said so when the model was opened), or if model is
+ * NULL: dsv2_last_error then says why. Any thread. */
 DSV2_API const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model);
 
 typedef enum dsv2_encode_flags {

@@ -74,6 +74,10 @@ void dsv2_model_close(dsv2_model *model)
 
 const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model)
 {
+    if (model != NULL && model->fixed.tokenizer == NULL) {
+        const char *refusal = model->fixed.tokenizer_refusal;
+        (void)ds_fail(DSV2_ERROR_UNSUPPORTED, "%s", refusal != NULL ? refusal : "the checkpoint has no tokenizer");
+    }
     return model == NULL ? NULL : model->fixed.tokenizer;
 }
 

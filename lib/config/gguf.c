@@ -216,6 +216,32 @@ static dsv2_status read_groups(const ds_container *gguf, const ds_logger *logger
     return status;
 }
 
+static bool has_router_biases(const ds_container *gguf, const ds_config *config)
+{
+    char name[64];
+    for (uint32_t layer = 0; layer < config->num_hidden_layers; layer++) {
+        snprintf(name, sizeof name, "blk.%u.exp_probs_b.bias", (unsigned)layer);
+        if (ds_container_find(gguf, name) != NULL)
+            return true;
+    }
+    return false;
+}
+
+/* 0 stands for no scale. */
+static dsv2_status read_scale(const ds_container *gguf, float *scale)
+{
+    char key[KEY_SIZE];
+    *scale = 1;
+    if (!has(gguf, "expert_weights_scale"))
+        return DSV2_OK;
+    dsv2_status status = ds_gguf_f32(gguf, full_key("expert_weights_scale", key), scale);
+    if (status == DSV2_OK && *scale == 0)
+        *scale = 1;
+    else if (status == DSV2_OK)
+        status = read_f32(gguf, "expert_weights_scale", DS_RANGE_ROUTED_SCALING, scale);
+    return status;
+}
+
 static dsv2_status read_gates(const ds_container *gguf, ds_config *config)
 {
     char key[KEY_SIZE];
@@ -227,10 +253,10 @@ static dsv2_status read_gates(const ds_container *gguf, ds_config *config)
         return ds_fail(DSV2_ERROR_UNSUPPORTED,
                        "%s: key deepseek2.expert_gating_func is %u, this library runs 1 (softmax) and 2 (sigmoid)",
                        ds_container_path(gguf), (unsigned)gating);
-    config->is_v3 = gating == GATING_SIGMOID;
+    /* DeepSeek-V3's router alone has biases: older writers of such files left the key out. */
+    config->is_v3 = gating == GATING_SIGMOID || (gating == GATING_NONE && has_router_biases(gguf, config));
     config->scoring_func = config->is_v3 ? DS_SCORING_SIGMOID : DS_SCORING_SOFTMAX;
-    status = read_optional_f32(gguf, "expert_weights_scale", DS_RANGE_ROUTED_SCALING, 1,
-                               &config->routed_scaling_factor);
+    status = read_scale(gguf, &config->routed_scaling_factor);
     if (status == DSV2_OK && has(gguf, "expert_weights_norm"))
         status = ds_gguf_bool(gguf, full_key("expert_weights_norm", key), &config->norm_topk_prob);
     return status;

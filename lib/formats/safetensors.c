@@ -324,21 +324,26 @@ static dsv2_status list_folder(const char *folder, file_list *list)
     return status;
 }
 
-/* Each tensor must be in the file that the index names. */
-static dsv2_status check_index(const ds_container *container, weight_index *index)
+/* Says where the index and the files differ. Tensors of no file are mostly those that nobody needs; the model's
+ * opening names one that is needed. */
+static dsv2_status compare_with_index(const ds_container *container, weight_index *index, const ds_logger *logger)
 {
     ds_json_walk walk = ds_json_begin(index->map);
+    size_t absent = 0, elsewhere = 0;
     dsv2_status status;
     while (next_entry(index, &walk, &status)) {
         const char *name = index->tensor.bytes;
         const ds_tensor *tensor = ds_container_find(container, name);
         const ds_other_tensor *other = ds_container_find_other(container, name);
         const char *found = tensor != NULL ? tensor->path : other != NULL ? other->path : NULL;
-        if (found == NULL || strcmp(strrchr(found, '/') + 1, index->file.bytes) != 0)
-            return ds_fail(DSV2_ERROR_FORMAT, "%s: weight_map: tensor %s should be in %s, but is %s%s",
-                           index->json.path, name, index->file.bytes,
-                           found == NULL ? "in none of the files" : "in ", found == NULL ? "" : found);
+        absent += found == NULL;
+        elsewhere += found != NULL && strcmp(strrchr(found, '/') + 1, index->file.bytes) != 0;
     }
+    if (absent > 0)
+        ds_log(logger, DSV2_LOG_WARNING, "%s: weight_map names %zu tensors that no file has", index->json.path, absent);
+    if (elsewhere > 0)
+        ds_log(logger, DSV2_LOG_WARNING, "%s: weight_map has %zu tensors in other files than they are in; they are "
+               "taken from there", index->json.path, elsewhere);
     return status;
 }
 
@@ -353,18 +358,60 @@ static dsv2_status read_index(const char *path, weight_index *index)
                : status;
 }
 
-static dsv2_status list_files(const char *folder, const char *index_path, weight_index *index, file_list *list)
+static bool has_name(const file_list *list, const char *name)
 {
-    if (ds_exists(index_path)) {
-        dsv2_status status = read_index(index_path, index);
-        return status == DSV2_OK ? list_index(index, list) : status;
-    }
-    char *single = ds_path_join(folder, "model.safetensors");
-    if (single == NULL)
+    for (size_t i = 0; i < list->n; i++)
+        if (strcmp(list->names[i], name) == 0)
+            return true;
+    return false;
+}
+
+static dsv2_status has_file(const char *folder, const char *name, bool *there)
+{
+    char *path = ds_path_join(folder, name);
+    if (path == NULL)
         return ds_fail_memory("a path", strlen(folder));
-    bool has_single = ds_exists(single);
-    ds_free(single);
-    return has_single ? add_name(list, "model.safetensors") : list_folder(folder, list);
+    *there = ds_exists(path);
+    ds_free(path);
+    return DSV2_OK;
+}
+
+/* Whether a download stopped before a file came that the index names. */
+static dsv2_status check_files(const char *folder, const weight_index *index, const file_list *list)
+{
+    dsv2_status status = DSV2_OK;
+    bool there = true;
+    for (size_t i = 0; i < list->n && status == DSV2_OK; i++) {
+        status = has_file(folder, list->names[i], &there);
+        if (status == DSV2_OK && !there)
+            status = ds_fail(DSV2_ERROR_IO, "%s: %s, which weight_map names, is not there: the download is incomplete",
+                             index->json.path, list->names[i]);
+    }
+    return status;
+}
+
+/* model.safetensors, if the index does not name it, is what a later save left: the index is stale, as transformers
+ * takes it. */
+static dsv2_status list_files(const char *folder, const char *index_path, const ds_logger *logger, weight_index *index,
+                              file_list *list)
+{
+    static const char single[] = "model.safetensors";
+    bool has_single = false;
+    dsv2_status status = has_file(folder, single, &has_single);
+    if (status != DSV2_OK)
+        return status;
+    if (!ds_exists(index_path))
+        return has_single ? add_name(list, single) : list_folder(folder, list);
+    status = read_index(index_path, index);
+    if (status == DSV2_OK)
+        status = list_index(index, list);
+    if (status != DSV2_OK || !has_single || has_name(list, single))
+        return status == DSV2_OK ? check_files(folder, index, list) : status;
+    ds_log(logger, DSV2_LOG_WARNING, "%s: does not name %s, which is taken alone", index_path, single);
+    free_list(list);
+    *list = (file_list){0};
+    index->map = (ds_text){0};
+    return add_name(list, single);
 }
 
 dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_container **out)
@@ -378,7 +425,7 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
         status = ds_fail_memory("a path", strlen(folder));
         goto done;
     }
-    status = list_files(folder, index_path, &index, &list);
+    status = list_files(folder, index_path, logger, &index, &list);
     if (status != DSV2_OK)
         goto done;
     container = ds_container_create(DS_FORMAT_SAFETENSORS, folder, list.n);
@@ -395,7 +442,7 @@ dsv2_status ds_safetensors_open(const char *folder, const ds_logger *logger, ds_
     if (status == DSV2_OK)
         status = ds_container_finish(container);
     if (status == DSV2_OK && index.map.data != NULL)
-        status = check_index(container, &index);
+        status = compare_with_index(container, &index, logger);
     if (status != DSV2_OK)
         goto done;
     ds_log(logger, DSV2_LOG_INFO, "%s: %zu tensors in %zu safetensors files", folder, container->n_tensors,

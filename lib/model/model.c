@@ -33,6 +33,7 @@ void ds_model_release(dsv2_model *model)
     ds_weights_close(&model->fixed.weights);
     ds_pool_destroy(model->pool);
     ds_tokenizer_destroy(model->fixed.tokenizer);
+    ds_free(model->fixed.tokenizer_refusal);
     ds_container_close(model->fixed.container);
     ds_page_pool_destroy(&model->pages);
     for (int kind = 0; kind < DS_USAGE_KINDS; kind++)
@@ -40,6 +41,16 @@ void ds_model_release(dsv2_model *model)
     ds_mutex_destroy(&model->usage_lock);
     ds_calls_free(&model->calls);
     ds_free(model);
+}
+
+/* What opening a tokenizer came to. A tokenizer that cannot be used does not keep the weights from being used. */
+static dsv2_status settle_tokenizer(ds_model_fixed *fixed, dsv2_status status)
+{
+    if (status != DSV2_ERROR_FORMAT && status != DSV2_ERROR_UNSUPPORTED)
+        return status;
+    ds_log(&fixed->logger, DSV2_LOG_WARNING, "the model runs on token ids only: %s", dsv2_last_error());
+    fixed->tokenizer_refusal = ds_copy_string(dsv2_last_error());
+    return fixed->tokenizer_refusal != NULL ? DSV2_OK : ds_fail_memory("a message", strlen(dsv2_last_error()));
 }
 
 static dsv2_status read_generation_config(ds_model_fixed *fixed, const char *folder)
@@ -77,7 +88,7 @@ static dsv2_status open_folder(ds_model_fixed *fixed, const char *path, bool wit
     if (tokenizer_path == NULL)
         status = ds_fail_memory("a path", strlen(path));
     else if (ds_exists(tokenizer_path))
-        status = ds_tokenizer_open(path, &fixed->tokenizer);
+        status = settle_tokenizer(fixed, ds_tokenizer_open(path, &fixed->tokenizer));
     else
         ds_log(&fixed->logger, DSV2_LOG_INFO, "%s: no tokenizer.json: the model runs on token ids only", path);
 done:
@@ -94,8 +105,8 @@ static dsv2_status open_gguf(ds_model_fixed *fixed, const char *path, bool with_
         status = ds_config_from_gguf(fixed->container, &fixed->logger, &fixed->config);
     if (status != DSV2_OK || !with_tokenizer)
         return status;
-    status = ds_gguf_tokenizer(fixed->container, &fixed->tokenizer);
-    if (status == DSV2_OK && fixed->tokenizer == NULL)
+    status = settle_tokenizer(fixed, ds_gguf_tokenizer(fixed->container, &fixed->tokenizer));
+    if (status == DSV2_OK && fixed->tokenizer == NULL && fixed->tokenizer_refusal == NULL)
         ds_log(&fixed->logger, DSV2_LOG_INFO, "%s: has no tokenizer: the model runs on token ids only", path);
     return status;
 }
@@ -113,7 +124,7 @@ static dsv2_status open_pack(ds_model_fixed *fixed, const char *path, bool with_
     status = ds_config_from_json(path, text, size, &fixed->logger, &fixed->config);
     if (status != DSV2_OK || !with_tokenizer)
         return status;
-    return ds_pack_tokenizer(fixed->container, &fixed->tokenizer);
+    return settle_tokenizer(fixed, ds_pack_tokenizer(fixed->container, &fixed->tokenizer));
 }
 
 /* Reads headers, the configuration and, if wanted, the tokenizer. */

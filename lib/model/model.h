@@ -25,6 +25,7 @@ typedef struct ds_model_fixed {
     ds_container *container;
     bool reads; /* its weights are read, not mapped; once the model is open its files are closed */
     dsv2_tokenizer *tokenizer; /* NULL: none */
+    char *tokenizer_refusal;   /* why the checkpoint's tokenizer cannot be used; NULL: it has none, or it can be */
     ds_config config;
     int32_t bos_token_id; /* the tokenizer's, else the configuration's; -1: none */
     ds_ends ends;         /* the configuration's, and the tokenizer's */

@@ -57,6 +57,7 @@ static const struct {
     {"deepseek-llm", deepseek_llm},
     {"deepseek-coder", deepseek_coder},
     {"deepseek-v3", deepseek_v3},
+    {"deepseek-v3.1", deepseek_v3},
     {"gpt-2", gpt2},
 };
 

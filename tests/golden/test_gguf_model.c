@@ -78,6 +78,7 @@ static const struct {
     {"full", {.type = DS_TYPE_BF16, .joined = true}},
     {"full", {.type = DS_TYPE_F32, .split = true}},
     {"v3", {.type = DS_TYPE_BF16}},
+    {"v3", {.type = DS_TYPE_BF16, .no_gating = true}},
 };
 
 START_TEST(a_gguf_gives_the_logits_of_the_checkpoint_it_was_made_of)

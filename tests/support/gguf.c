@@ -133,7 +133,7 @@ static void put_rope(metadata *m, const json_t *config)
         key_f32(m, ".rope.scaling.yarn_beta_fast", json_number_value(json_object_get(yarn, "beta_fast")));
 }
 
-static void put_experts(metadata *m, const json_t *config, bool old)
+static void put_experts(metadata *m, const json_t *config, const test_gguf *options)
 {
     if (integer(config, "n_routed_experts") == 0)
         return;
@@ -147,31 +147,31 @@ static void put_experts(metadata *m, const json_t *config, bool old)
                    strcmp(json_string_value(json_object_get(config, "scoring_func")), "sigmoid") == 0;
     if (json_is_true(json_object_get(config, "norm_topk_prob")))
         key_bool(m, ".expert_weights_norm", true);
-    if (!old || sigmoid)
+    if (!options->no_gating && (!options->old || sigmoid))
         key_u32(m, ".expert_gating_func", sigmoid ? 2 : 1);
-    if (!old && integer(config, "n_group") > 0) {
+    if (!options->old && integer(config, "n_group") > 0) {
         key_u32(m, ".expert_group_count", integer(config, "n_group"));
         key_u32(m, ".expert_group_used_count", integer(config, "topk_group"));
     }
 }
 
-static metadata make_metadata(const json_t *config, bool old)
+static metadata make_metadata(const json_t *config, const test_gguf *options)
 {
     metadata m = {0};
     key_string(&m, "general.architecture", "deepseek2");
     key_u32(&m, ".embedding_length", integer(config, "hidden_size"));
     key_u32(&m, ".feed_forward_length", integer(config, "intermediate_size"));
     /* Newer files count V3's additional prediction layers among the blocks. */
-    key_u32(&m, ".block_count", integer(config, "num_hidden_layers") + (old ? 0 : 1));
-    if (!old)
+    key_u32(&m, ".block_count", integer(config, "num_hidden_layers") + (options->old ? 0 : 1));
+    if (!options->old)
         key_u32(&m, ".nextn_predict_layers", 1);
     key_u32(&m, ".context_length", integer(config, "max_position_embeddings"));
     key_u32(&m, ".leading_dense_block_count", integer(config, "first_k_dense_replace"));
     if (json_is_integer(json_object_get(config, "bos_token_id")))
         key_u32(&m, "tokenizer.ggml.bos_token_id", integer(config, "bos_token_id"));
-    put_heads(&m, config, old);
+    put_heads(&m, config, options->old);
     put_rope(&m, config);
-    put_experts(&m, config, old);
+    put_experts(&m, config, options);
     return m;
 }
 
@@ -499,7 +499,7 @@ static void put_split(metadata *m, uint16_t number, uint32_t n_tensors)
 
 static void write_files(const converter *c, const json_t *config, const char *path)
 {
-    metadata m = make_metadata(config, c->options->old);
+    metadata m = make_metadata(config, c->options);
     size_t n_first = c->options->split ? c->n_parts / 2 : c->n_parts;
     if (c->options->split) {
         char second[512];

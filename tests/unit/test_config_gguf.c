@@ -169,6 +169,7 @@ START_TEST(older_and_other_files_are_read)
     ck_assert_uint_eq(READ("", {"attention.q_lora_rank", U32(1536)}).q_lora_rank, 1536);
     ck_assert_uint_eq(READ("", {"expert_count", NULL}).n_routed_experts, 0);
     ck_assert(READ("", {"expert_weights_scale", NULL}).routed_scaling_factor == 1);
+    ck_assert(READ("", {"expert_weights_scale", FLOAT(0)}).routed_scaling_factor == 1);
     ck_assert_int_eq(READ("", {"tokenizer.ggml.bos_token_id", NULL}).bos_token_id, -1);
     /* ends of a text, of a turn and of a message */
     c = READ("", {"tokenizer.ggml.eot_token_id", U32(3)}, {"tokenizer.ggml.eom_token_id", U32(6)});

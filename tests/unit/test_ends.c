@@ -202,6 +202,43 @@ START_TEST(ids_that_the_tokenizer_lacks_have_no_text)
 }
 END_TEST
 
+/* An unknown normalizer, decoder or pre-tokenizer, as other libraries write them over a checkpoint's own. */
+START_TEST(a_tokenizer_that_cannot_be_used_leaves_the_weights)
+{
+    char path[512];
+    size_t size;
+    path_of("tokenizer.json", path);
+    write_all("\"eos_token_id\":7", NULL, "{\"eos_token\":\"<|end|>\"}");
+    char *tokenizer = read_file(path, &size), *changed = malloc(size + 64);
+    sprintf(changed, "{\"normalizer\":{\"type\":\"Odd\"},%s", strchr(tokenizer, '{') + 1);
+    char *other = strstr(changed + 40, "\"normalizer\"");
+    if (other != NULL)
+        other[1] = 'x'; /* the file's own comes later, and is none */
+    write_file("tokenizer.json", changed);
+    dsv2_tokenizer *alone;
+    ck_assert_int_eq(dsv2_tokenizer_open(folder, &alone), DSV2_ERROR_UNSUPPORTED);
+    const dsv2_model_options options = {.n_threads = 1, .log = collect};
+    remarks[0] = '\0';
+    dsv2_model *model = test_model_open(folder, &options);
+    ck_assert_msg(strstr(remarks, "token ids only") != NULL && strstr(remarks, "Odd") != NULL, "%s", remarks);
+    ck_assert_ptr_null(dsv2_model_tokenizer(model));
+    ck_assert_msg(strstr(dsv2_last_error(), "Odd") != NULL, "%s", dsv2_last_error());
+    const int32_t *ends, tokens[] = {3, 4};
+    dsv2_session *session;
+    ck_assert(dsv2_model_end_tokens(model, &ends, &size) == DSV2_OK && size == 1 && ends[0] == 7);
+    ck_assert(dsv2_session_open(model, NULL, &session) == DSV2_OK && dsv2_session_feed(session, tokens, 2) == DSV2_OK);
+    dsv2_session_close(session);
+    dsv2_model_close(model);
+    /* what cannot be read as JSON neither */
+    write_file("tokenizer.json", "{");
+    model = test_model_open(folder, &options);
+    ck_assert_ptr_null(dsv2_model_tokenizer(model));
+    dsv2_model_close(model);
+    free(changed);
+    free(tokenizer);
+}
+END_TEST
+
 START_TEST(arguments_of_end_tokens_are_checked)
 {
     const int32_t *ends;
@@ -225,6 +262,7 @@ int main(void)
     tcase_add_loop_test(tests, every_file_of_a_checkpoint_may_name_ends_of_text, 0, sizeof cases / sizeof *cases);
     tcase_add_test(tests, a_generation_config_that_is_wrong_is_named);
     tcase_add_test(tests, ids_that_the_tokenizer_lacks_have_no_text);
+    tcase_add_test(tests, a_tokenizer_that_cannot_be_used_leaves_the_weights);
     tcase_add_test(tests, arguments_of_end_tokens_are_checked);
     suite_add_tcase(suite, tests);
     return test_run(suite);

@@ -6,6 +6,7 @@
 #include "support/run.h"
 
 #include <check.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -283,11 +284,13 @@ START_TEST(a_folder_opens_by_index_or_single_file_or_all_files)
     write_safetensors("part-b.safetensors", ONE("b"), 4);
     write_safetensors("part-a.safetensors", ONE("a"), 4);
     ck_assert_uint_eq(count_folder(), 2);
-    write_safetensors("model.safetensors", ONE("m"), 4);
-    ck_assert_uint_eq(count_folder(), 1);
     write_index(
-        "{\"metadata\":{\"total_size\":8},\"weight_map\":{\"a\":\"part-a.safetensors\",\"b\":\"part-b.safetensors\"}}");
-    ck_assert_uint_eq(count_folder(), 2);
+        "{\"metadata\":{\"total_size\":4},\"weight_map\":{\"a\":\"part-a.safetensors\"}}");
+    ck_assert_uint_eq(count_folder(), 1);
+    write_safetensors("model.safetensors", "{\"m\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
+                                           "\"n\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]},"
+                                           "\"o\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[8,12]}}", 12);
+    ck_assert_uint_eq(count_folder(), 3);
 }
 END_TEST
 
@@ -306,14 +309,8 @@ static const struct {
     {"{\"weight_map\":{\"a\":\"../a.safetensors\"}}", "tensor a is in ../a.safetensors", DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"x/../../a.safetensors\"}}", "expected the name of a file", DSV2_ERROR_FORMAT},
     {"{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "tensor a is in /etc/passwd", DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"absent.safetensors\"}}", "absent.safetensors: cannot open",
-     DSV2_ERROR_IO},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"c\":\"1.safetensors\"}}",
-     "tensor c should be in 1.safetensors, but is in none", DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}",
-     "tensor a should be in 2.safetensors, but is in ", DSV2_ERROR_FORMAT},
-    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"a\":\"2.safetensors\"}}", "tensor a should be in 2.safetensors",
-     DSV2_ERROR_FORMAT},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"absent.safetensors\"}}",
+     "absent.safetensors, which weight_map names, is not there: the download is incomplete", DSV2_ERROR_IO},
     {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"again.safetensors\"}}", "tensor a is there twice",
      DSV2_ERROR_FORMAT},
 };
@@ -325,6 +322,62 @@ START_TEST(a_bad_index_is_refused_by_tensor_and_file)
     write_safetensors("again.safetensors", ONE("a"), 4);
     write_index(bad_indexes[_i].index);
     expect_folder_refused(bad_indexes[_i].status, bad_indexes[_i].part);
+}
+END_TEST
+
+static char remarks[1024];
+
+static void keep_remark(void *user, dsv2_log_level level, const char *message)
+{
+    (void)user;
+    if (level == DSV2_LOG_WARNING)
+        snprintf(remarks + strlen(remarks), sizeof remarks - strlen(remarks), "%s\n", message);
+}
+
+static const struct {
+    const char *index, *remark;
+    bool has_b;
+} odd_indexes[] = {
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"2.safetensors\"}}", NULL, true},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"c\":\"1.safetensors\",\"d\":\"1.safetensors\"}}",
+     "names 2 tensors that no file has", false},
+    {"{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}",
+     "has 2 tensors in other files than they are in", true},
+    {"{\"weight_map\":{\"a\":\"1.safetensors\",\"a\":\"2.safetensors\"}}",
+     "has 1 tensors in other files than they are in", true},
+};
+
+START_TEST(an_index_that_differs_from_the_files_gives_a_remark)
+{
+    const ds_logger logger = {keep_remark, NULL};
+    ds_container *container;
+    write_safetensors("1.safetensors", ONE("a"), 4);
+    write_safetensors("2.safetensors", ONE("b"), 4);
+    write_index(odd_indexes[_i].index);
+    remarks[0] = '\0';
+    ck_assert_msg(ds_safetensors_open(folder_path(), &logger, &container) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert(ds_container_find(container, "a") != NULL);
+    ck_assert((ds_container_find(container, "b") != NULL) == odd_indexes[_i].has_b);
+    ck_assert_msg(odd_indexes[_i].remark == NULL ? remarks[0] == '\0' : strstr(remarks, odd_indexes[_i].remark) != NULL,
+                  "%s", remarks);
+    ds_container_close(container);
+}
+END_TEST
+
+START_TEST(a_whole_file_goes_before_a_stale_index)
+{
+    const ds_logger logger = {keep_remark, NULL};
+    ds_container *container;
+    write_safetensors("model.safetensors", ONE("a"), 4);
+    write_index("{\"weight_map\":{\"a\":\"model-00001-of-00002.safetensors\",\"b\":\"gone.safetensors\"}}");
+    remarks[0] = '\0';
+    ck_assert_msg(ds_safetensors_open(folder_path(), &logger, &container) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert_ptr_nonnull(ds_container_find(container, "a"));
+    ck_assert_msg(strstr(remarks, "does not name model.safetensors, which is taken alone") != NULL, "%s", remarks);
+    ds_container_close(container);
+    /* an index that names the file is not stale */
+    write_index("{\"weight_map\":{\"a\":\"model.safetensors\",\"b\":\"gone.safetensors\"}}");
+    expect_folder_refused(DSV2_ERROR_IO, "gone.safetensors, which weight_map names, is not there");
 }
 END_TEST
 
@@ -367,6 +420,9 @@ int main(void)
     tcase_add_test(tests, a_file_that_changes_size_while_open_is_noticed);
     tcase_add_test(tests, a_folder_opens_by_index_or_single_file_or_all_files);
     tcase_add_loop_test(tests, a_bad_index_is_refused_by_tensor_and_file, 0, sizeof bad_indexes / sizeof *bad_indexes);
+    tcase_add_loop_test(tests, an_index_that_differs_from_the_files_gives_a_remark, 0,
+                        sizeof odd_indexes / sizeof *odd_indexes);
+    tcase_add_test(tests, a_whole_file_goes_before_a_stale_index);
     tcase_add_test(tests, a_name_in_two_files_is_refused);
     tcase_add_test(tests, a_folder_without_weights_is_refused);
 

@@ -116,7 +116,7 @@ class Model(Handle):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer. Raises UnsupportedError if the checkpoint has none."""
+        """The model's own tokenizer. Raises UnsupportedError, with the reason, if it has none or none that can be used."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer._of_model(self._open())
         return self._tokenizer

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from ._errors import Status, UnsupportedError
+from ._errors import UnsupportedError
 from ._ffi import ffi
 from ._handle import Handle
 from ._model import Model
@@ -75,12 +75,12 @@ class Session(Handle):
         model_ptr = model._open()
         check(lib.dsv2_session_open(model_ptr, options, opened))
         try:
-            tokenizer: Tokenizer | None = model.tokenizer
-        except UnsupportedError:
-            tokenizer = None
+            tokenizer: Tokenizer | UnsupportedError = model.tokenizer
+        except UnsupportedError as reason:
+            tokenizer = reason
         self._start(opened[0], model.info, model.end_tokens, tokenizer)
 
-    def _start(self, ptr: Any, info: ModelInfo, ends: tuple[int, ...], tokenizer: Tokenizer | None) -> None:
+    def _start(self, ptr: Any, info: ModelInfo, ends: tuple[int, ...], tokenizer: Tokenizer | UnsupportedError) -> None:
         self._ptr = ffi.gc(ptr, lib.dsv2_session_close)
         self._info = info
         self._ends = ends
@@ -110,9 +110,9 @@ class Session(Handle):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises UnsupportedError if the checkpoint has none."""
-        if self._tokenizer is None:
-            raise UnsupportedError(Status.UNSUPPORTED, "the checkpoint has no tokenizer")
+        """The model's tokenizer. Raises UnsupportedError, with the reason, if it has none or none that can be used."""
+        if isinstance(self._tokenizer, UnsupportedError):
+            raise self._tokenizer.with_traceback(None)
         return self._tokenizer
 
     @property

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._errors import ArgumentError, Status, UnsupportedError
+from ._errors import ArgumentError, Status
 from ._ffi import ffi
 from ._handle import Handle
 from ._native import (
@@ -90,7 +90,7 @@ class Tokenizer(Handle):
     def _of_model(cls, model_ptr: Any) -> Tokenizer:
         ptr = lib.dsv2_model_tokenizer(model_ptr)
         if ptr == ffi.NULL:
-            raise UnsupportedError(Status.UNSUPPORTED, "the checkpoint has no tokenizer")
+            check(Status.UNSUPPORTED)
         self = cls.__new__(cls)
         self._start(keep_alive(ptr, model_ptr))
         return self

@@ -405,13 +405,14 @@ impl Model {
         }
     }
 
-    /// The model's own tokenizer; an error of [`Status::Unsupported`] if the checkpoint has none.
+    /// The model's own tokenizer; an error of [`Status::Unsupported`], with the reason, if it has none or none that can be
+    /// used.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         // SAFETY: the model is open.
         let ptr = unsafe { sys::dsv2_model_tokenizer(self.handle.ptr.as_ptr()) };
         match NonNull::new(ptr as *mut sys::dsv2_tokenizer) {
             Some(ptr) => Ok(Tokenizer::of_model(ptr, self.handle.clone())),
-            None => Err(Error::new(Status::Unsupported, "the checkpoint has no tokenizer")),
+            None => Err(check(sys::dsv2_status::DSV2_ERROR_UNSUPPORTED).unwrap_err()),
         }
     }
 

@@ -153,12 +153,12 @@ typedef struct dsv2_step_item {
     dsv2_status status;    /* out: what became of this item */
 } dsv2_step_item;
 
-/* Does for each item what dsv2_session_feed does, in one pass over the tokens of all: faster, with the same bits.
- * If arguments, memory or files are at fault nothing changes in any session and every item's status says so. If a
- * session is cancelled, or its numbers fail as in dsv2_session_feed (_FORMAT, _UNSUPPORTED), that session alone is as
- * before and its item's status says why; the others go on, with the same bits. The message is that of the first item at
- * fault; if there are several items, it begins with that item's index, as in "items[1]: ". Each session's progress
- * callback is called for that session. Returns DSV2_OK if every item succeeded, otherwise the status of the first item that failed:
+/* Does for each item what dsv2_session_feed does, in one pass over the tokens of all: faster, with the same bits. If
+ * arguments, memory or files are at fault nothing changes in any session and every item's status says so. If a session
+ * is cancelled, or its numbers fail as in dsv2_session_feed (_FORMAT, _UNSUPPORTED), that session alone is as before
+ * and its item's status says why; the others go on, with the same bits. The message is that of the first item at fault;
+ * if there are several items, it begins with that item's index, as in "items[1]: ". Each session's progress callback is
+ * called for that session. Returns DSV2_OK if every item succeeded, otherwise the status of the first item that failed:
  * DSV2_ERROR_ARGUMENT, _FULL, _MEMORY, _IO, _BUSY, _MISMATCH (a session of another model), _CANCELLED, _FORMAT or
  * _UNSUPPORTED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_step(dsv2_model *model, dsv2_step_item *items, size_t n_items);

@@ -44,9 +44,10 @@ typedef struct dsv2_save_options {
  * fails, the file at `path` is the old one or the new one.
  *
  * A new file gets the permissions that the process's umask leaves. A file that replaces an old one gets the old one's
- * owner and read, write and execute permissions, as far as the system lets. If `path` is a symbolic link, the link stays and the file that it
- * leads to is written, with the temporary file beside that one. A file that nobody may write to (mode 0444) is refused
- * with DSV2_ERROR_IO, to root as well; so is what is no regular file: a folder, device, FIFO or socket.
+ * owner and read, write and execute permissions, as far as the system lets. If `path` is a symbolic link, the link
+ * stays and the file that it leads to is written, with the temporary file beside that one. A file that nobody may write
+ * to (mode 0444) is refused with DSV2_ERROR_IO, to root as well; so is what is no regular file: a folder, device, FIFO
+ * or socket.
  *
  * The temporary file is PATH.XXXXXX.dsv2tmp: such names belong to the library, and PATH's own name may have 15 bytes
  * less than the file system allows. A process that is killed while saving may leave the temporary file. The next save

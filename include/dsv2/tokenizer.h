@@ -163,9 +163,9 @@ typedef struct dsv2_chat {
  *   tokens, capacity  the caller's buffer, in tokens
  *   n_tokens          receives the number of tokens, with DSV2_OK and DSV2_ERROR_BUFFER
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT (also if the template refuses these messages; the message says the
- * template's reason), _MEMORY, _BUFFER or _UNSUPPORTED (as dsv2_tokenizer_encode; the template is outside the known part
- * of Jinja; the template writes the messages before `first` otherwise once others follow; no end-of-sequence token is
- * known, which a family's form needs for an assistant's message). */
+ * template's reason), _MEMORY, _BUFFER or _UNSUPPORTED (as dsv2_tokenizer_encode; the template is outside the known
+ * part of Jinja; the template writes the messages before `first` otherwise once others follow; no end-of-sequence token
+ * is known, which a family's form needs for an assistant's message). */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_chat_encode(const dsv2_tokenizer *tokenizer, const dsv2_message *messages,
                                                         size_t n, size_t first, int32_t *tokens, size_t capacity,
                                                         size_t *n_tokens);

@@ -5,6 +5,7 @@ test_includes.py LIB    checks the checker on small trees with one violation eac
 1. A file includes from its own room and from the rooms that ROOMS names for it, which are below.
 2. Modules (X.h and X.c of one folder) include one another in no circle.
 3. The operating system is behind base/os.h: only base/os_*.c include its headers and call it.
+4. No line of a source has more than 120 characters; that goes for the folders beside LIB too.
 """
 
 import re
@@ -30,6 +31,8 @@ ROOMS = {
     "session": "base cache sampling forward model snapshot",
     "api": "base kernels cache tokenizer sampling formats config weights forward model snapshot session",
 }
+
+WIDTH = 120  # characters
 
 C11 = {f"{name}.h" for name in """
     assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdalign stdarg stdatomic
@@ -126,6 +129,15 @@ def find_circles(graph):
     return circles
 
 
+def check_width(folder, suffixes=(".c", ".h", ".hpp", ".cpp", ".def")):
+    problems = []
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in suffixes):
+        for n, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if len(line) > WIDTH:
+                problems.append(f"{path.relative_to(folder).as_posix()}:{n}: has {len(line)} characters, over {WIDTH}")
+    return problems
+
+
 def check(lib):
     """All problems of a tree, as lines."""
     problems, graph = [], {}
@@ -148,6 +160,7 @@ def check(lib):
                 graph.setdefault(module, set()).add(own.rsplit(".", 1)[0])
         if not is_system_file(name):
             problems += check_calls(name, text)
+    problems += check_width(lib)
     return problems + [f"includes in a circle: {circle}" for circle in find_circles(graph)]
 
 
@@ -190,6 +203,10 @@ class Checker(unittest.TestCase):
         rooms = list(ROOMS)
         for i, room in enumerate(rooms):
             self.assertLessEqual(set(ROOMS[room].split()), set(rooms[:i]), room)
+
+    def test_a_long_line_is_found_by_its_characters(self):
+        self.expect({"cache/wide.h": "\n/* " + "ü" * 115 + " */\n"}, "cache/wide.h:2: has 121 characters, over 120")
+        self.expect({"cache/wide.h": "\n/* " + "ü" * 114 + " */\n"})
 
     def test_an_include_from_above_is_found(self):
         self.expect({"cache/upward.c": '\n#include "model/model.h"\n'},
@@ -238,10 +255,13 @@ class Checker(unittest.TestCase):
 def main():
     tests = unittest.defaultTestLoader.loadTestsFromTestCase(Checker)
     sound = unittest.TextTestRunner(stream=sys.stdout).run(tests).wasSuccessful()
-    problems = check(Path(sys.argv[1]))
+    lib = Path(sys.argv[1])
+    problems = check(lib)
+    for beside in ("include", "tests", "examples"):
+        problems += [f"../{beside}/{problem}" for problem in check_width(lib.parent / beside)]
     for problem in problems:
         print(problem)
-    print(f"{len(problems)} problems in {sys.argv[1]}")
+    print(f"{len(problems)} problems in {lib} and beside it")
     return 0 if sound and not problems else 1
 
 

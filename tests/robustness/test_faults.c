@@ -1,11 +1,10 @@
-/* Every read, write, flush, rename, lock, mapping, look at a file and allocation of opening, feeding, saving, appending,
- * restoring and packing fails in turn, once and for good; transfers are short, end early and are interrupted. After each
- * the status says so, or the library rightly went on; the file of that name is the old or the new one, and whole; no
- * temporary file stays but one of the documented name that could not be removed; the session is as it was, and
- * everything works as soon as the system does. The same for a process that is killed at each call, and at random
- * moments. Prints what failed and what came of that. With DSV2_TEST_ALL set: every call with every error, and 1,000
- * moments.
- *   test_faults [CASE] */
+/* Every read, write, flush, rename, lock, mapping, look at a file and allocation of opening, feeding, saving,
+ * appending, restoring and packing fails in turn, once and for good; transfers are short, end early and are
+ * interrupted. After each the status says so, or the library rightly went on; the file of that name is the old or the
+ * new one, and whole; no temporary file stays but one of the documented name that could not be removed; the session is
+ * as it was, and everything works as soon as the system does. The same for a process that is killed at each call, and
+ * at random moments. Prints what failed and what came of that. With DSV2_TEST_ALL set: every call with every error, and
+ * 1,000 moments. test_faults [CASE] */
 #include <dsv2/dsv2.h>
 
 #include "support/checkpoint.h"
@@ -578,9 +577,9 @@ START_TEST(every_call_below_the_library_may_fail)
         if (is_transfer(call))
             end_each(o, call, n, all, &transfers);
     }
-    printf("\n    allocations: %zu runs, %zu errors; transfers: %zu, %zu errors, %zu went on; other calls: %zu, %zu errors, "
-           "%zu went on\n", allocations.runs, allocations.failed, transfers.runs, transfers.failed, transfers.went_on,
-           calls.runs, calls.failed, calls.went_on);
+    printf("\n    allocations: %zu runs, %zu errors; transfers: %zu, %zu errors, %zu went on; other calls: %zu, %zu "
+           "errors, %zu went on\n", allocations.runs, allocations.failed, transfers.runs, transfers.failed,
+           transfers.went_on, calls.runs, calls.failed, calls.went_on);
     ck_assert_uint_eq(allocations.went_on, 0);
     ck_assert(allocations.runs + calls.runs > 0);
     free(packed.data);
@@ -670,8 +669,8 @@ START_TEST(a_process_killed_while_writing_leaves_the_old_file_or_the_new)
         at_random.runs += was_killed(child);
         check_after_kill(o, &at_random);
     }
-    printf("%s: killed at %zu calls, %zu temporary files left and removed; at random %zu, %zu left and removed\n", o->name,
-           at_calls.runs, at_calls.failed, at_random.runs, at_random.failed);
+    printf("%s: killed at %zu calls, %zu temporary files left and removed; at random %zu, %zu left and removed\n",
+           o->name, at_calls.runs, at_calls.failed, at_random.runs, at_random.failed);
     free(packed.data);
 }
 END_TEST

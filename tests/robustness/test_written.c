@@ -72,7 +72,8 @@ static test_checkpoint random_shape(uint64_t seed)
         .dtype = dtypes[between(&s, 0, 2)], .vocab_size = between(&s, 1, 70), .hidden_size = width(&s, 1),
         .intermediate_size = width(&s, 1), .num_hidden_layers = between(&s, 1, 3),
         .num_attention_heads = between(&s, 1, 3), .q_lora_rank = between(&s, 0, 1) * width(&s, 1),
-        .kv_lora_rank = width(&s, 1), .qk_nope_head_dim = between(&s, 1, 40), .qk_rope_head_dim = 2 * between(&s, 1, 20),
+        .kv_lora_rank = width(&s, 1), .qk_nope_head_dim = between(&s, 1, 40),
+        .qk_rope_head_dim = 2 * between(&s, 1, 20),
         .v_head_dim = between(&s, 1, 40), .max_position_embeddings = between(&s, 70, 200), .seed = seed + 1,
         .attention_bias = between(&s, 0, 1), .tie_word_embeddings = between(&s, 0, 1), .yarn = between(&s, 0, 1),
     };

@@ -21,8 +21,8 @@ enum { VOCAB = 40, PROMPT = 150, FIRST = 70, DRAWN = 8 };
 static const test_checkpoint shape = {
     .vocab_size = VOCAB, .hidden_size = 256, .intermediate_size = 32, .num_hidden_layers = 2, .num_attention_heads = 1,
     .kv_lora_rank = 32, .qk_nope_head_dim = 32, .qk_rope_head_dim = 16, .v_head_dim = 32,
-    .max_position_embeddings = 300, .moe_intermediate_size = 16, .n_routed_experts = 3, .num_experts_per_tok = 2, .n_shared_experts = 1,
-    .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 10,
+    .max_position_embeddings = 300, .moe_intermediate_size = 16, .n_routed_experts = 3, .num_experts_per_tok = 2,
+    .n_shared_experts = 1, .first_k_dense_replace = 1, .moe_layer_freq = 1, .seed = 10,
 };
 
 static const struct {

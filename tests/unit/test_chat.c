@@ -244,8 +244,9 @@ START_TEST(an_unclosed_reply_is_closed_as_the_template_closes_it)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char template[512];
         snprintf(template, sizeof template,
-                 "{%% for m in messages %%}<|{{ m.role }}|>{{ m.content | trim }}{%% if m.role == 'assistant' %%}%s{%% endif %%}"
-                 "{%% endfor %%}{%% if add_generation_prompt %%}<|assistant|>{%% endif %%}", cases[i].end);
+                 "{%% for m in messages %%}<|{{ m.role }}|>{{ m.content | trim }}"
+                 "{%% if m.role == 'assistant' %%}%s{%% endif %%}{%% endfor %%}"
+                 "{%% if add_generation_prompt %%}<|assistant|>{%% endif %%}", cases[i].end);
         dsv2_tokenizer *t = open_template(template);
         const uint32_t flags = DSV2_CHAT_UNCLOSED;
         expect_text(t, (dsv2_chat){.messages = talk, .n = 3, .first = 2, .flags = flags}, cases[i].expected);

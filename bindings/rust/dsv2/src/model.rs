@@ -1,5 +1,5 @@
 use crate::callback::{Failure, Fixed, LogFn, LogRelay, ProgressFn, ProgressRelay};
-use crate::error::{c_path, c_string, check, text, Error, Result, Status};
+use crate::error::{c_path, c_string, check, text, Result};
 use crate::{sys, LogLevel, Progress, Routing, RoutingTokens, Session, SessionOptions, Tokenizer};
 use std::mem::size_of;
 use std::ops::ControlFlow;
@@ -125,7 +125,7 @@ impl<'a> ModelOptions<'a> {
         self
     }
 
-    /// Keeps the weights in memory; an error of [`Status::Memory`] with the limit where the system refuses.
+    /// Keeps the weights in memory; an error of [`crate::Status::Memory`] with the limit where the system refuses.
     pub fn lock(mut self, lock: bool) -> Self {
         self.lock = lock;
         self
@@ -405,8 +405,8 @@ impl Model {
         }
     }
 
-    /// The model's own tokenizer; an error of [`Status::Unsupported`], with the reason, if it has none or none that can be
-    /// used.
+    /// The model's own tokenizer; an error of [`crate::Status::Unsupported`], with the reason, if it has none or none that can
+    /// be used.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         // SAFETY: the model is open.
         let ptr = unsafe { sys::dsv2_model_tokenizer(self.handle.ptr.as_ptr()) };

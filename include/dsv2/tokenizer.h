@@ -126,9 +126,12 @@ typedef struct dsv2_message {
 } dsv2_message;
 
 typedef enum dsv2_chat_flags {
-    DSV2_CHAT_OPEN = 1,    /* the last message is an assistant's that goes on: the prompt ends with its text */
+    DSV2_CHAT_OPEN = 1,    /* the last message is an assistant's that goes on: the prompt ends with its text. Refused
+                            * with _UNSUPPORTED where the template does not write that text as it is, but for white
+                            * space in front; _ARGUMENT if the message has tool calls */
     DSV2_CHAT_UNCLOSED = 2 /* message first - 1 is an assistant's that was fed without the token that ended it: the ids
-                            * begin with what the template writes behind its text */
+                            * begin with what the template writes behind its text. Refused with _UNSUPPORTED where the
+                            * template does not write that reply once; _ARGUMENT if the message has tool calls */
 } dsv2_chat_flags;
 
 /* A conversation to be written as a prompt. Set struct_size; zeros are the defaults. */

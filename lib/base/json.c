@@ -249,7 +249,7 @@ dsv2_status ds_json_read(const ds_json *json, ds_text value, const char *const *
         .json = json,
         .scanner = {.at = value.data, .end = value.data + value.size},
         .begin = value.data,
-        .left = (uint64_t)DS_JSON_FACTOR * json->text.size + DS_JSON_SLACK,
+        .left = (uint64_t)DS_JSON_FACTOR * json->text.size + DS_JSON_SLACK + json->more_memory,
     };
     dsv2_status status = *value.data == '{' ? build_container(&b, names, parsed) : build(&b, parsed);
     ds_free(b.string.bytes);

@@ -184,7 +184,7 @@ void ds_json_place(const ds_json *json, const char *at, int *line, int *column)
 
 dsv2_status ds_json_check(const char *path, const char *text, size_t size, ds_json *json)
 {
-    *json = (ds_json){path, {size > 0 ? text : "", size}};
+    *json = (ds_json){.path = path, .text = {size > 0 ? text : "", size}};
     ds_scanner s = {.at = json->text.data, .end = json->text.data + size};
     ds_skip_space(&s);
     const char *begin = s.at;

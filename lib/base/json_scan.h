@@ -12,6 +12,7 @@ enum { DS_JSON_DEPTH = 128 };
 typedef struct ds_json {
     const char *path; /* for messages */
     ds_text text;
+    uint64_t more_memory; /* bytes that values may take beyond the bound of files: for a text of the host's own */
 } ds_json;
 
 /* Checks that the text is one JSON object. Allowed beyond the grammar, as in Python: NaN, Infinity and -Infinity. The

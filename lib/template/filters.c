@@ -49,13 +49,13 @@ static ds_value filter_abs(ds_rendering *r, ds_value value, const ds_arguments *
 static ds_value filter_capitalize(ds_rendering *r, ds_value value, const ds_arguments *arguments)
 {
     (void)arguments;
-    return ds_capitalize(r, as_string(r, value), false);
+    return ds_capitalize(r, as_string(r, value), NULL);
 }
 
 static ds_value filter_title(ds_rendering *r, ds_value value, const ds_arguments *arguments)
 {
     (void)arguments;
-    return ds_capitalize(r, as_string(r, value), true);
+    return ds_capitalize(r, as_string(r, value), "- \t\n\r\v\f({[<");
 }
 
 static ds_value filter_default(ds_rendering *r, ds_value value, const ds_arguments *arguments)
@@ -464,7 +464,7 @@ TEST_OF_VALUE(mapping, ds_is_mapping(v))
 TEST_OF_VALUE(none, v.type == DS_VALUE_NONE)
 TEST_OF_VALUE(number, ds_is_number(v))
 TEST_OF_VALUE(string, ds_is_string(v))
-TEST_OF_VALUE(callable, v.type == DS_VALUE_MACRO)
+TEST_OF_VALUE(callable, v.type == DS_VALUE_MACRO || v.type == DS_VALUE_FUNCTION)
 
 static bool is_iterable(ds_rendering *r, ds_value v, ds_value o)
 {

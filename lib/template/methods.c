@@ -17,7 +17,7 @@ static bool is_among(const ds_string *string, size_t at, size_t size, const ds_s
 
 ds_value ds_strip(ds_rendering *r, const ds_string *string, const ds_string *characters, bool left, bool right)
 {
-    if (!ds_spend(r, (string->size / 64 + 1) * (characters != NULL ? characters->size / 8 + 1 : 1)))
+    if (!ds_spend(r, (string->size / 16 + 1) * (characters != NULL ? characters->size / 4 + 1 : 1)))
         return (ds_value){0};
     size_t from = 0, to = 0;
     bool begun = !left;
@@ -73,7 +73,9 @@ static char changed(char c, bool upper)
     return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
 }
 
-static ds_value with_case(ds_rendering *r, const ds_string *string, bool first_upper, bool others_upper, bool words)
+/* `behind`: what a word begins behind, beside the text's beginning; "": whatever is no letter; NULL: nothing. */
+static ds_value with_case(ds_rendering *r, const ds_string *string, bool first_upper, bool others_upper,
+                          const char *behind)
 {
     ds_builder builder = {0};
     ds_add_string(r, &builder, string);
@@ -84,19 +86,19 @@ static ds_value with_case(ds_rendering *r, const ds_string *string, bool first_u
         if ((unsigned char)c >= 0x80)
             return ds_refuse(r, "upper and lower case of letters beyond ASCII are not supported");
         builder.bytes[i] = changed(c, begins ? first_upper : others_upper);
-        begins = words && !letter;
+        begins = behind != NULL && (*behind != '\0' ? strchr(behind, c) != NULL && c != '\0' : !letter);
     }
     return ds_built(r, &builder);
 }
 
 ds_value ds_change_case(ds_rendering *r, const ds_string *string, bool upper)
 {
-    return with_case(r, string, upper, upper, false);
+    return with_case(r, string, upper, upper, NULL);
 }
 
-ds_value ds_capitalize(ds_rendering *r, const ds_string *string, bool words)
+ds_value ds_capitalize(ds_rendering *r, const ds_string *string, const char *behind)
 {
-    return with_case(r, string, true, false, words);
+    return with_case(r, string, true, false, behind);
 }
 
 /* Parts between separators, or between runs of white space if there is no separator. */
@@ -329,8 +331,10 @@ static ds_value strip(ds_rendering *r, const ds_string *string, const ds_argumen
 static ds_value string_method(ds_rendering *r, const ds_string *s, method m, const ds_arguments *a, bool *found)
 {
     ds_value first = ds_argument(r, a, 0, "");
+    if (!ds_spend(r, s->size / 64 + 1)) /* most methods look at all of the text */
+        return (ds_value){0};
     switch (m) {
-    case CAPITALIZE: return ds_capitalize(r, s, false);
+    case CAPITALIZE: return ds_capitalize(r, s, NULL);
     case COUNT: return ds_int(occurrences(r, s, needed_string(r, a, 0)));
     case ENDSWITH: return ds_bool(has_end(r, s, first, true));
     case FIND: return ds_int(position(r, s, needed_string(r, a, 0), false));
@@ -355,7 +359,7 @@ static ds_value string_method(ds_rendering *r, const ds_string *s, method m, con
     case SPLITLINES: return split_lines(r, s, ds_truth(ds_argument(r, a, 0, "keepends")));
     case STARTSWITH: return ds_bool(has_end(r, s, first, false));
     case STRIP: return strip(r, s, a, true, true);
-    case TITLE: return ds_capitalize(r, s, true);
+    case TITLE: return ds_capitalize(r, s, "");
     case UPPER: return ds_change_case(r, s, true);
     default: *found = false; return (ds_value){0};
     }

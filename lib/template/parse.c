@@ -10,13 +10,17 @@
 /* Bounds recursion to what fits a small stack. Published templates nest ten deep. */
 enum { MOST_DEPTH = 48 };
 
+/* Bounds the search for names. Published templates have some 50. */
+enum { MOST_NAMES = 1000 };
+
+enum { IS_CALLED = 1, IS_MACRO = 2 };
+
 typedef struct parser {
     ds_template *template;
     const ds_word *word; /* the next */
     unsigned depth;
     unsigned loops; /* around the statement */
-    uint32_t *called; /* names that are called as functions and have to be macros */
-    size_t n_called, called_capacity;
+    uint8_t uses[MOST_NAMES]; /* of each name: IS_CALLED as a function, and then has to be what IS_MACRO says */
     dsv2_status status; /* of the first failure */
 } parser;
 
@@ -184,6 +188,10 @@ static uint32_t intern(parser *p, ds_text text)
     for (size_t i = 0; i < t->n_names; i++)
         if (t->names[i].size == text.size && memcmp(t->names[i].data, text.data, text.size) == 0)
             return (uint32_t)i;
+    if (t->n_names == MOST_NAMES) {
+        unsupported(p, "this name is one too many:", text);
+        return 0;
+    }
     if (t->n_names == t->names_capacity) {
         size_t capacity = t->n_names == 0 ? 16 : 2 * t->n_names;
         ds_text *names = larger(p, t->names, t->n_names, capacity, sizeof *names);
@@ -456,13 +464,8 @@ static ds_node *parse_test(parser *p)
 
 static void note_call(parser *p, uint32_t name)
 {
-    if (ds_has_function(p->template->names[name]))
-        return;
-    if (!ds_grow(&p->called, &p->called_capacity, p->n_called + 1, sizeof *p->called)) {
-        fail_memory(p);
-        return;
-    }
-    p->called[p->n_called++] = name;
+    if (!ds_has_function(p->template->names[name]))
+        p->uses[name] |= IS_CALLED;
 }
 
 static ds_node *parse_postfix(parser *p, ds_node *first, bool with_filters)
@@ -740,6 +743,8 @@ static ds_node *parse_macro(parser *p)
     ds_node *node = new_node(p, DS_NODE_MACRO);
     items list = {0};
     uint32_t name = expect_name(p, "a name");
+    if (ok(p))
+        p->uses[name] |= IS_MACRO;
     expect_sign(p, "(");
     while (ok(p) && !is_sign(p, ")")) {
         uint32_t parameter = expect_name(p, "a parameter");
@@ -833,24 +838,11 @@ static ds_node *parse_block(parser *p, const char *ends)
 
 /* ---- the whole ---- */
 
-/* Whether something in the tree gives this name a macro. */
-static bool defines_macro(const ds_node *node, uint32_t name)
+static void check_calls(parser *p)
 {
-    if (node == NULL)
-        return false;
-    if (node->kind == DS_NODE_MACRO && node->name == name)
-        return true;
-    for (uint32_t i = 0; i < node->n; i++)
-        if (defines_macro(node->items[i], name))
-            return true;
-    return false;
-}
-
-static void check_calls(parser *p, const ds_node *root)
-{
-    for (size_t i = 0; i < p->n_called && ok(p); i++)
-        if (!defines_macro(root, p->called[i]))
-            unsupported(p, "this function is not supported:", p->template->names[p->called[i]]);
+    for (size_t i = 0; i < p->template->n_names && ok(p); i++)
+        if (p->uses[i] == IS_CALLED)
+            unsupported(p, "this function is not supported:", p->template->names[i]);
 }
 
 dsv2_status ds_template_parse(const char *path, const char *text, size_t size, ds_template **template)
@@ -874,9 +866,8 @@ dsv2_status ds_template_parse(const char *path, const char *text, size_t size, d
     if (ok(&p)) {
         p.word = words;
         made->root = parse_block(&p, "");
-        check_calls(&p, made->root);
+        check_calls(&p);
     }
-    ds_free(p.called);
     ds_free(words);
     if (p.status != DSV2_OK) {
         ds_template_destroy(made);

@@ -30,6 +30,7 @@ typedef enum ds_value_type {
     DS_VALUE_DICT,
     DS_VALUE_NAMESPACE, /* a dict whose entries `set` may change */
     DS_VALUE_MACRO,
+    DS_VALUE_FUNCTION, /* one of the known ones, not called: it is defined and callable, and nothing else */
     DS_VALUE_LOOP,
 } ds_value_type;
 
@@ -290,9 +291,9 @@ ds_value *ds_dict_find(const ds_dict *dict, const char *key);
 /* All that a loop over the value visits: elements, keys, characters. */
 ds_list *ds_elements(ds_rendering *r, ds_value value);
 
-/* A value from JSON. The string of a member `role` is the template's, if letters, digits, "_" and "-" are all it is
- * made of: templates write it into special tokens. Every other string is of the data. */
-ds_value ds_value_from_json(ds_rendering *r, const json_t *json, const char *member);
+/* The variables. The role of a message is the template's, if letters, digits, "_" and "-" are all that the role is made
+ * of: templates write it into special tokens. Every other string is of the data. */
+ds_value ds_variables_from_json(ds_rendering *r, const json_t *json);
 
 /* What {{ value }} writes, and what Python's repr does. */
 void ds_print(ds_rendering *r, ds_builder *out, ds_value value);
@@ -355,7 +356,7 @@ ds_value ds_join(ds_rendering *r, const ds_list *list, const ds_string *between)
 /* ASCII letters in upper or lower case; refuses others, whose cases need tables. */
 ds_value ds_change_case(ds_rendering *r, const ds_string *string, bool upper);
 /* The first letter in upper case, the others in lower; of each word if `words`. */
-ds_value ds_capitalize(ds_rendering *r, const ds_string *string, bool words);
+ds_value ds_capitalize(ds_rendering *r, const ds_string *string, const char *behind);
 /* A list of (key, value). */
 ds_value ds_items(ds_rendering *r, const ds_dict *dict);
 

@@ -630,7 +630,10 @@ static ds_value evaluate_name(ds_rendering *r, uint32_t name)
 {
     if (r->loop != NULL && ds_text_equals(name_text(r, name), "loop"))
         return (ds_value){.type = DS_VALUE_LOOP, .loop = r->loop};
-    return look_up(r, name);
+    ds_value value = look_up(r, name);
+    if (value.type == DS_VALUE_UNDEFINED && ds_has_function(name_text(r, name)))
+        value.type = DS_VALUE_FUNCTION;
+    return value;
 }
 
 static ds_value evaluate(ds_rendering *r, const ds_node *node)
@@ -854,7 +857,7 @@ dsv2_status ds_template_render(const ds_template *template, const json_t *variab
     ds_rendering r = {.template = template, .out = &out, .scope = &top, .now = now, .line = 1,
                       .steps = STEPS + STEPS_PER_BYTE * bytes,
                       .arena.limit = (size_t)(MEMORY + MEMORY_PER_BYTE * bytes)};
-    ds_value all = ds_value_from_json(&r, variables, NULL);
+    ds_value all = ds_variables_from_json(&r, variables);
     r.variables = all.dict;
     give_words(&r, words, n_words);
     if (!ds_failed(&r))

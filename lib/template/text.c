@@ -127,6 +127,8 @@ void ds_add_text(ds_rendering *r, ds_builder *b, const char *text)
 
 void ds_add_string(ds_rendering *r, ds_builder *b, const ds_string *string)
 {
+    if (string == NULL)
+        return; /* what should have made it has failed */
     if (string->origin != DS_OF_BOTH) {
         ds_add_bytes(r, b, string->bytes, string->size, string->origin);
         return;

@@ -8,7 +8,8 @@
 const char *ds_value_kind(ds_value value)
 {
     static const char *const kinds[] = {"undefined", "none",    "a boolean", "an integer", "a float", "a string",
-                                        "a list",    "a tuple", "a mapping", "a namespace", "a macro",  "a loop"};
+                                        "a list",    "a tuple", "a mapping", "a namespace", "a macro",
+                                        "a function", "a loop"};
     return kinds[value.type];
 }
 
@@ -58,7 +59,9 @@ static bool equal(ds_rendering *r, ds_value a, ds_value b)
     if (a.type != b.type)
         return false;
     switch (a.type) {
-    case DS_VALUE_STRING: return ds_compare_strings(a.string, b.string) == 0;
+    case DS_VALUE_STRING:
+        return a.string->size == b.string->size && ds_spend(r, a.string->size / 64) &&
+               ds_compare_strings(a.string, b.string) == 0;
     case DS_VALUE_LIST:
     case DS_VALUE_TUPLE: return lists_equal(r, a.list, b.list);
     case DS_VALUE_DICT: return dicts_equal(r, a.dict, b.dict);
@@ -213,15 +216,28 @@ static bool is_word(const char *text, size_t size)
     return true;
 }
 
-static ds_value string_from_json(ds_rendering *r, const json_t *json, const char *member)
+/* Where a value stands in the variables. The role of a message is a word of the template's, as if it had been written
+ * there, so that "<|" ~ message.role ~ "|>" is a token. Roles elsewhere are data. */
+typedef enum place { ELSEWHERE, VARIABLES, MESSAGES, MESSAGE, ROLE } place;
+
+static place place_of_member(place of, const char *name)
+{
+    if (of == VARIABLES && strcmp(name, "messages") == 0)
+        return MESSAGES;
+    return of == MESSAGE && strcmp(name, "role") == 0 ? ROLE : ELSEWHERE;
+}
+
+static ds_value value_from_json(ds_rendering *r, const json_t *json, place where);
+
+static ds_value string_from_json(ds_rendering *r, const json_t *json, place where)
 {
     const char *text = json_string_value(json);
     size_t size = json_string_length(json);
-    bool role = member != NULL && strcmp(member, "role") == 0 && is_word(text, size);
-    return ds_new_string(r, text, size, role ? DS_OF_TEMPLATE : DS_OF_DATA);
+    bool is_role = where == ROLE && is_word(text, size);
+    return ds_new_string(r, text, size, is_role ? DS_OF_TEMPLATE : DS_OF_DATA);
 }
 
-static ds_value dict_from_json(ds_rendering *r, const json_t *json)
+static ds_value dict_from_json(ds_rendering *r, const json_t *json, place where)
 {
     ds_value made = ds_new_dict(r, json_object_size(json));
     const char *key;
@@ -232,35 +248,40 @@ static ds_value dict_from_json(ds_rendering *r, const json_t *json)
         /* Keys of an object differ from one another: no search. */
         ds_entry *entry = &made.dict->entries[made.dict->n++];
         entry->key = ds_new_string(r, key, strlen(key), DS_OF_DATA);
-        entry->value = ds_value_from_json(r, value, key);
+        entry->value = value_from_json(r, value, place_of_member(where, key));
     }
     return made;
 }
 
-static ds_value from_json(ds_rendering *r, const json_t *json, const char *member)
+static ds_value from_json(ds_rendering *r, const json_t *json, place where)
 {
     switch (json_typeof(json)) {
     case JSON_TRUE: return ds_bool(true);
     case JSON_FALSE: return ds_bool(false);
     case JSON_NULL: return ds_none();
     case JSON_INTEGER: return ds_int(json_integer_value(json));
-    case JSON_REAL: return ds_float(json_real_value(json));
-    case JSON_STRING: return string_from_json(r, json, member);
-    case JSON_OBJECT: return dict_from_json(r, json);
+    case JSON_REAL:
+        if (fabs(json_real_value(json)) >= 0x1p63) /* maybe an integer, whose digits are lost */
+            return ds_refuse(r, "a number of 2^63 and more is not supported");
+        return ds_float(json_real_value(json));
+    case JSON_STRING: return string_from_json(r, json, where);
+    case JSON_OBJECT: return dict_from_json(r, json, where);
     case JSON_ARRAY: break;
     }
     ds_value made = ds_new_list(r, json_array_size(json));
     for (size_t i = 0; i < json_array_size(json) && !ds_failed(r); i++)
-        ds_list_add(r, made.list, ds_value_from_json(r, json_array_get(json, i), NULL));
+        ds_list_add(r, made.list, value_from_json(r, json_array_get(json, i), where == MESSAGES ? MESSAGE : ELSEWHERE));
     return made;
 }
 
-ds_value ds_value_from_json(ds_rendering *r, const json_t *json, const char *member)
+static ds_value value_from_json(ds_rendering *r, const json_t *json, place where)
 {
-    ds_value value = ds_enter(r) ? from_json(r, json, member) : (ds_value){0};
+    ds_value value = ds_enter(r) ? from_json(r, json, where) : (ds_value){0};
     ds_leave(r);
     return value;
 }
+
+ds_value ds_variables_from_json(ds_rendering *r, const json_t *json) { return value_from_json(r, json, VARIABLES); }
 
 /* ---- writing ---- */
 

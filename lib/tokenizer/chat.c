@@ -77,6 +77,8 @@ static dsv2_status add_messages(const dsv2_message *messages, size_t n, json_t *
 /* Parses `text`, the host's JSON, of which errors say `name`. */
 static dsv2_status parse(const char *name, const char *text, bool is_list, json_t **parsed)
 {
+    /* Short members take some hundred times their text. */
+    enum { MEMORY = 16 << 20, MEMORY_A_BYTE = 256 };
     /* The readers of JSON want an object. */
     static const char before[] = "{\"value\":";
     size_t size = strlen(text), begin = sizeof before - 1;
@@ -87,7 +89,11 @@ static dsv2_status parse(const char *name, const char *text, bool is_list, json_
     memcpy(object, before, begin);
     memcpy(object + begin, text, size);
     object[begin + size] = '}';
-    dsv2_status status = ds_json_parse(name, object, begin + size + 1, NULL, &root);
+    ds_json json;
+    dsv2_status status = ds_json_check(name, object, begin + size + 1, &json);
+    json.more_memory = MEMORY + (uint64_t)MEMORY_A_BYTE * size;
+    if (status == DSV2_OK)
+        status = ds_json_read(&json, json.text, NULL, &root);
     ds_free(object);
     if (status == DSV2_ERROR_FORMAT)
         return ds_fail(DSV2_ERROR_ARGUMENT, "%s is not valid JSON", name);
@@ -181,37 +187,79 @@ static size_t end_of_data(const ds_rendered *rendered)
     return end;
 }
 
-static bool is_blank(const char *text)
+/* A mark is put behind the text of a message. Where the mark comes out, that text ends. Private characters, which no
+ * filter changes; a conversation that has them itself is refused. */
+static const char open_mark[] = "\xef\xa3\xbf\xee\x80\x80\xef\xa3\xbf", /* U+F8FF, U+E000, U+F8FF */
+    unclosed_mark[] = "\xef\xa3\xbf\xee\x80\x81\xef\xa3\xbf";
+
+/* Puts a mark behind the text of message `i`, which has to be a reply without tool calls: what a template writes of
+ * those stands behind the text. */
+static dsv2_status mark_reply(json_t *messages, size_t i, const char *flag, const char *mark)
 {
-    return text == NULL || text[strspn(text, " \t\r\n")] == '\0';
+    json_t *message = json_array_get(messages, i), *content = json_object_get(message, "content");
+    if (!has_role(message, "assistant") || !json_is_string(content))
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: the message is not an assistant's text", flag);
+    if (!ds_json_is_absent(json_object_get(message, "tool_calls")))
+        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: messages[%zu] has tool calls, which end it", flag, i);
+    size_t size = json_string_length(content);
+    char *text = ds_new(size + strlen(mark) + 1, 1);
+    if (text == NULL)
+        return ds_fail_memory("a conversation", size);
+    memcpy(text, json_string_value(content), size);
+    memcpy(text + size, mark, strlen(mark) + 1);
+    int failed = json_object_set_new(message, "content", as_json(text, size + strlen(mark)));
+    ds_free(text);
+    return failed == 0 ? DSV2_OK : ds_fail_memory("a conversation", size);
 }
 
-/* The text of a message that must be an assistant's. Where a text of nothing leaves no trace in the prompt, a letter is
- * put in its place, and *blank is set. */
-static dsv2_status mark_reply(json_t *message, const char *flag, bool *blank)
+static dsv2_status fail_mark(const char *flag)
 {
-    const char *text = json_string_value(json_object_get(message, "content"));
-    if (!has_role(message, "assistant") || text == NULL)
-        return ds_fail(DSV2_ERROR_ARGUMENT, "%s: the message is not an assistant's text", flag);
-    *blank = is_blank(text);
-    if (*blank && json_object_set_new(message, "content", json_string("x")) != 0)
-        return ds_fail_memory("a conversation", 1);
-    return DSV2_OK;
+    return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: the chat template does not write the message's text once and as it is",
+                   flag);
+}
+
+/* Where a mark stands in a prompt: once, and nothing but data. */
+static dsv2_status find_mark(const ds_rendered *rendered, const char *flag, const char *mark, size_t *at)
+{
+    size_t size = strlen(mark), found = 0;
+    for (size_t i = 0; i + size <= rendered->size; i++)
+        if (memcmp(rendered->text + i, mark, size) == 0 && rendered->origins[i] != 0) {
+            *at = i;
+            found++;
+        }
+    return found == 1 ? DSV2_OK : fail_mark(flag);
 }
 
 /* A prompt that ends with the text of its last message, an assistant's. What the template writes behind that text is
- * cut off, and so is the letter of a blank text. */
+ * cut off. */
 static dsv2_status write_open(const writer *w, json_t *messages, ds_rendered *rendered)
 {
-    bool blank;
-    dsv2_status status = mark_reply(json_array_get(messages, json_array_size(messages) - 1), "DSV2_CHAT_OPEN", &blank);
+    static const char flag[] = "DSV2_CHAT_OPEN";
+    size_t n = json_array_size(messages), end = 0;
+    json_t *content = json_incref(json_object_get(json_array_get(messages, n - 1), "content"));
+    dsv2_status status = mark_reply(messages, n - 1, flag, open_mark);
     if (status == DSV2_OK)
         status = write_prompt(w, messages, true, rendered);
-    if (status != DSV2_OK)
+    if (status != DSV2_OK) {
+        json_decref(content);
         return status;
-    size_t end = end_of_data(rendered);
-    rendered->size = end - (blank && end > 0);
-    return DSV2_OK;
+    }
+    status = find_mark(rendered, flag, open_mark, &end);
+    if (status == DSV2_OK) {
+        const char *text = json_string_value(content);
+        size_t size = json_string_length(content);
+        while (size > 0 && strchr(" \t\r\n", *text) != NULL && *text != '\0') { /* templates may trim */
+            text++;
+            size--;
+        }
+        if (size > end || memcmp(rendered->text + end - size, text, size) != 0)
+            status = fail_mark(flag);
+    }
+    json_decref(content);
+    rendered->size = end;
+    if (status != DSV2_OK)
+        ds_rendered_free(rendered);
+    return status;
 }
 
 /* Where the EOS behind the last message's text ends. What a template writes behind that, a model never says: the EOS
@@ -227,8 +275,7 @@ static size_t end_of_reply(const writer *w, const ds_rendered *rendered)
 }
 
 /* How many bytes of a prompt the messages before `first` take, which the host has fed. */
-static dsv2_status measure_fed(const writer *w, json_t *messages, size_t first, bool unclosed, const ds_rendered *whole,
-                               size_t *fed)
+static dsv2_status measure_fed(const writer *w, json_t *messages, size_t first, const ds_rendered *whole, size_t *fed)
 {
     json_t *before = json_array();
     dsv2_status status = before == NULL ? ds_fail_memory("a conversation", first) : DSV2_OK;
@@ -241,9 +288,7 @@ static dsv2_status measure_fed(const writer *w, json_t *messages, size_t first, 
     json_decref(before);
     if (status != DSV2_OK)
         return status;
-    *fed = unclosed ? end_of_data(&part)
-           : has_role(json_array_get(messages, first - 1), "assistant") ? end_of_reply(w, &part)
-                                                                        : part.size;
+    *fed = has_role(json_array_get(messages, first - 1), "assistant") ? end_of_reply(w, &part) : part.size;
     if (*fed > whole->size || memcmp(part.text, whole->text, *fed) != 0 ||
         memcmp(part.origins, whole->origins, *fed) != 0)
         status = ds_fail(DSV2_ERROR_UNSUPPORTED, "first is %zu, but the chat template writes the messages before that "
@@ -279,31 +324,61 @@ static dsv2_status check_for_family(const dsv2_tokenizer *t, const json_t *messa
     return DSV2_OK;
 }
 
-static dsv2_status chat_with(writer *w, const dsv2_chat *chat, ds_ids *out)
+static dsv2_status check_chat(const writer *w, const dsv2_chat *chat, const json_t *messages)
 {
-    json_t *messages = json_object_get(w->variables, "messages");
-    size_t n = json_array_size(messages), fed = 0;
+    size_t n = json_array_size(messages);
+    bool open = (chat->flags & DSV2_CHAT_OPEN) != 0, unclosed = (chat->flags & DSV2_CHAT_UNCLOSED) != 0;
     if (n == 0)
         return ds_fail(DSV2_ERROR_ARGUMENT, "the conversation has no message");
     if (chat->first > n)
         return ds_fail(DSV2_ERROR_ARGUMENT, "first is %zu, expected at most n, which is %zu", chat->first, n);
-    dsv2_status status = w->template == w->tokenizer->template ? DSV2_OK : check_for_family(w->tokenizer, messages);
+    if (open && chat->first == n)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "DSV2_CHAT_OPEN: first is n: the last message is fed already");
+    if (unclosed && chat->first == 0)
+        return ds_fail(DSV2_ERROR_ARGUMENT, "DSV2_CHAT_UNCLOSED: first is 0, so no reply is fed");
+    if (w->template == w->tokenizer->template)
+        return DSV2_OK;
+    if (chat->tools != NULL)
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: there is no chat template that could take tools",
+                       w->tokenizer->path);
+    return check_for_family(w->tokenizer, messages);
+}
+
+/* Writes the prompt, and finds where in it begins what the host has not fed. */
+static dsv2_status write_whole(const writer *w, const dsv2_chat *chat, json_t *messages, ds_rendered *whole,
+                               size_t *fed)
+{
+    bool open = (chat->flags & DSV2_CHAT_OPEN) != 0, unclosed = (chat->flags & DSV2_CHAT_UNCLOSED) != 0;
+    static const char flag[] = "DSV2_CHAT_UNCLOSED";
+    dsv2_status status = unclosed ? mark_reply(messages, chat->first - 1, flag, unclosed_mark) : DSV2_OK;
+    if (status == DSV2_OK)
+        status = open ? write_open(w, messages, whole) : write_prompt(w, messages, false, whole);
     if (status != DSV2_OK)
         return status;
-    bool open = (chat->flags & DSV2_CHAT_OPEN) != 0, unclosed = (chat->flags & DSV2_CHAT_UNCLOSED) != 0, blank;
-    if (unclosed) /* without `first` there is no message that could be a reply */
-        status = mark_reply(chat->first > 0 ? json_array_get(messages, chat->first - 1) : NULL, "DSV2_CHAT_UNCLOSED",
-                            &blank);
+    *fed = 0;
+    if (unclosed) {
+        status = find_mark(whole, flag, unclosed_mark, fed);
+        *fed += strlen(unclosed_mark);
+    } else if (chat->first > 0) {
+        status = measure_fed(w, messages, chat->first, whole, fed);
+    }
+    if (status != DSV2_OK)
+        ds_rendered_free(whole);
+    return status;
+}
+
+static dsv2_status chat_with(writer *w, const dsv2_chat *chat, ds_ids *out)
+{
+    json_t *messages = json_object_get(w->variables, "messages");
+    dsv2_status status = check_chat(w, chat, messages);
     if (status != DSV2_OK)
         return status;
     json_incref(messages); /* the variables get others in turn */
     ds_rendered whole;
-    status = open ? write_open(w, messages, &whole) : write_prompt(w, messages, false, &whole);
+    size_t fed;
+    status = write_whole(w, chat, messages, &whole, &fed);
     if (status == DSV2_OK) {
-        if (chat->first > 0)
-            status = measure_fed(w, messages, chat->first, unclosed, &whole, &fed);
-        if (status == DSV2_OK)
-            status = ds_encode_prompt(w->tokenizer, whole.text + fed, whole.origins + fed, whole.size - fed, out);
+        status = ds_encode_prompt(w->tokenizer, whole.text + fed, whole.origins + fed, whole.size - fed, out);
         ds_rendered_free(&whole);
     }
     json_decref(messages);

@@ -278,6 +278,105 @@ START_TEST(an_open_reply_ends_with_its_own_text)
 }
 END_TEST
 
+/* What a template makes of a text decides whether the prompt can end with that text. */
+START_TEST(an_open_reply_whose_text_the_template_changes_is_refused)
+{
+    static const struct {
+        const char *template, *messages, *expected; /* NULL: refused */
+        dsv2_status status;
+    } cases[] = {
+        {"{{ m.content }}{{ suffix }}", "{\"content\":\"Sure\"}", "Sure", DSV2_OK},
+        {"{{ m.content | trim }}", "{\"content\":\" \\n Sure, \"}", "Sure, ", DSV2_OK},
+        {"{{ m.content }}|{{ eos_token }}", "{\"content\":\"a\\tb\"}", "a\tb", DSV2_OK},
+        {"{{ m.content.split('>')[-1] }}", "{\"content\":\"<think>ab\"}", NULL, DSV2_ERROR_UNSUPPORTED},
+        {"{{ m.content.split('>')[-1] }}", "{\"content\":\"ab\"}", "ab", DSV2_OK},
+        {"{{ m.content.split('>')[0] }}", "{\"content\":\"a>b\"}", NULL, DSV2_ERROR_UNSUPPORTED},
+        {"{{ m.content }}{{ m.content }}", "{\"content\":\"a\"}", NULL, DSV2_ERROR_UNSUPPORTED},
+        {"{{ m.role }}", "{\"content\":\"a\"}", NULL, DSV2_ERROR_UNSUPPORTED},
+        {"{{ m.content }}", "{\"content\":\"\",\"tool_calls\":[{}]}", NULL, DSV2_ERROR_ARGUMENT},
+        {"{{ m.content }}", "{\"content\":[]}", NULL, DSV2_ERROR_ARGUMENT},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char template[256], messages[256];
+        snprintf(template, sizeof template, "{%% set m = messages[0] %%}%s", cases[i].template);
+        snprintf(messages, sizeof messages, "[{\"role\":\"assistant\",%s]", cases[i].messages + 1);
+        dsv2_tokenizer *t = open_template(template);
+        dsv2_chat chat = {.messages_json = messages, .variables = "{\"suffix\":\"!\"}", .flags = DSV2_CHAT_OPEN};
+        if (cases[i].expected != NULL)
+            expect_text(t, chat, cases[i].expected);
+        else
+            expect_failure(t, chat, cases[i].status, "DSV2_CHAT_OPEN");
+        dsv2_tokenizer_close(t);
+    }
+    dsv2_tokenizer *t = open_template(in_turns);
+    expect_failure(t, (dsv2_chat){.messages = &assistant_c, .n = 1, .first = 1, .flags = DSV2_CHAT_OPEN},
+                   DSV2_ERROR_ARGUMENT, "first is n");
+    dsv2_tokenizer_close(t);
+}
+END_TEST
+
+START_TEST(what_templates_ask_of_names_is_as_in_jinja)
+{
+    dsv2_tokenizer *t = open_template("{% if strftime_now is defined and range is callable and nobody is not defined %}"
+                                      "y{% endif %}{{ 'tool_call it\\'s (a b)' | title }}{{ \"it's\".title() }}");
+    expect_text(t, (dsv2_chat){.messages = &user_a, .n = 1}, "yTool_call It's (A B)It'S");
+    dsv2_tokenizer_close(t);
+    /* neither a guess at the digits of an integer beyond 64 bits, nor at what the variables say */
+    t = open_template("{{ n }}");
+    expect_failure(t, (dsv2_chat){.messages = &user_a, .n = 1, .variables = "{\"n\": 18446744073709551615}"},
+                   DSV2_ERROR_ARGUMENT, "a number of 2^63 and more");
+    expect_text(t, (dsv2_chat){.messages = &user_a, .n = 1, .variables = "{\"n\": 9223372036854775807}"},
+                "9223372036854775807");
+    dsv2_tokenizer_close(t);
+    char *many = malloc(1 << 16);
+    size_t at = (size_t)sprintf(many, "{{ [");
+    for (int i = 0; i < 1100; i++)
+        at += (size_t)sprintf(many + at, "a%d,", i);
+    strcpy(many + at, "1] }}");
+    t = open_template(many);
+    expect_failure(t, (dsv2_chat){.messages = &user_a, .n = 1}, DSV2_ERROR_UNSUPPORTED, "name is one too many: \"a");
+    dsv2_tokenizer_close(t);
+    free(many);
+}
+END_TEST
+
+/* The role of a message is the template's word; any other member of that name is data. */
+START_TEST(a_role_elsewhere_makes_no_token)
+{
+    int32_t ids[64];
+    dsv2_tokenizer *t = open_template("{{ '<|' ~ messages[0].role ~ '|>' }}");
+    size_t n = prompt(t, (dsv2_chat){.messages_json = "[{\"role\":\"eos\"}]"}, ids);
+    ck_assert_uint_eq(count_marks(ids, n), 1);
+    dsv2_tokenizer_close(t);
+    t = open_template("{{ '<|' ~ messages[0].x.role ~ '|>' }}{{ '<|' ~ role ~ '|>' }}"
+                      "{{ '<|' ~ tools[0].role ~ '|>' }}");
+    n = prompt(t, (dsv2_chat){.messages_json = "[{\"role\":\"user\",\"x\":{\"role\":\"eos\"}}]",
+                              .tools = "[{\"role\":\"eos\"}]", .variables = "{\"role\":\"eos\"}"}, ids);
+    ck_assert_uint_eq(count_marks(ids, n), 0);
+    dsv2_tokenizer_close(t);
+}
+END_TEST
+
+START_TEST(a_long_conversation_of_short_messages_fits)
+{
+    enum { N = 3000 };
+    static int32_t ids[16 * N];
+    char *messages = malloc(64 * N);
+    size_t at = (size_t)sprintf(messages, "[");
+    for (int i = 0; i < N; i++)
+        at += (size_t)sprintf(messages + at, "%s{\"role\":\"%s\",\"content\":\"hi\"}", i > 0 ? "," : "",
+                              i % 2 == 0 ? "user" : "assistant");
+    strcpy(messages + at, "]");
+    dsv2_tokenizer *t = open_template(in_turns);
+    size_t n;
+    const dsv2_chat chat = {.struct_size = sizeof chat, .messages_json = messages};
+    ck_assert_msg(dsv2_chat_prompt(t, &chat, ids, 16 * N, &n) == DSV2_OK, "%s", dsv2_last_error());
+    ck_assert_uint_gt(n, 3 * N);
+    dsv2_tokenizer_close(t);
+    free(messages);
+}
+END_TEST
+
 START_TEST(families_have_their_forms_without_a_template)
 {
     const dsv2_message two_users[] = {user_a, user_b}, late[] = {system_text, user_a, assistant_c, system_text, user_b},
@@ -396,6 +495,10 @@ int main(void)
     tcase_add_test(tests, a_conversation_goes_on_without_its_past);
     tcase_add_test(tests, an_unclosed_reply_is_closed_as_the_template_closes_it);
     tcase_add_test(tests, an_open_reply_ends_with_its_own_text);
+    tcase_add_test(tests, an_open_reply_whose_text_the_template_changes_is_refused);
+    tcase_add_test(tests, what_templates_ask_of_names_is_as_in_jinja);
+    tcase_add_test(tests, a_role_elsewhere_makes_no_token);
+    tcase_add_test(tests, a_long_conversation_of_short_messages_fits);
     tcase_add_test(tests, families_have_their_forms_without_a_template);
     tcase_add_test(tests, families_forms_take_texts_alone);
     tcase_add_test(tests, messages_may_hold_any_bytes);

@@ -177,6 +177,7 @@ START_TEST(whatever_a_template_asks_for_ends)
         "{% set l = [] %}{% set _ = l.append(l) %}{{ l == [l] }}", "{{ range(1000000000) | list | length }}",
         "{{ ('x' * 100000).replace('', 'y' * 100000) }}", "{{ 'x' | indent(2000000000, true) }}",
         "{{ [] | tojson(indent=2000000000) }}{{ [1] | tojson(indent=2000000000) }}",
+        "{% set s = 'a' * 3000000 %}{{ s.replace('a', 'b') | length }}", "{{ ('\"' * 9000000) | tojson }}",
     };
     fixture *f = fixture_open();
     json_t *variables = json_object();

@@ -271,7 +271,8 @@ typedef struct dsv2_pack_options {
  * what a killed process leaves: as dsv2_session_save (snapshot.h). A converted weight has to be finite and to fit, as
  * in dsv2_model_open. Where files cannot be mapped, all weights are read into memory first, and packing is refused with
  * DSV2_ERROR_MEMORY if they do not fit what is left. A file that changes meanwhile makes packing fail with
- * DSV2_ERROR_IO, as it makes DSV2_LOADING_READ fail. options: NULL for the defaults.
+ * DSV2_ERROR_IO, as it makes DSV2_LOADING_READ fail; but one that is mapped and becomes shorter may end the process
+ * (SIGBUS), as in dsv2_model_open. options: NULL for the defaults.
  * Any thread. Returns DSV2_OK, DSV2_ERROR_ARGUMENT, _MEMORY, _IO, _FORMAT, _UNSUPPORTED or _CANCELLED. */
 DSV2_API DSV2_CHECK_RESULT dsv2_status dsv2_model_pack(const char *path, const char *output_path,
                                                        const dsv2_pack_options *options);

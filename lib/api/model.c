@@ -69,7 +69,10 @@ void dsv2_model_close(dsv2_model *model)
 {
     if (model == NULL || ds_calls_check(&model->calls) != DSV2_OK)
         return; /* lost to this child of the host: everything stays as it is */
+    ds_modes modes;
+    ds_modes_begin(&modes);
     ds_model_release(model);
+    ds_modes_end(&modes);
 }
 
 const dsv2_tokenizer *dsv2_model_tokenizer(const dsv2_model *model)
@@ -218,7 +221,10 @@ dsv2_status dsv2_model_verify(const char *path, dsv2_progress_fn progress, void 
     dsv2_status status = ds_pack_open(path, &container);
     if (status != DSV2_OK)
         return status;
+    ds_modes modes; /* which the callback is lent */
+    ds_modes_begin(&modes);
     status = ds_pack_verify(container, progress, progress_user);
+    ds_modes_end(&modes);
     ds_container_close(container);
     return status;
 }

@@ -15,7 +15,10 @@ dsv2_status dsv2_session_open(dsv2_model *model, const dsv2_session_options *opt
     status = ds_calls_begin(&model->calls);
     if (status != DSV2_OK)
         return status;
+    ds_modes modes; /* which the host's allocator is lent */
+    ds_modes_begin(&modes);
     status = ds_session_create(model, &known, session);
+    ds_modes_end(&modes);
     ds_calls_end(&model->calls);
     return status;
 }
@@ -25,10 +28,13 @@ void dsv2_session_close(dsv2_session *session)
     dsv2_model *model = session == NULL ? NULL : session->model;
     if (model == NULL || ds_calls_begin(&model->calls) != DSV2_OK)
         return; /* lost to this child of the host: everything stays as it is */
+    ds_modes modes;
+    ds_modes_begin(&modes);
     ds_model_retain(model); /* which the session may be the last to have */
     ds_session_destroy(session);
     ds_calls_end(&model->calls);
     ds_model_release(model);
+    ds_modes_end(&modes);
 }
 
 void dsv2_session_cancel(dsv2_session *session)
@@ -256,7 +262,10 @@ dsv2_status dsv2_session_fork(dsv2_session *session, size_t n, dsv2_session **co
     dsv2_status status = ds_calls_begin(&session->model->calls);
     if (status != DSV2_OK)
         return status;
+    ds_modes modes;
+    ds_modes_begin(&modes);
     status = ds_session_make_fork(session, n, copy);
+    ds_modes_end(&modes);
     ds_calls_end(&session->model->calls);
     return status;
 }

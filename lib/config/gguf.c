@@ -253,6 +253,9 @@ static dsv2_status read_gates(const ds_container *gguf, ds_config *config)
         return ds_fail(DSV2_ERROR_UNSUPPORTED,
                        "%s: key deepseek2.expert_gating_func is %u, this library runs 1 (softmax) and 2 (sigmoid)",
                        ds_container_path(gguf), (unsigned)gating);
+    if (gating == GATING_SOFTMAX && has_router_biases(gguf, config))
+        return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: routers with biases (exp_probs_b.bias) and the gating function "
+                       "softmax (key deepseek2.expert_gating_func) are not supported", ds_container_path(gguf));
     /* DeepSeek-V3's router alone has biases: older writers of such files left the key out. */
     config->is_v3 = gating == GATING_SIGMOID || (gating == GATING_NONE && has_router_biases(gguf, config));
     config->scoring_func = config->is_v3 ? DS_SCORING_SIGMOID : DS_SCORING_SOFTMAX;

@@ -371,7 +371,7 @@ static dsv2_status has_file(const char *folder, const char *name, bool *there)
     char *path = ds_path_join(folder, name);
     if (path == NULL)
         return ds_fail_memory("a path", strlen(folder));
-    *there = ds_exists(path);
+    *there = ds_is_file(path);
     ds_free(path);
     return DSV2_OK;
 }

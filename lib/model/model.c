@@ -48,9 +48,12 @@ static dsv2_status settle_tokenizer(ds_model_fixed *fixed, dsv2_status status)
 {
     if (status != DSV2_ERROR_FORMAT && status != DSV2_ERROR_UNSUPPORTED)
         return status;
-    ds_log(&fixed->logger, DSV2_LOG_WARNING, "the model runs on token ids only: %s", dsv2_last_error());
+    /* The host's callback may call the library, which then has another last message. */
     fixed->tokenizer_refusal = ds_copy_string(dsv2_last_error());
-    return fixed->tokenizer_refusal != NULL ? DSV2_OK : ds_fail_memory("a message", strlen(dsv2_last_error()));
+    if (fixed->tokenizer_refusal == NULL)
+        return ds_fail_memory("a message", strlen(dsv2_last_error()));
+    ds_log(&fixed->logger, DSV2_LOG_WARNING, "the model runs on token ids only: %s", fixed->tokenizer_refusal);
+    return DSV2_OK;
 }
 
 static dsv2_status read_generation_config(ds_model_fixed *fixed, const char *folder)

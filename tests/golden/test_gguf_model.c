@@ -93,6 +93,18 @@ START_TEST(a_gguf_gives_the_logits_of_the_checkpoint_it_was_made_of)
 }
 END_TEST
 
+START_TEST(routers_with_biases_and_softmax_are_refused)
+{
+    char *place = temporary_folder(), path[600];
+    dsv2_model *model;
+    snprintf(path, sizeof path, "%s/model.gguf", place);
+    test_gguf_write(&(test_gguf){.type = DS_TYPE_BF16, .softmax = true}, TEST_DATA "/goldens/v3", path, NULL);
+    ck_assert_int_eq(dsv2_model_open(path, NULL, &model), DSV2_ERROR_UNSUPPORTED);
+    ck_assert_msg(strstr(dsv2_last_error(), "exp_probs_b.bias") != NULL, "%s", dsv2_last_error());
+    test_checkpoint_remove(place);
+}
+END_TEST
+
 /* ---- other shapes ---- */
 
 #define SMALL                                                                                                          \
@@ -361,6 +373,7 @@ int main(void)
 {
     TCase *tests = tcase_create("gguf models");
     tcase_set_timeout(tests, 120);
+    tcase_add_test(tests, routers_with_biases_and_softmax_are_refused);
     tcase_add_loop_test(tests, a_gguf_gives_the_logits_of_the_checkpoint_it_was_made_of, 0,
                         sizeof conversions / sizeof *conversions);
     tcase_add_loop_test(tests, a_gguf_of_another_shape_gives_the_same_logits, 0, sizeof others / sizeof *others);

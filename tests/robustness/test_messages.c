@@ -300,7 +300,7 @@ static const struct {
     size_t at_most; /* bytes from the start that are damaged */
 } files[] = {
     {"config.json", open_folder, 4096},      {"model.safetensors", open_folder, 4096},
-    {"tokenizer.json", open_tokenizer, 6000}, {"tokenizer_config.json", open_folder, 4096},
+    {"tokenizer.json", open_tokenizer, 6000}, {"tokenizer_config.json", open_tokenizer, 4096},
     {"model.gguf", open_model, 6000},        {"model.dsv2", open_model, 6000},
     {"model.dsv2", verify, 4096},            {"session", restore, 512},
 };

@@ -389,6 +389,75 @@ START_TEST(a_callback_has_the_modes_of_its_thread)
 }
 END_TEST
 
+/* ---- calls within callbacks, and the host's allocator ---- */
+
+static struct {
+    modes expected; /* of the thread that tests */
+    dsv2_model *model;
+    dsv2_session *session;
+    unsigned hooks, forks;
+} own;
+
+static void *allocate(void *user, size_t size)
+{
+    (void)user;
+    expect_modes(&own.expected, "the host's allocate");
+    own.hooks++;
+    return malloc(size);
+}
+
+static void release(void *user, void *memory)
+{
+    (void)user;
+    expect_modes(&own.expected, "the host's release");
+    own.hooks++;
+    free(memory);
+}
+
+static int use_others(void *user, dsv2_phase phase, uint64_t done, uint64_t total)
+{
+    (void)user, (void)phase, (void)done, (void)total;
+    if (own.session == NULL)
+        return 0;
+    ck_assert(fesetround(own.forks % 2 == 0 ? FE_UPWARD : FE_DOWNWARD) == 0);
+    own.expected = present_modes();
+    dsv2_session *copy, *other;
+    ck_assert(dsv2_session_fork(own.session, 1, &copy) == DSV2_OK);
+    expect_modes(&own.expected, "dsv2_session_fork in a callback");
+    ck_assert(dsv2_session_open(own.model, NULL, &other) == DSV2_OK);
+    expect_modes(&own.expected, "dsv2_session_open in a callback");
+    dsv2_session_close(copy);
+    dsv2_session_close(other);
+    expect_modes(&own.expected, "dsv2_session_close in a callback");
+    own.forks++;
+    return 0;
+}
+
+START_TEST(calls_within_callbacks_leave_the_modes_of_the_callback)
+{
+    const dsv2_model_options options = {.struct_size = sizeof options, .n_threads = 2,
+                                        .weight_type = DSV2_WEIGHTS_Q8_0, .allocator = {allocate, release, NULL}};
+    const dsv2_session_options with_progress = {.struct_size = sizeof with_progress, .progress = use_others};
+    dsv2_session *session;
+    fesetenv(FE_DFL_ENV);
+    fesetround(FE_UPWARD);
+    own.expected = present_modes();
+    ck_assert(dsv2_model_open(small_folder, &options, &own.model) == DSV2_OK);
+    ck_assert(dsv2_session_open(own.model, &with_progress, &session) == DSV2_OK);
+    ck_assert(dsv2_session_feed(session, tokens, 2) == DSV2_OK);
+    own.session = session;
+    ck_assert(dsv2_session_feed(session, tokens, FED) == DSV2_OK);
+    expect_modes(&own.expected, "dsv2_session_feed");
+    ck_assert_uint_gt(own.forks, 1);
+    ck_assert_uint_gt(own.hooks, 10);
+    own.session = NULL;
+    dsv2_session_close(session);
+    dsv2_model_close(own.model);
+    expect_modes(&own.expected, "dsv2_model_close");
+    fesetenv(FE_DFL_ENV);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("modes");
@@ -399,6 +468,7 @@ int main(void)
     tcase_add_test(tests, no_mode_of_the_host_changes_a_bit_at_real_widths);
     tcase_add_test(tests, no_mode_of_the_host_changes_a_token);
     tcase_add_test(tests, a_callback_has_the_modes_of_its_thread);
+    tcase_add_test(tests, calls_within_callbacks_leave_the_modes_of_the_callback);
     suite_add_tcase(suite, tests);
     return test_run(suite);
 }

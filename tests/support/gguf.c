@@ -148,7 +148,7 @@ static void put_experts(metadata *m, const json_t *config, const test_gguf *opti
     if (json_is_true(json_object_get(config, "norm_topk_prob")))
         key_bool(m, ".expert_weights_norm", true);
     if (!options->no_gating && (!options->old || sigmoid))
-        key_u32(m, ".expert_gating_func", sigmoid ? 2 : 1);
+        key_u32(m, ".expert_gating_func", sigmoid && !options->softmax ? 2 : 1);
     if (!options->old && integer(config, "n_group") > 0) {
         key_u32(m, ".expert_group_count", integer(config, "n_group"));
         key_u32(m, ".expert_group_used_count", integer(config, "topk_group"));

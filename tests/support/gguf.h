@@ -12,6 +12,7 @@ typedef struct test_gguf {
     ds_type type; /* not quantised: F32, or what else the checkpoint has */
     bool old;       /* keys as of 2024: no groups, no gating function, heads as in the expanded form, one attn_kv_b */
     bool no_gating; /* without the key of the gating function: biases of routers tell it */
+    bool softmax;   /* that key says softmax */
     bool joined;    /* gate and up of the experts in one tensor, as of 2026 if one asks for it */
     bool split;     /* in two files: path is then the first's, ending in -00001-of-00002.gguf */
     uint64_t seed;  /* of random blocks */

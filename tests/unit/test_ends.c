@@ -229,6 +229,12 @@ START_TEST(a_tokenizer_that_cannot_be_used_leaves_the_weights)
     ck_assert(dsv2_session_open(model, NULL, &session) == DSV2_OK && dsv2_session_feed(session, tokens, 2) == DSV2_OK);
     dsv2_session_close(session);
     dsv2_model_close(model);
+    char pack[512];
+    path_of("model.dsv2", pack);
+    ck_assert_msg(dsv2_model_pack(folder, pack, NULL) == DSV2_OK, "%s", dsv2_last_error());
+    model = test_model_open(pack, &options);
+    ck_assert_ptr_null(dsv2_model_tokenizer(model));
+    dsv2_model_close(model);
     /* what cannot be read as JSON neither */
     write_file("tokenizer.json", "{");
     model = test_model_open(folder, &options);

@@ -86,8 +86,8 @@ def fuzz(target, minutes, commit):
            f"{branches[-1] if branches else '?'} | {commit} | {found} |\n")
     print(row, end="", flush=True)
     results = HERE / "RESULTS.md"
-    head, *rest = results.read_text().split("\n## ", 1)  # rows end where the next part begins
-    results.write_text(head.rstrip("\n") + "\n" + row + "".join("\n## " + part for part in rest))
+    rows, rest = results.read_text().split("\n\nFindings:", 1)
+    results.write_text(f"{rows}\n{row}\nFindings:{rest}")
     return interrupted
 
 

@@ -121,7 +121,7 @@ typedef enum ds_operator {
     DS_PLUS, DS_MINUS, DS_JOIN, DS_TIMES, DS_DIVIDE, DS_DIVIDE_DOWN, DS_REMAINDER,
 } ds_operator;
 
-enum { DS_NO_NAME = UINT32_MAX };
+#define DS_NO_NAME UINT32_MAX
 
 typedef struct ds_node {
     ds_node_kind kind;

@@ -167,8 +167,8 @@ START_TEST(whatever_a_template_asks_for_ends)
 {
     static const char *const templates[] = {
         "{% for a in range(1000000000) %}x{% endfor %}",
-        "{% for a in range(9000) %}{% for b in range(9000) %}{% for c in range(9000) %}"
-        "{% endfor %}{% endfor %}{% endfor %}",
+        ("{% for a in range(9000) %}{% for b in range(9000) %}{% for c in range(9000) %}"
+         "{% endfor %}{% endfor %}{% endfor %}"),
         "{% set ns = namespace(x='x') %}{% for a in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
         "{{ 'x' * 4000000000 }}", "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
         "{% macro f(x) %}{{ f(x ~ x) ~ f(x ~ x) }}{% endmacro %}{{ f('x') }}",

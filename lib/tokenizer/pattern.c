@@ -26,7 +26,9 @@
 
 /* What a light expression has at most. For one byte of a text, such an expression takes some thousand steps at worst.
  * Published ones are light. */
-enum { LIGHT_RUNS = 4, LIGHT_RUN_BYTES = 64, LIGHT_CHOICES = 10, LIGHT_TIMES = 16, LIGHT_SIZE = 4096 };
+enum { LIGHT_RUNS = 4, LIGHT_RUN_BYTES = 64, LIGHT_TIMES = 16, LIGHT_WORK = 2048 };
+enum { MOST_GROUPS = 16 };     /* groups in groups that a light expression has */
+enum { MOST_WAYS = 1 << 24 }; /* where counting ends */
 
 typedef struct scanner {
     const char *pattern;
@@ -39,7 +41,10 @@ typedef struct scanner {
     size_t run;          /* where the alternative's first run that something follows begins; SIZE_MAX: nowhere */
     uint32_t runs;       /* alternatives with such a run: a repetition of a character, without an end */
     size_t run_bytes;    /* of these alternatives, from the run on */
-    uint32_t choices;    /* other repetitions, and alternatives in groups */
+    uint32_t ways;       /* how many ways the alternative may be tried at one place: the product of its choices */
+    size_t items;        /* of the alternative: characters, sets, classes */
+    uint64_t work;       /* ways times items, of the alternatives that have ended */
+    uint32_t bars[MOST_GROUPS]; /* alternatives but one, of the groups around */
     uint64_t most_times; /* the largest number in braces */
     bool heavy;          /* runs are in groups, or groups are repeated, or runs follow one another */
     bool no_memory;
@@ -210,8 +215,14 @@ static void translate_set(scanner *s)
         copy(s, 1);
 }
 
+static void multiply(scanner *s, uint64_t choices)
+{
+    uint64_t ways = s->ways * (uint64_t)(choices < MOST_WAYS ? choices : MOST_WAYS);
+    s->ways = ways < MOST_WAYS ? (uint32_t)ways : MOST_WAYS;
+}
+
 /* Counts a repetition of what was scanned last, behind whose sign s->at is. */
-static void count_repetition(scanner *s, bool run, uint64_t most_times)
+static void count_repetition(scanner *s, bool run, uint64_t least_times, uint64_t most_times)
 {
     bool group = s->item == SIZE_MAX;
     if (peek(s, 0) == '+' || peek(s, 0) == '?')
@@ -222,7 +233,7 @@ static void count_repetition(scanner *s, bool run, uint64_t most_times)
     if (group ? run || most_times > 1 : run && s->depth > 0) {
         s->heavy = true;
     } else if (!run) {
-        s->choices++;
+        multiply(s, most_times - least_times + 1);
     } else if (!last) {
         s->heavy = s->heavy || s->run != SIZE_MAX;
         s->run = s->item;
@@ -235,13 +246,16 @@ static void end_alternative(scanner *s)
 {
     s->run_bytes += s->run == SIZE_MAX ? 0 : s->at - s->run;
     s->run = SIZE_MAX;
+    s->work += (uint64_t)s->ways * s->items;
+    s->ways = 1;
+    s->items = 0;
 }
 
 /* How much one counted step may be at worst: see ds_translate_pattern. */
 static uint32_t weight_of(const scanner *s)
 {
     bool light = !s->heavy && s->runs <= LIGHT_RUNS && s->run_bytes <= LIGHT_RUN_BYTES &&
-                 s->choices <= LIGHT_CHOICES && s->most_times <= LIGHT_TIMES && s->size <= LIGHT_SIZE;
+                 s->most_times <= LIGHT_TIMES && s->work <= LIGHT_WORK;
     return light ? 0 : (uint32_t)(1 + s->size / 1024 + s->most_times / 16);
 }
 
@@ -265,7 +279,8 @@ static void translate_interval(scanner *s)
     }
     bool run = !fixed && peek(s, n - 1) == ',';
     copy(s, n + 1);
-    count_repetition(s, run, most > times ? most : times);
+    most = fixed ? times : most;
+    count_repetition(s, run, times, run || most < times ? times : most);
 }
 
 static void translate_line_begin(scanner *s)
@@ -331,8 +346,14 @@ static void scan(scanner *s)
         if (c == '(') {
             translate_group(s);
             s->depth++;
+            if (s->depth <= MOST_GROUPS)
+                s->bars[s->depth - 1] = 0;
+            else
+                s->heavy = true;
         } else if (c == ')') {
             copy(s, 1);
+            if (s->depth > 0 && s->depth <= MOST_GROUPS)
+                multiply(s, (uint64_t)s->bars[s->depth - 1] + 1);
             s->depth -= s->depth > 0;
             s->item = SIZE_MAX;
         } else if (c == '[') {
@@ -347,12 +368,12 @@ static void scan(scanner *s)
             translate_line_begin(s);
         } else if (c == '*' || c == '+' || c == '?') {
             copy(s, 1);
-            count_repetition(s, c != '?', 1);
+            count_repetition(s, c != '?', 0, 1);
         } else if (c == '|') {
-            if (s->depth > 0)
-                s->choices++;
-            else
+            if (s->depth == 0)
                 end_alternative(s);
+            else if (s->depth <= MOST_GROUPS)
+                s->bars[s->depth - 1]++;
             copy(s, 1);
         } else if (c == '$') {
             copy(s, 1);
@@ -363,6 +384,7 @@ static void scan(scanner *s)
         }
         if (atom)
             s->item = place;
+        s->items += atom;
         if (alternative && atom && s->refused == NULL && !s->no_memory)
             guard(s, begin);
         alternative = c == '|' && s->depth == 0;
@@ -375,7 +397,7 @@ dsv2_status ds_translate_pattern(const char *path, const char *pattern, size_t s
     if (size > DS_MAX_PATTERN)
         return ds_fail(DSV2_ERROR_UNSUPPORTED, "%s: pre_tokenizer: an expression of %zu bytes, expected at most %d",
                        path, size, DS_MAX_PATTERN);
-    scanner s = {.pattern = pattern, .size = size, .run = SIZE_MAX};
+    scanner s = {.pattern = pattern, .size = size, .run = SIZE_MAX, .ways = 1};
     s.no_memory = !ds_grow(&s.out, &s.capacity, 1, 1); /* an empty expression has memory too */
     scan(&s);
     end_alternative(&s);

@@ -340,6 +340,9 @@ START_TEST(expressions_that_look_too_far_are_given_up)
         /* Each place looks over a run that a window holds, again and again. */
         STAGE("[ba]*[ac]*+x|[ab]"),       STAGE("(?=" MANY("a*+b|") "y)x|a"), STAGE(MANY("(?=a*+b)x|") "a"),
         STAGE("(?:(?=a*+z)a)*+x|a"),      STAGE(MANY("a{500}b|") "a"),
+        /* Few choices and small braces, which together are many ways, each as long as what follows. */
+        STAGE("a{0,16}a{0,16}a{0,15}(?!" MANY("a") "b)[12]|a"), STAGE("a{0,16}a{0,16}a{0,15}" MANY("a") "[bc]|a"),
+        STAGE("a?a?a?a?a?a?a?a?a?a?" MANY("a") "[bc]|a"),       STAGE("a{0,16}a{0,16}a{0,16}a{0,16}b|a"),
     };
     enum { SIZE = 100000, WHOLE = 6, RUN = 900 };
     char *text = malloc(SIZE);
@@ -462,7 +465,7 @@ int main(void)
     tcase_add_test(tests, added_tokens_of_too_many_bytes_are_refused);
     tcase_add_loop_test(tests, windows_change_no_piece, 0, N_EXPRESSIONS);
     tcase_add_loop_test(tests, the_beginning_of_a_line_is_found_wherever_a_window_ends, 0, 4);
-    tcase_add_loop_test(tests, expressions_that_look_too_far_are_given_up, 0, 11);
+    tcase_add_loop_test(tests, expressions_that_look_too_far_are_given_up, 0, 15);
     tcase_add_loop_test(tests, published_expressions_stay_within_a_texts_budget, 0, 4);
     tcase_add_loop_test(tests, encoding_is_reported_and_cancelled_at_any_report, 0, 6);
     Suite *suite = suite_create("long texts");

@@ -198,7 +198,7 @@ START_TEST(a_queue_of_many_threads_owns_no_more_than_one_of_few)
     const ds_kernels *kernels;
     ds_pool *pool;
     ds_queue queue;
-    uint8_t *out = ds_new_aligned(1, out_bytes);
+    uint8_t *out = ds_new_aligned(N, out_bytes); /* one each: threads convert them at once */
     char *folder = test_checkpoint_write(&deep);
     dsv2_model *model = test_model_open(folder, &(dsv2_model_options){.n_threads = 1});
     ck_assert(ds_kernels_select(NULL, &kernels) == DSV2_OK && ds_pool_create(16, &pool) == DSV2_OK);
@@ -210,7 +210,7 @@ START_TEST(a_queue_of_many_threads_owns_no_more_than_one_of_few)
         const ds_conversion conversion = {
             .from = {.rows = ROWS, .cols = COLS, .type = DS_TYPE_F32, .data = values,
                      .row_bytes = COLS * sizeof(float)},
-            .type = DS_TYPE_P8, .out = out, .label = {.name = "zeros"}};
+            .type = DS_TYPE_P8, .out = out + i * out_bytes, .label = {.name = "zeros"}};
         ck_assert(ds_queue_reserve(&queue, &conversion) == DSV2_OK);
         ds_queue_own(&queue, values, bytes);
         ck_assert_msg(ds_queue_add(&queue, &conversion) == DSV2_OK, "%s", dsv2_last_error());
